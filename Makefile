@@ -1,0 +1,36 @@
+# The commands of the README; each is a script in tools/ that can be run by itself.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench soak docs clean
+
+# Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
+REQUIRE := fuse,qemu,fio,blkid,blkzone
+
+help: ## Show this list.
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: ## Install what the program needs, then create, mount, fill, refuse, reset and draw a drive before your eyes.
+	tools/setup --demo
+	tools/demo
+
+test: ## Install what is missing and run everything: lint, types, import rules, tests, coverage.
+	tools/setup
+	ZONEFS_EMU_REQUIRE=$(REQUIRE) tools/check
+
+bench: ## Measure against peers in the same run; writes bench/results.md.
+	tools/setup
+	.venv/bin/python -m bench --write
+
+# Seconds in total: make soak SECONDS=3600.
+SECONDS := 600
+
+soak: ## Ten minutes of everything at once: faults, kill -9, damaged files; SECONDS=n for more or less.
+	tools/setup
+	PYTHONPATH=. .venv/bin/python -m tools.soak --seconds $(SECONDS)
+
+docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md.
+	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md
+	PYTHONPATH=. .venv/bin/python tools/state_machine.py >docs/state-machine.md
+
+clean: ## Remove what building and testing leave behind, and the virtual environment.
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
