@@ -1,0 +1,122 @@
+"""What holds for every test.
+
+Hypothesis profiles, the needs of the marks, which test file covered a line, and that logged warnings are announced.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import coverage
+import hypothesis
+import pytest
+
+from tests.guests import GuestKeeper
+from tests.requires import requires
+from tools.guest.machine import Guest
+
+# A guest shares two slow processors with everything else; pytest's own timeout is for tests of milliseconds.
+QEMU_TIMEOUT_SECONDS: Final = 300
+
+# The number of examples is for one property; a stateful test takes stateful_step_count commands in each.
+hypothesis.settings.register_profile("dev", max_examples=50, stateful_step_count=30, deadline=None)
+# The same examples on each run: a change does not fail for what another one broke.
+hypothesis.settings.register_profile(
+    "ci", max_examples=300, stateful_step_count=50, deadline=None, derandomize=True, print_blob=True
+)
+# tools/soak runs this one in rounds, of so many examples that each ends in its time.
+hypothesis.settings.register_profile(
+    "soak",
+    max_examples=int(os.environ.get("ZONEFS_EMU_SOAK_EXAMPLES") or 10_000),
+    stateful_step_count=200,
+    deadline=None,
+    print_blob=True,
+)
+hypothesis.settings.load_profile(os.environ.get("ZONEFS_EMU_HYPOTHESIS") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+def _cover_for(context: str) -> None:
+    """Tell coverage, if it measures, for whom lines are run from now on.
+
+    tools/check asks that the model and the codec are covered by their own tests. Coverage's own way to tell tests apart
+    goes by function names and takes hypothesis' engine for a test.
+    """
+    measurement = coverage.Coverage.current()
+    if measurement is not None:
+        measurement.switch_context(context)
+
+
+def pytest_sessionstart() -> None:
+    """What is run while tests are collected is run by imports."""
+    _cover_for("collection")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test with the mark qemu has more time than others, unless it says how much."""
+    for item in items:
+        if item.get_closest_marker("qemu") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(QEMU_TIMEOUT_SECONDS))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note whose turn it is; a test with the mark fuse or qemu needs what the mark says, without a call of its own."""
+    _cover_for(item.path.relative_to(item.config.rootpath).as_posix())
+    for mark in ("fuse", "qemu"):
+        if item.get_closest_marker(mark) is not None:
+            requires(mark)
+
+
+class _Collector(logging.Handler):
+    """Keeps what was logged at WARNING and above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def expect_warning() -> Iterator[Callable[[str], None]]:
+    """A WARNING says that a person must act, so a test that causes one announces it: ``expect_warning("disk full")``.
+
+    The argument is a regular expression, searched in ``LEVEL logger: message``. A warning that nobody announced fails
+    the test, and so does an announced one that never came.
+    """
+    patterns: list[str] = []
+    collector = _Collector()
+    logger = logging.getLogger("zonefs_emu")
+    logger.addHandler(collector)
+    try:
+        yield patterns.append
+    finally:
+        logger.removeHandler(collector)
+    unexpected = [text for text in collector.messages if not any(re.search(p, text) for p in patterns)]
+    if unexpected:
+        pytest.fail(f"logged without being announced: {unexpected}", pytrace=False)
+    absent = [p for p in patterns if not any(re.search(p, text) for text in collector.messages)]
+    if absent:
+        pytest.fail(f"announced, but not logged: {absent}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def guest_keeper() -> Iterator[GuestKeeper]:
+    """Keeps the shared guest until the last test has run."""
+    keeper = GuestKeeper()
+    try:
+        yield keeper
+    finally:
+        keeper.close()
+
+
+@pytest.fixture
+def guest(guest_keeper: GuestKeeper) -> Iterator[Guest]:
+    """A running Linux guest, shared by all tests that leave nothing behind in it; for tests with the mark qemu."""
+    requires("qemu")
+    try:
+        yield guest_keeper.get()
+    finally:
+        guest_keeper.give_back()

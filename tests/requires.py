@@ -1,0 +1,66 @@
+"""What a test needs of the machine: present, or the test is skipped with the name of what is missing.
+
+On a machine that ought to have everything a skip hides a gap, so ``ZONEFS_EMU_REQUIRE`` lists the needs whose absence
+is a failure there: ``ZONEFS_EMU_REQUIRE=fuse,qemu,fio``. ``make test`` sets it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import pytest
+
+from tools.guest.kit import find_kit
+
+SBIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def which(command: str) -> str | None:
+    """Path of *command*, also where only root's PATH leads (blkid and blkzone live in sbin)."""
+    return shutil.which(command, path=os.environ.get("PATH", os.defpath) + ":" + SBIN_PATH)
+
+
+def _missing_fuse() -> str | None:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse cannot be opened"
+    return None if which("fusermount3") else "fusermount3 is not installed"
+
+
+def _missing_qemu() -> str | None:
+    return None if find_kit() else "the test guest has not been downloaded (tools/guest/fetch)"
+
+
+def _missing_root() -> str | None:
+    return None if os.geteuid() == 0 else "only root may do this"
+
+
+NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
+    {"fuse": _missing_fuse, "qemu": _missing_qemu, "root": _missing_root}
+)
+
+
+def missing(need: str) -> str | None:
+    """Say in a few words why *need* is not met; None if it is.
+
+    *need* is a name of NEEDS, an absolute path that must exist, or a command.
+    """
+    if need in NEEDS:
+        return NEEDS[need]()
+    if need.startswith("/"):
+        return None if Path(need).exists() else f"{need} does not exist"
+    return None if which(need) else f"{need} is not installed"
+
+
+def requires(*needs: str) -> None:
+    """Skip the running test if one of *needs* is not met; fail it if ZONEFS_EMU_REQUIRE names that need."""
+    required = {name.strip() for name in os.environ.get("ZONEFS_EMU_REQUIRE", "").split(",")}
+    for need in needs:
+        reason = missing(need)
+        if reason is None:
+            continue
+        if need in required:
+            pytest.fail(f"{reason}, but ZONEFS_EMU_REQUIRE names {need!r}", pytrace=False)
+        pytest.skip(reason)

@@ -1,0 +1,116 @@
+"""What can go wrong, and whose fault it is.
+
+    ZonedError
+    ├── CommandError(status)          the host broke a rule; nothing changed; the device turns it into a Status
+    ├── ImageError                    the image file is not what it should be
+    │   ├── BadMagicError             no zonefs_emu image there
+    │   ├── UnsupportedVersionError   an image of a later version, or with features we do not know
+    │   ├── CorruptImageError         flipped, cut or torn metadata: where, what was found, what was expected
+    │   ├── ImageBusyError            another process holds it
+    │   └── PoisonedError             a host write or sync failed; the image must be reopened
+    ├── PeerError                     a protocol peer broke the protocol: drop the connection, keep the device
+    └── UsageError(exit_code)         one line on stderr, no traceback
+
+A bug is an AssertionError and is never caught.
+
+:class:`Status` is the one vocabulary of answers that a host can get. The edges (errno, virtio-blk status, SCSI
+sense, kernel block status) each have a total table from it.
+"""
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """The outcome of one command, as a value. OK is falsy, so ``if status:`` reads "if refused"."""
+
+    OK = 0
+    OUT_OF_RANGE = 1  #: beyond the last sector of the device
+    UNALIGNED = 2  #: start or length is not whole logical blocks
+    UNALIGNED_WP = 3  #: does not start at wp, or does not end on the write granularity
+    ZONE_BOUNDARY = 4  #: a write beyond the capacity, or across zones
+    READ_BOUNDARY = 5  #: a read across zones where the dialect forbids it
+    ZONE_FULL = 6  #: a write to a FULL zone
+    ZONE_READONLY = 7
+    ZONE_OFFLINE = 8
+    NOT_ZONE_START = 9  #: zone management or append that does not address the first sector of a zone
+    CONVENTIONAL = 10  #: zone management of, or append to, a conventional zone
+    BAD_TRANSITION = 11  #: the dialect has no such transition
+    APPEND_LIMIT = 12  #: an append longer than max_append
+    OPEN_RESOURCE = 13  #: max_open_zones reached and no implicitly open zone to close
+    ACTIVE_RESOURCE = 14  #: max_active_zones reached
+    IO_ERROR = 15  #: the host failed to read, write or sync the image
+    NO_SPACE = 16  #: the host has no space left for the image
+    POISONED = 17  #: refused because an earlier host failure left the image in doubt; reopen it
+    UNSUPPORTED = 18
+
+
+class ZonedError(Exception):
+    """Base of all errors that are not bugs."""
+
+
+class CommandError(ZonedError):
+    """A command was refused; the machine is unchanged.
+
+    *zone_no* is the zone that broke the rule, -1 where no zone is meant.
+    """
+
+    def __init__(self, status: Status, zone_no: int = -1) -> None:
+        super().__init__(status, zone_no)
+        self.status = status
+        self.zone_no = zone_no
+
+
+class ImageError(ZonedError):
+    """The image file is not what it should be."""
+
+
+class BadMagicError(ImageError):
+    """The file is no zonefs_emu image."""
+
+
+class UnsupportedVersionError(ImageError):
+    """The image needs a later version of zonefs_emu."""
+
+
+class CorruptImageError(ImageError):
+    """Metadata is damaged.
+
+    *offset* is the byte offset in the file; *found* and *expected* are for people.
+    """
+
+    def __init__(self, what: str, *, offset: int, found: str, expected: str) -> None:
+        super().__init__(f"{what} at byte {offset}: found {found}, expected {expected}")
+        self.offset = offset
+        self.found = found
+        self.expected = expected
+
+
+class ImageBusyError(ImageError):
+    """Another process holds the image; *holder* says who, as far as is known."""
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(f"{path} is in use by {holder}")
+        self.holder = holder
+
+
+class PoisonedError(ImageError):
+    """A host write or sync failed; nothing more is written until the image is reopened.
+
+    *status* is the answer to the command that met it: IO_ERROR or NO_SPACE for the first, POISONED for all later ones.
+    """
+
+    def __init__(self, message: str, status: Status = Status.POISONED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class PeerError(ZonedError):
+    """A protocol peer broke the protocol."""
+
+
+class UsageError(ZonedError):
+    """The user asked for something impossible: one sentence, no traceback."""
+
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,46 @@
+"""Units: conversions live nowhere else.
+
+Inside model, persist and device every address and extent is in 512-byte sectors, as in Linux and virtio,
+whatever the logical block size; anything else says so at the end of its name (``_bytes``, ``_lba``, ``_ns``).
+"""
+
+from typing import Final, TypeAlias
+
+SECTOR_SHIFT: Final = 9
+SECTOR_BYTES: Final = 1 << SECTOR_SHIFT
+
+#: An address or extent in 512-byte sectors. An alias, not a NewType: a NewType's constructor is a
+#: call per request, and the read and write paths pay for every call.
+Sector: TypeAlias = int
+
+_SUFFIXES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def to_bytes(nr_sectors: Sector) -> int:
+    """Return the number of bytes in *nr_sectors*."""
+    return nr_sectors << SECTOR_SHIFT
+
+
+def to_sectors(nr_bytes: int) -> Sector:
+    """Return the number of sectors in *nr_bytes*, which must be whole sectors.
+
+    Raises:
+        ValueError: *nr_bytes* is not a multiple of 512.
+    """
+    if nr_bytes % SECTOR_BYTES:
+        msg = f"{nr_bytes} bytes are not whole 512-byte sectors"
+        raise ValueError(msg)
+    return nr_bytes >> SECTOR_SHIFT
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of *multiple* that is not below *value*."""
+    return -(-value // multiple) * multiple
+
+
+def human_bytes(nr_bytes: int) -> str:
+    """Return *nr_bytes* for people: in the largest binary unit that it fills, with one decimal if that is not exact."""
+    index = min(max(nr_bytes.bit_length() - 1, 0) // 10, len(_SUFFIXES) - 1)
+    unit = 1 << (10 * index)
+    number = f"{nr_bytes / unit:.1f}" if nr_bytes % unit else str(nr_bytes // unit)
+    return f"{number} {_SUFFIXES[index]}"
