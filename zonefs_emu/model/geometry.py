@@ -1,0 +1,154 @@
+"""The fixed shape of a device. It never changes after creation.
+
+May not know: conditions, files, dialects.
+Invariants: everything is a multiple of the write granularity, which is a multiple of the block size; the last zone
+may be smaller than the others (runt); capacity < size applies to sequential zones only.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from zonefs_emu.errors import UsageError
+from zonefs_emu.units import SECTOR_BYTES, Sector, human_bytes, to_bytes
+
+BLOCK_SIZES_BYTES: Final = (512, 4096)
+#: A write pointer has 44 bits in the image, and zone numbers have 32.
+ZONE_SIZE_MAX: Final = 1 << 43
+NR_ZONES_MAX: Final = 1 << 24
+LIMIT_MAX: Final = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Shape and limits of a zoned device; sectors unless a name says otherwise.
+
+    *conventional* lists runs of conventional zones as (first zone_no, count), ascending and not touching.
+    *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append.
+
+    Raises:
+        UsageError: the shape is impossible; the sentence says what would be possible.
+    """
+
+    size: Sector
+    zone_size: Sector
+    zone_capacity: Sector
+    conventional: tuple[tuple[int, int], ...] = ()
+    block_size_bytes: int = 512
+    write_granularity: Sector = 0
+    max_open_zones: int = 0
+    max_active_zones: int = 0
+    max_append: Sector = 1024
+
+    def __post_init__(self) -> None:
+        """Check everything that later code relies on."""
+        if self.write_granularity == 0:
+            object.__setattr__(self, "write_granularity", self.block_size_bytes // SECTOR_BYTES)
+        self._check_sizes()
+        self._check_conventional()
+        for name in ("max_open_zones", "max_active_zones"):
+            value = getattr(self, name)
+            _require(0 <= value <= LIMIT_MAX, f"{name} {value} must lie between 0 (no limit) and {LIMIT_MAX}")
+        _require(
+            not self.max_active_zones or self.max_open_zones <= self.max_active_zones,
+            f"max_open_zones {self.max_open_zones} exceeds max_active_zones {self.max_active_zones}: "
+            "an open zone is active, so it must not",
+        )
+
+    def _check_sizes(self) -> None:
+        block, granule = self.block_size_bytes, self.write_granularity
+        _require(block in BLOCK_SIZES_BYTES, f"block size {block} must be 512 or 4096 bytes")
+        _require(
+            granule > 0 and to_bytes(granule) % block == 0,
+            f"write granularity of {to_bytes(granule)} bytes must be a multiple of the block size of {block} bytes",
+        )
+        for name in ("size", "zone_size", "zone_capacity", "max_append"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be more than nothing, not {human_bytes(to_bytes(value))}")
+            _require(
+                value % granule == 0,
+                f"{name} of {human_bytes(to_bytes(value))} must be a multiple of {to_bytes(granule)} bytes",
+            )
+        _require(
+            self.zone_capacity <= self.zone_size,
+            f"zone capacity of {human_bytes(to_bytes(self.zone_capacity))} exceeds "
+            f"the zone size of {human_bytes(to_bytes(self.zone_size))}",
+        )
+        _require(self.zone_size <= ZONE_SIZE_MAX, f"zone size must not exceed {human_bytes(to_bytes(ZONE_SIZE_MAX))}")
+        _require(self.nr_zones <= NR_ZONES_MAX, f"{self.nr_zones} zones are more than the {NR_ZONES_MAX} supported")
+
+    def _check_conventional(self) -> None:
+        end = -1
+        for first, count in self.conventional:
+            _require(count > 0 and first > end, f"conventional zones {first}+{count} must ascend without touching")
+            end = first + count
+        _require(
+            end <= self.nr_zones,
+            f"conventional zones up to number {end - 1} do not exist: the device has {self.nr_zones} zones",
+        )
+
+    @property
+    def nr_zones(self) -> int:
+        """Number of zones, a runt last zone included."""
+        return -(-self.size // self.zone_size)
+
+    @property
+    def nr_conventional(self) -> int:
+        """Number of conventional zones."""
+        return sum(count for _, count in self.conventional)
+
+    @property
+    def block_sectors(self) -> Sector:
+        """Sectors in a logical block."""
+        return self.block_size_bytes // SECTOR_BYTES
+
+    def zone_no(self, sector: Sector) -> int:
+        """Return the number of the zone that holds *sector*."""
+        return sector // self.zone_size
+
+    def zone_start(self, zone_no: int) -> Sector:
+        """Return the first sector of zone *zone_no*."""
+        return zone_no * self.zone_size
+
+    def zone_len(self, zone_no: int) -> Sector:
+        """Return the size of zone *zone_no*: the zone size, or less for a runt last zone."""
+        return min(self.zone_size, self.size - zone_no * self.zone_size)
+
+    def zone_cap(self, zone_no: int) -> Sector:
+        """Return the capacity of zone *zone_no*; a conventional zone is writable in full."""
+        length = self.zone_len(zone_no)
+        return length if self.is_conventional(zone_no) else min(self.zone_capacity, length)
+
+    def is_conventional(self, zone_no: int) -> bool:
+        """Say whether zone *zone_no* is conventional; O(log runs)."""
+        index = bisect_right(self.conventional, (zone_no, LIMIT_MAX)) - 1
+        if index < 0:
+            return False
+        first, count = self.conventional[index]
+        return zone_no < first + count
+
+    def sequential_zones(self) -> Iterator[int]:
+        """Yield the numbers of all sequential zones, ascending."""
+        start = 0
+        for first, count in self.conventional:
+            yield from range(start, first)
+            start = first + count
+        yield from range(start, self.nr_zones)
+
+
+def merge_runs(zone_numbers: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return runs (first, count) ascending, with touching and overlapping ones made one."""
+    merged: list[tuple[int, int]] = []
+    for first, count in sorted(zone_numbers):
+        if merged and first <= sum(merged[-1]):
+            last_first, last_count = merged[-1]
+            merged[-1] = (last_first, max(last_count, first + count - last_first))
+        else:
+            merged.append((first, count))
+    return tuple(merged)
+
+
+def _require(holds: bool, message: str) -> None:  # noqa: FBT001  (an assertion's natural shape)
+    if not holds:
+        raise UsageError(message)

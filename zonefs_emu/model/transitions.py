@@ -1,0 +1,188 @@
+"""The zone state machine as a table.
+
+Rule 1: everything that decides the next condition of a zone is in this file.
+Rule 2: this file knows nothing of FUSE, virtio, SCSI or files.
+
+For each dialect the table gives, for every (condition, operation), the next condition or the Status of the refusal.
+Some things are not in the cells:
+
+* a write or append that reaches the capacity makes the zone FULL (:func:`after_write`);
+* a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
+  keeps its active resource (``Dialect.closed_at_start``);
+* a cell that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
+  some dialects so does finishing a zone that is not open (``Dialect.finish_needs_open``).
+
+The ``*_ALL`` operations are different in kind: they act on the zones whose condition has an entry in
+``Dialect.all_zones`` and pass over all others in silence, so they have no refusals.
+
+Sources: ZBC-2 (zone condition state machine, OPEN/CLOSE/FINISH ZONE, RESET WRITE POINTER), virtio 1.4 block device
+"Device Operation", NVMe ZNS Command Set 1.1 "Zone State Machine", as behaved by libzbc's 02_state_machine_check,
+the virtio text and QEMU's nvme device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from zonefs_emu.errors import Status
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
+
+
+class Operation(IntEnum):
+    """What a host can ask of a zone."""
+
+    READ = 0
+    WRITE = 1
+    APPEND = 2
+    OPEN = 3
+    CLOSE = 4
+    FINISH = 5
+    RESET = 6
+    FLUSH = 7  #: of the device; no row in the tables
+    SET_COND = 8  #: by hand, as a failing medium would; no row in the tables
+
+
+#: The operations that can be asked of all zones at once, and all those that have a row in every table.
+MANAGEMENT: Final = (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
+ZONE_OPERATIONS: Final = (Operation.READ, Operation.WRITE, Operation.APPEND, *MANAGEMENT)
+
+Outcome: TypeAlias = Condition | Status
+Row: TypeAlias = Mapping[Condition, Outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One standard's answers, as data.
+
+    *table*: operation -> condition -> next condition, or the Status of the refusal. *all_zones*: management operation
+    -> conditions that its ALL form changes -> next condition. *read_across*: may one read cross the boundary of a
+    sequential zone. *closed_at_start*: what closing a zone gives whose write pointer is at its start.
+    *finish_needs_open*: an EMPTY or CLOSED zone that is finished passes through open, so it needs an open resource.
+    """
+
+    name: str
+    table: Mapping[Operation, Row] = field(repr=False)
+    all_zones: Mapping[Operation, Mapping[Condition, Condition]] = field(repr=False)
+    read_across: bool = field(repr=False)
+    closed_at_start: Condition = field(repr=False)
+    finish_needs_open: bool = field(repr=False)
+
+
+_C = Condition
+_S = Status
+
+
+def _row(default: Outcome, **cells: Outcome) -> Row:
+    """Build a row: *default* for the conditions not named; READONLY and OFFLINE refuse unless named."""
+    row: dict[Condition, Outcome] = dict.fromkeys(Condition, default)
+    row[_C.READONLY] = _S.ZONE_READONLY
+    row[_C.OFFLINE] = _S.ZONE_OFFLINE
+    row.update({Condition[name]: outcome for name, outcome in cells.items()})
+    return MappingProxyType(row)
+
+
+def _same(**refused: Outcome) -> Row:
+    """Build a row that leaves every condition as it is, but for those *refused*."""
+    return MappingProxyType({cond: refused.get(cond.name, cond) for cond in Condition})
+
+
+# Reading and writing are the same in all dialects. "If a write command [...] specifies a zone with the zone
+# condition EMPTY or CLOSED, the device server transitions it to IMPLICIT OPEN" (ZBC-2, implicit open zone).
+_READ: Final = _same(OFFLINE=_S.ZONE_OFFLINE)
+_WRITE: Final = _row(_C.IMP_OPEN, NOT_WP=_C.NOT_WP, EXP_OPEN=_C.EXP_OPEN, FULL=_S.ZONE_FULL)
+_APPEND: Final = _row(_C.IMP_OPEN, NOT_WP=_S.CONVENTIONAL, EXP_OPEN=_C.EXP_OPEN, FULL=_S.ZONE_FULL)
+
+_OPEN_ALL: Final = MappingProxyType({_C.CLOSED: _C.EXP_OPEN})
+_CLOSE_ALL: Final = MappingProxyType({_C.IMP_OPEN: _C.CLOSED, _C.EXP_OPEN: _C.CLOSED})
+_FINISH_ALL: Final = MappingProxyType(dict.fromkeys(ACTIVE_CONDITIONS, _C.FULL))
+# "RESET ALL: all but READONLY and OFFLINE"; an EMPTY zone has nothing to change.
+_RESET_ALL: Final = MappingProxyType(dict.fromkeys((*sorted(ACTIVE_CONDITIONS), _C.FULL), _C.EMPTY))
+_ALL_ZONES: Final = MappingProxyType(
+    {
+        Operation.OPEN: _OPEN_ALL,
+        Operation.CLOSE: _CLOSE_ALL,
+        Operation.FINISH: _FINISH_ALL,
+        Operation.RESET: _RESET_ALL,
+    }
+)
+
+# ZBC answers "already so" with success: OPEN and CLOSE leave a FULL zone FULL, CLOSE leaves an EMPTY one EMPTY.
+_ZBC_TABLE: Final = MappingProxyType(
+    {
+        Operation.READ: _READ,
+        Operation.WRITE: _WRITE,
+        Operation.APPEND: _APPEND,
+        Operation.OPEN: _row(_C.EXP_OPEN, NOT_WP=_S.CONVENTIONAL, FULL=_C.FULL),
+        Operation.CLOSE: _row(_C.CLOSED, NOT_WP=_S.CONVENTIONAL, EMPTY=_C.EMPTY, FULL=_C.FULL),
+        Operation.FINISH: _row(_C.FULL, NOT_WP=_S.CONVENTIONAL),
+        Operation.RESET: _row(_C.EMPTY, NOT_WP=_S.CONVENTIONAL),
+    }
+)
+
+# virtio and ZNS refuse what is not in their transition lists. virtio's list omits FINISH of EMPTY and CLOSED zones;
+# mkzonefs and zonefs' truncate need it, and every peer allows it, so it is allowed here.
+_STRICT_TABLE: Final = MappingProxyType(
+    {
+        **_ZBC_TABLE,
+        Operation.OPEN: _row(_C.EXP_OPEN, NOT_WP=_S.CONVENTIONAL, FULL=_S.BAD_TRANSITION),
+        Operation.CLOSE: _row(_C.CLOSED, NOT_WP=_S.CONVENTIONAL, EMPTY=_S.BAD_TRANSITION, FULL=_S.BAD_TRANSITION),
+    }
+)
+
+# ZNS knows one status for what a zone's condition does not allow, also where that is READ ONLY or OFFLINE: "Zone Is
+# Read Only" and "Zone Is Offline" are said of reads and writes only (so does QEMU's nvme device).
+_ZNS_TABLE: Final = MappingProxyType(
+    {
+        operation: MappingProxyType({**row, _C.READONLY: _S.BAD_TRANSITION, _C.OFFLINE: _S.BAD_TRANSITION})
+        if operation in MANAGEMENT
+        else row
+        for operation, row in _STRICT_TABLE.items()
+    }
+)
+
+VIRTIO: Final = Dialect(
+    name="virtio",
+    table=_STRICT_TABLE,
+    all_zones=_ALL_ZONES,
+    read_across=False,
+    closed_at_start=_C.EMPTY,
+    finish_needs_open=False,
+)
+# URSWRZ ("Unrestricted Reads in Sequential Write Required Zones") is set, as Linux demands: reads cross zones.
+ZBC: Final = Dialect(
+    name="zbc",
+    table=_ZBC_TABLE,
+    all_zones=_ALL_ZONES,
+    read_across=True,
+    closed_at_start=_C.EMPTY,
+    finish_needs_open=True,
+)
+# RAZB ("Read Across Zone Boundaries") is set. ZSC:Closed is entered from ZSEO "Close Zone" whatever the write
+# pointer, so a closed zone without data keeps its active resource.
+ZNS: Final = Dialect(
+    name="zns",
+    table=_ZNS_TABLE,
+    all_zones=_ALL_ZONES,
+    read_across=True,
+    closed_at_start=_C.CLOSED,
+    finish_needs_open=False,
+)
+DIALECTS: Final = (VIRTIO, ZBC, ZNS)
+
+
+def after_power_cycle(cond: Condition, nr_written: int) -> Condition:
+    """Return the condition after power was cut and restored, for a zone with *nr_written* sectors.
+
+    Open zones come back CLOSED, or EMPTY where nothing was written; so do CLOSED ones without data.
+    Source: ZBC-2 "zone conditions and power cycles"; NVMe ZNS 1.1, Zone State Machine, "power loss".
+    """
+    if cond in ACTIVE_CONDITIONS:
+        return _C.CLOSED if nr_written else _C.EMPTY
+    return cond
+
+
+def after_write(cond: Condition, *, reached_capacity: bool) -> Condition:
+    """Return the condition of a zone after a write left it in *cond*, FULL where the capacity was reached."""
+    return _C.FULL if reached_capacity and cond != _C.NOT_WP else cond

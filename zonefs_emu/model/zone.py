@@ -1,0 +1,53 @@
+"""Zone types, conditions, and the snapshot of one zone.
+
+The numbers are shared by ZBC-2 (REPORT ZONES), virtio-blk and Linux (blkzoned.h), so they are never translated.
+"""
+
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from zonefs_emu.units import Sector
+
+
+class Condition(IntEnum):
+    """Zone condition. Source: ZBC-2, REPORT ZONES, table "ZONE CONDITION field"; virtio ``VIRTIO_BLK_ZS_*``."""
+
+    NOT_WP = 0
+    EMPTY = 1
+    IMP_OPEN = 2
+    EXP_OPEN = 3
+    CLOSED = 4
+    READONLY = 13
+    FULL = 14
+    OFFLINE = 15
+
+
+class ZoneType(IntEnum):
+    """Zone type. SWP is named because reports know it; no geometry of ours has such zones."""
+
+    CONVENTIONAL = 1
+    SWR = 2
+    SWP = 3
+
+
+#: Conditions that hold an open resource, and those that hold an active resource.
+OPEN_CONDITIONS: Final = frozenset({Condition.IMP_OPEN, Condition.EXP_OPEN})
+ACTIVE_CONDITIONS: Final = OPEN_CONDITIONS | {Condition.CLOSED}
+
+
+class Zone(NamedTuple):
+    """A snapshot of one zone; addresses and extents in sectors.
+
+    *wp* is absolute. For NOT_WP, READONLY, FULL and OFFLINE zones the standards give it no meaning; here it is
+    *start* plus the number of sectors that hold data, and front-ends print what their format wants.
+    *reset_recommended* is the drive's wish; only an injected fault makes it.
+    """
+
+    zone_no: int
+    start: Sector
+    size: Sector
+    capacity: Sector
+    wp: Sector
+    cond: Condition
+    type: ZoneType
+    reset_recommended: bool = False
