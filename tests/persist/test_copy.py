@@ -1,0 +1,90 @@
+import os
+from array import array
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import BadMagicError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.persist.check import check_image
+from zonefs_emu.persist.copy import copy_image
+from zonefs_emu.persist.image import Image
+
+MIB = 2048  # sectors
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """Zones 0 and 5 conventional, a runt last zone; data in zones 0, 2 and 8."""
+    path = tmp_path / "origin"
+    geometry = Geometry(
+        size=8 * MIB + 8, zone_size=MIB, zone_capacity=MIB, conventional=((0, 1), (5, 1)), block_size_bytes=4096
+    )
+    ZonedDevice.create(path, geometry, uuid=uuid4(), label="origin")
+    device = ZonedDevice.open(path)
+    port = device.port("test", VIRTIO)
+    for sector, letter in ((MIB - 8, b"a"), (2 * MIB, b"b"), (8 * MIB, b"c")):
+        assert not port.write(sector, 8, [letter * 4096])
+    device.close()
+    return path
+
+
+def states(path: Path) -> tuple[bytearray, "array[int]"]:
+    image = Image.open(path, readonly=True)
+    image.close()
+    return image.conds, image.wps
+
+
+def test_states_data_and_identity_are_copied(origin: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    copy_image(origin, target, *states(origin))
+    assert states(target) == states(origin)
+    assert check_image(target) == []
+    copy = ZonedDevice.open(target)
+    with pytest.raises(FileExistsError):
+        copy_image(origin, target, *states(origin))
+    assert (copy.uuid, copy.label) == (ZonedDevice.open(origin, readonly=True).uuid, "origin")
+    data = bytearray(4096)
+    port = copy.port("test", VIRTIO)
+    for sector, letter in ((MIB - 8, b"a"), (2 * MIB, b"b"), (8 * MIB, b"c")):
+        assert not port.read(sector, 8, [data])
+        assert data == letter * 4096
+    copy.close()
+
+
+def test_what_lies_beyond_wp_is_left_behind(origin: Path, tmp_path: Path) -> None:
+    with origin.open("r+b") as file:
+        file.seek(3 << 20)
+        file.write(b"never acknowledged")
+    copy_image(origin, tmp_path / "target", *states(origin))
+    assert b"never acknowledged" not in (tmp_path / "target").read_bytes()
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    ZonedDevice.create(path, Geometry(size=1 << 28, zone_size=1 << 18, zone_capacity=1 << 18), uuid=uuid4())
+    copy_image(path, tmp_path / "copy", *states(path))
+    status = (tmp_path / "copy").stat()
+    assert status.st_size == path.stat().st_size
+    assert status.st_blocks * 512 < 2 << 20
+
+
+def test_a_failure_leaves_nothing(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    conds, wps = states(origin)
+    monkeypatch.setattr("zonefs_emu.persist.backing.FileBacking.pwrite", full)
+    with pytest.raises(OSError, match="No space"):
+        copy_image(origin, tmp_path / "target", conds, wps)
+    assert not (tmp_path / "target").exists()
+
+
+def test_what_is_no_image_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(os.urandom(10_000))
+    with pytest.raises(BadMagicError):
+        copy_image(tmp_path / "text", tmp_path / "target", bytearray(), array("Q"))
+    assert not (tmp_path / "target").exists()

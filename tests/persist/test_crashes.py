@@ -1,0 +1,252 @@
+"""The promises of docs/architecture.md, "The image", at every point where a process or a host can die."""
+
+import random
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from tests.persist.worlds import (
+    BOOT,
+    GEOMETRY,
+    NEXT_BOOT,
+    WIDE_GEOMETRY,
+    Snapshot,
+    World,
+    fresh_memory,
+    scribble,
+    snapshot,
+)
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.layout import JOURNAL_ALIGN_BYTES, SectionKind
+from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
+
+#: Commands before the crash is looked for, and those around which it is: every kind of command.
+PROGRAMS = {
+    "write": ("", "w1:2 w2:1 w1:1 f w1:3 w2:1 f"),
+    "append": ("w1:2 f", "a1:1 a2:2 f a1:3 f"),
+    "open and close": ("", "o1 o2 f w1:1 c1 c2 f o1 f"),
+    "finish": ("w1:2 f", "f1 f2 f r1 f"),
+    "reset": ("w1:4 w2:1 f", "w1:1 r1 f r2 f"),
+    "reset, rewrite": ("w1:6 w2:3 f", "r1 w1:2 r2 w2:3 f w1:2 f"),
+    "reset twice": ("w1:3 f", "r1 w1:6 r1 w1:1 f"),
+    "reset all": ("w1:6 w2:2 w3:2 f", "R w2:3 w1:1 f"),
+    "conditions": ("w1:2 w2:2 f", "x1:13 x2:15 x3:14 x0:15 f x1:1 x2:4 x0:0 f w1:1 f"),
+    "conventional": ("k0:8 f", "k1:2 k0:1 k3:5 f k0:8"),
+    "implicit close": ("", "w1:1 w2:1 w3:1 f w1:1 f1 w4:1 f"),
+    "runt": ("", "w5:2 f w5:2 f r5 w5:3 f"),
+    "power cycle": ("o1 w2:2 f", "w1:1 o3 P w2:1 f"),
+    "open and close of the image": ("", "w1:2 o2 Q"),
+    "nothing but flushes": ("w1:1", "f f f"),
+}
+
+
+def prepared(setup: str) -> bytearray:
+    """An image on which *setup* was run and that was then closed."""
+    memory = fresh_memory()
+    world = World(MemoryBacking(memory))
+    world.run(f"{setup} Q")
+    return memory
+
+
+def journal_records() -> int:
+    """How many flushes of one zone fill the journal, in any small geometry."""
+    return World(MemoryBacking(fresh_memory())).image.header.section(SectionKind.JOURNAL).length // JOURNAL_ALIGN_BYTES
+
+
+def check_usable(image: Image, found: Snapshot) -> None:
+    """Assert that the recovered image works: it takes writes, and shows them when it was closed and opened again."""
+    backing = image.backing
+    assert isinstance(backing, MemoryBacking)
+    image.close()
+    world = World(MemoryBacking(backing.memory), NEXT_BOOT)
+    assert world.history[0].after == found
+    assert not world.image.recovery
+    world.run("f")
+    target = next((zone_no for zone_no in (1, 2, 3, 4) if found[zone_no][0] == Condition.CLOSED), None)
+    if target is not None:
+        world.run(f"w{target}:1 f")
+    after = world.snapshot()
+    again = Image.load(CrashBacking(backing.memory), backing.length, b"yet another boot")
+    assert [data for _, data in snapshot(again, backing.memory)] == [data for _, data in after]
+
+
+def check_power_cuts(world: World, rng: random.Random, *, limit: int, again: tuple[int, ...] = ()) -> int:
+    """Assert the promise for every power cut of *world*; returns how many there were."""
+    count = 0
+    assert isinstance(world.backing, CrashBacking)
+    for cut in world.backing.power_cuts(rng, limit=limit):
+        count += 1
+        check_one(world, cut.position, cut.content, rng, again)
+    return count
+
+
+def check_one(world: World, position: int, content: bytearray, rng: random.Random, again: tuple[int, ...]) -> None:
+    # Another boot each time: the live table of an earlier one must never be believed.
+    scribble(content, rng, world.image.geometry)
+    backing = CrashBacking(content)
+    image = Image.load(backing, backing.length, rng.randbytes(16))
+    found = snapshot(image, content)
+    world.check_power_cut(position, found, was_clean=not image.recovery)
+    cuts = list(backing.power_cuts(rng, limit=again[0])) if again else []
+    if rng.random() < 0.1:
+        check_usable(image, found)
+    # Power goes again while the image recovers, and again: the same promise holds as for the first time.
+    for cut in rng.sample(cuts, min(again[0], len(cuts))) if again else []:
+        check_one(world, position, cut.content, rng, again[1:])
+
+
+@pytest.mark.parametrize(("setup", "program"), PROGRAMS.values(), ids=list(PROGRAMS))
+def test_power_cut_around_every_kind_of_command(setup: str, program: str) -> None:
+    rng = random.Random(program)
+    world = World(CrashBacking(prepared(setup)))
+    world.run(program)
+    assert check_power_cuts(world, rng, limit=200) > 200 or program == "f f f"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("setup", "program"), PROGRAMS.values(), ids=list(PROGRAMS))
+def test_power_cut_during_the_recovery_from_a_power_cut(setup: str, program: str) -> None:
+    rng = random.Random(program)
+    world = World(CrashBacking(prepared(setup)))
+    world.run(program)
+    check_power_cuts(world, rng, limit=12, again=(4, 2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("nr_spare", [0, 1, 2])
+def test_power_cut_around_a_fold_of_the_journal(nr_spare: int) -> None:
+    rng = random.Random(nr_spare)
+    memory = fresh_memory()
+    world = World(MemoryBacking(memory))
+    # A clean stop does not write a record if nothing changed since the last flush, so the count is exact.
+    for _ in range(journal_records() - nr_spare - 1):
+        world.run("o1 f" if world.snapshot()[1][0] != Condition.EXP_OPEN else "c1 f")
+    world.run("w2:2 f Q")
+    crashing = World(CrashBacking(memory), NEXT_BOOT)
+    crashing.run("w2:1 f x3:14 f w2:1 f")
+    assert crashing.image._epoch == 2
+    check_power_cuts(crashing, rng, limit=40, again=(4, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_power_cut_around_a_fold_tears_the_two_copies_of_the_table() -> None:
+    """The table has two blocks here. Folds that power cuts interrupt, one after the other, must not complete each
+    other, and none may write first to the copy that is the only whole one."""
+    rng = random.Random(2)
+    memory = fresh_memory(WIDE_GEOMETRY)
+    world = World(MemoryBacking(memory))
+    for _ in range(journal_records() - 1):
+        world.run("w1:1 r1 f")
+    world.run("w1:1 w300:1 w599:1 Q")
+    crashing = World(CrashBacking(memory), NEXT_BOOT)
+    crashing.run("w1:1 w300:1 r599 f")
+    assert crashing.image._epoch == 2
+    assert isinstance(crashing.backing, CrashBacking)
+    for cut in crashing.backing.power_cuts(rng, limit=24):
+        if cut.position > crashing.open_position:
+            check_one(crashing, cut.position, cut.content, rng, (20,))
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> str:
+    steps = st.one_of(
+        st.tuples(st.sampled_from("wa"), st.integers(1, 5), st.integers(1, 6)).map(lambda t: f"{t[0]}{t[1]}:{t[2]}"),
+        st.tuples(st.sampled_from("ocfrr"), st.integers(1, 5)).map(lambda t: f"{t[0]}{t[1]}"),
+        st.tuples(st.integers(0, 5), st.integers(1, 3)).map(lambda t: f"k{t[0]}:{t[1]}"),
+        st.tuples(st.integers(0, 5), st.sampled_from((0, 1, 4, 13, 14, 15))).map(lambda t: f"x{t[0]}:{t[1]}"),
+        st.sampled_from(("f", "f", "f", "R", "P")),
+    )
+    return " ".join(draw(st.lists(steps, min_size=1, max_size=14)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@hypothesis.given(setup=programs(), program=programs(), seed=st.integers(0, 1 << 32))
+def test_power_cut_in_any_program(setup: str, program: str, seed: int) -> None:
+    rng = random.Random(seed)
+    memory = fresh_memory()
+    first = World(MemoryBacking(memory))
+    first.run(setup, must_succeed=False)
+    first.run("Q")
+    world = World(CrashBacking(memory), NEXT_BOOT)
+    world.run(program, must_succeed=False)
+    check_power_cuts(world, rng, limit=6, again=(2, 2))
+
+
+# -- the process dies, the host does not ------------------------------------------------------------------------------
+
+
+class KillBacking(CrashBacking):
+    """Keeps what the next process finds if this one is killed just before each call."""
+
+    def __init__(self, memory: bytearray) -> None:
+        self.kills: list[bytes] = []
+        super().__init__(memory)
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        self.kills.append(bytes(self.memory))
+        super().pwrite(data, offset)
+
+    def sync(self) -> None:
+        self.kills.append(bytes(self.memory))
+        super().sync()
+
+    def punch(self, offset: int, length: int) -> None:
+        self.kills.append(bytes(self.memory))
+        super().punch(offset, length)
+
+
+@pytest.mark.parametrize(("setup", "program"), PROGRAMS.values(), ids=list(PROGRAMS))
+def test_kill_loses_nothing_that_was_answered(setup: str, program: str) -> None:
+    backing = KillBacking(prepared(setup))
+    world = World(backing, NEXT_BOOT)
+    world.run(program)
+    backing.kills.append(bytes(backing.memory))
+    for position, content in enumerate(backing.kills):
+        # Answered: the last command that began before, or the one under way, whole.
+        reached = [moment for moment in world.history if moment.position <= position]
+        allowed = [moment.after for moment in reached[-2:]]
+        if world.closing_position is not None and position >= world.closing_position:
+            allowed = [world.history[-1].after]
+        again = MemoryBacking(bytearray(content))
+        image = Image.load(again, again.length, NEXT_BOOT)
+        found = snapshot(image, again.memory)
+        for zone_no, (cond, data) in enumerate(found):
+            states = [state[zone_no] for state in allowed]
+            if GEOMETRY.is_conventional(zone_no):
+                assert cond in {state[0] for state in states}
+                assert data in {state[1] for state in states}
+            else:
+                assert (cond, data) in states, (position, zone_no)
+        image.close()
+
+
+def test_a_killed_and_an_unplugged_host_agree_on_what_was_flushed() -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run("w1:2 o2 f w1:1 w3:1 r1")
+    same_boot = Image.load(MemoryBacking(bytearray(memory)), len(memory), BOOT)
+    assert [cond for cond, _ in snapshot(same_boot, memory)][1:4] == [
+        Condition.EMPTY,
+        Condition.EXP_OPEN,
+        Condition.IMP_OPEN,
+    ]
+    other_boot = Image.load(MemoryBacking(bytearray(memory)), len(memory), NEXT_BOOT)
+    found = snapshot(other_boot, memory)
+    assert [cond for cond, _ in found][1:4] == [Condition.CLOSED, Condition.EMPTY, Condition.EMPTY]
+    assert len(found[1][1]) == 1024
+    assert "answered" in same_boot.recovery
+    assert "host lost power" in other_boot.recovery
+
+
+def test_space_of_a_zone_that_was_reset_before_the_crash_is_given_back() -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run("w1:2 w2:2 f r1")
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert not any(memory[8 * 512 : 16 * 512])
+    assert any(memory[16 * 512 : 24 * 512])
+    image.close()

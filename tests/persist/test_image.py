@@ -1,0 +1,508 @@
+"""The image where nothing crashes but the host fails, others come, or the file is odd. For crashes: test_crashes.py."""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.persist.worlds import (
+    BOOT,
+    GEOMETRY,
+    NEXT_BOOT,
+    UUID_OF_TESTS,
+    WIDE_GEOMETRY,
+    World,
+    fresh_memory,
+    power_cycled,
+    snapshot,
+)
+from tests.requires import requires
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.errors import ImageBusyError, PoisonedError, Status, UnsupportedVersionError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist import layout
+from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.image import Image, holder
+from zonefs_emu.persist.layout import SectionKind
+from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
+
+SETUP = "w1:4 w2:2 k0:8 f w3:1 f"
+PROGRAM = "w2:1 k2:3 r1 w1:2 f3 f a2:1 c2 R f w2:3 w1:1"
+MIB = 2048  # sectors
+HEADER = layout.plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
+
+
+def set_up() -> bytearray:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run(f"{SETUP} Q")
+    return memory
+
+
+class Failing(FailingBacking):
+    """Fails everywhere but at the counters: those are statistics, and a failure there is only logged."""
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        counters = HEADER.section(SectionKind.COUNTERS)
+        if counters.offset <= offset < counters.offset + counters.length:
+            MemoryBacking.pwrite(self, data, offset)
+        else:
+            super().pwrite(data, offset)
+
+
+def nr_calls() -> tuple[int, int]:
+    """How many calls opening makes, and how many PROGRAM and closing make after it."""
+    backing = Failing(set_up())
+    world = World(backing)
+    opening = backing.calls
+    world.run(f"{PROGRAM} Q")
+    return opening, backing.calls
+
+
+OPENING, ALL = nr_calls()
+
+
+# -- the host fails ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fail_at", range(1, OPENING + 1))
+def test_a_failure_while_opening_leaves_the_image_as_it_was(fail_at: int) -> None:
+    memory = set_up()
+    before = World(MemoryBacking(bytearray(memory))).snapshot()
+    with pytest.raises(OSError, match="Input/output error"):
+        World(Failing(memory, fail_at=fail_at))
+    for boot_id in (BOOT, NEXT_BOOT):
+        after = World(MemoryBacking(bytearray(memory)), boot_id)
+        assert after.snapshot() in (before, power_cycled(before))
+        if boot_id == BOOT:
+            assert after.snapshot() == before
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize(("number", "status"), [(errno.EIO, Status.IO_ERROR), (errno.ENOSPC, Status.NO_SPACE)])
+@pytest.mark.parametrize("fail_at", range(OPENING + 1, ALL + 1))
+def test_a_failing_host_fails_one_command_and_loses_nothing_else(
+    fail_at: int, number: int, status: Status, *, lasting: bool
+) -> None:
+    backing = Failing(set_up(), fail_at=fail_at, errno=number, lasting=lasting)
+    world = World(backing)
+    statuses = world.run(PROGRAM, must_succeed=False)
+    is_closing = not any(statuses)
+    if is_closing:
+        with pytest.raises(PoisonedError) as raised:
+            world.step("Q")
+        assert raised.value.status is status
+    else:
+        first = next(index for index, found in enumerate(statuses) if found)
+        assert statuses[first] is status
+        assert set(statuses[first + 1 :]) <= {Status.POISONED}
+        # What was there before can still be read, and letting go of the image is no second failure.
+        assert world.port.read(0, 8, [bytearray(4096)]) is Status.OK
+        assert world.port.flush() is Status.POISONED
+        world.device.close()
+    answered = world.history[-1].after
+    reopened = snapshot(Image.load(MemoryBacking(bytearray(backing.memory)), backing.length, BOOT), backing.memory)
+    # A write that failed may have changed sectors of a conventional zone, and sectors beyond wp, which nobody reads.
+    sequential = list(GEOMETRY.sequential_zones())
+    if "sync" not in backing.failed and not is_closing and backing.failed[0] == "write" and not in_flush(world):
+        assert [reopened[zone_no] for zone_no in sequential] == [answered[zone_no] for zone_no in sequential]
+    else:
+        # What reached the medium is not known: back to the last completed flush, or to this one.
+        allowed = [power_cycled(state) for state in world.allowed(0)] + world.allowed(0)
+        zones = [[state[zone_no] for zone_no in sequential] for state in allowed]
+        assert [reopened[zone_no] for zone_no in sequential] in zones
+    after_cut = Image.load(MemoryBacking(bytearray(backing.memory)), backing.length, NEXT_BOOT)
+    found = snapshot(after_cut, backing.memory)
+    allowed = [power_cycled(state) for state in world.allowed(0)] + (world.allowed(0) if not after_cut.recovery else [])
+    assert [found[zone_no] for zone_no in sequential] in [[state[z] for z in sequential] for state in allowed]
+
+
+def in_flush(world: World) -> bool:
+    """Whether it was the image's own metadata that could not be written: then the live table is not believed."""
+    states = [layout.decode_state(block, world.image.header.seed, offset=0) for block in state_blocks(world)]
+    return max(states, key=lambda state: state.generation).boot_id == bytes(16)
+
+
+def state_blocks(world: World) -> Iterator[bytes]:
+    for copy in (0, 1):
+        section = world.image.header.section(SectionKind.STATE, copy)
+        yield bytes(world.backing.memory[section.offset : section.offset + section.length])
+
+
+def test_after_a_failed_sync_the_live_table_is_not_believed() -> None:
+    memory = fresh_memory()
+    backing = FailingBacking(memory)
+    world = World(backing)
+    world.run("w1:2 f w1:1")
+    backing.fail_at = backing.calls + 1
+    assert world.run("f w1:1 o2", must_succeed=False) == [Status.IO_ERROR, Status.POISONED, Status.POISONED]
+    with pytest.raises(PoisonedError, match=r"the image could not be synced \(Input/output error\); nothing more is"):
+        world.image.flush()
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert (image.conds[1], image.wps[1]) == (Condition.CLOSED, 2)
+    assert image.recovery.startswith("the last process could not sync the image: everything up to the last completed")
+
+
+def test_a_full_host_keeps_all_that_was_answered(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
+    """A real one: a tmpfs that runs full under writes, and then gets room."""
+    expect_warning("the counters could not be written")
+    requires("root", "mount", "umount")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        path = mount / "image"
+        ZonedDevice.create(path, Geometry(size=64 * MIB, zone_size=MIB, zone_capacity=MIB), uuid=UUID_OF_TESTS)
+        device = ZonedDevice.open(path)
+        port = device.port("test", VIRTIO)
+        statuses = list(itertools.takewhile(lambda status: not status, (append(port, n) for n in range(1, 1000))))
+        nr_written = len(statuses)
+        assert nr_written > 20
+        assert port.last_refusal is not None
+        assert port.last_refusal.status is Status.NO_SPACE
+        assert append(port, 0) is Status.POISONED
+        assert port.flush() is Status.POISONED
+        device.close()
+        # Even on the full host it opens: all that opening writes is reserved.
+        device = ZonedDevice.open(path)
+        assert device.port("test", VIRTIO).zone(0).wp == 8 * nr_written
+        device.close()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(mount)], check=True)
+        device = ZonedDevice.open(path)
+        port = device.port("test", VIRTIO)
+        assert append(port, nr_written + 1) is Status.OK
+        buffer = bytearray(4096)
+        for number in range(1, nr_written + 2):
+            assert port.read(8 * (number - 1), 8, [buffer]) is Status.OK
+            assert buffer == number.to_bytes(8, "big") * 512
+        device.close()
+        with pytest.raises(OSError, match="No space"):
+            ZonedDevice.create(
+                mount / "second", Geometry(size=1 << 30, zone_size=1 << 10, zone_capacity=1 << 10), uuid=UUID_OF_TESTS
+            )
+        assert not (mount / "second").exists()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def append(port: Port, number: int) -> Status:
+    return port.append(0, 8, [number.to_bytes(8, "big") * 512])[0]
+
+
+# -- flush and close --------------------------------------------------------------------------------------------------
+
+
+def events_of(world: World, program: str) -> list[tuple[EventKind, int]]:
+    """(kind, length) of what *program* does to the file, the live table apart."""
+    assert isinstance(world.backing, CrashBacking)
+    begin = world.position
+    world.run(program)
+    return [(event.kind, len(event.data)) for event in world.backing.events[begin:]]
+
+
+def test_a_flush_costs_two_syncs_and_a_record_whatever_the_number_of_zones() -> None:
+    write, sync, punch = EventKind.WRITE, EventKind.SYNC, EventKind.PUNCH
+    for geometry in (GEOMETRY, WIDE_GEOMETRY):
+        world = World(CrashBacking(fresh_memory(geometry)))
+        assert events_of(world, "w1:1 f") == [(write, 512), (sync, 0), (write, 512), (write, 512), (sync, 0)]
+        assert events_of(world, "f") == [(sync, 0)]
+        record = [(sync, 0), (write, 512), (write, 512), (sync, 0)]
+        assert events_of(world, "r1 f") == [*record, (punch, geometry.zone_size * 512)]
+    conventional = World(CrashBacking(fresh_memory()))
+    assert events_of(conventional, "k0:1 f") == [(write, 512), (sync, 0)]
+
+
+def test_only_a_zone_that_had_data_is_settled_before_it_is_written() -> None:
+    world = World(CrashBacking(fresh_memory()))
+    write, sync = EventKind.WRITE, EventKind.SYNC
+    assert events_of(world, "o1 c1 w1:1") == [(write, 512)]
+    assert events_of(world, "f2 r2 w2:1") == [(write, 512)]
+    # Once reset, other zones' data do not wait.
+    assert events_of(world, "r1 w2:1") == [(write, 512)]
+    assert world.port.is_unsettled(1)
+    assert [kind for kind, _ in events_of(world, "w1:1")][:2] == [sync, write]
+    assert not world.port.is_unsettled(1)
+
+
+def test_the_journal_is_folded_once_in_many_flushes() -> None:
+    world = World(CrashBacking(fresh_memory()))
+    nr_records = world.image.header.section(SectionKind.JOURNAL).length // 512
+    events = events_of(world, " ".join(["o1 f c1 f"] * nr_records))
+    tables = [length for kind, length in events if kind is EventKind.WRITE and length == 4096]
+    assert len(tables) == 2 * (2 * nr_records // (nr_records + 1))
+
+
+def test_nothing_is_answered_while_closing_that_the_clean_mark_does_not_cover() -> None:
+    class Closing(MemoryBacking):
+        """Somebody writes while the last flush syncs."""
+
+        late: list[Status]
+
+        def sync(self) -> None:
+            if world.closing_position is not None:
+                self.late.append(world.port.write(8, 1, [bytes(512)]))
+
+    backing = Closing(fresh_memory())
+    backing.late = []
+    world = World.__new__(World)
+    world.closing_position = None
+    world.__init__(backing)  # type: ignore[misc]  # the backing asks for the world
+    world.run("w2:1 Q")
+    assert set(backing.late) == {Status.POISONED}
+    again = World(MemoryBacking(backing.memory))
+    assert not again.image.recovery
+    assert again.snapshot()[1] == (Condition.EMPTY, b"")
+    assert again.snapshot()[2][0] == Condition.IMP_OPEN
+
+
+def test_closing_twice_and_using_it_afterwards() -> None:
+    world = World(MemoryBacking(fresh_memory()))
+    world.run("Q")
+    world.device.close()
+    assert world.port.write(8, 1, [bytes(512)]) is Status.POISONED
+    assert world.port.flush() is Status.POISONED
+    with pytest.raises(PoisonedError, match="the image is closed"):
+        world.image.settle()
+
+
+def test_writers_flushes_and_resets_from_many_threads(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    geometry = Geometry(size=16 * 256, zone_size=256, zone_capacity=256)
+    ZonedDevice.create(path, geometry, uuid=UUID_OF_TESTS)
+    device = ZonedDevice.open(path)
+    failures: list[tuple[int, int, Status]] = []
+    stop = threading.Event()
+
+    def write(zone_no: int) -> None:
+        port = device.port(f"writer {zone_no}", VIRTIO)
+        for number in range(1, 400):
+            status = port.append(256 * zone_no, 2, [number.to_bytes(2, "big") * 512])[0]
+            if status is Status.ZONE_FULL:
+                status = port.manage(Operation.RESET, 256 * zone_no)
+            if status:
+                failures.append((zone_no, number, status))
+
+    def flush() -> None:
+        port = device.port("flusher", VIRTIO)
+        while not stop.is_set():
+            if status := port.flush():
+                failures.append((-1, 0, status))
+
+    writers = [threading.Thread(target=write, args=(zone_no,)) for zone_no in range(4)]
+    flusher = threading.Thread(target=flush)
+    for thread in (*writers, flusher):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    flusher.join()
+    assert not failures
+    before = (bytes(device.machine.conds), device.machine.wps.tobytes())
+    device.close()
+    device = ZonedDevice.open(path)
+    assert not device.image.recovery
+    assert (bytes(device.machine.conds), device.machine.wps.tobytes()) == before
+    # 128 appends fill a zone and the next number is lost on the reset: the rest lies at the start of the zone.
+    first = 3 * 129 + 1
+    port = device.port("reader", VIRTIO)
+    for zone_no in range(4):
+        assert port.zone(zone_no).wp == 256 * zone_no + 2 * (400 - first)
+        for number in range(first, 400):
+            buffer = bytearray(1024)
+            assert port.read(256 * zone_no + 2 * (number - first), 2, [buffer]) is Status.OK
+            assert buffer == number.to_bytes(2, "big") * 512
+    device.close()
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def killed(path: Path) -> None:
+    """Leave an image at *path* as a killed process does."""
+    ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    program = (
+        "import os, sys; from pathlib import Path; from zonefs_emu.device.device import ZonedDevice;"
+        "from zonefs_emu.model.transitions import VIRTIO;"
+        "device = ZonedDevice.open(Path(sys.argv[1])); port = device.port('x', VIRTIO);"
+        "assert not port.write(8, 2, [b'a' * 1024]); os.kill(os.getpid(), 9)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", program, str(path)], check=False, env=environment)
+
+
+def test_a_killed_image_is_read_without_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    killed(path)
+    before = path.read_bytes()
+    readers = [ZonedDevice.open(path, readonly=True) for _ in range(2)]
+    for device in readers:
+        port = device.port("reader", VIRTIO)
+        assert "every command that it had answered is here" in device.image.recovery
+        assert (port.zone(1).cond, port.zone(1).wp) == (Condition.IMP_OPEN, 10)
+        buffer = bytearray(1024)
+        assert port.read(8, 2, [buffer]) is Status.OK
+        assert buffer == b"a" * 1024
+        assert port.write(10, 1, [bytes(512)]) is Status.POISONED
+        assert port.flush() is Status.OK
+    with pytest.raises(ImageBusyError):
+        ZonedDevice.open(path)
+    for device in readers:
+        device.close()
+    assert path.read_bytes() == before
+    device = ZonedDevice.open(path)
+    assert device.port("writer", VIRTIO).write(10, 1, [bytes(512)]) is Status.OK
+    device.close()
+
+
+def test_who_holds_an_image_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    assert holder(path) == "another process"
+    assert holder(tmp_path / "absent") == "another process"
+    device = ZonedDevice.open(path, owner="a test")
+    with pytest.raises(ImageBusyError, match=rf"image is in use by a test \(pid {os.getpid()}\)"):
+        ZonedDevice.open(path)
+    with pytest.raises(ImageBusyError, match="a test"):
+        ZonedDevice.open(path, readonly=True)
+    device.close()
+    ZonedDevice.open(path).close()
+    path.write_bytes(b"no image any more")
+    assert holder(path) == "another process"
+
+
+def test_unknown_features_that_allow_reading() -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run("w1:1 Q")
+    header = replace(layout.plan_header(GEOMETRY, uuid=UUID_OF_TESTS), read_only_compatible=4, compatible=1)
+    for copy in (0, 1):
+        offset = header.section(SectionKind.HEADER, copy).offset
+        memory[offset : offset + 4096] = layout.encode_header(header, copy)
+    with pytest.raises(UnsupportedVersionError, match="features 0x4 that this program does not know: it can only be"):
+        Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True).wps[1] == 1
+
+
+def test_creating_never_overwrites_and_leaves_nothing_behind_if_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    path.write_text("precious")
+    with pytest.raises(FileExistsError):
+        ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    assert path.read_text() == "precious"
+
+    def fail(*_args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(FileBacking, "sync_name", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        ZonedDevice.create(tmp_path / "other", GEOMETRY, uuid=UUID_OF_TESTS)
+    assert not (tmp_path / "other").exists()
+
+
+# -- space and size ---------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_image_of_a_tebibyte_takes_less_than_a_mebibyte(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    geometry = Geometry(size=1 << 31, zone_size=256 * MIB, zone_capacity=256 * MIB)
+    ZonedDevice.create(path, geometry, uuid=UUID_OF_TESTS)
+    ZonedDevice.open(path).close()
+    assert path.stat().st_size > 1 << 40
+    assert path.stat().st_blocks * 512 < 1 << 20
+
+
+def test_reset_gives_the_space_back(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    ZonedDevice.create(path, Geometry(size=8 * MIB, zone_size=MIB, zone_capacity=MIB), uuid=UUID_OF_TESTS)
+    device = ZonedDevice.open(path)
+    port = device.port("test", VIRTIO)
+    empty = path.stat().st_blocks
+    for zone_no in range(4):
+        assert port.write(zone_no * MIB, MIB, [bytes([zone_no + 1]) * (1 << 20)]) is Status.OK
+    assert port.flush() is Status.OK
+    assert path.stat().st_blocks >= empty + 4 * MIB
+    assert port.manage(Operation.RESET, 0, 3) is Status.OK
+    assert port.flush() is Status.OK
+    assert path.stat().st_blocks < empty + MIB + 256
+    buffer = bytearray(1 << 20)
+    assert port.read(3 * MIB, MIB, [buffer]) is Status.OK
+    assert buffer == bytes([4]) * (1 << 20)
+    device.close()
+
+
+def test_what_a_sparse_copy_lost_is_reserved_again(tmp_path: Path) -> None:
+    path, copied = tmp_path / "image", tmp_path / "copy"
+    ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    copied.touch()
+    os.truncate(copied, path.stat().st_size)
+    with path.open("rb") as source, copied.open("r+b") as target:
+        while block := source.read(4096):
+            if any(block):
+                target.seek(source.tell() - len(block))
+                target.write(block)
+    before = copied.stat().st_blocks
+    device = ZonedDevice.open(copied)
+    assert copied.stat().st_blocks >= before + sum(length for _, length in device.image.header.reserved) // 512 * 0.8
+    device.close()
+
+
+@pytest.mark.slow
+def test_a_million_zones(tmp_path: Path) -> None:
+    """Create and open in less than two seconds each, in less than 200 MB; one flush writes as little as ever."""
+    program = """
+import json, sys, time
+from pathlib import Path
+from uuid import UUID
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+path = Path(sys.argv[1])
+times = [time.monotonic()]
+ZonedDevice.create(path, Geometry(size=1 << 31, zone_size=1 << 11, zone_capacity=1 << 11), uuid=UUID(int=1))
+times.append(time.monotonic())
+device = ZonedDevice.open(path)
+times.append(time.monotonic())
+written = []
+pwrite = device.image.backing.pwrite
+device.image.backing.pwrite = lambda data, offset: (written.append(len(data)), pwrite(data, offset))
+port = device.port("test", VIRTIO)
+assert not port.write(1 << 30, 8, [bytes(4096)])
+assert not port.flush()
+assert device.geometry.nr_zones == 1 << 20
+# Not getrusage(): its maximum counts what the parent was before exec.
+status = Path("/proc/self/status").read_text()
+kib = int(status.partition("VmHWM:")[2].split()[0])
+json.dump([times[1] - times[0], times[2] - times[1], kib / 1024, written], sys.stdout)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)  # measures, so nothing else may
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "image")], env=environment, check=True, capture_output=True
+    )
+    create_s, open_s, resident_mib, written = json.loads(done.stdout)
+    assert create_s < 2
+    assert open_s < 2
+    assert resident_mib < 200
+    assert written == [512, 512]
+
+
+def test_an_image_may_be_copied_while_nobody_holds_it(tmp_path: Path) -> None:
+    path, copied = tmp_path / "image", tmp_path / "copy"
+    killed(path)
+    shutil.copy(path, copied)
+    device = ZonedDevice.open(copied)
+    assert device.port("test", VIRTIO).zone(1).wp == 10
+    device.close()

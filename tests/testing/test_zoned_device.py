@@ -1,0 +1,162 @@
+"""The device that tests are given, in this process and in real daemons."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.presets import PRESETS, build_geometry
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.zoned_device import DeviceUnderTest
+
+BLOCK = b"b" * 4096
+MIB = 1 << 20
+ZONE = 2048  # sectors
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceUnderTest]:
+    """8 zones of 1 MiB, the first conventional; 2 may be open."""
+    run = tmp_path / "run"
+    run.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    shape = build_geometry(size=8 * MIB, zone_size=MIB, conventional=((0, 1),), max_open_zones=2)
+    device = DeviceUnderTest(tmp_path, shape)
+    yield device
+    device.close()
+
+
+def append_file(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_APPEND)
+    try:
+        with mmap.mmap(-1, 4096) as buffer:
+            buffer.write(BLOCK)
+            assert os.write(fd, buffer) == 4096
+    finally:
+        os.close(fd)
+
+
+def written(device: DeviceUnderTest, zone_no: int) -> int:
+    zone = device.report()[zone_no]
+    return zone.wp - zone.start
+
+
+def test_a_power_cut_keeps_what_was_flushed_and_a_beginning_of_the_rest(device: DeviceUnderTest) -> None:
+    found = set()
+    for seed in range(12):
+        assert device.port.manage(Operation.RESET, 3 * ZONE) == 0
+        for index in range(4):
+            assert device.port.write(3 * ZONE + index * 8, 8, (BLOCK,)) == 0
+            if index == 1:
+                assert device.port.flush() == 0
+        device.power_cut(seed=seed)
+        zone = device.report()[3]
+        assert zone.cond is Condition.CLOSED
+        found.add(zone.wp - zone.start)
+        data = bytearray(32 * 512)
+        assert device.port.read(3 * ZONE, 32, (data,)) == 0
+        assert data.rstrip(b"\0") == BLOCK * ((zone.wp - zone.start) // 8)
+    assert found == {16, 24, 32}
+
+
+def test_the_device_from_before_a_power_cut_is_dead(device: DeviceUnderTest) -> None:
+    before = device.port
+    device.power_cut()
+    assert device.port is not before
+    assert before.write(ZONE, 8, (BLOCK,)) is Status.POISONED
+    assert before.read(ZONE, 8, (bytearray(4096),)) is Status.IO_ERROR
+    assert written(device, 1) == 0
+
+
+def test_faults_conditions_and_refusals(device: DeviceUnderTest) -> None:
+    fault = device.inject("fail", on=("write", "append"), zone=2, nth=2, status=Status.NO_SPACE)
+    assert device.port.write(2 * ZONE, 8, (BLOCK,)) == 0
+    assert device.port.write(2 * ZONE + 8, 8, (BLOCK,)) is Status.NO_SPACE
+    assert "zone 2 is IMP_OPEN" in device.refusals()[0]
+    device.remove_fault(fault.id)
+    with pytest.raises(UsageError, match="there is no fault"):
+        device.remove_fault(fault.id)
+    with pytest.raises(UsageError, match="needs the number of sectors"):
+        device.inject("partial", on="write")
+    device.set_cond(4, Condition.OFFLINE)
+    text = device.describe()
+    assert "zone      2 at sector       4096  IMP_OPEN   8 of 2048 sectors written\n" in text
+    assert "zone      4 at sector       8192  OFFLINE\n" in text
+    assert "\nrefused: test: write of 8 sectors at sector 4104 was refused (NO_SPACE)" in text
+    device.power_cut()
+    assert "refused before the power cut: test: write" in device.describe()
+
+
+def test_a_description_is_short(tmp_path: Path) -> None:
+    device = DeviceUnderTest(tmp_path, build_geometry(preset=PRESETS["small"]))
+    assert "\nnone\n" in device.describe()
+    assert device.port.manage(Operation.FINISH, device.geometry.zone_start(10), 40) == 0
+    assert device.describe().count("FULL") == 32
+    assert "... and 8 more" in device.describe()
+    device.close()
+    assert device.describe().count("\n") > 1  # read from the file
+    device.image.unlink()
+    assert "cannot be asked" in device.describe()
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+def test_a_mount_is_driven_cut_and_given_back(device: DeviceUnderTest) -> None:
+    mountpoint = device.mount("errors=repair")
+    append_file(mountpoint / "seq" / "0")
+    with pytest.raises(UsageError, match="a daemon has the image"):
+        _ = device.port
+    assert written(device, 1) == 8
+    device.inject("fail", on="write", every=True)
+    with pytest.raises(OSError, match="Input/output error"):
+        append_file(mountpoint / "seq" / "1")
+    assert "a fault was injected" in device.refusals()[0]
+
+    kept = set()
+    for seed in range(6):
+        before = written(device, 1) - 8
+        device.power_cut(seed=seed)
+        assert mountpoint.is_mount()
+        assert (mountpoint / "seq" / "0").stat().st_size == written(device, 1) * 512
+        kept.add(written(device, 1) - before)
+        append_file(mountpoint / "seq" / "0")
+    assert kept == {0, 8}
+
+    device.stop()
+    assert not mountpoint.is_mount()
+    assert device.port.write(3 * ZONE, 8, (BLOCK,)) == 0
+    assert sorted((device.image.parent / "run" / "zonefs-emu").iterdir()) == []
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+def test_a_daemon_that_fails_is_heard(device: DeviceUnderTest) -> None:
+    with pytest.raises(UsageError, match="did not start: unknown mount option foo"):
+        device.mount("foo")
+    # The image is ours again.
+    mountpoint = device.mount()
+    assert device._daemon is not None
+    device._daemon.process.kill()
+    with pytest.raises(UsageError, match="the daemon ended with -9"):
+        device.stop()
+    assert not mountpoint.is_mount()
+    assert device.report() != []
+
+
+def test_a_served_disk_survives_a_power_cut(device: DeviceUnderTest) -> None:
+    path = device.serve("blk")
+    with Frontend(path) as frontend:
+        frontend.start()
+        assert BlkDriver(frontend.queues[0]).write(2 * ZONE, BLOCK) == 0
+    assert written(device, 2) == 8
+    device.power_cut(seed=1)
+    with Frontend(path) as frontend:
+        frontend.start()
+        assert BlkDriver(frontend.queues[0]).write(2 * ZONE + written(device, 2), BLOCK) == 0
+    device.close()
+    assert not path.parent.exists()

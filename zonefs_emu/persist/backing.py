@@ -1,0 +1,248 @@
+"""What an image lies on: the only pread, pwrite, fallocate, fdatasync, mmap and flock of the project.
+
+May not know: what the bytes mean.
+"""
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from zonefs_emu.errors import ImageBusyError, ImageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
+
+
+class Backing(Protocol):
+    """A file of fixed length as an image sees it. Offsets and lengths in bytes; errors are OSError."""
+
+    #: preadv(buffers, offset) and pwritev(buffers, offset) return the bytes moved, like their name-sakes in os. They
+    #: are attributes, not methods: the read and write paths call them without a layer between.
+    preadv: Callable[[Sequence["Buffer"], int], int]
+    pwritev: Callable[[Sequence["Buffer"], int], int]
+
+    @property
+    def length(self) -> int:
+        """Length of the file in bytes."""
+        ...
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return up to *length* bytes."""
+        ...
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Write all of *data*."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        ...
+
+    def punch(self, offset: int, length: int) -> None:
+        """Turn the range into zeros and give its space back to the host."""
+        ...
+
+    def extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the runs between *start* and *end* that may hold other than zeros."""
+        ...
+
+    def reserve(self, offset: int, length: int) -> None:
+        """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
+        ...
+
+    def map(self, offset: int, length: int) -> memoryview:
+        """Return the range as memory that survives the end of this process."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, the lock included."""
+        ...
+
+
+class FileBacking:
+    """A file of the host, under a lock."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        """Take over *fd*."""
+        self.path = path
+        self._fd = fd
+        self._maps: list[tuple[mmap.mmap, memoryview]] = []
+        self.preadv: Callable[[Sequence[Buffer], int], int] = partial(os.preadv, fd)
+        self.pwritev: Callable[[Sequence[Buffer], int], int] = partial(os.pwritev, fd)
+
+    @classmethod
+    def create(cls, path: Path, length: int, allocated: Sequence[tuple[int, int]]) -> "FileBacking":
+        """Create the sparse file *path* of *length* bytes, with the *allocated* (offset, length) runs reserved.
+
+        What is mapped must be reserved: a store into a hole of a full file system is a SIGBUS.
+
+        Raises:
+            FileExistsError: creating never overwrites.
+            OSError: the host has no room; nothing is left behind.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        backing = cls(path, fd)
+        try:
+            backing._lock(exclusive=True)
+            os.ftruncate(fd, length)
+            for offset, run in allocated:
+                backing.reserve(offset, run)
+        except BaseException:
+            backing.close()
+            path.unlink()
+            raise
+        return backing
+
+    @classmethod
+    def open(cls, path: Path, *, readonly: bool = False) -> "FileBacking":
+        """Open *path*: exclusively, or beside other readers if *readonly*.
+
+        Raises:
+            ImageBusyError: another process holds it.
+            OSError: it cannot be opened.
+        """
+        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        backing = cls(path, fd)
+        try:
+            backing._lock(exclusive=not readonly)
+        except BaseException:
+            backing.close()
+            raise
+        return backing
+
+    @classmethod
+    def peek(cls, path: Path) -> "FileBacking":
+        """Open *path* for reading without any lock: for what may change under the reader.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        return cls(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _lock(self, *, exclusive: bool) -> None:
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImageBusyError(str(self.path), "another process") from None
+
+    @property
+    def length(self) -> int:
+        """Length of the file in bytes."""
+        return os.fstat(self._fd).st_size
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes that the file takes on the host."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode number: who finds the file by another name finds the same."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return up to *length* bytes."""
+        return os.pread(self._fd, length, offset)
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        """Write all of *data*."""
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, offset)
+            view = view[done:]
+            offset += done
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        os.fdatasync(self._fd)
+
+    def sync_name(self) -> None:
+        """Make the file's name durable: without it a power cut takes a new file away, however often it was synced."""
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def reserve(self, offset: int, length: int) -> None:
+        """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
+        os.posix_fallocate(self._fd, offset, length)
+
+    def punch(self, offset: int, length: int) -> None:
+        """Turn the range into zeros and give its space back; where the file system cannot punch, write nothing.
+
+        A file system without holes keeps the old bytes: they lie beyond every write pointer, where nobody reads them.
+        """
+        mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+        if _fallocate(self._fd, mode, offset, length):
+            code = ctypes.get_errno()
+            if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise OSError(code, os.strerror(code), str(self.path))
+
+    def extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the runs between *start* and *end* that hold data on the host."""
+        offset = start
+        while offset < end:
+            try:
+                offset = os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            if offset >= end:
+                return
+            hole = min(os.lseek(self._fd, offset, os.SEEK_HOLE), end)
+            yield offset, hole - offset
+            offset = hole
+
+    def map(self, offset: int, length: int) -> memoryview:
+        """Return the range, page aligned, as shared memory of the file."""
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        mapping = mmap.mmap(self._fd, offset + length - start, offset=start)
+        view = memoryview(mapping)[offset - start :]
+        self._maps.append((mapping, view))
+        return view
+
+    def close(self) -> None:
+        """Release everything, the lock included."""
+        for mapping, view in self._maps:
+            view.release()
+            mapping.close()
+        self._maps.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def current_boot_id() -> bytes:
+    """Return the 16 bytes that the kernel drew at boot.
+
+    Raises:
+        ImageError: the kernel does not tell (no /proc).
+    """
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError as error:
+        message = f"the kernel's boot id cannot be read ({error.strerror}): /proc must be mounted"
+        raise ImageError(message) from None
+    return bytes.fromhex(text.strip().replace("-", ""))
+
+
+def _load_fallocate() -> "Callable[[int, int, int, int], int]":
+    function = ctypes.CDLL(None, use_errno=True).fallocate
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    return function
+
+
+_fallocate: Final = _load_fallocate()

@@ -1,0 +1,336 @@
+"""Look an image over without changing it: findings, never output.
+
+An image can be sound although something was found: the severity tells. Each finding names the section and the copy that
+it is about, so that whoever repairs can act on it.
+"""
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.errors import BadMagicError, CorruptImageError, ImageError
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
+from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
+from zonefs_emu.persist.image import Image, read_checkpoint, read_header
+from zonefs_emu.persist.layout import (
+    BLOCK_BYTES,
+    Header,
+    Mode,
+    SectionKind,
+    State,
+    apply_records,
+    choose_faults,
+    decode_faults,
+    decode_header,
+    decode_live,
+    decode_record,
+    decode_state,
+    impossible_zones,
+    record_bytes,
+    scan_table,
+    unpack_words,
+)
+from zonefs_emu.units import human_bytes, round_up, to_bytes
+
+_COPY_NAMES: Final = ("first", "second")
+#: Of findings that may be as many as there are zones, so many are listed.
+_NR_LISTED_MAX: Final = 20
+
+
+class Severity(Enum):
+    """What a finding means for the image, worst first."""
+
+    ERROR = "error"  #: it cannot be opened
+    WARNING = "warning"  #: one of two copies is damaged, and the other one serves; or something is out of bounds
+    INFO = "info"  #: worth knowing; nothing is wrong
+
+
+_RANK: Final = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something that is not as it should be, or worth knowing.
+
+    *offset*: the byte in the file, None where it is no one place. *section* and *copy* (0 or 1): what it is about, None
+    where it is the file as a whole. *zone_no*: the zone that is concerned, if it is one.
+    """
+
+    severity: Severity
+    offset: int | None
+    message: str
+    section: SectionKind | None = None
+    copy: int | None = None
+    zone_no: int | None = None
+
+
+def check_image(path: Path) -> list[Finding]:
+    """Return what is to be said of the image *path*, worst first. Takes no lock and writes nothing.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    backing = FileBacking.peek(path)
+    try:
+        return check_backing(backing, backing.length, current_boot_id())
+    finally:
+        backing.close()
+
+
+def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding]:
+    """Return what is to be said of the image on *backing* (*length* bytes), worst first; *boot_id* is the host's."""
+    findings: list[Finding] = []
+    try:
+        # Opening checks all that an image needs, so whatever it accepts can be used.
+        Image.load(backing, length, boot_id, readonly=True)
+    except ImageError as error:
+        findings.append(_error(error))
+    try:
+        header = read_header(backing, length)
+    except ImageError:
+        return findings
+    looks: tuple[Callable[[Backing, Header], Iterator[Finding]], ...] = (
+        _headers, _states, _tables, _journals, _faults,
+    )  # fmt: skip
+    findings.extend(chain.from_iterable(look(backing, header) for look in looks))
+    findings.extend(_zones(backing, header, boot_id))
+    return sorted(findings, key=lambda finding: _RANK[finding.severity])
+
+
+def lasting(rounds: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Return the findings that every one of *rounds* has: what only some have was being written just then."""
+    return [finding for finding in rounds[0] if all(finding in findings for findings in rounds[1:])]
+
+
+def _error(error: ImageError) -> Finding:
+    offset = error.offset if isinstance(error, CorruptImageError) else None
+    return Finding(severity=Severity.ERROR, offset=offset, message=str(error))
+
+
+def _one_copy(kind: SectionKind, copy: int, offset: int, detail: str) -> Finding:
+    message = f"the {_COPY_NAMES[copy]} copy of the {_NAMES[kind]} is damaged: {detail}"
+    return Finding(severity=Severity.WARNING, offset=offset, message=message, section=kind, copy=copy)
+
+
+_NAMES: Final = {
+    SectionKind.HEADER: "header",
+    SectionKind.STATE: "state block",
+    SectionKind.TABLE: "zone table",
+    SectionKind.JOURNAL: "journal",
+    SectionKind.FAULTS: "fault table",
+}
+
+
+# -- the structures that have two copies ------------------------------------------------------------------------------
+
+
+def _headers(backing: Backing, header: Header) -> Iterator[Finding]:
+    if header.read_only_compatible:
+        yield Finding(
+            severity=Severity.WARNING,
+            offset=header.metadata_offset,
+            message=f"the features {header.read_only_compatible:#x} are not known here, so it can only be read",
+            section=SectionKind.HEADER,
+        )
+    found = []
+    for copy in (0, 1):
+        offset = header.section(SectionKind.HEADER, copy).offset
+        try:
+            found.append(decode_header(backing.pread(BLOCK_BYTES, offset), offset=offset))
+        except (BadMagicError, CorruptImageError) as error:
+            yield _one_copy(SectionKind.HEADER, copy, offset, str(error))
+    if len(found) == len(_COPY_NAMES) and found[0] != found[1]:
+        yield _one_copy(SectionKind.HEADER, 0, header.metadata_offset, "it differs from the second, which counts")
+
+
+def _state_copies(backing: Backing, header: Header) -> Iterator[tuple[int, State | CorruptImageError]]:
+    """Yield (offset, the state or what is wrong with it) of both copies."""
+    for copy in (0, 1):
+        offset = header.section(SectionKind.STATE, copy).offset
+        try:
+            yield offset, decode_state(backing.pread(BLOCK_BYTES, offset), header.seed, offset=offset)
+        except CorruptImageError as error:
+            yield offset, error
+
+
+def _states(backing: Backing, header: Header) -> Iterator[Finding]:
+    generations = []
+    for copy, (offset, found) in enumerate(_state_copies(backing, header)):
+        if isinstance(found, State):
+            generations.append(found.generation)
+        else:
+            yield _one_copy(SectionKind.STATE, copy, offset, str(found))
+    if len(set(generations)) == len(_COPY_NAMES):
+        yield Finding(
+            severity=Severity.INFO,
+            offset=header.section(SectionKind.STATE).offset,
+            message=f"the copies of the state block are of generations {generations[0]} and {generations[1]}: "
+            "the last change of it was interrupted, and the newer one counts",
+            section=SectionKind.STATE,
+        )
+
+
+def _tables(backing: Backing, header: Header) -> Iterator[Finding]:
+    scans = []
+    for copy in (0, 1):
+        section = header.section(SectionKind.TABLE, copy)
+        scans.append(scan_table(backing.pread(section.length, section.offset), header.seed))
+        for index, generation in enumerate(scans[copy]):
+            if generation < 0:
+                offset = section.offset + index * BLOCK_BYTES
+                yield _one_copy(SectionKind.TABLE, copy, offset, f"block {index} has a wrong CRC")
+    generations = {generation for scan in scans for generation in scan if generation >= 0}
+    if len(generations) > 1:
+        yield Finding(
+            severity=Severity.INFO,
+            offset=header.section(SectionKind.TABLE).offset,
+            message=f"the zone table has blocks of generations {min(generations)} to {max(generations)}: "
+            "its last rewriting was interrupted, and the newest complete one counts",
+            section=SectionKind.TABLE,
+        )
+
+
+def _journals(backing: Backing, header: Header) -> Iterator[Finding]:
+    """Compare each copy with the records that both together give."""
+    try:
+        table, journal = read_checkpoint(backing, header)
+    except CorruptImageError:
+        return  # an ERROR says it already
+    for copy in (0, 1):
+        section = header.section(SectionKind.JOURNAL, copy)
+        content = backing.pread(section.length, section.offset)
+        at = 0
+        for record in journal.records:
+            if decode_record(content, at, header.seed) != record:
+                detail = f"record {record.seq} of epoch {table.generation} is not whole"
+                yield _one_copy(SectionKind.JOURNAL, copy, section.offset + at, detail)
+            at += record_bytes(len(record.entries))
+
+
+def _faults(backing: Backing, header: Header) -> Iterator[Finding]:
+    sections = [header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
+    copies = [backing.pread(section.length, section.offset) for section in sections]
+    try:
+        choose_faults(copies, header.seed, offsets=[section.offset for section in sections])
+    except CorruptImageError as error:
+        yield _error(error)
+        return
+    for copy, content in enumerate(copies):
+        # All zeros: nothing was ever injected.
+        if content.strip(b"\0") and decode_faults(content, header.seed) is None:
+            yield _one_copy(SectionKind.FAULTS, copy, sections[copy].offset, "it has a wrong CRC")
+
+
+# -- zones --------------------------------------------------------------------------------------------------------
+
+
+def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding]:
+    """Look at the zones of the checkpoint, and at the live table where it counts."""
+    geometry = header.geometry
+    states = [found for _, found in _state_copies(backing, header) if isinstance(found, State)]
+    try:
+        table, journal = read_checkpoint(backing, header)
+        conds, wps = unpack_words(table.words)
+        apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
+    except CorruptImageError:
+        return  # an ERROR says it already
+    yield from _impossible(header, SectionKind.TABLE, conds, wps)
+    state = max(states, key=lambda found: found.generation, default=None)
+    if state is not None and state.mode is Mode.LIVE:
+        section = header.section(SectionKind.LIVE)
+        if state.boot_id == boot_id:
+            try:
+                live = decode_live(backing.pread(8 * geometry.nr_zones, section.offset), offset=section.offset)
+            except CorruptImageError:
+                return  # an ERROR says it already
+            live_conds, live_wps = unpack_words(live)
+            yield from _impossible(header, SectionKind.LIVE, live_conds, live_wps)
+            changed = [
+                zone_no
+                for zone_no in range(geometry.nr_zones)
+                if (live_conds[zone_no], live_wps[zone_no]) != (conds[zone_no], wps[zone_no])
+            ]
+            conds, wps = live_conds, live_wps
+            if changed:
+                yield Finding(
+                    severity=Severity.INFO,
+                    offset=section.offset + 8 * changed[0],
+                    message=f"zones that changed since the last flush: {len(changed)}, zone {changed[0]} first",
+                    section=SectionKind.LIVE,
+                    zone_no=changed[0],
+                )
+        else:
+            yield Finding(
+                severity=Severity.INFO,
+                offset=header.section(SectionKind.STATE).offset,
+                message=f"the image was in use by {state.owner} when the host stopped: opening it goes back to the "
+                "last completed flush",
+                section=SectionKind.STATE,
+            )
+    yield from _limits(header, conds)
+    yield from _beyond_wp(backing, header, conds, wps)
+
+
+def _impossible(header: Header, kind: SectionKind, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
+    found = list(impossible_zones(header.geometry, conds, wps))
+    for zone_no, expected in found[:_NR_LISTED_MAX]:
+        yield Finding(
+            severity=Severity.ERROR,
+            offset=header.section(kind).offset,
+            message=f"zone {zone_no} is in condition {conds[zone_no]} with {wps[zone_no]} sectors of data; "
+            f"expected {expected}",
+            section=kind,
+            zone_no=zone_no,
+        )
+    if len(found) > _NR_LISTED_MAX:
+        yield Finding(
+            severity=Severity.ERROR,
+            offset=header.section(kind).offset,
+            message=f"{len(found) - _NR_LISTED_MAX} more zones are in impossible conditions",
+            section=kind,
+        )
+
+
+def _limits(header: Header, conds: bytearray) -> Iterator[Finding]:
+    geometry = header.geometry
+    for name, limit, counted in (
+        ("open", geometry.max_open_zones, OPEN_CONDITIONS),
+        ("active", geometry.max_active_zones, ACTIVE_CONDITIONS),
+    ):
+        number = sum(conds.count(cond) for cond in counted)
+        if limit and number > limit:
+            yield Finding(
+                severity=Severity.WARNING,
+                offset=None,
+                message=f"{number} zones are {name}, more than the limit {limit}",
+            )
+
+
+def _beyond_wp(backing: Backing, header: Header, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
+    """Say how much space is taken by what no command can read: writes that were never answered, resets that were."""
+    geometry = header.geometry
+    size = to_bytes(geometry.zone_size)
+    total = 0
+    zones: list[int] = []
+    for offset, length in backing.extents(0, to_bytes(geometry.size)):
+        for zone_no in range(offset // size, (offset + length - 1) // size + 1):
+            if conds[zone_no] == Condition.NOT_WP or geometry.is_conventional(zone_no):
+                continue
+            # Hosts give space in blocks, so the one that wp is in is taken whole.
+            start = max(offset, round_up(zone_no * size + to_bytes(wps[zone_no]), BLOCK_BYTES))
+            end = min(offset + length, (zone_no + 1) * size)
+            if start < end:
+                total += end - start
+                zones.append(zone_no)
+    if total:
+        yield Finding(
+            severity=Severity.INFO,
+            offset=zones[0] * size + to_bytes(wps[zones[0]]),
+            message=f"{human_bytes(total)} of space are taken beyond write pointers; zones: {len(set(zones))}, "
+            f"zone {zones[0]} first",
+            zone_no=zones[0],
+        )

@@ -1,0 +1,651 @@
+"""The image: zone states and data in one file, through crashes.
+
+May not know: commands, dialects, limits. It is told which zones changed and asked to flush.
+
+Two copies of the zone states serve two kinds of crash.
+
+* The *live table* is memory-mapped and gets one 8-byte store for every change. It survives the death of this process
+  and is trusted at the next open only if the host has not rebooted since.
+* The *checkpoint* (zone table + journal) is written by :meth:`Image.flush`, after the data has been synced. It survives
+  power cuts.
+
+Invariants:
+
+* Data is synced before a checkpoint that covers it is written, and a checkpoint is synced before a flush is answered:
+  a durable wp never covers bytes that are not.
+* A zone that was reset is not overwritten before its reset is durable ("erased" zones; :meth:`Image.settle`), and its
+  bytes are not punched out before that either: the last checkpoint may still point at them.
+* Of two copies of anything, the one that may be the only good one is never overwritten first.
+* After a failed write or sync nothing more is written (poisoned).
+"""
+
+import errno
+import sys
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from enum import Enum
+from os import getpid
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from zonefs_emu.errors import (
+    BadMagicError,
+    CorruptImageError,
+    ImageBusyError,
+    ImageError,
+    PoisonedError,
+    Status,
+    UnsupportedVersionError,
+)
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import fresh_zones
+from zonefs_emu.model.transitions import after_power_cycle
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
+from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
+from zonefs_emu.persist.layout import (
+    BLOCK_BYTES,
+    COND_BITS,
+    HEADER_MAGIC,
+    LIVE_PRIME,
+    Header,
+    Journal,
+    Mode,
+    Record,
+    SectionKind,
+    State,
+    Table,
+    apply_records,
+    check_words,
+    choose_faults,
+    choose_table,
+    decode_header,
+    decode_live,
+    decode_state,
+    encode_faults,
+    encode_header,
+    encode_live,
+    encode_record,
+    encode_state,
+    encode_table,
+    pack_word,
+    pack_words,
+    plan_header,
+    read_journal,
+    record_bytes,
+    unpack_words,
+)
+from zonefs_emu.units import to_bytes
+
+#: No host boots with this id: a LIVE state that carries it is never trusted.
+NO_BOOT: Final = bytes(16)
+#: How far from the end of a damaged file the first header is looked for: the metadata of the largest geometry.
+_SEARCH_BYTES: Final = 3 << 30
+_SEARCH_CHUNK_BYTES: Final = 1 << 20
+_EMPTY: Final = int(Condition.EMPTY)
+_NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+
+class Stage(Enum):
+    """How far a checkpoint is."""
+
+    BEGUN = 0  #: what it will cover is settled
+    DURABLE = 1
+
+
+class Image:
+    """One image, opened. ``conds`` and ``wps`` are the zone states; the machine works on these very arrays.
+
+    *lock* guards the arrays and everything said of them here: whoever changes a zone holds it from the decision to
+    :meth:`publish`. :meth:`flush` and :meth:`settle` take it themselves.
+    """
+
+    def __init__(
+        self, backing: Backing, header: Header, conds: bytearray, wps: "array[int]", *, readonly: bool
+    ) -> None:
+        """Use :meth:`create` or :meth:`open`."""
+        self.backing = backing
+        self.header = header
+        self.geometry = header.geometry
+        self.conds = conds
+        self.wps = wps
+        self.readonly = readonly
+        self.lock = threading.Lock()
+        #: Why nothing is written any more; None while all is well.
+        self.poison: str | None = "the image is open read-only" if readonly else None
+        self.is_closed = False
+        self.recovery = ""
+        self._flushing = threading.Lock()
+        self._seed = header.seed
+        self._live = memoryview(b"")
+        self.refusals = memoryview(b"")
+        self._state = State(generation=0, mode=Mode.CLEAN, boot_id=NO_BOOT)
+        # Which copy is to be overwritten first; the other one may be the only good one.
+        self._state_first = 0
+        self._table_first = 0
+        self._faults_first = 0
+        self._epoch = 0
+        self._newest_epoch = 0
+        self._journal_seq = 0
+        self._journal_at = 0
+        self._faults_generation = 0
+        self._saving_faults = threading.Lock()
+        self._dirty: set[int] = set()
+        #: Told of each stage of each checkpoint, with the lock held.
+        self.checkpoint_listener: Callable[[Stage], None] | None = None
+        #: Zones that were reset and may not be written before :meth:`settle`.
+        self.erased: set[int] = set()
+
+    # -- creating and opening ---------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
+        """Create the image *path* and close it.
+
+        Raises:
+            FileExistsError: *path* exists; creating never overwrites.
+            UsageError: the label or the conventional zones do not fit into the header.
+            OSError: the host has no room; nothing is left behind.
+        """
+        header = plan_header(geometry, uuid=uuid, label=label)
+        backing = FileBacking.create(path, header.file_bytes, header.reserved)
+        try:
+            cls.initialize(backing, header)
+            backing.sync_name()
+        except BaseException:
+            backing.close()
+            path.unlink()
+            raise
+        backing.close()
+
+    @classmethod
+    def initialize(cls, backing: Backing, header: Header, words: bytes = b"") -> None:
+        """Write the metadata of a device to *backing*: a fresh one, or one whose zone states are *words*."""
+        words = words or pack_words(*fresh_zones(header.geometry))
+        state = encode_state(State(generation=1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=1), header.seed)
+        table = encode_table(words, 1, header.seed)
+        for copy in (0, 1):
+            backing.pwrite(table, header.section(SectionKind.TABLE, copy).offset)
+            backing.pwrite(state, header.section(SectionKind.STATE, copy).offset)
+        # The headers come last: what has one is whole.
+        backing.sync()
+        for copy in (0, 1):
+            backing.pwrite(encode_header(header, copy), header.section(SectionKind.HEADER, copy).offset)
+        backing.sync()
+
+    @classmethod
+    def open(cls, path: Path, *, readonly: bool = False, owner: str = "zonefs-emu") -> "Image":
+        """Open the image *path*, recovering it if it was not stopped in order.
+
+        *readonly* takes a shared lock and writes nothing at all, not even what a recovery found. *owner* is what others
+        are told who find the image busy.
+
+        Raises:
+            ImageBusyError: another process holds it; says who.
+            BadMagicError, UnsupportedVersionError, CorruptImageError: says what is wrong and where.
+            OSError: the host refuses.
+        """
+        require_little_endian()
+        try:
+            backing = FileBacking.open(path, readonly=readonly)
+        except ImageBusyError:
+            raise ImageBusyError(str(path), holder(path)) from None
+        try:
+            return cls.load(backing, backing.length, current_boot_id(), readonly=readonly, owner=owner)
+        except BaseException:
+            backing.close()
+            raise
+
+    @classmethod
+    def load(
+        cls, backing: Backing, length: int, boot_id: bytes, *, readonly: bool = False, owner: str = "zonefs-emu"
+    ) -> "Image":
+        """Open the image on *backing* (*length* bytes); *boot_id* is the host's.
+
+        Raises:
+            ImageError: as :meth:`open`.
+        """
+        header = read_header(backing, length)
+        if header.read_only_compatible and not readonly:
+            message = (
+                f"the image has features {header.read_only_compatible:#x} that this program does not know: "
+                "it can only be opened for reading"
+            )
+            raise UnsupportedVersionError(message)
+        state, state_first = read_state(backing, header)
+        table, journal = read_checkpoint(backing, header)
+        last = (table.generation, len(journal.records))
+        if state.mode is Mode.CLEAN and (state.epoch, state.journal_seq) != last:
+            raise CorruptImageError(
+                "journal",
+                offset=header.section(SectionKind.JOURNAL).offset + journal.end,
+                found=f"record {last[1]} of epoch {last[0]} as the last one",
+                expected=f"record {state.journal_seq} of epoch {state.epoch}, as the state block of a clean stop says",
+            )
+        conds, wps = unpack_words(table.words)
+        apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
+        check_words(header.geometry, conds, wps, what="checkpoint", offset=header.section(SectionKind.TABLE).offset)
+        image = cls(backing, header, conds, wps, readonly=readonly)
+        image._state, image._state_first = state, state_first
+        image._epoch, image._newest_epoch = table.generation, table.newest
+        image._journal_seq, image._journal_at = last[1], journal.end
+        image._table_first = 1 if table.base == 0 else 0
+        if state.mode is Mode.LIVE:
+            image._recover(boot_id)
+        if readonly:
+            refusals = header.section(SectionKind.REFUSALS)
+            image.refusals = memoryview(backing.pread(refusals.length, refusals.offset))
+        else:
+            image._start(boot_id, owner, None if table.is_sound and journal.is_sound and not image.recovery else table)
+        return image
+
+    def _recover(self, boot_id: bytes) -> None:
+        """Bring the states to what the crash left: the live table, or what power leaves of the checkpoint."""
+        if self._state.boot_id == boot_id:
+            section = self.header.section(SectionKind.LIVE)
+            live = self.backing.pread(8 * self.geometry.nr_zones, section.offset)
+            conds, wps = unpack_words(decode_live(live, offset=section.offset))
+            check_words(self.geometry, conds, wps, what="live table", offset=section.offset)
+            self.conds[:] = conds
+            self.wps[:] = wps
+            self.recovery = "the last process did not stop in order: every command that it had answered is here"
+            return
+        for zone_no, cond in enumerate(self.conds):
+            if cond in ACTIVE_CONDITIONS:
+                self.conds[zone_no] = after_power_cycle(Condition(cond), self.wps[zone_no])
+        why = "the last process could not sync the image" if self._state.boot_id == NO_BOOT else "the host lost power"
+        self.recovery = f"{why}: everything up to the last completed flush is here"
+
+    def _start(self, boot_id: bytes, owner: str, mend: Table | None) -> None:
+        """Make the image LIVE, in an order that leaves a good image at every instant.
+
+        *mend*: the table as it was read, if it is to be written anew because something differs from it.
+        """
+        backing, header = self.backing, self.header
+        section = header.section(SectionKind.LIVE)
+        # What an earlier process wrote may not be durable yet, and what follows relies on it.
+        backing.sync()
+        # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
+        for offset, length in header.reserved:
+            backing.reserve(offset, length)
+        words = pack_words(self.conds, self.wps)
+        backing.pwrite(encode_live(words), section.offset)
+        self._live = backing.map(section.offset, 8 * self.geometry.nr_zones).cast("Q")
+        refusals = header.section(SectionKind.REFUSALS)
+        self.refusals = backing.map(refusals.offset, refusals.length)
+        self._write_state(replace(self._state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
+        if mend is not None:
+            self._mend(mend)
+            self._fold(words)
+        if self.recovery:
+            # Only now: until the fold, the last checkpoint may have pointed at these bytes.
+            self._punch(self._empty_with_data())
+
+    def _empty_with_data(self) -> list[int]:
+        """Return the EMPTY zones that still take space: their reset was answered, and then came the crash."""
+        size = to_bytes(self.geometry.zone_size)
+        found: list[int] = []
+        for offset, length in self.backing.extents(0, to_bytes(self.geometry.size)):
+            first, last = offset // size, (offset + length - 1) // size
+            if found and found[-1] == first:
+                first += 1
+            found.extend(zone_no for zone_no in range(first, last + 1) if self.conds[zone_no] == _EMPTY)
+        return found
+
+    def close(self) -> None:
+        """Flush, mark the image clean and let it go; a second time does nothing. A poisoned image is let go as it is.
+
+        Raises:
+            PoisonedError: the flush failed; what had been flushed before is safe.
+        """
+        if self.is_closed:
+            return
+        self.is_closed = True
+        try:
+            with self._flushing:
+                # From here on every writer is refused, so that nothing is answered that the last checkpoint lacks; with
+                # the lock, so that no writer is under way.
+                with self.lock:
+                    is_healthy = not self.poison
+                    self.poison = self.poison or "the image is closed"
+                if is_healthy:
+                    self._checkpoint()
+                    self._mark_clean()
+        finally:
+            self._live.release()
+            self.refusals.release()
+            self.backing.close()
+
+    def _mark_clean(self) -> None:
+        clean = replace(
+            self._state,
+            mode=Mode.CLEAN,
+            boot_id=NO_BOOT,
+            epoch=self._epoch,
+            journal_seq=self._journal_seq,
+            owner_pid=0,
+            owner="",
+        )
+        try:
+            self._write_state(clean)
+            self.backing.sync()
+        except OSError as error:
+            raise self._fail(error, "the clean mark could not be written") from None
+
+    # -- changing ---------------------------------------------------------------------------------------------
+
+    def publish(self, zone_no: int) -> None:
+        """Make the present state of *zone_no* survive the death of this process: one aligned 8-byte store.
+
+        For zones that were written to; of a conventional one nothing changes by that.
+        """
+        cond = self.conds[zone_no]
+        if cond:  # not NOT_WP
+            self._live[zone_no] = (self.wps[zone_no] << COND_BITS | cond) * LIVE_PRIME
+            self._dirty.add(zone_no)
+
+    def publish_all(self, zone_numbers: Sequence[int]) -> None:
+        """Publish zones whose condition changed, in order, noting those that lost data by it."""
+        live, conds, wps = self._live, self.conds, self.wps
+        for zone_no in zone_numbers:
+            wp = wps[zone_no]
+            # Only what had data can have durable data: a zone that was opened and closed again needs no settling.
+            if not wp and live[zone_no] // LIVE_PRIME >> COND_BITS:
+                self.erased.add(zone_no)
+            live[zone_no] = (wp << COND_BITS | conds[zone_no]) * LIVE_PRIME
+        self._dirty.update(zone_numbers)
+
+    def settle(self) -> None:
+        """Make all resets durable and give their space back. Blocks; call without the lock.
+
+        Raises:
+            PoisonedError: the host failed.
+        """
+        self.flush()
+
+    def flush(self) -> None:
+        """Make everything that was published before this call survive a power cut. Blocks; call without the lock.
+
+        Raises:
+            PoisonedError: the host failed to write or sync, now or earlier.
+        """
+        with self._flushing:
+            self._require_healthy()
+            self._checkpoint()
+
+    def between_checkpoints(self) -> AbstractContextManager[bool]:
+        """Return a context during which no checkpoint is written: take it before the lock."""
+        return self._flushing
+
+    def _checkpoint(self) -> None:
+        """Sync the data, then write and sync what zones it belongs to; with *_flushing* held."""
+        with self.lock:
+            dirty, self._dirty = sorted(self._dirty), set()
+            erased = sorted(self.erased)
+            room = self.header.section(SectionKind.JOURNAL).length - self._journal_at
+            entries: tuple[tuple[int, int], ...] = ()
+            words = b""
+            if record_bytes(len(dirty)) > room:
+                words = pack_words(self.conds, self.wps)
+            else:
+                entries = tuple((zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in dirty)
+            if self.checkpoint_listener is not None:
+                self.checkpoint_listener(Stage.BEGUN)
+        try:
+            self.backing.sync()
+            if words:
+                self._fold(words)
+            elif entries:
+                self._append_record(entries)
+        except OSError as error:
+            raise self._fail(error, "the image could not be synced", distrust=True) from None
+        if self.checkpoint_listener is not None:
+            with self.lock:
+                self.checkpoint_listener(Stage.DURABLE)
+        try:
+            # Not under the lock: nothing else writes to these zones, as writers wait for settle().
+            self._punch(erased)
+        except OSError as error:
+            raise self._fail(error, "the space of reset zones could not be given back") from None
+        with self.lock:
+            self.erased.difference_update(erased)
+
+    def fail(self, error: OSError, what: str) -> None:
+        """Refuse all further changes because the host failed to write; say so once."""
+        self._fail(error, what)
+
+    def _fail(self, error: OSError, what: str, *, distrust: bool = False) -> PoisonedError:
+        """Poison the image. With *distrust* the live table is not believed at the next open either.
+
+        After a failed sync nobody knows which pages reached the medium, so the next open goes back to the last
+        checkpoint, as after a power cut.
+        """
+        self.poison = f"{what} ({error.strerror}); nothing more is written until the image is reopened"
+        if distrust:
+            # Not _write_state(): its sync between the copies is what fails here.
+            state = replace(self._state, generation=self._state.generation + 1, boot_id=NO_BOOT)
+            for copy in (self._state_first, 1 - self._state_first):
+                with suppress(OSError):
+                    self.backing.pwrite(
+                        encode_state(state, self._seed), self.header.section(SectionKind.STATE, copy).offset
+                    )
+                    self.backing.sync()
+        return PoisonedError(self.poison, Status.NO_SPACE if error.errno in _NO_SPACE_ERRNOS else Status.IO_ERROR)
+
+    def _require_healthy(self) -> None:
+        if self.poison:
+            raise PoisonedError(self.poison)
+
+    # -- faults -----------------------------------------------------------------------------------------------
+
+    def load_faults(self) -> bytes:
+        """Return what :meth:`save_faults` was given last, or nothing.
+
+        Raises:
+            CorruptImageError: both copies are damaged.
+        """
+        sections = [self.header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
+        copies = [self.backing.pread(section.length, section.offset) for section in sections]
+        offsets = [section.offset for section in sections]
+        self._faults_generation, data, newest = choose_faults(copies, self._seed, offsets=offsets)
+        self._faults_first = 1 - newest
+        return data
+
+    def save_faults(self, data: bytes) -> None:
+        """Keep *data*, one copy written after the other is durable. Blocks; call without the lock.
+
+        Raises:
+            UsageError: it does not fit. PoisonedError: the host failed to write.
+        """
+        with self._saving_faults:
+            self._require_healthy()
+            block = encode_faults(data, self._faults_generation + 1, self._seed)
+            self._faults_generation += 1
+            try:
+                for copy in (self._faults_first, 1 - self._faults_first):
+                    self.backing.pwrite(block, self.header.section(SectionKind.FAULTS, copy).offset)
+                    self.backing.sync()
+            except OSError as error:
+                # A sync tells only once that it failed, and it may have been data that was lost.
+                raise self._fail(error, "the faults could not be written", distrust=True) from None
+
+    # -- checkpoint -------------------------------------------------------------------------------------------
+
+    def _append_record(self, entries: tuple[tuple[int, int], ...]) -> None:
+        record = encode_record(Record(epoch=self._epoch, seq=self._journal_seq + 1, entries=entries), self._seed)
+        for copy in (0, 1):
+            section = self.header.section(SectionKind.JOURNAL, copy)
+            self.backing.pwrite(record, section.offset + self._journal_at)
+        self.backing.sync()
+        self._journal_seq += 1
+        self._journal_at += len(record)
+
+    def _mend(self, table: Table) -> None:
+        """Make one copy of the table whole with what both together gave, and durable; the other one is free then.
+
+        Nothing is lost if that is torn: a block that differs from *table* was of no use. And a copy that was read from
+        the host's cache after a failed sync may never have reached the medium.
+        """
+        copy = 1 - self._table_first
+        self.backing.pwrite(
+            encode_table(table.words, table.generation, self._seed),
+            self.header.section(SectionKind.TABLE, copy).offset,
+        )
+        self.backing.sync()
+
+    def _fold(self, words: bytes) -> None:
+        """Write the whole table, one copy after the other is durable, and begin an empty journal."""
+        table = encode_table(words, self._newest_epoch + 1, self._seed)
+        for copy in (self._table_first, 1 - self._table_first):
+            self.backing.pwrite(table, self.header.section(SectionKind.TABLE, copy).offset)
+            self.backing.sync()
+        self._newest_epoch += 1
+        self._epoch = self._newest_epoch
+        self._journal_seq = self._journal_at = 0
+
+    def _write_state(self, state: State) -> None:
+        """Write both copies of the state block, the second after the first is durable."""
+        state = replace(state, generation=self._state.generation + 1)
+        block = encode_state(state, self._seed)
+        first = self._state_first
+        self.backing.pwrite(block, self.header.section(SectionKind.STATE, first).offset)
+        self.backing.sync()
+        self.backing.pwrite(block, self.header.section(SectionKind.STATE, 1 - first).offset)
+        self._state = state
+
+    def _punch(self, zone_numbers: Sequence[int]) -> None:
+        """Give back the space of zones, neighbours in one call."""
+        geometry = self.geometry
+        index = 0
+        while index < len(zone_numbers):
+            first = zone_numbers[index]
+            end = first
+            while index < len(zone_numbers) and zone_numbers[index] == end:
+                index += 1
+                end += 1
+            start = geometry.zone_start(first)
+            length = min(geometry.zone_start(end), geometry.size) - start
+            self.backing.punch(to_bytes(start), to_bytes(length))
+
+
+# -- reading the metadata ---------------------------------------------------------------------------------------------
+
+
+def require_little_endian() -> None:
+    """Raise ImageError on hosts whose live table would have its bytes the other way round."""
+    if sys.byteorder != "little":
+        message = "zonefs_emu images are used in place and need a little-endian host"
+        raise ImageError(message)
+
+
+def read_header(backing: Backing, length: int) -> Header:
+    """Return the header of the image: from the end of the file, or from the first copy if that one is damaged.
+
+    Raises:
+        BadMagicError: not an image. CorruptImageError: damaged or cut; says where. UnsupportedVersionError.
+    """
+    last = max(length - BLOCK_BYTES, 0)
+    try:
+        header = decode_header(backing.pread(BLOCK_BYTES, last), offset=last)
+    except (BadMagicError, CorruptImageError) as error:
+        found = find_first_header(backing, length)
+        if found is None:
+            raise error from None
+        header = found
+    if header.file_bytes != length:
+        raise CorruptImageError(
+            "the length of the file", offset=length, found=f"{length} bytes", expected=f"{header.file_bytes} bytes"
+        )
+    return header
+
+
+def find_first_header(backing: Backing, length: int) -> Header | None:
+    """Return the first copy of the header, searched from the end of the file backwards, or None."""
+    for offset, run in reversed(list(backing.extents(max(length - _SEARCH_BYTES, 0), length))):
+        end = offset + run
+        while end > offset:
+            # Whole blocks in every chunk, so that no block lies in two.
+            start = max((end - 1) // _SEARCH_CHUNK_BYTES * _SEARCH_CHUNK_BYTES, offset)
+            header = _last_header(backing.pread(end - start, start), start)
+            if header is not None:
+                return header
+            end = start
+    return None
+
+
+def _last_header(chunk: bytes, start: int) -> Header | None:
+    """Return the last good header in *chunk*, which lies at byte *start* of the file."""
+    first = -start % BLOCK_BYTES
+    for at in range(first + (len(chunk) - first) // BLOCK_BYTES * BLOCK_BYTES, -1, -BLOCK_BYTES):
+        if chunk.startswith(HEADER_MAGIC, at):
+            with suppress(BadMagicError, CorruptImageError):
+                return decode_header(chunk[at : at + BLOCK_BYTES], offset=start + at)
+    return None
+
+
+def read_state(backing: Backing, header: Header) -> tuple[State, int]:
+    """Return (the newest good state block, the copy to overwrite first: not that one).
+
+    Raises:
+        CorruptImageError: both copies are damaged.
+    """
+    states: list[tuple[State, int]] = []
+    errors: list[CorruptImageError] = []
+    for copy in (0, 1):
+        offset = header.section(SectionKind.STATE, copy).offset
+        try:
+            states.append((decode_state(backing.pread(BLOCK_BYTES, offset), header.seed, offset=offset), 1 - copy))
+        except CorruptImageError as error:
+            errors.append(error)
+    if not states:
+        raise errors[0]
+    return max(states, key=lambda entry: entry[0].generation)
+
+
+def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
+    """Return the zone table, and the journal that belongs to it.
+
+    Raises:
+        CorruptImageError: damaged beyond what two copies can mend.
+    """
+
+    def copies(kind: SectionKind) -> tuple[list[bytes], list[int]]:
+        sections = [header.section(kind, copy) for copy in (0, 1)]
+        return [backing.pread(s.length, s.offset) for s in sections], [s.offset for s in sections]
+
+    tables, offsets = copies(SectionKind.TABLE)
+    table = choose_table(tables, header.geometry.nr_zones, header.seed, offsets=offsets)
+    journals, offsets = copies(SectionKind.JOURNAL)
+    return table, read_journal(journals, table.generation, header.seed, offsets=offsets)
+
+
+def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]"]:
+    """Return the conditions and data extents that the last checkpoint on *backing* says.
+
+    Raises:
+        CorruptImageError: damaged beyond what two copies can mend.
+    """
+    table, journal = read_checkpoint(backing, header)
+    conds, wps = unpack_words(table.words)
+    apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
+    return conds, wps
+
+
+def holder(path: Path) -> str:
+    """Say who holds the image *path*, as its state block tells; for people."""
+    try:
+        backing = FileBacking.peek(path)
+    except OSError:
+        return "another process"
+    try:
+        state, _ = read_state(backing, read_header(backing, backing.length))
+    except (OSError, ImageError):
+        return "another process"
+    finally:
+        backing.close()
+    if state.mode is Mode.CLEAN or not state.owner_pid:
+        return "another process"
+    return f"{state.owner} (pid {state.owner_pid})"

@@ -1,0 +1,1 @@
+"""Doubles that tests use, ours and those of others: shipped with the package."""

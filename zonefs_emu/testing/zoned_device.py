@@ -1,0 +1,361 @@
+"""A zoned device for a test: in this process, mounted, or served; and the power goes when the test says so.
+
+    device = DeviceUnderTest(directory, build_geometry(preset=PRESETS["small"]))
+    device.port.append(sector, nr_sectors, (data,))
+    device.power_cut(seed=7)        # the image is now what a power cut left
+    mountpoint = device.mount()     # from here on a daemon has it
+    device.close()
+
+One process has the image at a time: this one, until :meth:`DeviceUnderTest.mount` or :meth:`DeviceUnderTest.serve`
+starts a real ``zonefs-emu`` in a process of its own, and again after :meth:`DeviceUnderTest.stop`. What is asked by
+:meth:`~DeviceUnderTest.inject`, :meth:`~DeviceUnderTest.report` and their like goes to whoever has it.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from zonefs_emu.daemon import rendezvous
+from zonefs_emu.daemon.client import LocalTarget, Target, call, open_target
+from zonefs_emu.daemon.framing import Json, unpack_zones
+from zonefs_emu.daemon.verbs import Verbs
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.faults import Fault
+from zonefs_emu.device.powercut import PowerCutLab
+from zonefs_emu.errors import Status, UsageError, ZonedError
+from zonefs_emu.fs.kernel import unmount
+from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.units import human_bytes, to_bytes
+
+#: How long a daemon may take to start, and to end.
+_START_S: Final = 60.0
+_END_S: Final = 60.0
+_POLL_S: Final = 0.01
+#: What a description shows at most.
+_ZONES_SHOWN: Final = 32
+_REFUSALS_SHOWN: Final = 5
+_UNTOUCHED: Final = frozenset((Condition.EMPTY, Condition.NOT_WP))
+_WITHOUT_WP: Final = frozenset((Condition.NOT_WP, Condition.FULL, Condition.READONLY, Condition.OFFLINE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Daemon:
+    """A ``zonefs-emu`` that runs: how it was called, what it says when it is ready, where it is mounted."""
+
+    process: subprocess.Popen[bytes]
+    words: tuple[str, ...]
+    ready: str
+    mountpoint: Path | None
+
+
+class DeviceUnderTest:
+    """A new device of *geometry*, in *directory*.
+
+    Raises:
+        OSError: the host refuses.
+    """
+
+    def __init__(self, directory: Path, geometry: Geometry) -> None:
+        self.geometry = geometry
+        #: The file. After a power cut it is another one of the same name.
+        self.image = directory / "zoned.img"
+        self._directory = directory
+        self._log = directory / "daemon.log"
+        self._sockets: Path | None = None
+        self._daemon: _Daemon | None = None
+        self._device: ZonedDevice | None = None
+        self._earlier_refusals: list[str] = []
+        ZonedDevice.create(self.image, geometry, uuid=uuid4())
+        self._open()
+
+    def _open(self) -> None:
+        self._device = ZonedDevice.open(self.image, owner="a test")
+        self._port = self._device.port("test", VIRTIO)
+        self._verbs = Verbs(self._device)
+        self._lab = PowerCutLab(self._device)
+
+    def _let_go(self) -> None:
+        if self._device is not None:
+            device, self._device = self._device, None
+            self._lab.close()
+            device.close()
+
+    # -- in this process --------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> ZonedDevice:
+        """The device in this process; another one after a power cut.
+
+        Raises:
+            UsageError: a daemon has it.
+        """
+        if self._device is None:
+            msg = "a daemon has the image: stop() it first, or ask through report(), inject(), refusals()"
+            raise UsageError(msg)
+        return self._device
+
+    @property
+    def port(self) -> Port:
+        """A port of :attr:`device` that speaks as virtio-blk does; another one after a power cut.
+
+        Raises:
+            UsageError: a daemon has the image.
+        """
+        assert self.device is not None
+        return self._port
+
+    # -- in a daemon ------------------------------------------------------------------------------------------
+
+    def mount(self, options: str = "", *, features: str = "") -> Path:
+        """Mount the zonefs, which is made first if there is none, and return the mount point.
+
+        *options* are those of ``zonefs-emu mount -o``, *features* those of ``zonefs-emu mkfs -o``.
+
+        Raises:
+            UsageError: it cannot be mounted; says why.
+        """
+        if not is_formatted(self.port):
+            examine(self.port)
+            format_device(self.port, parse_features(features, uuid=uuid4(), label=""))
+        mountpoint = self._directory / "mnt"
+        mountpoint.mkdir(exist_ok=True)
+        words = ["mount", str(self.image), str(mountpoint), "--foreground", *(["-o", options] if options else [])]
+        self._start(words, "is mounted at", mountpoint)
+        return mountpoint
+
+    def serve(self, kind: str = "scsi") -> Path:
+        """Serve the device to a virtual machine and return the socket: *kind* is ``scsi`` or ``blk``.
+
+        Raises:
+            UsageError: it cannot be served; says why.
+        """
+        assert self.device is not None
+        if self._sockets is None:
+            # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
+            self._sockets = Path(tempfile.mkdtemp(prefix="zoned-"))
+        path = self._sockets / kind
+        self._start(["serve", str(self.image), f"--vhost-user-{kind}", str(path)], "is served", None)
+        return path
+
+    def stop(self) -> None:
+        """End the daemon in order; from here on the image is this process's again.
+
+        Raises:
+            UsageError: it ended with an error; says what it said.
+        """
+        self._end_daemon()
+        if self._device is None:
+            self._open()
+
+    def _start(self, words: Sequence[str], ready: str, mountpoint: Path | None) -> None:
+        self._let_go()
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "zonefs_emu", *words], stdout=subprocess.DEVNULL, stderr=log
+            )
+        self._daemon = _Daemon(process=process, words=tuple(words), ready=ready, mountpoint=mountpoint)
+        deadline = time.monotonic() + _START_S
+        while ready not in self.log():
+            if process.poll() is not None or time.monotonic() > deadline:
+                self._kill_daemon()
+                self._open()
+                msg = f"zonefs-emu {words[0]} did not start: {self._last_words()}"
+                raise UsageError(msg, exit_code=1)
+            time.sleep(_POLL_S)
+
+    def log(self) -> str:
+        """Return what the last daemon said on stderr."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def _last_words(self) -> str:
+        return (self.log().splitlines() or ["it said nothing"])[-1].removeprefix("zonefs-emu: ")
+
+    def _end_daemon(self) -> None:
+        if self._daemon is None:
+            return
+        process = self._daemon.process
+        process.terminate()
+        try:
+            code = process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            code = -1
+        self._kill_daemon()
+        if code:
+            msg = f"the daemon ended with {code}: {self._last_words()}"
+            raise UsageError(msg, exit_code=1)
+
+    def _kill_daemon(self) -> None:
+        assert self._daemon is not None
+        daemon, self._daemon = self._daemon, None
+        daemon.process.kill()
+        daemon.process.wait()
+        if daemon.mountpoint is not None:
+            unmount(daemon.mountpoint, lazy=True)
+        # A daemon that was killed leaves its control socket.
+        name = rendezvous.socket_name(self.image)
+        for place in rendezvous.directories():
+            (place / name).unlink(missing_ok=True)
+
+    # -- faults -----------------------------------------------------------------------------------------------
+
+    def power_cut(self, *, seed: int = 0, torn: bool = False, reorder: bool = False) -> None:
+        """Cut the power and restore it: the image is replaced by one that the cut could have left, and used again.
+
+        Which one, of those that docs/faults.md describes, *seed* decides: the same for the same seed and history.
+        *torn*: the write at the cut may be there in part. *reorder*: each zone, and each write to a conventional one,
+        is kept or lost by itself. Faults that were injected are gone.
+
+        In this process every write is known since the last flush; of a daemon only what all since the last flush came
+        to. A daemon is killed, and started again as it was: mount point and socket stay the same.
+
+        Raises:
+            ZonedError, OSError: the image cannot be written or opened.
+        """
+        self._earlier_refusals = self.refusals(_REFUSALS_SHOWN)
+        if self._daemon is None:
+            assert self.device is not None
+            cut = self.image.with_suffix(".cut")
+            self._lab.write(self._lab.draw(seed, torn=torn, reorder=reorder), cut)
+            self._let_go()
+            cut.replace(self.image)
+            self._open()
+            return
+        daemon = self._daemon
+        cuts = self._directory / "cuts"
+        with self._target() as target:
+            request: dict[str, Json] = {"directory": str(cuts), "seed": seed, "torn": torn, "reorder": reorder}
+            call(target, {"verb": "crash", "at": "now", **request})
+            self._kill_daemon()
+        (cuts / "cut-0000.img").replace(self.image)
+        self._start(daemon.words, daemon.ready, daemon.mountpoint)
+
+    def inject(
+        self,
+        effect: str,
+        *,
+        on: str | Sequence[str] = (),
+        zone: int | None = None,
+        nr_zones: int = 1,
+        nth: int = 1,
+        every: bool = False,
+        status: Status = Status.IO_ERROR,
+        nr_sectors: int = 0,
+        cond: Condition = Condition.READONLY,
+        delay_ns: tuple[int, int] = (0, 0),
+        seed: int = 0,
+    ) -> Fault:
+        """Make operations fail from now on; returns the fault, whose ``id`` is for :meth:`remove_fault`.
+
+        *effect*: fail, partial, cond, delay, lie or recommend-reset, see docs/faults.md. *on*: one operation or more.
+        *zone* and *nr_zones*: where; everywhere without.
+
+        Raises:
+            UsageError: the parts do not fit together; says what would.
+        """
+        fault: dict[str, Json] = {
+            "effect": effect,
+            "operations": [on] if isinstance(on, str) else list(on),
+            "first_zone": zone or 0,
+            "nr_zones": 0 if zone is None else nr_zones,
+            "nth": nth,
+            "every": every,
+            "status": status.name,
+            "nr_sectors": nr_sectors,
+            "cond": cond.name,
+            "delay_min_ns": delay_ns[0],
+            "delay_max_ns": delay_ns[1],
+            "seed": seed,
+        }
+        with self._target() as target:
+            made, _ = call(target, {"verb": "inject", "fault": fault})
+        found = made["fault"]
+        assert isinstance(found, dict)
+        return Fault.from_dict({**found})
+
+    def remove_fault(self, fault_id: int) -> None:
+        """Remove a fault.
+
+        Raises:
+            UsageError: there is none of that id.
+        """
+        with self._target() as target:
+            call(target, {"verb": "remove-fault", "id": fault_id})
+
+    def set_cond(self, zone: int, cond: Condition) -> None:
+        """Put a zone into a condition, as a drive that fails does: READONLY or OFFLINE; and EMPTY mends it.
+
+        Raises:
+            UsageError: the device refuses; says why.
+        """
+        with self._target() as target:
+            call(target, {"verb": "set-cond", "zone_no": zone, "cond": int(cond)})
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def report(self) -> list[Zone]:
+        """Return all zones."""
+        with self._target() as target:
+            return [zone for _, payload in target.stream({"verb": "report"}) for zone in unpack_zones(payload)]
+
+    def refusals(self, count: int = 1) -> list[str]:
+        """Return a sentence on each of the last *count* refused operations, oldest first."""
+        with self._target() as target:
+            record, _ = call(target, {"verb": "why", "count": count})
+        refusals = record["refusals"]
+        assert isinstance(refusals, list)
+        return [str(refusal["sentence"]) for refusal in refusals if isinstance(refusal, dict)]
+
+    def describe(self) -> str:
+        """Return the zones that are not empty and the last refusals, for people."""
+        try:
+            return "".join(f"{line}\n" for line in self._lines())
+        except (ZonedError, OSError) as error:
+            # A test has failed, and that is what is to be shown: this only goes with it.
+            return f"the device cannot be asked: {error}\n"
+
+    def _lines(self) -> Iterator[str]:
+        zones = [zone for zone in self.report() if zone.cond not in _UNTOUCHED]
+        size, zone_size = human_bytes(to_bytes(self.geometry.size)), human_bytes(to_bytes(self.geometry.zone_size))
+        yield f"{self.image}: {size}, {self.geometry.nr_zones} zones of {zone_size}; those that are not empty:"
+        for zone in zones[:_ZONES_SHOWN]:
+            written = "" if zone.cond in _WITHOUT_WP else f"  {zone.wp - zone.start} of {zone.capacity} sectors written"
+            yield f"zone {zone.zone_no:>6} at sector {zone.start:>10}  {zone.cond.name:<9}{written}".rstrip()
+        if len(zones) > _ZONES_SHOWN:
+            yield f"... and {len(zones) - _ZONES_SHOWN} more"
+        if not zones:
+            yield "none"
+        yield from (f"refused before the power cut: {sentence}" for sentence in self._earlier_refusals)
+        yield from (f"refused: {sentence}" for sentence in self.refusals(_REFUSALS_SHOWN))
+        yield from (f"the daemon said: {line}" for line in self.log().splitlines())
+
+    @contextmanager
+    def _target(self) -> Iterator[Target]:
+        if self._device is not None:
+            yield LocalTarget(self._verbs)
+            return
+        with open_target(self.image) as target:
+            yield target
+
+    def close(self) -> None:
+        """End the daemon or let the image go; the files stay.
+
+        Raises:
+            ZonedError: the daemon ended with an error, or the last flush failed.
+        """
+        try:
+            self._end_daemon()
+            self._let_go()
+        finally:
+            if self._sockets is not None:
+                shutil.rmtree(self._sockets, ignore_errors=True)
