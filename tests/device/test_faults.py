@@ -1,0 +1,263 @@
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition, Zone, ZoneType
+
+WRITES = frozenset((Operation.WRITE,))
+
+
+def zone(zone_no: int, nr_written: int = 8) -> Zone:
+    start = zone_no * 64
+    return Zone(zone_no, start, 64, 48, start + nr_written, Condition.IMP_OPEN, ZoneType.SWR)
+
+
+def firings(fault: Fault, count: int, operation: Operation = Operation.WRITE, zone_no: int = 0) -> list[int]:
+    return [n for n in range(1, count + 1) if fault.fires(operation, zone_no)]
+
+
+def test_fires_once_at_the_nth_match() -> None:
+    assert firings(Fault(effect=Effect.FAIL, operations=WRITES, nth=3), 6) == [3]
+
+
+def test_fires_at_every_match_from_the_nth_on() -> None:
+    assert firings(Fault(effect=Effect.FAIL, operations=WRITES, nth=3, every=True), 6) == [3, 4, 5, 6]
+
+
+def test_other_operations_and_zones_do_not_count() -> None:
+    fault = Fault(effect=Effect.FAIL, operations=WRITES, first_zone=2, nr_zones=3)
+    assert firings(fault, 5, Operation.READ, 2) == []
+    assert firings(fault, 5, Operation.WRITE, 1) == []
+    assert firings(fault, 5, Operation.WRITE, 5) == []
+    assert fault.seen == 0
+    assert firings(fault, 5, Operation.WRITE, 4) == [1]
+    assert fault.is_spent
+
+
+def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
+    def made() -> Fault:
+        return Fault(
+            effect=Effect.DELAY, operations=WRITES, every=True, delay_min_ns=10, delay_max_ns=10_000, seed=7
+        )  # fmt: skip
+
+    fault = made()
+    drawn = []
+    for _ in range(6):
+        assert fault.fires(Operation.WRITE, 0)
+        drawn.append(fault.delay_ns())
+    assert all(10 <= delay <= 10_000 for delay in drawn)
+    assert len(set(drawn)) > 1
+    again = made()
+    for _ in range(3):
+        assert again.fires(Operation.WRITE, 0)
+        again.delay_ns()
+    (saved,) = FaultTable.decode(FaultTable([again]).encode()).faults
+    rest = []
+    for _ in range(3):
+        assert saved.fires(Operation.WRITE, 0)
+        rest.append(saved.delay_ns())
+    assert rest == drawn[3:]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"effect": Effect.FAIL}, "needs the operations"),
+        ({"effect": Effect.FAIL, "operations": WRITES, "nth": 0}, "counts from 1"),
+        ({"effect": Effect.FAIL, "operations": WRITES, "status": Status.OK}, "other than OK"),
+        ({"effect": Effect.FAIL, "operations": WRITES, "delay_max_ns": 5}, "takes a time"),
+        ({"effect": Effect.PARTIAL, "operations": WRITES}, "number of sectors"),
+        ({"effect": Effect.PARTIAL, "operations": frozenset((Operation.READ,)), "nr_sectors": 1}, "writes or appends"),
+        ({"effect": Effect.COND, "operations": WRITES, "cond": Condition.EMPTY}, "READONLY or OFFLINE"),
+        ({"effect": Effect.DELAY, "operations": WRITES}, "takes a time"),
+        ({"effect": Effect.DELAY, "operations": WRITES, "delay_min_ns": 9, "delay_max_ns": 5}, "takes a time"),
+        ({"effect": Effect.LIE, "operations": WRITES}, "every report"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_in_a_sentence(parts: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        Fault(**parts)  # type: ignore[arg-type]  # wrong parts are the point
+
+
+def test_reports_lie_within_the_zone_and_recommend_a_reset() -> None:
+    table = FaultTable()
+    table.add(Fault(effect=Effect.LIE, first_zone=1, nr_zones=1, nr_sectors=-4))
+    assert table.reported(zone(0)) == zone(0)
+    assert table.reported(zone(1)).wp == 64 + 4
+    table.add(Fault(effect=Effect.LIE, first_zone=1, nr_zones=1, nr_sectors=1000))
+    assert table.reported(zone(1)).wp == 64 + 48
+    table.add(Fault(effect=Effect.RECOMMEND_RESET))
+    assert table.reported(zone(0)).reset_recommended
+
+
+def test_ids_are_given_and_taken_back() -> None:
+    table = FaultTable()
+    assert not table
+    first = table.add(Fault(effect=Effect.FAIL, operations=WRITES))
+    second = table.add(Fault(effect=Effect.FAIL, operations=WRITES, every=True))
+    assert (first.id, second.id) == (1, 2)
+    assert table
+    assert [fault.id for fault in table.fired(Operation.WRITE, 9)] == [1, 2]
+    assert [fault.id for fault in table.fired(Operation.WRITE, 9)] == [2]
+    table.remove(1)
+    with pytest.raises(UsageError, match="no fault 1"):
+        table.remove(1)
+    assert not second.is_spent
+
+
+def test_the_table_is_bounded() -> None:
+    table = FaultTable(Fault(effect=Effect.FAIL, operations=WRITES) for _ in range(NR_FAULTS_MAX))
+    with pytest.raises(UsageError, match="remove one first"):
+        table.add(Fault(effect=Effect.FAIL, operations=WRITES))
+
+
+def test_encoding_goes_both_ways() -> None:
+    table = FaultTable()
+    table.add(Fault(effect=Effect.PARTIAL, operations=frozenset((Operation.APPEND,)), nr_sectors=3, nth=4, seen=2))
+    table.add(Fault(effect=Effect.COND, operations=WRITES, cond=Condition.OFFLINE, first_zone=3, nr_zones=2))
+    assert FaultTable.decode(table.encode()).faults == table.faults
+    assert FaultTable.decode(b"").faults == []
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"{", "no list of faults"),
+        (b"[1]", "no list of faults"),
+        (b"[{}]", "needs an effect"),
+        (b'[{"effect":"fail","operations":["write"],"size":3}]', "no part 'size'"),
+        (b'[{"effect":"explode"}]', "'effect' cannot be 'explode'"),
+        (b'[{"effect":"fail","operations":"write"}]', "'operations' cannot be"),
+        (b'[{"effect":"fail","operations":["write"],"nth":true}]', "'nth' cannot be True"),
+        (b'[{"effect":"fail","operations":["write"],"every":1}]', "'every' cannot be 1"),
+    ],
+)
+def test_a_damaged_table_is_refused_in_a_sentence(data: bytes, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        FaultTable.decode(data)
+
+
+# -- through a port ---------------------------------------------------------------------------------------------------
+
+GEOMETRY = Geometry(size=64 * 16, zone_size=64, zone_capacity=48, conventional=((0, 1),), max_append=32)
+ZONE = 64 * 2
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    ZonedDevice.create(tmp_path / "z.img", GEOMETRY, uuid=UUID(int=1))
+    device = ZonedDevice.open(tmp_path / "z.img")
+    yield device
+    device.close()
+
+
+def reopened(device: ZonedDevice, path: Path) -> ZonedDevice:
+    device.close()
+    return ZonedDevice.open(path)
+
+
+def test_a_write_fails_without_advance_and_the_next_succeeds(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=2, status=Status.IO_ERROR))
+    assert port.write(ZONE, 8, (bytes(4096),)) is Status.OK
+    assert port.write(ZONE + 8, 8, (bytes(4096),)) is Status.IO_ERROR
+    assert port.zone(2).wp == ZONE + 8
+    assert port.last_refusal is not None
+    assert "a fault was injected" in device.explain(port.last_refusal)
+    assert port.write(ZONE + 8, 8, (bytes(4096),)) is Status.OK
+
+
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
+def test_a_partial_write_advances_wp_and_fails(device: ZonedDevice, operation: Operation) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(
+        Fault(effect=Effect.PARTIAL, operations=frozenset((operation,)), nr_sectors=3, status=Status.IO_ERROR)
+    )  # fmt: skip
+    data = (b"a" * 2048, b"b" * 2048)
+    status = port.write(ZONE, 8, data) if operation is Operation.WRITE else port.append(ZONE, 8, data)[0]
+    assert status is Status.IO_ERROR
+    assert port.zone(2).wp == ZONE + 3
+    back = bytearray(4096)
+    assert port.read(ZONE, 8, (back,)) is Status.OK
+    assert back == b"a" * 1536 + bytes(2560)
+
+
+@pytest.mark.parametrize("cond", [Condition.READONLY, Condition.OFFLINE])
+def test_a_zone_fails_after_the_nth_operation(device: ZonedDevice, cond: Condition) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.COND, operations=WRITES, nth=2, cond=cond, first_zone=2, nr_zones=1))
+    assert port.write(ZONE, 8, (bytes(4096),)) is Status.OK
+    assert port.write(ZONE + 8, 8, (bytes(4096),)) in (Status.ZONE_READONLY, Status.ZONE_OFFLINE)
+    assert port.zone(2).cond is cond
+
+
+@pytest.mark.parametrize("operation", [Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET])
+def test_management_fails_in_all_its_forms(device: ZonedDevice, operation: Operation) -> None:
+    port = device.port("test", VIRTIO)
+    assert port.write(ZONE, 8, (bytes(4096),)) is Status.OK
+    before = port.report(0, 16)
+    device.inject(
+        Fault(effect=Effect.FAIL, operations=frozenset((operation,)), every=True, status=Status.BAD_TRANSITION)
+    )  # fmt: skip
+    assert port.manage(operation, ZONE) is Status.BAD_TRANSITION
+    assert port.manage(operation, ZONE, 3) is Status.BAD_TRANSITION
+    assert port.manage_all(operation) is Status.BAD_TRANSITION
+    assert port.report(0, 16) == before
+    device.remove_fault(1)
+    assert port.manage(operation, ZONE) is Status.OK
+
+
+def test_reads_and_flushes_fail(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.READ, Operation.FLUSH)), nth=1))
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.FLUSH,)), status=Status.NO_SPACE))
+    assert port.read(0, 8, (bytearray(4096),)) is Status.IO_ERROR
+    assert port.read(0, 8, (bytearray(4096),)) is Status.OK
+    assert port.flush() is Status.NO_SPACE
+    assert port.flush() is Status.OK
+
+
+def test_delays_wait_on_the_devices_clock(device: ZonedDevice) -> None:
+    slept: list[int] = []
+    device.sleep_ns = slept.append
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.DELAY, operations=WRITES, every=True, delay_min_ns=5, delay_max_ns=5))
+    assert port.write(0, 8, (bytes(4096),)) is Status.OK
+    assert port.append(ZONE, 8, (bytes(4096),))[0] is Status.OK
+    assert port.write(8, 8, (bytes(4096),)) is Status.OK
+    assert slept == [5, 5]
+
+
+def test_reports_are_changed_and_the_machine_is_not(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    assert port.write(ZONE, 8, (bytes(4096),)) is Status.OK
+    device.inject(Fault(effect=Effect.LIE, first_zone=2, nr_zones=1, nr_sectors=4))
+    assert port.zone(2).wp == ZONE + 12
+    assert port.report(2, 1, frozenset((Condition.IMP_OPEN,)))[0].wp == ZONE + 12
+    assert port.write(ZONE + 12, 8, (bytes(4096),)) is Status.UNALIGNED_WP
+    assert port.write(ZONE + 8, 8, (bytes(4096),)) is Status.OK
+
+
+def test_faults_and_their_counts_last(device: ZonedDevice, tmp_path: Path) -> None:
+    device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=3))
+    port = device.port("test", VIRTIO)
+    assert port.write(0, 8, (bytes(4096),)) is Status.OK
+    again = reopened(device, tmp_path / "z.img")
+    port = again.port("test", VIRTIO)
+    assert [port.write(0, 8, (bytes(4096),)) for _ in range(3)] == [Status.OK, Status.IO_ERROR, Status.OK]
+    assert again.faults.faults[0].is_spent
+    again.close()
+
+
+def test_too_many_faults_for_the_image_are_refused(device: ZonedDevice) -> None:
+    for _ in range(NR_FAULTS_MAX):
+        device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+    with pytest.raises(UsageError, match="remove one first"):
+        device.inject(Fault(effect=Effect.RECOMMEND_RESET))

@@ -1,0 +1,127 @@
+import io
+import json
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, record, replay
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
+from zonefs_emu.model.zone import Condition
+
+ZONE = 64
+
+
+def geometry(zone_size: int = ZONE, capacity: int = 48, limit: int = 3) -> Geometry:
+    return Geometry(
+        size=zone_size * 16, zone_size=zone_size, zone_capacity=capacity, conventional=((0, 1),), max_append=32,
+        max_open_zones=limit, max_active_zones=limit,
+    )  # fmt: skip
+
+
+def fresh(path: Path, shape: Geometry) -> ZonedDevice:
+    ZonedDevice.create(path, shape, uuid=UUID(int=1))
+    return ZonedDevice.open(path)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> list[str]:
+    """A log with every kind of operation in it, accepted and refused."""
+    device = fresh(tmp_path / "source.img", geometry())
+    file = io.StringIO()
+    record(device, file)
+    fuse, scsi = device.port("fuse", VIRTIO), device.port("scsi", ZBC)
+    data = (bytes(8 * 512),)
+    fuse.write(2 * ZONE, 8, data)
+    fuse.write(2 * ZONE, 8, data)  # not at wp
+    scsi.append(2 * ZONE, 8, data)
+    scsi.append(2 * ZONE + 8, 8, data)  # not a zone start
+    fuse.read(2 * ZONE, 16, (bytearray(16 * 512),))
+    for zone_no in (3, 4, 5):
+        fuse.manage(Operation.OPEN, zone_no * ZONE)  # the last one hits the limit
+    scsi.manage(Operation.CLOSE, 6 * ZONE)  # ZBC: succeeds on an empty zone
+    fuse.manage(Operation.CLOSE, 6 * ZONE)  # virtio: does not
+    fuse.manage_all(Operation.FINISH)
+    fuse.set_cond(7, Condition.OFFLINE)
+    fuse.read(7 * ZONE, 8, (bytearray(4096),))
+    fuse.manage(Operation.RESET, 2 * ZONE, 3)
+    fuse.flush()
+    device.close()
+    return file.getvalue().splitlines(keepends=True)
+
+
+def replayed(path: Path, shape: Geometry, lines: list[str]) -> Replayed:
+    device = fresh(path, shape)
+    try:
+        return replay(lines, device)
+    finally:
+        device.close()
+
+
+def test_a_log_begins_with_format_and_geometry_and_has_every_answer(log: list[str]) -> None:
+    entries = [json.loads(line) for line in log]
+    assert entries[0]["format"] == FORMAT
+    assert entries[0]["geometry"]["zone_size"] == ZONE
+    statuses = [entry["status"] for entry in entries[1:]]
+    assert statuses == [
+        "OK", "UNALIGNED_WP", "OK", "NOT_ZONE_START", "OK", "OK", "OK", "ACTIVE_RESOURCE", "OK", "BAD_TRANSITION", "OK",
+        "OK", "ZONE_OFFLINE", "OK", "OK",
+    ]  # fmt: skip
+    assert entries[3]["landed"] == 2 * ZONE + 8
+
+
+def test_the_same_geometry_gives_the_same_answers(log: list[str], tmp_path: Path) -> None:
+    assert replayed(tmp_path / "again.img", geometry(), log) == Replayed(nr_operations=15, difference=None)
+
+
+def test_a_larger_zone_size_keeps_zones_apart(log: list[str], tmp_path: Path) -> None:
+    outcome = replayed(tmp_path / "again.img", geometry(zone_size=128, capacity=96), log)
+    assert outcome.difference is None
+
+
+def test_the_first_difference_is_named(log: list[str], tmp_path: Path) -> None:
+    outcome = replayed(tmp_path / "again.img", geometry(limit=8), log)
+    assert outcome.difference is not None
+    assert outcome.difference.line_no == 9
+    assert (outcome.difference.expected, outcome.difference.found) == ("ACTIVE_RESOURCE", "OK")
+    assert outcome.nr_operations == 8
+
+
+def test_an_append_that_lands_elsewhere_is_a_difference(log: list[str], tmp_path: Path) -> None:
+    del log[1:3]
+    outcome = replayed(tmp_path / "again.img", geometry(), log)
+    assert outcome.difference is not None
+    assert outcome.difference.found == f"OK at sector {2 * ZONE}"
+
+
+def test_replayed_writes_carry_their_sectors_numbers(log: list[str], tmp_path: Path) -> None:
+    device = fresh(tmp_path / "again.img", geometry())
+    replay(log[:2], device)
+    data = bytearray(8 * 512)
+    assert device.port("test", VIRTIO).read(2 * ZONE, 8, (data,)) is Status.OK
+    device.close()
+    assert data == pattern(2 * ZONE, 8)
+    assert data[512:520] == (2 * ZONE + 1).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda lines: [], "empty"),
+        (lambda lines: ["{}\n"], "not an operation log"),
+        (lambda lines: [json.dumps({"format": FORMAT, "geometry": {}})], "geometry is damaged"),
+        (lambda lines: [lines[0], "garbage\n"], "line 2 of the log is no JSON"),
+        (lambda lines: [lines[0], "[]\n"], "line 2 of the log is no JSON"),
+        (lambda lines: [lines[0], lines[1].replace("write", "explode")], "line 2 of the log is no operation"),
+        (lambda lines: [lines[0], lines[1].replace('"virtio"', '"latin"')], "line 2 of the log is no operation"),
+        (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": -8')], "line 2"),
+        (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": "8"')], "line 2"),
+    ],
+)
+def test_a_damaged_log_is_refused_in_a_sentence(log: list[str], tmp_path: Path, damage: object, sentence: str) -> None:
+    assert callable(damage)
+    with pytest.raises(UsageError, match=sentence):
+        replayed(tmp_path / "again.img", geometry(), damage(log))

@@ -1,0 +1,702 @@
+"""ZonedDevice: one image and its zone machine, behind a façade that never raises for a refused command.
+
+May not know: front-ends, protocols, event loops. Sync and thread safe.
+
+How a command runs: take the device's lock; let the machine decide; move the bytes; tell the machine; publish what
+changed to the image; answer. Nothing is changed before everything has been checked, and nothing is answered before
+it would survive the death of this process.
+
+Reads take no lock: they look at one zone's condition and write pointer, and a read that runs beside a reset may see the
+zone before or after it, as on a drive.
+"""
+
+import errno
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeAlias
+from uuid import UUID
+from weakref import WeakSet
+
+from zonefs_emu.device.counters import Counter, Counters
+from zonefs_emu.device.faults import Effect, Fault, FaultTable
+from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import CommandError, PoisonedError, Status
+from zonefs_emu.model.geometry import Geometry, merge_runs
+from zonefs_emu.model.machine import ZoneMachine
+from zonefs_emu.model.transitions import Dialect, Operation
+from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.layout import check_words, pack_words, unpack_words
+from zonefs_emu.units import SECTOR_SHIFT, Sector
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from zonefs_emu.device.witness import Witnessing
+
+#: Called with (first zone_no, number of zones) after another port changed zones: quick, thread safe, never raises. The
+#: device's lock may be held: a listener notes what it was told and calls nothing of the device.
+Listener: TypeAlias = Callable[[int, int], None]
+
+#: What a witness is told instead of a number of sectors for a change of all zones at once.
+ALL_ZONES: Final = (1 << 32) - 1
+
+_LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
+#: The most buffers that preadv and pwritev take at once (UIO_MAXIOV); with more they fail.
+_IOV_MAX: Final = 1024
+#: Listeners are told of every run of changed zones, or where more zones than this changed, of all that lies between.
+_RUNS_MAX: Final = 64
+_NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+
+_MANAGEMENT_COUNTER: Final = {
+    Operation.OPEN: Counter.OPENS,
+    Operation.CLOSE: Counter.CLOSES,
+    Operation.FINISH: Counter.FINISHES,
+    Operation.RESET: Counter.RESETS,
+}
+# Plain numbers: a member of an enumeration as an index costs a call.
+_READS: Final = int(Counter.READS)
+_READ_SECTORS: Final = int(Counter.READ_SECTORS)
+_WRITES: Final = int(Counter.WRITES)
+_WRITTEN_SECTORS: Final = int(Counter.WRITTEN_SECTORS)
+_APPENDS: Final = int(Counter.APPENDS)
+
+
+def _closed(_buffers: "Sequence[Buffer]", _offset: int) -> int:
+    raise OSError(errno.EBADF, "the device is closed")
+
+
+def _sleep_ns(duration_ns: int) -> None:
+    time.sleep(duration_ns / 1e9)
+
+
+class ZonedDevice:
+    """One image, opened by one process. Front-ends work through :meth:`port`."""
+
+    def __init__(self, image: Image, *, sleep_ns: Callable[[int], None] = _sleep_ns) -> None:
+        """Take over *image*. *sleep_ns* is the clock that injected delays wait on; tests drive their own."""
+        self.image = image
+        self.geometry: Geometry = image.geometry
+        self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
+        self.lock = image.lock
+        self.counters = Counters(image.backing, image.header, readonly=image.readonly)
+        self.refusals = RefusalLog(image.refusals)
+        self.faults = FaultTable.decode(image.load_faults())
+        self.sleep_ns = sleep_ns
+        # Weak: who makes a port for one request need not give it back. The lock is for this and the listeners.
+        self._ports: WeakSet[Port] = WeakSet()
+        self._subscribing = threading.Lock()
+        #: How the ports write to the image; see :meth:`tap_writes`.
+        self.pwritev = image.backing.pwritev
+        #: What :meth:`port` makes: an operation log puts its recording ports here.
+        self.port_factory: Callable[[str, Dialect], Port] = partial(Port, self)
+        self._listeners: list[tuple[Port | None, Listener]] = []
+
+    @classmethod
+    def create(cls, path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
+        """Create the image *path*; see :meth:`zonefs_emu.persist.image.Image.create`."""
+        Image.create(path, geometry, uuid=uuid, label=label)
+
+    @classmethod
+    def open(cls, path: Path, *, readonly: bool = False, owner: str = "zonefs-emu") -> "ZonedDevice":
+        """Open the image *path*; see :meth:`zonefs_emu.persist.image.Image.open`."""
+        return cls(Image.open(path, readonly=readonly, owner=owner))
+
+    @property
+    def uuid(self) -> UUID:
+        """The image's own UUID, drawn at creation."""
+        return self.image.header.uuid
+
+    @property
+    def label(self) -> str:
+        """The image's label."""
+        return self.image.header.label
+
+    @property
+    def nr_open(self) -> int:
+        """Number of open zones."""
+        return self.machine.nr_open
+
+    @property
+    def nr_active(self) -> int:
+        """Number of active zones: open or CLOSED."""
+        return self.machine.nr_active
+
+    def port(self, name: str, dialect: Dialect) -> "Port":
+        """Return a hold on the device for the front-end *name* (up to 24 bytes), which speaks *dialect*."""
+        port = self.port_factory(name, dialect)
+        with self._subscribing:
+            self._ports.add(port)
+            self._spread_listeners()
+        return port
+
+    def subscribe(self, listener: Listener, *, port: "Port | None" = None) -> None:
+        """Call *listener* after any port but *port* changed zones."""
+        with self._subscribing:
+            self._listeners.append((port, listener))
+            self._spread_listeners()
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Stop calling *listener*."""
+        with self._subscribing:
+            self._listeners = [entry for entry in self._listeners if entry[1] != listener]
+            self._spread_listeners()
+
+    def tap_writes(self, tap: "Callable[[Sequence[Buffer], int], int] | None") -> None:
+        """Have all ports write to the image through *tap*, which stands for pwritev(buffers, offset); None ends it.
+
+        It is called with the lock held.
+        """
+        with self.lock, self._subscribing:
+            self.pwritev = tap or self.image.backing.pwritev
+            for port in self._ports:
+                port.pwritev = self.pwritev
+
+    def _spread_listeners(self) -> None:
+        for port in self._ports:
+            # A new tuple: another thread may be going through the old one.
+            port.listeners = tuple(listener for owner, listener in self._listeners if owner is not port)
+
+    def statistics(self) -> dict[str, int]:
+        """Return nr_open and nr_active, and what was counted since the image was created, by the counters' names."""
+        return {"nr_open": self.nr_open, "nr_active": self.nr_active, **self.counters.totals()}
+
+    def explain(self, refusal: Refusal) -> str:
+        """Return one sentence on *refusal*."""
+        return explain(refusal, self.geometry)
+
+    def inject(self, fault: Fault) -> Fault:
+        """Add *fault*, from now on and across restarts; returns it with its id.
+
+        Raises:
+            UsageError: there are too many. PoisonedError: the host failed to write.
+        """
+        self.faults.add(fault)
+        self.save_faults()
+        return fault
+
+    def remove_fault(self, fault_id: int) -> None:
+        """Remove a fault.
+
+        Raises:
+            UsageError: there is none of that id. PoisonedError: the host failed to write.
+        """
+        self.faults.remove(fault_id)
+        self.save_faults()
+
+    def save_faults(self) -> None:
+        """Keep the faults, and how often each has matched, in the image.
+
+        Raises:
+            PoisonedError: the host failed to write.
+        """
+        self.image.save_faults(self.faults.encode())
+
+    def power_cycle(self) -> None:
+        """Do what cutting and restoring power does to a drive that had flushed: open zones come back closed, or empty.
+
+        Raises:
+            PoisonedError: the host failed to write.
+        """
+        self.image.flush()
+        with self.lock:
+            self.counters.device[Counter.POWER_CYCLES] += 1
+            self.machine.power_cycle()
+            self.publish_touched()
+        self.image.flush()
+        for _, listener in self._listeners:
+            listener(0, self.geometry.nr_zones)
+
+    def save_zones(self) -> bytes:
+        """Return the state of all zones at one instant: for each 8 bytes, sectors with data · 16 + condition."""
+        with self.lock:
+            return pack_words(self.machine.conds, self.machine.wps)
+
+    def load_zones(self, words: bytes) -> None:
+        """Put all zones into the states that :meth:`save_zones` gave, of a device of the same geometry.
+
+        Raises:
+            CorruptImageError: a state is impossible in this geometry; nothing has changed.
+            CommandError: more zones are open or active than may be; nothing has changed.
+            PoisonedError: the image takes no changes.
+        """
+        conds, wps = unpack_words(words)
+        check_words(self.geometry, conds, wps, what="zone states to load", offset=0)
+        with self.lock:
+            if self.image.poison:
+                raise PoisonedError(self.image.poison)
+            self.machine.load(conds, wps)
+            self.publish_touched()
+        for _, listener in self._listeners:
+            listener(0, self.geometry.nr_zones)
+
+    def close(self) -> None:
+        """Flush and let the image go; a second time does nothing.
+
+        Raises:
+            PoisonedError: the last flush failed.
+        """
+        if self.image.is_closed:
+            return
+        self.counters.save()
+        if self.faults and not self.image.poison:
+            self.save_faults()
+        self.image.close()
+        for port in self._ports:
+            port.let_go()
+
+    def publish_touched(self) -> None:
+        """Copy the machine's changes to the image; with the lock held."""
+        machine = self.machine
+        for zone_no in machine.implicitly_closed:
+            self.counters.count(zone_no, Counter.IMPLICIT_CLOSES)
+        machine.implicitly_closed.clear()
+        self.image.publish_all(machine.touched)
+        machine.touched.clear()
+
+
+class Port:
+    """One front-end's hold on the device: its name for the log, its dialect, and every command.
+
+    Commands return a Status (OK is falsy) and never raise for what a host does wrong. Sectors everywhere; *buffers* are
+    sequences of buffers of nr_sectors · 512 bytes in total.
+    """
+
+    def __init__(self, device: ZonedDevice, name: str, dialect: Dialect) -> None:
+        """Use :meth:`ZonedDevice.port`."""
+        self.device = device
+        self.name = name
+        self.dialect = dialect
+        self.geometry = device.geometry
+        self.listeners: tuple[Listener, ...] = ()
+        self.last_refusal: Refusal | None = None
+        #: Called in place of the device's sleep_ns with the length of an injected delay, where the front-end is itself
+        #: able to answer later; the command is carried out at once then.
+        self.hold_up: Callable[[int], None] | None = None
+        #: Who keeps a record of this port's changes, where requests come again after a crash.
+        self.witnessing: Witnessing | None = None
+        # What the read and write paths need, so that they look up one name where a chain would be three.
+        self._lock: threading.Lock = device.lock
+        self._image = device.image
+        self._machine = device.machine
+        self._zone_size = device.geometry.zone_size
+        self._faults = device.faults.faults
+        self._rows = device.counters.rows
+        self._load_row = device.counters.load
+        self._touched = device.machine.touched
+        self._erased = device.image.erased
+        self._publish = device.image.publish
+        self._begin_write = device.machine.begin_write
+        self._commit_write = device.machine.commit_write
+        self._preadv = device.image.backing.preadv
+        self.pwritev = device.pwritev
+
+    def let_go(self) -> None:
+        """Let reads fail from now on: the number of the closed file may soon be another file's."""
+        self._preadv = _closed
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Fill *buffers* with *nr_sectors* from *sector*; what lies beyond a write pointer reads as zeros.
+
+        Returns OUT_OF_RANGE, UNALIGNED, ZONE_OFFLINE, READ_BOUNDARY or IO_ERROR; *buffers* are then undefined.
+        """
+        if self._faults and (status := self._injected(Operation.READ, sector, nr_sectors)):
+            return status
+        try:
+            readable = self._machine.check_read(sector, nr_sectors, self.dialect)
+        except CommandError as error:
+            return self._refused(Operation.READ, error, sector, nr_sectors)
+        if readable < 0:
+            return self._read_across(sector, nr_sectors, buffers)
+        try:
+            row = self._rows.get(sector // self._zone_size) or self._load_row(sector // self._zone_size)
+            row[_READS] += 1
+            row[_READ_SECTORS] += nr_sectors
+            if readable == nr_sectors and len(buffers) <= _IOV_MAX:
+                done = self._preadv(buffers, sector << SECTOR_SHIFT)
+                if done == nr_sectors << SECTOR_SHIFT:
+                    return Status.OK
+            self._read_slowly(sector, readable, buffers)
+        except OSError as error:
+            return self._failed(Operation.READ, error, sector, nr_sectors)
+        return Status.OK
+
+    def _read_slowly(self, sector: Sector, readable: int, buffers: "Sequence[Buffer]") -> None:
+        """Fill *buffers* piece by piece: *readable* sectors from the image, zeros after them."""
+        offset = sector << SECTOR_SHIFT
+        end = offset + (readable << SECTOR_SHIFT)
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            while view and offset < end:
+                done = self._preadv([view[: end - offset]], offset)
+                if not done:
+                    raise OSError(errno.EIO, "the image ended early")
+                view = view[done:]
+                offset += done
+            if view:
+                view[:] = bytes(len(view))
+
+    def _read_across(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Read zone by zone; each counts as a read of its own."""
+        data = bytearray(nr_sectors << SECTOR_SHIFT)
+        view = memoryview(data)
+        done = 0
+        while done < nr_sectors:
+            at = sector + done
+            part = min(self.geometry.zone_size - at % self.geometry.zone_size, nr_sectors - done)
+            status = self.read(at, part, [view[done << SECTOR_SHIFT : (done + part) << SECTOR_SHIFT]])
+            if status:
+                return status
+            done += part
+        for buffer in buffers:
+            target = memoryview(buffer).cast("B")
+            target[:] = view[: len(target)]
+            view = view[len(target) :]
+        return Status.OK
+
+    def write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Write *buffers*, *nr_sectors* in total, at *sector*.
+
+        Returns OUT_OF_RANGE, UNALIGNED, ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL, ZONE_BOUNDARY, UNALIGNED_WP,
+        ACTIVE_RESOURCE, OPEN_RESOURCE: nothing has changed then. IO_ERROR, NO_SPACE, POISONED: wp has not moved, and
+        the device takes no further writes.
+        """
+        if self.witnessing and (answer := self.witnessing.answer(self, Operation.WRITE, sector, nr_sectors)):
+            return answer[0]
+        if self._faults and (status := self._injected(Operation.WRITE, sector, nr_sectors, buffers)):
+            return status
+        return self._write(sector, nr_sectors, buffers)
+
+    def _write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        with self._lock:
+            try:
+                zone_no = self._begin_write(sector, nr_sectors, self.dialect)
+            except CommandError as error:
+                return self._refused(Operation.WRITE, error, sector, nr_sectors)
+            if self._image.poison:
+                return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
+            if zone_no not in self._erased:
+                return self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
+        # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the lock
+        # itself, so the command starts again after it.
+        status = self._settle(Operation.WRITE, sector, nr_sectors)
+        return status or self._write(sector, nr_sectors, buffers)
+
+    def append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
+        """Append *buffers*, *nr_sectors* in total, to the zone that starts at *sector*.
+
+        Returns (OK, the sector where they landed), or a status as :meth:`write` gives, and CONVENTIONAL,
+        NOT_ZONE_START, APPEND_LIMIT, with *sector*.
+        """
+        if self.witnessing and (answer := self.witnessing.answer(self, Operation.APPEND, sector, nr_sectors)):
+            return answer
+        if self._faults and (status := self._injected(Operation.APPEND, sector, nr_sectors, buffers)):
+            return status, sector
+        return self._append(sector, nr_sectors, buffers)
+
+    def _append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
+        with self._lock:
+            try:
+                append_sector = self._machine.begin_append(sector, nr_sectors, self.dialect)
+            except CommandError as error:
+                return self._refused(Operation.APPEND, error, sector, nr_sectors), sector
+            zone_no = sector // self.geometry.zone_size
+            if self._image.poison:
+                poisoned = CommandError(Status.POISONED, zone_no)
+                return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
+            if zone_no not in self._erased:
+                status = self._write_now(Operation.APPEND, zone_no, append_sector, nr_sectors, buffers)
+                return status, append_sector
+        status = self._settle(Operation.APPEND, sector, nr_sectors)
+        return (status, sector) if status else self._append(sector, nr_sectors, buffers)
+
+    def _write_now(
+        self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+    ) -> Status:
+        """Move the bytes, then wp: with the lock held, after the machine has agreed."""
+        witness = self.witnessing.current.witness if self.witnessing else None
+        if witness:
+            witness.intend(operation, sector, nr_sectors, 0)
+        try:
+            done = self.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= _IOV_MAX else 0
+            if done != nr_sectors << SECTOR_SHIFT:
+                self._write_rest(sector, nr_sectors, buffers, done)
+        except OSError as error:
+            if witness:
+                witness.withdraw()
+            return self._failed(operation, error, sector, nr_sectors)
+        self._commit_write(zone_no, nr_sectors)
+        if self._touched:  # zone_no is among them
+            self._publish_and_notify()
+        else:
+            self._publish(zone_no)
+            if self.listeners:
+                self._notify(zone_no, 1)
+        if witness:
+            witness.landed()
+        row = self._rows.get(zone_no) or self._load_row(zone_no)
+        row[_WRITES if operation is Operation.WRITE else _APPENDS] += 1
+        row[_WRITTEN_SECTORS] += nr_sectors
+        return Status.OK
+
+    def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
+        """Write what the first pwritev left: there are many buffers, or the host is about to run out of space."""
+        data = memoryview(b"".join(memoryview(buffer).cast("B") for buffer in buffers))
+        assert len(data) == nr_sectors << SECTOR_SHIFT, f"{len(data)} bytes given for {nr_sectors} sectors"
+        while done < len(data):
+            written = self.pwritev([data[done:]], (sector << SECTOR_SHIFT) + done)
+            if not written:
+                raise OSError(errno.EIO, "the host writes nothing")
+            done += written
+
+    def _settle(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
+        try:
+            self._image.settle()
+        except PoisonedError as poisoned:
+            error = CommandError(poisoned.status, sector // self.geometry.zone_size)
+            return self._refused(operation, error, sector, nr_sectors)
+        return Status.OK
+
+    def is_unsettled(self, zone_no: int) -> bool:
+        """Say whether the next write to *zone_no* first waits for a flush: the zone was reset since the last."""
+        return zone_no in self._erased
+
+    def flush(self) -> Status:
+        """Make everything answered so far survive a power cut. Blocks: call it off the event loop.
+
+        Returns IO_ERROR or NO_SPACE if the host failed now, POISONED if it did earlier.
+        """
+        if self._faults and (status := self._injected(Operation.FLUSH, 0, 0)):
+            return status
+        counters = self.device.counters
+        counters.device[Counter.FLUSHES] += 1
+        if self._image.readonly:
+            return Status.OK
+        try:
+            counters.save_sometimes()
+            self._image.flush()
+        except PoisonedError as error:
+            return self._refused(Operation.FLUSH, CommandError(error.status), 0, 0)
+        return Status.OK
+
+    # -- zones ------------------------------------------------------------------------------------------------
+
+    def manage(self, operation: Operation, sector: Sector, nr_zones: int = 1) -> Status:
+        """Open, close, finish or reset *nr_zones* zones from the one that starts at *sector*: all of them, or none.
+
+        Returns OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, ZONE_READONLY, ZONE_OFFLINE, BAD_TRANSITION,
+        ACTIVE_RESOURCE, OPEN_RESOURCE or POISONED; nothing has changed then.
+        """
+        if self.witnessing and (answer := self.witnessing.answer(self, operation, sector, 0)):
+            return answer[0]
+        for number in range(min(nr_zones, self.geometry.nr_zones) if self._faults else 0):
+            if status := self._injected(operation, sector + number * self._zone_size, 0):
+                return status
+        with self._lock:
+            witness = self.witnessing.current.witness if self.witnessing else None
+            if witness and 0 <= sector < self.geometry.size:
+                witness.intend(operation, sector, 0, self._machine.conds[sector // self._zone_size])
+            try:
+                self._require_writable(sector)
+                self._machine.manage(operation, sector, nr_zones, self.dialect)
+            except CommandError as error:
+                if witness:
+                    witness.withdraw()
+                return self._refused(operation, error, sector, 0)
+            zone_no = sector // self._zone_size
+            self.device.counters.count_all(range(zone_no, zone_no + nr_zones), _MANAGEMENT_COUNTER[operation])
+            self._publish_and_notify()
+            if witness:
+                witness.landed()
+        return Status.OK
+
+    def manage_all(self, operation: Operation) -> Status:
+        """Open, close, finish or reset all zones whose condition the ALL form acts on.
+
+        Returns ACTIVE_RESOURCE or OPEN_RESOURCE (nothing has changed then), or POISONED.
+        """
+        if self.witnessing and (answer := self.witnessing.answer(self, operation, 0, ALL_ZONES)):
+            return answer[0]
+        if self._faults and (status := self._injected(operation, 0, 0)):
+            return status
+        with self._lock:
+            witness = self.witnessing.current.witness if self.witnessing else None
+            if witness:
+                witness.intend(operation, 0, ALL_ZONES, 0)
+            try:
+                self._require_writable(0)
+                self._machine.manage_all(operation, self.dialect)
+            except CommandError as error:
+                if witness:
+                    witness.withdraw()
+                return self._refused(operation, error, 0, 0)
+            # What the machine closed to make room comes first among the touched zones.
+            asked = self._touched[len(self._machine.implicitly_closed) :]
+            self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
+            self._publish_and_notify()
+            if witness:
+                witness.landed()
+        return Status.OK
+
+    def set_cond(self, zone_no: int, cond: Condition) -> Status:
+        """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible."""
+        with self._lock:
+            sector = zone_no * self.geometry.zone_size
+            try:
+                self._require_writable(sector)
+                self._machine.set_cond(zone_no, cond)
+            except CommandError as error:
+                return self._refused(Operation.SET_COND, error, sector, 0)
+            self._publish_and_notify()
+        return Status.OK
+
+    def _require_writable(self, sector: Sector) -> None:
+        if self._image.poison:
+            raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
+
+    def _publish_and_notify(self) -> None:
+        touched = self._machine.touched
+        if not touched:
+            return
+        if not self.listeners:
+            runs: tuple[tuple[int, int], ...] = ()
+        elif len(touched) > _RUNS_MAX:
+            first = min(touched)
+            runs = ((first, max(touched) + 1 - first),)
+        else:
+            runs = merge_runs([(zone_no, 1) for zone_no in touched])
+        self.device.publish_touched()
+        for first, count in runs:
+            self._notify(first, count)
+
+    def _notify(self, zone_no: int, nr_zones: int) -> None:
+        for listener in self.listeners:
+            listener(zone_no, nr_zones)
+
+    def zone(self, zone_no: int) -> Zone:
+        """Return a snapshot of zone *zone_no* (0 to nr_zones - 1)."""
+        with self._lock:
+            zone = self._machine.zone(zone_no)
+        return self.device.faults.reported(zone) if self._faults else zone
+
+    def report(self, zone_no: int, max_zones: int, conds: frozenset[Condition] | None = None) -> list[Zone]:
+        """Return up to *max_zones* zones from number *zone_no* on, those in *conds* only if given.
+
+        Ask in portions where the number may be large: the lock is held for one portion.
+        """
+        machine = self._machine
+        with self._lock:
+            if conds is None:
+                end = min(zone_no + max_zones, self.geometry.nr_zones)
+                zones = [machine.zone(number) for number in range(zone_no, end)]
+            else:
+                found = machine.zones_in(conds, zone_no)
+                zones = [machine.zone(number) for number, _ in zip(found, range(max_zones), strict=False)]
+        return [self.device.faults.reported(zone) for zone in zones] if self._faults else zones
+
+    # -- faults -----------------------------------------------------------------------------------------------
+
+    def _injected(
+        self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]" = ()
+    ) -> Status:
+        """Do what the faults say that fire at this operation; returns OK if it is to be carried out after all."""
+        device = self.device
+        zone_no = -1 if operation is Operation.FLUSH else sector // self._zone_size
+        fired = device.faults.fired(operation, zone_no)
+        if fired and not self._image.poison:
+            try:
+                device.save_faults()
+            except PoisonedError as error:
+                return self._refused(operation, CommandError(error.status, zone_no), sector, nr_sectors)
+        for fault in fired:
+            match fault.effect:
+                case Effect.DELAY:
+                    (self.hold_up or device.sleep_ns)(fault.delay_ns())
+                case Effect.COND:
+                    self.set_cond(zone_no, fault.cond)
+                case Effect.FAIL:
+                    return self.refuse(Rule.INJECTED, operation, fault.status, sector, nr_sectors, zone_no=zone_no)
+                case Effect.PARTIAL:
+                    self._write_part(operation, sector, min(fault.nr_sectors, nr_sectors), buffers)
+                    return self.refuse(Rule.INJECTED, operation, fault.status, sector, nr_sectors, zone_no=zone_no)
+                case _:  # faults that change reports never fire
+                    raise AssertionError(fault)
+        return Status.OK
+
+    def _write_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
+        """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted."""
+        data = b"".join(memoryview(buffer).cast("B") for buffer in buffers)[: nr_sectors << SECTOR_SHIFT]
+        if operation is Operation.WRITE:
+            self._write(sector, nr_sectors, (data,))
+        else:
+            self._append(sector, nr_sectors, (data,))
+
+    def count(self, zone_no: int, conds: frozenset[Condition]) -> int:
+        """Count the zones from number *zone_no* on whose condition is in *conds*; at the speed of a memory scan."""
+        found = self._machine.conds
+        with self._lock:
+            return sum(found.count(cond, zone_no) for cond in conds)
+
+    # -- refusals ---------------------------------------------------------------------------------------------
+
+    def refuse(
+        self,
+        rule: Rule,
+        operation: Operation,
+        status: Status,
+        sector: Sector,
+        nr_sectors: int = 0,
+        *,
+        zone_no: int = -1,
+    ) -> Status:
+        """Note that this port refused an operation, by *rule*; returns *status*.
+
+        For the device's own refusals and for front-ends that have rules of their own.
+        """
+        machine = self._machine
+        log = self.device.refusals
+        cond = Condition.NOT_WP
+        wp = 0
+        if not 0 <= zone_no < self.geometry.nr_zones:
+            zone_no = -1
+        else:
+            cond = Condition(machine.conds[zone_no])
+            wp = zone_no * self.geometry.zone_size + machine.wps[zone_no]
+        holders: tuple[int, ...] = ()
+        if status in _LIMITS:
+            holding = machine.open_zones if status is Status.OPEN_RESOURCE else machine.active_zones
+            holders = tuple(sorted(islice(holding, NR_HOLDERS_MAX)))
+        refusal = Refusal(
+            seq=log.next_seq(), time_ns=now_ns(), front_end=self.name, operation=operation, status=status, rule=rule,
+            zone_no=zone_no, cond=cond, wp=wp, sector=sector, nr_sectors=nr_sectors, nr_open=machine.nr_open,
+            nr_active=machine.nr_active, holders=holders,
+        )  # fmt: skip
+        self.last_refusal = refusal
+        if self._image.is_closed:  # the log and the counters are gone
+            return status
+        if not self._image.readonly:
+            log.add(refusal)
+        counters = self.device.counters
+        if zone_no >= 0:
+            counters.count(zone_no, Counter.REFUSED)
+        else:
+            counters.device[Counter.REFUSED] += 1
+        return status
+
+    def _refused(self, operation: Operation, error: CommandError, sector: Sector, nr_sectors: int) -> Status:
+        return self.refuse(Rule(error.status), operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
+
+    def _failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
+        """Turn a failure of the host into a status; one that concerns writing poisons the image."""
+        status = Status.NO_SPACE if error.errno in _NO_SPACE_ERRNOS else Status.IO_ERROR
+        if operation is not Operation.READ:
+            self._image.fail(error, "the image could not be written")
+        zone_no = sector // self.geometry.zone_size
+        return self.refuse(Rule(status), operation, status, sector, nr_sectors, zone_no=zone_no)

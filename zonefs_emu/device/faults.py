@@ -1,0 +1,252 @@
+"""Failures on demand: what a fault matches, when it fires, and what it does then.
+
+Pure but for the seeded generator: the device asks :meth:`FaultTable.fired` before it carries a command out, and does
+what the faults say. Deterministic: a fault counts the operations that match it and fires at the nth, or at every one
+from the nth on; a delay is drawn from a generator that the fault's own seed started.
+
+The table is kept in the image (:meth:`FaultTable.encode`), so that faults last across restarts and reach every
+front-end.
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Final
+
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.units import Sector
+
+NR_FAULTS_MAX: Final = 64
+
+
+class Effect(Enum):
+    """What a fault does when it fires."""
+
+    FAIL = "fail"  #: the operation answers *status*; nothing changes
+    PARTIAL = "partial"  #: a write or append moves its first *nr_sectors* and wp, then answers *status*
+    COND = "cond"  #: the zone goes into *cond* before the operation is looked at
+    DELAY = "delay"  #: the operation takes *delay_min_ns* to *delay_max_ns* longer
+    LIE = "lie"  #: reports show wp moved by *nr_sectors* (negative: back)
+    RECOMMEND_RESET = "recommend-reset"  #: reports say that the zone should be reset
+
+
+_ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET))
+_WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND))
+
+
+@dataclass(slots=True, kw_only=True)
+class Fault:
+    """One fault: *operations* on the *nr_zones* zones from *first_zone* (0 zones: on all of them, and FLUSH).
+
+    It fires at the *nth* match (from 1), or with *every* at each from that one on. *seen* counts the matches so far.
+
+    Raises:
+        UsageError: the parts do not fit together; says what would.
+    """
+
+    id: int = 0
+    effect: Effect
+    operations: frozenset[Operation] = frozenset()
+    first_zone: int = 0
+    nr_zones: int = 0
+    nth: int = 1
+    every: bool = False
+    status: Status = Status.IO_ERROR
+    nr_sectors: Sector = 0
+    cond: Condition = Condition.READONLY
+    delay_min_ns: int = 0
+    delay_max_ns: int = 0
+    seed: int = 0
+    seen: int = 0
+    _random: random.Random = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        if self.nth < 1 or self.first_zone < 0 or self.nr_zones < 0 or self.seen < 0:
+            message = "a fault counts from 1, and zones from 0"
+            raise UsageError(message)
+        if self.effect in _ON_REPORT:
+            if self.operations or self.every or self.nth != 1:
+                message = f"'{self.effect.value}' changes every report: it takes no operations and no counts"
+                raise UsageError(message)
+        elif not self.operations:
+            message = f"'{self.effect.value}' needs the operations that it fails"
+            raise UsageError(message)
+        if self.effect is Effect.PARTIAL and (self.nr_sectors < 1 or not self.operations <= _WRITING):
+            message = "'partial' needs the number of sectors that reach the zone (at least 1), of writes or appends"
+            raise UsageError(message)
+        if self.effect is Effect.COND and self.cond not in (Condition.READONLY, Condition.OFFLINE):
+            message = f"a zone fails into READONLY or OFFLINE, not {self.cond.name}"
+            raise UsageError(message)
+        if self.effect in (Effect.FAIL, Effect.PARTIAL) and self.status is Status.OK:
+            message = "a failure needs a status other than OK"
+            raise UsageError(message)
+        if not 0 <= self.delay_min_ns <= self.delay_max_ns or (self.effect is Effect.DELAY) != bool(self.delay_max_ns):
+            message = "'delay', and nothing else, takes a time: one, or the least and the greatest"
+            raise UsageError(message)
+        self._random = random.Random(self.seed)
+        # A fault that was saved goes on with the numbers that it would have drawn next.
+        if self.effect is Effect.DELAY:
+            for _ in range(max(self.seen - self.nth + 1, 0)):
+                self._draw()
+
+    def covers(self, zone_no: int) -> bool:
+        """Say whether *zone_no* is one of the fault's zones."""
+        return not self.nr_zones or self.first_zone <= zone_no < self.first_zone + self.nr_zones
+
+    def fires(self, operation: Operation, zone_no: int) -> bool:
+        """Count *operation* on *zone_no* if it matches, and say whether the fault fires at it."""
+        if operation not in self.operations or not self.covers(zone_no):
+            return False
+        self.seen += 1
+        return self.seen == self.nth or (self.every and self.seen > self.nth)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the fault will never fire again."""
+        return not self.every and self.seen >= self.nth and self.effect not in _ON_REPORT
+
+    def delay_ns(self) -> int:
+        """Return how long the operation at which the fault fired is held up."""
+        return self._draw()
+
+    def _draw(self) -> int:
+        return self._random.randint(self.delay_min_ns, self.delay_max_ns)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fault as JSON takes it."""
+        plain: dict[str, object] = {name: getattr(self, name) for name in _names()}
+        plain["effect"] = self.effect.value
+        plain["operations"] = sorted(operation.name.lower() for operation in self.operations)
+        plain["status"] = self.status.name
+        plain["cond"] = self.cond.name
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, object]) -> "Fault":
+        """Return the fault that :meth:`as_dict` gave.
+
+        Raises:
+            UsageError: an unknown or ill-typed part; says which.
+        """
+        names = _names()
+        values: dict[str, object] = {}
+        for name, value in plain.items():
+            if name not in names:
+                message = f"a fault has no part '{name}'; it has {', '.join(names)}"
+                raise UsageError(message)
+            try:
+                values[name] = _PARSERS.get(name, _plain_int)(value)
+            except (KeyError, ValueError, TypeError, AttributeError):
+                message = f"a fault's '{name}' cannot be {value!r}"
+                raise UsageError(message) from None
+        if "effect" not in values:
+            message = "a fault needs an effect: " + ", ".join(effect.value for effect in Effect)
+            raise UsageError(message)
+        return cls(**values)  # type: ignore[arg-type]  # each value was made by its field's parser
+
+
+def _names() -> list[str]:
+    return [part.name for part in fields(Fault) if part.init]
+
+
+def _plain_int(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _operations(value: object) -> frozenset[Operation]:
+    if not isinstance(value, list):
+        raise TypeError
+    return frozenset(Operation[name.upper()] for name in value)
+
+
+def _bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+_PARSERS: Final[dict[str, Callable[[object], object]]] = {
+    "effect": Effect,
+    "operations": _operations,
+    "every": _bool,
+    "status": lambda value: Status[str(value)],
+    "cond": lambda value: Condition[str(value)],
+}
+
+
+class FaultTable:
+    """The faults of one device. An empty one is falsy: that is all that the read and write paths look at."""
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        """Start with *faults*."""
+        self.faults = list(faults)
+
+    def __bool__(self) -> bool:
+        """Whether there is any fault."""
+        return bool(self.faults)
+
+    def add(self, fault: Fault) -> Fault:
+        """Add *fault* under the next free id.
+
+        Raises:
+            UsageError: there are NR_FAULTS_MAX already.
+        """
+        if len(self.faults) >= NR_FAULTS_MAX:
+            message = f"{NR_FAULTS_MAX} faults are all that an image holds: remove one first"
+            raise UsageError(message)
+        fault.id = max((other.id for other in self.faults), default=0) + 1
+        self.faults.append(fault)
+        return fault
+
+    def remove(self, fault_id: int) -> None:
+        """Remove the fault *fault_id*.
+
+        Raises:
+            UsageError: there is none of that id.
+        """
+        kept = [fault for fault in self.faults if fault.id != fault_id]
+        if len(kept) == len(self.faults):
+            message = f"there is no fault {fault_id}"
+            raise UsageError(message)
+        self.faults[:] = kept
+
+    def fired(self, operation: Operation, zone_no: int) -> list[Fault]:
+        """Return the faults that fire at *operation* on *zone_no*, oldest first, having counted it."""
+        return [fault for fault in self.faults if fault.fires(operation, zone_no)]
+
+    def reported(self, zone: Zone) -> Zone:
+        """Return *zone* as a report shows it."""
+        for fault in self.faults:
+            if fault.effect is Effect.LIE and fault.covers(zone.zone_no):
+                wp = min(max(zone.wp + fault.nr_sectors, zone.start), zone.start + zone.capacity)
+                zone = zone._replace(wp=wp)
+            elif fault.effect is Effect.RECOMMEND_RESET and fault.covers(zone.zone_no):
+                zone = zone._replace(reset_recommended=True)
+        return zone
+
+    def encode(self) -> bytes:
+        """Return the table for the image."""
+        return json.dumps([fault.as_dict() for fault in self.faults], separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "FaultTable":
+        """Return the table of *data*.
+
+        Raises:
+            UsageError: not a table of faults.
+        """
+        try:
+            plain = json.loads(data or b"[]")
+        except ValueError:
+            plain = None
+        if not isinstance(plain, list) or not all(isinstance(item, dict) for item in plain):
+            message = "the image's fault table is no list of faults"
+            raise UsageError(message)
+        return cls(Fault.from_dict(item) for item in plain)

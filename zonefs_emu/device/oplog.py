@@ -1,0 +1,235 @@
+"""The operation log: what every front-end asked of the device, and what it was answered; and replaying it.
+
+One JSON object a line, so that a bug report can be read, cut and edited. The first line names the format and the
+geometry. Data is not kept: zone rules do not depend on it, and a replayed write carries the numbers of its sectors.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, TYPE_CHECKING, Final
+
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import DIALECTS, Dialect, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, Sector
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+FORMAT: Final = "zonefs-emu operations 1"
+_SET_COND: Final = "set-cond"
+_LINE_BYTES_MAX: Final = 4096
+_NR_SECTORS_MAX: Final = 1 << 21
+
+
+class OpLog:
+    """A log being written to *file*, a text file."""
+
+    def __init__(self, file: IO[str], device: ZonedDevice) -> None:
+        """Write the first line."""
+        self._file = file
+        self._lock = threading.Lock()  # lines of several threads do not mix
+        self._started_ns = time.monotonic_ns()
+        self._write({"format": FORMAT, "uuid": str(device.uuid), "geometry": asdict(device.geometry)})
+
+    def record(self, port: Port, operation: str, status: Status, **facts: object) -> None:
+        """Add one operation."""
+        self._write(
+            {"ns": time.monotonic_ns() - self._started_ns, "port": port.name, "dialect": port.dialect.name,
+             "op": operation, **facts, "status": status.name}
+        )  # fmt: skip
+
+    def _write(self, entry: dict[str, object]) -> None:
+        line = json.dumps(entry) + "\n"
+        with self._lock:
+            self._file.write(line)
+
+
+class RecordingPort(Port):
+    """A port that notes every operation in a log."""
+
+    def __init__(self, device: ZonedDevice, name: str, dialect: Dialect, *, log: OpLog) -> None:
+        """Use :func:`record`."""
+        super().__init__(device, name, dialect)
+        self._log = log
+
+    def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Read and record."""
+        status = super().read(sector, nr_sectors, buffers)
+        self._log.record(self, "read", status, sector=sector, nr_sectors=nr_sectors)
+        return status
+
+    def write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Write and record."""
+        status = super().write(sector, nr_sectors, buffers)
+        self._log.record(self, "write", status, sector=sector, nr_sectors=nr_sectors)
+        return status
+
+    def append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
+        """Append and record."""
+        status, landed = super().append(sector, nr_sectors, buffers)
+        self._log.record(self, "append", status, sector=sector, nr_sectors=nr_sectors, landed=landed)
+        return status, landed
+
+    def manage(self, operation: Operation, sector: Sector, nr_zones: int = 1) -> Status:
+        """Manage zones and record."""
+        status = super().manage(operation, sector, nr_zones)
+        self._log.record(self, operation.name.lower(), status, sector=sector, nr_zones=nr_zones)
+        return status
+
+    def manage_all(self, operation: Operation) -> Status:
+        """Manage all zones and record."""
+        status = super().manage_all(operation)
+        self._log.record(self, operation.name.lower(), status, all=True)
+        return status
+
+    def set_cond(self, zone_no: int, cond: Condition) -> Status:
+        """Set a condition and record."""
+        status = super().set_cond(zone_no, cond)
+        self._log.record(self, _SET_COND, status, zone_no=zone_no, cond=cond.name)
+        return status
+
+    def flush(self) -> Status:
+        """Flush and record."""
+        status = super().flush()
+        self._log.record(self, "flush", status)
+        return status
+
+
+def record(device: ZonedDevice, file: IO[str]) -> None:
+    """Have every port that *device* gives out from now on note what it does in *file*."""
+    log = OpLog(file, device)
+
+    def recording_port(name: str, dialect: Dialect) -> Port:
+        return RecordingPort(device, name, dialect, log=log)
+
+    device.port_factory = recording_port
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Where a replay first went another way: the line of the log, what it says, what happened now."""
+
+    line_no: int
+    line: str
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """The outcome of a replay."""
+
+    nr_operations: int
+    difference: Difference | None
+
+
+def replay(lines: Iterable[str], device: ZonedDevice, *, progress: Callable[[int], None] = lambda _: None) -> Replayed:
+    """Carry out on *device* what *lines* say, up to the first different answer.
+
+    Where the zone sizes differ, a sector is taken as its zone's number and its offset in that zone.
+
+    Raises:
+        UsageError: not an operation log, or a line of it is damaged; says which line.
+    """
+    ports: dict[tuple[str, str], Port] = {}
+    source: Geometry | None = None
+    nr_operations = 0
+    for line_no, line in enumerate(lines, 1):
+        entry = _parse(line, line_no)
+        if source is None:
+            source = _source_geometry(entry)
+            continue
+        try:
+            dialect = next(dialect for dialect in DIALECTS if dialect.name == entry["dialect"])
+            name = str(entry["port"])
+            port = ports.get((name, dialect.name)) or ports.setdefault((name, dialect.name), device.port(name, dialect))
+            expected, found = _carry_out(entry, port, source)
+        except (KeyError, StopIteration, TypeError, ValueError) as error:
+            message = f"line {line_no} of the log is no operation ({error!r})"
+            raise UsageError(message) from None
+        nr_operations += 1
+        progress(nr_operations)
+        if expected != found:
+            difference = Difference(line_no=line_no, line=line.rstrip("\n"), expected=expected, found=found)
+            return Replayed(nr_operations=nr_operations, difference=difference)
+    if source is None:
+        message = "the log is empty: its first line should name the format"
+        raise UsageError(message)
+    return Replayed(nr_operations=nr_operations, difference=None)
+
+
+def _parse(line: str, line_no: int) -> dict[str, object]:
+    try:
+        entry = json.loads(line) if len(line) <= _LINE_BYTES_MAX or line_no == 1 else None
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict):
+        message = f"line {line_no} of the log is no JSON object of one line"
+        raise UsageError(message)
+    return entry
+
+
+def _source_geometry(entry: dict[str, object]) -> Geometry:
+    geometry = entry.get("geometry")
+    if entry.get("format") != FORMAT or not isinstance(geometry, dict):
+        message = f"not an operation log: its first line should have the format '{FORMAT}'"
+        raise UsageError(message)
+    try:
+        runs = tuple((int(first), int(count)) for first, count in geometry.pop("conventional"))
+        return Geometry(conventional=runs, **geometry)
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"the log's geometry is damaged ({error!r})"
+        raise UsageError(message) from None
+
+
+def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[str, str]:
+    """Return what the log says was answered, and what is answered now."""
+
+    def number(name: str) -> int:
+        value = entry[name]
+        if not isinstance(value, int):
+            raise TypeError(name)
+        return value
+
+    def translated(sector: Sector) -> Sector:
+        if source.zone_size == port.geometry.zone_size:
+            return sector
+        zone_no, offset = divmod(sector, source.zone_size)
+        return port.geometry.zone_start(zone_no) + offset
+
+    expected = Status[str(entry["status"])].name
+    operation = str(entry["op"])
+    if operation == "flush":
+        return expected, port.flush().name
+    if operation == _SET_COND:
+        return expected, port.set_cond(number("zone_no"), Condition[str(entry["cond"])]).name
+    if entry.get("all"):
+        return expected, port.manage_all(Operation[operation.upper()]).name
+    sector = translated(number("sector"))
+    if operation in ("open", "close", "finish", "reset"):
+        return expected, port.manage(Operation[operation.upper()], sector, number("nr_zones")).name
+    nr_sectors = number("nr_sectors")
+    if not 0 <= nr_sectors <= _NR_SECTORS_MAX:
+        raise ValueError(nr_sectors)
+    if operation == "read":
+        return expected, port.read(sector, nr_sectors, (bytearray(nr_sectors << SECTOR_SHIFT),)).name
+    data = (pattern(sector, nr_sectors),)
+    if operation == "write":
+        return expected, port.write(sector, nr_sectors, data).name
+    if operation == "append":
+        status, landed = port.append(sector, nr_sectors, data)
+        if status:
+            return expected, status.name
+        return f"{expected} at sector {translated(number('landed'))}", f"{status.name} at sector {landed}"
+    raise ValueError(operation)
+
+
+def pattern(sector: Sector, nr_sectors: int) -> bytes:
+    """Return *nr_sectors* sectors that each carry their own number, counted from *sector*."""
+    return b"".join((sector + i).to_bytes(8, "little") * (SECTOR_BYTES // 8) for i in range(nr_sectors))

@@ -1,0 +1,346 @@
+"""The power-cut lab: the images that a cut of the power could have left.
+
+The drive that is imitated has a volatile write cache:
+
+* What was flushed is there.
+* Since the last flush, writes reached the medium in the order in which they were made: all up to some moment, none
+  after it. With *reorder* every sequential zone keeps a beginning of its own, and every write to a conventional zone
+  is kept or lost by itself.
+* With *torn* the write at which that moment lies may be there in part, in whole logical blocks.
+* A zone that was reset, finished or failed since the last flush is as it was before or as it was made.
+* A write pointer never lies beyond data that is there, and open zones come back closed, or empty.
+
+The lab listens from the moment it is made and notes each write, with what a conventional zone held before. That costs
+time and memory, so it is a lab and not the normal state of a device.
+"""
+
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.transitions import after_power_cycle
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
+from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.copy import copy_image
+from zonefs_emu.persist.image import Stage, read_zones
+from zonefs_emu.units import SECTOR_SHIFT, Sector, to_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+_FAILED: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """One write since the last flush. *before*: what a conventional zone held there; empty for sequential zones."""
+
+    zone_no: int
+    sector: Sector
+    nr_sectors: int
+    before: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """One outcome: how many sectors of each noted write are there, and whether each changed zone's change is."""
+
+    kept: tuple[int, ...]
+    changed: tuple[bool, ...]
+
+
+class Moment(Enum):
+    """When the power is cut."""
+
+    NOW = "now"
+    AFTER_WRITES = "after-writes"  #: after *nr_writes* more writes
+    EVERY_FLUSH = "every-flush"  #: at the beginning of each flush
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What images to write: *count* of them into *directory*, one a flush where *at* is EVERY_FLUSH.
+
+    They are drawn from seeds from *seed* on; with *every* they are the outcomes without reordering, one after the
+    other.
+    """
+
+    directory: Path
+    at: Moment
+    count: int = 1
+    seed: int = 0
+    nr_writes: int = 1
+    torn: bool = False
+    reorder: bool = False
+    every: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutImage:
+    """An image that was written.
+
+    Of *nr_writes* unflushed writes *nr_kept* are there in full, and of the others *torn_sectors* together.
+    """
+
+    path: Path
+    nr_writes: int
+    nr_kept: int
+    torn_sectors: Sector
+
+
+class PowerCutLab:
+    """Watches *device* and writes what a power cut could leave of it.
+
+    What was written before it was made, and not flushed, counts as one write for each zone: nobody noted where each
+    write ended. Of conventional zones everything from before is there.
+    """
+
+    def __init__(self, device: ZonedDevice) -> None:
+        """Begin to watch.
+
+        Raises:
+            ImageError: the last checkpoint cannot be read.
+        """
+        self._device = device
+        self._image = device.image
+        self._writes: list[Write] = []
+        self._flushing = 0
+        self._baseline: tuple[bytes, array[int]] = (b"", array("Q"))
+        self._next_baseline = self._baseline
+        self._plan: Plan | None = None
+        self.images: list[CutImage] = []
+        #: Why the plan was given up; empty while all is well.
+        self.failure = ""
+        #: Writes seen since the plan began.
+        self.nr_seen = 0
+        with self._image.between_checkpoints():
+            device.tap_writes(self._note)
+            with device.lock:
+                conds, wps = read_zones(self._image.backing, self._image.header)
+                self._baseline = (bytes(conds), wps)
+                self._writes = list(self._earlier_writes())
+                self._image.checkpoint_listener = self._checkpoint
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._image.checkpoint_listener = None
+        self._device.tap_writes(None)
+
+    def _earlier_writes(self) -> Iterator[Write]:
+        conds, wps = self._baseline
+        for zone_no in self._changed_zones():
+            nr_sectors = self._image.wps[zone_no] - wps[zone_no]
+            if nr_sectors > 0 and conds[zone_no] not in _FAILED:
+                sector = self._device.geometry.zone_start(zone_no) + wps[zone_no]
+                yield Write(zone_no=zone_no, sector=sector, nr_sectors=nr_sectors, before=b"")
+
+    # -- the plan ---------------------------------------------------------------------------------------------
+
+    def begin(self, plan: Plan) -> None:
+        """Carry *plan* out: at once, or when its moment comes.
+
+        Raises:
+            OSError: the directory cannot be made, or an image cannot be written now.
+        """
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        with self._device.lock:
+            self._plan, self.images, self.failure, self.nr_seen = plan, [], "", 0
+            if plan.at is Moment.NOW:
+                self._write_planned(plan, plan.count)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all planned images are written."""
+        return self._plan is None
+
+    def _moment_has_come(self, plan: Plan, count: int) -> None:
+        """Write images in the middle of somebody else's command, whom a failure is not to hurt."""
+        try:
+            self._write_planned(plan, count)
+        except OSError as error:
+            self.failure = f"{plan.directory}: {error.strerror}"
+            self._plan = None
+
+    def _write_planned(self, plan: Plan, count: int) -> None:
+        """Write up to *count* images; with the lock held."""
+        first = len(self.images)
+        cuts: Iterable[Cut]
+        if plan.every:
+            cuts = self.every(torn=plan.torn, at_most=count)
+        else:
+            seeds = range(plan.seed + first, plan.seed + first + count)
+            cuts = (self.draw(seed, torn=plan.torn, reorder=plan.reorder) for seed in seeds)
+        for number, cut in enumerate(cuts, first):
+            path = plan.directory / f"cut-{number:04}.img"
+            self._write_locked(cut, path)
+            parts = [kept for write, kept in zip(self._writes, cut.kept, strict=True) if kept < write.nr_sectors]
+            nr_kept = len(cut.kept) - len(parts)
+            self.images.append(CutImage(path=path, nr_writes=len(cut.kept), nr_kept=nr_kept, torn_sectors=sum(parts)))
+        if plan.at is not Moment.EVERY_FLUSH or len(self.images) >= plan.count:
+            self._plan = None
+
+    # -- watching ---------------------------------------------------------------------------------------------
+
+    def _note(self, buffers: "Sequence[Buffer]", offset: int) -> int:
+        """Stand between the device and the image's pwritev; called with the device's lock held."""
+        length = sum(memoryview(buffer).nbytes for buffer in buffers)
+        sector = offset >> SECTOR_SHIFT
+        zone_no = self._device.geometry.zone_no(sector)
+        before = b""
+        if self._device.geometry.is_conventional(zone_no):
+            before = self._image.backing.pread(length, offset)
+        done = self._image.backing.pwritev(buffers, offset)
+        self._writes.append(
+            Write(zone_no=zone_no, sector=sector, nr_sectors=done >> SECTOR_SHIFT, before=before[:done])
+        )
+        self.nr_seen += 1
+        plan = self._plan
+        if plan is not None and plan.at is Moment.AFTER_WRITES and self.nr_seen >= plan.nr_writes:
+            self._moment_has_come(plan, plan.count)
+        return done
+
+    def _checkpoint(self, stage: Stage) -> None:
+        """Hear of a flush; called with the device's lock held."""
+        if stage is Stage.BEGUN:
+            plan = self._plan
+            if plan is not None and plan.at is Moment.EVERY_FLUSH:
+                self._moment_has_come(plan, 1)
+            self._flushing = len(self._writes)
+            self._next_baseline = (bytes(self._image.conds), self._image.wps[:])
+        else:
+            del self._writes[: self._flushing]
+            self._baseline = self._next_baseline
+
+    # -- outcomes ---------------------------------------------------------------------------------------------
+
+    def _changed_zones(self) -> list[int]:
+        """Return the zones whose condition or data extent differ from the last checkpoint's."""
+        conds, wps = self._baseline
+        if conds == self._image.conds and wps == self._image.wps:
+            return []
+        return [
+            zone_no
+            for zone_no in range(len(conds))
+            if conds[zone_no] != self._image.conds[zone_no] or wps[zone_no] != self._image.wps[zone_no]
+        ]
+
+    def draw(self, seed: int, *, torn: bool = False, reorder: bool = False) -> Cut:
+        """Return one outcome, the same for the same *seed* and history."""
+        generator = random.Random(seed)
+        writes = self._writes
+        block = self._device.geometry.block_sectors
+        changed = tuple(generator.random() < 0.5 for _ in self._changed_zones())
+
+        def part(write: Write) -> int:
+            return generator.randrange(0, write.nr_sectors, block) if torn else 0
+
+        kept = [write.nr_sectors for write in writes]
+        if not reorder:
+            moment = generator.randint(0, len(writes))
+            for index in range(moment, len(writes)):
+                kept[index] = part(writes[index]) if index == moment else 0
+            return Cut(kept=tuple(kept), changed=changed)
+        by_zone: dict[int, list[int]] = {}
+        for index, write in enumerate(writes):
+            if write.before:
+                kept[index] = generator.choice((0, part(write), write.nr_sectors))
+            else:
+                by_zone.setdefault(write.zone_no, []).append(index)
+        for indices in by_zone.values():
+            moment = generator.randint(0, len(indices))
+            for place, index in enumerate(indices[moment:]):
+                kept[index] = part(writes[index]) if place == 0 else 0
+        return Cut(kept=tuple(kept), changed=changed)
+
+    def every(self, *, torn: bool = False, at_most: int = 1000) -> Iterator[Cut]:
+        """Yield the outcomes without reordering, in order, up to *at_most*: each moment, with each zone changed or not.
+
+        With more changed zones than fit, those that changed last are varied first.
+        """
+        writes = self._writes
+        block = self._device.geometry.block_sectors
+        nr_changed = len(self._changed_zones())
+
+        def moments() -> Iterator[tuple[int, ...]]:
+            whole = tuple(write.nr_sectors for write in writes)
+            for moment in range(len(writes) + 1):
+                rest = (0,) * (len(writes) - moment)
+                yield whole[:moment] + rest
+                if torn and moment < len(writes):
+                    for part in range(block, writes[moment].nr_sectors, block):
+                        yield (*whole[:moment], part, *rest[1:])
+
+        outcomes = (
+            Cut(kept=kept, changed=changed)
+            for kept, changed in product(moments(), product((True, False), repeat=nr_changed))
+        )
+        yield from islice(outcomes, at_most)
+
+    # -- images -----------------------------------------------------------------------------------------------
+
+    def write(self, cut: Cut, path: Path) -> None:
+        """Write the image that *cut* leaves to the new file *path*; the device waits meanwhile.
+
+        Counters and injected faults are not part of it.
+
+        Raises:
+            FileExistsError: *path* exists.
+            OSError: the host has no room.
+        """
+        with self._device.lock:
+            self._write_locked(cut, path)
+
+    def _write_locked(self, cut: Cut, path: Path) -> None:
+        origin = self._image.backing
+        assert isinstance(origin, FileBacking)
+        conds, wps = self._states(cut)
+        copy_image(origin.path, path, conds, wps)
+        backing = FileBacking.open(path)
+        try:
+            self._lose(cut, backing)
+            backing.sync()
+        finally:
+            backing.close()
+
+    def _lose(self, cut: Cut, backing: FileBacking) -> None:
+        """Take out of *backing* what *cut* does not keep of conventional zones; of others the copy has no more.
+
+        Newest first: where lost writes lie on each other, what was under the oldest wins, and a write that was kept
+        hides what an older lost one did.
+        """
+        hidden: set[Sector] = set()
+        for write, kept in reversed(list(zip(self._writes, cut.kept, strict=True))):
+            if not write.before:
+                continue
+            for index in range(kept, write.nr_sectors):
+                sector = write.sector + index
+                if sector not in hidden:
+                    backing.pwrite(write.before[to_bytes(index) : to_bytes(index + 1)], to_bytes(sector))
+            hidden.update(range(write.sector, write.sector + kept))
+
+    def _states(self, cut: Cut) -> tuple[bytearray, "array[int]"]:
+        """Return the conditions and data extents that *cut* leaves."""
+        image, geometry = self._image, self._device.geometry
+        conds, wps = bytearray(self._baseline[0]), self._baseline[1][:]
+        for write, kept in zip(self._writes, cut.kept, strict=True):
+            if write.before or not kept:
+                continue
+            zone_no = write.zone_no
+            wps[zone_no] = write.sector + kept - geometry.zone_start(zone_no)
+            full = wps[zone_no] == geometry.zone_cap(zone_no)
+            conds[zone_no] = Condition.FULL if full else Condition.CLOSED
+        for zone_no, changed in zip(self._changed_zones(), cut.changed, strict=True):
+            # A change is there only if the data that was there when it was made is.
+            if changed and (wps[zone_no] == image.wps[zone_no] or image.wps[zone_no] == 0):
+                conds[zone_no], wps[zone_no] = image.conds[zone_no], image.wps[zone_no]
+        for zone_no, cond in enumerate(conds):
+            if cond in ACTIVE_CONDITIONS:
+                conds[zone_no] = after_power_cycle(Condition(cond), wps[zone_no])
+        return conds, wps
