@@ -1,0 +1,648 @@
+"""The disk at LUN 0: every command of SPC, SBC and ZBC that it has.
+
+May not know: LUNs, tags, unit attentions, transports. It sees a CDB, the initiator's buffers, and a device port.
+
+Invariants:
+
+* READ and WRITE move the data straight between the given buffers and the port; a command that was done in full answers
+  the one object GOOD. Everything else may be slow.
+* Nothing here raises for what an initiator sends: every CDB of any length gets a result.
+* A refused command has changed nothing and transferred nothing.
+
+Buffers are bytes-like objects whose len() is their size in bytes.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import Status
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.scsi import commands, inquiry, report, sense
+from zonefs_emu.scsi.commands import CDB_LENGTHS, NACA, Opcode
+from zonefs_emu.scsi.inquiry import Identity
+from zonefs_emu.scsi.mode import ModePages, ModeParameterError, PageControl
+from zonefs_emu.scsi.report import ZoneReporter
+from zonefs_emu.scsi.sense import SENSE_OF_STATUS, Sense
+from zonefs_emu.units import SECTOR_SHIFT, Sector
+
+Cdb: TypeAlias = bytes | bytearray | memoryview
+DataOut: TypeAlias = Sequence[bytes | bytearray | memoryview]
+DataIn: TypeAlias = Sequence[bytearray | memoryview]
+Handler: TypeAlias = "Callable[[Cdb, DataOut, DataIn], ScsiResult]"
+
+
+class ScsiStatus(IntEnum):
+    """The status byte. Source: SAM-5, "Status codes"."""
+
+    GOOD = 0x00
+    CHECK_CONDITION = 0x02
+
+
+class ScsiResult(NamedTuple):
+    """What became of a command.
+
+    *residual*: how many bytes of the initiator's buffer (data-in or data-out, whichever the command has) were not
+    transferred.
+    *overrun*: the CDB asks for more than the buffers hold; nothing was done, and *status* means nothing: the
+    transport has a response of its own for it (virtio-scsi: OVERRUN).
+    """
+
+    status: int
+    sense: bytes
+    residual: int
+    overrun: bool = False
+
+
+#: Done, everything transferred.
+GOOD: Final = ScsiResult(ScsiStatus.GOOD, b"", 0)
+
+_FUA: Final = 0x08
+_PROTECT: Final = 0xE0
+_BYTE_CHECK: Final = 0x06
+_PARTIAL: Final = 0x80
+_ALL: Final = 0x01
+_SELF_TEST: Final = 0x04
+_START: Final = 0x01
+_LOEJ: Final = 0x02
+_NO_FLUSH: Final = 0x04
+#: Read by VERIFY at once.
+_VERIFY_BYTES: Final = 1 << 20
+#: More than any transfer: "no boundary to look after".
+_NO_BOUNDARY: Final = 1 << 64
+
+_CDB_10: Final = struct.Struct(">BBIBHB")
+_CDB_12: Final = struct.Struct(">BBIIBB")
+_CDB_16: Final = struct.Struct(">BBQIBB")
+_ZONE_CDB: Final = struct.Struct(">BBQ2xHBB")
+
+_ZONE_OPERATIONS: Final[Mapping[int, Operation]] = MappingProxyType(
+    {
+        commands.CLOSE_ZONE: Operation.CLOSE,
+        commands.FINISH_ZONE: Operation.FINISH,
+        commands.OPEN_ZONE: Operation.OPEN,
+        commands.RESET_WRITE_POINTER: Operation.RESET,
+    }
+)
+#: Commands during which the host may make us wait: sync, hole punching, long reads.
+_SLOW: Final = frozenset({
+    Opcode.MODE_SELECT_6, Opcode.MODE_SELECT_10, Opcode.START_STOP_UNIT, Opcode.SYNCHRONIZE_CACHE_10,
+    Opcode.SYNCHRONIZE_CACHE_16, Opcode.VERIFY_10, Opcode.VERIFY_12, Opcode.VERIFY_16, Opcode.ZBC_OUT, Opcode.ZBC_IN,
+})  # fmt: skip
+_WRITES: Final = frozenset({Opcode.WRITE_6, Opcode.WRITE_10, Opcode.WRITE_12, Opcode.WRITE_16})
+_LONG_READS_AND_WRITES: Final = frozenset({
+    Opcode.READ_10, Opcode.READ_12, Opcode.READ_16, Opcode.WRITE_10, Opcode.WRITE_12, Opcode.WRITE_16,
+})  # fmt: skip
+
+
+class Disk:
+    """A host-managed zoned disk on a device port."""
+
+    def __init__(self, port: Port, identity: Identity) -> None:
+        """Serve *port*, whose dialect is ZBC, as *identity*."""
+        geometry = port.geometry
+        self._port = port
+        self._geometry = geometry
+        self._readonly = port.device.image.readonly
+        self._block_shift = geometry.block_sectors.bit_length() - 1
+        self._zone_size = geometry.zone_size
+        self._size = geometry.size
+        self._has_gaps = inquiry.has_gaps(geometry)
+        self._max_sectors = inquiry.MAX_TRANSFER_BYTES >> SECTOR_SHIFT
+        # A read that ends at or before this offset into its zone needs no look at the zones: it stays in one of them.
+        if self._has_gaps:
+            self._read_boundary = geometry.zone_capacity
+        elif 0 < geometry.nr_conventional < geometry.nr_zones:
+            self._read_boundary = geometry.zone_size
+        else:
+            self._read_boundary = _NO_BOUNDARY
+        # A write that starts below this offset into its zone does not start in a gap.
+        self._gap_offset = geometry.zone_capacity if self._has_gaps else _NO_BOUNDARY
+        self._modes = ModePages(
+            nr_blocks=geometry.size >> self._block_shift,
+            block_bytes=geometry.block_size_bytes,
+            readonly=self._readonly,
+        )
+        self._standard_inquiry = inquiry.standard_inquiry(identity)
+        self._vpd_pages = inquiry.vpd_pages(identity, geometry)
+        self._reporter = ZoneReporter(port, geometry)
+        self._port_read = port.read
+        self._port_write = port.write
+        self._handlers: list[Handler] = [self._unknown] * 256
+        for opcode, handler in self._table().items():
+            self._handlers[opcode] = handler
+
+    def _table(self) -> Mapping[Opcode, Handler]:
+        return {
+            Opcode.TEST_UNIT_READY: self._nothing,
+            Opcode.REQUEST_SENSE: self._request_sense,
+            Opcode.READ_6: self._read_6,
+            Opcode.WRITE_6: self._write_6,
+            Opcode.INQUIRY: self._inquiry,
+            Opcode.MODE_SELECT_6: self._mode_select_6,
+            Opcode.MODE_SENSE_6: self._mode_sense_6,
+            Opcode.START_STOP_UNIT: self._start_stop_unit,
+            Opcode.SEND_DIAGNOSTIC: self._send_diagnostic,
+            Opcode.READ_CAPACITY_10: self._read_capacity_10,
+            Opcode.READ_10: self._read_10,
+            Opcode.WRITE_10: self._write_10,
+            Opcode.VERIFY_10: self._verify_10,
+            Opcode.SYNCHRONIZE_CACHE_10: self._synchronize_cache_10,
+            Opcode.MODE_SELECT_10: self._mode_select_10,
+            Opcode.MODE_SENSE_10: self._mode_sense_10,
+            Opcode.READ_16: self._read_16,
+            Opcode.WRITE_16: self._write_16,
+            Opcode.VERIFY_16: self._verify_16,
+            Opcode.SYNCHRONIZE_CACHE_16: self._synchronize_cache_16,
+            Opcode.ZBC_OUT: self._zbc_out,
+            Opcode.ZBC_IN: self._report_zones,
+            Opcode.SERVICE_ACTION_IN_16: self._read_capacity_16,
+            Opcode.REPORT_LUNS: self._report_luns,
+            Opcode.MAINTENANCE_IN: self._report_supported_operation_codes,
+            Opcode.READ_12: self._read_12,
+            Opcode.WRITE_12: self._write_12,
+            Opcode.VERIFY_12: self._verify_12,
+        }
+
+    def execute(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do the command of *cdb*, which may be longer than the command; a shorter one is refused."""
+        if not len(cdb):
+            return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+        opcode = cdb[0]
+        length = CDB_LENGTHS[opcode]
+        if length > len(cdb):
+            return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+        if length and cdb[length - 1] & NACA:
+            return self._invalid(length - 1, data_out, data_in)
+        return self._handlers[opcode](cdb, data_out, data_in)
+
+    def may_block(self, cdb: Cdb) -> bool:
+        """Say whether *cdb* may wait for the host's disk, so that an event loop gives it to a thread."""
+        if not len(cdb):
+            return False
+        opcode = cdb[0]
+        if opcode in _SLOW or (opcode in _WRITES and not self._modes.write_cache):
+            return True
+        return opcode in _LONG_READS_AND_WRITES and len(cdb) > 1 and bool(cdb[1] & _FUA)
+
+    def reset(self) -> None:
+        """Do what a logical unit reset does here: mode parameters go back to their defaults. Zones stay as they are."""
+        self._modes.reset()
+
+    @property
+    def descriptor_sense(self) -> bool:
+        """Whether sense data is in descriptor format (D_SENSE of the control mode page)."""
+        return self._modes.descriptor_sense
+
+    # -- results ----------------------------------------------------------------------------------------------
+
+    def _refused(
+        self, code: Sense, data_out: DataOut, data_in: DataIn, *, field: int | None = None, in_data: bool = False
+    ) -> ScsiResult:
+        """CHECK CONDITION with *code*; nothing was transferred."""
+        data = sense.encode(code, descriptor=self._modes.descriptor_sense, field=field, in_data=in_data)
+        return ScsiResult(ScsiStatus.CHECK_CONDITION, data, total_bytes(data_out) + total_bytes(data_in))
+
+    def _invalid(self, field: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """CHECK CONDITION: byte *field* of the CDB is wrong."""
+        return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in, field=field)
+
+    def _status(self, status: Status, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Turn what the port answered into a result, for commands that transfer nothing."""
+        if status:
+            return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
+        return nothing_transferred(data_out, data_in)
+
+    def _written(self, status: Status, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """CHECK CONDITION for a failed write or flush: the host's trouble is a write error then, not a read error."""
+        code = sense.WRITE_ERROR if status is Status.IO_ERROR else SENSE_OF_STATUS[status]
+        return self._refused(code, data_out, data_in)
+
+    def _unknown(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        return self._refused(sense.INVALID_OPERATION_CODE, data_out, data_in, field=0)
+
+    # -- READ -------------------------------------------------------------------------------------------------
+
+    def _read_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        return self._read(lba, nr_blocks, flags, data_out, data_in)
+
+    def _read_12(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_12.unpack_from(cdb)
+        return self._read(lba, nr_blocks, flags, data_out, data_in)
+
+    def _read_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, _, nr_blocks, _ = _CDB_10.unpack_from(cdb)
+        return self._read(lba, nr_blocks, flags, data_out, data_in)
+
+    def _read_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        # "A TRANSFER LENGTH field set to zero specifies that 256 logical blocks shall be read" (SBC-3).
+        return self._read(_lba_6(cdb), cdb[4] or 256, 0, data_out, data_in)
+
+    def _read(self, lba: int, nr_blocks: int, flags: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Read *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: RDPROTECT, DPO (ignored), FUA."""
+        if flags & (_PROTECT | _FUA):
+            if flags & _PROTECT:
+                return self._invalid(1, data_out, data_in)
+            # FUA: from the medium, so what is only in the cache has to get there first.
+            status = self._port.flush()
+            if status:
+                return self._written(status, data_out, data_in)
+        sector = lba << self._block_shift
+        nr_sectors = nr_blocks << self._block_shift
+        size = len(data_in[0]) if len(data_in) == 1 else total_bytes(data_in)
+        residual = size - (nr_sectors << SECTOR_SHIFT)
+        buffers: DataIn = data_in
+        if residual or nr_sectors > self._max_sectors or not nr_sectors:
+            if sector + nr_sectors <= self._size:
+                if nr_sectors > self._max_sectors:
+                    return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
+                if residual < 0:
+                    return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+                if not nr_sectors:
+                    return nothing_transferred(data_out, data_in)
+            buffers = first_bytes(data_in, max(0, size - residual))
+        if sector % self._zone_size + nr_sectors > self._read_boundary:
+            code = self._crossed(sector, nr_sectors)
+            if code:
+                return self._refused(code, data_out, data_in)
+        status = self._port_read(sector, nr_sectors, buffers)
+        if status:
+            return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
+        return GOOD if not residual else ScsiResult(ScsiStatus.GOOD, b"", residual)
+
+    def _crossed(self, sector: Sector, nr_sectors: int) -> Sense | None:
+        """Return why a read that may leave its zone is refused, or None.
+
+        Gap zones cannot be read, and a read stays in zones of one type; with URSWRZ it may cross sequential zones
+        (ZBC-2, URSWRZ: "reads across zone boundaries in sequential write required zones").
+        """
+        geometry = self._geometry
+        end = sector + nr_sectors
+        if end > self._size:
+            return None  # the port says so
+        first = sector // self._zone_size
+        last = (end - 1) // self._zone_size
+        conventional = geometry.is_conventional(first)
+        for zone_no in range(first, last + 1):
+            if geometry.is_conventional(zone_no) != conventional:
+                self._port.refuse(
+                    Rule.SCSI_READ_TYPES, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
+                )
+                return sense.READ_BOUNDARY_VIOLATION
+            zone_start = zone_no * self._zone_size
+            if end - zone_start > geometry.zone_cap(zone_no) < geometry.zone_len(zone_no):
+                self._port.refuse(
+                    Rule.SCSI_GAP, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
+                )
+                return sense.ATTEMPT_TO_ACCESS_GAP_ZONE
+        return None
+
+    def _too_long(
+        self, operation: Operation, sector: Sector, nr_sectors: int, data_out: DataOut, data_in: DataIn
+    ) -> ScsiResult:
+        """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH: "INVALID FIELD IN CDB" (SBC-3, Block Limits VPD page)."""
+        zone_no = sector // self._zone_size
+        self._port.refuse(Rule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no)
+        return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+
+    # -- WRITE ------------------------------------------------------------------------------------------------
+
+    def _write_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        return self._write(lba, nr_blocks, flags, data_out, data_in)
+
+    def _write_12(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_12.unpack_from(cdb)
+        return self._write(lba, nr_blocks, flags, data_out, data_in)
+
+    def _write_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, _, nr_blocks, _ = _CDB_10.unpack_from(cdb)
+        return self._write(lba, nr_blocks, flags, data_out, data_in)
+
+    def _write_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        return self._write(_lba_6(cdb), cdb[4] or 256, 0, data_out, data_in)
+
+    def _write(self, lba: int, nr_blocks: int, flags: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Write *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: WRPROTECT, DPO (ignored), FUA."""
+        if flags & _PROTECT:
+            return self._invalid(1, data_out, data_in)
+        sector = lba << self._block_shift
+        nr_sectors = nr_blocks << self._block_shift
+        size = len(data_out[0]) if len(data_out) == 1 else total_bytes(data_out)
+        residual = size - (nr_sectors << SECTOR_SHIFT)
+        buffers: DataOut = data_out
+        if residual or nr_sectors > self._max_sectors or not nr_sectors:
+            if sector + nr_sectors <= self._size:
+                if nr_sectors > self._max_sectors:
+                    return self._too_long(Operation.WRITE, sector, nr_sectors, data_out, data_in)
+                if residual < 0:
+                    return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+                if not nr_sectors:
+                    # "A TRANSFER LENGTH field set to zero [...] shall not be considered an error" (SBC-3).
+                    return nothing_transferred(data_out, data_in)
+            buffers = first_bytes(data_out, max(0, size - residual))
+        if self._readonly:
+            return self._write_protected(Operation.WRITE, sector, nr_sectors, data_out, data_in)
+        if sector % self._zone_size >= self._gap_offset and self._in_gap(sector):
+            zone_no = sector // self._zone_size
+            self._port.refuse(Rule.SCSI_GAP, Operation.WRITE, Status.ZONE_BOUNDARY, sector, nr_sectors, zone_no=zone_no)
+            return self._refused(sense.ATTEMPT_TO_ACCESS_GAP_ZONE, data_out, data_in)
+        status = self._port_write(sector, nr_sectors, buffers)
+        if status:
+            return self._written(status, data_out, data_in)
+        if flags & _FUA or not self._modes.write_cache:
+            status = self._port.flush()
+            if status:
+                return self._written(status, data_out, data_in)
+        return GOOD if not residual else ScsiResult(ScsiStatus.GOOD, b"", residual)
+
+    def _in_gap(self, sector: Sector) -> bool:
+        """Say whether *sector* lies in a gap zone; sectors beyond the device do not."""
+        zone_no, offset = divmod(sector, self._zone_size)
+        return sector < self._size and offset >= self._geometry.zone_cap(zone_no)
+
+    def _write_protected(
+        self, operation: Operation, sector: Sector, nr_sectors: int, data_out: DataOut, data_in: DataIn
+    ) -> ScsiResult:
+        zone_no = sector // self._zone_size
+        self._port.refuse(Rule.SCSI_WRITE_PROTECTED, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no)
+        return self._refused(sense.WRITE_PROTECTED, data_out, data_in)
+
+    # -- VERIFY, SYNCHRONIZE CACHE ----------------------------------------------------------------------------
+
+    def _verify_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        return self._verify(lba, nr_blocks, flags, data_out, data_in)
+
+    def _verify_12(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, nr_blocks, _, _ = _CDB_12.unpack_from(cdb)
+        return self._verify(lba, nr_blocks, flags, data_out, data_in)
+
+    def _verify_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, flags, lba, _, nr_blocks, _ = _CDB_10.unpack_from(cdb)
+        return self._verify(lba, nr_blocks, flags, data_out, data_in)
+
+    def _verify(self, lba: int, nr_blocks: int, flags: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Read *nr_blocks* at *lba* and, with BYTCHK 01b, compare them with *data_out*."""
+        check = flags & _BYTE_CHECK
+        if flags & _PROTECT or check > 0x02:
+            return self._invalid(1, data_out, data_in)
+        sector = lba << self._block_shift
+        nr_sectors = nr_blocks << self._block_shift
+        nr_bytes = nr_sectors << SECTOR_SHIFT
+        if sector + nr_sectors <= self._size:
+            if nr_sectors > self._max_sectors:
+                return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
+            if check and total_bytes(data_out) < nr_bytes:
+                return ScsiResult(ScsiStatus.GOOD, b"", total_bytes(data_out), overrun=True)
+        if sector % self._zone_size + nr_sectors > self._read_boundary:
+            code = self._crossed(sector, nr_sectors)
+            if code:
+                return self._refused(code, data_out, data_in)
+        expected = memoryview(b"".join(first_bytes(data_out, nr_bytes))) if check else None
+        done = 0
+        while True:
+            part = bytearray(min(_VERIFY_BYTES, max(0, min(nr_bytes, inquiry.MAX_TRANSFER_BYTES) - done)))
+            at = sector + (done >> SECTOR_SHIFT)
+            # The whole range in the first request's place where it lies beyond the device, so that the port refuses it.
+            part_sectors = len(part) >> SECTOR_SHIFT if sector + nr_sectors <= self._size else nr_sectors
+            status = self._port_read(at, part_sectors, [part])
+            if status:
+                return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
+            if expected is not None and expected[done : done + len(part)] != part:
+                return self._refused(sense.MISCOMPARE_DURING_VERIFY, data_out, data_in)
+            done += len(part)
+            if done >= nr_bytes:
+                residual = total_bytes(data_out) + total_bytes(data_in) - (nr_bytes if check else 0)
+                return ScsiResult(ScsiStatus.GOOD, b"", residual)
+
+    def _synchronize_cache_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, _, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        return self._synchronize_cache(lba, nr_blocks, data_out, data_in)
+
+    def _synchronize_cache_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        _, _, lba, _, nr_blocks, _ = _CDB_10.unpack_from(cdb)
+        return self._synchronize_cache(lba, nr_blocks, data_out, data_in)
+
+    def _synchronize_cache(self, lba: int, nr_blocks: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Flush everything, whatever the range; IMMED would allow to answer earlier, which helps nobody."""
+        if (lba + nr_blocks) << self._block_shift > self._size:
+            status = self._port.refuse(
+                Rule.OUT_OF_RANGE, Operation.FLUSH, Status.OUT_OF_RANGE, lba << self._block_shift,
+                nr_blocks << self._block_shift,
+            )  # fmt: skip
+            return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
+        return self._flush(data_out, data_in)
+
+    def _flush(self, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        status = self._port.flush()
+        return self._written(status, data_out, data_in) if status else nothing_transferred(data_out, data_in)
+
+    # -- zones ------------------------------------------------------------------------------------------------
+
+    def _report_zones(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        if cdb[1] & 0x1F != commands.REPORT_ZONES:
+            return self._invalid(1, data_out, data_in)
+        _, _, lba, allocation, options, _ = _CDB_16.unpack_from(cdb)
+        option = options & 0x3F
+        if option not in report.OPTIONS:
+            return self._invalid(14, data_out, data_in)
+        sector = lba << self._block_shift
+        if sector >= self._size:
+            self._port.refuse(Rule.OUT_OF_RANGE, Operation.READ, Status.OUT_OF_RANGE, sector, 0)
+            return self._refused(sense.LBA_OUT_OF_RANGE, data_out, data_in)
+        room = min(allocation, total_bytes(data_in))
+        max_descriptors = max(0, room - report.HEADER_BYTES) // report.DESCRIPTOR_BYTES
+        data = self._reporter.report(sector, option, max_descriptors, partial=bool(options & _PARTIAL))
+        return reply(data, allocation, data_out, data_in)
+
+    def _zbc_out(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Open, close, finish or reset: all zones, or ZONE COUNT (0 means 1) sequential zones from ZONE ID on.
+
+        The zones of one command are changed together or not at all; gap zones between them are not counted.
+        """
+        _, action, lba, zone_count, flags, _ = _ZONE_CDB.unpack_from(cdb)
+        operation = _ZONE_OPERATIONS.get(action & 0x1F)
+        if operation is None:
+            return self._invalid(1, data_out, data_in)
+        sector = lba << self._block_shift
+        if self._readonly:
+            return self._write_protected(operation, sector, 0, data_out, data_in)
+        if flags & _ALL:  # "the ZONE ID field shall be ignored" (ZBC-2)
+            return self._status(self._port.manage_all(operation), data_out, data_in)
+        status = self._port.manage(operation, sector, zone_count or 1)
+        if status:
+            code = SENSE_OF_STATUS[status]
+            return self._refused(code, data_out, data_in, field=2 if code is sense.INVALID_FIELD_IN_CDB else None)
+        return nothing_transferred(data_out, data_in)
+
+    # -- who, how large, how --------------------------------------------------------------------------------------
+
+    def _nothing(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """TEST UNIT READY: always ready."""
+        return nothing_transferred(data_out, data_in)
+
+    def _request_sense(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        data = sense.encode(sense.NO_SENSE, descriptor=bool(cdb[1] & 0x01))
+        return reply(data, cdb[4], data_out, data_in)
+
+    def _inquiry(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        allocation = int.from_bytes(cdb[3:5], "big")
+        if cdb[1] & 0x02:  # CMDDT, obsolete
+            return self._invalid(1, data_out, data_in)
+        if not cdb[1] & 0x01:
+            if cdb[2]:
+                return self._invalid(2, data_out, data_in)
+            return reply(self._standard_inquiry, allocation, data_out, data_in)
+        page = self._vpd_pages.get(cdb[2])
+        if page is None:
+            return self._invalid(2, data_out, data_in)
+        return reply(page, allocation, data_out, data_in)
+
+    def _read_capacity_10(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        return reply(inquiry.read_capacity_10(self._geometry), 8, data_out, data_in)
+
+    def _read_capacity_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        if cdb[1] & 0x1F != commands.READ_CAPACITY_16:
+            return self._invalid(1, data_out, data_in)
+        allocation = int.from_bytes(cdb[10:14], "big")
+        return reply(inquiry.read_capacity_16(self._geometry), allocation, data_out, data_in)
+
+    def _report_luns(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        data = inquiry.report_luns(cdb[2])
+        if data is None:
+            return self._invalid(2, data_out, data_in)
+        return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
+
+    def _report_supported_operation_codes(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        if cdb[1] & 0x1F != commands.REPORT_SUPPORTED_OPERATION_CODES:
+            return self._invalid(1, data_out, data_in)
+        option = cdb[2] & 0x07
+        timeouts = bool(cdb[2] & 0x80)
+        data: bytes | None
+        if option == 0:
+            data = commands.supported_commands(timeouts=timeouts)
+        elif option <= 3:
+            data = commands.one_command(option, cdb[3], int.from_bytes(cdb[4:6], "big"), timeouts=timeouts)
+        else:
+            data = None
+        if data is None:
+            return self._invalid(2, data_out, data_in)
+        return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
+
+    def _mode_sense_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        control = PageControl(cdb[2] >> 6)
+        if control is PageControl.SAVED:
+            return self._refused(sense.SAVING_PARAMETERS_NOT_SUPPORTED, data_out, data_in)
+        data = self._modes.sense_6(cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08)
+        if data is None:
+            return self._invalid(2, data_out, data_in)
+        return reply(data, cdb[4], data_out, data_in)
+
+    def _mode_sense_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        control = PageControl(cdb[2] >> 6)
+        if control is PageControl.SAVED:
+            return self._refused(sense.SAVING_PARAMETERS_NOT_SUPPORTED, data_out, data_in)
+        data = self._modes.sense_10(
+            cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08, long_lba=bool(cdb[1] & 0x10)
+        )
+        if data is None:
+            return self._invalid(2, data_out, data_in)
+        return reply(data, int.from_bytes(cdb[7:9], "big"), data_out, data_in)
+
+    def _mode_select_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        return self._mode_select(cdb[1], cdb[4], 4, data_out, data_in)
+
+    def _mode_select_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        return self._mode_select(cdb[1], int.from_bytes(cdb[7:9], "big"), 8, data_out, data_in)
+
+    def _mode_select(
+        self, flags: int, length: int, header_bytes: int, data_out: DataOut, data_in: DataIn
+    ) -> ScsiResult:
+        """Change mode parameters; PF (standard pages) is required, SP (save them) is not possible."""
+        if not flags & 0x10 or flags & 0x01:
+            return self._invalid(1, data_out, data_in)
+        if not length:
+            return nothing_transferred(data_out, data_in)
+        size = total_bytes(data_out)
+        if size < length:
+            return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+        had_cache = self._modes.write_cache
+        try:
+            self._modes.select(b"".join(first_bytes(data_out, length)), header_bytes=header_bytes)
+        except ModeParameterError as error:
+            if error.field is None:
+                return self._refused(sense.PARAMETER_LIST_LENGTH_ERROR, data_out, data_in)
+            code = sense.INVALID_FIELD_IN_PARAMETER_LIST
+            return self._refused(code, data_out, data_in, field=error.field, in_data=True)
+        if had_cache and not self._modes.write_cache:
+            # From now on what is answered is stable; that includes what was answered before.
+            status = self._port.flush()
+            if status:
+                return self._written(status, data_out, data_in)
+        return ScsiResult(ScsiStatus.GOOD, b"", size - length)
+
+    def _start_stop_unit(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """There is nothing to spin: stopping flushes, and the unit stays ready."""
+        if cdb[4] & 0xF0:  # power conditions other than START_VALID
+            return self._invalid(4, data_out, data_in)
+        if cdb[4] & _LOEJ:
+            return self._invalid(4, data_out, data_in)
+        if not cdb[4] & (_START | _NO_FLUSH):
+            return self._flush(data_out, data_in)
+        return nothing_transferred(data_out, data_in)
+
+    def _send_diagnostic(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """The default self-test passes; there are no diagnostic pages."""
+        if cdb[1] & ~_SELF_TEST & 0xFF:
+            return self._invalid(1, data_out, data_in)
+        if int.from_bytes(cdb[3:5], "big"):
+            return self._invalid(3, data_out, data_in)
+        return nothing_transferred(data_out, data_in)
+
+
+def total_bytes(buffers: DataOut) -> int:
+    """Return how many bytes *buffers* hold together."""
+    return sum(map(len, buffers))
+
+
+def first_bytes(buffers: DataOut, nr_bytes: int) -> list[memoryview]:
+    """Return views of the first *nr_bytes* of *buffers* (or of all, if that is less)."""
+    views = []
+    for buffer in buffers:
+        if nr_bytes <= 0:
+            break
+        view = memoryview(buffer)[:nr_bytes]
+        views.append(view)
+        nr_bytes -= len(view)
+    return views
+
+
+def nothing_transferred(data_out: DataOut, data_in: DataIn) -> ScsiResult:
+    """Return GOOD for a command that moved no data, whatever buffers came with it."""
+    if not data_out and not data_in:
+        return GOOD
+    return ScsiResult(ScsiStatus.GOOD, b"", total_bytes(data_out) + total_bytes(data_in))
+
+
+def reply(data: bytes, allocation: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+    """Copy *data*, up to *allocation* bytes and what fits, into *data_in*."""
+    left = memoryview(data)[:allocation]
+    for buffer in data_in:
+        if not left:
+            break
+        part = left[: len(buffer)]
+        buffer[: len(part)] = part
+        left = left[len(part) :]
+    transferred = min(len(data), allocation) - len(left)
+    return ScsiResult(ScsiStatus.GOOD, b"", total_bytes(data_out) + total_bytes(data_in) - transferred)
+
+
+def _lba_6(cdb: Cdb) -> int:
+    """Return the 21-bit LBA of READ(6) and WRITE(6)."""
+    return (cdb[1] & 0x1F) << 16 | cdb[2] << 8 | cdb[3]

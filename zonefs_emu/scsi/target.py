@@ -1,0 +1,214 @@
+"""The target: which logical unit a command is for, unit attentions, task management.
+
+May not know: how LUNs and tags look on a transport's wire.
+
+A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit; what any other LUN answers is here too.
+Use::
+
+    target = Target(device.port("vhost-user-scsi", ZBC), serial="...")
+    result = target.execute(lun, cdb, data_out, data_in)     # blocks; see may_block()
+
+*lun* is a number: 0 is the disk, REPORT_LUNS_WLUN the well-known one; :func:`decode_lun` makes it from the 8-byte
+structure of SAM-5. Commands are done when ``execute`` returns, so there is never a task to abort: task management
+answers at once.
+
+Thread safe in the sense that several request queues may call ``execute`` at the same time: the device has its own lock,
+the queue of unit attentions is atomic, mode parameters are replaced as a whole.
+
+Sources: SAM-5 (logical unit numbers, task management), SPC-4 (unit attention conditions, INQUIRY to unsupported LUNs).
+"""
+
+from collections import deque
+from enum import Enum, IntEnum, auto
+from typing import Final
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.scsi import inquiry, sense
+from zonefs_emu.scsi.commands import CDB_LENGTHS, Opcode
+from zonefs_emu.scsi.disk import (
+    Cdb,
+    DataIn,
+    DataOut,
+    Disk,
+    ScsiResult,
+    ScsiStatus,
+    nothing_transferred,
+    reply,
+    total_bytes,
+)
+from zonefs_emu.scsi.inquiry import Identity
+from zonefs_emu.scsi.sense import Sense
+
+#: The REPORT LUNS well-known logical unit, numbered by its first two bytes on the wire (C1h 01h).
+REPORT_LUNS_WLUN: Final = 0xC101
+#: What decode_lun says of structures that address nothing we could have.
+NO_LUN: Final = -1
+
+#: Unit attentions do not stop these. Source: SPC-4, "Unit attention conditions"; SAM-5.
+_UNSTOPPED: Final = frozenset({Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE})
+
+
+class TaskFunction(IntEnum):
+    """Task management functions of SAM-5, numbered as virtio-scsi numbers them."""
+
+    ABORT_TASK = 0
+    ABORT_TASK_SET = 1
+    CLEAR_ACA = 2
+    CLEAR_TASK_SET = 3
+    I_T_NEXUS_RESET = 4
+    LOGICAL_UNIT_RESET = 5
+    QUERY_TASK = 6
+    QUERY_TASK_SET = 7
+
+
+class TaskResponse(Enum):
+    """Answers to task management. Source: SAM-5, "Task management functions"."""
+
+    COMPLETE = auto()
+    SUCCEEDED = auto()
+    REJECTED = auto()
+    INCORRECT_LUN = auto()
+
+
+def decode_lun(structure: bytes | bytearray | memoryview) -> int:
+    """Return the number that an 8-byte LUN structure addresses: LUN, REPORT_LUNS_WLUN or NO_LUN.
+
+    Peripheral (00b, bus 0) and flat (01b) addressing are known, and C1h 01h. Source: SAM-5, "Logical unit numbers".
+    """
+    if len(structure) != 8 or any(structure[2:]):
+        return NO_LUN
+    first, second = structure[0], structure[1]
+    match first >> 6:
+        case 0:
+            return second if first == 0 else NO_LUN
+        case 1:
+            return (first & 0x3F) << 8 | second
+        case _:
+            return REPORT_LUNS_WLUN if (first, second) == (0xC1, 0x01) else NO_LUN
+
+
+class Target:
+    """A SCSI target with one zoned disk."""
+
+    def __init__(
+        self,
+        port: Port,
+        *,
+        serial: str,
+        vendor: str = inquiry.VENDOR,
+        product: str = inquiry.PRODUCT,
+        power_on: bool = True,
+    ) -> None:
+        """Serve *port*, whose dialect is ZBC, as the disk with *serial* (printable ASCII).
+
+        *power_on*: the first command meets the unit attention POWER ON, RESET. False where a daemon takes over from one
+        that died, so that the initiator notices nothing.
+
+        Raises:
+            ValueError: *serial* is no SCSI serial number.
+        """
+        self._identity = Identity(serial=serial, vendor=vendor, product=product)
+        self.disk = Disk(port, self._identity)
+        self._attentions: deque[Sense] = deque()
+        self._execute = self.disk.execute
+        if power_on:
+            self.attend(sense.POWER_ON)
+
+    def execute(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do the command of *cdb* (may be longer than the command) at *lun*; returns when it is done.
+
+        *data_out*: readable buffers from the initiator; *data_in*: writable ones for it; either may be empty. What a
+        READ that failed leaves in *data_in* is undefined. Never raises for what an initiator sends.
+        """
+        if lun:
+            return self._execute_elsewhere(lun, cdb, data_out, data_in)
+        if self._attentions and len(cdb):
+            stopped = self._meet_attention(cdb, data_out, data_in)
+            if stopped is not None:
+                return stopped
+        return self._execute(cdb, data_out, data_in)
+
+    def may_block(self, lun: int, cdb: Cdb) -> bool:
+        """Say whether executing *cdb* at *lun* may wait for the host's disk."""
+        return lun == 0 and self.disk.may_block(cdb)
+
+    # -- unit attentions --------------------------------------------------------------------------------------
+
+    def attend(self, condition: Sense) -> None:
+        """Let the next command meet the unit attention *condition*; a power-on or reset replaces those before it."""
+        if condition.asc == sense.POWER_ON.asc:
+            self._attentions.clear()
+        if condition not in self._attentions:
+            self._attentions.append(condition)
+
+    def reset(self) -> None:
+        """Do what a hard reset does: default mode parameters and POWER ON, RESET. Zones stay as they are."""
+        self.disk.reset()
+        self.attend(sense.POWER_ON)
+
+    def _meet_attention(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult | None:
+        """Return the result that the oldest unit attention gives *cdb*, or None if it does not stop it."""
+        opcode = cdb[0]
+        if opcode in _UNSTOPPED and opcode != Opcode.REQUEST_SENSE:
+            return None
+        if opcode == Opcode.REQUEST_SENSE and len(cdb) < CDB_LENGTHS[opcode]:
+            return None
+        try:
+            condition = self._attentions.popleft()
+        except IndexError:  # another queue took it
+            return None
+        if opcode == Opcode.REQUEST_SENSE:
+            return reply(sense.encode(condition, descriptor=bool(cdb[1] & 0x01)), cdb[4], data_out, data_in)
+        return _refused(condition, data_out, data_in, descriptor=self.disk.descriptor_sense)
+
+    # -- other logical units ----------------------------------------------------------------------------------
+
+    def _execute_elsewhere(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do *cdb* at the well-known logical unit, or at one that is not there."""
+        opcode = cdb[0] if len(cdb) else -1
+        if opcode < 0 or len(cdb) < CDB_LENGTHS[opcode]:
+            return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+        well_known = lun == REPORT_LUNS_WLUN
+        match opcode:
+            case Opcode.INQUIRY:
+                if cdb[1] & 0x03 or cdb[2]:
+                    return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+                # PERIPHERAL QUALIFIER 011b: no device is possible at this LUN (SPC-4).
+                device_type = inquiry.WELL_KNOWN_TYPE if well_known else inquiry.NO_DEVICE
+                data = inquiry.standard_inquiry(self._identity, device_type)
+                return reply(data, int.from_bytes(cdb[3:5], "big"), data_out, data_in)
+            case Opcode.REQUEST_SENSE:
+                code = sense.NO_SENSE if well_known else sense.LUN_NOT_SUPPORTED
+                return reply(sense.encode(code, descriptor=bool(cdb[1] & 0x01)), cdb[4], data_out, data_in)
+            case Opcode.REPORT_LUNS if well_known:
+                return self._execute(cdb, data_out, data_in)
+            case Opcode.TEST_UNIT_READY if well_known:
+                return nothing_transferred(data_out, data_in)
+            case _:
+                code = sense.INVALID_OPERATION_CODE if well_known else sense.LUN_NOT_SUPPORTED
+                return _refused(code, data_out, data_in)
+
+    # -- task management --------------------------------------------------------------------------------------
+
+    def manage_task(self, function: TaskFunction, lun: int) -> TaskResponse:
+        """Do a task management function at *lun*; no task is ever unfinished, so aborting and querying find none."""
+        if function is TaskFunction.I_T_NEXUS_RESET:
+            self.attend(sense.I_T_NEXUS_LOSS)
+            return TaskResponse.COMPLETE
+        if lun not in (0, REPORT_LUNS_WLUN):
+            return TaskResponse.INCORRECT_LUN
+        match function:
+            case TaskFunction.LOGICAL_UNIT_RESET:
+                if lun == 0:
+                    self.disk.reset()
+                    self.attend(sense.BUS_DEVICE_RESET)
+                return TaskResponse.COMPLETE
+            case TaskFunction.CLEAR_ACA:  # NORMACA is 0
+                return TaskResponse.REJECTED
+            case _:
+                return TaskResponse.COMPLETE
+
+
+def _refused(code: Sense, data_out: DataOut, data_in: DataIn, *, descriptor: bool = False) -> ScsiResult:
+    data = sense.encode(code, descriptor=descriptor)
+    return ScsiResult(ScsiStatus.CHECK_CONDITION, data, total_bytes(data_out) + total_bytes(data_in))
