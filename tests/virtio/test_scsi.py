@@ -1,0 +1,184 @@
+"""virtio-scsi frames byte by byte, around the real target on a real image."""
+
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from tests.vhost_user.serving import ZONE, create
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.transitions import ZBC
+from zonefs_emu.scsi.target import Target
+from zonefs_emu.virtio.ring import BrokenRingError, Chain
+from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue, Response, decode_address
+
+DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
+READ_CAPACITY = bytes.fromhex("9e 10 0000000000000000 00000020 00 00")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Target]:
+    device = ZonedDevice.open(create(tmp_path / "image"))
+    yield Target(device.port("scsi", ZBC), serial="serial", power_on=False)
+    device.close()
+
+
+def chain(readable: Sequence[bytes], writable: Sequence[int]) -> Chain:
+    out = [memoryview(bytearray(part)) for part in readable]
+    return 0, out, [memoryview(bytearray(b"\xee" * size)) for size in writable]
+
+
+def header(cdb: bytes, lun: bytes = DISK) -> bytes:
+    # lun[8], id, task attribute, priority, crn, cdb[32]
+    return lun + (0x1234).to_bytes(8, "little") + bytes(3) + cdb.ljust(32, b"\0")
+
+
+def execute(target: Target, request: Chain) -> tuple[int, bytes]:
+    queue = RequestQueue(target)
+    lengths: list[int] = []
+    if not queue.step([request], 0, lengths, lambda _index, _spans: None):
+        lengths.append(queue.execute(request))
+    return lengths[0], b"".join(request[2])
+
+
+def response(answer: bytes) -> tuple[int, int, int, int]:
+    sense_length, residual, _, status, code = struct.unpack_from("<IIHBB", answer)
+    return sense_length, residual, status, code
+
+
+@pytest.mark.parametrize(
+    ("field", "lun"),
+    [
+        ("0100400000000000", 0),
+        ("0100000000000000", 0),
+        ("0100400100000000", 1),
+        ("0100000100000000", 1),
+        ("0101400000000000", -2),  # target 1
+        ("01ff400000000000", -2),
+        ("0000400000000000", -2),
+        ("c101000000000000", 0xC101),
+        ("0100400000010000", -1),  # a second level
+    ],
+)
+def test_addresses(field: str, lun: int) -> None:
+    assert decode_address(bytes.fromhex(field)) == lun
+
+
+@pytest.mark.parametrize("cut", ["usual", "odd"])
+def test_data_in(target: Target, cut: str) -> None:
+    if cut == "usual":
+        request = chain([header(READ_CAPACITY)], [108, 32])
+    else:
+        whole = header(READ_CAPACITY)
+        request = chain([whole[:5], whole[5:]], [1, 100, 20, 19])
+    length, answer = execute(target, request)
+    assert length == 140
+    assert response(answer) == (0, 0, 0, Response.OK)
+    assert answer[108:116] == (32 * ZONE - 1).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("cut", ["usual", "odd"])
+def test_data_out_and_flush(target: Target, cut: str) -> None:
+    write = b"\x8a\x08" + (2 * ZONE).to_bytes(8, "big") + (1).to_bytes(4, "big") + b"\0\0"  # FUA: may wait
+    parts = [header(write), b"w" * 512]
+    if cut == "odd":
+        whole = b"".join(parts)
+        parts = [whole[:20], whole[20:60], whole[60:]]
+    length, answer = execute(target, chain(parts, [108]))
+    assert (length, response(answer)) == (108, (0, 0, 0, Response.OK))
+    read = b"\x88\0" + (2 * ZONE).to_bytes(8, "big") + (1).to_bytes(4, "big") + b"\0\0"
+    _, answer = execute(target, chain([header(read)], [108, 512]))
+    assert answer[108:] == b"w" * 512
+
+
+def test_sense_data(target: Target) -> None:
+    write = b"\x8a\0" + (2 * ZONE + 5).to_bytes(8, "big") + (1).to_bytes(4, "big") + b"\0\0"
+    _, answer = execute(target, chain([header(write), b"w" * 512], [108]))
+    sense_length, residual, status, code = response(answer)
+    assert (residual, status, code) == (512, 2, Response.OK)
+    sense = answer[12 : 12 + sense_length]
+    assert (sense[2] & 0xF, sense[12], sense[13]) == (5, 0x21, 0x04)  # UNALIGNED WRITE COMMAND
+
+
+def test_residual_and_overrun(target: Target) -> None:
+    _, answer = execute(target, chain([header(READ_CAPACITY)], [108, 50]))
+    assert response(answer) == (0, 18, 0, Response.OK)
+    read = b"\x88\0" + bytes(8) + (2).to_bytes(4, "big") + b"\0\0"
+    _, answer = execute(target, chain([header(read)], [108, 512]))
+    assert response(answer)[3] == Response.OVERRUN
+
+
+def test_targets_that_are_not_there(target: Target) -> None:
+    length, answer = execute(target, chain([header(READ_CAPACITY, b"\x01\x05\x40" + bytes(5))], [108, 32]))
+    assert (length, response(answer)[3]) == (108, Response.BAD_TARGET)
+
+
+@pytest.mark.parametrize(("readable", "room"), [(50, 108), (51, 107), (0, 0), (51, 0)])
+def test_a_request_without_its_frame_breaks_the_ring(target: Target, readable: int, room: int) -> None:
+    with pytest.raises(BrokenRingError, match="header and"):
+        execute(target, chain([bytes(readable)] if readable else [], [room] if room else []))
+
+
+def control(target: Target, request: bytes, room: int) -> bytes:
+    lengths: list[int] = []
+    frame = chain([request], [room])
+    ControlQueue(target).step([frame], 0, lengths, lambda _index, _spans: None)
+    return bytes(frame[2][0][: lengths[0]])
+
+
+@pytest.mark.parametrize(
+    ("subtype", "lun", "answer"),
+    [
+        (0, DISK, Response.OK),  # ABORT TASK: there is none
+        (5, DISK, Response.OK),  # LOGICAL UNIT RESET
+        (2, DISK, Response.FUNCTION_REJECTED),  # CLEAR ACA
+        (99, DISK, Response.FUNCTION_REJECTED),
+        (5, b"\x01\x00\x40\x01" + bytes(4), Response.INCORRECT_LUN),
+        (5, b"\x01\x09\x40\x00" + bytes(4), Response.BAD_TARGET),
+    ],
+)
+def test_task_management(target: Target, subtype: int, lun: bytes, answer: Response) -> None:
+    request = struct.pack("<II8sQ", 0, subtype, lun, 7)
+    assert control(target, request, 1) == bytes([answer])
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_asynchronous_notifications_are_none(target: Target, kind: int) -> None:
+    assert control(target, struct.pack("<I8sI", kind, DISK, 0xFF), 5) == bytes(5)
+
+
+@pytest.mark.parametrize(("request_bytes", "room"), [(b"", 1), (bytes(23), 1), (bytes(24), 0), (b"\x09" * 24, 9)])
+def test_broken_control_requests(target: Target, request_bytes: bytes, room: int) -> None:
+    frame = chain([request_bytes] if request_bytes else [], [room] if room else [])
+    with pytest.raises(BrokenRingError):
+        ControlQueue(target).execute(frame)
+
+
+def test_events_wait_for_a_driver_that_wants_them() -> None:
+    events = EventQueue()
+    events.parameters_changed()
+    assert events.next_event() is None
+    events.wants_changes = True
+    events.parameters_changed()
+    events.parameters_changed()
+    event = events.next_event()
+    # le32 event, lun, le32 reason: PARAM_CHANGE, ASC 2Ah, ASCQ 09h
+    assert event == b"\3\0\0\0" + DISK + b"\x2a\x09\0\0"
+    assert events.next_event() is None
+    events.put_back(event)
+    assert events.next_event() == event
+    events.put_back(event)
+    events.clear()
+    assert events.next_event() is None
+
+
+@given(frame=st.binary(min_size=51, max_size=60), out=st.integers(0, 600), room=st.integers(108, 800))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_frame_is_answered(target: Target, frame: bytes, out: int, room: int) -> None:
+    for lun in (frame[:8], DISK):
+        request = chain([lun + frame[8:], bytes(out)] if out else [lun + frame[8:]], [room])
+        length, answer = execute(target, request)
+        assert 108 <= length <= room
+        assert response(answer)[3] in set(map(int, Response))

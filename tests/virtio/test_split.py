@@ -1,0 +1,88 @@
+"""Broken split rings, by hand: each kind of damage has its sentence."""
+
+import struct
+
+import pytest
+
+from tests.virtio.rings import Pair
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, BrokenRingError
+from zonefs_emu.virtio.split import sizes
+
+A = GUEST_BASE + 0x8000
+
+
+def descriptor(pair: Pair, index: int, fields: tuple[int, int, int, int]) -> None:
+    struct.pack_into("<QIHH", pair.bytes, pair.areas[0].offset + 16 * index, *fields)
+
+
+def pop(pair: Pair, head: int = 0) -> object:
+    assert hasattr(pair.driver, "publish")
+    pair.driver.publish(head)
+    return pair.ring.pop(1)
+
+
+def test_areas_of_a_ring() -> None:
+    assert sizes(256, event_idx=True) == (4096, 518, 2054)
+    assert sizes(256, event_idx=False) == (4096, 516, 2052)
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "head", "sentence"),
+    [
+        ([], 8, "descriptor 8 in a table of 8"),
+        ([], 65535, "descriptor 65535"),
+        ([(A, 0, 0, 0)], 0, "a buffer of 0 bytes"),
+        ([(1, 5, 0, 0)], 0, "is not memory"),
+        ([(A, 1 << 31, 0, 0)], 0, "is not memory"),
+        (([((1 << 64) - 4, 16, 0, 0)]), 0, "is not memory"),
+        ([(A, 1, DESC_NEXT, 0)], 0, "more descriptors than the ring"),
+        ([(A, 1, DESC_NEXT, 8)], 0, "more descriptors than the ring"),
+        ([(A, 1, DESC_NEXT | DESC_WRITE, 1), (A, 1, 0, 0)], 0, "a readable buffer after a writable one"),
+        ([(A, 16, DESC_INDIRECT | DESC_NEXT, 1), (A, 1, 0, 0)], 0, "indirect descriptor with a next one"),
+        ([(A, 17, DESC_INDIRECT, 0)], 0, "an indirect table of 17 bytes"),
+        ([(A, 0, DESC_INDIRECT, 0)], 0, "an indirect table of 0 bytes"),
+        ([(A, 16 * 1025, DESC_INDIRECT, 0)], 0, "an indirect table of 16400 bytes"),
+        ([(1, 16, DESC_INDIRECT, 0)], 0, "is not memory"),
+    ],
+)
+def test_a_broken_chain(descriptors: list[tuple[int, int, int, int]], head: int, sentence: str) -> None:
+    pair = Pair(is_packed=False)
+    for index, fields in enumerate(descriptors):
+        descriptor(pair, index, fields)
+    with pytest.raises(BrokenRingError, match=sentence):
+        pop(pair, head)
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        ([(A, 1, DESC_INDIRECT, 0), (A, 1, 0, 0)], "inside an indirect table"),
+        ([(A, 1, DESC_NEXT, 0), (A, 1, 0, 0)], "does not end in it"),
+        ([(A, 1, DESC_NEXT, 2), (A, 1, 0, 0)], "does not end in it"),
+    ],
+)
+def test_a_broken_table(entries: list[tuple[int, int, int, int]], sentence: str) -> None:
+    pair = Pair(is_packed=False)
+    for index, fields in enumerate(entries):
+        struct.pack_into("<QIHH", pair.bytes, 0x9000 + 16 * index, *fields)
+    descriptor(pair, 0, (GUEST_BASE + 0x9000, 16 * len(entries), DESC_INDIRECT, 0))
+    with pytest.raises(BrokenRingError, match=sentence):
+        pop(pair)
+
+
+def test_an_available_index_that_jumps() -> None:
+    pair = Pair(is_packed=False)
+    struct.pack_into("<H", pair.bytes, pair.areas[1].offset + 2, 9)
+    with pytest.raises(BrokenRingError, match="9 ahead in a ring of 8"):
+        pair.ring.pop(1)
+
+
+def test_a_table_may_be_longer_than_its_chain_and_out_of_order() -> None:
+    pair = Pair(is_packed=False)
+    for index, fields in enumerate([(A, 1, DESC_NEXT, 2), (A + 1, 9, 0, 0), (A + 2, 3, DESC_WRITE, 0)]):
+        struct.pack_into("<QIHH", pair.bytes, 0x9000 + 16 * index, *fields)
+    descriptor(pair, 0, (GUEST_BASE + 0x9000, 48, DESC_INDIRECT, 0))
+    pair.driver.publish(0)  # type: ignore[union-attr]  # a split driver
+    ((_, readable, writable),) = pair.ring.pop(1)
+    assert ([len(part) for part in readable], [len(part) for part in writable]) == ([1], [3])

@@ -1,0 +1,1 @@
+"""Virtio devices without a transport: guest memory, rings, block and SCSI requests. Pure but for the device port."""

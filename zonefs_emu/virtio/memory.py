@@ -1,0 +1,118 @@
+"""Guest memory: which bytes of ours a guest address means.
+
+May not know: where the bytes come from (vhost_user maps them), nor what they are used for. Addresses and lengths come
+from the guest and are believed in nothing.
+
+Invariant: regions do not overlap, and every slice handed out lies within one of them. The object is never changed: a
+new set of regions is a new GuestMemory, so that whoever holds the old one never sees half a change.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from zonefs_emu.errors import PeerError
+
+_ADDRESS_END: Final = 1 << 64
+
+
+class BadAddressError(PeerError):
+    """The guest gave an address, or a range, that is not (all) memory."""
+
+
+class Region(NamedTuple):
+    """A run of guest memory; bytes and byte addresses. *user_address*: where the front-end has it mapped."""
+
+    guest_address: int
+    size: int
+    user_address: int
+    view: memoryview
+
+
+class GuestMemory:
+    """A set of regions.
+
+    *hot_start*, *hot_end*, *hot_view* are the largest region, laid open: the rings look there first without a call.
+    """
+
+    __slots__ = ("_starts", "hot_end", "hot_start", "hot_view", "regions")
+
+    def __init__(self, regions: Iterable[Region] = ()) -> None:
+        """Take *regions*, in any order.
+
+        Raises:
+            PeerError: they overlap, or one is empty or reaches beyond 64 bits.
+        """
+        self.regions = tuple(sorted(regions, key=lambda region: region.guest_address))
+        end = 0
+        for region in self.regions:
+            if region.size <= 0 or region.guest_address < end or region.guest_address + region.size > _ADDRESS_END:
+                msg = f"memory region of {region.size} bytes at {region.guest_address:#x} is empty or overlaps another"
+                raise PeerError(msg)
+            if len(region.view) != region.size:
+                raise AssertionError(region)
+            end = region.guest_address + region.size
+        self._starts = [region.guest_address for region in self.regions]
+        hot = max(self.regions, key=lambda region: region.size, default=Region(0, 0, 0, memoryview(b"")))
+        self.hot_start = hot.guest_address
+        self.hot_end = hot.guest_address + hot.size
+        self.hot_view = hot.view
+
+    def slices(self, address: int, length: int) -> list[memoryview]:
+        """Return the memory at guest *address*, *length* bytes, as one slice, or more where it spans regions.
+
+        Raises:
+            BadAddressError: not all of it is memory, or it is nothing.
+        """
+        if length <= 0:
+            msg = f"a buffer of {length} bytes at {address:#x}"
+            raise BadAddressError(msg)
+        found: list[memoryview] = []
+        index = bisect_right(self._starts, address) - 1
+        while length:
+            region = self.regions[index] if 0 <= index < len(self.regions) else None
+            if region is None or not region.guest_address <= address < region.guest_address + region.size:
+                msg = f"guest address {address:#x} is not memory"
+                raise BadAddressError(msg)
+            offset = address - region.guest_address
+            part = min(length, region.size - offset)
+            found.append(region.view[offset : offset + part])
+            address += part
+            length -= part
+            index += 1
+        return found
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy of *length* bytes at guest *address*.
+
+        Raises:
+            BadAddressError: as :meth:`slices`.
+        """
+        slices = self.slices(address, length)
+        return bytes(slices[0]) if len(slices) == 1 else b"".join(slices)
+
+    def at_user_address(self, address: int, length: int) -> memoryview:
+        """Return the *length* bytes that the front-end has at *address* in its own address space; for rings.
+
+        Raises:
+            BadAddressError: they do not lie in one region.
+        """
+        region = self._region_of_user(address, length)
+        offset = address - region.user_address
+        return region.view[offset : offset + length]
+
+    def guest_address_of_user(self, address: int, length: int) -> int:
+        """Return the guest address of what the front-end has at *address*.
+
+        Raises:
+            BadAddressError: the *length* bytes do not lie in one region.
+        """
+        region = self._region_of_user(address, length)
+        return region.guest_address + address - region.user_address
+
+    def _region_of_user(self, address: int, length: int) -> Region:
+        for region in self.regions:
+            if region.user_address <= address and address + length <= region.user_address + region.size:
+                return region
+        msg = f"{length} bytes at user address {address:#x} lie in no one memory region"
+        raise BadAddressError(msg)

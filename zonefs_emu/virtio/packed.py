@@ -1,0 +1,288 @@
+"""The packed ring.
+
+Source: virtio 1.4, "Packed Virtqueues". One ring of descriptors that driver and device overwrite in turn; a
+descriptor's AVAIL and USED flags against the wrap counter say whose it is. Here places in the ring are counted from
+the start and never wrap: place // size has the wrap counter in its lowest bit (even: 1), place % size is the slot.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
+from zonefs_emu.virtio.ring import (
+    CHAIN_DESCRIPTORS_MAX,
+    DESC_BYTES,
+    DESC_INDIRECT,
+    DESC_NEXT,
+    DESC_WRITE,
+    BrokenRingError,
+    Chain,
+    Fence,
+    Ring,
+    check_size,
+)
+from zonefs_emu.virtio.split import translate
+
+DESC_AVAIL: Final = 1 << 7
+DESC_USED: Final = 1 << 15
+EVENT_ENABLE: Final = 0
+EVENT_DISABLE: Final = 1
+EVENT_DESC: Final = 2
+#: Bytes of each of the two event suppression areas.
+EVENT_BYTES: Final = 4
+
+_NONE: Final[tuple[Chain, ...]] = ()
+_TABLE_ENTRY: Final = struct.Struct("<QIHH")
+
+
+def place_of(position: int, size: int) -> int:
+    """Return the place that *position* (slot in bits 0 to 14, wrap counter in bit 15) means first."""
+    return (position & 0x7FFF) + (0 if position & 0x8000 else size)
+
+
+def position_of(place: int, size: int) -> int:
+    """Return slot and wrap counter of *place*, as VRING_BASE and the event areas have them."""
+    turn, slot = divmod(place, size)
+    return slot | (0 if turn & 1 else 0x8000)
+
+
+class PackedRing(Ring):
+    """A packed ring of *size* descriptors."""
+
+    __slots__ = (
+        "_called",
+        "_desc",
+        "_device_event",
+        "_driver_event",
+        "_event_idx",
+        "_fence",
+        "_next",
+        "_ordered",
+        "_used",
+        "logged",
+        "memory",
+        "size",
+    )
+
+    def __init__(
+        self,
+        size: int,
+        desc: memoryview,
+        driver_event: memoryview,
+        device_event: memoryview,
+        memory: GuestMemory,
+        *,
+        event_idx: bool,
+        base: int,
+        fence: Fence,
+        ordered: bool,
+    ) -> None:
+        """Go on at *base*: next available position in bits 0 to 15, next used position in bits 16 to 31.
+
+        Raises:
+            BrokenRingError: *size* is no queue size, or *base* lies beyond it.
+        """
+        check_size(size, power_of_two=False)
+        self.size = size
+        self.memory = memory
+        self.logged: dict[int, list[tuple[int, int]]] | None = None
+        self._desc = desc.cast("Q")
+        self._driver_event = driver_event.cast("H")
+        self._device_event = device_event.cast("H")
+        self._event_idx = event_idx
+        self._fence = fence
+        self._ordered = ordered
+        if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
+            msg = f"a ring of {size} that is to go on at {base:#x}"
+            raise BrokenRingError(msg)
+        self._used = place_of(base >> 16, size)
+        self._next = place_of(base & 0xFFFF, size)
+        if self._next < self._used:  # the available one has gone round once more
+            self._next += 2 * size
+        self._called = self._used
+
+    @property
+    def base(self) -> int:
+        """The next available and used positions, as GET_VRING_BASE has them."""
+        return position_of(self._next, self.size) | position_of(self._used, self.size) << 16
+
+    @property
+    def used_place(self) -> int:
+        """Where the next chain will be given back."""
+        return self._used
+
+    def _is_available(self, meta: int, place: int) -> bool:
+        avail, used = bool(meta & DESC_AVAIL << 48), bool(meta & DESC_USED << 48)
+        wrap = not place // self.size & 1
+        return avail == wrap and used != wrap
+
+    def has_work(self) -> bool:
+        """Say whether the driver has made a chain available."""
+        place = self._next
+        return self._is_available(self._desc[2 * (place % self.size) + 1], place)
+
+    def pop(self, limit: int) -> Sequence[Chain]:
+        """Take up to *limit* chains; see :meth:`Ring.pop`. The token: the buffer id and, above it, the slots taken."""
+        place = self._next
+        size = self.size
+        desc = self._desc
+        # All of the ring may be taken, not more: behind that lie descriptors that were not given back.
+        end = self._used + size
+        if not self._is_available(desc[2 * (place % size) + 1], place):
+            return _NONE
+        chains: list[Chain] = []
+        memory = self.memory
+        hot_start, hot_end, hot_view = memory.hot_start, memory.hot_end, memory.hot_view
+        while len(chains) < limit and place < end:
+            first = place
+            slot = first % size
+            if not self._is_available(desc[2 * slot + 1], first):
+                break
+            if not self._ordered:
+                self._fence()
+            readable: list[memoryview] = []
+            writable: list[memoryview] = []
+            # The common chain, as in SplitRing.pop.
+            for _ in range(8):
+                meta = desc[2 * slot + 1]
+                address = desc[2 * slot]
+                stop = address + (meta & 0xFFFFFFFF)
+                place += 1
+                if (
+                    address < hot_start
+                    or stop > hot_end
+                    or stop == address
+                    or meta & (DESC_INDIRECT << 48)
+                    or self.logged is not None
+                    or place > end
+                ):
+                    chain, place = self._walk(first, end)
+                    chains.append(chain)
+                    break
+                if meta & (DESC_WRITE << 48):
+                    writable.append(hot_view[address - hot_start : stop - hot_start])
+                elif writable:
+                    msg = "a readable buffer after a writable one"
+                    raise BrokenRingError(msg)
+                else:
+                    readable.append(hot_view[address - hot_start : stop - hot_start])
+                if not meta & (DESC_NEXT << 48):
+                    chains.append(((meta >> 32 & 0xFFFF) | (place - first) << 16, readable, writable))
+                    break
+                slot = place % size
+            else:
+                chain, place = self._walk(first, end)
+                chains.append(chain)
+        self._next = place
+        return chains
+
+    def _walk(self, first: int, end: int) -> tuple[Chain, int]:
+        """Follow the chain at place *first*, however it is made; return it and the place after it."""
+        descriptors: list[tuple[int, int, int]] = []
+        desc = self._desc
+        place = first
+        while True:
+            if place >= end or len(descriptors) >= CHAIN_DESCRIPTORS_MAX:
+                msg = f"a chain with more descriptors than the ring of {self.size} has"
+                raise BrokenRingError(msg)
+            slot = place % self.size
+            address, meta = desc[2 * slot], desc[2 * slot + 1]
+            length, flags = meta & 0xFFFFFFFF, meta >> 48
+            place += 1
+            if flags & DESC_INDIRECT:
+                if flags & DESC_NEXT or descriptors:
+                    msg = "an indirect descriptor inside a chain"
+                    raise BrokenRingError(msg)
+                descriptors = self._table(address, length)
+                break
+            descriptors.append((address, length, flags))
+            if not flags & DESC_NEXT:
+                break
+        # The buffer id that counts stands in the last descriptor of a list.
+        token = (meta >> 32 & 0xFFFF) | (place - first) << 16
+        readable, writable = translate(descriptors, self.memory)
+        if self.logged is not None:
+            self.logged[token] = [(address, length) for address, length, flags in descriptors if flags & DESC_WRITE]
+        return (token, readable, writable), place
+
+    def _table(self, address: int, length: int) -> list[tuple[int, int, int]]:
+        """Read an indirect table: an array in order, whose only valid flag is WRITE."""
+        count, rest = divmod(length, DESC_BYTES)
+        if rest or not 0 < count <= CHAIN_DESCRIPTORS_MAX:
+            msg = f"an indirect table of {length} bytes"
+            raise BrokenRingError(msg)
+        try:
+            table = self.memory.read(address, length)
+        except BadAddressError as error:
+            raise BrokenRingError(str(error)) from None
+        descriptors = [(at, size, flags) for at, size, _, flags in _TABLE_ENTRY.iter_unpack(table)]
+        if any(flags & DESC_INDIRECT for _, _, flags in descriptors):
+            msg = "an indirect descriptor inside an indirect table"
+            raise BrokenRingError(msg)
+        return descriptors
+
+    def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
+        """Give chains back; see :meth:`Ring.push`. The first is shown last, and with it all of them at once."""
+        size = self.size
+        place = self._used
+        words: list[tuple[int, int]] = []
+        for (token, _, _), length in zip(chains, lengths, strict=True):
+            flags = 0 if place // size & 1 else DESC_AVAIL | DESC_USED
+            if length:
+                flags |= DESC_WRITE
+            words.append((2 * (place % size) + 1, length | (token & 0xFFFF) << 32 | flags << 48))
+            place += token >> 16
+        desc = self._desc
+        for index, word in reversed(words):
+            if not self._ordered:
+                self._fence()
+            desc[index] = word
+        self._used = place
+
+    def needs_call(self) -> bool:
+        """Say whether the driver wants to be told; see :meth:`Ring.needs_call`.
+
+        Source: virtio 1.4, "Driver and Device Event Suppression".
+        """
+        self._fence()
+        called, used = self._called, self._used
+        self._called = used
+        flags = self._driver_event[1] & 3
+        if called == used or flags == EVENT_DISABLE:
+            return False
+        if flags != EVENT_DESC or not self._event_idx:
+            return True
+        position = self._driver_event[0]
+        size = self.size
+        turn = (used - 1) // size
+        # The event's wrap counter says in which of the last two turns it lies.
+        if (not turn & 1) != bool(position & 0x8000):
+            turn -= 1
+        return called <= turn * size + (position & 0x7FFF) < used
+
+    def sleep(self) -> bool:
+        """Ask for a kick; see :meth:`Ring.sleep`."""
+        if self._event_idx:
+            self._device_event[0] = position_of(self._next, self.size)
+            if not self._ordered:
+                self._fence()
+            self._device_event[1] = EVENT_DESC
+        else:
+            self._device_event[1] = EVENT_ENABLE
+        self._fence()
+        return self.has_work()
+
+    def wake(self) -> None:
+        """Ask for no kicks."""
+        self._device_event[1] = EVENT_DISABLE
+
+
+def is_given_back(meta: int, place: int, size: int) -> bool:
+    """Say whether the descriptor word *meta* at *place* has been given back, or taken again by the driver since.
+
+    It has not exactly if it is still marked available for the turn of *place*.
+    """
+    avail, used = bool(meta & DESC_AVAIL << 48), bool(meta & DESC_USED << 48)
+    wrap = not place // size & 1
+    return not (avail == wrap and used != wrap)

@@ -1,0 +1,95 @@
+"""What split and packed rings have in common.
+
+A ring gives chains and takes them back. A chain is a tuple, because one is made for every request: its token (what the
+ring needs to give it back), the readable and the writable buffers, in order, as slices of guest memory. Nothing in a
+ring is believed: every index is bounded, every address translated, every chain limited. What cannot be right raises
+BrokenRingError, which ends that ring and nothing else.
+
+Requests are given back in the order in which they were taken. So what is unfinished is always a run of the ring, and
+recovery after a crash takes it again without a record of which ones they were.
+
+Orderings. "Sees the index, hence sees the entry" needs loads and stores in order: x86 gives that; elsewhere *fence*
+is called between. "I stored my index, then looked whether the driver sleeps" needs a full fence everywhere.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.virtio.memory import GuestMemory
+
+#: token, device-readable buffers, device-writable buffers
+Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
+
+#: The longest chain that is taken, an indirect table included: what one preadv can move (IOV_MAX).
+CHAIN_DESCRIPTORS_MAX: Final = 1024
+#: Source: virtio 1.4, "The value is always a power of 2 [...] maximum Queue Size value is 32768".
+QUEUE_SIZE_MAX: Final = 32768
+
+DESC_NEXT: Final = 1
+DESC_WRITE: Final = 2
+DESC_INDIRECT: Final = 4
+DESC_BYTES: Final = 16
+
+Fence: TypeAlias = Callable[[], object]
+
+
+class BrokenRingError(PeerError):
+    """The driver has put something into the ring that cannot be right; the ring takes no further requests."""
+
+
+class Ring(ABC):
+    """One virtqueue's rings, seen from the device. Not thread safe.
+
+    *fence*: a full memory fence. *ordered*: loads and stores of this machine keep their order but for a load passing an
+    earlier store (x86). *logged*: where the guest addresses of what requests may write are kept, by token, while dirty
+    pages are logged; None else.
+    """
+
+    size: int
+    memory: GuestMemory
+    logged: dict[int, list[tuple[int, int]]] | None
+
+    @abstractmethod
+    def pop(self, limit: int) -> Sequence[Chain]:
+        """Take up to *limit* chains that the driver has made available.
+
+        Raises:
+            BrokenRingError: as soon as a chain is broken; those before it have then been taken but are lost.
+        """
+
+    @abstractmethod
+    def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
+        """Give back the oldest chains taken, in order, and show the driver; *lengths*: bytes written into each."""
+
+    @abstractmethod
+    def needs_call(self) -> bool:
+        """Say whether the driver wants to be told of what was given back since the last time it was asked."""
+
+    @abstractmethod
+    def sleep(self) -> bool:
+        """Ask the driver to kick for the next request; True if there is one already."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Tell the driver that it need not kick."""
+
+    @abstractmethod
+    def has_work(self) -> bool:
+        """Say whether the driver has made a chain available."""
+
+    @property
+    @abstractmethod
+    def base(self) -> int:
+        """What GET_VRING_BASE answers: where to go on."""
+
+
+def check_size(size: int, *, power_of_two: bool) -> None:
+    """Raise BrokenRingError unless *size* is a queue size.
+
+    Source: virtio 1.4: for split rings "Queue Size value is always a power of 2"; packed rings may have any up to 2^15.
+    """
+    if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
+        msg = f"a queue size of {size}"
+        raise BrokenRingError(msg)

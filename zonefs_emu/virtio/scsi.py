@@ -1,0 +1,245 @@
+"""The virtio SCSI host: requests, task management and events as virtio frames them, around a SCSI target.
+
+May not know: rings, sockets, and what a CDB means: that is the target's.
+
+Queue 0 is the control queue, 1 the event queue, all others take requests.
+
+Source: virtio 1.4, "SCSI Host Device".
+"""
+
+import struct
+from collections import deque
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, Protocol
+
+from zonefs_emu.scsi.disk import Cdb, DataIn, DataOut, ScsiResult
+from zonefs_emu.scsi.target import TaskFunction, TaskResponse, decode_lun
+from zonefs_emu.virtio.handler import Begin, carve, gather, scatter, total_bytes
+from zonefs_emu.virtio.ring import BrokenRingError, Chain
+
+DEVICE_ID: Final = 8
+
+F_CHANGE: Final = 1 << 2
+
+CDB_BYTES: Final = 32
+SENSE_BYTES: Final = 96
+#: lun, id, task attribute, priority, crn; then the CDB
+_REQUEST: Final = struct.Struct("<8sQBBB")
+REQUEST_BYTES: Final = _REQUEST.size + CDB_BYTES
+#: sense length, residual, status qualifier, status, response; then the sense data
+_RESPONSE: Final = struct.Struct("<IIHBB")
+RESPONSE_BYTES: Final = _RESPONSE.size + SENSE_BYTES
+_GOOD: Final = bytes(_RESPONSE.size)
+
+_TASK_MANAGEMENT: Final = struct.Struct("<II8sQ")
+_ASYNC_REQUEST: Final = struct.Struct("<I8sI")
+_ASYNC_RESPONSE: Final = struct.Struct("<IB")
+_EVENT: Final = struct.Struct("<I8sI")
+
+T_TMF: Final = 0
+T_AN_QUERY: Final = 1
+T_AN_SUBSCRIBE: Final = 2
+EVENT_PARAM_CHANGE: Final = 3
+#: ASC 2Ah, ASCQ 09h: "CAPACITY DATA HAS CHANGED", at which Linux looks at the disk anew.
+REASON_CAPACITY_CHANGED: Final = 0x2A | 0x09 << 8
+
+#: Distinct LUN fields that are remembered with their meaning.
+_LUNS_MAX: Final = 256
+
+
+class Response(IntEnum):
+    """The response field: what became of the request on its way, apart from the SCSI status."""
+
+    OK = 0
+    OVERRUN = 1
+    ABORTED = 2
+    BAD_TARGET = 3
+    RESET = 4
+    BUSY = 5
+    TRANSPORT_FAILURE = 6
+    TARGET_FAILURE = 7
+    NEXUS_FAILURE = 8
+    FAILURE = 9
+    FUNCTION_SUCCEEDED = 10
+    FUNCTION_REJECTED = 11
+    INCORRECT_LUN = 12
+
+
+class Target(Protocol):
+    """What executes commands; :class:`zonefs_emu.scsi.target.Target` does."""
+
+    def execute(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do a command."""
+        ...
+
+    def may_block(self, lun: int, cdb: Cdb) -> bool:
+        """Say whether it may wait for the host's disk."""
+        ...
+
+    def manage_task(self, function: TaskFunction, lun: int) -> TaskResponse:
+        """Do a task management function."""
+        ...
+
+
+def decode_address(field: bytes) -> int:
+    """Return the LUN that the 8 bytes of a request address, -1 (NO_LUN) if none can be there, or -2: no such target.
+
+    "first byte set to 1, second byte set to target, third and fourth byte representing a single level LUN structure,
+    followed by four zero bytes"; C1h 01h in front is the REPORT LUNS well-known logical unit.
+    """
+    if field[0] == 1:
+        return -2 if field[1] else decode_lun(field[2:8] + bytes(2))
+    if field[:2] == b"\xc1\x01":
+        return decode_lun(field)
+    return -2
+
+
+class RequestQueue:
+    """The request queues: a :class:`zonefs_emu.virtio.handler.Handler`."""
+
+    def __init__(self, target: Target) -> None:
+        """Hand commands to *target*."""
+        self._target = target
+        self._luns: dict[bytes, int] = {}
+
+    def _lun(self, field: bytes) -> int:
+        lun = self._luns.get(field)
+        if lun is None:
+            lun = decode_address(field)
+            if len(self._luns) < _LUNS_MAX:
+                self._luns[field] = lun
+        return lun
+
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+        """Execute the request at ``chains[index]``; see the protocol."""
+        chain = chains[index]
+        _, readable, _ = chain
+        # A copy: what was looked at here must be what is executed.
+        head = bytes(readable[0]) if readable and len(readable[0]) == REQUEST_BYTES else None
+        if head is None:
+            head = gather(readable, 0, REQUEST_BYTES)
+        if len(head) == REQUEST_BYTES and self._target.may_block(self._lun(head[:8]), head[_REQUEST.size :]):
+            return 0
+        begin(index, ())
+        lengths.append(self._execute(chain, head))
+        return 1
+
+    def execute(self, chain: Chain) -> int:
+        """Execute one request; see the protocol."""
+        return self._execute(chain, gather(chain[1], 0, REQUEST_BYTES))
+
+    def _execute(self, chain: Chain, head: bytes) -> int:
+        _, readable, writable = chain
+        if readable and len(readable[0]) == REQUEST_BYTES:
+            data_out = readable[1:]
+        else:
+            data_out = carve(readable, REQUEST_BYTES, total_bytes(readable))
+        room = total_bytes(writable)
+        if len(head) < REQUEST_BYTES or room < RESPONSE_BYTES:
+            msg = f"a request with {len(head)} bytes of header and {room} bytes for the answer"
+            raise BrokenRingError(msg)
+        data_in = writable[1:] if len(writable[0]) == RESPONSE_BYTES else carve(writable, RESPONSE_BYTES, room)
+        lun = self._lun(head[:8])
+        if lun == -2:
+            return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.BAD_TARGET), b"")
+        status, sense, residual, overrun = self._target.execute(lun, head[_REQUEST.size :], data_out, data_in)
+        if overrun:
+            # "VIRTIO_SCSI_S_OVERRUN if the content of the CDB [...] requires transferring more data than is available".
+            return self._answer(writable, _RESPONSE.pack(0, residual, 0, 0, Response.OVERRUN), b"")
+        if not status and not residual:
+            if len(writable[0]) >= RESPONSE_BYTES:
+                writable[0][: _RESPONSE.size] = _GOOD
+            else:
+                scatter(writable, 0, _GOOD)
+            return room
+        length = min(len(sense), SENSE_BYTES)
+        self._answer(writable, _RESPONSE.pack(length, residual, 0, status, Response.OK), sense[:length])
+        return room
+
+    @staticmethod
+    def _answer(writable: Sequence[memoryview], head: bytes, sense: bytes) -> int:
+        scatter(writable, 0, head + sense)
+        return RESPONSE_BYTES
+
+
+class ControlQueue:
+    """The control queue: a :class:`zonefs_emu.virtio.handler.Handler`."""
+
+    def __init__(self, target: Target) -> None:
+        """Hand task management to *target*."""
+        self._target = target
+
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+        """Execute the request at ``chains[index]``; nothing here waits."""
+        begin(index, ())
+        lengths.append(self.execute(chains[index]))
+        return 1
+
+    def execute(self, chain: Chain) -> int:
+        """Execute one request; see the protocol."""
+        _, readable, writable = chain
+        data = gather(readable, 0, _TASK_MANAGEMENT.size)
+        answer = self._answer(data)
+        if total_bytes(writable) < len(answer):
+            msg = f"a control request with {total_bytes(writable)} bytes for the answer"
+            raise BrokenRingError(msg)
+        scatter(writable, 0, answer)
+        return len(answer)
+
+    def _answer(self, data: bytes) -> bytes:
+        kind = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1
+        if kind == T_TMF and len(data) == _TASK_MANAGEMENT.size:
+            _, subtype, field, _ = _TASK_MANAGEMENT.unpack(data)
+            return bytes((self._manage(subtype, field),))
+        if kind in (T_AN_QUERY, T_AN_SUBSCRIBE) and len(data) >= _ASYNC_REQUEST.size:
+            # No asynchronous notifications exist here: none is supported, none is subscribed to.
+            return _ASYNC_RESPONSE.pack(0, Response.OK)
+        msg = f"a control request of kind {kind} and {len(data)} bytes"
+        raise BrokenRingError(msg)
+
+    def _manage(self, subtype: int, field: bytes) -> Response:
+        lun = decode_address(field)
+        if lun == -2:
+            return Response.BAD_TARGET
+        try:
+            function = TaskFunction(subtype)
+        except ValueError:
+            return Response.FUNCTION_REJECTED
+        match self._target.manage_task(function, lun):
+            case TaskResponse.COMPLETE:
+                return Response.OK
+            case TaskResponse.SUCCEEDED:
+                return Response.FUNCTION_SUCCEEDED
+            case TaskResponse.REJECTED:
+                return Response.FUNCTION_REJECTED
+            case TaskResponse.INCORRECT_LUN:
+                return Response.INCORRECT_LUN
+
+
+class EventQueue:
+    """The event queue: buffers of the driver are kept until there is an event for them."""
+
+    def __init__(self) -> None:
+        """Have nothing to tell."""
+        self._events: deque[bytes] = deque()
+        #: The driver accepted events of changed parameters.
+        self.wants_changes = False
+
+    def parameters_changed(self) -> None:
+        """Tell the driver to look at the disk anew, once."""
+        event = _EVENT.pack(EVENT_PARAM_CHANGE, b"\x01\0\x40\0\0\0\0\0", REASON_CAPACITY_CHANGED)
+        if self.wants_changes and event not in self._events:
+            self._events.append(event)
+
+    def next_event(self) -> bytes | None:
+        """Return the next event, or None."""
+        return self._events.popleft() if self._events else None
+
+    def put_back(self, event: bytes) -> None:
+        """Keep *event* for later."""
+        self._events.appendleft(event)
+
+    def clear(self) -> None:
+        """Forget all events."""
+        self._events.clear()
