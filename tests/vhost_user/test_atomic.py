@@ -1,0 +1,52 @@
+import ctypes
+import threading
+
+import pytest
+
+from zonefs_emu.vhost_user import atomic
+from zonefs_emu.vhost_user.atomic import make_fence, set_bit
+
+
+def test_sets_one_bit_of_a_word() -> None:
+    words = (ctypes.c_uint32 * 3)(0, 0x80000001, 0)
+    for bit in (0, 5, 11, 12, 31):
+        set_bit(ctypes.addressof(words) + 4, bit)
+    assert list(words) == [0, 0x80001821, 0]
+
+
+def test_refuses_what_is_not_memory() -> None:
+    with pytest.raises(OSError, match="Bad address"):
+        set_bit(0, 0)
+
+
+def test_no_bit_is_lost_to_another_thread() -> None:
+    """Two threads set the bits of one word, and both see all of them every time. The call releases the interpreter."""
+    word = ctypes.c_uint32()
+    address = ctypes.addressof(word)
+    barrier = threading.Barrier(2)
+    lost: list[int] = []
+
+    def run(first: int) -> None:
+        for _ in range(300):
+            if barrier.wait() == 0:
+                word.value = 0
+            barrier.wait()
+            for bit in range(first, 32, 2):
+                set_bit(address, bit)
+            barrier.wait()
+            if word.value != 0xFFFFFFFF:
+                lost.append(word.value)
+
+    other = threading.Thread(target=run, args=(1,))
+    other.start()
+    run(0)
+    other.join()
+    assert not lost
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_fences_can_be_called(ordered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "ORDERED", ordered)
+    fence = make_fence()
+    for _ in range(3):
+        assert fence() is None

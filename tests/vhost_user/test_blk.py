@@ -1,0 +1,54 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vhost_user.serving import ZONE, blk_model, create
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.virtio import blk, features as bits
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    device = ZonedDevice.open(create(tmp_path / "image"))
+    yield device
+    device.close()
+
+
+def test_strict_insists_on_zoned(device: ZonedDevice) -> None:
+    tolerant, strict = blk_model(device), blk_model(device, strict=True)
+    without = bits.VERSION_1 | blk.F_FLUSH
+    assert tolerant.accept(without) is None
+    reason = strict.accept(without)
+    assert reason is not None
+    assert "ZONED" in reason
+    assert strict.accept(without | blk.F_ZONED) is None
+
+
+def test_all_queues_are_served_alike(device: ZonedDevice) -> None:
+    model = blk_model(device, nr_queues=3)
+    assert [model.handler(index) is not None for index in range(-1, 4)] == [False, True, True, True, False]
+    assert model.events(0) is None
+
+
+def test_cache_mode_is_reset(device: ZonedDevice) -> None:
+    model = blk_model(device)
+    model.accept(model.offered)
+    model.set_config(32, b"\0")
+    config = model.config()
+    assert config is not None
+    assert config[32] == 0
+    model.reset()
+    assert model.config() != config
+
+
+def test_changes_by_others_are_noticed_and_its_own_are_not(device: ZonedDevice) -> None:
+    model = blk_model(device)
+    model.port.write(2 * ZONE, 1, [bytes(512)])
+    assert model.changes.due_ns() is None
+    device.port("other", VIRTIO).write(3 * ZONE, 1, [bytes(512)])
+    assert model.changes.due_ns() == 0
+    assert model.changes.contested(3)
+    assert not model.changes.contested(2)
+    assert model.zones_changed()

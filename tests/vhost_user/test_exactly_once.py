@@ -1,0 +1,373 @@
+"""Exactly once: a back-end that is killed at any instant, and goes on, has done every request once.
+
+First every instant: a process killed is one whose stores end somewhere, so every store into memory that outlives it
+(rings, in-flight record, live table) and every system call that moves data is counted, and the k-th of them never
+happens, for all k. Then the real thing: SIGKILL under load.
+"""
+
+import gc
+import mmap
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vhost_user.serving import GEOMETRY, ZONE, Daemon, blk_model, create
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.model.transitions import ZNS
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
+from zonefs_emu.vhost_user.atomic import make_fence
+from zonefs_emu.vhost_user.inflight import record_bytes
+from zonefs_emu.vhost_user.messages import VringAddress
+from zonefs_emu.vhost_user.queue import Queue
+from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio.memory import GuestMemory, Region
+from zonefs_emu.virtio.ring import BrokenRingError
+
+QUEUE_SIZE = 64
+MEMORY_BYTES = 1 << 20
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Clock:
+    """Counts instants; the one of number *fatal* never happens."""
+
+    def __init__(self, fatal: int) -> None:
+        self.fatal = fatal
+        self.now = 0
+
+    def tick(self) -> None:
+        if self.now == self.fatal:
+            raise Killed
+        self.now += 1
+
+
+class Mortal:
+    """Memory that outlives the process: each store is an instant."""
+
+    def __init__(self, memory: Any, clock: Clock) -> None:
+        self._memory = memory
+        self._clock = clock
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._memory[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._clock.tick()
+        self._memory[index] = value
+
+    def release(self) -> None:
+        self._memory.release()
+
+
+class Guest:
+    """Memory, a ring and an in-flight region, as they outlive back-ends. The driver's part is the front-end's."""
+
+    features = bits.EVENT_IDX
+
+    def __init__(self, *, packed: bool) -> None:
+        self.packed = packed
+        self.indirect = False
+        self.queue_size = QUEUE_SIZE
+        self.memory = memoryview(mmap.mmap(-1, MEMORY_BYTES))
+        self.heap = Heap(0, MEMORY_BYTES)
+        self.queue = FrontendQueue(self, 0)  # type: ignore[arg-type]  # as much of a front-end as a queue looks at
+        self.record = memoryview(bytearray(record_bytes(QUEUE_SIZE)))
+        self.regions = GuestMemory([Region(GUEST_BASE, MEMORY_BYTES, USER_BASE, self.memory)])
+
+    def submit(self, requests: Sequence[tuple[int, int, bytes, Sequence[int]]]) -> list[int]:
+        """Make (kind, sector, data, writable lengths) available."""
+        return [
+            self.queue.submit([BlkDriver.header(kind, sector), *([data] if data else [])], [*into, 1], kick=False)
+            for kind, sector, data, into in requests
+        ]
+
+    def close(self) -> None:
+        self.queue.close()
+
+
+class Life:
+    """One process: an opened image and a queue on the guest's ring; dies at instant *fatal*, if it gets there."""
+
+    def __init__(self, path: Path, guest: Guest, fatal: int) -> None:
+        self.clock = clock = Clock(fatal)
+        self.device = device = ZonedDevice.open(path)
+        self.model = blk_model(device)
+        backing = device.image.backing
+        real_pwritev = backing.pwritev
+
+        def pwritev(buffers: Any, offset: int) -> int:
+            clock.tick()  # killed before anything was written ...
+            if clock.now == clock.fatal:
+                real_pwritev([memoryview(b"".join(buffers))[:512]], offset)  # ... or when a part was
+            done = real_pwritev(buffers, offset)
+            clock.tick()
+            return done
+
+        port = self.model.port
+        for name in ("_pwritev", "pwritev"):
+            if hasattr(port, name):
+                setattr(port, name, pwritev)
+        device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
+        self.queue = Queue(0, self.model.witnessing, self.model.handler(0), self._submit, make_fence())
+        areas = guest.queue.areas
+        desc, driver, used = (USER_BASE + area.offset for area in areas)
+        self.queue.size = QUEUE_SIZE
+        self.queue.address = VringAddress(0, 0, desc, used, driver, 0)
+        self.queue.base = 0x8000_8000 if guest.packed else 0
+        features = bits.EVENT_IDX | (bits.RING_PACKED if guest.packed else 0)
+        self.queue.start(guest.regions, features, guest.record, None)
+        self.queue.enabled = True
+        ring, record = self.queue.ring, self.queue._record
+        assert record is not None
+        record._words = Mortal(record._words, clock)  # type: ignore[assignment]
+        for name in ("_elements", "_used") if not guest.packed else ("_desc",):
+            setattr(ring, name, Mortal(getattr(ring, name), clock))
+
+    def _submit(self, job: Callable[[], int | BrokenRingError], then: Callable[[int | BrokenRingError], None]) -> None:
+        then(job())
+
+    def run(self) -> bool:
+        """Serve until nothing is left; False if killed."""
+        try:
+            while self.queue.run():
+                pass
+        except Killed:
+            return False
+        return True
+
+    def end(self) -> None:
+        """What the kernel does with a dead process: the files are closed, nothing is flushed."""
+        device = self.device
+        self.clock.fatal = -1
+        device.image._live = memoryview(b"")
+        device.image.backing.close()
+        del self.queue
+        gc.collect()
+
+
+def contents(path: Path) -> tuple[list[Any], bytes]:
+    device = ZonedDevice.open(path)
+    try:
+        port = device.port("look", ZNS)
+        data = bytearray(8 * ZONE * 512)
+        assert not port.read(0, 8 * ZONE, [data])
+        return port.report(0, GEOMETRY.nr_zones), bytes(data)
+    finally:
+        device.close()
+
+
+def pattern(number: int, nr_sectors: int) -> bytes:
+    return bytes([number]) * (512 * nr_sectors)
+
+
+def workload() -> list[list[tuple[int, int, bytes, Sequence[int]]]]:
+    """Batches of requests: all that change zones, in one queue."""
+    z = [number * ZONE for number in range(8)]
+    return [
+        [
+            *((blk.T_OUT, z[2] + 2 * index, pattern(1 + index, 2), ()) for index in range(5)),  # merged
+            (blk.T_OUT, z[3] + 8, pattern(9, 1), ()),  # refused: not at wp
+            (blk.T_ZONE_APPEND, z[3], pattern(10, 3), (8,)),
+            (blk.T_ZONE_APPEND, z[3], pattern(11, 3), (8,)),
+            (blk.T_IN, z[3], b"", (3072,)),
+            (blk.T_OUT, z[0] + 4, pattern(12, 2), ()),  # conventional
+            (blk.T_ZONE_OPEN, z[4], b"", ()),
+            (blk.T_ZONE_CLOSE, z[4], b"", ()),  # without data: EMPTY
+            (blk.T_ZONE_CLOSE, z[4], b"", ()),  # refused
+            (blk.T_ZONE_FINISH, z[3], b"", ()),
+            (blk.T_OUT, z[2] + 10, pattern(13, 1), ()),
+        ],
+        [
+            (blk.T_FLUSH, 0, b"", ()),
+            (blk.T_ZONE_RESET, z[2], b"", ()),
+            (blk.T_ZONE_APPEND, z[2], pattern(14, 2), (8,)),  # into a zone just reset
+            (blk.T_OUT, z[2] + 2, pattern(15, 1), ()),
+            (blk.T_ZONE_REPORT, 0, b"", (64 + 64 * 8,)),
+            (blk.T_ZONE_RESET_ALL, 0, b"", ()),
+            (blk.T_OUT, z[5], pattern(16, 4), ()),
+            (blk.T_OUT, z[5] + 4, pattern(17, 4), ()),
+        ],
+    ]
+
+
+def play(path: Path, guest: Guest, fatal: Sequence[int]) -> tuple[list[list[bytes]], list[int]]:
+    """Run the workload in lives that die at *fatal* (each counted in its own life); return answers and instants."""
+    deaths = list(fatal)
+    instants: list[int] = []
+    answers: list[list[bytes]] = []
+    life = Life(path, guest, deaths.pop(0) if deaths else -1)
+    for batch in workload():
+        numbers = guest.submit(batch)
+        while not life.run():
+            life.end()
+            life = Life(path, guest, deaths.pop(0) if deaths else -1)
+        guest.queue.reap()
+        for number in numbers:
+            _, parts = guest.queue._collect(number)
+            answers.append(parts)
+    instants.append(life.clock.now)
+    life.device.close()
+    return answers, instants
+
+
+@pytest.fixture(autouse=True)
+def no_power_cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page cache survives a kill, so waiting for the medium proves nothing here and takes most of the time."""
+    monkeypatch.setattr("os.fdatasync", lambda _fd: None)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["split", "packed"])
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Answers, instants and final contents of a life that nobody ends."""
+    packed: bool = request.param
+    path = create(tmp_path_factory.mktemp("undisturbed") / "image")
+    guest = Guest(packed=packed)
+    answers, instants = play(path, guest, ())
+    guest.close()
+    statuses = [parts[-1][0] for parts in answers]
+    assert statuses[:5] == [0] * 5
+    assert statuses.count(blk.S_ZONE_UNALIGNED_WP) == 1
+    assert statuses.count(blk.S_ZONE_INVALID_CMD) == 1
+    return packed, answers, instants[0], contents(path)
+
+
+def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int]) -> None:
+    packed, answers, _, expected = undisturbed
+    path = create(tmp_path / "-".join(map(str, fatal)))
+    guest = Guest(packed=packed)
+    found, _ = play(path, guest, fatal)
+    guest.close()
+    assert [parts[-1] for parts in found] == [parts[-1] for parts in answers], f"statuses, killed at {fatal}"
+    assert found == answers, f"answers, killed at {fatal}"
+    zones, data = contents(path)
+    assert zones == expected[0], f"zones, killed at {fatal}"
+    assert data == expected[1], f"data, killed at {fatal}"
+    path.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_every_instant(tmp_path: Path, undisturbed: Any) -> None:
+    for fatal in range(undisturbed[2] + 1):
+        check_life(tmp_path, undisturbed, [fatal])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_again_while_it_recovers(tmp_path: Path, undisturbed: Any) -> None:
+    for fatal in range(0, undisturbed[2], 7):
+        for again in range(0, 60, 11):
+            check_life(tmp_path, undisturbed, [fatal, again])
+
+
+def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
+    """Killed between intent and landing, and then another front-end writes: nobody can tell any more."""
+    path = create(tmp_path / "image")
+    guest = Guest(packed=False)
+    start = 3 * ZONE
+    for fatal in range(200):  # the instant right before wp is published
+        life = Life(path, guest, -1)
+        life.clock.fatal = fatal
+        (number,) = guest.submit([(blk.T_ZONE_APPEND, start, pattern(1, 2), (8,))])
+        published = life.device.image._live
+        if life.run():
+            life.device.close()
+            break
+        intent = life.queue._record._words._memory  # type: ignore[union-attr]
+        ambiguous = any(intent[8 + 4 * slot] for slot in range(QUEUE_SIZE)) and not intent[3]
+        del published, intent
+        life.end()
+        if ambiguous:
+            life = Life(path, guest, -1)
+            other = life.device.port("other", ZNS)
+            assert not other.append(start, 1, [bytes(512)])[0]
+            assert life.run()
+            guest.queue.reap()
+            assert guest.queue._collect(number)[1][-1][0] == blk.S_IOERR
+            assert life.model.port.last_refusal is not None
+            assert life.model.port.last_refusal.rule is Rule.CONTESTED
+            life.device.close()
+            guest.close()
+            return
+        life = Life(path, guest, -1)
+        assert life.run()
+        guest.queue.reap()
+        guest.queue._collect(number)
+        life.device.close()
+        path.unlink()
+        create(path)
+        guest.close()
+        guest = Guest(packed=False)
+    pytest.fail("no instant was ambiguous")
+
+
+# -- the real thing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_sigkill_under_write_load(tmp_path: Path, packed: bool) -> None:
+    """Appends and writes in flight, the daemon killed again and again: each block is there once, in its place."""
+    unlimited = replace(GEOMETRY, max_open_zones=0, max_active_zones=0)
+    daemon = Daemon(create(tmp_path / "image", unlimited), tmp_path / "socket")
+    landed: dict[int, int] = {}
+    try:
+        with Frontend(tmp_path / "socket", packed=packed) as frontend:
+            frontend.start()
+            queue = frontend.queues[0]
+            number = 0
+            for life in range(8):
+                zone = (2 + life) * ZONE
+                waiting: dict[int, int] = {}
+                wp = zone
+                writes: dict[int, int] = {}
+                for _ in range(24):
+                    number += 1
+                    data = number.to_bytes(8, "little") * 128  # two sectors
+                    request = queue.submit([BlkDriver.header(blk.T_ZONE_APPEND, zone), data], [8, 1], kick=False)
+                    waiting[request] = number
+                queue.kick()
+                other = zone + 10 * ZONE
+                for _ in range(8):
+                    number += 1
+                    data = number.to_bytes(8, "little") * 128
+                    request = queue.submit([BlkDriver.header(blk.T_OUT, other), data], [1], kick=False)
+                    writes[request] = number
+                    landed[other] = number
+                    other += 2
+                queue.kick()
+                os.sched_yield()
+                for _ in range(life * 40):
+                    queue.ring.want_call()  # a little time, another amount in each life
+                daemon.kill()
+                daemon.restart()
+                frontend.reconnect()
+                for request, what in waiting.items():
+                    _, (where, status) = queue.wait(request)
+                    assert status == b"\0"
+                    sector = int.from_bytes(where, "little")
+                    assert sector not in landed
+                    landed[sector] = what
+                for request in writes:
+                    assert queue.wait(request)[1] == [b"\0"]
+                driver = BlkDriver(queue)
+                status_code, zones = driver.report(zone, 1)
+                assert status_code == 0
+                wp = zones[0].wp
+                assert wp == zone + 2 * 24, "an append was doubled or lost"
+            driver = BlkDriver(queue)
+            for sector, what in landed.items():
+                assert driver.read(sector, 1024) == (0, what.to_bytes(8, "little") * 128)
+        daemon.stop()
+    finally:
+        daemon.process.kill()
+        daemon.process.wait()

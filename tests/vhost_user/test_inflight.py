@@ -1,0 +1,165 @@
+"""The record word by word. That it is enough for every kill is shown in test_exactly_once.py."""
+
+import struct
+
+import pytest
+
+from zonefs_emu.device.device import ALL_ZONES
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.vhost_user.inflight import MAGIC, QueueRecord, record_bytes
+
+SIZE = 4
+
+
+@pytest.fixture
+def memory() -> memoryview:
+    return memoryview(bytearray(record_bytes(SIZE)))
+
+
+def words(memory: memoryview) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(memory) // 8}Q", memory)
+
+
+def test_layout(memory: memoryview) -> None:
+    assert record_bytes(SIZE) == 64 + 32 * SIZE
+    assert record_bytes(3) % 64 == 0
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(10)
+    record.begin(1, ())
+    record.intend(Operation.APPEND, 4096, 8, 2)
+    record.landed()
+    record.finish_split(2)
+    found = words(memory)
+    assert found[0] == MAGIC | 1 << 32 | SIZE << 48  # magic, version 1, split, size
+    assert found[1] == 12  # finished
+    assert found[3] == 11 << 16 | 1  # landed
+    entry = found[8 + 4 * (11 % SIZE) :][:4]
+    assert entry == (12, 4096, 8 | Operation.APPEND << 32 | 2 << 40, 0)
+
+
+def test_what_is_not_ours_is_cleared(memory: memoryview) -> None:
+    memory[:] = b"\xff" * len(memory)
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(7)
+    assert words(memory)[1:] == (7, *[0] * (7 - 1 + 4 * SIZE))
+    assert not record.recovering
+
+
+def test_a_ring_that_is_far_from_the_record_is_a_new_one(memory: memoryview) -> None:
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(0)
+    record.begin(0, ())
+    record.intend(Operation.RESET, 0, 0, 0)
+    again = QueueRecord(memory, SIZE, packed=False)
+    again.start_split(100)
+    assert not again.recovering
+    again.begin(0, ())
+    assert again.recall(Operation.RESET, 0, 0) is None
+
+
+def test_the_used_index_is_the_truth_also_when_it_wraps(memory: memoryview) -> None:
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(65534)
+    record.finish_split(1)
+    again = QueueRecord(memory, SIZE, packed=False)
+    again.start_split(1)  # two more were shown than the record knows of
+    assert again.finished == 65537
+    assert again.recovering
+    again.finish_split(SIZE)
+    assert not again.recovering
+
+
+def crash(memory: memoryview) -> QueueRecord:
+    again = QueueRecord(memory, SIZE, packed=False)
+    again.start_split(0)
+    again.begin(0, ())
+    return again
+
+
+def test_recall(memory: memoryview) -> None:
+    record = crash(memory)
+    record.intend(Operation.APPEND, 4100, 8, 0)
+    found = crash(memory).recall(Operation.APPEND, 4096, 8)
+    assert found is not None
+    assert (found.sector, found.landed, found.all_zones) == (4100, False, False)
+    record.landed()
+    found = crash(memory).recall(Operation.APPEND, 4096, 8)
+    assert found is not None
+    assert found.landed
+    record.withdraw()
+    assert words(memory)[8] == 0
+
+
+def test_a_request_that_is_not_the_recorded_one_is_executed(memory: memoryview) -> None:
+    crash(memory).intend(Operation.WRITE, 4096, 8, 0)
+    for operation, sector, nr_sectors in (
+        (Operation.WRITE, 4096, 9),
+        (Operation.WRITE, 4097, 8),
+        (Operation.APPEND, 4096, 8),
+        (Operation.RESET, 4096, 0),
+    ):
+        assert crash(memory).recall(operation, sector, nr_sectors) is None
+    other = crash(memory)
+    other.begin(1, ())
+    assert other.recall(Operation.WRITE, 4096, 8) is None
+
+
+def test_all_zones(memory: memoryview) -> None:
+    crash(memory).intend(Operation.RESET, 0, ALL_ZONES, 0)
+    found = crash(memory).recall(Operation.RESET, 0, ALL_ZONES)
+    assert found is not None
+    assert found.all_zones
+
+
+def test_merged_writes_are_recalled_one_by_one(memory: memoryview) -> None:
+    record = crash(memory)
+    record.begin(0, [(0, 2), (2, 3), (5, 1)])
+    record.intend(Operation.WRITE, 0, 6, 0)
+    for landed in (False, True):
+        if landed:
+            record.landed()
+        again = crash(memory)
+        for ahead, (sector, nr_sectors) in enumerate([(0, 2), (2, 3), (5, 1)]):
+            again.begin(ahead, ())
+            found = again.recall(Operation.WRITE, sector, nr_sectors)
+            assert found is not None
+            assert found.landed is landed
+            if landed:
+                again.landed()
+
+
+def test_a_request_of_several_changes(memory: memoryview) -> None:
+    """WRITE ZEROES of a long range: what has landed of it is not done again, and the next part is."""
+    record = crash(memory)
+    for part in range(2):
+        record.intend(Operation.WRITE, part * 8, 8, 0)
+        record.landed()
+    record.intend(Operation.WRITE, 16, 8, 0)
+    again = crash(memory)
+    for part, landed in ((0, True), (1, True), (2, False)):
+        found = again.recall(Operation.WRITE, part * 8, 8)
+        assert found is not None
+        assert found.landed is landed
+        again.landed()
+    assert again.recall(Operation.WRITE, 24, 8) is None
+
+
+def test_packed(memory: memoryview) -> None:
+    record = QueueRecord(memory, SIZE, packed=True)
+    assert record.start_packed(0x8000) is None
+    record.before_packed(0x8002)
+    again = QueueRecord(memory, SIZE, packed=True)
+    assert again.start_packed(0x8000) == 0x8000
+    assert again.settle_packed(given_back=False) == 0x8000
+    assert again.finished == 0
+    record = QueueRecord(memory, SIZE, packed=True)
+    record.start_packed(0x8000)
+    record.settle_packed(given_back=False)
+    record.before_packed(0x8002)
+    again = QueueRecord(memory, SIZE, packed=True)
+    again.start_packed(0x8000)
+    assert again.settle_packed(given_back=True) == 0x8002
+    assert again.finished == 1
+    again.before_packed(0x8003)
+    again.finish_packed()
+    assert words(memory)[1] == 2 << 16 | 0x8003

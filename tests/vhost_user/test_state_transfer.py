@@ -1,0 +1,157 @@
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from tests.vhost_user.serving import GEOMETRY, ZONE, create
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.vhost_user.state_transfer import encode, geometry_digest, load, read_all, stream_bytes, write_all
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Iterator[tuple[ZonedDevice, ZonedDevice]]:
+    """Two of one shape: one with a history, one fresh."""
+    first, second = (ZonedDevice.open(create(tmp_path / name)) for name in ("first", "second"))
+    port = first.port("test", VIRTIO)
+    port.write(2 * ZONE, 5, [bytes(5 * 512)])
+    port.manage(Operation.OPEN, 3 * ZONE)
+    port.manage(Operation.FINISH, 4 * ZONE)
+    port.set_cond(5, Condition.READONLY)
+    port.set_cond(6, Condition.OFFLINE)
+    port.write(7 * ZONE, 1, [bytes(512)])
+    port.manage(Operation.CLOSE, 7 * ZONE)
+    yield first, second
+    first.close()
+    second.close()
+
+
+def zones(device: ZonedDevice) -> object:
+    return device.port("look", VIRTIO).report(0, 32), device.nr_open, device.nr_active
+
+
+def test_the_state_moves_as_a_whole(devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    first, second = devices
+    told: list[tuple[int, int]] = []
+    second.subscribe(lambda zone_no, nr_zones: told.append((zone_no, nr_zones)))
+    stream = encode(first)
+    assert len(stream) == stream_bytes(first.geometry) == 32 + 8 * 32 + 4
+    load(second, stream)
+    assert zones(second) == zones(first)
+    assert told == [(0, 32)]
+
+
+def test_what_arrived_survives(tmp_path: Path, devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    first, _ = devices
+    third = ZonedDevice.open(create(tmp_path / "third"))
+    load(third, encode(first))
+    expected = zones(first)
+    third.image._live.release()
+    third.image.refusals.release()
+    third.image.backing.close()  # killed
+    again = ZonedDevice.open(tmp_path / "third")
+    assert zones(again) == expected
+    again.close()
+
+
+def test_another_geometry_is_refused(tmp_path: Path, devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    first, _ = devices
+    for number, geometry in enumerate(
+        (
+            replace(GEOMETRY, zone_capacity=1024),
+            replace(GEOMETRY, conventional=((0, 3),)),
+            replace(GEOMETRY, size=ZONE * 31),
+        )
+    ):
+        assert geometry_digest(geometry) != geometry_digest(GEOMETRY)
+        other = ZonedDevice.open(create(tmp_path / f"other{number}", geometry))
+        before = zones(other)
+        with pytest.raises(PeerError, match="another geometry"):
+            load(other, encode(first))
+        assert zones(other) == before
+        other.close()
+
+
+def test_every_cut_and_every_flipped_bit_is_found(devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    first, second = devices
+    stream = encode(first)
+    before = zones(second)
+    for length in range(len(stream)):
+        with pytest.raises(PeerError):
+            load(second, stream[:length])
+    for at in range(len(stream)):
+        damaged = bytearray(stream)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(PeerError):
+            load(second, bytes(damaged))
+    assert zones(second) == before
+
+
+@given(words=st.binary(min_size=256, max_size=256))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_states_that_cannot_be_are_refused(devices: tuple[ZonedDevice, ZonedDevice], words: bytes) -> None:
+    """A stream with a good checksum and impossible zones."""
+    import zlib
+
+    first, second = devices
+    body = encode(first)[:32] + words
+    before = zones(second)
+    try:
+        load(second, body + zlib.crc32(body).to_bytes(4, "little"))
+    except PeerError:
+        assert zones(second) == before
+
+
+def test_more_open_zones_than_may_be_are_refused(devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    import zlib
+
+    first, second = devices
+    words = bytearray(encode(first)[32:-4])
+    for zone_no in range(10, 17):
+        words[8 * zone_no] = Condition.EXP_OPEN
+    body = encode(first)[:32] + bytes(words)
+    with pytest.raises(PeerError, match="cannot be taken over"):
+        load(second, body + zlib.crc32(body).to_bytes(4, "little"))
+
+
+def test_through_a_pipe_with_a_slow_reader() -> None:
+    reader, writer = os.pipe()
+    stream = os.urandom(1 << 20)
+
+    def write() -> None:
+        write_all(writer, stream)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert read_all(reader, len(stream)) == stream
+    thread.join()
+    os.close(reader)
+
+
+def test_a_pipe_that_gives_too_much() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, bytes(100))
+    with pytest.raises(PeerError, match="more than 50 bytes"):
+        read_all(reader, 50)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_pipes_that_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zonefs_emu.vhost_user.state_transfer._TIMEOUT_MS", 20)
+    reader, writer = os.pipe()
+    with pytest.raises(PeerError, match="stopped moving"):
+        read_all(reader, 50)
+    with pytest.raises(PeerError, match="stopped moving"):
+        write_all(writer, bytes(1 << 20))
+    os.close(reader)
+    with pytest.raises(PeerError, match="Broken pipe"):
+        write_all(writer, bytes(1 << 20))
+    os.close(writer)

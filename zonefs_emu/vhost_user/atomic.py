@@ -1,0 +1,85 @@
+"""Two things that Python has no words for: an atomic OR into shared memory, and a memory fence.
+
+The dirty log is cleared by the front-end while we set bits in it. A plain load, OR and store would lose what was done
+to the word in between, and with it a page of the guest. The kernel has the operation and asks for no library
+of ours: FUTEX_WAKE_OP does an atomic read-modify-write on a word of user memory, here with nobody to wake.
+
+Source: futex(2), FUTEX_WAKE_OP: "oldval = *uaddr2; *uaddr2 = oldval op oparg; [...] an atomic read-modify-write [...]";
+FUTEX_OP_ARG_SHIFT: "use (1 << oparg) as operand".
+"""
+
+import ctypes
+import os
+import platform
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+_FUTEX_WAKE_OP_PRIVATE: Final = 5 | 128
+_OP_OR: Final = 2
+_OP_ARG_SHIFT: Final = 8
+#: (op | shift) << 28 | cmp << 24 | oparg << 12 | cmparg; the comparison only decides whom to wake.
+_OR_BIT: Final = (_OP_OR | _OP_ARG_SHIFT) << 28
+
+#: Source: the kernel's system call tables.
+_SYS_FUTEX: Final[Mapping[str, int]] = MappingProxyType(
+    {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221}
+)
+
+#: Loads and stores keep their order but for a load that passes an earlier store.
+ORDERED: Final = platform.machine() == "x86_64"
+#: Whether :func:`set_bit` works on this machine.
+HAS_ATOMIC_OR: Final = platform.machine() in _SYS_FUTEX
+
+
+def _load_syscall() -> "Callable[..., int]":
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    function.argtypes = (
+        ctypes.c_long,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+    )
+    function.restype = ctypes.c_long
+    return function
+
+
+_syscall: Final = _load_syscall()
+
+
+def set_bit(address: int, bit: int) -> None:
+    """Set *bit* (0 to 31) of the 32-bit word at *address* (a multiple of 4) atomically, with a full fence.
+
+    Raises:
+        OSError: the address is not writable memory.
+    """
+    number = _SYS_FUTEX[platform.machine()]
+    if _syscall(number, address, _FUTEX_WAKE_OP_PRIVATE, 0, None, address, _OR_BIT | bit << 12) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def make_fence() -> Callable[[], object]:
+    """Return a function that is a full memory fence.
+
+    On x86 any locked instruction is one, and taking a lock has it: 50 ns. Elsewhere the kernel's atomic operation is.
+    """
+    if ORDERED:
+        lock = threading.Lock()
+
+        def fence() -> None:
+            lock.acquire()
+            lock.release()
+
+        return fence
+    word = ctypes.c_uint32()
+    address = ctypes.addressof(word)
+
+    def kernel_fence(_keep: ctypes.c_uint32 = word) -> None:
+        set_bit(address, 0)
+
+    return kernel_fence

@@ -1,0 +1,63 @@
+"""The virtio block device as the transport wants it."""
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.vhost_user.changes import ZoneChanges
+from zonefs_emu.vhost_user.queue import EventSource
+from zonefs_emu.virtio import blk
+from zonefs_emu.virtio.blk import Blk, BlkOptions
+from zonefs_emu.virtio.handler import Handler
+
+
+class BlkModel:
+    """A :class:`zonefs_emu.vhost_user.model.DeviceModel` of a zoned block device."""
+
+    name = "vhost-user-blk"
+    device_id = blk.DEVICE_ID
+
+    def __init__(self, device: ZonedDevice, options: BlkOptions, *, strict: bool = False) -> None:
+        """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard has it."""
+        self.changes = ZoneChanges()
+        self.port = device.port(self.name, VIRTIO)
+        self.witnessing = self.port.witnessing = Witnessing(self.changes.contested)
+        device.subscribe(self.changes, port=self.port)
+        self._blk = Blk(self.port, options)
+        self._strict = strict
+        self.offered = self._blk.offered
+        self.nr_queues = options.nr_queues
+
+    def handler(self, index: int) -> Handler | None:
+        """Return what executes the requests of any queue."""
+        return self._blk if 0 <= index < self.nr_queues else None
+
+    def events(self, index: int) -> EventSource | None:  # noqa: ARG002  (a block device has no event queue)
+        """Return None."""
+        return None
+
+    def accept(self, features: int) -> str | None:
+        """Take the features that the driver accepted.
+
+        A firmware that only wants to boot accepts no ZONED, and vhost-user has no way to say no to it; so the device is
+        tolerant unless it was asked to be strict.
+        """
+        self._blk.accept(features)
+        if self._strict and self._blk.refuses_unzoned and not features & blk.F_ZONED:
+            return "the driver did not accept VIRTIO_BLK_F_ZONED, which a host-managed device must insist on"
+        return None
+
+    def config(self) -> bytes | None:
+        """Return the 96 bytes of the configuration space."""
+        return self._blk.config()
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Take what the driver wrote: the cache mode."""
+        self._blk.set_config(offset, data)
+
+    def zones_changed(self) -> bool:
+        """Let the front-end raise a configuration change."""
+        return True
+
+    def reset(self) -> None:
+        """Do what a virtio reset does."""
+        self._blk.reset()

@@ -1,0 +1,53 @@
+"""What others do to the zones: remembered for recovery, and told to the guest at a gentle pace."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+#: More zones than these count as "all of them".
+_ZONES_MAX: Final = 1 << 16
+#: A front-end hears of changes at most this often: others may write thousands of times a second.
+INTERVAL_NS: Final = 1_000_000_000
+
+
+class ZoneChanges:
+    """A listener of the device (:meth:`zonefs_emu.device.device.ZonedDevice.subscribe`) for one port."""
+
+    def __init__(self) -> None:
+        """Begin to listen; *wake* is set by the transport."""
+        self.wake: Callable[[], None] = lambda: None
+        self._zones: set[int] = set()
+        self._all = False
+        self._pending = False
+        self._told_ns = -INTERVAL_NS
+
+    def __call__(self, zone_no: int, nr_zones: int) -> None:
+        """Note that another port changed zones; called with the device's lock held, so it only passes the word on."""
+        if not self._all:
+            if len(self._zones) + nr_zones > _ZONES_MAX:
+                self._all = True
+            elif nr_zones == 1:
+                self._zones.add(zone_no)
+            else:
+                self._zones.update(range(zone_no, zone_no + nr_zones))
+        if not self._pending:
+            self._pending = True
+            self.wake()
+
+    def contested(self, zone_no: int) -> bool:
+        """Say whether others changed zone *zone_no* (-1: any) since this process started."""
+        return self._all or (bool(self._zones) if zone_no < 0 else zone_no in self._zones)
+
+    def due_ns(self) -> int | None:
+        """Return in how many nanoseconds the front-end may be told of changes; None if there are none."""
+        if not self._pending:
+            return None
+        return max(0, self._told_ns + INTERVAL_NS - time.monotonic_ns())
+
+    def take(self) -> bool:
+        """Say whether there is something to tell now, and count it as told."""
+        if self.due_ns() != 0:
+            return False
+        self._pending = False
+        self._told_ns = time.monotonic_ns()
+        return True

@@ -1,0 +1,208 @@
+"""The in-flight region: what the front-end keeps for us, so that a killed back-end loses no request and doubles none.
+
+Requests are executed and given back in the order of the ring, so *which* requests are unfinished needs no record: those
+from the used index on. What is recorded is how many were finished (to number requests for all time), and for each
+request that changes a zone what it is about to change, and that it has (:mod:`zonefs_emu.device.witness`).
+
+The layout is our own business: the front-end only keeps the memory. All fields are 8-byte words, each stored at once,
+so a kill between two stores leaves one of the pictures below and never half a word.
+
+::
+
+    for each queue             word
+    header (8 words)              0  magic, version, packed or split, queue size
+                                  1  requests finished; packed: that << 16 | position of the next used descriptor
+                                  2  packed: word 1 as it will be once the ring shows the next one given back
+                                  3  landed: position << 16 | n: n changes of the request at position have happened
+                                4-7  0
+    entry (4 words)               0  position + 1, or 0: no record
+    at position % queue size      1  sector; of an append: where it lands
+                                  2  nr_sectors | operation << 32 | condition before << 40
+                                  3  which change of the request this is, from 0
+
+A request's *position* is how many requests of its queue were finished before it. Words 1 to 3 of an entry are stored
+before its word 0.
+
+* Split: the used index in the ring is the truth; word 1 follows it, and the difference is what was given back last.
+* Packed: for each request word 2 is stored, the ring is changed by one store, word 1 is stored. If words 1 and 2
+  differ, the descriptor at the old position says whether the ring was changed.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from zonefs_emu.device.device import ALL_ZONES
+from zonefs_emu.device.witness import Recalled
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import Sector
+
+MAGIC: Final = 0x5A564946  # "ZVIF"
+_VERSION: Final = 1
+_HEADER_WORDS: Final = 8
+_ENTRY_WORDS: Final = 4
+_WORD_BYTES: Final = 8
+_ALIGNMENT_BYTES: Final = 64
+_COUNT_MASK: Final = 0xFFFF
+
+
+def record_bytes(queue_size: int) -> int:
+    """Return the bytes of the record of one queue."""
+    nr_bytes = (_HEADER_WORDS + _ENTRY_WORDS * queue_size) * _WORD_BYTES
+    return -(-nr_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+class QueueRecord:
+    """The record of one queue; a :class:`zonefs_emu.device.witness.Witness`."""
+
+    def __init__(self, memory: memoryview, queue_size: int, *, packed: bool) -> None:
+        """Use *memory* (:func:`record_bytes`), which the front-end keeps; what it holds counts if it is ours."""
+        self._words = memory.cast("Q")
+        self._size = queue_size
+        self._packed = packed
+        self._stamp = MAGIC | _VERSION << 32 | int(packed) << 40 | queue_size << 48
+        self._position = 0
+        self._spans: Sequence[tuple[int, int]] = ()
+        self._count = 0
+        self._recover_end = 0
+        #: How many requests were finished since the record began.
+        self.finished = 0
+
+    # -- starting a ring --------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        words = self._words
+        words[0] = 0
+        for index in range(1, _HEADER_WORDS + _ENTRY_WORDS * self._size):
+            words[index] = 0
+
+    def start_split(self, used_idx: int) -> None:
+        """Begin, or go on after a restart, with a split ring whose used index is *used_idx*."""
+        words = self._words
+        behind = (used_idx - words[1]) & 0xFFFF
+        if words[0] != self._stamp or behind > self._size:
+            self._clear()
+            self.finished = used_idx
+        else:
+            self.finished = words[1] + behind
+            self._recover_end = self.finished + self._size
+        words[1] = self.finished
+        words[0] = self._stamp
+
+    def start_packed(self, position: int) -> int | None:
+        """Begin, or go on after a restart, with a packed ring.
+
+        Returns the position of the next used descriptor of an earlier life, for which the caller then asks
+        :meth:`settle_packed`; or None if there was none, and the ring begins at *position*.
+        """
+        words = self._words
+        if words[0] != self._stamp:
+            self._clear()
+            self.finished = 0
+            words[1] = words[2] = position
+            words[0] = self._stamp
+            return None
+        return words[1] & 0xFFFF
+
+    def settle_packed(self, *, given_back: bool) -> int:
+        """Return the position to go on at; *given_back*: the ring shows what was being given back."""
+        words = self._words
+        state = words[2] if given_back and words[1] != words[2] else words[1]
+        words[2] = state
+        words[1] = state
+        self.finished = state >> 16
+        self._recover_end = self.finished + self._size
+        return state & 0xFFFF
+
+    # -- finishing --------------------------------------------------------------------------------------------
+
+    def finish_split(self, count: int) -> None:
+        """Note that the driver has been shown *count* more requests."""
+        self.finished = finished = self.finished + count
+        self._words[1] = finished
+
+    def before_packed(self, position: int) -> None:
+        """Note that the driver will now be shown one more request, after which *position* is the next."""
+        self._words[2] = (self.finished + 1) << 16 | position
+
+    def finish_packed(self) -> None:
+        """Note that it has been."""
+        self.finished += 1
+        self._words[1] = self._words[2]
+
+    # -- witness ----------------------------------------------------------------------------------------------
+
+    def begin(self, ahead: int, spans: Sequence[tuple[int, int]]) -> None:
+        """Note that the request *ahead* of those finished is executed now; *spans*: several at once, as one write."""
+        self._position = self.finished + ahead
+        self._spans = spans
+        self._count = 0
+
+    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Recalled | None:
+        """Return the record of a change of the present request; see the protocol."""
+        position = self._position
+        if position >= self._recover_end:
+            return None
+        words = self._words
+        at = _HEADER_WORDS + position % self._size * _ENTRY_WORDS
+        has_entry = words[at] == position + 1
+        ordinal = words[at + 3]
+        landed = words[3]
+        if landed >> 16 == position:
+            has_landed = self._count < landed & _COUNT_MASK
+        else:
+            has_landed = landed >> 16 > position and has_entry and self._count <= ordinal
+        if not has_landed and not (has_entry and ordinal == self._count):
+            return None
+        where, cond = sector, Condition.NOT_WP
+        if has_entry and ordinal == self._count:
+            what = words[at + 2]
+            if what & 0xFFFFFFFF != nr_sectors or what >> 32 & 0xFF != operation:
+                return None  # another request than the record is of: the guest has changed it
+            where, cond = words[at + 1], Condition(what >> 40 & 0xFF)
+            if where != sector and operation is not Operation.APPEND:
+                return None
+        return Recalled(operation, where, nr_sectors, cond, has_landed, all_zones=nr_sectors == ALL_ZONES)
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the next request may be one that an earlier process had begun; such are executed one by one."""
+        return self.finished < self._recover_end
+
+    def intend(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
+        """Record a change; see the protocol."""
+        words = self._words
+        size = self._size
+        position = self._position
+        kind = operation << 32 | cond << 40
+        if self._spans:
+            for sector, nr_sectors in self._spans:  # noqa: PLR1704  (the parts instead of the whole)
+                at = _HEADER_WORDS + position % size * _ENTRY_WORDS
+                position += 1
+                words[at] = 0
+                words[at + 1] = sector
+                words[at + 2] = nr_sectors | kind
+                words[at + 3] = 0
+                words[at] = position
+            return
+        at = _HEADER_WORDS + position % size * _ENTRY_WORDS
+        words[at] = 0
+        words[at + 1] = sector
+        words[at + 2] = nr_sectors | kind
+        words[at + 3] = self._count
+        words[at] = position + 1
+
+    def landed(self) -> None:
+        """Record that the change has happened; see the protocol."""
+        if self._spans:
+            word = (self._position + len(self._spans) - 1) << 16 | 1
+        else:
+            self._count += 1
+            word = self._position << 16 | self._count
+        # Never back: while old requests are answered from the record, later ones of theirs have landed as well.
+        self._words[3] = max(self._words[3], word)
+
+    def withdraw(self) -> None:
+        """Forget the change that was intended; see the protocol."""
+        for position in range(self._position, self._position + max(len(self._spans), 1)):
+            self._words[_HEADER_WORDS + position % self._size * _ENTRY_WORDS] = 0

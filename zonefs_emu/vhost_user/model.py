@@ -1,0 +1,52 @@
+"""What the transport needs to know of a device; :mod:`.blk` and :mod:`.scsi` give it."""
+
+from typing import Protocol
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.vhost_user.changes import ZoneChanges
+from zonefs_emu.vhost_user.queue import EventSource
+from zonefs_emu.virtio.handler import Handler
+
+
+class DeviceModel(Protocol):
+    """A virtio device, ready to be offered on a socket. It outlives connections."""
+
+    #: For people and the log: "vhost-user-blk".
+    name: str
+    #: Virtio device number.
+    device_id: int
+    #: Feature bits of the device type and the rings.
+    offered: int
+    port: Port
+    witnessing: Witnessing
+    changes: ZoneChanges
+    nr_queues: int
+
+    def handler(self, index: int) -> Handler | None:
+        """Return what executes the requests of queue *index*; None for an event queue."""
+        ...
+
+    def events(self, index: int) -> EventSource | None:
+        """Return the events of queue *index*; None for a request queue."""
+        ...
+
+    def accept(self, features: int) -> str | None:
+        """Take the features that the driver accepted; return why they are not enough, or None."""
+        ...
+
+    def config(self) -> bytes | None:
+        """Return the configuration space; None if the front-end has it."""
+        ...
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Take what the driver wrote into the configuration space."""
+        ...
+
+    def zones_changed(self) -> bool:
+        """Note that zones were changed behind the driver; True if its configuration counts as changed."""
+        ...
+
+    def reset(self) -> None:
+        """Do what a virtio reset does; zones stay as they are."""
+        ...

@@ -1,0 +1,366 @@
+"""One virtqueue of a connection: its descriptors, its ring, and the way of a batch of requests through it.
+
+May not know: messages, sockets. It runs on the device's thread only; requests that may wait for the host's disk go
+to the worker's thread, one at a time, and the queue rests until it is back: requests stay in order.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from zonefs_emu.device.witness import Witness, Witnessing
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vhost_user.atomic import ORDERED
+from zonefs_emu.vhost_user.dirty_log import DirtyLog
+from zonefs_emu.vhost_user.inflight import QueueRecord
+from zonefs_emu.vhost_user.messages import VringAddress
+from zonefs_emu.virtio import features as bits, packed, split
+from zonefs_emu.virtio.handler import Handler, scatter, total_bytes
+from zonefs_emu.virtio.memory import GuestMemory
+from zonefs_emu.virtio.packed import PackedRing
+from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence
+from zonefs_emu.virtio.split import SplitRing
+
+log = logging.getLogger(__name__)
+
+#: Requests taken from the ring at once.
+BATCH: Final = 64
+#: Requests after which the driver is told, so that it can go on while we do.
+_CALL_EVERY: Final = 8
+
+
+class EventSource(Protocol):
+    """Where the events of an event queue come from: buffers are kept until there is something to say."""
+
+    def next_event(self) -> bytes | None:
+        """Return the next event to tell, or None."""
+        ...
+
+    def put_back(self, event: bytes) -> None:
+        """Keep *event*: the driver has no buffer for it yet."""
+        ...
+
+
+#: Runs the first function on a thread that may wait and then the second, with its result, on the device's thread.
+Submit = Callable[[Callable[[], int | BrokenRingError], Callable[[int | BrokenRingError], None]], None]
+
+
+class Queue:
+    """A virtqueue. Stopped until :meth:`start`."""
+
+    def __init__(
+        self,
+        index: int,
+        witnessing: Witnessing,
+        handler: Handler | None,
+        submit: Submit,
+        fence: Fence,
+        *,
+        events: EventSource | None = None,
+        faults: Sequence[object] = (),
+    ) -> None:
+        """Serve requests with *handler*, or events from *events*; *faults* are those that are injected, if any."""
+        self.index = index
+        self.size = 0
+        self.address: VringAddress | None = None
+        self.base = 0
+        self.enabled = False
+        self.kick_fd = -1
+        self.call_fd = -1
+        self.err_fd = -1
+        self.broken = False
+        #: A request is with the worker.
+        self.busy = False
+        self.ring: SplitRing | PackedRing | None = None
+        self._witnessing = witnessing
+        self._handler = handler
+        self._submit = submit
+        self._fence = fence
+        self._events = events
+        self._faults = faults
+        self._record: QueueRecord | None = None
+        self._witness: Witness | None = None
+        self._backlog: Sequence[Chain] = ()
+        self._pushed = 0
+        self._log: DirtyLog | None = None
+        self._used_log_address = -1
+        #: Requests given back since the queue was made.
+        self.requests = 0
+
+    # -- starting and stopping --------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the queue runs: started, enabled, whole, and not waiting for the worker."""
+        return self.ring is not None and self.enabled and not self.broken and not self.busy
+
+    def start(
+        self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
+    ) -> None:
+        """Begin to serve the ring where *address* says, or go on where the record says.
+
+        Raises:
+            PeerError: something is missing or lies outside of the memory.
+        """
+        address = self.address
+        if address is None or not self.size:
+            msg = f"queue {self.index} is started without size or addresses"
+            raise PeerError(msg)
+        event_idx = bool(features & bits.EVENT_IDX)
+        if features & bits.RING_PACKED:
+            desc_bytes = self.size * 16
+            driver_bytes = device_bytes = packed.EVENT_BYTES
+        else:
+            desc_bytes, driver_bytes, device_bytes = split.sizes(self.size, event_idx=event_idx)
+        desc = memory.at_user_address(address.desc, desc_bytes)
+        driver = memory.at_user_address(address.avail, driver_bytes)
+        device = memory.at_user_address(address.used, device_bytes)
+        self._record = None
+        if record_memory is not None:
+            self._record = QueueRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
+        if features & bits.RING_PACKED:
+            base = self._packed_base(desc)
+            self.ring = PackedRing(
+                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
+                ordered=ORDERED,
+            )  # fmt: skip
+            self._used_log_address = memory.guest_address_of_user(address.desc, desc_bytes)
+        else:
+            base = self.base
+            if self._record is not None:
+                # Requests are finished in order, so the unfinished ones begin at the used index.
+                base = int.from_bytes(device[2:4], "little")
+                self._record.start_split(base)
+            self.ring = SplitRing(
+                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
+                ordered=ORDERED,
+            )  # fmt: skip
+            self._used_log_address = address.log
+        self._witness = self._record
+        self._backlog = ()
+        self._pushed = 0
+        self.broken = False
+        self.set_log(dirty)
+        self.ring.wake()
+
+    def _packed_base(self, desc: memoryview) -> int:
+        record = self._record
+        if record is None:
+            return self.base
+        position = record.start_packed(self.base >> 16 & 0xFFFF)
+        if position is None:
+            return self.base
+        slot = position & 0x7FFF
+        if slot >= self.size:
+            msg = f"the record of queue {self.index} goes on at {slot} of {self.size}"
+            raise PeerError(msg)
+        meta = desc.cast("Q")[2 * slot + 1]
+        given_back = packed.is_given_back(meta, packed.place_of(position, self.size), self.size)
+        position = record.settle_packed(given_back=given_back)
+        return position | position << 16
+
+    def set_log(self, dirty: DirtyLog | None) -> None:
+        """Begin or end to log the pages that are written."""
+        self._log = dirty
+        if self.ring is not None:
+            self.ring.logged = None if dirty is None else {}
+
+    def set_used_log_address(self, address: int) -> None:
+        """Log writes of the used ring at guest *address* from now on; packed rings know their own."""
+        if isinstance(self.ring, SplitRing) and address >= 0:
+            self._used_log_address = address
+
+    def stop(self) -> int:
+        """End; return what GET_VRING_BASE answers. The worker must have nothing of this queue."""
+        assert not self.busy
+        ring, self.ring = self.ring, None
+        # Whatever was not given back is taken again by whoever goes on.
+        if isinstance(ring, SplitRing):
+            self.base = ring.used_idx
+        elif ring is not None:
+            position = packed.position_of(ring.used_place, ring.size)
+            self.base = position | position << 16
+        self._backlog = ()
+        self._record = self._witness = self._log = None
+        # The record lies in the front-end's memory, which may go now.
+        self._witnessing.current.witness = None
+        return self.base
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.kick_fd, self.call_fd, self.err_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.kick_fd = self.call_fd = self.err_fd = -1
+
+    def call(self) -> None:
+        """Tell the driver that something was given back."""
+        if self.call_fd >= 0:
+            with suppress(OSError):
+                os.eventfd_write(self.call_fd, 1)
+
+    # -- serving ----------------------------------------------------------------------------------------------
+
+    def run(self) -> bool:
+        """Execute what is there, up to a batch; True if there was something."""
+        ring = self.ring
+        if ring is None or self.busy or self.broken or not self.enabled:
+            return False
+        try:
+            if self._events is not None:
+                return self._run_events(self._events)
+            chains = self._backlog
+            if chains:
+                self._backlog = ()
+            else:
+                record = self._record
+                chains = ring.pop(1 if record is not None and record.recovering else BATCH)
+                if not chains:
+                    return False
+            self._run_batch(chains)
+        except BrokenRingError as error:
+            self._break(error)
+            return False
+        return True
+
+    def _run_batch(self, chains: Sequence[Chain]) -> None:
+        handler, faults = self._handler, self._faults
+        assert handler is not None
+        self._witnessing.current.witness = self._witness
+        step, begin = handler.step, self._begin
+        lengths: list[int] = []
+        pushed = self._pushed = 0
+        index, count = 0, len(chains)
+        while index < count:
+            # An injected fault may be a delay, which is for the worker.
+            done = 0 if faults else step(chains, index, lengths, begin)
+            if not done:
+                if index > pushed:
+                    self._give_back(chains[pushed:index], lengths)
+                self._hand_over(chains, index)
+                return
+            index += done
+            if index - pushed >= _CALL_EVERY or index == count:
+                self._give_back(chains[pushed:index] if pushed or index < count else chains, lengths)
+                lengths = []
+                pushed = self._pushed = index
+
+    def _begin(self, index: int, spans: Sequence[tuple[int, int]]) -> None:
+        record = self._record
+        if record is not None:
+            record.begin(index - self._pushed, spans)
+
+    def _give_back(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
+        ring, record = self.ring, self._record
+        assert ring is not None
+        count = len(chains)
+        self.requests += count
+        if self._log is not None:
+            self._mark_dirty(ring, self._log, chains, lengths)
+        if record is None:
+            ring.push(chains, lengths)
+        elif isinstance(ring, SplitRing):
+            ring.push(chains, lengths)
+            record.finish_split(count)
+        else:
+            # One by one: what is given back overwrites descriptors, so a batch of which a part is written could
+            # neither be completed nor taken again.
+            for index in range(count):
+                after = ring.used_place + (chains[index][0] >> 16)
+                record.before_packed(packed.position_of(after, ring.size))
+                ring.push(chains[index : index + 1], lengths[index : index + 1])
+                record.finish_packed()
+        if self._log is not None:
+            self._mark_used(ring, self._log, count)
+        if ring.needs_call():
+            self.call()
+
+    def _hand_over(self, chains: Sequence[Chain], index: int) -> None:
+        """Give the request at *index* to the worker; the rest waits for it."""
+        handler = self._handler
+        assert handler is not None
+        self._pushed = index
+        self._begin(index, ())
+        chain = chains[index]
+        self._backlog = chains[index:]
+        self.busy = True
+        witnessing, witness = self._witnessing, self._witness
+
+        def execute() -> int | BrokenRingError:
+            witnessing.current.witness = witness
+            try:
+                return handler.execute(chain)
+            except BrokenRingError as error:
+                return error
+            finally:
+                witnessing.current.witness = None
+
+        self._submit(execute, self._take_back)
+
+    def _take_back(self, outcome: int | BrokenRingError) -> None:
+        self.busy = False
+        if self.ring is None:
+            return
+        if isinstance(outcome, BrokenRingError):
+            self._break(outcome)
+            return
+        chain, self._backlog = self._backlog[:1], self._backlog[1:]
+        self._give_back(chain, [outcome])
+
+    def _run_events(self, events: EventSource) -> bool:
+        ring = self.ring
+        assert ring is not None
+        event = events.next_event()
+        if event is None:
+            return False
+        chains = ring.pop(1)
+        if not chains:
+            events.put_back(event)
+            return False
+        _, _, writable = chains[0]
+        length = min(len(event), total_bytes(writable))
+        scatter(writable, 0, event[:length])
+        self._give_back(chains, [length])
+        return True
+
+    def _break(self, error: BrokenRingError) -> None:
+        """Serve this ring no more and tell the front-end; the others go on."""
+        self.broken = True
+        self._backlog = ()
+        log.warning("queue %d is broken: %s; it is served no more until the driver resets it", self.index, error)
+        if self.err_fd >= 0:
+            with suppress(OSError):
+                os.eventfd_write(self.err_fd, 1)
+
+    # -- dirty pages ------------------------------------------------------------------------------------------
+
+    def _mark_dirty(
+        self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain], lengths: Sequence[int]
+    ) -> None:
+        """Mark what the requests wrote: all of their writable buffers, of which *lengths* may be a part."""
+        logged = ring.logged
+        if logged is None:
+            return
+        runs: list[tuple[int, int]] = []
+        for (token, _, writable), _length in zip(chains, lengths, strict=True):
+            known = logged.pop(token, None)
+            # A chain that was taken before logging began: find its addresses from the buffers themselves.
+            runs += known if known is not None else _addresses(ring.memory, writable)
+        dirty.mark(runs)
+
+    def _mark_used(self, ring: SplitRing | PackedRing, dirty: DirtyLog, count: int) -> None:
+        """Mark the pages of the ring that were written: index and elements, or descriptors."""
+        start = self._used_log_address
+        if isinstance(ring, SplitRing):
+            mask = ring.size - 1
+            places = {(ring.used_idx - 1 - back) & mask for back in range(min(count, ring.size))}
+            dirty.mark([(start, 4), *((start + 4 + 8 * place, 8) for place in places)])
+        else:
+            dirty.mark([(start, 16 * ring.size)])
+
+
+def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
+    """Return everything that *buffers* could be: all of memory. Rare, and never too little."""
+    return [(region.guest_address, region.size) for region in memory.regions] if buffers else []

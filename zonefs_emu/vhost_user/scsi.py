@@ -1,0 +1,76 @@
+"""The virtio SCSI host as the transport wants it."""
+
+from typing import Final
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.model.transitions import ZBC
+from zonefs_emu.scsi.target import Target
+from zonefs_emu.vhost_user.changes import ZoneChanges
+from zonefs_emu.vhost_user.queue import EventSource
+from zonefs_emu.virtio import features as bits, scsi
+from zonefs_emu.virtio.handler import Handler
+from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue
+
+_CONTROL: Final = 0
+_EVENT: Final = 1
+_FIRST_REQUEST: Final = 2
+
+
+class ScsiModel:
+    """A :class:`zonefs_emu.vhost_user.model.DeviceModel` of a SCSI host with one zoned disk.
+
+    The configuration space is the front-end's own: CONFIG must not be offered ("QEMU does not").
+    """
+
+    name = "vhost-user-scsi"
+    device_id = scsi.DEVICE_ID
+
+    def __init__(self, device: ZonedDevice, *, serial: str, nr_request_queues: int = 1) -> None:
+        """Offer *device*.
+
+        There is no power-on unit attention: this process may take over from one that was killed, and the guest is not
+        to notice.
+        """
+        self.changes = ZoneChanges()
+        self.port = device.port(self.name, ZBC)
+        self.witnessing = self.port.witnessing = Witnessing(self.changes.contested)
+        device.subscribe(self.changes, port=self.port)
+        self.target = Target(self.port, serial=serial, power_on=False)
+        self._control = ControlQueue(self.target)
+        self._events = EventQueue()
+        self._requests = RequestQueue(self.target)
+        self.offered = bits.TRANSPORT | scsi.F_CHANGE
+        self.nr_queues = _FIRST_REQUEST + nr_request_queues
+
+    def handler(self, index: int) -> Handler | None:
+        """Return what executes the requests of queue *index*; the event queue has none."""
+        if index == _CONTROL:
+            return self._control
+        return self._requests if _FIRST_REQUEST <= index < self.nr_queues else None
+
+    def events(self, index: int) -> EventSource | None:
+        """Return the events if *index* is the event queue."""
+        return self._events if index == _EVENT else None
+
+    def accept(self, features: int) -> str | None:
+        """Take the features that the driver accepted; any will do."""
+        self._events.wants_changes = bool(features & scsi.F_CHANGE)
+        return None
+
+    def config(self) -> bytes | None:
+        """Return None: the front-end has the configuration space."""
+        return None
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Ignore it: nothing in the configuration space is ours."""
+
+    def zones_changed(self) -> bool:
+        """Tell the driver through the event queue."""
+        self._events.parameters_changed()
+        return False
+
+    def reset(self) -> None:
+        """Do what a virtio reset does: events are forgotten, mode pages go back to their defaults."""
+        self._events.clear()
+        self.target.disk.reset()

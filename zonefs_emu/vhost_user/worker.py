@@ -1,0 +1,59 @@
+"""A thread for what may wait for the host's disk, and the way back to the thread that asked."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """Runs functions one after the other on a thread of its own; *wake_fd* is readable when results are there."""
+
+    def __init__(self, name: str) -> None:
+        """Start the thread."""
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._jobs: SimpleQueue[tuple[Callable[[], T], Callable[[T], None]] | None] = SimpleQueue()
+        self._results: deque[tuple[T, Callable[[T], None]]] = deque()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[], T], then: Callable[[T], None]) -> None:
+        """Run *job* on the thread; :meth:`collect` later runs *then* with its result."""
+        self._jobs.put((job, then))
+
+    def _run(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            job, then = entry
+            result = job()
+            with self._changed:
+                self._results.append((result, then))
+                self._changed.notify_all()
+            os.eventfd_write(self.wake_fd, 1)
+
+    def collect(self) -> bool:
+        """Run the callbacks of what is done, on the caller's thread; True if there were some."""
+        found = False
+        while self._results:
+            result, then = self._results.popleft()
+            then(result)
+            found = True
+        return found
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Collect until *condition* holds."""
+        while not condition():
+            with self._changed:
+                while not self._results:
+                    self._changed.wait()
+            self.collect()
+
+    def close(self) -> None:
+        """Finish what was submitted and end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+        os.close(self.wake_fd)
