@@ -1,0 +1,60 @@
+"""What only the kernel can do to a mount."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fs.conftest import Bench
+from tests.fs.mounts import fails, mounted
+from tests.requires import requires
+from zonefs_emu.fs.kernel import remount_readonly, unmount
+
+
+@pytest.mark.fuse
+def test_a_mount_in_use_is_not_unmounted(bench: Bench) -> None:
+    with mounted(bench) as fs:
+        fd = fs.open("seq/0", os.O_RDONLY)
+        assert not unmount(fs.path)
+        fs.close(fd)
+        os.statvfs(fs.path)
+        assert unmount(fs.path)
+        fs.server.join()
+
+
+@pytest.mark.fuse
+def test_users_unmount_with_the_help_of_fusermount(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mounted(bench) as fs:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        fd = fs.open("seq/0", os.O_RDONLY)
+        assert not unmount(fs.path)
+        fs.close(fd)
+        os.statvfs(fs.path)
+        assert unmount(fs.path)
+        fs.server.join()
+        monkeypatch.undo()
+
+
+def test_without_fusermount_nothing_is_unmounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not unmount(tmp_path)
+
+
+@pytest.mark.fuse
+def test_a_remount_keeps_the_other_flags(bench: Bench) -> None:
+    requires("root")
+    with mounted(bench, "noexec,noatime") as fs:
+        fd = fs.open("cnv/0", os.O_RDWR)
+        with fails(errno.EBUSY):
+            remount_readonly(fs.path)
+        fs.close(fd)
+        os.statvfs(fs.path)
+        remount_readonly(fs.path)
+        assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(fs.mount_line()[3].split(","))
+
+
+def test_what_is_no_mount_is_not_remounted(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=str(tmp_path)):
+        remount_readonly(tmp_path)

@@ -1,0 +1,35 @@
+"""Mount options."""
+
+import pytest
+
+from zonefs_emu.errors import UsageError
+from zonefs_emu.fs.options import ErrorPolicy, MountOptions, parse_options
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", MountOptions()),
+        ("defaults", MountOptions(errors=ErrorPolicy.REMOUNT_RO)),
+        ("errors=remount-ro", MountOptions()),
+        ("errors=zone-ro", MountOptions(errors=ErrorPolicy.ZONE_RO)),
+        ("errors=zone-offline", MountOptions(errors=ErrorPolicy.ZONE_OFFLINE)),
+        ("errors=zone-ro,errors=repair", MountOptions(errors=ErrorPolicy.REPAIR)),
+        ("explicit-open,allow_other", MountOptions(explicit_open=True, allow_other=True)),
+        ("ro", MountOptions(readonly=True)),
+        ("ro,rw", MountOptions()),
+        ("noatime,exec", MountOptions(passed_on=frozenset({"noatime", "exec"}))),
+        ("noexec,exec", MountOptions(passed_on=frozenset({"exec"}))),
+        ("exec,noexec", MountOptions(passed_on=frozenset({"noexec"}))),
+    ],
+)
+def test_options(text: str, options: MountOptions) -> None:
+    assert parse_options(text) == options
+
+
+@pytest.mark.parametrize(
+    "text", ["foo=bar", "errors", "errors=", "errors=continue", "explicit-open=1", "ro=1", "uid=0"]
+)
+def test_unknown_options_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        parse_options(text)

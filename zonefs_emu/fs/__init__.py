@@ -1,0 +1,13 @@
+"""Front-end: zonefs over FUSE.
+
+    superblock.py  PURE. The 4096 bytes that mark a zoned device as formatted, both ways
+    options.py     PURE. Mount options
+    tree.py        PURE. Which zones are which file, and all inode numbers
+    recovery.py    PURE. What becomes of a file after an I/O error, as a table
+    volume.py      The mounted file system without FUSE: per-file state, the checks in the kernel's order, zone commands
+    mkfs.py        Formatting
+    operations.py  FUSE requests to volume calls (pyfuse3)
+    mount.py       The life of one mount
+
+Everything above operations.py is sync and works without a mount.
+"""

@@ -1,0 +1,234 @@
+"""The life of one mount: from a formatted device and an empty directory to a clean end.
+
+One process has at most one mount: pyfuse3 keeps its session in global variables.
+
+    async with trio.open_nursery() as nursery:
+        mount = await nursery.start(partial(serve, device, Path("mnt"), MountOptions(), source="disk.img"))
+        print(mount.statistics())
+        # ends when somebody unmounts, or when cancelled
+
+The end comes in one of two ways. Somebody unmounts: then nobody has a file open, and the main loop returns. Or the
+caller cancels: then the mount is taken away in order if nobody uses it, and by force if somebody does.
+"""
+
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.fs.kernel import remount_readonly, unmount
+from zonefs_emu.fs.operations import ZonefsOperations
+from zonefs_emu.fs.options import MountOptions
+from zonefs_emu.fs.volume import Volume, ZoneFile
+from zonefs_emu.model.transitions import VIRTIO
+
+log = logging.getLogger(__name__)
+
+#: The port's name, which begins every sentence of ``why``.
+PORT_NAME: Final = "zonefs"
+#: How long an orderly unmount may take when cancelled.
+UNMOUNT_SECONDS: Final = 10
+
+
+class Mount:
+    """A mount at work: what others may ask of it."""
+
+    def __init__(self, volume: Volume, mountpoint: Path) -> None:
+        self.volume = volume
+        self.mountpoint = mountpoint
+        self.operations = ZonefsOperations(volume)
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counters of /sys/fs/zonefs, 0 = no limit, and ``readonly`` as 0 or 1."""
+        return {name: int(value) for name, value in asdict(self.volume.statistics()).items()}
+
+    def remount(self, options: MountOptions) -> None:
+        """Replace the options of zonefs; those of the VFS stay."""
+        self.volume.remount(options)
+
+
+async def serve(
+    device: ZonedDevice,
+    mountpoint: Path,
+    options: MountOptions,
+    *,
+    source: str,
+    task_status: trio.TaskStatus[Mount] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount the zonefs on *device* at *mountpoint* and serve it until it is unmounted or the caller cancels.
+
+    *source* is for the first column of /proc/mounts. ``task_status.started`` gives the Mount once it is there.
+
+    Raises:
+        ImageError, UsageError: nothing was mounted; one sentence says why.
+    """
+    # An unreadable super block and a missing directory are found before anything is mounted.
+    mountpoint = _directory(mountpoint)
+    port = device.port(PORT_NAME, VIRTIO)
+    volume = Volume(port, options, owner=(os.geteuid(), os.getegid()))
+    mount = Mount(volume, mountpoint)
+    news = _News(mount, trio.lowlevel.current_trio_token())
+    try:
+        pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
+    except RuntimeError as error:
+        # libfuse has said on stderr what the kernel or fusermount3 did not like.
+        msg = f"cannot mount on {mountpoint}: {error}"
+        raise UsageError(msg, 1) from None
+    device.subscribe(news.zones_changed, port=port)
+    try:
+        await _run(mount, news, task_status)
+    finally:
+        device.unsubscribe(news.zones_changed)
+        volume.close()
+        pyfuse3.close(unmount=True)
+        with trio.CancelScope(shield=True):
+            # As umount(8) does. A failure is noted by the port, and told by whoever closes the device.
+            await trio.to_thread.run_sync(port.flush)
+
+
+def fuse_options(options: MountOptions, source: str) -> set[str]:
+    """Return what libfuse is to be told."""
+    # A comma separates options, a backslash quotes one.
+    name = source.replace("\\", "\\\\").replace(",", "\\,")
+    # default_permissions: the kernel compares mode and owner with the caller, as for any file system.
+    told = {"default_permissions", "subtype=zonefs", f"fsname={name}", "ro" if options.readonly else "rw"}
+    if options.allow_other:
+        told.add("allow_other")
+    return told | options.passed_on
+
+
+def _directory(mountpoint: Path) -> Path:
+    if not mountpoint.is_dir():
+        msg = f"{mountpoint} is no directory to mount on"
+        raise UsageError(msg, 1)
+    return mountpoint.resolve()
+
+
+async def _run(mount: Mount, news: "_News", task_status: trio.TaskStatus[Mount]) -> None:
+    async with trio.open_nursery() as nursery:
+        # What serves must outlive a cancel for long enough to be unmounted in order: it gets a shield of its own.
+        serving = trio.CancelScope(shield=True)
+        ended = trio.Event()
+        nursery.start_soon(_serve_shielded, news, serving, ended)
+        task_status.started(mount)
+        try:
+            await ended.wait()
+        finally:
+            if not ended.is_set():
+                with trio.move_on_after(UNMOUNT_SECONDS, shield=True):
+                    gone = await trio.to_thread.run_sync(unmount, mount.mountpoint, abandon_on_cancel=True)
+                    if gone:
+                        await ended.wait()
+                    else:
+                        log.info("%s is in use: its users lose it", mount.mountpoint)
+            serving.cancel()
+
+
+async def _serve_shielded(news: "_News", serving: trio.CancelScope, ended: trio.Event) -> None:
+    try:
+        with serving:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(news.deliver)
+                nursery.start_soon(news.make_readonly)
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+    finally:
+        ended.set()
+
+
+class _News:
+    """What must be told to the kernel outside of answers to its requests.
+
+    All three kinds block, and the kernel may ask us something meanwhile, so threads tell it: that pages of a file which
+    another front-end changed are stale; that error recovery changed a size; that the file system is read-only.
+    """
+
+    def __init__(self, mount: Mount, token: trio.lowlevel.TrioToken) -> None:
+        self._mount = mount
+        self._token = token
+        self._changed_zones: deque[tuple[int, int]] = deque()
+        self._resized: set[ZoneFile] = set()
+        self._wake = trio.Event()
+        self._readonly = trio.Event()
+        self._writer_gone = trio.Event()
+        mount.volume.on_resized = self._file_resized
+        mount.volume.on_readonly = self._readonly.set
+        mount.operations.on_writer_gone = self._on_writer_gone
+
+    def zones_changed(self, zone_no: int, nr_zones: int) -> None:
+        """Take note; called by any thread, with the device's lock held."""
+        # Most of the time nobody has cached anything, and then another front-end's writes cost nothing here.
+        if self._mount.operations.nr_cached_handles:
+            self._changed_zones.append((zone_no, nr_zones))
+            self._token.run_sync_soon(self._wake_up, idempotent=True)
+
+    def _wake_up(self) -> None:
+        self._wake.set()
+
+    def _file_resized(self, file: ZoneFile) -> None:
+        self._resized.add(file)
+        self._wake.set()
+
+    def _on_writer_gone(self) -> None:
+        self._writer_gone.set()
+
+    async def deliver(self) -> None:
+        """Tell the kernel what is stale, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            resized, self._resized = self._resized, set()
+            for file in self._stale_files() | resized:
+                await _in_thread(partial(self._mount.operations.drop_pages_sync, file))
+            for file in resized:
+                # Dropping attributes does not make the kernel ask for the size; somebody who looks does.
+                await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
+
+    def _stale_files(self) -> set[ZoneFile]:
+        ranges = [self._changed_zones.popleft() for _ in range(len(self._changed_zones))]
+        cached = {handle.file for handle in self._mount.operations.handles.values() if handle.cached}
+        return {
+            file
+            for file in cached
+            if any(first < file.zone_no + file.nr_zones and file.zone_no < first + count for first, count in ranges)
+        }
+
+    async def make_readonly(self) -> None:
+        """Once an error made the file system read-only, make the mount so too, when the last writer is gone.
+
+        Our own answers are EROFS from the first instant; this is for /proc/mounts and for who asks the kernel.
+        """
+        await self._readonly.wait()
+        while True:
+            writer_gone = self._writer_gone = trio.Event()
+            try:
+                await _in_thread(partial(remount_readonly, self._mount.mountpoint))
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    log.debug("the mount stays writable for the kernel: %s", error)
+                    return
+            else:
+                return
+            await writer_gone.wait()
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    # Abandoned when the mount ends: the thread then gets an error from the kernel and goes.
+    await trio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+
+def _look_at(path: Path) -> None:
+    try:
+        path.stat()
+    except OSError as error:
+        log.debug("cannot look at %s: %s", path, error)

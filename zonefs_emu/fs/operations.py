@@ -1,0 +1,488 @@
+"""FUSE requests, translated: numbers of nodes and handles to files, FileError to FUSEError, flags to promises kept.
+
+Here are the guards that FUSE needs and the kernel's own zonefs does not; docs/fuse.md explains each.
+
+* The hot path (read, write) makes no await: requests are answered in the order in which the kernel queued them.
+* What must wait (a flush) waits in a thread. A write that has to wait first takes a turn on its file, and everything
+  that would change the file then queues behind it, first come first served.
+* An injected delay keeps the answer back, not the event loop: see :meth:`ZonefsOperations._be_late`.
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from zonefs_emu.fs.recovery import ALL_BITS, WRITE_BITS
+from zonefs_emu.fs.refusals import FileError
+from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
+from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile
+from zonefs_emu.model.transitions import Operation
+
+#: Directories never change, so the kernel may keep their names; those of files it must ask for, because the answer
+#: refreshes the size it believes at each open(2).
+DIRECTORY_ENTRY_SECONDS: Final = 3600
+_NO_SUCH_FILE: Final = errno.ENOENT
+
+
+class ZonefsOperations(pyfuse3.Operations):
+    """The handlers of one mount. *invalidate* drops the kernel's cached pages of a node; it blocks."""
+
+    def __init__(self, volume: Volume, invalidate: Callable[[int], None] = pyfuse3.invalidate_inode) -> None:
+        super().__init__()
+        self.volume = volume
+        self.handles: dict[int, Handle] = {}
+        self._invalidate = invalidate
+        self._last_handle = 0
+        #: How many of the handles use the kernel's page cache.
+        self.nr_cached_handles = 0
+        #: Files on which a request waits; see :meth:`_turn`.
+        self._turns: dict[int, trio.Lock] = {}
+        # Looked up once, because they are used in each request.
+        self._read = volume.read
+        self._write = volume.write
+        self._is_unsettled = volume.port.is_unsettled
+        #: Injected delays that the request in progress has met and not yet waited for.
+        self._late_ns = 0
+        self._thread = threading.get_ident()
+        volume.port.hold_up = self._hold_up
+        #: Called when a handle that can write has been closed.
+        self.on_writer_gone: Callable[[], None] = _nothing
+
+    def _hold_up(self, duration_ns: int) -> None:
+        """Note an injected delay of the request in progress; in a thread that may block, wait."""
+        if threading.get_ident() == self._thread:
+            self._late_ns += duration_ns
+        else:
+            self.volume.port.device.sleep_ns(duration_ns)
+
+    async def _be_late(self) -> None:
+        """Keep an answer back for as long as the request was delayed.
+
+        What was asked for is done by then, so nothing can come between; only the answer waits, and others are served.
+        Where the request had to wait for something else first, one that came meanwhile may be late in its place.
+        """
+        duration_ns, self._late_ns = self._late_ns, 0
+        await trio.sleep(duration_ns / 1e9)
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Find *name*; ENOENT, or ENAMETOOLONG as soon as it has more bytes than any zonefs name."""
+        found = self._find(parent_inode, name)
+        if isinstance(found, ZoneFile):
+            entry = self._file_attributes(found)
+            entry.st_ino = node_id(found.zone_no)
+            entry.entry_timeout = 0
+            return entry
+        if found is None:
+            entry = self._root_attributes()
+            entry.st_ino = ROOT_NODE_ID
+            return entry
+        return self._group_attributes(found)
+
+    def _find(self, parent: int, name: bytes) -> ZoneFile | Group | None:
+        """Return what *name* is in the directory *parent*; None is the root."""
+        if len(name) > NAME_MAX:
+            raise FUSEError(errno.ENAMETOOLONG)
+        tree = self.volume.tree
+        if parent == ROOT_NODE_ID:
+            if name in {b".", b".."}:
+                return None
+            group = tree.find(name)
+            if group is None:
+                raise FUSEError(_NO_SUCH_FILE)
+            return group
+        group = tree.group_of_inode(parent)
+        if group is None:
+            raise FUSEError(errno.ENOTDIR)
+        if name == b".":
+            return group
+        if name == b"..":
+            return None
+        file = self.volume.find(group, name)
+        if file is None:
+            raise FUSEError(_NO_SUCH_FILE)
+        return file
+
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        """Open a directory: its handle is its node id."""
+        return inode
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory: the two dots, then the files in the order of their zones."""
+        for index, name in enumerate((b".", b"..")):
+            if start_id <= index and not self._list(token, fh, name, index + 1):
+                return
+        first = max(start_id - 2, 0)
+        tree = self.volume.tree
+        if fh == ROOT_NODE_ID:
+            names = (group.name.encode() for group in tree.groups[first:])
+        else:
+            group = tree.group_of_inode(fh)
+            assert group is not None
+            names = (str(file_no).encode() for file_no in range(first, group.nr_files))
+        for number, name in enumerate(names, first + 3):
+            if not self._list(token, fh, name, number):
+                return
+
+    def _list(self, token: pyfuse3.ReaddirToken, parent: int, name: bytes, next_id: int) -> bool:
+        found = self._find(parent, name)
+        if isinstance(found, ZoneFile):
+            entry = self._file_attributes(found)
+            entry.st_ino = node_id(found.zone_no)
+            entry.entry_timeout = 0
+        elif found is None:
+            entry = self._root_attributes()
+        else:
+            entry = self._group_attributes(found)
+        return pyfuse3.readdir_reply(token, name, entry, next_id)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001  (pyfuse3's signature)
+        """Refuse: zonefs has no fsync for directories."""
+        raise FUSEError(errno.EINVAL)
+
+    # The tree is fixed. zonefs' lookup gives an error and not a negative entry, so whatever would create a name meets
+    # ENOENT before anything else; what would take one away meets EPERM if the name is there.
+
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Refuse to create a file."""
+        raise FUSEError(_NO_SUCH_FILE)
+
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        """Refuse to create a node."""
+        raise FUSEError(_NO_SUCH_FILE)
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        """Refuse to create a directory."""
+        raise FUSEError(_NO_SUCH_FILE)
+
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Refuse to create a symbolic link."""
+        raise FUSEError(_NO_SUCH_FILE)
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """Refuse to create a link."""
+        raise FUSEError(_NO_SUCH_FILE)
+
+    async def rename(  # noqa: PLR0917  (pyfuse3's signature)
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Refuse: EPERM over a name that exists, ENOENT otherwise."""
+        self._find(parent_inode_old, name_old)
+        self._find(parent_inode_new, name_new)
+        raise FUSEError(errno.EPERM)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Refuse to remove a file."""
+        self._find(parent_inode, name)
+        raise FUSEError(errno.EPERM)
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Refuse to remove a directory."""
+        self._find(parent_inode, name)
+        raise FUSEError(errno.EPERM)
+
+    # -- attributes -------------------------------------------------------------------------------------------
+
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        """Return the attributes of a node."""
+        return self._attributes(inode)
+
+    def _attributes(self, inode: int) -> EntryAttributes:
+        if inode == ROOT_NODE_ID:
+            return self._root_attributes()
+        group = self.volume.tree.group_of_inode(inode)
+        if group is not None:
+            return self._group_attributes(group)
+        return self._file_attributes(self.volume.file(zone_no_of(inode)))
+
+    def _root_attributes(self) -> EntryAttributes:
+        tree = self.volume.tree
+        nr_entries = 2 + len(tree.groups)
+        return self._directory_attributes(self.volume.root, tree.nr_zones, nr_entries, nr_entries)
+
+    def _group_attributes(self, group: Group) -> EntryAttributes:
+        node = self.volume.directories[group.name]
+        return self._directory_attributes(node, self.volume.tree.group_inode(group), 2, group.nr_files)
+
+    def _directory_attributes(self, node: Node, inode: int, nr_links: int, size: int) -> EntryAttributes:
+        entry = self._node_attributes(node, stat.S_IFDIR)
+        entry.st_ino = inode
+        entry.entry_timeout = DIRECTORY_ENTRY_SECONDS
+        entry.st_nlink = nr_links
+        entry.st_size = size
+        return entry
+
+    def _file_attributes(self, file: ZoneFile) -> EntryAttributes:
+        entry = self._node_attributes(file, stat.S_IFREG)
+        entry.st_ino = file.zone_no
+        entry.st_nlink = 1
+        if file.told_size != file.size:
+            file.told_before, file.told_size = file.told_size, file.size
+        entry.st_size = file.size
+        # The most that the file can hold, not what it holds.
+        entry.st_blocks = file.capacity >> 9
+        return entry
+
+    def _node_attributes(self, node: Node, file_type: int) -> EntryAttributes:
+        entry = EntryAttributes()
+        # Always asked for again: st_ino differs from the node id for two nodes, and only this answer has it; and
+        # zonefs changes sizes without changing times.
+        entry.attr_timeout = 0
+        entry.st_mode = file_type | node.mode
+        entry.st_uid = node.uid
+        entry.st_gid = node.gid
+        entry.st_blksize = self.volume.block_bytes
+        entry.st_blocks = 0
+        entry.st_atime_ns = node.atime_ns
+        entry.st_mtime_ns = node.mtime_ns
+        entry.st_ctime_ns = node.ctime_ns
+        return entry
+
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Change attributes; checks in the order of zonefs_inode_setattr."""
+        volume = self.volume
+        file = self._file(inode)
+        node = file or self._directory(inode)
+        try:
+            if file is None:
+                self._check_directory_change(attr, fields)
+            elif fields.update_size and fh is not None and self._is_automatic(fh, attr.st_size):
+                return self._file_attributes(file)
+            else:
+                volume.check_changeable(file, Operation.RESET)
+                if fields.update_size:
+                    async with self._turn(file):
+                        volume.truncate(file, attr.st_size)
+                        file.told_size = file.size
+                        await self._drop_pages(file)
+        except FileError as error:
+            raise FUSEError(error.errno) from None
+        finally:
+            if self._late_ns:
+                await self._be_late()
+        if fields.update_mode:
+            node.mode = stat.S_IMODE(attr.st_mode)
+        if fields.update_uid:
+            node.uid = attr.st_uid
+        if fields.update_gid:
+            node.gid = attr.st_gid
+        if fields.update_atime:
+            node.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime_ns = attr.st_mtime_ns
+        if fields.update_size and fh is not None:
+            # truncate(2) changes no time. ftruncate(2) changes two, and the kernel leaves that to who has the file.
+            node.mtime_ns = node.ctime_ns = volume.now_ns()
+        elif fields.update_mtime or fields.update_mode or fields.update_uid or fields.update_gid:
+            node.ctime_ns = volume.now_ns()
+        return self._attributes(inode)
+
+    def _check_directory_change(self, attr: EntryAttributes, fields: SetattrFields) -> None:
+        """Refuse to make a directory writable, even to root, and to give it a size."""
+        if self.volume.readonly:
+            raise FileError(errno.EROFS)
+        if fields.update_mode and attr.st_mode & WRITE_BITS:
+            raise FileError(errno.EPERM)
+        if fields.update_size:
+            raise FileError(errno.EISDIR)
+
+    def _is_automatic(self, fh: int, size: int) -> bool:
+        """Say whether the kernel, and not an application, asks to truncate.
+
+        After a failed write that would have made the file longer, the kernel truncates it to the size it believes
+        (fuse_do_truncate). If that is 0 and stale, obeying would reset a zone full of data. An answer with the right
+        size may have overtaken that request, so what the kernel believed before counts too.
+        """
+        handle = self.handles[fh]
+        file = handle.file
+        failed, handle.failed = handle.failed, False
+        return failed and size != file.size and size in {file.told_size, file.told_before}
+
+    def _file(self, inode: int) -> ZoneFile | None:
+        if inode == ROOT_NODE_ID or self.volume.tree.group_of_inode(inode) is not None:
+            return None
+        return self.volume.file(zone_no_of(inode))
+
+    def _directory(self, inode: int) -> Node:
+        group = self.volume.tree.group_of_inode(inode)
+        return self.volume.root if group is None else self.volume.directories[group.name]
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Return sizes in blocks of the write granularity; offline zones count as free space, as in the kernel."""
+        volume = self.volume
+        result = StatvfsData()
+        result.f_bsize = result.f_frsize = volume.block_bytes
+        result.f_blocks = volume.total_bytes // volume.block_bytes
+        result.f_bfree = result.f_bavail = (volume.total_bytes - volume.used_bytes) // volume.block_bytes
+        result.f_files = sum(group.nr_files + 1 for group in volume.tree.groups)
+        result.f_ffree = result.f_favail = 0
+        result.f_namemax = NAME_MAX
+        return result
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        """Say once that there are none: the kernel then answers EOPNOTSUPP itself, and does not ask at each write."""
+        raise FUSEError(errno.ENOSYS)
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """Return no names."""
+        return []
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Refuse."""
+        raise FUSEError(errno.EOPNOTSUPP)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        """Refuse."""
+        raise FUSEError(errno.EOPNOTSUPP)
+
+    # -- files ------------------------------------------------------------------------------------------------
+
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        """Open a file; O_TRUNC is done here, no request follows for it.
+
+        A handle that bypasses the page cache (FOPEN_DIRECT_IO) gets requests as the application made them, short writes
+        included, and no automatic truncate. Handles that write sequential files need that, reads of lost files must get
+        here to be refused, and O_DIRECT handles are spared a GETATTR before each read. The rest are cached, so that
+        they can be mapped shared.
+        """
+        file = self._file(inode)
+        assert file is not None
+        try:
+            if flags & os.O_TRUNC:
+                async with self._turn(file):
+                    handle = self.volume.open(file, flags)
+                    file.told_size = 0
+                    await self._drop_pages(file)
+            else:
+                handle = self.volume.open(file, flags)
+        except FileError as error:
+            raise FUSEError(error.errno) from None
+        finally:
+            if self._late_ns:
+                await self._be_late()
+        lost = file.immutable and not file.mode & ALL_BITS
+        handle.cached = not (handle.direct or lost or (file.sequential and handle.writable))
+        file.nr_cached += handle.cached
+        self.nr_cached_handles += handle.cached
+        self._last_handle += 1
+        self.handles[self._last_handle] = handle
+        return FileInfo(fh=self._last_handle, direct_io=not handle.cached, keep_cache=False)
+
+    async def release(self, fh: int) -> None:
+        """Close a file, counters first: a request that the application makes after close(2) sees them."""
+        handle = self.handles.pop(fh)
+        handle.file.nr_cached -= handle.cached
+        self.nr_cached_handles -= handle.cached
+        self.volume.release(handle)
+        if handle.writable:
+            self.on_writer_gone()
+        if self._late_ns:
+            await self._be_late()
+
+    async def flush(self, fh: int) -> None:
+        """Do nothing at close(2): nothing is held back, and only fsync(2) promises durability."""
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read; the buffer returned is copied before any other request is looked at."""
+        try:
+            data = self._read(self.handles[fh], off, size)
+        except FileError as error:
+            if self._late_ns:
+                await self._be_late()
+            raise FUSEError(error.errno) from None
+        if self._late_ns:
+            data = bytes(data)
+            await self._be_late()
+        return data  # type: ignore[return-value]  # any buffer will do
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write."""
+        handle = self.handles[fh]
+        file = handle.file
+        try:
+            if self._turns or self._is_unsettled(file.zone_no):
+                count = await self._write_in_turn(handle, off, buf)
+            else:
+                count = self._write(handle, off, buf)
+            if not handle.cached:
+                if file.nr_cached:
+                    await self._drop_pages(file)
+                if handle.synchronous:
+                    # No FSYNC follows on handles that bypass the cache.
+                    await self._sync(file)
+        except FileError as error:
+            handle.failed = True
+            if self._late_ns:
+                await self._be_late()
+            raise FUSEError(error.errno) from None
+        file.told_size = max(file.told_size, off + count)
+        file.told_before = -1
+        if self._late_ns:
+            await self._be_late()
+        return count
+
+    async def _write_in_turn(self, handle: Handle, offset: int, data: bytes) -> int:
+        file = handle.file
+        async with self._turn(file):
+            if self._is_unsettled(file.zone_no):
+                # The zone was reset since the last flush: its old data must not be overwritten before that is durable.
+                # The outcome of the flush is the write's to find out.
+                await trio.to_thread.run_sync(self.volume.port.flush)
+            return self._write(handle, offset, data)
+
+    @asynccontextmanager
+    async def _turn(self, file: ZoneFile) -> AsyncIterator[None]:
+        """Wait for all who came to *file* before. Who comes while somebody is waiting must come here too."""
+        zone_no = file.zone_no
+        lock = self._turns.setdefault(zone_no, trio.Lock())
+        async with lock:
+            try:
+                yield
+            finally:
+                if not lock.statistics().tasks_waiting:
+                    del self._turns[zone_no]
+
+    async def _drop_pages(self, file: ZoneFile) -> None:
+        """Make cached readers of *file* read again; sizes and times alone would not tell the kernel to."""
+        if file.nr_cached:
+            await trio.to_thread.run_sync(self.drop_pages_sync, file)
+
+    def drop_pages_sync(self, file: ZoneFile) -> None:
+        """As _drop_pages, in the calling thread, which must not be the event loop's."""
+        with suppress(FileNotFoundError):  # the kernel has forgotten the file, and its pages with it
+            self._invalidate(node_id(file.zone_no))
+
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001  (pyfuse3's signature)
+        """Make what was written survive a power cut."""
+        file = self.handles[fh].file
+        try:
+            self.volume.check_sync(file)
+            await self._sync(file)
+        except FileError as error:
+            raise FUSEError(error.errno) from None
+
+    async def _sync(self, file: ZoneFile) -> None:
+        self.volume.synced(file, await trio.to_thread.run_sync(self.volume.port.flush))
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,94 @@
+"""What becomes of a file after an I/O error.
+
+Pure. After a failed read, write or sync zonefs asks the device for the zone and compares what it thinks with what is:
+
+    what was found                remount-ro        zone-ro           zone-offline      repair
+    good zone, read, same size    nothing           nothing           nothing           nothing
+    good zone, more data          size kept, fs ro  size kept, no w   nothing left      size := data
+    good zone, less data          size := data,     size kept, no w   nothing left      size := data
+                                  fs ro
+    good zone, failed write       fs ro             no w              nothing left      (size := data)
+    READONLY zone                 no w, fs ro       no w              nothing left      no w
+    OFFLINE zone                  nothing left,     nothing left      nothing left      nothing left
+                                  fs ro
+
+"no w": mode loses 0222 and the file becomes immutable. "nothing left": size 0, mode loses 0777, immutable.
+The size chosen also becomes the write pointer that zonefs goes by.
+
+Source: Linux fs/zonefs/super.c, zonefs_handle_io_error; Documentation/filesystems/zonefs.rst, "IO error handling".
+"""
+
+from typing import Final, NamedTuple
+
+from zonefs_emu.fs.options import ErrorPolicy
+from zonefs_emu.model.zone import Condition
+
+WRITE_BITS: Final = 0o222
+ALL_BITS: Final = 0o777
+
+
+class Finding(NamedTuple):
+    """A file as zonefs knows it and its zone as the device reports it; sizes in bytes.
+
+    *wp_size* is what zonefs takes for the write pointer. *written* is how much the device says is in the zone, with no
+    meaning for FULL, READONLY, OFFLINE and NOT_WP. *readonly* and *offline*: the file was marked so before.
+    """
+
+    cond: Condition
+    written: int
+    capacity: int
+    wp_size: int
+    size: int
+    readonly: bool
+    offline: bool
+    sequential: bool
+
+
+class Verdict(NamedTuple):
+    """What the file becomes: *size* in bytes, marks, the bits its mode loses; and whether the fs goes read-only."""
+
+    size: int
+    readonly: bool
+    offline: bool
+    lost_mode: int
+    remount_ro: bool
+
+
+def data_size(cond: Condition, written: int, capacity: int, wp_size: int, *, sequential: bool) -> int:
+    """Return the bytes that a zone in *cond* is taken to hold.
+
+    READONLY: "the write pointer of read-only zones is invalid", so a sequential file keeps the size it had last, which
+    is 0 (as *wp_size*) when mounting.
+    """
+    match cond:
+        case Condition.OFFLINE:
+            return 0
+        case Condition.READONLY:
+            return wp_size if sequential else capacity
+        case Condition.FULL | Condition.NOT_WP:
+            return capacity
+        case _:
+            return written
+
+
+def judge(finding: Finding, policy: ErrorPolicy, *, write: bool) -> Verdict | None:
+    """Return what the file of *finding* becomes, None if nothing changes. *write*: the failed request was no read."""
+    data = data_size(finding.cond, finding.written, finding.capacity, finding.wp_size, sequential=finding.sequential)
+    offline = finding.offline or finding.cond is Condition.OFFLINE
+    readonly = finding.readonly or finding.cond is Condition.READONLY
+    if not (offline or readonly or write) and data == finding.size:
+        return None
+    size = data
+    lost_mode = 0
+    if offline or policy is ErrorPolicy.ZONE_OFFLINE:
+        offline = True
+        lost_mode = ALL_BITS
+        size = 0
+    elif readonly or policy is ErrorPolicy.ZONE_RO:
+        readonly = True
+        lost_mode = WRITE_BITS
+        size = finding.size
+    elif policy is ErrorPolicy.REMOUNT_RO:
+        # "Do not expose garbage": more data than we wrote may be anything.
+        size = min(data, finding.size)
+    return Verdict(size, readonly, offline, lost_mode, policy is ErrorPolicy.REMOUNT_RO)

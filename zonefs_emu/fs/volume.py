@@ -1,0 +1,627 @@
+"""A mounted zonefs without FUSE: files, their checks in the kernel's order, zone commands, error recovery.
+
+Sync; not thread safe: all calls come from one thread, the event loop's. May not know pyfuse3 or trio.
+
+Invariants:
+
+* zonefs goes by what it remembers of each zone (size, write pointer), taken from the device at mount and kept by its
+  own commands. A zone that was changed behind its back is noticed when an I/O on its file fails, and not before.
+* ``wp == size`` for every sequential file between two calls.
+* ``nr_wro_files`` counts sequential files that are open for writing, ``nr_active_files`` those whose zone is explicitly
+  open by us or partly written, ``used_bytes`` what statfs calls used.
+
+A device of a million zones is mounted without a million objects: a :class:`ZoneFile` is made when a file is first
+looked at, from what the zone report said at mount.
+
+Sizes and offsets are in bytes here, as everything that applications see; sectors begin at the port.
+Source: Linux fs/zonefs/{super,file}.c.
+"""
+
+import logging
+import os
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.fs import superblock
+from zonefs_emu.fs.options import MountOptions
+from zonefs_emu.fs.recovery import ALL_BITS, Finding, data_size, judge
+from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES, FileError
+from zonefs_emu.fs.tree import Group, Tree
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition, ZoneType
+from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+log = logging.getLogger(__name__)
+
+DIRECTORY_MODE: Final = 0o555
+#: Zones asked for in one report.
+_REPORT_ZONES: Final = 4096
+_READ_BUFFER_BYTES: Final = 1 << 20
+
+
+class Node:
+    """What files and directories have in common: permissions, owner, times (in memory only, until the unmount)."""
+
+    __slots__ = ("atime_ns", "ctime_ns", "gid", "mode", "mtime_ns", "uid")
+
+    def __init__(self, mode: int, uid: int, gid: int, time_ns: int) -> None:
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.atime_ns = self.mtime_ns = self.ctime_ns = time_ns
+
+
+class ZoneFile(Node):
+    """One file. *readonly* and *offline* are zonefs' marks, which can be there without the zone being so.
+
+    *nr_cached* counts the handles that use the kernel's page cache. *told_size* is the size that the kernel believes,
+    as far as we told it; *told_before* what it believed before an answer that surprised it, -1 if there was none.
+    """
+
+    __slots__ = (
+        "active", "capacity", "immutable", "nr_cached", "nr_writers", "nr_zones", "offline", "path", "readonly",
+        "sequential", "size", "start", "told_before", "told_size", "wp", "zone_no", "zone_open",
+    )  # fmt: skip
+
+    def __init__(self, zone_no: int, nr_zones: int, path: str, *, sequential: bool, node: Node) -> None:
+        super().__init__(node.mode, node.uid, node.gid, node.ctime_ns)
+        self.zone_no = zone_no
+        self.nr_zones = nr_zones
+        self.path = path
+        self.sequential = sequential
+        self.start = 0  # sector
+        self.capacity = 0
+        self.size = 0
+        self.wp = 0
+        self.readonly = False
+        self.offline = False
+        self.immutable = False
+        self.zone_open = False  # explicitly, by us
+        self.active = False
+        self.nr_writers = 0
+        self.nr_cached = 0
+        self.told_size = 0
+        self.told_before = -1
+
+
+class Handle:
+    """One open file description. *cached* and *failed* are for :mod:`zonefs_emu.fs.operations`."""
+
+    __slots__ = ("append", "cached", "direct", "failed", "file", "synchronous", "writable")
+
+    def __init__(self, file: ZoneFile, flags: int) -> None:
+        self.file = file
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.direct = bool(flags & os.O_DIRECT)
+        self.append = bool(flags & os.O_APPEND)
+        self.synchronous = bool(flags & os.O_DSYNC)  # O_SYNC contains the bit of O_DSYNC
+        self.cached = False
+        self.failed = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZonefsStatistics:
+    """The four counters of /sys/fs/zonefs/DEVICE (0 = no limit), and whether the file system is read-only."""
+
+    max_wro_seq_files: int
+    nr_wro_seq_files: int
+    max_active_seq_files: int
+    nr_active_seq_files: int
+    readonly: bool
+
+
+class Volume:
+    """The file system on the device behind *port*.
+
+    *owner* (uid, gid) is who files belong to where formatting did not say. ``on_readonly`` is called when an error
+    makes the file system read-only, ``on_resized`` when error recovery changed a file and the kernel does not know.
+
+    Raises:
+        BadMagicError, CorruptImageError: the super block is not there or not sound.
+        UsageError: the device cannot be mounted: one sentence says why.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        options: MountOptions,
+        *,
+        owner: tuple[int, int] = (0, 0),
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.port = port
+        self.geometry = port.geometry
+        self.now_ns = now_ns
+        self.on_readonly: Callable[[], None] = _nothing
+        self.on_resized: Callable[[ZoneFile], None] = _nothing
+        self._write = port.write
+        self._read = port.read
+        self._buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
+        self._noted: set[tuple[Rule, Operation]] = set()
+        #: st_blksize, and the granule of direct I/O.
+        self.block_bytes = self.geometry.write_granularity * SECTOR_BYTES
+        self.super_block = superblock.decode(self._read_super_block())
+        self.readonly = options.readonly or port.device.image.readonly
+        self.max_wro_files = self.geometry.max_open_zones
+        self.max_active_files = self.geometry.max_active_zones
+        self._take(options)
+        self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
+        if not self.tree.groups:
+            msg = "no zone is left for files: zone 0 holds the super block"
+            raise UsageError(msg, 1)
+        self.root = Node(DIRECTORY_MODE, *owner, now_ns())
+        self.directories = {group.name: Node(DIRECTORY_MODE, *owner, self.root.ctime_ns) for group in self.tree.groups}
+        self._file_node = self._describe_files(owner)
+        self.files: dict[int, ZoneFile] = {}
+        self.nr_wro_files = 0
+        self.nr_active_files = 0
+        self.used_bytes = 0
+        self.total_bytes = 0
+        #: s_maxbytes: no file can be longer.
+        self.max_file_bytes = 0
+        self._mount_conds = bytearray(self.geometry.nr_zones)
+        self._mount_sizes = array("Q", bytes(8 * self.geometry.nr_zones))
+        self._close_open_zones()
+        self._scan()
+
+    # -- mounting ---------------------------------------------------------------------------------------------
+
+    def _read_super_block(self) -> bytes:
+        view = self._buffer[: superblock.SUPER_BLOCK_BYTES]
+        status = self.port.read(0, superblock.SUPER_BLOCK_BYTES >> SECTOR_SHIFT, (view,))
+        if status:
+            msg = f"zone 0, where the super block is, cannot be read ({status.name})"
+            raise UsageError(msg, 1)
+        return bytes(view)
+
+    def _take(self, options: MountOptions) -> None:
+        self.options = options
+        self.errors = options.errors
+        # "explicit-open" needs a limit to explain itself; the kernel drops it in silence where there is none.
+        self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
+
+    def remount(self, options: MountOptions) -> None:
+        """Replace the options; as in the kernel, one that is not named falls back to its default."""
+        self._take(options)
+        self.readonly = options.readonly or self.port.device.image.readonly
+
+    def _describe_files(self, owner: tuple[int, int]) -> Node:
+        block = self.super_block
+        features = block.features
+        uid = block.uid if superblock.Feature.UID in features else owner[0]
+        gid = block.gid if superblock.Feature.GID in features else owner[1]
+        perm = block.perm if superblock.Feature.PERM in features else superblock.DEFAULT_PERM
+        return Node(perm, uid, gid, self.root.ctime_ns)
+
+    def _close_open_zones(self) -> None:
+        """Close what somebody left open, so that all resources are there. Source: zonefs_init_zgroup."""
+        if self.port.device.image.readonly:
+            return
+        zone_no = 1
+        while zones := self.port.report(zone_no, _REPORT_ZONES, OPEN_CONDITIONS):
+            for zone in zones:
+                # A drive may keep a closed zone active that holds nothing; a reset frees it.
+                operation = Operation.CLOSE if zone.wp > zone.start else Operation.RESET
+                status = self.port.manage(operation, zone.start)
+                if status:
+                    msg = f"zone {zone.zone_no} is open and cannot be closed ({status.name})"
+                    raise UsageError(msg, 1)
+            zone_no = zones[-1].zone_no + 1
+
+    def _scan(self) -> None:
+        """Take the state of all zones from the device."""
+        aggregated = self.super_block.aggregates
+        zone_no = 1
+        while zones := self.port.report(zone_no, _REPORT_ZONES):
+            for zone in zones:
+                capacity = zone.capacity << SECTOR_SHIFT
+                sequential = zone.type is not ZoneType.CONVENTIONAL
+                size = data_size(zone.cond, (zone.wp - zone.start) << SECTOR_SHIFT, capacity, 0, sequential=sequential)
+                self._mount_conds[zone.zone_no] = zone.cond
+                self._mount_sizes[zone.zone_no] = size
+                self.total_bytes += capacity
+                if sequential or not aggregated:
+                    self.used_bytes += size
+                    self.max_file_bytes = max(self.max_file_bytes, capacity)
+                if sequential and 0 < size < capacity:
+                    self.nr_active_files += 1
+            zone_no = zones[-1].zone_no + 1
+        if aggregated:
+            for file_no in range(self.tree.cnv.nr_files):
+                file = self.file(self.tree.cnv.zones(file_no)[0])
+                self.used_bytes += file.size
+                self.max_file_bytes = max(self.max_file_bytes, file.capacity)
+
+    def file(self, zone_no: int) -> ZoneFile:
+        """Return the file that begins with zone *zone_no*, which must be one."""
+        file = self.files.get(zone_no)
+        if file is None:
+            file = self.files[zone_no] = self._make_file(zone_no)
+        return file
+
+    def find(self, group: Group, name: bytes) -> ZoneFile | None:
+        """Return the file called *name* in the directory of *group*."""
+        file_no = group.find(name)
+        return None if file_no is None else self.file(group.zones(file_no)[0])
+
+    def _make_file(self, zone_no: int) -> ZoneFile:
+        group = self.tree.group_of(zone_no)
+        file_no = group.file_no(zone_no)
+        assert file_no is not None
+        first, nr_zones = group.zones(file_no)
+        assert first == zone_no
+        file = ZoneFile(zone_no, nr_zones, f"{group.name}/{file_no}", sequential=group.sequential, node=self._file_node)
+        geometry = self.geometry
+        file.start = geometry.zone_start(zone_no)
+        file.capacity = sum(geometry.zone_cap(zone_no + i) for i in range(nr_zones)) << SECTOR_SHIFT
+        conds = self._mount_conds[zone_no : zone_no + nr_zones]
+        file.offline = Condition.OFFLINE in conds
+        file.readonly = not file.offline and Condition.READONLY in conds
+        if file.offline or file.readonly:
+            # A read-only zone's write pointer is unknown at mount, so not even reading makes sense: no bit is left.
+            file.mode &= ~ALL_BITS
+            file.immutable = True
+        if not file.offline:
+            file.size = file.wp = sum(self._mount_sizes[zone_no : zone_no + nr_zones])
+        file.active = file.sequential and not file.immutable and 0 < file.wp < file.capacity
+        return file
+
+    # -- open and close ---------------------------------------------------------------------------------------
+
+    def open(self, file: ZoneFile, flags: int) -> Handle:
+        """Return a handle on *file*, as opened with *flags*; O_TRUNC is done.
+
+        Raises:
+            FileError: EROFS, EPERM (immutable; O_TRUNC of a conventional file), EBUSY (explicit-open: more files open
+                for writing than max_open_zones), or the errno of a failed zone command, e.g. EOVERFLOW.
+        """
+        handle = Handle(file, flags)
+        truncates = bool(flags & os.O_TRUNC)
+        if handle.writable or truncates:
+            self.check_changeable(file, Operation.OPEN)
+        if handle.writable and file.sequential:
+            self._open_for_writing(file)
+        if truncates:
+            try:
+                self.truncate(file, 0)
+            except FileError:
+                self.release(handle)
+                raise
+            file.mtime_ns = file.ctime_ns = self.now_ns()
+        return handle
+
+    def check_changeable(self, file: ZoneFile, operation: Operation) -> None:
+        """Raise unless the VFS would let root change *file*: EROFS comes before EPERM."""
+        if self.readonly:
+            raise self._refuse(Rule.FS_READONLY, operation, file)
+        if file.immutable:
+            raise self._immutable(file, operation)
+
+    def _open_for_writing(self, file: ZoneFile) -> None:
+        """Count a writer. Source: zonefs_seq_file_write_open."""
+        if not file.nr_writers:
+            if self.explicit_open:
+                # The count of files is checked before the device is asked for anything.
+                if self.max_wro_files and self.nr_wro_files >= self.max_wro_files:
+                    raise self._refuse(Rule.FS_TOO_MANY_WRITERS, Operation.OPEN, file)
+                if file.size < file.capacity:
+                    self._manage(file, Operation.OPEN)
+                    file.zone_open = True
+                    self._account_active(file)
+            self.nr_wro_files += 1
+        file.nr_writers += 1
+
+    def release(self, handle: Handle) -> None:
+        """Close *handle*; never fails. Source: zonefs_seq_file_write_close."""
+        file = handle.file
+        if not (handle.writable and file.sequential):
+            return
+        file.nr_writers -= 1
+        if file.nr_writers:
+            return
+        self.nr_wro_files -= 1
+        if file.zone_open and not self._close_zone(file) and file.zone_open:
+            # Zones that stay open use up what others need, until nothing can be written any more.
+            log.warning("%s: its zone could not be closed", file.path)
+            self._go_readonly()
+
+    def _close_zone(self, file: ZoneFile) -> bool:
+        """Close the zone that was opened for writers; recover and return False if the device refuses."""
+        try:
+            self._manage(file, Operation.CLOSE)
+        except FileError:
+            self._recover(file, write=False)
+            return False
+        file.zone_open = False
+        self._account_active(file)
+        return True
+
+    def close(self) -> None:
+        """Close the zones of files that are still open for writing, at unmount."""
+        for file in self.files.values():
+            if file.nr_writers:
+                file.nr_writers = 1
+                self.release(Handle(file, os.O_WRONLY))
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def read(self, handle: Handle, offset: int, count: int) -> "Buffer":
+        """Return up to *count* bytes at *offset*; the buffer holds until the next read.
+
+        Raises:
+            FileError: EPERM if nothing of the file is left; EINVAL if the part of a direct read that lies within the
+                file is not whole blocks; EIO from the device.
+        """
+        file = handle.file
+        if file.immutable and not file.mode & ALL_BITS:
+            raise self._immutable(file, Operation.READ)
+        available = file.size - offset
+        if available <= 0:
+            return b""
+        count = min(count, available)
+        if file.atime_ns <= file.mtime_ns or file.atime_ns <= file.ctime_ns:
+            self._touch(file)
+        if handle.direct:
+            if (offset | count) % self.block_bytes:
+                raise self._refuse(Rule.FS_UNALIGNED, Operation.READ, file, offset, count)
+            lead = 0
+            padded = count
+        else:
+            lead = offset % self.geometry.block_size_bytes
+            padded = -(-(lead + count) // self.geometry.block_size_bytes) * self.geometry.block_size_bytes
+        if padded > len(self._buffer):
+            self._buffer = memoryview(bytearray(padded))
+        sector = file.start + ((offset - lead) >> SECTOR_SHIFT)
+        status = self._read(sector, padded >> SECTOR_SHIFT, (self._buffer[:padded],))
+        if status:
+            raise self._failed(file, status, write=False)
+        return self._buffer[lead : lead + count]
+
+    def _touch(self, file: ZoneFile) -> None:
+        """Note an access as relatime does, the default of all mounts."""
+        if not self.readonly and "noatime" not in self.options.passed_on:
+            file.atime_ns = self.now_ns()
+
+    def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        """Write *data* (not empty) at *offset*; return how many bytes went in, fewer where the capacity ends.
+
+        Raises:
+            FileError, first hit wins: EPERM immutable; EROFS; EFBIG at or past the capacity; EIO buffered to a
+                sequential file; EINVAL O_APPEND to a conventional one, not whole blocks, not at the end of a sequential
+                file; then what the device says (EIO, EOVERFLOW, ETOOMANYREFS, ENOSPC), after error recovery.
+
+        Source: zonefs_file_write_iter, zonefs_write_checks, zonefs_file_dio_write.
+        """
+        file = handle.file
+        if file.immutable:
+            raise self._immutable(file, Operation.WRITE, offset, len(data))
+        if self.readonly:
+            raise self._refuse(Rule.FS_READONLY, Operation.WRITE, file, offset)
+        count = len(data)
+        capacity = file.capacity
+        if offset >= capacity and not handle.append:
+            # zonefs compares the caller's own position. For O_APPEND we get the end of the file instead.
+            raise self._too_big(file, offset, count)
+        if file.sequential:
+            if not handle.direct:
+                raise self._refuse(Rule.FS_DIRECT_ONLY, Operation.WRITE, file, offset, count)
+            if handle.append:
+                # The offset is the kernel's idea of the end, which can be stale.
+                offset = file.wp
+                if offset >= capacity:
+                    raise self._too_big(file, offset, count)
+        elif handle.append:
+            raise self._refuse(Rule.FS_APPEND_CONVENTIONAL, Operation.WRITE, file, offset, count)
+        buffer: Buffer = data
+        if offset + count > capacity:
+            count = capacity - offset
+            buffer = memoryview(data)[:count]
+        if (offset | count) % self.block_bytes:
+            if handle.direct:
+                raise self._refuse(Rule.FS_UNALIGNED, Operation.WRITE, file, offset, count)
+            return self._write_unaligned(file, offset, buffer, count)
+        if file.sequential and offset != file.wp:
+            raise self._refuse(Rule.FS_NOT_AT_END, Operation.WRITE, file, offset, count)
+        status = self._write(file.start + (offset >> SECTOR_SHIFT), count >> SECTOR_SHIFT, (buffer,))
+        if status:
+            raise self._failed(file, status, write=True)
+        if file.sequential:
+            self.used_bytes += count
+            file.wp = file.size = offset + count
+            if not file.active or file.wp == capacity:
+                self._account_active(file)
+        return count
+
+    def _write_unaligned(self, file: ZoneFile, offset: int, buffer: "Buffer", count: int) -> int:
+        """Write parts of blocks to a conventional file, as the kernel's page cache would: read, change, write whole."""
+        block = self.geometry.block_size_bytes
+        lead = offset % block
+        padded = -(-(lead + count) // block) * block
+        whole = memoryview(bytearray(padded))
+        sector = file.start + ((offset - lead) >> SECTOR_SHIFT)
+        status = self._read(sector, padded >> SECTOR_SHIFT, (whole,))
+        if status:
+            raise self._failed(file, status, write=False)
+        whole[lead : lead + count] = memoryview(buffer)
+        status = self._write(sector, padded >> SECTOR_SHIFT, (whole,))
+        if status:
+            raise self._failed(file, status, write=True)
+        return count
+
+    def check_sync(self, file: ZoneFile) -> None:
+        """Raise EPERM where fsync(2) is refused. The flush itself blocks, so it is the caller's."""
+        if file.immutable:
+            raise self._immutable(file, Operation.FLUSH)
+
+    def synced(self, file: ZoneFile, status: Status) -> None:
+        """Take the outcome of a flush that fsync(2) or O_DSYNC on *file* asked for.
+
+        Raises:
+            FileError: EIO, after error recovery.
+        """
+        if status:
+            raise self._failed(file, status, write=True)
+
+    # -- attributes -------------------------------------------------------------------------------------------
+
+    def truncate(self, file: ZoneFile, size: int) -> None:
+        """Set the size of *file*: 0 resets its zone, the capacity finishes it.
+
+        Raises:
+            FileError: EFBIG beyond the largest file; EPERM conventional, or any other size; what the zone command
+                gives.
+
+        Source: zonefs_file_truncate.
+        """
+        if size > self.max_file_bytes:
+            raise self._too_big(file, size, 0)
+        if not file.sequential:
+            raise self._refuse(Rule.FS_TRUNCATE_CONVENTIONAL, Operation.RESET, file, size)
+        if size not in {0, file.capacity}:
+            raise self._refuse(Rule.FS_TRUNCATE_SIZE, Operation.RESET, file, size)
+        if size == file.size:
+            return
+        self._manage(file, Operation.FINISH if size else Operation.RESET)
+        try:
+            if file.zone_open:
+                if size:
+                    file.zone_open = False
+                else:
+                    # The writers that have it open shall find it open.
+                    self._manage(file, Operation.OPEN)
+        finally:
+            self._resize(file, size)
+
+    def statistics(self) -> ZonefsStatistics:
+        """Return what the kernel's zonefs shows in sysfs."""
+        return ZonefsStatistics(
+            max_wro_seq_files=self.max_wro_files,
+            nr_wro_seq_files=self.nr_wro_files,
+            max_active_seq_files=self.max_active_files,
+            nr_active_seq_files=self.nr_active_files,
+            readonly=self.readonly,
+        )
+
+    # -- zones ------------------------------------------------------------------------------------------------
+
+    def _manage(self, file: ZoneFile, operation: Operation) -> None:
+        """Give the device a zone command. Source: zonefs_inode_zone_mgmt."""
+        if operation is Operation.CLOSE and not file.wp:
+            # Closing leaves a zone active on some drives even if nothing was written to it; a reset does not.
+            operation = Operation.RESET
+        status = self.port.manage(operation, file.start)
+        if status:
+            self._note_device_refusal()
+            raise FileError(ERRNO_OF[status])
+
+    def _account_active(self, file: ZoneFile) -> None:
+        """Count *file* as active or not. Source: zonefs_inode_account_active, zonefs_i_size_write."""
+        if file.sequential and file.wp >= file.capacity:
+            # A full zone is open no longer and needs no closing.
+            file.zone_open = False
+        active = file.sequential and not file.immutable and (file.zone_open or 0 < file.wp < file.capacity)
+        if active != file.active:
+            file.active = active
+            self.nr_active_files += 1 if active else -1
+
+    def _resize(self, file: ZoneFile, size: int) -> None:
+        self.used_bytes += size - file.size
+        file.size = file.wp = size
+        self._account_active(file)
+
+    # -- errors -----------------------------------------------------------------------------------------------
+
+    def _recover(self, file: ZoneFile, *, write: bool) -> None:
+        """Look at the zone of *file* after a failed I/O and do what the policy says."""
+        size = file.size
+        written = 0
+        if file.sequential:
+            zone = self.port.zone(file.zone_no)
+            cond = zone.cond
+            written = (zone.wp - zone.start) << SECTOR_SHIFT
+        else:
+            # Conventional zones are taken to be good: the kernel asks for no report of them.
+            cond = Condition.NOT_WP
+        finding = Finding(
+            cond=cond,
+            written=written,
+            capacity=file.capacity,
+            wp_size=file.wp,
+            size=size,
+            readonly=file.readonly,
+            offline=file.offline,
+            sequential=file.sequential,
+        )
+        verdict = judge(finding, self.errors, write=write)
+        if verdict is None:
+            return
+        if verdict.offline or verdict.readonly:
+            what = "read and write access" if verdict.offline else "write access"
+            log.warning("%s: %s disabled after an I/O error, its zone is %s", file.path, what, cond.name)
+            file.offline = verdict.offline
+            file.readonly = verdict.readonly
+            file.immutable = True
+            file.mode &= ~verdict.lost_mode
+            file.zone_open = False
+        if verdict.size != size:
+            log.info("%s: size corrected from %d to %d bytes after an I/O error", file.path, size, verdict.size)
+        self._resize(file, verdict.size)
+        if verdict.remount_ro:
+            self._go_readonly()
+        self.on_resized(file)
+
+    def _go_readonly(self) -> None:
+        if not self.readonly:
+            log.warning("the file system is read-only from now on, after an I/O error (errors=%s)", self.errors.value)
+            self.readonly = True
+            self.on_readonly()
+
+    def _failed(self, file: ZoneFile, status: Status, *, write: bool) -> FileError:
+        """Recover from the device's refusal *status*, and return what the application gets."""
+        self._note_device_refusal()
+        self._recover(file, write=write)
+        return FileError(ERRNO_OF[status])
+
+    def _immutable(self, file: ZoneFile, operation: Operation, offset: int = 0, count: int = 0) -> FileError:
+        if file.offline:
+            return self._refuse(Rule.FS_OFFLINE, operation, file, offset, count)
+        return self._refuse(Rule.FS_WRITE_PROTECTED, operation, file, offset, count)
+
+    def _too_big(self, file: ZoneFile, offset: int, count: int) -> FileError:
+        return self._refuse(Rule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
+
+    def _refuse(self, rule: Rule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0) -> FileError:
+        """Note a refusal by zonefs' own *rule* where ``why`` finds it, and return what the application gets."""
+        status, errno_no = FS_RULES[rule]
+        self.port.refuse(
+            rule,
+            operation,
+            status,
+            file.start + (offset >> SECTOR_SHIFT),
+            -(-count >> SECTOR_SHIFT),
+            zone_no=file.zone_no,
+        )
+        self._note_device_refusal()
+        return FileError(errno_no)
+
+    def _note_device_refusal(self) -> None:
+        """Log the port's last refusal, once for each rule and operation: an application in a loop says it only once."""
+        refusal = self.port.last_refusal
+        assert refusal is not None
+        cause = (refusal.rule, refusal.operation)
+        if cause not in self._noted:
+            self._noted.add(cause)
+            log.info("%s", self.port.device.explain(refusal))
+
+
+def _nothing(*_: object) -> None:
+    pass
