@@ -1,0 +1,278 @@
+"""Attached devices in the guest: our command line runs there, as root, on images in its memory.
+
+Without hardware acceleration a start of Python takes seconds, so one process loads the command line and forks for every
+command; it stays for the other tests. What the two ways to attach must have in common is checked by functions here.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tools.guest.machine import Completed, Guest
+
+_CHECKOUT: Final = Path(__file__).parents[1]
+_PLACE: Final = "/run/attaching"
+#: Reads directories from a pipe; runs the command line that the file *words* of each has, with its output beside it.
+_SERVER: Final = """
+import os, signal, sys
+import zonefs_emu.cli.attach, zonefs_emu.cli.block_front_end, zonefs_emu.cli.detach
+from zonefs_emu.cli.main import main
+
+def run(directory):
+    directory, _, place = directory.partition(" ")
+    os.chdir(place)
+    for fd, name in ((0, "in"), (1, "out"), (2, "err")):
+        os.dup2(os.open(f"{directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_APPEND), fd)
+    sys.argv = ["zonefs-emu", *open(f"{directory}/words").read().split("\\n")[:-1]]
+    code = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+if os.fork():
+    os._exit(0)
+os.setsid()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    with open(sys.argv[1]) as requests:
+        for line in requests:
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                child = os.fork()
+                if child == 0:
+                    run(line.strip())
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                with open(line.split()[0] + "/code", "w") as answer:
+                    answer.write(f"{code}\\n")
+                os._exit(0)
+"""
+_PRELUDE: Final = f"""
+Z() {{
+    d=$(mktemp -d /run/zygote/XXXXXX)
+    printf '%s\\n' "$@" >$d/words
+    mkfifo $d/code
+    : >$d/in
+    echo "$d $PWD" >/run/zygote/requests
+    read code <$d/code
+    cat $d/out
+    cat $d/err >&2
+    return $code
+}}
+mkdir -p {_PLACE}
+cd {_PLACE}
+"""
+_START: Final = f"""
+[ -d /run/zygote ] || {{
+    mkdir -m 700 /run/zygote /run/runtime
+    mkfifo /run/zygote/requests
+    export PYTHONPATH={_CHECKOUT} PYTHONDONTWRITEBYTECODE=1 XDG_RUNTIME_DIR=/run/runtime
+    cat >/run/zygote/server.py
+    {sys.executable} /run/zygote/server.py /run/zygote/requests </dev/null >/run/zygote/log 2>&1
+}} <<'END'
+{_SERVER}
+END
+"""
+MODULES: Final = {"ublk": ("ublk_drv",), "vduse": ("vduse", "virtio_vdpa", "virtio_blk")}
+#: 16 zones of 4 MiB with a capacity of 3 MiB, the first two conventional.
+SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --nr-conv 2 --max-open-zones 5 --max-active-zones 7"
+ZONE_SECTORS: Final = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A guest with a directory for images."""
+
+    guest: Guest
+
+    def sh(self, script: str, *, timeout: float = 180, check: bool = True) -> Completed:
+        """Run *script*, in which Z is our command line."""
+        return self.guest.run(_PRELUDE + script, timeout=timeout, check=check)
+
+    def refusal(self, command: str) -> str:
+        """Run a command line that must fail in one sentence; returns the sentence."""
+        completed = self.sh(f"Z {command}", check=False)
+        assert completed.returncode == 1, completed
+        assert len(completed.stderr.splitlines()) == 1, completed.stderr
+        return completed.stderr
+
+    def create(self, image: str, shape: str = SHAPE) -> None:
+        """Make an image, without its warnings."""
+        self.sh(f"Z create {image} {shape} 2>&1")
+
+    def attach(self, image: str, via: str, *options: str) -> str:
+        """Attach *image*; returns the node."""
+        for module in MODULES[via]:
+            self.guest.load(module)
+        return self.sh(f"Z attach {image} --via {via} {' '.join(options)}").stdout.strip()
+
+    def kill_server(self, image: str) -> None:
+        """Kill the process that serves *image*, without warning."""
+        pid = json.loads(self.sh(f"Z info {image} --json").stdout)["pid"]
+        # Process 1 takes its time to wait for those who died.
+        self.sh(f"kill -9 {pid}; while grep -q 'State:.[^Z]' /proc/{pid}/status 2>/dev/null; do sleep 0.05; done")
+
+    def assert_reports_agree(self, node: str, image: str) -> None:
+        """Compare what the kernel says of the zones with what we say."""
+        self.sh(f"Z report {image} --format blkzone >ours; blkzone report {node} >theirs; diff ours theirs")
+
+    def limits(self, node: str) -> dict[str, str]:
+        """Return what sysfs says of the disk's queue."""
+        names = (
+            "zoned nr_zones chunk_sectors max_open_zones max_active_zones zone_append_max_bytes "
+            "zone_write_granularity logical_block_size write_cache"
+        )
+        text = self.sh(f"cd /sys/block/{node.removeprefix('/dev/')}/queue; grep -H '' {names}").stdout
+        return dict(line.split(":", 1) for line in text.splitlines())
+
+
+@contextmanager
+def attaching(guest: Guest) -> Iterator[Place]:
+    """Give a place, and leave nothing attached."""
+    guest.run(_START, timeout=120)
+    place = Place(guest=guest)
+    try:
+        yield place
+    finally:
+        place.sh(
+            f"""umount mnt 2>/dev/null || true
+            for image in *.img
+            do [ ! -e $image ] || Z detach --force $image 2>/dev/null || true
+            done
+            cd /; rm -rf {_PLACE}""",
+            check=False,
+        )
+
+
+def check_kernel_zonefs(place: Place, via: str, *, front_end: str) -> None:
+    """The kernel's zonefs on our mkfs, detached and attached again; what is off wp is refused and explained."""
+    place.create("a.img", f"{SHAPE} --block-size 4096")
+    place.sh("Z mkfs a.img")
+    node = place.attach("a.img", via)
+    limits = place.limits(node)
+    assert limits["zoned"] == "host-managed"
+    assert (limits["nr_zones"], limits["chunk_sectors"]) == ("16", "8192")
+    assert (limits["max_open_zones"], limits["max_active_zones"]) == ("5", "7")
+    assert limits["zone_append_max_bytes"] == str(512 << 10)
+    assert (limits["logical_block_size"], limits["zone_write_granularity"]) == ("4096", "4096")
+    assert limits["write_cache"] == "write back"
+    assert re.search(r"host-managed +4M +16 +7 +5 +512K +4K", place.sh(f"lsblk -z {node}").stdout)
+    (row,) = json.loads(place.sh("Z attach --list --json").stdout)
+    assert (row["node"], row["via"], row["image"]) == (node, via, f"{_PLACE}/a.img")
+    place.guest.load("zonefs")
+    place.sh(
+        f"""mkdir -p mnt; mount -t zonefs {node} mnt
+        [ $(stat -c %s mnt/cnv/0) = {4 << 20} ]
+        dd if=/dev/urandom of=data bs=64k count=20 status=none
+        dd if=data of=mnt/seq/3 bs=64k oflag=direct conv=notrunc status=none
+        dd if=data of=mnt/seq/13 bs=64k oflag=direct conv=notrunc,fsync status=none"""
+    )
+    assert f"{node} is in use: unmount it" in place.refusal(f"detach {node}")
+    place.sh("umount mnt")
+    place.assert_reports_agree(node, "a.img")
+    # The kernel itself refuses what it knows to be wrong; of a zone that was not written since it was attached it
+    # learns the write pointer from the first write, which we then refuse.
+    off_wp = place.sh(f"dd if=data of={node} bs=4k count=1 seek={8 * ZONE_SECTORS // 8 + 1} oflag=direct", check=False)
+    assert "Input/output error" in off_wp.stderr
+    why = place.sh("Z why a.img").stdout
+    assert f"{front_end}: write of 8 sectors at sector {8 * ZONE_SECTORS + 8} was refused" in why
+    assert "a sequential zone is written at its write pointer only" in why
+    place.sh(f'Z detach {node}; [ ! -e {node} ]; Z check a.img; [ -z "$(Z attach --list)" ]')
+    again = place.attach("a.img", via)
+    place.sh(
+        f"""mount -t zonefs {again} mnt
+        head -c {20 << 16} mnt/seq/3 | cmp - data; head -c {20 << 16} mnt/seq/13 | cmp - data
+        umount mnt; Z detach a.img"""
+    )
+
+
+def check_zone_operations(place: Place, via: str) -> None:
+    """Blocks of 512 bytes, two queues, every condition and operation, limits."""
+    place.create("b.img", f"{SHAPE} --block-size 512")
+    place.sh("Z set-cond b.img --zone 6 ol; Z set-cond b.img --zone 7 ro")
+    node = place.attach("b.img", via, "--queues", "2")
+    assert place.limits(node)["logical_block_size"] == "512"
+    assert place.sh(f"ls /sys/block/{node.removeprefix('/dev/')}/mq").stdout.split() == ["0", "1"]
+    place.assert_reports_agree(node, "b.img")
+
+    def zone(command: str, number: int) -> str:
+        return f"blkzone {command} -o {number * ZONE_SECTORS} -l {ZONE_SECTORS} {node}\n"
+
+    place.sh(
+        f"""dd if=/dev/zero of={node} bs=512 count=3 seek={5 * ZONE_SECTORS} oflag=direct status=none
+        {zone("open", 2)} {zone("open", 4)} {zone("close", 4)} {zone("finish", 15)}
+        ! dd if={node} of=/dev/null bs=4k count=1 skip={6 * ZONE_SECTORS // 8} iflag=direct 2>/dev/null
+        ! dd if=/dev/zero of={node} bs=4k count=1 seek={7 * ZONE_SECTORS // 8} oflag=direct 2>/dev/null
+        dd if={node} of=/dev/null bs=4k count=1 skip={7 * ZONE_SECTORS // 8} iflag=direct status=none"""
+    )
+    place.assert_reports_agree(node, "b.img")
+    conds = re.findall(r"zcond:\s*\d+\((\w+)\)", place.sh(f"blkzone report {node}").stdout)
+    assert conds[:8] == ["nw", "nw", "oe", "em", "em", "oi", "of", "ro"]
+    assert conds[15] == "fu"
+    # Five may be open. The zone that is open implicitly gives way to the fifth; nobody does to the sixth.
+    place.sh("".join(zone("open", number) for number in (8, 9, 10, 11)))
+    assert place.sh(zone("open", 12), check=False).returncode
+    assert "max_open_zones zones are open" in place.sh("Z why b.img").stdout
+    place.sh(f"blkzone reset {node}")
+    place.assert_reports_agree(node, "b.img")
+    place.sh("Z detach b.img")
+
+
+def check_killed_while_btrfs_writes(place: Place, via: str) -> None:
+    """The server is killed twice while btrfs, which appends, writes; nothing is lost and nothing doubled."""
+    place.create("c.img", "--size 512M --zone-size 16M --max-active-zones 14 --block-size 4096")
+    node = place.attach("c.img", via)
+    place.guest.load("btrfs")
+    place.sh(f"mkfs.btrfs -q -O zoned -m single -d single {node} 2>&1; mkdir -p mnt; mount {node} mnt")
+    writer = place.guest.start(
+        f"""cd {_PLACE}
+        dd if=/dev/urandom of=data bs=1M count=6 status=none
+        for copy in 0 1 2 3; do cp data mnt/$copy; sync mnt/$copy; done"""
+    )
+    for copy in (0, 2):
+        place.guest.wait_until(f"[ -e {_PLACE}/mnt/{copy} ]", timeout=180)
+        place.kill_server("c.img")
+        assert place.sh("Z attach c.img").stdout.strip() == node
+    writer.wait(timeout=240)
+    place.sh(
+        f"""for copy in 0 1 2 3; do cmp data mnt/$copy; done
+        btrfs scrub start -B mnt | grep 'no errors found'
+        umount mnt
+        btrfs check {node} 2>&1 | grep 'no error found'
+        dmesg | grep -E 'BTRFS (error|critical)' && false
+        Z detach c.img; Z check c.img"""
+    )
+    assert json.loads(place.sh("Z stats c.img --json").stdout)["device"]["appends"] > 20
+
+
+def check_detached_with_requests_in_flight(place: Place, via: str) -> None:
+    """Whoever reads gets data or errors, the node goes, the image is whole."""
+    place.create("d.img")
+    node = place.attach("d.img", via)
+    reader = place.guest.start(
+        f"fio --name=x --filename={node} --direct=1 --rw=randread --bs=4k --ioengine=libaio --iodepth=32 --time_based "
+        "--runtime=100 --size=64m --zonemode=none || true"
+    )
+    place.sh(f"sleep 2; Z detach --force {node}; [ ! -e {node} ]; Z check d.img")
+    reader.wait(timeout=120)
+
+
+def check_detached_after_a_kill(place: Place, via: str) -> None:
+    """A device whose server was killed can be detached; what was asked for is answered first."""
+    place.create("e.img")
+    node = place.attach("e.img", via)
+    place.kill_server("e.img")
+    reader = place.guest.start(f"dd if={node} of=/dev/null bs=4k count=4 iflag=direct status=none")
+    assert place.sh("Z attach --list").stdout == ""
+    place.sh(f"sleep 0.5; Z detach --force e.img; [ ! -e {node} ]")
+    assert reader.wait().returncode == 0
+    assert "e.img is not attached" in place.refusal("detach e.img")

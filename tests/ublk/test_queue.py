@@ -1,0 +1,168 @@
+"""What is done with each request, on a file that plays the character device: the data of a tag lies at its offset."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.errors import Status
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, Request, buffer_offset
+from zonefs_emu.ublk.queue import Hands
+from zonefs_emu.ublk.records import FREE, LANDED, Records
+
+ZONE = 128
+TAG = 5
+FUA = 1 << 13
+
+
+class Driver:
+    """Asks for one request after the other, as the kernel does."""
+
+    def __init__(self, directory: Path) -> None:
+        image = directory / "image"
+        geometry = Geometry(
+            size=8 * ZONE, zone_size=ZONE, zone_capacity=100, conventional=((0, 1),), write_granularity=4,
+            max_append=16, max_open_zones=2, max_active_zones=3,
+        )  # fmt: skip
+        ZonedDevice.create(image, geometry, uuid=UUID(int=1))
+        self.device = ZonedDevice.open(image)
+        self.port = self.device.port("ublk", VIRTIO)
+        witnessing = self.port.witnessing = Witnessing(contested=lambda _: False)
+        self.records = Records(directory / "records", device_tag=1, nr_tags=8, go_on=False)
+        self.fd = os.open(directory / "node", os.O_RDWR | os.O_CREAT)
+        self.hands = Hands(self.port, witnessing, self.fd, self.records, queue_number=0, depth=8)
+        self.hands.begin()
+
+    def ask(self, request: Request, sector: int = 0, count: int = 0, *, flags: int = 0, data: bytes = b"") -> int:
+        if data:
+            os.pwrite(self.fd, data, buffer_offset(0, TAG))
+        return self.hands.execute(TAG, request | flags, count, sector)
+
+    def data(self, length: int) -> bytes:
+        return os.pread(self.fd, length, buffer_offset(0, TAG))
+
+    def write(self, sector: int, count: int, letter: str = "x", *, flags: int = 0) -> int:
+        return self.ask(Request.WRITE, sector, count, flags=flags, data=letter.encode() * (count * 512))
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Driver]:
+    made = Driver(tmp_path)
+    yield made
+    made.records.close()
+    made.device.close()
+    os.close(made.fd)
+
+
+def test_write_and_read(driver: Driver) -> None:
+    assert driver.write(ZONE, 8, "a") == 8 * 512
+    assert driver.ask(Request.READ, ZONE, 12) == 12 * 512
+    assert driver.data(12 * 512) == b"a" * (8 * 512) + bytes(4 * 512)
+
+
+def test_append_says_where(driver: Driver) -> None:
+    for number in range(3):
+        assert driver.ask(Request.ZONE_APPEND, 2 * ZONE, 4, data=b"b" * 2048) == 2048
+        assert driver.hands.landed == 2 * ZONE + 4 * number
+
+
+def test_a_write_with_fua_is_flushed(driver: Driver) -> None:
+    assert driver.write(ZONE, 4, flags=FUA) == 4 * 512
+    assert driver.device.statistics()["flushes"] == 1
+    assert driver.ask(Request.FLUSH) == 0
+    assert driver.device.statistics()["flushes"] == 2
+
+
+@pytest.mark.parametrize("sector", [ZONE + 8, ZONE + 2, 2 * ZONE + 96])
+def test_refused_writes_are_io_errors_with_a_reason(driver: Driver, sector: int) -> None:
+    assert driver.write(sector, 4) == -errno.EIO
+    refusal = driver.port.last_refusal
+    assert refusal is not None
+    assert refusal.status in (Status.UNALIGNED_WP, Status.UNALIGNED)
+    assert "ublk: write of 4 sectors" in driver.device.explain(refusal)
+
+
+def test_management(driver: Driver) -> None:
+    for request, cond in (
+        (Request.ZONE_OPEN, Condition.EXP_OPEN),
+        (Request.ZONE_CLOSE, Condition.EMPTY),
+        (Request.ZONE_FINISH, Condition.FULL),
+        (Request.ZONE_RESET, Condition.EMPTY),
+    ):
+        assert driver.ask(request, 3 * ZONE) == 0
+        assert driver.port.zone(3).cond is cond
+    driver.write(ZONE, 4)
+    assert driver.ask(Request.ZONE_RESET_ALL) == 0
+    assert driver.port.zone(1).cond is Condition.EMPTY
+    assert driver.ask(Request.ZONE_OPEN, 0) == -errno.EIO
+
+
+def test_limits_have_errors_of_their_own(driver: Driver) -> None:
+    assert driver.ask(Request.ZONE_OPEN, ZONE) == 0
+    assert driver.ask(Request.ZONE_OPEN, 2 * ZONE) == 0
+    assert driver.ask(Request.ZONE_OPEN, 3 * ZONE) == -errno.ETOOMANYREFS
+    driver.write(ZONE, 4)
+    driver.ask(Request.ZONE_CLOSE, ZONE)
+    assert driver.ask(Request.ZONE_OPEN, 3 * ZONE) == 0
+    assert driver.write(4 * ZONE, 4) == -errno.EOVERFLOW
+
+
+def test_report(driver: Driver) -> None:
+    assert driver.ask(Request.REPORT_ZONES, 0, 100) == 8 * BLK_ZONE_BYTES
+    assert driver.ask(Request.REPORT_ZONES, 6 * ZONE, 1) == BLK_ZONE_BYTES
+    assert driver.data(8) == (6 * ZONE).to_bytes(8, "little")
+
+
+def test_what_is_not_offered(driver: Driver) -> None:
+    assert driver.ask(Request.DISCARD, ZONE, 4) == -errno.EOPNOTSUPP
+    assert driver.ask(Request.WRITE_ZEROES, ZONE, 4) == -errno.EOPNOTSUPP
+
+
+def test_data_that_the_kernel_does_not_give(driver: Driver) -> None:
+    os.ftruncate(driver.fd, buffer_offset(0, TAG) + 100)
+    assert driver.ask(Request.WRITE, ZONE, 4) == -errno.EIO
+    assert driver.port.zone(1).cond is Condition.EMPTY
+
+
+def test_records_of_writes_stay_until_answered(driver: Driver) -> None:
+    driver.write(ZONE, 4)
+    words = driver.records.words
+    assert words[driver.records.slots[TAG]] == LANDED
+    driver.ask(Request.READ, ZONE, 4)
+    assert words[driver.records.slots[TAG]] == LANDED
+    driver.write(ZONE + 60, 4)
+    assert [words[at] for at in driver.records.slots].count(FREE) >= 7
+
+
+@pytest.mark.parametrize("grown", [4, 8, 16])
+def test_a_write_comes_again_with_more_behind_it(driver: Driver, grown: int) -> None:
+    driver.write(ZONE, 4, "a")
+    # As after a restart: the record is of an earlier process.
+    records = driver.records
+    records.old.append(records.slots[TAG])
+    records.slots[TAG] = max(records.slots) + 4
+    assert driver.ask(Request.WRITE, ZONE, grown, data=b"a" * 2048 + b"b" * 512 * (grown - 4)) == grown * 512
+    assert driver.port.zone(1).wp == ZONE + grown
+    driver.ask(Request.READ, ZONE, grown)
+    assert driver.data(grown * 512) == b"a" * 2048 + b"b" * 512 * (grown - 4)
+
+
+def test_an_append_comes_again(driver: Driver) -> None:
+    driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048)
+    records = driver.records
+    records.old.append(records.slots[TAG])
+    records.slots[TAG] = max(records.slots) + 4
+    driver.hands.landed = 0
+    assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
+    assert driver.hands.landed == ZONE
+    assert records.old == []
+    assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
+    assert driver.hands.landed == ZONE + 4

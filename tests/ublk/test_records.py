@@ -1,0 +1,348 @@
+"""Records across the death of the process: a child is killed at every step, its successor gets the requests again."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.witness import Recalled, Witnessing
+from zonefs_emu.errors import Status
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.ublk import records as records_module
+from zonefs_emu.ublk.records import FREE, Records, TagWitness
+
+ZONE = 128
+GEOMETRY = Geometry(
+    size=8 * ZONE, zone_size=ZONE, zone_capacity=100, conventional=((0, 1),), write_granularity=4, max_append=16
+)
+TAGS = 4
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    ZonedDevice.create(path, GEOMETRY, uuid=UUID(int=1))
+    return path
+
+
+class Server:
+    """What a process has: the image, a port, the records, and one thread's witness."""
+
+    def __init__(self, image: Path, *, go_on: bool, device_tag: int = 77) -> None:
+        self.device = ZonedDevice.open(image)
+        self.port: Port = self.device.port("ublk", VIRTIO)
+        witnessing = self.port.witnessing = Witnessing(contested=lambda _: False)
+        self.records = Records(image.with_name("records"), device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
+        self.witness = witnessing.current.witness = TagWitness(self.records, self.port)
+
+    def append(self, tag: int, zone_no: int, data: bytes) -> int:
+        self.witness.number, self.witness.payload = tag, (data,)
+        status, landed = self.port.append(zone_no * ZONE, len(data) // 512, (data,))
+        assert status is Status.OK
+        return landed
+
+    def write(self, tag: int, sector: int, data: bytes) -> Status:
+        self.witness.number, self.witness.payload = tag, (data,)
+        return self.port.write(sector, len(data) // 512, (data,))
+
+    def answered(self, tag: int) -> None:
+        self.records.words[self.records.slots[tag]] = FREE
+
+    def contents(self, zone_no: int) -> bytes:
+        zone = self.port.zone(zone_no)
+        data = bytearray((zone.wp - zone.start) * 512)
+        assert not data or self.port.read(zone.start, len(data) // 512, [data]) is Status.OK
+        return bytes(data)
+
+
+@contextmanager
+def serving(image: Path, *, go_on: bool, device_tag: int = 77) -> Iterator[Server]:
+    server = Server(image, go_on=go_on, device_tag=device_tag)
+    try:
+        yield server
+    finally:
+        server.records.close()
+        server.device.close()
+
+
+def pattern(letter: str, nr_sectors: int = 4) -> bytes:
+    return letter.encode() * (512 * nr_sectors)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_and_die(body: Callable[[], None]) -> None:
+    """Run *body* in a child, which must not come to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            body()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child was not killed"
+
+
+class DyingWitness(TagWitness):
+    """Dies before or after one of its own steps: that is around every change of the image."""
+
+    def __init__(self, records: Records, port: Port, step: str) -> None:
+        super().__init__(records, port)
+        self.step = step
+
+    def intend(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:
+        if self.step == "before intent":
+            die()
+        super().intend(operation, sector, nr_sectors, cond)
+        if self.step == "after intent":
+            die()
+
+    def landed(self) -> None:
+        if self.step == "before mark":
+            die()
+        super().landed()
+        if self.step == "after mark":
+            die()
+
+
+STEPS = ["before intent", "after intent", "before mark", "after mark"]
+
+
+def start_dying(image: Path, step: str, *, go_on: bool = False) -> Server:
+    server = Server(image, go_on=go_on)
+    server.witness = DyingWitness(server.records, server.port, "")
+    assert server.port.witnessing is not None
+    server.port.witnessing.current.witness = server.witness
+    return server
+
+
+def arm(server: Server, step: str) -> None:
+    assert isinstance(server.witness, DyingWitness)
+    server.witness.step = step
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_append_is_done_once(image: Path, step: str) -> None:
+    def body() -> None:
+        server = start_dying(image, step)
+        server.append(0, 1, pattern("a"))
+        server.append(1, 1, pattern("b"))
+        server.answered(0)
+        arm(server, step)
+        server.append(2, 1, pattern("c"))
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        # Tags may change on the way, and so may the order.
+        assert server.append(0, 1, pattern("c")) == ZONE + 8
+        assert server.append(3, 1, pattern("b")) == ZONE + 4
+        assert server.contents(1) == pattern("a") + pattern("b") + pattern("c")
+        # A new append of bytes that are there already is one of its own.
+        assert server.append(1, 1, pattern("b")) == ZONE + 12
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_write_is_done_once(image: Path, step: str) -> None:
+    def body() -> None:
+        server = start_dying(image, step)
+        server.write(0, ZONE, pattern("a"))
+        server.answered(0)
+        arm(server, step)
+        server.write(1, ZONE + 4, pattern("b"))
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert server.write(2, ZONE + 4, pattern("b")) is Status.OK
+        assert server.write(2, ZONE + 8, pattern("c")) is Status.OK
+        assert server.contents(1) == pattern("a") + pattern("b") + pattern("c")
+
+
+@pytest.mark.parametrize("first_step", STEPS)
+@pytest.mark.parametrize("second_step", STEPS)
+def test_killed_again_before_everything_was_asked_for(image: Path, first_step: str, second_step: str) -> None:
+    def first() -> None:
+        server = start_dying(image, first_step)
+        server.append(0, 1, pattern("a"))
+        arm(server, first_step)
+        server.append(1, 2, pattern("b"))
+
+    def second() -> None:
+        server = start_dying(image, second_step, go_on=True)
+        server.append(3, 1, pattern("a"))
+        arm(server, second_step)
+        server.append(2, 3, pattern("c"))
+
+    run_and_die(first)
+    run_and_die(second)
+    with serving(image, go_on=True) as server:
+        for tag, zone_no, letter in ((2, 3, "c"), (1, 2, "b"), (0, 1, "a")):
+            assert server.append(tag, zone_no, pattern(letter)) == zone_no * ZONE
+            assert server.contents(zone_no) == pattern(letter)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_closing_an_open_zone_without_data(image: Path, step: str) -> None:
+    def body() -> None:
+        server = start_dying(image, step)
+        assert server.port.manage(Operation.OPEN, ZONE) is Status.OK
+        server.answered(0)
+        arm(server, step)
+        server.port.manage(Operation.CLOSE, ZONE)
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert server.port.manage(Operation.CLOSE, ZONE) is Status.OK
+        assert server.port.zone(1).cond is Condition.EMPTY
+
+
+@pytest.mark.parametrize("operation", [Operation.OPEN, Operation.FINISH, Operation.RESET])
+@pytest.mark.parametrize("step", STEPS)
+def test_management_again_changes_nothing(image: Path, step: str, operation: Operation) -> None:
+    def body() -> None:
+        server = start_dying(image, step)
+        server.write(0, ZONE, pattern("a"))
+        server.answered(0)
+        arm(server, step)
+        server.port.manage(operation, ZONE)
+
+    run_and_die(body)
+    expected = {Operation.OPEN: Condition.EXP_OPEN, Operation.FINISH: Condition.FULL, Operation.RESET: Condition.EMPTY}
+    with serving(image, go_on=True) as server:
+        assert server.port.manage(operation, ZONE) is Status.OK
+        assert server.port.zone(1).cond is expected[operation]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_reset_all_again(image: Path, step: str) -> None:
+    def body() -> None:
+        server = start_dying(image, step)
+        server.write(0, ZONE, pattern("a"))
+        server.answered(0)
+        arm(server, step)
+        server.port.manage_all(Operation.RESET)
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert server.port.manage_all(Operation.RESET) is Status.OK
+        assert server.port.zone(1).cond is Condition.EMPTY
+
+
+def test_a_conventional_zone_is_written_again(image: Path) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.write(0, 0, pattern("a"))
+        die()
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        # It may be a later write with other bytes that got the same place: those bytes count.
+        assert server.write(0, 0, pattern("b")) is Status.OK
+        found = bytearray(2048)
+        server.port.read(0, 4, [found])
+        assert found == pattern("b")
+
+
+def test_a_record_of_what_was_answered_does_no_harm(image: Path) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        server.write(1, 2 * ZONE, pattern("b"))
+        die()  # the kernel had both answers, and we had no time to free the records
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert server.append(0, 1, pattern("c")) == ZONE + 4
+        assert server.write(1, 2 * ZONE, pattern("d")) is Status.UNALIGNED_WP
+        assert server.port.manage(Operation.RESET, 2 * ZONE) is Status.OK
+        assert server.write(1, 2 * ZONE, pattern("b")) is Status.OK
+        assert server.contents(2) == pattern("b")
+
+
+def test_a_refused_request_leaves_no_record(image: Path) -> None:
+    with serving(image, go_on=False) as server:
+        assert server.write(0, ZONE + 8, pattern("a")) is Status.UNALIGNED_WP
+        assert server.port.manage(Operation.CLOSE, ZONE) is Status.BAD_TRANSITION
+        assert [server.records.words[at] for at in server.records.slots] == [FREE] * TAGS
+
+
+def test_prefix_of_a_write_that_grew(image: Path) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.write(0, ZONE, pattern("a"))
+        die()
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert server.witness.prefix(ZONE, 12) == 4
+        assert server.witness.prefix(ZONE, 4) == 0
+        assert server.witness.prefix(ZONE + 4, 12) == 0
+
+
+@pytest.mark.parametrize(("go_on", "device_tag"), [(False, 77), (True, 78)])
+def test_records_of_another_device_do_not_count(image: Path, go_on: bool, device_tag: int) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        die()
+
+    run_and_die(body)
+    with serving(image, go_on=go_on, device_tag=device_tag) as server:
+        assert server.records.old == []
+        assert server.append(0, 1, pattern("a")) == ZONE + 4
+
+
+def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        die()
+
+    run_and_die(body)
+    monkeypatch.setattr(records_module, "SECONDS_MAX", 0)
+    with serving(image, go_on=True) as server:
+        assert server.append(0, 1, pattern("a")) == ZONE + 4
+        assert server.records.old == []
+
+
+def test_many_kills_leave_room(image: Path) -> None:
+    def body() -> None:
+        server = start_dying(image, "", go_on=True)
+        for tag in range(TAGS):
+            server.append(tag, 1, pattern("x"))
+        die()
+
+    for _ in range(4):
+        run_and_die(body)
+    with serving(image, go_on=True) as server:
+        assert len(server.records.slots) == len(set(server.records.slots)) == TAGS
+        assert not set(server.records.slots) & set(server.records.old)
+
+
+def test_a_cut_file_begins_anew(image: Path) -> None:
+    image.with_name("records").write_bytes(b"\xff" * 100)
+    with serving(image, go_on=True) as server:
+        assert server.records.old == []
+        server.append(0, 1, pattern("a"))
+
+
+def test_recalled_is_complete(image: Path) -> None:
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        die()
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        server.witness.payload = (pattern("a"),)
+        assert server.witness.recall(Operation.APPEND, ZONE, 4) == Recalled(
+            Operation.APPEND, ZONE, 4, Condition.NOT_WP, landed=True, all_zones=False
+        )

@@ -1,0 +1,65 @@
+"""Devices on the kernel's vdpa bus, in the guest."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests import attaching
+from tests.attaching import SHAPE, Place
+from tools.guest.machine import Guest
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def place(guest: Guest) -> Iterator[Place]:
+    with attaching.attaching(guest) as place:
+        yield place
+
+
+def test_kernel_zonefs(place: Place) -> None:
+    attaching.check_kernel_zonefs(place, "vduse", front_end="vduse")
+
+
+def test_zone_operations(place: Place) -> None:
+    attaching.check_zone_operations(place, "vduse")
+
+
+def test_killed_while_btrfs_writes(place: Place) -> None:
+    attaching.check_killed_while_btrfs_writes(place, "vduse")
+
+
+def test_detached_with_requests_in_flight(place: Place) -> None:
+    attaching.check_detached_with_requests_in_flight(place, "vduse")
+
+
+def test_detached_after_a_kill(place: Place) -> None:
+    attaching.check_detached_after_a_kill(place, "vduse")
+
+
+def test_a_smaller_last_zone(place: Place) -> None:
+    # ublk cannot show one.
+    place.create("f.img", "--size 30M --zone-size 4M")
+    node = place.attach("f.img", "vduse")
+    place.assert_reports_agree(node, "f.img")
+    place.sh("Z detach f.img")
+
+
+def test_for_a_virtual_machine(place: Place) -> None:
+    place.create("i.img", SHAPE)
+    for module in ("vduse", "vhost_vdpa"):
+        place.guest.load(module)
+    command = place.sh("Z attach i.img --via vduse --for vm --name for-a-vm").stdout
+    found = re.search(r"-device vhost-vdpa-device-pci,vhostdev=(/dev/vhost-vdpa-\d+)", command)
+    assert found is not None
+    assert "share=on" in command
+    node = found[1]
+    place.sh(f"[ -c {node} ]; [ -c /dev/vduse/for-a-vm ]")
+    place.kill_server("i.img")
+    assert place.sh("Z attach i.img").stdout == command
+    # The same device for the host: unbound here, bound there.
+    place.sh(f"Z detach {node}; [ ! -e {node} ]; [ ! -e /dev/vduse/for-a-vm ]")
+    host = place.attach("i.img", "vduse", "--name", "for-a-vm")
+    assert host.startswith("/dev/vd")
+    place.sh("Z detach i.img")

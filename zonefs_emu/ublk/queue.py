@@ -1,0 +1,294 @@
+"""One queue of a ublk device: a thread that turns the kernel's requests into commands of a port.
+
+May not know: how devices are made.
+
+Invariants: one thread submits everything of a queue (the driver insists); it handles a request to its end before it
+looks at the next, so it needs one buffer; requests that wait for the host's disk go to a second thread, which has its
+own, and stall nobody; whatever fails is the failure of one request, never of the queue.
+"""
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.errors import Status
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.ublk.protocol import (
+    COMMIT_AND_FETCH_REQ,
+    FETCH_REQ,
+    IO_CMD,
+    IO_DESC,
+    IO_RES_ABORT,
+    MAX_QUEUE_DEPTH,
+    RESULTS,
+    Request,
+    buffer_offset,
+    encode_zones,
+)
+from zonefs_emu.ublk.records import FREE, Records, TagWitness
+from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POLLIN, SQE_BYTES, Ring
+from zonefs_emu.units import SECTOR_SHIFT
+
+MAX_IO_BYTES: Final = 1 << 20
+_ZONES_MAX: Final = MAX_IO_BYTES // 64
+#: A longer report is made by the thread that may wait.
+_QUICK_ZONES: Final = 1024
+_FUA: Final = 1 << 13
+# Plain numbers: comparing with a member of an enumeration costs a call.
+_READ: Final = int(Request.READ)
+_WRITE: Final = int(Request.WRITE)
+_APPEND: Final = int(Request.ZONE_APPEND)
+_RESULT_WORD: Final = (COMMAND_OFFSET + 4) // 4
+_LANDED_WORD: Final = (COMMAND_OFFSET + 8) // 8
+_MANAGEMENT: Final = {
+    int(Request.ZONE_OPEN): Operation.OPEN,
+    int(Request.ZONE_CLOSE): Operation.CLOSE,
+    int(Request.ZONE_FINISH): Operation.FINISH,
+    int(Request.ZONE_RESET): Operation.RESET,
+}
+
+log = logging.getLogger(__name__)
+
+
+class Hands:
+    """What one thread needs to carry requests out: a buffer, and its own witness."""
+
+    def __init__(
+        self, port: Port, witnessing: Witnessing, node_fd: int, records: Records, *, queue_number: int, depth: int
+    ) -> None:
+        """Work on the requests of queue *queue_number* of the character device open as *node_fd*."""
+        self._port = port
+        self._witnessing = witnessing
+        self._fd = node_fd
+        self._buffer = memoryview(mmap.mmap(-1, MAX_IO_BYTES))
+        self._parts: dict[int, tuple[memoryview]] = {}
+        self._offsets = [buffer_offset(queue_number, tag) for tag in range(depth)]
+        self._number_base = queue_number * depth
+        self._witness = TagWitness(records, port)
+        self._records = records
+        #: Sector where the last append landed.
+        self.landed = 0
+
+    def begin(self) -> None:
+        """Make the calling thread the one whose hands these are."""
+        self._witnessing.current.witness = self._witness
+
+    def execute(self, tag: int, op_flags: int, count: int, sector: int) -> int:
+        """Carry request *tag* out; returns its result: bytes, or a negative errno."""
+        operation = op_flags & 0xFF
+        try:
+            if operation == _READ:
+                buffers = self._parts.get(count) or self._part(count)
+                status = self._port.read(sector, count, buffers)
+                return RESULTS[status] if status else os.pwrite(self._fd, buffers[0], self._offsets[tag])
+            self._witness.number = self._number_base + tag
+            if operation in (_WRITE, _APPEND):
+                return self._write(tag, op_flags, count, sector)
+            return self._manage(tag, operation, count, sector)
+        except OSError as error:
+            log.warning("ublk: the kernel does not take or give the data of a request: %s", error)
+            return -(error.errno or errno.EIO)
+
+    def _part(self, count: int) -> tuple[memoryview]:
+        part = self._parts[count] = (self._buffer[: count << SECTOR_SHIFT],)
+        return part
+
+    def _write(self, tag: int, op_flags: int, count: int, sector: int) -> int:
+        buffers = self._parts.get(count) or self._part(count)
+        length = os.preadv(self._fd, buffers, self._offsets[tag])
+        if length != count << SECTOR_SHIFT:
+            return -errno.EIO
+        if self._records.old:
+            status = self._write_again(op_flags & 0xFF, sector, count)
+        elif op_flags & 0xFF == _WRITE:
+            status = self._port.write(sector, count, buffers)
+        else:
+            status, self.landed = self._port.append(sector, count, buffers)
+        if not status and op_flags & _FUA:
+            status = self._port.flush()
+        return RESULTS[status] if status else length
+
+    def _write_again(self, operation: int, sector: int, count: int) -> Status:
+        """Write or append what an earlier process may have written already, in whole or in its first part."""
+        buffer = self._buffer[: count << SECTOR_SHIFT]
+        witness = self._witness
+        done = witness.prefix(sector, count) if operation == _WRITE else 0
+        for first, last in ((0, done), (done, count)):
+            if first < last:
+                part = witness.payload = (buffer[first << SECTOR_SHIFT : last << SECTOR_SHIFT],)
+                if operation == _WRITE:
+                    status = self._port.write(sector + first, last - first, part)
+                else:
+                    status, self.landed = self._port.append(sector, count, part)
+                if status:
+                    return status
+        return Status.OK
+
+    def _manage(self, tag: int, operation: int, count: int, sector: int) -> int:
+        if operation == Request.FLUSH:
+            return RESULTS[self._port.flush()]
+        if operation in _MANAGEMENT:
+            return RESULTS[self._port.manage(_MANAGEMENT[operation], sector)]
+        if operation == Request.ZONE_RESET_ALL:
+            return RESULTS[self._port.manage_all(Operation.RESET)]
+        if operation == Request.REPORT_ZONES:
+            zone_no = self._port.geometry.zone_no(sector)
+            zones = encode_zones(self._port.report(zone_no, min(count, _ZONES_MAX)))
+            return os.pwrite(self._fd, zones, self._offsets[tag])
+        return RESULTS[Status.UNSUPPORTED]
+
+
+class Queue(threading.Thread):
+    """One queue of the device, served by this thread from start() until the kernel aborts all its tags."""
+
+    def __init__(
+        self,
+        port: Port,
+        witnessing: Witnessing,
+        node_fd: int,
+        records: Records,
+        *,
+        number: int,
+        depth: int,
+        ended: Callable[[], None],
+    ) -> None:
+        """Prepare to serve queue *number* of the character device open as *node_fd*; *ended* is called at the end."""
+        super().__init__(name=f"ublk-queue-{number}", daemon=True)
+        self._port = port
+        self._witnessing = witnessing
+        self._fd = node_fd
+        self._number = number
+        self._depth = depth
+        self._records = records
+        self._ended = ended
+        self._hands = Hands(port, witnessing, node_fd, records, queue_number=number, depth=depth)
+        # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
+        page_bytes = mmap.PAGESIZE
+        stride = -(-MAX_QUEUE_DEPTH * IO_DESC.size // page_bytes) * page_bytes
+        length = -(-depth * IO_DESC.size // page_bytes) * page_bytes
+        self._descriptors = mmap.mmap(node_fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=number * stride)
+        self._slow_work: SimpleQueue[int | None] = SimpleQueue()
+        self._slow_done: deque[tuple[int, int, int]] = deque()
+        self._slow_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._slow_thread = threading.Thread(target=self._work_slowly, name=f"ublk-flush-{number}", daemon=True)
+        #: Requests answered.
+        self.requests = 0
+        #: Why the queue ended, if not because the kernel wanted so.
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Serve."""
+        self._slow_thread.start()
+        try:
+            ring = Ring(self._depth + 1, one_thread=True)
+            try:
+                self._serve(ring)
+            finally:
+                ring.close()
+        except BaseException as error:
+            self.failure = error
+            log.exception("ublk queue %d ended", self._number)
+        finally:
+            self._slow_work.put(None)
+            self._slow_thread.join()
+            os.close(self._slow_wake)
+            # The mapping holds the character device open, and a device that is open cannot be deleted.
+            self._descriptors.close()
+            self._ended()
+
+    def _serve(self, ring: Ring) -> None:
+        number, depth, fd = self._number, self._depth, self._fd
+        for tag in range(depth):
+            ring.place(tag, OP_URING_CMD, fd, tag, command=FETCH_REQ, payload=IO_CMD.pack(number, tag, -1, 0))
+            ring.push(tag)
+        ring.place(depth, OP_POLL_ADD, self._slow_wake, depth, flags=POLLIN)
+        ring.push(depth)
+        ring.enter(0)
+        for tag in range(depth):
+            payload = IO_CMD.pack(number, tag, 0, 0)
+            ring.place(tag, OP_URING_CMD, fd, tag, command=COMMIT_AND_FETCH_REQ, payload=payload)
+        self._hands.begin()
+        with memoryview(ring.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
+            self._serve_requests(ring, results, landed)
+
+    def _serve_requests(self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]") -> None:
+        hands, depth, slow_wake = self._hands, self._depth, self._slow_wake
+        execute, may_wait, push = hands.execute, self._may_wait, ring.push
+        descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
+        words, slots, base = self._records.words, self._records.slots, self._number * depth
+        result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
+        recorded: list[int] = []
+        nr_served = depth
+        while nr_served:
+            if recorded:
+                # Records are freed as soon as the kernel has the answers, which is before we sleep.
+                ring.enter(0)
+                for tag in recorded:
+                    words[slots[base + tag]] = FREE
+                recorded.clear()
+            if not ring.has_completions():
+                ring.enter(1)
+            for tag, outcome in ring.reap():
+                if tag == depth:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(slow_wake)
+                    push(depth)
+                    while self._slow_done:
+                        tag, result, where = self._slow_done.popleft()  # noqa: PLW2901  (the tag that is answered)
+                        results[tag * result_words + _RESULT_WORD] = result
+                        landed[tag * landed_words + _LANDED_WORD] = where
+                        recorded.append(tag)
+                        push(tag)
+                    continue
+                if outcome < 0:
+                    # The tag is out of service: the device stops, or its server is being replaced.
+                    if outcome != IO_RES_ABORT:
+                        log.info("ublk queue %d: tag %d ended with %s", self._number, tag, os.strerror(-outcome))
+                    nr_served -= 1
+                    continue
+                self.requests += 1
+                op_flags, count, sector, _ = descriptor(descriptors, tag * 24)
+                operation = op_flags & 0xFF
+                if operation != _READ:
+                    if may_wait(op_flags, count, sector):
+                        self._slow_work.put(tag)
+                        continue
+                    recorded.append(tag)
+                results[tag * result_words + _RESULT_WORD] = execute(tag, op_flags, count, sector)
+                landed[tag * landed_words + _LANDED_WORD] = hands.landed if operation == _APPEND else 0
+                push(tag)
+
+    def _may_wait(self, op_flags: int, count: int, sector: int) -> bool:
+        """Say whether a request, no read, may wait for the host's disk."""
+        operation = op_flags & 0xFF
+        if operation in (_WRITE, _APPEND):
+            return bool(op_flags & _FUA) or self._port.is_unsettled(self._port.geometry.zone_no(sector))
+        if operation == Request.REPORT_ZONES:
+            return count > _QUICK_ZONES
+        return operation in (Request.FLUSH, Request.ZONE_RESET_ALL)
+
+    def _work_slowly(self) -> None:
+        """Carry out what may wait, one after the other, on a thread of its own."""
+        hands = Hands(
+            self._port, self._witnessing, self._fd, self._records, queue_number=self._number, depth=self._depth
+        )  # fmt: skip
+        hands.begin()
+        while (tag := self._slow_work.get()) is not None:
+            op_flags, count, sector, _ = IO_DESC.unpack_from(self._descriptors, tag * IO_DESC.size)
+            hands.landed = 0
+            try:
+                result = hands.execute(tag, op_flags, count, sector)
+            except BaseException:
+                log.exception("ublk queue %d: tag %d", self._number, tag)
+                result = -errno.EIO
+            self._slow_done.append((tag, result, hands.landed if op_flags & 0xFF == _APPEND else 0))
+            os.eventfd_write(self._slow_wake, 1)

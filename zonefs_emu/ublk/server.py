@@ -1,0 +1,249 @@
+"""One ublk device from its making, or from the death of its last server, to its deletion.
+
+May not know: requests (queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
+
+A device outlives its server: the kernel keeps it, and the requests in flight, until another one says that it goes on or
+that it ends. Which device is whose is told by 64 bits of the image's UUID that the kernel keeps with it.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model import linux
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.ublk.control import CONTROL_NODE, ControlDevice, control_device
+from zonefs_emu.ublk.protocol import MAX_QUEUE_DEPTH, DeviceInfo, DeviceState, Flag, encode_params
+from zonefs_emu.ublk.queue import MAX_IO_BYTES, Queue
+from zonefs_emu.ublk.records import Records
+from zonefs_emu.units import human_bytes, to_bytes
+
+DEPTH: Final = 64
+QUEUES_MAX: Final = 16
+_RECOVERY_SECONDS: Final = 10
+_NODE_SECONDS: Final = 5
+_FLAGS: Final = Flag.CMD_IOCTL_ENCODE | Flag.USER_COPY | Flag.ZONED | Flag.USER_RECOVERY | Flag.USER_RECOVERY_REISSUE
+#: The device number that means "the next free one".
+_ANY: Final = 0xFFFFFFFF
+
+log = logging.getLogger(__name__)
+
+
+class UblkDevice:
+    """A block device /dev/ublkbN that is served from *device*, from :meth:`start` to :meth:`stop`.
+
+    Every method blocks as long as the kernel takes.
+    """
+
+    def __init__(
+        self, device: ZonedDevice, *, records: Path, number: int | None = None, nr_queues: int = 1,
+        queue_depth: int = DEPTH, ended: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Prepare; nothing is changed yet.
+
+        *records*: a file of our own that outlives the process, for :mod:`zonefs_emu.ublk.records`. *number*: which
+        /dev/ublkbN, or None for any. *ended* is called, on any thread, when the kernel or a failure ends the serving.
+
+        Raises:
+            UsageError: the kernel cannot, or the block layer would refuse the geometry; says what would help.
+        """
+        if not 0 < nr_queues <= QUEUES_MAX or not 0 < queue_depth < MAX_QUEUE_DEPTH:
+            message = f"a device has 1 to {QUEUES_MAX} queues of 1 to {MAX_QUEUE_DEPTH - 1} requests"
+            raise UsageError(message)
+        if refusals := refusals_of(device.geometry):
+            raise UsageError(refusals[0], exit_code=1)
+        self._device = device
+        self._port = device.port("ublk", VIRTIO)
+        # The records decide by the bytes in the image, whoever else has written to it.
+        self._port.witnessing = self._witnessing = Witnessing(contested=lambda _: False)
+        self._records_path = records
+        self._records: Records | None = None
+        self._number = number
+        self._nr_queues = nr_queues
+        self._depth = queue_depth
+        self._ended = ended
+        self._control = ControlDevice()
+        self._queues: list[Queue] = []
+        self._fd = -1
+        self._info: DeviceInfo | None = None
+        self._tag = device_tag(device.uuid)
+        #: Whether the device was there already, left behind by a server that died.
+        self.recovered = False
+
+    @property
+    def node(self) -> Path:
+        """The block device's node."""
+        return Path(f"/dev/ublkb{self._id}")
+
+    @property
+    def _id(self) -> int:
+        assert self._info is not None
+        return self._info.device_id
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return what was counted since start."""
+        return {"requests": sum(queue.requests for queue in self._queues), "queues": len(self._queues)}
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why a queue ended, if the kernel did not want it."""
+        return next((queue.failure for queue in self._queues if queue.failure is not None), None)
+
+    def start(self) -> Path:
+        """Make the device, or go on with the one that a dead server of this image left; returns its node.
+
+        Raises:
+            UsageError: the kernel refuses the device.
+        """
+        left = next((info for info in self._control.devices() if info.tag == self._tag), None)
+        try:
+            if left is not None and left.state == DeviceState.DEAD:
+                # Its server died before it was started, or between stopping and deleting it.
+                self._control.delete(left.device_id)
+                left = None
+            if left is not None:
+                self._recover(left)
+            else:
+                self._create()
+        except OSError as error:
+            self._control.close()
+            raise UsageError(_explain(error, self._number), exit_code=1) from None
+        return self.node
+
+    def _create(self) -> None:
+        wanted = DeviceInfo(
+            nr_queues=self._nr_queues, queue_depth=self._depth, flags=_FLAGS, max_io_bytes=MAX_IO_BYTES, tag=self._tag,
+            device_id=_ANY if self._number is None else self._number,
+        )  # fmt: skip
+        info = self._info = self._control.add(wanted)
+        try:
+            params = encode_params(
+                self._port.geometry, max_io_bytes=info.max_io_bytes, readonly=self._device.image.readonly
+            )
+            self._control.set_params(info.device_id, params)
+            self._serve(info, go_on=False)
+            self._control.start(info.device_id)
+        except BaseException:
+            self._end()
+            raise
+
+    def _recover(self, info: DeviceInfo) -> None:
+        """Take over a device whose server died; its requests in flight come again."""
+        self._info = info
+        self.recovered = True
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        while True:
+            try:
+                self._control.start_recovery(info.device_id)
+                break
+            except OSError:
+                # The kernel notices the death of the old server in its own time.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        self._serve(info, go_on=True)
+        self._control.end_recovery(info.device_id)
+        log.info("%s goes on", self.node)
+
+    def _serve(self, info: DeviceInfo, *, go_on: bool) -> None:
+        node = Path(f"/dev/ublkc{info.device_id}")
+        deadline = time.monotonic() + _NODE_SECONDS
+        while True:
+            try:
+                self._fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+                break
+            except OSError:
+                # The node appears when udev or devtmpfs makes it, and is busy until the old server is gone.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        records = self._records = Records(
+            self._records_path, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
+        )
+        self._queues = [
+            Queue(
+                self._port,
+                self._witnessing,
+                self._fd,
+                records,
+                number=number,
+                depth=info.queue_depth,
+                ended=self._ended,
+            )
+            for number in range(info.nr_queues)
+        ]
+        for queue in self._queues:
+            queue.start()
+
+    def is_in_use(self) -> bool:
+        """Say whether somebody has the node open for themselves: a mount, a volume manager, a virtual machine."""
+        return is_in_use(self.node)
+
+    def stop(self) -> None:
+        """Stop and delete the device; what is in flight is answered first."""
+        self._end()
+        self._control.close()
+
+    def _end(self) -> None:
+        with contextlib.suppress(OSError):  # somebody else has stopped it
+            self._control.stop(self._id)
+        for queue in self._queues:
+            queue.join()
+        if self._fd >= 0:
+            # The kernel deletes a device only when nobody has it open any more.
+            os.close(self._fd)
+            self._fd = -1
+        with contextlib.suppress(OSError):
+            self._control.delete(self._id)
+        if self._records is not None:
+            self._records.remove()
+            self._records = None
+
+
+def device_tag(uuid: UUID) -> int:
+    """Return the 64 bits by which a server finds the device that its predecessor left behind."""
+    return int.from_bytes(uuid.bytes[:8], "little")
+
+
+def left_behind(uuid: str) -> list[str]:
+    """Return the node of the device of the image with *uuid*, if there is one."""
+    if not CONTROL_NODE.exists():
+        return []
+    with control_device() as control:
+        tag = device_tag(UUID(uuid))
+        return [f"/dev/ublkb{info.device_id}" for info in control.devices() if info.tag == tag]
+
+
+def is_in_use(node: Path) -> bool:
+    """Say whether somebody has the block device *node* open for themselves."""
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def refusals_of(geometry: Geometry) -> list[str]:
+    """Return one sentence for each reason why *geometry* cannot be a ublk device; none if it can."""
+    found = linux.refusals(geometry) + linux.block_refusals(to_bytes(geometry.write_granularity))
+    if geometry.size % geometry.zone_size:
+        # ublk_get_nr_zones() rounds down, so the last zone would never be reported and the disk be refused.
+        runt = human_bytes(to_bytes(geometry.size % geometry.zone_size))
+        found.append(f"ublk has no way to show a last zone that is smaller than the others, and this one has {runt}")
+    return found
+
+
+def _explain(error: OSError, number: int | None) -> str:
+    if number is not None and isinstance(error, FileExistsError):
+        return f"there is a device /dev/ublkb{number} already"
+    return f"the kernel refuses the ublk device ({error.strerror}); its log (dmesg) says why"

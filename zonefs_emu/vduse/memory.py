@@ -1,0 +1,74 @@
+"""What the driver's addresses mean: the kernel says it file by file, and we map the files.
+
+A driver of this kernel (virtio-vdpa) has one buffer that everything is copied through, and an area for the rings; the
+buffer is made known with the first request only, so an address that is not known yet is asked for. A virtual machine
+(vhost-vdpa) has its memory.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from zonefs_emu.vduse.protocol import ACCESS_RO, Mapping
+from zonefs_emu.virtio.memory import BadAddressError, GuestMemory, Region
+
+#: find(start, last) -> what lies first in that range, and a descriptor that is the caller's, or None.
+Find = Callable[[int, int], tuple[Mapping, int] | None]
+_ADDRESS_LAST: Final = (1 << 64) - 1
+
+
+class VduseMemory(GuestMemory):
+    """The driver's memory, as far as it is known; more of it is found when it is asked for.
+
+    Unlike its base it grows. It never shrinks: when the kernel takes something back, a new object takes its place.
+    """
+
+    __slots__ = ("_find",)
+
+    def __init__(self, find: Find) -> None:
+        """Map what *find* has now."""
+        self._find = find
+        super().__init__(_regions(find))
+
+    def slices(self, address: int, length: int) -> list[memoryview]:
+        """Return the memory at *address*; see :meth:`GuestMemory.slices`."""
+        try:
+            return super().slices(address, length)
+        except BadAddressError:
+            if not self._grow():
+                raise
+        return super().slices(address, length)
+
+    def at_user_address(self, address: int, length: int) -> memoryview:
+        """Return the ring at *address*; see :meth:`GuestMemory.at_user_address`."""
+        try:
+            return super().at_user_address(address, length)
+        except BadAddressError:
+            if not self._grow():
+                raise
+        return super().at_user_address(address, length)
+
+    def _grow(self) -> bool:
+        known = len(self.regions)
+        super().__init__((*self.regions, *_regions(self._find, {region.guest_address for region in self.regions})))
+        return len(self.regions) > known
+
+
+def _regions(find: Find, known: "set[int] | frozenset[int]" = frozenset()) -> Iterator[Region]:
+    """Yield all memory that *find* has, mapped, but for what begins at an address in *known*."""
+    start = 0
+    while (found := find(start, _ADDRESS_LAST)) is not None:
+        mapping, fd = found
+        try:
+            if mapping.start not in known:
+                size = mapping.last - mapping.start + 1
+                access = mmap.PROT_READ if mapping.access == ACCESS_RO else mmap.PROT_READ | mmap.PROT_WRITE
+                view = memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED, access, offset=mapping.offset))
+                # Addresses of rings are the driver's, as those in the rings are.
+                yield Region(mapping.start, size, mapping.start, view)
+        finally:
+            os.close(fd)
+        if mapping.last >= _ADDRESS_LAST:
+            return
+        start = mapping.last + 1

@@ -1,0 +1,391 @@
+"""One VDUSE device from its making, or from the death of its last server, to its deletion.
+
+The device is the virtio block device that vhost-user serves too, with the same queues; here the kernel stands between
+it and the driver. The kernel keeps the device, its rings and their requests when the server dies; which requests were
+begun is in a file of records (:mod:`zonefs_emu.vhost_user.inflight`), so that the next server goes on with each exactly
+once.
+
+One thread serves messages and rings, as vhost-user's does and for the same reason; what may wait for the host's disk
+goes to a worker. The kernel waits for the answers to its messages while it binds a driver, so binding and unbinding are
+done by the caller's thread while ours runs.
+
+Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
+after that message was answered.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError, UsageError
+from zonefs_emu.model import linux
+from zonefs_emu.vduse import control, protocol
+from zonefs_emu.vduse.control import Driver
+from zonefs_emu.vduse.memory import VduseMemory
+from zonefs_emu.vduse.protocol import Message, Request
+from zonefs_emu.vhost_user.atomic import make_fence
+from zonefs_emu.vhost_user.blk import BlkModel
+from zonefs_emu.vhost_user.inflight import record_bytes
+from zonefs_emu.vhost_user.messages import VringAddress
+from zonefs_emu.vhost_user.queue import Queue
+from zonefs_emu.vhost_user.worker import Worker
+from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtio.ring import BrokenRingError
+
+QUEUE_SIZE: Final = 128
+QUEUES_MAX: Final = 16
+#: Rounds of serving rings after which descriptors are looked at.
+_POLL_EVERY: Final = 16
+#: How long empty rings are looked at before the thread sleeps.
+_SPIN_NS: Final = 20_000
+_NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses the first; the second gains nothing
+
+log = logging.getLogger(__name__)
+
+
+class _VduseModel(BlkModel):
+    name = "vduse"
+
+
+class VduseQueue(Queue):
+    """A queue whose driver is called through the kernel."""
+
+    device_fd = -1
+
+    def call(self) -> None:
+        """Tell the driver that something was given back."""
+        # Fails while the driver is being reset: it then asks for nothing.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.device_fd, protocol.VQ_INJECT_IRQ, protocol.encode_index(self.index))
+
+
+class VduseDevice:
+    """A device on the vdpa bus that is served from *device*, from :meth:`start` to :meth:`stop`. Both block."""
+
+    def __init__(
+        self, device: ZonedDevice, *, name: str, records: Path, driver: Driver, nr_queues: int = 1,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Prepare; nothing is changed yet.
+
+        *records*: a file of our own that outlives the process. *ended* is called, on any thread, when serving fails.
+
+        Raises:
+            UsageError: the kernel cannot, or would refuse the geometry; says what would help.
+        """
+        control.check_name(name)
+        if not 0 < nr_queues <= QUEUES_MAX:
+            message = f"a device has 1 to {QUEUES_MAX} queues"
+            raise UsageError(message)
+        if driver is Driver.HOST and (refusals := linux.refusals(device.geometry)):
+            raise UsageError(refusals[0], exit_code=1)
+        control.check_host(driver)
+        if left_behind(name) and records.exists():
+            nr_queues = max(records.stat().st_size // record_bytes(QUEUE_SIZE), 1)
+        self.name = name
+        self._driver = driver
+        self._records_path = records
+        self._ended = ended
+        self._model = _VduseModel(device, BlkOptions(serial=str(device.uuid)[:20], nr_queues=nr_queues))
+        self._fd = -1
+        self._loop: _Loop | None = None
+        #: Whether the device was there already, left behind by a server that died.
+        self.recovered = False
+
+    def statistics(self) -> Mapping[str, int]:
+        """Return what was counted since start."""
+        queues = self._loop.queues if self._loop is not None else []
+        return {"requests": sum(queue.requests for queue in queues), "queues": len(queues)}
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why serving ended, if it was not asked to."""
+        return self._loop.failure if self._loop is not None else None
+
+    def start(self) -> Path:
+        """Make the device, or go on with the one that a dead server left; returns the node that its users open.
+
+        Raises:
+            UsageError: the kernel refuses the device.
+        """
+        nr_queues = self._model.nr_queues
+        try:
+            try:
+                self._fd = control.open_device(self.name)
+                self.recovered = True
+            except FileNotFoundError:
+                self._create(nr_queues)
+            records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
+            self._loop = _Loop(self._fd, self._model, records, self._ended)
+            self._loop.start()
+            try:
+                # A device that goes on keeps its driver, and who has it open.
+                node = control.node_of(self.name) if self.recovered else None
+                return node or control.bind(self.name, self._driver)
+            except BaseException:
+                self.stop()
+                raise
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                message = f"the VDUSE device {self.name} is served by another process"
+            else:
+                message = (
+                    f"the kernel refuses the VDUSE device {self.name} ({error.strerror}); its log (dmesg) says why"
+                )
+            raise UsageError(message, exit_code=1) from None
+
+    def _create(self, nr_queues: int) -> None:
+        offered = (self._model.offered | bits.ACCESS_PLATFORM) & ~_NOT_FOR_US
+        config = self._model.config()
+        assert config is not None
+        control.create(
+            self.name, device_id=self._model.device_id, features=offered, nr_queues=nr_queues, config=config
+        )  # fmt: skip
+        try:
+            self._fd = control.open_device(self.name)
+            for index in range(nr_queues):
+                fcntl.ioctl(self._fd, protocol.VQ_SETUP, protocol.encode_queue(index, QUEUE_SIZE))
+        except BaseException:
+            if self._fd >= 0:
+                os.close(self._fd)
+            control.destroy(self.name)
+            raise
+
+    def stop(self) -> None:
+        """Take the device off the bus and delete it; what is in flight is answered first."""
+        with contextlib.suppress(OSError):  # somebody else has done so
+            control.unbind(self.name)
+        assert self._loop is not None
+        self._loop.stop()
+        os.close(self._fd)
+        with contextlib.suppress(OSError):
+            control.destroy(self.name)
+        self._records_path.unlink(missing_ok=True)
+
+
+def left_behind(name: str) -> list[str]:
+    """Return the node of the device *name*, or its name where it has none, if there is such a device."""
+    if not Path(f"/sys/class/vduse/{name}").exists():
+        return []
+    return [str(control.node_of(name) or name)]
+
+
+def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]:
+    """Map the file *path*, and return the record of each queue; with *go_on* what it holds counts."""
+    part = record_bytes(QUEUE_SIZE)
+    length = nr_queues * part
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not go_on or os.fstat(fd).st_size != length:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, length)
+        view = memoryview(mmap.mmap(fd, length))
+    finally:
+        os.close(fd)
+    return [view[index * part : (index + 1) * part] for index in range(nr_queues)]
+
+
+class _Loop(threading.Thread):
+    """The thread that serves messages and rings."""
+
+    def __init__(self, fd: int, model: BlkModel, records: list[memoryview], ended: Callable[[], None]) -> None:
+        super().__init__(name="vduse", daemon=True)
+        self._fd = fd
+        self._model = model
+        self._records = records
+        self._ended = ended
+        self._poll = select.poll()
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in records]
+        self._worker: Worker[int | BrokenRingError] = Worker("vduse-worker")
+        fence = make_fence()
+        self.queues: list[VduseQueue] = []
+        for index in range(model.nr_queues):
+            queue = VduseQueue(index, model.witnessing, model.handler(index), self._worker.submit, fence)
+            queue.device_fd = fd
+            self.queues.append(queue)
+        self._stopping = False
+        #: The memory has moved while rings were served.
+        self._moved = False
+        self.failure: BaseException | None = None
+
+    def stop(self) -> None:
+        """End the thread; from another one."""
+        os.eventfd_write(self._stop_fd, 1)
+        self.join()
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`."""
+        try:
+            for fd in (self._fd, self._stop_fd, self._worker.wake_fd, *self._kick_fds):
+                self._poll.register(fd, select.POLLIN)
+            # A device that a dead server left behind may be running; of a new one no queue is ready.
+            self._start_queues()
+            while not self._stopping:
+                self._serve()
+                self._take_events(None)
+        except BaseException as error:
+            self.failure = error
+            log.exception("the VDUSE device is served no more")
+        finally:
+            self._stop_queues()
+            self._worker.close()
+            for fd in (self._stop_fd, *self._kick_fds):
+                os.close(fd)
+            self._ended()
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def _take_events(self, timeout_ms: int | None) -> None:
+        for fd, _ in self._poll.poll(timeout_ms):
+            if fd == self._fd:
+                self._take_message()
+            elif fd == self._stop_fd:
+                self._stopping = True
+            else:
+                os.eventfd_read(fd)
+        self._worker.collect()
+
+    def _take_message(self) -> None:
+        try:
+            data = os.read(self._fd, protocol.MESSAGE_BYTES)
+        except BlockingIOError:
+            return  # the kernel gave up waiting
+        request = protocol.decode_request(data)
+        os.write(self._fd, self._answer(request))
+        if self._moved:
+            self._moved = False
+            self._start_queues()
+
+    def _answer(self, request: Request) -> bytes:
+        result, avail_index = protocol.RESULT_OK, 0
+        match request.kind:
+            case Message.GET_VQ_STATE:
+                # The driver suspends: what was not given back will be taken again.
+                queue = self.queues[request.queue]
+                self._wait_idle(queue)
+                avail_index = queue.stop() & 0xFFFF if queue.ring is not None else queue.base & 0xFFFF
+            case Message.SET_STATUS:
+                self._set_status(request.status)
+            case Message.UPDATE_IOTLB:
+                self._forget_memory()
+            case _:
+                log.warning("the kernel sends a message that is not known: %d", request.kind)
+                result = protocol.RESULT_FAILED
+        return protocol.encode_response(request, result, avail_index=avail_index)
+
+    def _set_status(self, status: int) -> None:
+        if status == 0:
+            self._stop_queues()
+            for record in self._records:
+                # After a reset the driver asks for nothing again.
+                record[:] = bytes(len(record))
+            self._model.reset()
+        elif status & bits.STATUS_DRIVER_OK:
+            self._start_queues()
+
+    # -- rings ------------------------------------------------------------------------------------------------
+
+    def _start_queues(self) -> None:
+        """Begin with the queues that the driver has made ready."""
+        features_raw = bytearray(8)
+        fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
+        features = int.from_bytes(features_raw, "little")
+        self._model.accept(features)
+        memory = VduseMemory(self._find_memory)
+        for queue in self.queues:
+            info_raw = protocol.encode_queue_query(queue.index)
+            fcntl.ioctl(self._fd, protocol.VQ_GET_INFO, info_raw)
+            info = protocol.decode_queue_info(info_raw)
+            if not info.ready or queue.ring is not None:
+                continue
+            queue.size = info.size
+            queue.base = info.avail_index
+            queue.address = VringAddress(queue.index, 0, info.desc, info.device, info.driver, 0)
+            # A reset takes the kick descriptor away from the kernel.
+            fcntl.ioctl(
+                self._fd, protocol.VQ_SETUP_KICKFD, protocol.encode_kick(queue.index, self._kick_fds[queue.index])
+            )
+            try:
+                queue.start(memory, features, self._records[queue.index], None)
+            except PeerError as error:
+                log.warning("queue %d cannot be started: %s", queue.index, error)
+                continue
+            queue.enabled = True
+            # A dead server may have given requests back without having said so.
+            queue.call()
+
+    def _stop_queues(self) -> None:
+        for queue in self.queues:
+            self._wait_idle(queue)
+            queue.stop()
+            queue.enabled = False
+
+    def _wait_idle(self, queue: Queue) -> None:
+        self._worker.wait(lambda: not queue.busy)
+
+    def _forget_memory(self) -> None:
+        """Stop using all memory: what the driver's addresses mean has changed. The rings go on after the answer."""
+        for queue in self.queues:
+            if queue.ring is not None:
+                self._wait_idle(queue)
+                queue.stop()
+                self._moved = True
+
+    def _find_memory(self, start: int, last: int) -> tuple[protocol.Mapping, int] | None:
+        entry = protocol.encode_range(start, last)
+        try:
+            fd = fcntl.ioctl(self._fd, protocol.IOTLB_GET_FD, entry)
+        except OSError:
+            return None
+        return protocol.decode_mapping(entry), fd
+
+    def _serve(self) -> None:
+        """Serve the rings until they are empty and stay so for the time of a spin."""
+        queues = self.queues
+        deadline = 0
+        rounds = 0
+        for queue in queues:
+            if queue.ring is not None:
+                queue.ring.wake()
+        while not self._stopping:
+            busy = False
+            for queue in queues:
+                if queue.run():
+                    busy = True
+            rounds += 1
+            if rounds % _POLL_EVERY == 0:
+                self._take_events(0)
+            if busy:
+                deadline = 0
+                continue
+            now = time.monotonic_ns()
+            if not deadline:
+                deadline = now + _SPIN_NS
+            elif now >= deadline:
+                if not self._sleep():
+                    return
+                deadline = 0
+
+    def _sleep(self) -> bool:
+        """Ask the drivers for kicks; True if a request came meanwhile after all."""
+        late = False
+        for queue in self.queues:
+            if queue.is_ready and queue.ring is not None and queue.ring.sleep():
+                late = True
+        if late:
+            for queue in self.queues:
+                if queue.ring is not None:
+                    queue.ring.wake()
+        return late
