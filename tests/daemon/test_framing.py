@@ -1,0 +1,72 @@
+import struct
+
+import pytest
+from hypothesis import given, strategies as st
+
+from zonefs_emu.daemon import framing
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import PeerError
+from zonefs_emu.model.zone import Condition, Zone, ZoneType
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.dictionaries(st.text(), json_values), st.binary(max_size=100))
+def test_what_goes_in_comes_out(obj: dict[str, Json], payload: bytes) -> None:
+    message = framing.encode(obj, payload)
+    object_bytes, payload_bytes = framing.decode_header(message[: framing.HEADER_BYTES])
+    body = message[framing.HEADER_BYTES :]
+    assert len(body) == object_bytes + payload_bytes
+    assert framing.decode_object(body[:object_bytes]) == obj
+    assert body[object_bytes:] == payload
+
+
+def test_bytes_on_the_wire() -> None:
+    assert framing.encode({"verb": "info"}, b"\x01\x02") == (
+        b"ZFE1"  # magic
+        b"\x0f\0\0\0"  # length of the object = 15
+        b"\x02\0\0\0"  # length of the payload = 2
+        b'{"verb":"info"}'
+        b"\x01\x02"
+    )
+
+
+def test_nothing_too_long_is_sent_or_taken() -> None:
+    with pytest.raises(ValueError, match="too long"):
+        framing.encode({}, bytes(framing.PAYLOAD_BYTES_MAX + 1))
+    with pytest.raises(ValueError, match="too long"):
+        framing.encode({"x": "y" * framing.OBJECT_BYTES_MAX})
+    for lengths in ((framing.OBJECT_BYTES_MAX + 1, 0), (0, framing.PAYLOAD_BYTES_MAX + 1), (0xFFFFFFFF, 0xFFFFFFFF)):
+        with pytest.raises(PeerError, match="too long"):
+            framing.decode_header(struct.pack("<4sII", b"ZFE1", *lengths))
+
+
+@given(st.binary(min_size=12, max_size=12).filter(lambda header: header[:4] != b"ZFE1"))
+def test_another_protocol_is_named(header: bytes) -> None:
+    with pytest.raises(PeerError, match=f"begins with {header[:4].hex()}"):
+        framing.decode_header(header)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"1", b"{", b"\xff\xfe", b"[" * 100_000, b"{" + b'"a":' * 100, b'"x"', b"null"]
+)
+def test_what_is_no_object_is_refused(text: bytes) -> None:
+    with pytest.raises(PeerError, match="not a JSON object"):
+        framing.decode_object(text)
+
+
+def test_zones_travel() -> None:
+    zones = [
+        Zone(0, 0, 2048, 2048, 0, Condition.NOT_WP, ZoneType.CONVENTIONAL),
+        Zone(
+            (1 << 24) - 1, 1 << 60, 1 << 43, 1, (1 << 60) + 1, Condition.OFFLINE, ZoneType.SWR, reset_recommended=True
+        ),
+    ]
+    payload = framing.pack_zones(zones)
+    assert framing.unpack_zones(payload) == zones
+    for damaged in (payload[:-1], payload[:-3] + b"\x07\x02\0", payload[:-2] + b"\x09\0"):
+        with pytest.raises(PeerError, match="cannot be read"):
+            framing.unpack_zones(damaged)

@@ -1,0 +1,191 @@
+"""A verb's way to the image: through the daemon that holds it, else by opening it.
+
+Both ways end in the same :class:`Verbs`, so a verb has the same rules, answers and sentences offline and live.
+"""
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from zonefs_emu.daemon import framing, rendezvous
+from zonefs_emu.daemon.framing import Json, Message
+from zonefs_emu.daemon.verbs import Verbs
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
+
+#: How long to wait for an image that another short command holds, or whose daemon is just coming or going.
+BUSY_S: Final = 5.0
+_POLL_S: Final = 0.02
+#: How long a daemon may take for one reply: resetting a huge device blocks on the host.
+_REPLY_S: Final = 300.0
+_HELLO_S: Final = 30.0
+
+
+class _GoneError(PeerError):
+    """The daemon ended before it had answered."""
+
+
+class Target(Protocol):
+    """An image that verbs can be asked of."""
+
+    #: Whether a daemon holds it.
+    live: bool
+
+    def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
+        """Ask for a verb with several replies, and yield them.
+
+        Raises:
+            UsageError: refused; the sentence says why, the exit code says by whom.
+            PeerError: the daemon went away.
+        """
+        ...
+
+
+def call(target: Target, request: Mapping[str, Json], payload: bytes = b"") -> Message:
+    """Ask *target* for a verb with one reply, and return it.
+
+    Raises:
+        UsageError, PeerError: as :meth:`Target.stream`.
+    """
+    (reply,) = target.stream(request, payload)
+    return reply
+
+
+class LocalTarget:
+    """An image that this process has open."""
+
+    live = False
+
+    def __init__(self, verbs: Verbs) -> None:
+        self._verbs = verbs
+
+    def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
+        """Ask for a verb; see :meth:`Target.stream`."""
+        for reply in self._verbs.execute(request, payload):
+            _raise_refusal(reply[0])
+            yield reply
+
+
+class _LiveTarget:
+    live = True
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+        self._answering = False
+
+    def say_hello(self) -> None:
+        """Make sure that somebody is there to answer: a daemon that is about to end still has its socket.
+
+        Raises:
+            _GoneError: it ended. PeerError: it does not answer, or in another language.
+        """
+        self._peer.settimeout(_HELLO_S)
+        call(self, {"verb": "info"})
+        self._peer.settimeout(_REPLY_S)
+
+    def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
+        # Replies that nobody took would be taken for the answers to the next request.
+        assert not self._answering
+        self._answering = True
+        try:
+            self._peer.sendall(framing.encode(request, payload))
+        except (BrokenPipeError, ConnectionResetError):
+            # It closed on us; what it said before that is the better sentence.
+            pass
+        except OSError as error:
+            raise _silent(error) from None
+        more: Json = True
+        while more:
+            reply = self._receive()
+            self._answering = False
+            _raise_refusal(reply[0])
+            more = reply[0].get("more", False)
+            self._answering = bool(more)
+            yield reply
+
+    def _receive(self) -> Message:
+        object_bytes, payload_bytes = framing.decode_header(self._receive_exactly(framing.HEADER_BYTES))
+        obj = framing.decode_object(self._receive_exactly(object_bytes))
+        return obj, self._receive_exactly(payload_bytes)
+
+    def _receive_exactly(self, length: int) -> bytes:
+        parts = bytearray()
+        try:
+            while len(parts) < length:
+                part = self._peer.recv(length - len(parts))
+                if not part:
+                    break
+                parts += part
+        except ConnectionResetError:
+            pass
+        except OSError as error:
+            raise _silent(error) from None
+        if len(parts) < length:
+            msg = "the daemon that holds the image ended while it was asked"
+            raise _GoneError(msg)
+        return bytes(parts)
+
+
+def _silent(error: OSError) -> PeerError:
+    return PeerError(f"the daemon that holds the image does not answer ({error.strerror or error})")
+
+
+def _raise_refusal(reply: Mapping[str, Json]) -> None:
+    error, exit_code = reply.get("error"), reply.get("exit_code")
+    if isinstance(error, str):
+        raise UsageError(error, exit_code=exit_code if isinstance(exit_code, int) else 1)
+
+
+def open_target(image: Path, *, readonly: bool = False) -> AbstractContextManager[Target]:
+    """Open *image*, through its daemon if it has one; *readonly* where nothing is to be changed.
+
+    Raises:
+        ImageBusyError: somebody else than a daemon of ours holds it; says who.
+        ImageError: it cannot be opened. OSError: the host refuses.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            peer = rendezvous.connect(image)
+            if peer is not None:
+                return _live(peer)
+            return _local(ZonedDevice.open(image, readonly=readonly))
+        except (ImageBusyError, _GoneError):
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S)
+
+
+def live_infos() -> Iterator[dict[str, Json]]:
+    """Yield what the verb ``info`` says of each image that a daemon of this user holds."""
+    for peer in rendezvous.connect_all():
+        # One that is just ending holds nothing any more.
+        with suppress(PeerError), _live(peer) as target:
+            yield call(target, {"verb": "info"})[0]
+
+
+def _live(peer: socket.socket) -> AbstractContextManager[Target]:
+    target = _LiveTarget(peer)
+    try:
+        target.say_hello()
+    except BaseException:
+        peer.close()
+        raise
+    return _held(peer, target)
+
+
+@contextmanager
+def _held(peer: socket.socket, target: Target) -> Iterator[Target]:
+    with peer:
+        yield target
+
+
+@contextmanager
+def _local(device: ZonedDevice) -> Iterator[Target]:
+    try:
+        yield LocalTarget(Verbs(device))
+    finally:
+        device.close()

@@ -1,0 +1,164 @@
+"""The verbs that break things on purpose: injected faults and the power-cut lab.
+
+Requests come from outside; :mod:`zonefs_emu.daemon.verbs` says what a verb is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.daemon.framing import Json, Message
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
+from zonefs_emu.errors import ImageError, UsageError
+
+NR_IMAGES_MAX: Final = 10_000
+_MOMENTS: Final = {moment.value: moment for moment in Moment}
+
+Request = Mapping[str, Json]
+
+
+class FaultVerbs:
+    """The verbs of one opened *device*; each yields its replies."""
+
+    def __init__(self, device: ZonedDevice) -> None:
+        self._device = device
+        self._lab: PowerCutLab | None = None
+        self.verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
+            "inject": self._inject,
+            "faults": self._faults,
+            "remove-fault": self._remove_fault,
+            "crash": self._crash,
+            "crash-results": self._crash_results,
+            "crash-end": self._crash_end,
+        }
+
+    # -- faults -----------------------------------------------------------------------------------------------
+
+    def _inject(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        wanted = request.get("fault")
+        if not isinstance(wanted, dict):
+            msg = "'fault' must be an object"
+            raise UsageError(msg)
+        made = Fault.from_dict({name: value for name, value in wanted.items() if name not in ("id", "seen")})
+        nr_zones = self._device.geometry.nr_zones
+        if made.first_zone + made.nr_zones > nr_zones:
+            msg = f"there are no zones up to {made.first_zone + made.nr_zones - 1}: the device has 0 to {nr_zones - 1}"
+            raise UsageError(msg, exit_code=1)
+        granularity = self._device.geometry.write_granularity
+        if made.effect is Effect.PARTIAL and made.nr_sectors % granularity:
+            msg = f"{made.nr_sectors} sectors are not a multiple of the write granularity of {granularity} sectors"
+            raise UsageError(msg, exit_code=1)
+        with _sentences():
+            fault = _json(self._device.inject(made))
+        yield {"fault": fault}, b""
+
+    def _faults(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        faults: list[Json] = [_json(fault) for fault in self._device.faults.faults]
+        yield {"faults": faults}, b""
+
+    def _remove_fault(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        fault_id = request.get("id")
+        if not isinstance(fault_id, int):
+            msg = "'id' must be a number"
+            raise UsageError(msg)
+        with _sentences():
+            self._device.remove_fault(fault_id)
+        yield {}, b""
+
+    # -- power cuts -------------------------------------------------------------------------------------------
+
+    def _crash(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        """Begin to write what a power cut could leave; ``crash-results`` tells what has been written."""
+        plan = _plan(request)
+        if self._lab is not None and not self._lab.is_done:
+            msg = "a power-cut lab is at work on this image: end it first"
+            raise UsageError(msg, exit_code=1)
+        self._end_lab()
+        with _sentences():
+            self._lab = PowerCutLab(self._device)
+            self._lab.begin(plan)
+        yield from self._crash_results({}, b"")
+
+    def _crash_results(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        if self._lab is None:
+            msg = "no power-cut lab is at work on this image"
+            raise UsageError(msg, exit_code=1)
+        if self._lab.failure:
+            failure = self._lab.failure
+            self._end_lab()
+            raise UsageError(failure, exit_code=1)
+        images: list[Json] = [
+            {"path": str(image.path), "writes": image.nr_writes, "kept": image.nr_kept, "torn": image.torn_sectors}
+            for image in self._lab.images
+        ]
+        yield {"images": images, "done": self._lab.is_done, "writes_seen": self._lab.nr_seen}, b""
+
+    def _crash_end(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        self._end_lab()
+        yield {}, b""
+
+    def _end_lab(self) -> None:
+        if self._lab is not None:
+            self._lab.close()
+            self._lab = None
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what the host refuses into a sentence for who asked."""
+    try:
+        yield
+    except ImageError as error:
+        raise UsageError(str(error), exit_code=1) from None
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise UsageError(f"{where}{error.strerror}", exit_code=1) from None
+
+
+def _json(fault: Fault) -> dict[str, Json]:
+    plain = fault.as_dict()
+    assert all(isinstance(value, (int, str, list)) for value in plain.values())
+    return plain  # type: ignore[return-value]  # as the assertion says
+
+
+def _plan(request: Request) -> Plan:
+    directory, at = request.get("directory"), request.get("at")
+    if not isinstance(directory, str) or not Path(directory).is_absolute():
+        msg = "'directory' must be an absolute path"
+        raise UsageError(msg)
+    if not isinstance(at, str) or at not in _MOMENTS:
+        msg = f"'at' must be one of {', '.join(_MOMENTS)}"
+        raise UsageError(msg)
+    count = _number(request, "count", 1)
+    if not 1 <= count <= NR_IMAGES_MAX:
+        msg = f"'count' must lie between 1 and {NR_IMAGES_MAX}"
+        raise UsageError(msg, exit_code=1)
+    return Plan(
+        directory=Path(directory),
+        at=_MOMENTS[at],
+        count=count,
+        seed=_number(request, "seed", 0),
+        nr_writes=_number(request, "nr_writes", 1),
+        torn=_flag(request, "torn"),
+        reorder=_flag(request, "reorder"),
+        every=_flag(request, "every"),
+    )
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        msg = f"'{name}' must be a number from 0 on, not {value!r}"
+        raise UsageError(msg)
+    return value
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.get(name, False)
+    if not isinstance(value, bool):
+        msg = f"'{name}' must be true or false, not {value!r}"
+        raise UsageError(msg)
+    return value

@@ -1,0 +1,98 @@
+"""Messages on the control socket.
+
+Pure. A message is a header of 12 bytes, a JSON object, and a payload of raw bytes:
+
+    0  4  magic 5A 46 45 31 ("ZFE1")
+    4  4  length of the JSON object in bytes, little endian, at most 1 MiB
+    8  4  length of the payload in bytes, little endian, at most 16 MiB
+
+Every length is checked before anything is read by it, so a peer that sends garbage costs at most a message's memory.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.model.zone import Condition, Zone, ZoneType
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Message: TypeAlias = tuple[dict[str, Json], bytes]
+
+MAGIC: Final = b"ZFE1"
+_HEADER: Final = struct.Struct("<4sII")
+HEADER_BYTES: Final = _HEADER.size
+OBJECT_BYTES_MAX: Final = 1 << 20
+PAYLOAD_BYTES_MAX: Final = 16 << 20
+#: zone_no, start, size, capacity, wp, cond, type, reset_recommended
+_ZONE: Final = struct.Struct("<I4Q2B?")
+# A report has a million zones: a look-up costs a tenth of what calling the enumeration does.
+_CONDITIONS: Final = {int(cond): cond for cond in Condition}
+_ZONE_TYPES: Final = {int(zone_type): zone_type for zone_type in ZoneType}
+
+
+def encode(obj: Mapping[str, Json], payload: bytes = b"") -> bytes:
+    """Return the message of *obj* and *payload*.
+
+    Raises:
+        ValueError: longer than a message may be.
+    """
+    text = json.dumps(obj, separators=(",", ":")).encode()
+    if len(text) > OBJECT_BYTES_MAX or len(payload) > PAYLOAD_BYTES_MAX:
+        msg = f"a message of {len(text)} + {len(payload)} bytes is too long"
+        raise ValueError(msg)
+    return _HEADER.pack(MAGIC, len(text), len(payload)) + text + payload
+
+
+def decode_header(header: bytes) -> tuple[int, int]:
+    """Return (length of the object, length of the payload) in bytes.
+
+    Raises:
+        PeerError: not the header of a message.
+    """
+    magic, object_bytes, payload_bytes = _HEADER.unpack(header)
+    if magic != MAGIC:
+        msg = f"the peer does not speak our protocol: a message begins with {magic.hex()}, not {MAGIC.hex()}"
+        raise PeerError(msg)
+    if object_bytes > OBJECT_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
+        msg = f"the peer announced a message of {object_bytes} + {payload_bytes} bytes, which is too long"
+        raise PeerError(msg)
+    return object_bytes, payload_bytes
+
+
+def decode_object(text: bytes) -> dict[str, Json]:
+    """Return the JSON object in *text*.
+
+    Raises:
+        PeerError: not a JSON object.
+    """
+    try:
+        obj = json.loads(text)
+    except (ValueError, RecursionError):
+        obj = None
+    if not isinstance(obj, dict):
+        msg = "the peer sent a message that is not a JSON object"
+        raise PeerError(msg)
+    return obj
+
+
+def pack_zones(zones: list[Zone]) -> bytes:
+    """Return *zones* as a payload."""
+    return b"".join([_ZONE.pack(*zone) for zone in zones])
+
+
+def unpack_zones(payload: bytes) -> list[Zone]:
+    """Return the zones in *payload*.
+
+    Raises:
+        PeerError: not what :func:`pack_zones` makes.
+    """
+    try:
+        return [
+            Zone(zone_no, start, size, capacity, wp, _CONDITIONS[cond], _ZONE_TYPES[zone_type], reset)
+            for zone_no, start, size, capacity, wp, cond, zone_type, reset in _ZONE.iter_unpack(payload)
+        ]
+    except (struct.error, KeyError):
+        msg = "the peer sent a zone report that cannot be read"
+        raise PeerError(msg) from None

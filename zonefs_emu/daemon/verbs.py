@@ -1,0 +1,341 @@
+"""Every verb, once: a request (JSON object + payload) in, replies (JSON object + payload) out.
+
+Used by the control socket and by the command line on an image that nobody holds. A request comes from outside: each
+field is checked before use, and whatever is wrong with it becomes a reply, never an exception.
+
+A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usage) is the last one. A reply with
+``more`` is followed by another.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+from uuid import uuid4
+
+from zonefs_emu.daemon.answers import answers, sentence
+from zonefs_emu.daemon.faults import FaultVerbs
+from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
+from zonefs_emu.device.counters import Counter
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.refusals import Refusal
+from zonefs_emu.errors import Status, UsageError, ZonedError
+from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features, report_lines
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
+
+#: Zones in one reply of a report: the device is locked for one portion.
+ZONES_PER_REPLY: Final = 4096
+REFUSALS_MAX: Final = 1000
+TOP_MAX: Final = 1000
+#: The longest read or write in one request; longer ones are several.
+TRANSFER_BYTES_MAX: Final = PAYLOAD_BYTES_MAX
+_OPERATIONS: Final = MappingProxyType(
+    {
+        operation.name.lower(): operation
+        for operation in (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
+    }
+)
+_NUMBER_MAX: Final = (1 << 63) - 1
+
+Request = Mapping[str, Json]
+
+
+class Verbs:
+    """The verbs of one opened *device*.
+
+    *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them; *pid* is the daemon's, if any, and
+    *path* where it has the image.
+    Thread safe; the commands of all clients together run one after the other.
+    """
+
+    def __init__(
+        self,
+        device: ZonedDevice,
+        front_ends: Callable[[], list[Json]] = list,
+        *,
+        pid: int | None = None,
+        path: Path | None = None,
+    ) -> None:
+        self._device = device
+        self._geometry = device.geometry
+        self._port: Port = device.port("cli", VIRTIO)
+        self._front_ends = front_ends
+        self._pid = pid
+        self._path = path
+        # A refusal is read back after the command: two clients must not see each other's.
+        self._lock = threading.Lock()
+        self._verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
+            "info": self._info,
+            "report": self._report,
+            "manage": self._manage,
+            "read": self._read,
+            "write": self._write,
+            "append": self._append,
+            "set-cond": self._set_cond,
+            "stats": self._stats,
+            "why": self._why,
+            "flush": self._flush,
+            "power-cycle": self._power_cycle,
+            "mkfs": self._mkfs,
+            **FaultVerbs(device).verbs,
+        }
+
+    def execute(self, request: Request, payload: bytes) -> Iterator[Message]:
+        """Yield the replies to *request*."""
+        try:
+            name = request.get("verb")
+            verb = self._verbs.get(name) if isinstance(name, str) else None
+            if verb is None:
+                msg = f"there is no verb {name!r}: there are {', '.join(self._verbs)}"
+                raise UsageError(msg)
+            yield from verb(request, payload)
+        except UsageError as error:
+            yield {"error": str(error), "exit_code": error.exit_code}, b""
+        except (ZonedError, OSError) as error:
+            # The host's trouble with one request is not the end of a daemon that serves others.
+            yield {"error": str(error), "exit_code": 1}, b""
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def _info(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        geometry, device = self._geometry, self._device
+        conventional: list[Json] = [[first, count] for first, count in geometry.conventional]
+        info: dict[str, Json] = {
+            "uuid": str(device.uuid),
+            "label": device.label,
+            "sector_bytes": SECTOR_BYTES,
+            "size": geometry.size,
+            "nr_zones": geometry.nr_zones,
+            "zone_size": geometry.zone_size,
+            "zone_capacity": geometry.zone_capacity,
+            "nr_conventional": geometry.nr_conventional,
+            "conventional": conventional,
+            "block_size_bytes": geometry.block_size_bytes,
+            "write_granularity": geometry.write_granularity,
+            "max_open_zones": geometry.max_open_zones,
+            "max_active_zones": geometry.max_active_zones,
+            "max_append": geometry.max_append,
+            "nr_open": device.nr_open,
+            "nr_active": device.nr_active,
+            "recovery": device.image.recovery,
+            "poison": device.image.poison,
+            "pid": self._pid,
+            "path": None if self._path is None else str(self._path),
+            "front_ends": self._front_ends(),
+        }
+        yield info, b""
+
+    def _report(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        nr_zones = self._geometry.nr_zones
+        first = _number(request, "zone_no", maximum=nr_zones, default=0)
+        left = min(_number(request, "count", default=nr_zones), nr_zones)
+        conds = _conditions(request)
+        while left:
+            zones = self._port.report(first, min(left, ZONES_PER_REPLY), conds)
+            if not zones:
+                break
+            left -= len(zones)
+            first = zones[-1].zone_no + 1
+            yield {"more": True}, pack_zones(zones)
+        yield {}, b""
+
+    def _stats(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        device = self._device
+        if "zone_no" in request:
+            zone_no = self._zone_no(request)
+            yield {"zone_no": zone_no, "zone": {**device.counters.zone(zone_no)}}, b""
+            return
+        reply: dict[str, Json] = {"device": {**device.statistics()}, "front_ends": self._front_ends()}
+        if "top" in request:
+            name = request.get("by", "resets")
+            if not isinstance(name, str) or name.upper() not in Counter.__members__:
+                msg = f"there is no counter {name!r}: there are {', '.join(member.name.lower() for member in Counter)}"
+                raise UsageError(msg)
+            count = _number(request, "top", minimum=1, maximum=TOP_MAX)
+            reply["top"] = [
+                {"zone_no": zone_no, name: number}
+                for zone_no, number in device.counters.top(Counter[name.upper()], count)
+            ]
+        yield reply, b""
+
+    def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        count = _number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)
+        after = _number(request, "after", default=0)
+        last = self._device.refusals.last(count, after=after)
+        refusals: list[Json] = [self._refusal_record(refusal) for refusal in last]
+        yield {"refusals": refusals}, b""
+
+    def _refusal_record(self, refusal: Refusal) -> dict[str, Json]:
+        holders: list[Json] = list(refusal.holders)
+        codes = answers(refusal)
+        return {
+            "seq": refusal.seq,
+            "time": datetime.fromtimestamp(refusal.time_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
+            "front_end": refusal.front_end,
+            "operation": refusal.operation.name.lower(),
+            "status": refusal.status.name,
+            "rule": refusal.rule.name,
+            "zone_no": refusal.zone_no if refusal.zone_no >= 0 else None,
+            "cond": refusal.cond.name,
+            "wp": refusal.wp,
+            "sector": refusal.sector,
+            "nr_sectors": refusal.nr_sectors,
+            "nr_open": refusal.nr_open,
+            "nr_active": refusal.nr_active,
+            "holders": holders,
+            "answers": {**codes},
+            "sentence": f"{self._device.explain(refusal)}; {sentence(codes)}",
+        }
+
+    # -- data -------------------------------------------------------------------------------------------------
+
+    def _read(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        sector = _number(request, "sector")
+        nr_sectors = _number(request, "nr_sectors", minimum=1, maximum=to_sectors(TRANSFER_BYTES_MAX))
+        data = bytearray(to_bytes(nr_sectors))
+        with self._lock:
+            self._require(self._port.read(sector, nr_sectors, [data]))
+        yield {}, bytes(data)
+
+    def _write(self, request: Request, payload: bytes) -> Iterator[Message]:
+        nr_sectors = self._whole_blocks(payload)
+        with self._lock:
+            at_wp = "sector" not in request
+            sector = self._port.zone(self._zone_no(request)).wp if at_wp else _number(request, "sector")
+            self._require(self._port.write(sector, nr_sectors, [payload]))
+        yield {"sector": sector, "nr_sectors": nr_sectors}, b""
+
+    def _append(self, request: Request, payload: bytes) -> Iterator[Message]:
+        nr_sectors = self._whole_blocks(payload)
+        start = self._geometry.zone_start(self._zone_no(request))
+        with self._lock:
+            status, append_sector = self._port.append(start, nr_sectors, [payload])
+            self._require(status)
+        yield {"append_sector": append_sector, "nr_sectors": nr_sectors}, b""
+
+    def _flush(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        with self._lock:
+            self._require(self._port.flush())
+        yield {}, b""
+
+    # -- zones ------------------------------------------------------------------------------------------------
+
+    def _manage(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        name = request.get("operation")
+        operation = _OPERATIONS.get(name) if isinstance(name, str) else None
+        if operation is None:
+            msg = f"there is no zone operation {name!r}: there are {', '.join(_OPERATIONS)}"
+            raise UsageError(msg)
+        if request.get("all") is True:
+            with self._lock:
+                self._require(self._port.manage_all(operation))
+        else:
+            zone_no = self._zone_no(request)
+            count = _number(request, "count", minimum=1, maximum=self._geometry.nr_zones - zone_no, default=1)
+            with self._lock:
+                self._require(self._port.manage(operation, self._geometry.zone_start(zone_no), count))
+        yield {}, b""
+
+    def _set_cond(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        zone_no = self._zone_no(request)
+        cond = _condition(request.get("cond"))
+        with self._lock:
+            self._require(self._port.set_cond(zone_no, cond))
+        yield {}, b""
+
+    def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:
+        with self._lock:
+            self._device.power_cycle()
+        yield {}, b""
+
+    def _mkfs(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        """Format as mkzonefs does, with its checks in its order; the first reply has its lines."""
+        features, label, name = (_text(request, key) for key in ("features", "label", "name"))
+        super_block = parse_features(features, uuid=uuid4(), label=label)
+        with self._lock:
+            if request.get("force") is not True and is_formatted(self._port):
+                msg = f"{name} appears to contain an existing filesystem (zonefs): use the option '-f' to overwrite"
+                raise UsageError(msg, exit_code=1)
+            for front_end in self._front_ends():
+                # A virtual machine may be using the disk as well, and its caches would not know.
+                assert isinstance(front_end, dict)
+                msg = f"{name} is in use ({front_end['name']} at {front_end['where']})"
+                raise UsageError(msg, exit_code=1)
+            facts = examine(self._port)
+        lines: list[Json] = list(report_lines(facts, super_block, name))
+        yield {"more": True, "lines": lines}, b""
+        with self._lock:
+            format_device(self._port, super_block)
+        yield {}, b""
+
+    # -- what verbs share -------------------------------------------------------------------------------------
+
+    def _require(self, status: Status) -> None:
+        """Raise UsageError with the device's own sentence if *status* is a refusal; with the lock held."""
+        if not status:
+            return
+        refusal = self._port.last_refusal
+        assert refusal is not None
+        # Who asked knows that it was the command line.
+        raise UsageError(self._device.explain(refusal).removeprefix(f"{refusal.front_end}: "), exit_code=1)
+
+    def _zone_no(self, request: Request) -> int:
+        nr_zones = self._geometry.nr_zones
+        zone_no = _number(request, "zone_no")
+        if zone_no >= nr_zones:
+            msg = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
+            raise UsageError(msg, exit_code=1)
+        return zone_no
+
+    def _whole_blocks(self, payload: bytes) -> int:
+        """Return the sectors in *payload*; data that is no whole number of blocks cannot even be asked of a device."""
+        block = self._geometry.block_size_bytes
+        if not payload or len(payload) % block:
+            msg = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
+            raise UsageError(msg, exit_code=1)
+        return to_sectors(len(payload))
+
+
+def _text(request: Request, name: str) -> str:
+    value = request.get(name, "")
+    if not isinstance(value, str):
+        msg = f"'{name}' must be a text, not {value!r}"
+        raise UsageError(msg)
+    return value
+
+
+def _number(
+    request: Request, name: str, *, minimum: int = 0, maximum: int = _NUMBER_MAX, default: int | None = None
+) -> int:
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"'{name}' must be a number, not {value!r}"
+        raise UsageError(msg)
+    if not minimum <= value <= maximum:
+        msg = f"'{name}' must lie between {minimum} and {maximum}, not be {value}"
+        raise UsageError(msg, exit_code=1)
+    return value
+
+
+def _condition(value: Json) -> Condition:
+    try:
+        if isinstance(value, int):
+            return Condition(value)
+    except ValueError:
+        pass
+    msg = f"{value!r} is not the number of a zone condition"
+    raise UsageError(msg)
+
+
+def _conditions(request: Request) -> frozenset[Condition] | None:
+    values = request.get("conds")
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        msg = "'conds' must be a list of condition numbers"
+        raise UsageError(msg)
+    return frozenset(_condition(value) for value in values)
