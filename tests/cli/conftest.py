@@ -1,0 +1,79 @@
+"""Images for the verbs, held by nobody or by a daemon in a process of its own."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from zonefs_emu.cli.main import cli
+
+DAEMON = """
+import sys
+from pathlib import Path
+from zonefs_emu.daemon.session import run
+run(Path(sys.argv[1]), [], ready=lambda: print("ready", flush=True), owner="a test")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+
+
+def run_cli(*args: object, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, prog_name="zonefs-emu")
+
+
+def ok(*args: object, stdin: bytes = b"") -> str:
+    """Run a verb that must succeed, and return its stdout."""
+    result = run_cli(*args, stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    return result.stdout
+
+
+def fails(*args: object, stdin: bytes = b"", code: int = 1) -> str:
+    """Run a verb that must fail in one sentence, and return the sentence."""
+    result = run_cli(*args, stdin=stdin)
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("zonefs-emu: ")
+    return lines[0]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """An image of 8 zones of 1 MiB, capacity 768 KiB, the first 2 conventional; 3 may be open and 4 active."""
+    path = tmp_path / "a.img"
+    shape = "--size 8M --zone-size 1M --zone-capacity 768K --nr-conv 2"
+    limits = "--max-open-zones 3 --max-active-zones 4"
+    result = run_cli("create", path, *shape.split(), *limits.split())
+    assert result.exit_code == 0, result.output
+    return path
+
+
+@pytest.fixture
+def daemon(fresh: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A daemon without front-ends that holds ``fresh``."""
+    with subprocess.Popen([sys.executable, "-c", DAEMON, str(fresh)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+@pytest.fixture(params=["offline", "live"])
+def image(request: pytest.FixtureRequest, fresh: Path) -> Path:
+    """``fresh``, once held by nobody and once by a daemon: a verb must not be able to tell."""
+    if request.param == "live":
+        request.getfixturevalue("daemon")
+    return fresh

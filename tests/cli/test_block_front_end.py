@@ -1,0 +1,68 @@
+"""The choice of the way and of names; attaching itself is tested in the guest."""
+
+import pytest
+
+from zonefs_emu.cli import block_front_end
+from zonefs_emu.cli.block_front_end import check_name, choose, geometry_of, ublk_number
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.vduse.control import Driver
+
+GEOMETRY = Geometry(
+    size=8 * 2048,
+    zone_size=2048,
+    zone_capacity=1536,
+    conventional=((0, 1), (4, 2)),
+    max_open_zones=3,
+    max_active_zones=4,
+)
+
+
+def test_geometry_of_info() -> None:
+    info: dict[str, Json] = {
+        "size": 8 * 2048, "zone_size": 2048, "zone_capacity": 1536, "conventional": [[0, 1], [4, 2]],
+        "block_size_bytes": 512, "write_granularity": 1, "max_open_zones": 3, "max_active_zones": 4, "max_append": 1024,
+    }  # fmt: skip
+    assert geometry_of(info) == GEOMETRY
+
+
+@pytest.mark.parametrize(("name", "number"), [(None, None), ("3", 3), ("ublkb12", 12), ("/dev/ublkb0", 0)])
+def test_numbers(name: str | None, number: int | None) -> None:
+    assert ublk_number(name) == number
+    check_name("ublk", name)
+
+
+def test_bad_names() -> None:
+    for name in ("disk", "", "-1", "ublkb"):
+        with pytest.raises(UsageError, match="ublk devices have numbers"):
+            check_name("ublk", name)
+    with pytest.raises(UsageError, match="cannot be the name"):
+        check_name("vduse", "a/b")
+    check_name("vduse", None)
+
+
+@pytest.mark.parametrize(
+    ("via", "driver", "able", "chosen"),
+    [
+        ("auto", Driver.HOST, {"ublk", "vduse"}, "ublk"),
+        ("auto", Driver.HOST, {"vduse"}, "vduse"),
+        ("auto", Driver.VM, {"ublk", "vduse"}, "vduse"),
+        ("vduse", Driver.HOST, {"ublk", "vduse"}, "vduse"),
+        ("ublk", Driver.HOST, {"vduse"}, "cannot ublk"),
+        ("auto", Driver.HOST, set(), "cannot ublk; and cannot vduse"),
+        ("auto", Driver.VM, {"ublk"}, "cannot vduse"),
+    ],
+)
+def test_choice(monkeypatch: pytest.MonkeyPatch, via: str, driver: Driver, able: set[str], chosen: str) -> None:
+    def require(way: str, *_: object) -> None:
+        if way not in able:
+            raise UsageError(f"cannot {way}", exit_code=1)
+
+    monkeypatch.setattr(block_front_end, "_require", require)
+    if chosen.startswith("cannot"):
+        with pytest.raises(UsageError) as caught:
+            choose(via, driver, GEOMETRY)
+        assert str(caught.value) == chosen
+    else:
+        assert choose(via, driver, GEOMETRY) == chosen

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.cli.conftest import fails, ok
+from zonefs_emu.cli.common import ConditionsType, ConditionType, SizeType, say_lines, zone_of, zones_of
+from zonefs_emu.daemon.client import open_target
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Condition
+
+
+def test_parameter_types() -> None:
+    assert SizeType().convert("64K", None, None) == 65536
+    assert SizeType().convert(512, None, None) == 512
+    assert ConditionType().convert("READONLY", None, None) is Condition.READONLY
+    assert ConditionsType().convert("em,oi", None, None) == {Condition.EMPTY, Condition.IMP_OPEN}
+    for kind in (SizeType(), ConditionType(), ConditionsType()):
+        with pytest.raises(click.BadParameter, match=r"write bytes|there are"):
+            kind.convert("?", None, None)
+
+
+def test_lines_come_out_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    say_lines(f"{i}\n" for i in range(50_000))
+    assert capsys.readouterr().out.split() == [str(i) for i in range(50_000)]
+
+
+def test_zones_of_a_range_and_a_condition(image: Path) -> None:
+    with open_target(image, readonly=True) as target:
+        assert [zone.zone_no for zone in zones_of(target)] == list(range(8))
+        assert [zone.zone_no for zone in zones_of(target, 5, 2)] == [5, 6]
+        assert [zone.zone_no for zone in zones_of(target, conds=frozenset({Condition.NOT_WP}))] == [0, 1]
+        assert zone_of(target, 7).zone_no == 7
+        with pytest.raises(UsageError, match="there is no zone 8: the device has zones 0 to 7"):
+            zone_of(target, 8)
+
+
+def test_every_verb_that_needs_a_zone_says_so(fresh: Path) -> None:
+    for verb in ("read", "write", "append"):
+        assert "Missing option '--zone'" in fails(verb, fresh, code=2)
+    assert ok("report", fresh)

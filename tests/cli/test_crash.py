@@ -1,0 +1,74 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import fails, ok
+
+
+def wps(path: Path) -> list[int]:
+    return [zone["written"] for zone in json.loads(ok("report", path, "--json"))["zones"]]
+
+
+def test_an_image_that_nobody_holds_has_nothing_to_lose(fresh: Path, tmp_path: Path) -> None:
+    ok("write", fresh, "--zone", 3, stdin=bytes(8192))
+    assert ok("crash", fresh, "--out", tmp_path / "cuts") == f"{tmp_path}/cuts/cut-0000.img: nothing was unflushed\n"
+    assert wps(tmp_path / "cuts" / "cut-0000.img") == wps(fresh)
+
+
+@pytest.mark.usefixtures("daemon")
+def test_now_with_every_outcome(fresh: Path, tmp_path: Path) -> None:
+    ok("write", fresh, "--zone", 3, stdin=b"a" * 8192)
+    images = json.loads(ok("crash", fresh, "--out", tmp_path / "cuts", "--all", "--torn", "--json"))["images"]
+    assert {wps(Path(image["path"]))[3] for image in images} == {0, 8, 16}
+    for image in images:
+        written = wps(Path(image["path"]))[3]
+        data = subprocess.run(
+            [sys.executable, "-m", "zonefs_emu", "read", image["path"], "--zone", "3", "--length", "8K"],
+            capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        assert data == b"a" * (512 * written) + bytes(8192 - 512 * written)
+        assert ok("check", image["path"]).endswith("nothing found\n")
+    assert wps(fresh)[3] == 16, "the image itself goes on"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_after_some_writes_and_at_every_flush(fresh: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--json"]
+    with subprocess.Popen(
+        [*command, "--at", "after 3 writes", "--out", str(tmp_path / "a"), "--count", "2"],
+        stdout=subprocess.PIPE, text=True,
+    ) as waiting:  # fmt: skip
+        while not (tmp_path / "a").exists():
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        for _ in range(3):
+            ok("write", fresh, "--zone", 3, stdin=bytes(4096))
+        assert waiting.stdout is not None
+        images = json.loads(waiting.stdout.read())["images"]
+    assert len(images) == 2
+    assert all(image["writes"] >= 3 for image in images)
+    assert "a power-cut lab" not in ok("crash", fresh, "--out", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("--at", "noon"), 2, "'noon' is no moment"),
+        (("--at", "after 0 writes"), 2, "is no moment"),
+        (("--at", "every flush"), 1, "nothing writes to"),
+        (("--all", "--reorder"), 2, "cannot be combined"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    fresh: Path, tmp_path: Path, arguments: tuple[object, ...], code: int, sentence: str
+) -> None:
+    assert sentence in fails("crash", fresh, "--out", tmp_path / "cuts", *arguments, code=code)
+
+
+def test_an_image_that_is_there_is_not_overwritten(fresh: Path, tmp_path: Path) -> None:
+    ok("crash", fresh, "--out", tmp_path / "cuts")
+    assert "cut-0000.img: File exists" in fails("crash", fresh, "--out", tmp_path / "cuts")

@@ -1,0 +1,18 @@
+"""``detach`` of what is not attached; the rest is in tests/attaching.py, for both ways."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import fails
+
+
+def test_what_is_not_attached(fresh: Path, tmp_path: Path) -> None:
+    assert f"{fresh} is not attached" in fails("detach", fresh)
+    assert "is no device of ours that is attached, and no image" in fails("detach", "/dev/null")
+    assert "is no device of ours that is attached, and no image" in fails("detach", tmp_path / "none")
+
+
+@pytest.mark.usefixtures("daemon")
+def test_an_image_that_is_used_otherwise(fresh: Path) -> None:
+    assert "is not attached: process" in fails("detach", fresh)

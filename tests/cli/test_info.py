@@ -1,0 +1,31 @@
+import json
+from pathlib import Path
+
+from tests.cli.conftest import ok
+
+
+def test_for_people(image: Path) -> None:
+    ok("open", image, "--zone", 3)
+    rows = dict(line.split(":", 1) for line in ok("info", image).splitlines())
+    rows = {name: value.strip() for name, value in rows.items()}
+    assert rows["zones"] == "8, 2 of them conventional"
+    assert rows["open zones"] == "1 (3)"
+    assert rows["size"] == "8 MiB"
+
+
+def test_json_says_who_holds_it(fresh: Path) -> None:
+    info = json.loads(ok("info", fresh, "--json"))
+    assert (info["pid"], info["front_ends"], info["max_open_zones"]) == (None, [], 3)
+    assert "held by:            nobody" in ok("info", fresh)
+
+
+def test_live_it_names_the_process(fresh: Path, daemon: "object") -> None:
+    pid = getattr(daemon, "pid", None)
+    assert json.loads(ok("info", fresh, "--json"))["pid"] == pid
+    assert f"held by:            process {pid}" in ok("info", fresh)
+
+
+def test_without_limits_it_says_so(tmp_path: Path) -> None:
+    image = tmp_path / "b.img"
+    ok("create", image, "--size", "8M")
+    assert "open zones:         0 (no limit)" in ok("info", image)

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import fails, ok
+
+
+def test_a_write_fails_once_without_advance(image: Path) -> None:
+    assert ok("inject", image, "fail", "--on", "write", "--zone", 3, "--nth", 2) == (
+        "1: the 2. write in zone 3 answers IO_ERROR (0 seen)\n"
+    )
+    ok("write", image, "--zone", 3, stdin=bytes(4096))
+    sentence = fails("write", image, "--zone", 3, stdin=bytes(4096))
+    assert "(IO_ERROR)" in sentence
+    assert "a fault was injected" in sentence
+    ok("write", image, "--zone", 3, stdin=bytes(4096))
+    assert json.loads(ok("report", image, "--json"))["zones"][3]["written"] == 16
+    assert "a fault was injected" in ok("why", image)
+
+
+def test_a_partial_write_advances_and_fails(image: Path) -> None:
+    ok("inject", image, "partial", "--on", "append", "--size", "4K", "--status", "no-space")
+    assert "(NO_SPACE)" in fails("append", image, "--zone", 4, stdin=bytes(8192))
+    assert json.loads(ok("report", image, "--json"))["zones"][4]["written"] == 8
+
+
+def test_zones_fail_now_and_later(image: Path) -> None:
+    ok("inject", image, "offline", "--zone", 6, "--count", 2)
+    ok("inject", image, "readonly", "--on", "write", "--zone", 5)
+    assert "(ZONE_READONLY)" in fails("write", image, "--zone", 5, stdin=bytes(4096))
+    conds = [zone["cond"] for zone in json.loads(ok("report", image, "--json"))["zones"]]
+    assert conds[5:] == ["ro", "ol", "ol"]
+
+
+def test_reports_lie_and_recommend(image: Path) -> None:
+    ok("inject", image, "lie", "--zone", 3, "--size", "8K")
+    ok("inject", image, "recommend-reset", "--zone", 4)
+    zones = json.loads(ok("report", image, "--json"))["zones"]
+    assert zones[3]["written"] == 16
+    assert [zone["reset_recommended"] for zone in zones] == [False] * 4 + [True] + [False] * 3
+
+
+def test_listing_and_removing(image: Path) -> None:
+    ok("inject", image, "delay", "--on", "read", "--on", "write", "--every", "--delay", "1ms-2ms", "--json")
+    ok("inject", image, "fail", "--on", "flush", "--every", "--zone", 2, "--count", 3)
+    ok("inject", image, "lie", "--size", "4K", "--back")
+    assert ok("inject", image).splitlines() == [
+        "1: every read or write from the 1. on in all zones takes 1 to 2 ms longer (0 seen)",
+        "2: every flush from the 1. on in zones 2 to 4 answers IO_ERROR (0 seen)",
+        "3: lie by -8 sectors in all zones",
+    ]
+    ok("inject", image, "--remove", 2)
+    assert [fault["id"] for fault in json.loads(ok("inject", image, "--json"))["faults"]] == [1, 3]
+    ok("inject", image, "--clear")
+    assert json.loads(ok("inject", image, "--json")) == {"faults": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("fail",), 2, "needs the operations"),
+        (("fail", "--on", "write", "--zone", 7, "--count", 2), 1, "there are no zones up to 8"),
+        (("partial", "--on", "write"), 2, "number of sectors"),
+        (("partial", "--on", "write", "--size", "100"), 2, "whole sectors"),
+        (("partial", "--on", "write", "--size", "2K"), 1, "not a multiple of the write granularity"),
+        (("offline",), 2, "which zone"),
+        (("lie",), 2, "by how much"),
+        (("delay", "--on", "write"), 2, "takes a time"),
+        (("explode",), 2, "'explode' is not one of"),
+        (("--remove", 9), 2, "no fault 9"),
+    ],
+)
+def test_what_does_not_fit_is_refused(image: Path, arguments: tuple[object, ...], code: int, sentence: str) -> None:
+    assert sentence in fails("inject", image, *arguments, code=code)
+    assert json.loads(ok("inject", image, "--json")) == {"faults": []}
+
+
+def test_faults_last_from_daemon_to_command(fresh: Path) -> None:
+    ok("inject", fresh, "fail", "--on", "reset", "--every")
+    assert "(IO_ERROR)" in fails("reset", fresh, "--zone", 3)
+    assert "(IO_ERROR)" in fails("reset", fresh, "--all")
+    assert json.loads(ok("inject", fresh, "--json"))["faults"][0]["seen"] == 2

@@ -1,0 +1,112 @@
+"""What holds for every verb: help with an example, one sentence for every error, exit codes, nothing changed."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.cli.conftest import fails, ok, run_cli
+from zonefs_emu.cli.main import cli
+
+VERBS = sorted(cli.commands)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb: str) -> None:
+    text = ok(verb, "--help")
+    assert "Example" in text
+    assert f"zonefs-emu {verb} " in text
+    assert cli.commands[verb].short_help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_explained(verb: str) -> None:
+    for param in cli.commands[verb].params:
+        if isinstance(param, click.Option):
+            assert param.help, param.name
+
+
+def test_without_a_verb_help_is_shown() -> None:
+    result = run_cli()
+    assert result.exit_code == 2
+    assert "zonefs-emu create small.img --preset small\n" in result.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_wrong_option_is_one_sentence(verb: str) -> None:
+    code = 1 if verb == "mkfs" else 2
+    assert f"No such option '--qqq' (see 'zonefs-emu {verb} --help')" in fails(verb, "--qqq", code=code)
+
+
+def test_an_unknown_verb_is_one_sentence() -> None:
+    assert "No such command 'xyzzy' (see 'zonefs-emu --help')" in fails("xyzzy", code=2)
+
+
+READING = ["report", "map", "info", "stats", "why", "check"]
+
+
+def wrong_images(directory: Path) -> Iterator[tuple[Path, str]]:
+    yield directory / "absent.img", "absent.img: No such file or directory"
+    empty = directory / "empty.img"
+    empty.touch()
+    yield empty, "no zonefs_emu"
+    text = directory / "text.img"
+    text.write_text("hello\n" * 10_000)
+    yield text, "no zonefs_emu"
+    yield directory, "Is a directory"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in READING if verb != "check"])
+def test_what_is_no_image_is_one_sentence(verb: str, tmp_path: Path) -> None:
+    for path, sentence in wrong_images(tmp_path):
+        before = path.read_bytes() if path.is_file() else b""
+        assert sentence in fails(verb, path)
+        assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+@pytest.mark.parametrize("verb", ["report", "map", "info", "stats", "why"])
+def test_reading_verbs_change_nothing(verb: str, fresh: Path) -> None:
+    before = fresh.read_bytes()
+    assert run_cli(verb, fresh).exit_code == 0
+    fresh.chmod(0o444)
+    assert run_cli(verb, fresh).exit_code == 0
+    assert fresh.read_bytes() == before
+
+
+def python(*args: object) -> list[str]:
+    return [sys.executable, "-m", "zonefs_emu", *map(str, args)]
+
+
+def test_python_dash_m(fresh: Path) -> None:
+    done = subprocess.run(python("report", fresh, "--format", "blkzone"), capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("  start: 0x000000000, len 0x000800")
+
+
+def test_what_a_person_must_know_is_a_warning_in_one_line() -> None:
+    script = (
+        "import logging; from zonefs_emu.cli import main\n"
+        "main.cli = lambda prog_name: logging.getLogger('zonefs_emu.x').warning('mind %s', 'this')\n"
+        "main.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == "zonefs-emu: warning: mind this\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+    image = tmp_path / "many.img"
+    ok("create", image, "--size", "100M", "--zone-size", "4K")
+    command = " ".join(python("report", image)) + " | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_our_signs_gets_question_marks(fresh: Path) -> None:
+    done = subprocess.run(
+        python("map", fresh), capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "latin-1:strict"}
+    )
+    assert b"???????? written share" in done.stdout

@@ -1,0 +1,231 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import fails, ok, run_cli
+from tests.daemon.conftest import MIB
+
+BLOCK = 4096
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "zonefs_emu", *map(str, args)]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    yield directory
+    # Whatever a failed test left behind.
+    while run_cli("umount", directory).exit_code == 0:
+        pass
+
+
+@pytest.fixture
+def formatted(fresh: Path) -> Path:
+    ok("mkfs", fresh)
+    return fresh
+
+
+@pytest.fixture
+def mounted(formatted: Path, directory: Path) -> Path:
+    done = subprocess.run(command("mount", formatted, directory), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return formatted
+
+
+def write_block(path: Path, flags: int = 0) -> int:
+    import mmap
+
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_APPEND | flags)
+    try:
+        with mmap.mmap(-1, BLOCK) as buffer:
+            buffer.write(b"x" * BLOCK)
+            return os.write(fd, buffer)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.fuse
+def test_returns_when_the_mount_is_up_and_goes_on_in_the_background(mounted: Path, directory: Path) -> None:
+    assert sorted(path.name for path in directory.iterdir()) == ["cnv", "seq"]
+    assert write_block(directory / "seq" / "0") == BLOCK
+    assert (directory / "seq" / "0").stat().st_size == BLOCK
+    info = json.loads(ok("info", mounted, "--json"))
+    (front_end,) = info["front_ends"]
+    assert (front_end["name"], front_end["where"]) == ("zonefs", str(directory))
+    assert os.getsid(info["pid"]) not in (os.getsid(0), info["pid"])
+
+
+@pytest.mark.fuse
+def test_info_and_stats_show_the_counters_of_sysfs(mounted: Path, directory: Path) -> None:
+    fd = os.open(directory / "seq" / "1", os.O_WRONLY)
+    write_block(directory / "seq" / "0")
+    for verb in ("info", "stats"):
+        (front_end,) = json.loads(ok(verb, mounted, "--json"))["front_ends"]
+        counters = front_end["statistics"]
+        assert (counters["max_wro_seq_files"], counters["max_active_seq_files"]) == (3, 4)
+        assert (counters["nr_wro_seq_files"], counters["nr_active_seq_files"]) == (1, 1)
+        assert "  nr_active_seq_files:     1\n" in ok(verb, mounted)
+    os.close(fd)
+
+
+@pytest.mark.fuse
+def test_every_verb_works_on_a_mounted_image(mounted: Path, directory: Path, tmp_path: Path) -> None:
+    write_block(directory / "seq" / "0")
+    assert json.loads(ok("report", mounted, "--json"))["zones"][2]["wp"] == 2 * MIB + 8
+    ok("append", mounted, "--zone", 3, stdin=b"y" * BLOCK)
+    assert run_cli("read", mounted, "--zone", 3).stdout_bytes == b"y" * BLOCK
+    ok("finish", mounted, "--zone", 3)
+    ok("reset", mounted, "--zone", 3)
+    ok("dump", mounted, tmp_path / "dump")
+    assert ok("report", tmp_path / "dump") == ok("report", mounted)
+    findings = json.loads(ok("check", mounted, "--json"))["findings"]
+    assert {finding["severity"] for finding in findings} <= {"info"}
+    assert "is in use (zonefs at " in fails("mkfs", mounted, "-f")
+    assert "cli: open at sector 0 was refused" in fails("open", mounted, "--zone", 0) + ok("why", mounted)
+
+
+@pytest.mark.fuse
+def test_the_second_mount_is_told_who_holds_the_image(mounted: Path, directory: Path, tmp_path: Path) -> None:
+    pid = json.loads(ok("info", mounted, "--json"))["pid"]
+    other = tmp_path / "other"
+    other.mkdir()
+    done = subprocess.run(command("mount", mounted, other), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"zonefs-emu: {mounted} is in use by zonefs-emu mount (pid {pid})\n"
+    assert list(other.iterdir()) == []
+    assert write_block(directory / "seq" / "0") == BLOCK
+
+
+def wait_gone(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_mount_cleanly(number: signal.Signals, mounted: Path, directory: Path) -> None:
+    write_block(directory / "seq" / "0")
+    pid = json.loads(ok("info", mounted, "--json"))["pid"]
+    os.kill(pid, number)
+    with contextlib.suppress(FileNotFoundError):
+        wait_gone(pid)
+    assert list(directory.iterdir()) == []
+    info = json.loads(ok("info", mounted, "--json"))
+    assert (info["pid"], info["recovery"]) == (None, "")
+    assert json.loads(ok("report", mounted, "--json"))["zones"][2]["written"] == 8
+
+
+@pytest.mark.fuse
+def test_foreground(formatted: Path, directory: Path) -> None:
+    with subprocess.Popen(
+        command("mount", formatted, directory, "--foreground", "-o", "ro"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"{formatted} is mounted at {directory}\n"
+        with pytest.raises(OSError, match="Read-only file system"):
+            write_block(directory / "seq" / "0")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.fuse
+def test_create_makes_and_formats_what_is_missing(tmp_path: Path, directory: Path) -> None:
+    image = tmp_path / "new.img"
+    subprocess.run(command("mount", image, directory, "--create", "64M"), check=True)
+    write_block(directory / "seq" / "0")
+    ok("umount", directory)
+    # The second time it is there, and kept.
+    subprocess.run(command("mount", image, directory, "--create", "64M"), check=True)
+    assert (directory / "seq" / "0").stat().st_size == BLOCK
+    ok("umount", directory)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "sentence"),
+    [
+        (["-o", "errors=continue"], 2, "errors=continue is no policy of zonefs"),
+        (["-o", "foo=bar"], 2, "unknown mount option foo=bar"),
+        (["--create", "64MB"], 2, "write MiB for 1024"),
+    ],
+)
+def test_wrong_options(options: list[str], code: int, sentence: str, fresh: Path, tmp_path: Path) -> None:
+    assert sentence in fails("mount", fresh, tmp_path, *options, code=code)
+
+
+def test_wrong_places(fresh: Path, tmp_path: Path) -> None:
+    assert "is no directory to mount on" in fails("mount", fresh, tmp_path / "absent")
+    assert "is no directory to mount on" in fails("mount", fresh, fresh)
+    assert "absent.img: No such file or directory" in fails("mount", tmp_path / "absent.img", tmp_path)
+
+
+def test_the_childs_sentence_reaches_the_user(fresh: Path, directory: Path, tmp_path: Path) -> None:
+    """In a process: mount forks."""
+    (tmp_path / "text").write_text("no image at all")
+    for image, sentence in ((fresh, "no zonefs super block"), (tmp_path / "text", "no zonefs_emu header")):
+        for options in ([], ["--foreground"]):
+            done = subprocess.run(
+                command("mount", image, directory, *options), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 1
+            assert sentence in done.stderr
+            assert done.stderr.count("\n") == 1
+    assert list(directory.iterdir()) == []
+
+
+@pytest.mark.fuse
+def test_what_a_mount_recorded_can_be_replayed(formatted: Path, directory: Path, tmp_path: Path) -> None:
+    log, before = tmp_path / "bug.log", tmp_path / "before.img"
+    ok("restore", dumped(formatted, tmp_path), before)
+    subprocess.run(command("mount", formatted, directory, "--record", log), check=True)
+    write_block(directory / "seq" / "0")
+    write_block(directory / "seq" / "1")
+    os.truncate(directory / "seq" / "1", 0)
+    ok("append", formatted, "--zone", 4, stdin=bytes(BLOCK))
+    ok("umount", directory)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {("zonefs", "write"), ("zonefs", "reset"), ("cli", "append")} <= {
+        (line.get("port"), line.get("op")) for line in lines
+    }
+    assert f"{len(lines) - 1} operations, all answered as in the log\n" == ok("replay", log, before)
+    assert ok("report", before) == ok("report", formatted)
+    # A log is never overwritten.
+    done = subprocess.run(
+        command("mount", formatted, directory, "--record", log), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f"zonefs-emu: {log}: File exists\n")
+
+
+def dumped(image: Path, tmp_path: Path) -> Path:
+    ok("dump", image, tmp_path / "dump")
+    return tmp_path / "dump"
+
+
+@pytest.mark.fuse
+def test_a_mount_logs_each_cause_of_a_refusal_once(formatted: Path, directory: Path) -> None:
+    with subprocess.Popen(
+        command("mount", formatted, directory, "--foreground"), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "is mounted at" in process.stderr.readline()
+        for _ in range(3):
+            with pytest.raises(OSError, match="Operation not permitted"):
+                os.truncate(directory / "seq" / "0", 17)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    (line,) = err.splitlines()
+    assert " INFO zonefs_emu.refused: zonefs: reset at sector 4096 was refused (BAD_TRANSITION): EPERM, " in line
+    assert line.endswith("answered as EPERM (zonefs)")

@@ -1,0 +1,200 @@
+"""A real process that serves, and front-ends that use it."""
+
+import contextlib
+import json
+import mmap
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import fails, ok
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.virtio import blk
+
+ZONE = 2048
+
+
+@contextlib.contextmanager
+def serving(*args: object, pass_fds: tuple[int, ...] = ()) -> Iterator["subprocess.Popen[str]"]:
+    """Run ``serve`` until its sockets are there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zonefs_emu", "serve", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=pass_fds,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "is served; stop with Ctrl-C" in line, line + process.stderr.read()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_until_a_signal_comes(fresh: Path, tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "blk"
+    with (
+        serving(fresh, "--vhost-user-blk", path, "--vhost-user-scsi", tmp_path / "scsi") as process,
+        Frontend(path) as frontend,
+    ):
+        frontend.start()
+        assert BlkDriver(frontend.queues[0]).write(2 * ZONE, b"g" * 4096) == 0
+        process.send_signal(number)
+        assert process.wait(30) == 0
+    assert not path.exists()
+    assert json.loads(ok("report", fresh, "--json"))["zones"][2]["wp"] == 2 * ZONE + 8
+
+
+def test_prints_the_command_line_to_paste(fresh: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a,b c"
+    with serving(fresh, "--vhost-user-scsi", path, "--vhost-user-blk", tmp_path / "d") as process:
+        assert process.stdout is not None
+        words = shlex.split(process.stdout.readline())
+    assert words[0] == "qemu-system-x86_64"
+    assert f"socket,id=scsi0,path={tmp_path}/a,,b c,reconnect-ms=1000" in words
+    assert "vhost-user-scsi-pci,chardev=scsi0" in words
+    assert any("share=on" in word for word in words)
+    assert any("virtio-id=2" in word and "config_size=96" in word for word in words)
+
+
+def test_the_command_line_sees_what_the_guest_does_and_the_reverse(fresh: Path, tmp_path: Path) -> None:
+    path = tmp_path / "blk"
+    with serving(fresh, "--vhost-user-blk", path), Frontend(path) as frontend:
+        frontend.start()
+        driver = BlkDriver(frontend.queues[0])
+        driver.write(2 * ZONE, b"g" * 4096)
+        ok("append", fresh, "--zone", 2, stdin=b"h" * 4096)
+        assert driver.read(2 * ZONE, 12288) == (0, b"g" * 4096 + b"h" * 4096 + bytes(4096))
+        assert driver.write(2 * ZONE, b"x" * 4096) == blk.S_ZONE_UNALIGNED_WP
+        assert "vhost-user-blk: write of 8 sectors at sector 4096 was refused (UNALIGNED_WP)" in ok("why", fresh)
+        info = json.loads(ok("info", fresh, "--json"))
+        (front_end,) = info["front_ends"]
+        assert (front_end["name"], front_end["where"]) == ("vhost-user-blk", str(path))
+        assert front_end["statistics"]["connected"] == 1
+        assert front_end["statistics"]["requests"] >= 3
+
+
+def test_killed_and_started_again(fresh: Path, tmp_path: Path) -> None:
+    path = tmp_path / "blk"
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(serving(fresh, "--vhost-user-blk", path))
+        frontend = stack.enter_context(Frontend(path))
+        frontend.start()
+        queue = frontend.queues[0]
+        numbers = [
+            queue.submit([BlkDriver.header(blk.T_ZONE_APPEND, 2 * ZONE), bytes(4096)], [8, 1]) for _ in range(20)
+        ]
+        process.kill()
+        process.wait()
+        stack.enter_context(serving(fresh, "--vhost-user-blk", path))
+        frontend.reconnect()
+        assert {queue.wait(number)[1][1] for number in numbers} == {b"\0"}
+        assert BlkDriver(queue).report(2 * ZONE, 1)[1][0].wp == 2 * ZONE + 160
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_socket_from_a_manager(fresh: Path, tmp_path: Path, listening: bool) -> None:
+    if listening:
+        theirs = socket.socket(socket.AF_UNIX)
+        theirs.bind(str(tmp_path / "socket"))
+        theirs.listen()
+        ours = None
+    else:
+        ours, theirs = socket.socketpair()
+    args = ("--blk-file", fresh, "--device", "blk", "--fd", theirs.fileno())
+    with serving(*args, pass_fds=(theirs.fileno(),)) as process:
+        theirs.close()
+        with Frontend(tmp_path / "socket", connected=ours) as frontend:
+            frontend.start()
+            assert BlkDriver(frontend.queues[0]).read(0, 4096)[0] == 0
+        if not listening:
+            assert process.wait(30) == 0, "its one front-end is gone"
+
+
+def test_what_managers_ask() -> None:
+    assert json.loads(ok("serve", "--device", "blk", "--print-capabilities")) == {
+        "type": "block",
+        "features": ["blk-file"],
+    }
+    assert json.loads(ok("serve", "--print-capabilities"))["type"] == "scsi"
+    descriptor = json.loads(ok("serve", "--print-descriptor"))
+    assert descriptor["type"] == "scsi"
+    assert Path(descriptor["binary"]).name == "zonefs-emu-vhost-user-scsi"
+
+
+def test_the_names_that_managers_know(fresh: Path, tmp_path: Path) -> None:
+    program = "from zonefs_emu.cli.main import vhost_user_{0}; vhost_user_{0}()"
+    for kind, name in (("blk", "block"), ("scsi", "scsi")):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(kind), "--print-capabilities"], capture_output=True, check=True
+        )
+        assert json.loads(done.stdout)["type"] == name
+
+
+def test_wrong_command_lines(fresh: Path, tmp_path: Path) -> None:
+    sock = tmp_path / "socket"
+    assert "nothing to serve" in fails("serve", fresh, code=2)
+    assert "one image is served" in fails("serve", "--vhost-user-scsi", sock, code=2)
+    assert "one image is served" in fails("serve", fresh, "--blk-file", fresh, "--vhost-user-scsi", sock, code=2)
+    assert "exclude each other" in fails("serve", fresh, "--fd", 3, "--socket-path", sock, code=2)
+    assert "is no directory to mount on" in fails("serve", fresh, "--vhost-user-scsi", sock, "--mount", sock)
+    assert "no such file" in fails("serve", tmp_path / "none", "--vhost-user-scsi", sock).lower()
+    (tmp_path / "file").write_text("")
+    assert "exists and is no socket" in fails("serve", fresh, "--vhost-user-scsi", tmp_path / "file")
+
+
+def test_a_second_server_is_told_who_serves(fresh: Path, tmp_path: Path) -> None:
+    with serving(fresh, "--vhost-user-scsi", tmp_path / "a"):
+        assert "is in use by zonefs-emu serve (pid" in fails("serve", fresh, "--vhost-user-scsi", tmp_path / "b")
+
+
+@pytest.mark.fuse
+def test_a_mount_and_a_guest_on_one_image(fresh: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    # A mount whose process was killed stays until somebody takes it away.
+    request.addfinalizer(lambda: subprocess.run(["fusermount3", "-uzq", directory], check=False))
+    ok("mkfs", fresh)
+    path = tmp_path / "blk"
+    with serving(fresh, "--vhost-user-blk", path, "--mount", directory) as process, Frontend(path) as frontend:
+        frontend.start()
+        driver = BlkDriver(frontend.queues[0])
+        # The super block has the first conventional zone, so the files 0, 1, ... are the zones 2, 3, ...
+        with mmap.mmap(-1, 4096) as buffer:
+            buffer.write(b"m" * 4096)
+            fd = os.open(directory / "seq" / "1", os.O_WRONLY | os.O_DIRECT | os.O_APPEND)
+            assert os.write(fd, buffer) == 4096
+            os.close(fd)
+        assert driver.report(3 * ZONE, 1)[1][0].wp == 3 * ZONE + 8
+        assert driver.read(3 * ZONE, 4096) == (0, b"m" * 4096)
+        assert driver.append(3 * ZONE, b"g" * 4096) == (0, 3 * ZONE + 8)
+        process.terminate()
+        assert process.wait(60) == 0
+    assert list(directory.iterdir()) == []
+
+
+def test_what_was_served_can_be_replayed(fresh: Path, tmp_path: Path) -> None:
+    log, before = tmp_path / "bug.log", tmp_path / "before.img"
+    ok("dump", fresh, tmp_path / "dump")
+    ok("restore", tmp_path / "dump", before)
+    with serving(fresh, "--vhost-user-blk", tmp_path / "blk", "--record", log), Frontend(tmp_path / "blk") as frontend:
+        frontend.start()
+        driver = BlkDriver(frontend.queues[0])
+        assert driver.write(2 * ZONE, b"g" * 4096) == 0
+        assert driver.write(2 * ZONE, b"x" * 4096) == blk.S_ZONE_UNALIGNED_WP
+    # The daemon was killed, and its log is there to the last line.
+    text = log.read_text()
+    assert '"status": "UNALIGNED_WP"}\n' in text
+    ok("replay", log, before)
+    assert ok("report", before) == ok("report", fresh)

@@ -1,0 +1,13 @@
+"""The command line: click, one file per verb.
+
+Data goes to stdout and talk to stderr. Exit code 1 says that the device or the host refused, 2 that the command line
+was wrong; either comes with one sentence, never with a traceback. Layout:
+
+    main                    the group, and where errors become sentences and exit codes
+    common                  options and helpers that several verbs share
+    sizes conditions formats picture presets
+                            pure: sizes and names in, text out
+    everything else         one verb each (manage: the four zone management verbs)
+
+A verb does not know whether the image is held by a daemon: :mod:`zonefs_emu.daemon.client` answers either way.
+"""

@@ -1,0 +1,53 @@
+"""``append``: data from stdin to the end of a zone, wherever that is."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from zonefs_emu.cli.common import SIZE, image_argument, info_of, json_option, number_of, say_json, zone_option
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.verbs import TRANSFER_BYTES_MAX
+from zonefs_emu.errors import UsageError
+from zonefs_emu.units import to_bytes
+
+
+@click.command(short_help="Append stdin to a zone and print where it landed.")
+@image_argument
+@zone_option
+@click.option("--length", type=SIZE, help="How much of stdin to append. [default: all of it]")
+@json_option
+def append(
+    *,
+    image: Path,
+    zone_no: int,
+    length: int | None,
+    as_json: bool,
+) -> None:
+    """Append stdin to a sequential zone of IMG with one zone append, and print the sector where it landed.
+
+    \b
+    Example:
+      head -c 8K /dev/urandom | zonefs-emu append small.img --zone 4
+
+    One append is at most max_append long.
+    """
+    with open_target(image) as target:
+        limit = min(to_bytes(number_of(info_of(target), "max_append")), TRANSFER_BYTES_MAX)
+        # One byte more than can be: what is too long is then refused by the device, with its own sentence.
+        wanted = limit + 1 if length is None else length
+        if wanted > limit and length is not None:
+            msg = f"one append is at most {limit} bytes long on this device, not {length}"
+            raise UsageError(msg, exit_code=1)
+        data = sys.stdin.buffer.read(wanted)
+        if len(data) > limit:
+            msg = f"one append is at most {limit} bytes long on this device, and stdin has more"
+            raise UsageError(msg, exit_code=1)
+        if length is not None and len(data) < length:
+            msg = f"stdin ended after {len(data)} bytes of {length}"
+            raise UsageError(msg, exit_code=1)
+        reply, _ = call(target, {"verb": "append", "zone_no": zone_no}, data)
+    if as_json:
+        say_json({"zone_no": zone_no, **reply})
+    else:
+        click.echo(reply["append_sector"])

@@ -1,0 +1,147 @@
+"""What several verbs share: parameter types, options, and the way from an image to its zones."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+
+from zonefs_emu.cli.conditions import parse_cond, parse_conds
+from zonefs_emu.cli.sizes import parse_size
+from zonefs_emu.daemon.client import Target, call
+from zonefs_emu.daemon.framing import Json, unpack_zones
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Condition, Zone
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+#: Output is handed on in pieces of this many characters: a report of a million zones is neither one string nor a
+#: million system calls.
+_PIECE: Final = 1 << 16
+
+
+class SizeType(click.ParamType[int]):
+    """A size such as 64M, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return *value* in bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ConditionType(click.ParamType[Condition]):
+    """A zone condition by any tool's name."""
+
+    name = "condition"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Condition:
+        """Return the condition called *value*."""
+        try:
+            return parse_cond(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class ConditionsType(click.ParamType[frozenset[Condition]]):
+    """Zone conditions, separated by commas."""
+
+    name = "conditions"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> frozenset[Condition]:
+        """Return the conditions in *value*."""
+        try:
+            return parse_conds(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+SIZE: Final = SizeType()
+FILE: Final = click.Path(path_type=Path)
+
+
+def image_argument(function: _Function) -> _Function:
+    """Add the argument IMG."""
+    return click.argument("image", metavar="IMG", type=FILE)(function)
+
+
+def json_option(function: _Function) -> _Function:
+    """Add the option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def record_option(function: _Function) -> _Function:
+    """Add the option --record."""
+    return click.option(
+        "--record", "record_file", metavar="FILE", type=FILE, help="Note every operation in the new FILE, for replay."
+    )(function)
+
+
+def zone_option(function: _Function) -> _Function:
+    """Add the required option --zone."""
+    return click.option(
+        "--zone", "zone_no", required=True, metavar="N", type=click.IntRange(min=0), help="Number of the zone, from 0."
+    )(function)
+
+
+def say_json(obj: Json) -> None:
+    """Print *obj* as JSON, for people as well."""
+    click.echo(json.dumps(obj, indent=2, ensure_ascii=False))
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print *lines*, which end in newlines, in large pieces."""
+    piece: list[str] = []
+    length = 0
+    for line in lines:
+        piece.append(line)
+        length += len(line)
+        if length >= _PIECE:
+            click.echo("".join(piece), nl=False)
+            piece.clear()
+            length = 0
+    click.echo("".join(piece), nl=False)
+
+
+def zones_of(
+    target: Target, first: int = 0, count: int | None = None, conds: frozenset[Condition] | None = None
+) -> Iterator[Zone]:
+    """Yield up to *count* zones from number *first* on, those in *conds* only if given."""
+    request: dict[str, Json] = {"verb": "report", "zone_no": first}
+    if count is not None:
+        request["count"] = count
+    if conds is not None:
+        request["conds"] = [int(cond) for cond in conds]
+    for _, payload in target.stream(request):
+        yield from unpack_zones(payload)
+
+
+def zone_of(target: Target, zone_no: int) -> Zone:
+    """Return zone *zone_no*.
+
+    Raises:
+        UsageError: there is no such zone.
+    """
+    nr_zones = number_of(info_of(target), "nr_zones")
+    if zone_no >= nr_zones:
+        msg = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
+        raise UsageError(msg, exit_code=1)
+    (zone,) = zones_of(target, zone_no, 1)
+    return zone
+
+
+def info_of(target: Target) -> dict[str, Json]:
+    """Return what the verb ``info`` says of the device."""
+    return call(target, {"verb": "info"})[0]
+
+
+def number_of(record: dict[str, Json], name: str) -> int:
+    """Return the number *name* of *record*, which the device made."""
+    value = record[name]
+    assert isinstance(value, int)
+    return value

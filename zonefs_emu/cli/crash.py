@@ -1,0 +1,117 @@
+"""``crash``: the images that a power cut could have left."""
+
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import FILE, image_argument, json_option, say_json
+from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError
+
+_POLL_S: Final = 0.1
+_AFTER: Final = re.compile(r"after\s+([0-9]+)\s+writes?")
+_ALL_COUNT: Final = 1000
+
+
+@click.command(short_help="Write the images that a power cut could have left.")
+@image_argument
+@click.option("--at", default="now", show_default=True, metavar="WHEN", help="now, 'after N writes', or 'every flush'.")
+@click.option(
+    "--out", "directory", required=True, type=FILE, metavar="DIR", help="Where the images go: cut-0000.img, ..."
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="How many images: 1, or with --all at most 1000."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the first image."
+)
+@click.option("--torn", is_flag=True, help="Let the write at the cut be there in part, in whole blocks.")
+@click.option("--reorder", is_flag=True, help="Let each zone, and each conventional write, be kept or lost by itself.")
+@click.option("--all", "every", is_flag=True, help="Every outcome in order instead of random ones.")
+@json_option
+def crash(
+    *,
+    image: Path,
+    at: str,
+    directory: Path,
+    count: int | None,
+    seed: int,
+    torn: bool,
+    reorder: bool,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Write images of what IMG could be after a power cut, while it goes on unharmed.
+
+    \b
+    Examples:
+      zonefs-emu crash small.img --out cuts --count 20 --torn --reorder
+      zonefs-emu crash small.img --at 'after 100 writes' --out cuts --all
+      zonefs-emu crash small.img --at 'every flush' --out cuts --count 50
+
+    What was flushed is in every image. Of what came after it, writes are there up to some moment (or zone by zone, with
+    --reorder), write pointers never lie beyond data, and open zones are closed. --at now knows what happened since the
+    last flush only by its outcome; the other two watch every write. 'every flush' cuts at the beginning of each flush,
+    one image each. Only an image that is mounted or served has anything to lose.
+    """
+    if every and reorder:
+        msg = "--all goes through the outcomes in order: it cannot be combined with --reorder"
+        raise UsageError(msg)
+    moment, nr_writes = _moment(at)
+    request: dict[str, Json] = {
+        "verb": "crash",
+        "directory": str(directory.absolute()),
+        "at": moment,
+        "nr_writes": nr_writes,
+        "count": count or (_ALL_COUNT if every else 1),
+        "seed": seed,
+        "torn": torn,
+        "reorder": reorder,
+        "every": every,
+    }
+    with open_target(image) as target:
+        if moment != "now" and not target.live:
+            msg = f"nothing writes to {image}: mount or serve it, or leave --at away"
+            raise UsageError(msg, exit_code=1)
+        record, _ = call(target, request)
+        try:
+            while not record["done"]:
+                time.sleep(_POLL_S)
+                record, _ = call(target, {"verb": "crash-results"})
+        finally:
+            _end(target)
+    images = record["images"]
+    assert isinstance(images, list)
+    if as_json:
+        say_json({"images": images})
+        return
+    for made in images:
+        assert isinstance(made, dict)
+        click.echo(f"{made['path']}: {_sentence(made)}")
+
+
+def _end(target: Target) -> None:
+    call(target, {"verb": "crash-end"})
+
+
+def _moment(at: str) -> tuple[str, int]:
+    words = " ".join(at.split())
+    if words == "now":
+        return "now", 1
+    if words == "every flush":
+        return "every-flush", 1
+    if (match := _AFTER.fullmatch(words)) and int(match[1]):
+        return "after-writes", int(match[1])
+    msg = f"'{at}' is no moment: write now, 'after 100 writes' or 'every flush'"
+    raise UsageError(msg)
+
+
+def _sentence(made: dict[str, Json]) -> str:
+    if not made["writes"]:
+        return "nothing was unflushed"
+    torn = f", and {made['torn']} sectors of others" if made["torn"] else ""
+    return f"{made['kept']} of {made['writes']} unflushed writes are there{torn}"

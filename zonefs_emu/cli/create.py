@@ -1,0 +1,155 @@
+"""``create``: a new image."""
+
+import re
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import click
+
+from zonefs_emu.cli.common import FILE, SIZE, json_option, say_json
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.geometry import Geometry, merge_runs
+from zonefs_emu.model.presets import PRESETS, build_geometry, warnings
+from zonefs_emu.units import human_bytes, to_bytes
+
+_RANGE: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+
+def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
+    """Return the runs (first, count) of zones in *text*: numbers and ranges, as in 0-3,60,62-63.
+
+    Raises:
+        UsageError: not such a list.
+    """
+    runs: list[tuple[int, int]] = []
+    for part in text.split(","):
+        found = _RANGE.fullmatch(part.strip())
+        first = int(found[1]) if found else 0
+        last = int(found[2] or first) if found else -1
+        if last < first:
+            msg = f"'{part}' is not a range of zones: write numbers and ranges, as in 0-3,60,62-63"
+            raise UsageError(msg)
+        runs.append((first, last - first + 1))
+    return merge_runs(runs)
+
+
+def summary(geometry: Geometry) -> str:
+    """Return one line on *geometry*, for people."""
+    size, zone_size = human_bytes(to_bytes(geometry.size)), human_bytes(to_bytes(geometry.zone_size))
+    parts = [f"{size}, {geometry.nr_zones} zones of {zone_size}"]
+    if geometry.zone_capacity < geometry.zone_size:
+        parts.append(f"capacity {human_bytes(to_bytes(geometry.zone_capacity))}")
+    if geometry.nr_conventional:
+        parts.append(f"{geometry.nr_conventional} conventional")
+    parts.append(f"blocks of {geometry.block_size_bytes} bytes")
+    for name, limit in (("open", geometry.max_open_zones), ("active", geometry.max_active_zones)):
+        parts.append(f"at most {limit} {name}" if limit else f"any number {name}")
+    return ", ".join(parts)
+
+
+def create_image(image: Path, geometry: Geometry, label: str) -> None:
+    """Create *image* and say what a host will not like about it.
+
+    Raises:
+        UsageError: it exists.
+        OSError: the host refuses.
+    """
+    try:
+        ZonedDevice.create(image, geometry, uuid=uuid4(), label=label)
+    except FileExistsError:
+        msg = f"{image} exists, and create never overwrites: remove it first, or choose another name"
+        raise UsageError(msg, exit_code=1) from None
+    except OSError as error:
+        # "No space left" comes without a name.
+        error.filename = error.filename or str(image)
+        raise
+    for warning in warnings(geometry):
+        click.echo(f"warning: {warning}", err=True)
+
+
+_PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
+
+
+@click.command(short_help="Create an image.")
+@click.argument("image", metavar="IMG", type=FILE)
+@click.option("--size", type=SIZE, help="Size of the device. The last zone may be smaller than the others.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help=f"{_PRESET_HELP}. Other options override its parts.")
+@click.option("--zone-size", type=SIZE, help="Size of a zone. [default: 64M, less for a small device]")
+@click.option("--zone-capacity", type=SIZE, help="Writable part of a sequential zone. [default: the zone size]")
+@click.option(
+    "--nr-conv", metavar="N", type=click.IntRange(min=0), help="Number of conventional zones, the first ones."
+)
+@click.option("--conv", metavar="RANGES", help="Conventional zones anywhere: 0-3,60,62-63.")
+@click.option("--block-size", type=SIZE, help="Logical block size: 512 or 4096. [default: 4096]")
+@click.option(
+    "--max-open-zones", metavar="N", type=click.IntRange(min=0), help="Limit of open zones, 0 for none. [default: 0]"
+)
+@click.option(
+    "--max-active-zones",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Limit of open and closed zones, 0 for none. [default: 0]",
+)
+@click.option("--max-append", type=SIZE, help="Longest zone append. [default: 512K]")
+@click.option("--label", default="", help="A name that is kept in the image.")
+@json_option
+def create(
+    *,
+    image: Path,
+    size: int | None,
+    preset: str | None,
+    zone_size: int | None,
+    zone_capacity: int | None,
+    nr_conv: int | None,
+    conv: str | None,
+    block_size: int | None,
+    max_open_zones: int | None,
+    max_active_zones: int | None,
+    max_append: int | None,
+    label: str,
+    as_json: bool,
+) -> None:
+    """Create the image IMG: a sparse file that takes little room until it is written to.
+
+    \b
+    Examples:
+      zonefs-emu create small.img --preset small
+      zonefs-emu create zns.img --size 8G --zone-size 128M --zone-capacity 96M --max-active-zones 14
+      zonefs-emu create smr.img --size 4G --nr-conv 8 --max-open-zones 16
+
+    An existing file is never overwritten. Geometry that Linux or a front-end will refuse is created with a warning that
+    says who refuses it.
+    """
+    if nr_conv is not None and conv is not None:
+        msg = "--nr-conv and --conv say the same thing twice: give one of them"
+        raise UsageError(msg)
+    conventional = parse_ranges(conv) if conv is not None else None
+    if nr_conv is not None:
+        conventional = ((0, nr_conv),) if nr_conv else ()
+    geometry = build_geometry(
+        preset=PRESETS[preset] if preset else None,
+        size=size,
+        zone_size=zone_size,
+        zone_capacity=zone_capacity,
+        conventional=conventional,
+        block_size=block_size,
+        max_open_zones=max_open_zones,
+        max_active_zones=max_active_zones,
+        max_append=max_append,
+    )
+    create_image(image, geometry, label)
+    if as_json:
+        say_json(
+            {
+                "image": str(image),
+                "size": geometry.size,
+                "nr_zones": geometry.nr_zones,
+                "zone_size": geometry.zone_size,
+                "zone_capacity": geometry.zone_capacity,
+                "warnings": list(warnings(geometry)),
+            }
+        )
+    else:
+        click.echo(f"{image}: {summary(geometry)}")

@@ -1,0 +1,186 @@
+"""``inject``: failures on demand."""
+
+from pathlib import Path
+
+import click
+
+from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json
+from zonefs_emu.cli.conditions import COND_CODES
+from zonefs_emu.cli.durations import DURATION
+from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_BYTES
+
+_EFFECTS = ("fail", "partial", "readonly", "offline", "delay", "lie", "recommend-reset")
+_FAILURES = tuple(status.name.lower().replace("_", "-") for status in Status if status)
+_ON_REPORT = ("lie", "recommend-reset")
+
+
+@click.command(short_help="Make operations fail, now or later; list and remove faults.")
+@image_argument
+@click.argument("effect", required=False, type=click.Choice(_EFFECTS), metavar="[EFFECT]")
+@click.option(
+    "--on", "operations", multiple=True, metavar="OPERATION",
+    type=click.Choice([operation.name.lower() for operation in Operation]),
+    help="What it happens to: read, write, append, open, close, finish, reset, flush. May be repeated.",
+)  # fmt: skip
+@click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="In this zone; else in all.")
+@click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="In so many zones from --zone on.")
+@click.option("--nth", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="At the nth match.")
+@click.option("--every", is_flag=True, help="At every match from that one on.")
+@click.option(
+    "--status", type=click.Choice(_FAILURES), default="io-error", show_default=True, metavar="STATUS",
+    help="What a failed operation answers: io-error, no-space, zone-full, open-resource, ...",
+)  # fmt: skip
+@click.option(
+    "--size", type=SIZE, metavar="SIZE", help="partial: what is written before the failure; lie: by how much."
+)
+@click.option("--back", is_flag=True, help="lie: show the write pointer too low instead of too high.")
+@click.option("--delay", "delay_ns", type=DURATION, metavar="TIME[-TIME]", help="delay: 5ms, or 1ms-20ms at random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="delay: where the random times begin.")
+@click.option("--remove", "fault_id", type=click.IntRange(min=1), metavar="ID", help="Remove this fault.")
+@click.option("--clear", is_flag=True, help="Remove all faults.")
+@json_option
+def inject(
+    *,
+    image: Path,
+    effect: str | None,
+    operations: tuple[str, ...],
+    zone_no: int | None,
+    count: int,
+    nth: int,
+    every: bool,
+    status: str,
+    size: int | None,
+    back: bool,
+    delay_ns: tuple[int, int] | None,
+    seed: int,
+    fault_id: int | None,
+    clear: bool,
+    as_json: bool,
+) -> None:
+    """Make operations on IMG fail in a way, at a time, that you choose; without EFFECT, list the faults.
+
+    \b
+    Effects:
+      fail              the operation answers --status, and nothing changes
+      partial           a write moves its first --size and the write pointer, then fails
+      readonly offline  the zone fails (at once, or with --on at the nth operation)
+      delay             the operation takes --delay longer
+      lie               reports show a write pointer --size too high (or too low, with --back)
+      recommend-reset   reports say that the zone should be reset
+
+    \b
+    Examples:
+      zonefs-emu inject small.img fail --on write --zone 7 --nth 3
+      zonefs-emu inject small.img fail --on flush --every --status no-space
+      zonefs-emu inject small.img offline --zone 7
+      zonefs-emu inject small.img --remove 1
+
+    A fault lasts until it is removed, across mounts and restarts, and every front-end meets it.
+    """
+    with open_target(image) as target:
+        if fault_id is not None:
+            call(target, {"verb": "remove-fault", "id": fault_id})
+        elif clear:
+            for fault in _faults(target):
+                call(target, {"verb": "remove-fault", "id": number_of(fault, "id")})
+        elif effect in ("readonly", "offline") and not operations:
+            _fail_now(target, effect, zone_no, count)
+        elif effect is not None:
+            fault = _fault(effect, operations, zone_no, count, nth=nth, every=every, status=status, seed=seed)
+            _add_amount(fault, size, delay_ns, back=back)
+            made, _ = call(target, {"verb": "inject", "fault": fault})
+            found = made["fault"]
+            assert isinstance(found, dict)
+            if as_json:
+                say_json(found)
+            else:
+                click.echo(_sentence(found))
+        else:
+            faults = _faults(target)
+            if as_json:
+                say_json({"faults": list(faults)})
+            elif not faults:
+                click.echo("no faults", err=True)
+            else:
+                for fault in faults:
+                    click.echo(_sentence(fault))
+
+
+def _faults(target: Target) -> list[dict[str, Json]]:
+    faults = call(target, {"verb": "faults"})[0]["faults"]
+    assert isinstance(faults, list)
+    return [fault for fault in faults if isinstance(fault, dict)]
+
+
+def _fail_now(target: Target, effect: str, zone_no: int | None, count: int) -> None:
+    if zone_no is None:
+        msg = f"which zone is to go {effect}? Give --zone"
+        raise UsageError(msg)
+    for number in range(zone_no, zone_no + count):
+        call(target, {"verb": "set-cond", "zone_no": number, "cond": int(Condition[effect.upper()])})
+
+
+def _fault(
+    effect: str, operations: tuple[str, ...], zone_no: int | None, count: int, *, nth: int, every: bool, status: str,
+    seed: int,
+) -> dict[str, Json]:  # fmt: skip
+    fault: dict[str, Json] = {
+        "effect": effect,
+        "operations": list(operations),
+        "first_zone": zone_no or 0,
+        "nr_zones": count if zone_no is not None else 0,
+        "nth": nth,
+        "every": every,
+        "seed": seed,
+    }
+    if effect in ("readonly", "offline"):
+        fault |= {"effect": "cond", "cond": effect.upper()}
+    if effect in ("fail", "partial"):
+        fault["status"] = status.upper().replace("-", "_")
+    return fault
+
+
+def _add_amount(fault: dict[str, Json], size: int | None, delay_ns: tuple[int, int] | None, *, back: bool) -> None:
+    effect = fault["effect"]
+    if size is not None:
+        if size % SECTOR_BYTES:
+            msg = f"--size must be whole sectors of {SECTOR_BYTES} bytes, not {size} bytes"
+            raise UsageError(msg)
+        fault["nr_sectors"] = size // SECTOR_BYTES * (-1 if back else 1)
+    elif effect == "lie":
+        msg = "by how much are reports to lie? Give --size"
+        raise UsageError(msg)
+    if delay_ns is not None:
+        fault["delay_min_ns"], fault["delay_max_ns"] = delay_ns
+
+
+def _sentence(fault: dict[str, Json]) -> str:
+    """Return one line on *fault*, as :meth:`Fault.as_dict` gives it."""
+    nr_zones, first = number_of(fault, "nr_zones"), number_of(fault, "first_zone")
+    where = "in all zones" if not nr_zones else f"in zone {first}"
+    if nr_zones > 1:
+        where = f"in zones {first} to {first + nr_zones - 1}"
+    effect = fault["effect"]
+    if effect in _ON_REPORT:
+        amount = f" by {fault['nr_sectors']} sectors" if effect == "lie" else ""
+        return f"{fault['id']}: {effect}{amount} {where}"
+    names = fault["operations"]
+    assert isinstance(names, list)
+    operations = " or ".join(map(str, names))
+    when = f"every {operations} from the {fault['nth']}. on" if fault["every"] else f"the {fault['nth']}. {operations}"
+    match effect:
+        case "fail":
+            what = f"answers {fault['status']}"
+        case "partial":
+            what = f"writes {fault['nr_sectors']} sectors and answers {fault['status']}"
+        case "cond":
+            what = f"finds its zone {COND_CODES[Condition[str(fault['cond'])]]}"
+        case _:
+            low, high = number_of(fault, "delay_min_ns") / 1e6, number_of(fault, "delay_max_ns") / 1e6
+            what = f"takes {low:g} ms longer" if low == high else f"takes {low:g} to {high:g} ms longer"
+    return f"{fault['id']}: {when} {where} {what} ({fault['seen']} seen)"

@@ -1,0 +1,138 @@
+"""The command line's entry: the group of all verbs, and where errors become one sentence and an exit code."""
+
+import errno
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TextIO
+
+import click
+
+from zonefs_emu.cli.append import append
+from zonefs_emu.cli.attach import attach
+from zonefs_emu.cli.check import check
+from zonefs_emu.cli.crash import crash
+from zonefs_emu.cli.create import create
+from zonefs_emu.cli.detach import detach
+from zonefs_emu.cli.dump import dump
+from zonefs_emu.cli.info import info
+from zonefs_emu.cli.inject import inject
+from zonefs_emu.cli.manage import close, finish, open_, reset
+from zonefs_emu.cli.map import map_
+from zonefs_emu.cli.mkfs import mkfs
+from zonefs_emu.cli.mount import mount
+from zonefs_emu.cli.power_cycle import power_cycle
+from zonefs_emu.cli.read import read
+from zonefs_emu.cli.replay import replay
+from zonefs_emu.cli.report import report
+from zonefs_emu.cli.restore import restore
+from zonefs_emu.cli.serve import serve
+from zonefs_emu.cli.set_cond import set_cond
+from zonefs_emu.cli.stats import stats
+from zonefs_emu.cli.umount import umount
+from zonefs_emu.cli.watch import watch
+from zonefs_emu.cli.why import why
+from zonefs_emu.cli.write import write
+from zonefs_emu.errors import UsageError, ZonedError
+
+
+class OneSentence(click.ClickException):
+    """Why the command failed: one line on stderr."""
+
+    exit_code = 1
+
+    def show(self, file: "IO[str] | None" = None) -> None:
+        """Print the sentence."""
+        click.echo(f"zonefs-emu: {self.format_message()}", file=file, err=file is None)
+
+
+class WrongUsage(OneSentence):
+    """The command line itself was wrong."""
+
+    exit_code = 2
+
+
+class Verbs(click.Group):
+    """A group whose commands fail with one sentence: 1 for what was refused, 2 for a wrong command line."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """Parse the group's own options."""
+        with _in_one_sentence():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Parse and run the verb."""
+        with _in_one_sentence():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "zonefs-emu"
+        message = f"{error.format_message().rstrip('.')} (see '{path} --help')"
+        raise WrongUsage(message) from None
+    except UsageError as error:
+        raise (OneSentence if error.exit_code == 1 else WrongUsage)(str(error)) from None
+    except ZonedError as error:
+        raise OneSentence(str(error)) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            # Who read our output has had enough (head); click ends quietly.
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise OneSentence(f"{where}{error.strerror or error}") from None
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="zonefs-emu", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Zoned storage without the hardware: one file that behaves like a host-managed zoned drive.
+
+    \b
+    A first round:
+      zonefs-emu create small.img --preset small
+      zonefs-emu mkfs small.img
+      mkdir mnt && zonefs-emu mount small.img mnt
+      dd if=/dev/urandom of=mnt/seq/0 bs=1M count=4 oflag=direct conv=notrunc
+      zonefs-emu map small.img
+      zonefs-emu umount mnt
+
+    Every verb works on an image that nothing holds and on one that is mounted or served.
+    """
+
+
+for _verb in (
+    *(create, mkfs, mount, umount, serve, attach, detach, report, map_, open_, close, finish, reset, read, write),
+    *(append, set_cond, info, stats, watch, why, inject, crash, replay, dump, restore, check, power_cycle),
+):
+    cli.add_command(_verb)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    logging.basicConfig(level=logging.WARNING, format="zonefs-emu: warning: %(message)s")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
+            # The picture's signs on a terminal that cannot show them: a question mark, not a traceback.
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    cli(prog_name="zonefs-emu")
+
+
+def vhost_user_blk() -> None:
+    """Be the program that managers know as a vhost-user-blk back-end: ``serve`` with their options."""
+    sys.argv[1:1] = ["serve", "--device", "blk"]
+    main()
+
+
+def vhost_user_scsi() -> None:
+    """Be the program that managers know as a vhost-user-scsi back-end: ``serve`` with their options."""
+    sys.argv[1:1] = ["serve", "--device", "scsi"]
+    main()

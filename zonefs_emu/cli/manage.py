@@ -1,0 +1,66 @@
+"""``open``, ``close``, ``finish``, ``reset``: the zone management verbs."""
+
+from pathlib import Path
+
+import click
+
+from zonefs_emu.cli.common import image_argument
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError
+
+
+def _command(name: str, summary: str, text: str) -> click.Command:
+    """Build the verb *name*; *text* is its help, without the example."""
+
+    @image_argument
+    @click.option(
+        "--zone", "zone_no", metavar="N", type=click.IntRange(min=0), help="Number of the first zone, from 0."
+    )
+    @click.option("--count", metavar="N", type=click.IntRange(min=1), help="Number of zones. [default: 1]")
+    @click.option("--all", "every", is_flag=True, help="All zones that the operation applies to.")
+    def verb(
+        *,
+        image: Path,
+        zone_no: int | None,
+        count: int | None,
+        every: bool,
+    ) -> None:
+        if every == (zone_no is not None):
+            msg = f"say which zones to {name}: --zone N [--count N], or --all"
+            raise UsageError(msg)
+        if every and count is not None:
+            msg = "--all takes no --count"
+            raise UsageError(msg)
+        request: dict[str, Json] = {"verb": "manage", "operation": name}
+        request.update({"all": True} if every else {"zone_no": zone_no, "count": count or 1})
+        with open_target(image) as target:
+            call(target, request)
+
+    examples = f"\b\nExamples:\n  zonefs-emu {name} small.img --zone 4 --count 2\n  zonefs-emu {name} small.img --all"
+    return click.command(name, short_help=summary, help=f"{text}\n\n{examples}")(verb)
+
+
+open_ = _command(
+    "open",
+    "Open zones explicitly.",
+    "Open zones of IMG explicitly: they hold an open resource until closed, finished or reset. With --count all of "
+    "them are opened, or none. --all opens the closed zones.",
+)
+close = _command(
+    "close",
+    "Close open zones.",
+    "Close open zones of IMG: they keep their data and write pointer and stay active; one that holds no data becomes "
+    "empty. --all closes the open zones.",
+)
+finish = _command(
+    "finish",
+    "Make zones full.",
+    "Make zones of IMG full: no more can be written until they are reset. --all finishes the open and closed zones.",
+)
+reset = _command(
+    "reset",
+    "Reset write pointers: forget the data of zones.",
+    "Reset the write pointers of zones of IMG: their data is gone and its space on the host is given back. --all "
+    "resets all but read-only, offline and conventional zones.",
+)

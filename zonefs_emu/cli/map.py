@@ -1,0 +1,70 @@
+"""``map``: the picture of all zones."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import FILE, image_argument, info_of, json_option, number_of, say_json, say_lines, zones_of
+from zonefs_emu.cli.conditions import COND_CODES
+from zonefs_emu.cli.picture import fold, svg, terminal
+from zonefs_emu.daemon.client import open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.units import human_bytes, to_bytes
+
+_JSON_CELLS: Final = 4096
+
+
+@click.command("map", short_help="Draw all zones: condition and fill.")
+@image_argument
+@click.option("--svg", "svg_file", type=FILE, metavar="FILE", help="Write the picture to FILE as SVG ('-' for stdout).")
+@json_option
+def map_(
+    *,
+    image: Path,
+    svg_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Draw all zones of IMG in the terminal: what condition each is in, and how full it is.
+
+    \b
+    Examples:
+      zonefs-emu map small.img
+      zonefs-emu map small.img --svg zones.svg
+
+    A device with more zones than fit is drawn with several zones to a sign. Colours appear on a terminal only, and not
+    if NO_COLOR is set.
+    """
+    with open_target(image, readonly=True) as target:
+        info = info_of(target)
+        nr_zones = number_of(info, "nr_zones")
+        zones = zones_of(target)
+        title = (
+            f"{image.name}: {nr_zones} zones of {human_bytes(to_bytes(number_of(info, 'zone_size')))}, "
+            f"{_limit(info, 'open')}, {_limit(info, 'active')}"
+        )
+        if as_json:
+            picture = fold(zones, nr_zones=nr_zones, max_cells=_JSON_CELLS)
+            cells: list[Json] = [
+                {"zone_no": c.first, "count": c.count, "cond": COND_CODES[c.cond], "fill": round(c.fill, 4)}
+                for c in picture.cells
+            ]
+            counts: dict[str, Json] = {COND_CODES[cond]: count for cond, count in picture.counts.items()}
+            say_json({"nr_zones": nr_zones, "counts": counts, "cells": cells})
+        elif svg_file is not None and str(svg_file) != "-":
+            with svg_file.open("w", encoding="utf-8") as file:
+                file.writelines(svg(zones, nr_zones=nr_zones, title=title))
+        elif svg_file is not None:
+            say_lines(svg(zones, nr_zones=nr_zones, title=title))
+        else:
+            colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+            click.echo(title)
+            say_lines(terminal(zones, nr_zones=nr_zones, width=shutil.get_terminal_size().columns, colour=colour))
+
+
+def _limit(info: dict[str, Json], kind: str) -> str:
+    limit = number_of(info, f"max_{kind}_zones")
+    return f"{info[f'nr_{kind}']} of {limit} {kind}" if limit else f"{info[f'nr_{kind}']} {kind}"

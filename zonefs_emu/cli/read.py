@@ -1,0 +1,54 @@
+"""``read``: data of a zone to stdout."""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import SIZE, image_argument, zone_of, zone_option
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
+
+#: One command of the device; a longer read is several.
+_CHUNK_BYTES: Final = 1 << 20
+
+
+@click.command(short_help="Write data of a zone to stdout.")
+@image_argument
+@zone_option
+@click.option("--offset", type=SIZE, default=0, help="Where to begin, from the start of the zone. [default: 0]")
+@click.option("--length", type=SIZE, help="How much to read. [default: what was written]")
+def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
+    """Write data of a zone of IMG to stdout, by the rules of the device.
+
+    \b
+    Example:
+      zonefs-emu read small.img --zone 4 --offset 1M --length 4K | xxd | head
+
+    Beyond the write pointer a zone reads as zeros.
+    """
+    with open_target(image, readonly=True) as target:
+        zone = zone_of(target, zone_no)
+        if length is None:
+            # An offline zone is asked for in full, so that the device says why it cannot be read.
+            whole = zone.cond in (Condition.NOT_WP, Condition.OFFLINE)
+            length = max(0, to_bytes(zone.capacity if whole else zone.wp - zone.start) - offset)
+        if offset % SECTOR_BYTES or length % SECTOR_BYTES:
+            msg = f"offset {offset} and length {length} must be multiples of the block size"
+            raise UsageError(msg, exit_code=1)
+        sector, end = zone.start + to_sectors(offset), zone.start + to_sectors(offset + length)
+        if end > zone.start + zone.size:
+            msg = (
+                f"offset {offset} and length {length} lead beyond zone {zone_no}, which has {to_bytes(zone.size)} bytes"
+            )
+            raise UsageError(msg, exit_code=1)
+        output = sys.stdout.buffer
+        while sector < end:
+            nr_sectors = min(end - sector, to_sectors(_CHUNK_BYTES))
+            _, data = call(target, {"verb": "read", "sector": sector, "nr_sectors": nr_sectors})
+            output.write(data)
+            sector += nr_sectors
+        output.flush()

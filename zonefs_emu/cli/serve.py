@@ -1,0 +1,177 @@
+"""``serve``: an image as a disk for virtual machines."""
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import FILE, record_option
+from zonefs_emu.cli.mount import ZonefsFrontEnd
+from zonefs_emu.daemon import session
+from zonefs_emu.daemon.session import FrontEnd
+from zonefs_emu.daemon.vhost_user import VhostUserFrontEnd
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.fs.options import parse_options
+from zonefs_emu.vhost_user.blk import BlkModel
+from zonefs_emu.vhost_user.model import DeviceModel
+from zonefs_emu.vhost_user.scsi import ScsiModel
+from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
+
+#: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
+_SCSI_QUEUES: Final = 16
+_MEMORY: Final = [
+    "-m",
+    "1G",
+    "-object",
+    "memory-backend-memfd,id=memory,size=1G,share=on",
+    "-machine",
+    "q35,memory-backend=memory",
+]
+#: What managers such as libvirt look up. Source: QEMU, docs/interop/vhost-user.json.
+_TYPES: Final = {"scsi": "scsi", "blk": "block"}
+
+
+def serial_of(device: ZonedDevice) -> str:
+    """Return the serial number of *device*: the same for every front-end and every start."""
+    return device.uuid.hex[:20].upper()
+
+
+def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> DeviceModel:
+    """Make the virtio block device."""
+    return BlkModel(device, BlkOptions(serial=serial_of(device), nr_queues=nr_queues), strict=strict)
+
+
+def scsi_model(device: ZonedDevice) -> DeviceModel:
+    """Make the virtio SCSI host."""
+    return ScsiModel(device, serial=serial_of(device), nr_request_queues=_SCSI_QUEUES)
+
+
+def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
+    """Return a QEMU command line that uses the sockets, ready to paste."""
+    words = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", *_MEMORY]
+    if scsi is not None:
+        # The guest goes on when the back-end is started again.
+        words += ["-chardev", f"socket,id=scsi0,path={_escape(scsi)},reconnect-ms=1000"]
+        words += ["-device", "vhost-user-scsi-pci,chardev=scsi0"]
+    if blk is not None:
+        words += ["-chardev", f"socket,id=blk0,path={_escape(blk)}"]
+        words += [
+            "-device",
+            f"vhost-user-test-device-pci,chardev=blk0,virtio-id=2,num_vqs={nr_queues},config_size={CONFIG_BYTES}",
+        ]
+    return shlex.join(words)
+
+
+def _escape(path: Path) -> str:
+    """Return *path* as the value of a QEMU option: a comma is doubled."""
+    return str(path.absolute()).replace(",", ",,")
+
+
+def capabilities(kind: str) -> str:
+    """Return what a manager reads to learn what can be asked of us. Source: vhost-user.rst, "Backend programs"."""
+    return json.dumps({"type": _TYPES[kind], "features": ["blk-file"] if kind == "blk" else []})
+
+
+def descriptor(kind: str) -> str:
+    """Return the file that tells managers of us."""
+    name = f"zonefs-emu-vhost-user-{kind}"
+    # Beside the program that runs; PATH is another's.
+    beside = Path(sys.argv[0]).absolute().with_name(name)
+    return json.dumps(
+        {
+            "description": f"zonefs-emu: a zoned {_TYPES[kind]} device",
+            "type": _TYPES[kind],
+            "binary": str(beside if beside.exists() else Path(shutil.which(name) or beside)),
+            "tags": ["zoned", "host-managed"],
+        },
+        indent=2,
+    )
+
+
+@click.command(short_help="Offer an image to virtual machines.")
+@click.argument("image", metavar="[IMG]", type=FILE, required=False)
+@click.option("--vhost-user-scsi", "scsi", type=FILE, metavar="SOCK", help="Offer a virtio-scsi host with a ZBC disk.")
+@click.option("--vhost-user-blk", "blk", type=FILE, metavar="SOCK", help="Offer a virtio-blk disk with zones.")
+@click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
+@record_option
+@click.option("--mount-options", default="", metavar="OPTIONS", help="Options of that mount; see mount.")
+@click.option("--queues", "nr_queues", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N",
+              help="Queues of the virtio-blk disk.")  # fmt: skip
+@click.option("--strict-features", "strict", is_flag=True,
+              help="Drop a virtio-blk driver that does not accept zones, instead of tolerating it.")  # fmt: skip
+@click.option("--device", type=click.Choice(["scsi", "blk"]), default="scsi", show_default=True,
+              help="What --socket-path and --fd offer.")  # fmt: skip
+@click.option("--socket-path", type=FILE, metavar="SOCK", help="For managers: the socket of --device.")
+@click.option("--fd", type=click.IntRange(min=0), metavar="N", help="For managers: an open socket for --device.")
+@click.option("--blk-file", type=FILE, metavar="IMG", help="For managers: IMG by the name that they give it.")
+@click.option(
+    "--print-capabilities", "show_capabilities", is_flag=True, help="For managers: say what --device has, as JSON."
+)
+@click.option(
+    "--print-descriptor",
+    "show_descriptor",
+    is_flag=True,
+    help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
+)
+def serve(
+    *, image: Path | None, scsi: Path | None, blk: Path | None, directory: Path | None, record_file: Path | None,
+    mount_options: str, nr_queues: int, strict: bool, device: str, socket_path: Path | None, fd: int | None,
+    blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
+) -> None:  # fmt: skip
+    """Offer IMG to virtual machines at the socket SOCK, by any number of front-ends at once.
+
+    \b
+    Examples:
+      zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock
+      zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
+
+    Prints the QEMU command line that uses it, and stays in the foreground until SIGTERM or SIGINT. Killed and started
+    again, it goes on with what the guest has in flight, each request exactly once. Any QEMU has vhost-user-scsi; the
+    zones of virtio-blk need a front-end that passes them on: QEMU from 11.1 on, crosvm, libkrun. All other verbs work
+    on IMG meanwhile.
+    """
+    if show_capabilities or show_descriptor:
+        click.echo(capabilities(device) if show_capabilities else descriptor(device))
+        return
+    path = blk_file if image is None else image
+    if path is None or (image is not None and blk_file is not None):
+        msg = "one image is served: IMG, or --blk-file IMG"
+        raise UsageError(msg)
+    front_ends: list[FrontEnd] = []
+    make_blk = partial(blk_model, nr_queues=nr_queues, strict=strict)
+    makers: dict[str, Callable[[ZonedDevice], DeviceModel]] = {"scsi": scsi_model, "blk": make_blk}
+    if socket_path is not None and fd is not None:
+        msg = "--socket-path and --fd exclude each other"
+        raise UsageError(msg)
+    if fd is not None:
+        front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
+    if socket_path is not None:
+        scsi, blk = (socket_path, blk) if device == "scsi" else (scsi, socket_path)
+    if scsi is not None:
+        front_ends.append(VhostUserFrontEnd(scsi_model, path=scsi.absolute()))
+    if blk is not None:
+        front_ends.append(VhostUserFrontEnd(make_blk, path=blk.absolute()))
+    if not front_ends:
+        msg = "nothing to serve: give --vhost-user-scsi SOCK or --vhost-user-blk SOCK"
+        raise UsageError(msg)
+    if directory is not None:
+        if not directory.is_dir():
+            msg = f"{directory} is no directory to mount on"
+            raise UsageError(msg, exit_code=1)
+        front_ends.append(ZonefsFrontEnd(directory.resolve(), parse_options(mount_options)))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+
+    def ready() -> None:
+        click.echo(f"{path} is served; stop with Ctrl-C", err=True)
+        if scsi is not None or blk is not None:
+            click.echo(qemu_command(scsi, blk, nr_queues))
+
+    session.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)

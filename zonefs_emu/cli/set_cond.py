@@ -1,0 +1,28 @@
+"""``set-cond``: put a zone into a condition, as a failing medium would."""
+
+from pathlib import Path
+
+import click
+
+from zonefs_emu.cli.common import ConditionType, image_argument, zone_option
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.model.zone import Condition
+
+
+@click.command("set-cond", short_help="Put a zone into a condition: readonly, offline, ...")
+@image_argument
+@zone_option
+@click.argument("cond", metavar="CONDITION", type=ConditionType())
+def set_cond(image: Path, zone_no: int, cond: Condition) -> None:
+    """Put a zone of IMG into CONDITION, as a failing or repaired medium would.
+
+    \b
+    Examples:
+      zonefs-emu set-cond small.img --zone 5 readonly
+      zonefs-emu set-cond small.img --zone 5 empty
+
+    readonly and offline keep the data, though offline it cannot be read; empty forgets it; closed and full keep it.
+    nw brings a conventional zone back. Every tool's names are understood: ro, READONLY, ZND_STATE_RONLY, 0xd.
+    """
+    with open_target(image) as target:
+        call(target, {"verb": "set-cond", "zone_no": zone_no, "cond": int(cond)})

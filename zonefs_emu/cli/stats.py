@@ -1,0 +1,90 @@
+"""``stats``: counters of the device and its front-ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import image_argument, info_of, json_option, say_json, say_lines
+from zonefs_emu.cli.info import front_end_lines
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.verbs import TOP_MAX
+from zonefs_emu.device.counters import Counter
+
+COUNTERS: Final = tuple(counter.name.lower() for counter in Counter)
+
+
+@click.command(short_help="Show counters of the device and its front-ends.")
+@image_argument
+@click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="The counters of this zone only.")
+@click.option("--top", type=click.IntRange(1, TOP_MAX), metavar="N", help="The N zones with most --by.")
+@click.option(
+    "--by", default="resets", show_default=True, type=click.Choice(COUNTERS), metavar="COUNTER", help="For --top."
+)
+@click.option("--openmetrics", is_flag=True, help="Print OpenMetrics text, as Prometheus reads it.")
+@json_option
+def stats(
+    *,
+    image: Path,
+    zone_no: int | None,
+    top: int | None,
+    by: str,
+    openmetrics: bool,
+    as_json: bool,
+) -> None:
+    """Show the counters of IMG: commands by kind, refusals, implicit closes, open and active zones.
+
+    \b
+    Examples:
+      zonefs-emu stats small.img --json
+      zonefs-emu stats small.img --top 5 --by written_sectors
+      zonefs-emu stats small.img --openmetrics
+
+    The counters last: they began when the image was created. A mounted file system adds what the kernel's zonefs shows
+    in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files.
+    """
+    request: dict[str, Json] = {"verb": "stats"}
+    if zone_no is not None:
+        request["zone_no"] = zone_no
+    elif top is not None:
+        request |= {"top": top, "by": by}
+    with open_target(image, readonly=True) as target:
+        record, _ = call(target, request)
+        uuid = str(info_of(target)["uuid"]) if openmetrics else ""
+    if openmetrics:
+        say_lines(_openmetrics(record, uuid, zone_no))
+        return
+    if as_json:
+        say_json(record)
+        return
+    if zone_no is not None:
+        say_lines(_lines(record["zone"]))
+        return
+    if top is not None:
+        rows = record["top"]
+        assert isinstance(rows, list)
+        say_lines(f"zone {row['zone_no']:>8}  {row[by]}\n" for row in rows if isinstance(row, dict))
+        return
+    say_lines(_lines(record["device"]))
+    say_lines(front_end_lines(record))
+
+
+def _lines(counters: Json) -> Iterator[str]:
+    assert isinstance(counters, dict)
+    for name, value in counters.items():
+        yield f"{name + ':':<26} {value}\n"
+
+
+def _openmetrics(record: dict[str, Json], uuid: str, zone_no: int | None) -> Iterator[str]:
+    """Yield the counters as OpenMetrics 1.0 text: gauges for what goes up and down, counters for what only grows."""
+    zone = "" if zone_no is None else f',zone="{zone_no}"'
+    counters = record["device" if zone_no is None else "zone"]
+    assert isinstance(counters, dict)
+    for name, value in counters.items():
+        metric = f"zonefs_emu_{name}"
+        is_gauge = name.startswith("nr_")
+        yield f"# TYPE {metric} {'gauge' if is_gauge else 'counter'}\n"
+        yield f'{metric}{"" if is_gauge else "_total"}{{image="{uuid}"{zone}}} {value}\n'
+    yield "# EOF\n"

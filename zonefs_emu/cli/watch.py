@@ -1,0 +1,104 @@
+"""``watch``: the live picture of the zones."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import image_argument, info_of, number_of, say_lines, zones_of
+from zonefs_emu.cli.picture import terminal
+from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.units import human_bytes, to_bytes
+
+#: Home and clear to the end of each line and of the screen: the picture stays in place and does not flicker.
+_HOME: Final = "\033[H"
+_CLEAR_LINE: Final = "\033[K"
+_CLEAR_BELOW: Final = "\033[J"
+_RATES: Final = (
+    ("writes", "write"),
+    ("appends", "append"),
+    ("reads", "read"),
+    ("resets", "reset"),
+    ("flushes", "flush"),
+)
+
+
+@click.command(short_help="Show the zones, the limits and the rates, live.")
+@image_argument
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
+    help="How often to look.",
+)  # fmt: skip
+@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after so many pictures.")
+def watch(*, image: Path, interval: float, frames: int | None) -> None:
+    """Draw the zones of IMG again and again: condition, fill, open and active zones, commands and bytes per second.
+
+    \b
+    Example:
+      zonefs-emu watch small.img
+
+    Ends with Ctrl-C. IMG may be mounted or served; that is when there is something to see.
+    """
+    is_terminal = sys.stdout.isatty()
+    before: tuple[float, dict[str, Json]] | None = None
+    number = 0
+    while True:
+        with open_target(image, readonly=True) as target:
+            now = time.monotonic()
+            counters, lines = _frame(
+                target, image.name, before, now, colour=is_terminal and not os.environ.get("NO_COLOR")
+            )
+        before = now, counters
+        if is_terminal:
+            click.echo(
+                _HOME + "".join(line.rstrip("\n") + _CLEAR_LINE + "\n" for line in lines) + _CLEAR_BELOW, nl=False
+            )
+        else:
+            say_lines([*lines, "\n"])
+        sys.stdout.flush()
+        number += 1
+        if number == frames:
+            return
+        time.sleep(interval)
+
+
+def _frame(
+    target: Target, name: str, before: tuple[float, dict[str, Json]] | None, now: float, *, colour: bool
+) -> tuple[dict[str, Json], list[str]]:
+    """Return the counters now, and the lines of one picture."""
+    info = info_of(target)
+    counters = call(target, {"verb": "stats"})[0]["device"]
+    assert isinstance(counters, dict)
+    nr_zones = number_of(info, "nr_zones")
+    size = shutil.get_terminal_size()
+    lines = [f"{name}  {_limit(info, 'open')}, {_limit(info, 'active')}\n", *_rates(counters, before, now)]
+    lines.extend(terminal(zones_of(target), nr_zones=nr_zones, width=size.columns, colour=colour))
+    return counters, lines
+
+
+def _rates(counters: dict[str, Json], before: tuple[float, dict[str, Json]] | None, now: float) -> Iterator[str]:
+    if before is None:
+        yield "rates: after the next look\n"
+        return
+    elapsed = max(now - before[0], 1e-3)
+
+    def rate(counter: str) -> float:
+        return (number_of(counters, counter) - number_of(before[1], counter)) / elapsed
+
+    commands = "  ".join(f"{rate(counter):.0f} {word}/s" for counter, word in _RATES)
+    written, read = rate("written_sectors"), rate("read_sectors")
+    yield (
+        f"{commands}  {human_bytes(to_bytes(int(written)))}/s written  {human_bytes(to_bytes(int(read)))}/s read  "
+        f"{number_of(counters, 'refused')} refused\n"
+    )
+
+
+def _limit(info: dict[str, Json], kind: str) -> str:
+    limit = number_of(info, f"max_{kind}_zones")
+    return f"{info[f'nr_{kind}']} of {limit} {kind}" if limit else f"{info[f'nr_{kind}']} {kind}"

@@ -1,0 +1,86 @@
+"""``why``: the last refused operations, explained."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import image_argument, json_option, number_of, say_json
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.verbs import REFUSALS_MAX
+
+_POLL_S: Final = 0.5
+
+
+@click.command(short_help="Explain the last refused operations.")
+@image_argument
+@click.option(
+    "-n",
+    "count",
+    metavar="N",
+    type=click.IntRange(1, REFUSALS_MAX),
+    default=1,
+    show_default=True,
+    help="How many, oldest first.",
+)
+@click.option("--follow", is_flag=True, help="Go on with each new refusal, until interrupted.")
+@json_option
+def why(
+    *,
+    image: Path,
+    count: int,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Explain the last refused operations on IMG: what was asked, which rule stood against it, where it is written.
+
+    \b
+    Examples:
+      zonefs-emu why small.img -n 3
+      zonefs-emu why small.img --follow
+
+    Front-ends flatten errors (a file system says EIO or EINVAL); the device remembers what was wrong, also after a
+    restart. With --json and --follow there is one object a line.
+    """
+    if follow:
+        _follow(image, count, as_json=as_json)
+        return
+    with open_target(image, readonly=True) as target:
+        record, _ = call(target, {"verb": "why", "count": count})
+    if as_json:
+        say_json(record)
+        return
+    refusals = record["refusals"]
+    assert isinstance(refusals, list)
+    if not refusals:
+        click.echo("nothing was refused", err=True)
+    for refusal in refusals:
+        assert isinstance(refusal, dict)
+        _say(refusal)
+
+
+def _say(refusal: dict[str, Json]) -> None:
+    click.echo(f"{refusal['time']} {refusal['sentence']}")
+
+
+def _follow(image: Path, count: int, *, as_json: bool) -> None:
+    """Print the last *count* refusals and then each new one; an image is opened anew each time, so that others can."""
+    after = 0
+    while True:
+        with open_target(image, readonly=True) as target:
+            record, _ = call(target, {"verb": "why", "count": REFUSALS_MAX if after else count, "after": after})
+        refusals = record["refusals"]
+        assert isinstance(refusals, list)
+        for refusal in refusals:
+            assert isinstance(refusal, dict)
+            after = number_of(refusal, "seq")
+            if as_json:
+                click.echo(json.dumps(refusal, ensure_ascii=False))
+            else:
+                _say(refusal)
+        sys.stdout.flush()
+        time.sleep(_POLL_S)
