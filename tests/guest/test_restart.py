@@ -1,0 +1,103 @@
+"""The daemon dies, QEMU dies: what a guest that is at work notices of it, which is nothing but a pause."""
+
+import random
+import struct
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.served import Served
+from tools.guest.kit import find_kit
+from tools.guest.machine import Guest
+
+pytestmark = pytest.mark.qemu
+
+RECORD_BYTES: Final = 4096
+ZONE_BYTES: Final = 4 << 20
+#: Fewer would hardly meet a request in the middle; more would only take time.
+MIN_KILLS: Final = 5
+MAX_KILLS: Final = 15
+
+# Writes numbered records one after the other, a zone after the other, and says when one of them has not been written.
+WRITE_RECORDS: Final = """
+import mmap, os, struct, sys, time
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
+start, count, pause = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+buffer = mmap.mmap(-1, 4096)
+for number in range(count):
+    buffer[:] = struct.pack("<Q", number) * 512
+    assert os.pwritev(fd, [buffer], start + number * 4096) == 4096
+    if not number:
+        print("writing", flush=True)
+    time.sleep(pause)
+print("all written")
+"""
+
+
+def test_killed_daemon_loses_and_doubles_nothing(guest: Guest, tmp_path: Path) -> None:
+    """Killed again and again under full load, while data is written and while it is read back and verified."""
+    create = f"--size 512M --zone-size {ZONE_BYTES} --nr-conv 2 --max-open-zones 8"
+    with Served(tmp_path, create=create) as served:
+        disk = guest.attach("scsi", served.scsi_socket)
+        # A slow medium: of the requests that a kill meets some are done and not yet answered.
+        served.verb("inject", "delay", "--on", "write", "--every", "--delay", "0ms-2ms")
+        verify = guest.start(
+            f"fio --name=verify --filename={disk.path} --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=16"
+            " --rw=randwrite --bs=4k --offset=16M --size=16M --max_open_zones=4 --verify=crc32c --verify_fatal=1"
+        )
+        nr_records = 4 * ZONE_BYTES // RECORD_BYTES
+        records = guest.start_python(WRITE_RECORDS, disk.path, str(64 * ZONE_BYTES), str(nr_records), "0")
+        kills = 0
+        # Not in step with anything: each kill meets the requests at another instant.
+        pauses = random.Random(3)
+        while verify.poll() is None and kills < MAX_KILLS:
+            served.wait_until_ready()
+            time.sleep(pauses.uniform(0.1, 1.5))
+            served.kill()
+            served.start()
+            kills += 1
+        assert kills >= MIN_KILLS
+        verify.wait(120)
+        assert records.wait(60).stdout == "writing\nall written\n"
+        assert served.refusals() == []
+        report = guest.run(["blkzone", "report", disk.path]).stdout
+        assert report == served.blkzone_report()
+        disk.detach()
+    # Data first: the image's offsets are the device's.
+    with served.image.open("rb") as image:
+        image.seek(64 * ZONE_BYTES)
+        found = image.read(nr_records * RECORD_BYTES)
+    assert [number for (number,) in struct.iter_unpack("<Q4088x", found)] == list(range(nr_records))
+
+
+def test_another_qemu_finds_what_the_last_one_wrote(guest: Guest, tmp_path: Path) -> None:
+    """The daemon stays, and takes the next connection as it took the first."""
+    kit = find_kit()
+    assert kit is not None
+    with Served(tmp_path, create=f"--size 64M --zone-size {ZONE_BYTES} --max-open-zones 8") as served:
+        with Guest(kit, memory_mib=512) as other:
+            disk = other.attach("scsi", served.scsi_socket)
+            other.run(
+                f"echo before | dd of={disk.path} bs=4k conv=sync oflag=direct; blkzone open -o 8192 -c 1 {disk.path}"
+            )
+            # Cut off in the middle of writing.
+            job = other.start_python(WRITE_RECORDS, disk.path, str(4 * ZONE_BYTES), "1024", "0.01")
+            other.wait_until(f"grep -q writing {job.directory}/stdout")
+            time.sleep(0.5)
+            assert job.poll() is None
+        disk = guest.attach("scsi", served.scsi_socket)
+        read = f"dd if={disk.path} bs=4k count=1 iflag=direct status=none | tr -d '\\0'"
+        assert guest.run(read).stdout == "before\n"
+        assert guest.run(["blkzone", "report", disk.path]).stdout == served.blkzone_report()
+        assert served.conds()[:5] == ["oi", "oe", "em", "em", "oi"]
+        written = served.written(4) * 512
+        guest.run(f"echo after | dd of={disk.path} bs=4k seek=1 conv=sync oflag=direct")
+        assert served.refusals() == []
+        disk.detach()
+    with served.image.open("rb") as image:
+        image.seek(4 * ZONE_BYTES)
+        found = image.read(written)
+    assert found
+    assert [number for (number,) in struct.iter_unpack("<Q4088x", found)] == list(range(len(found) // RECORD_BYTES))

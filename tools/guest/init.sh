@@ -1,0 +1,34 @@
+#!/bin/sh
+# First process of the guest, in the initramfs: puts the host's root and the kit's tools under one overlay and moves there.
+# The kernel hands unknown NAME=VALUE words of its command line over as environment: guest_share is one.
+fail() { echo "guest: $*" >/dev/console; poweroff -f; }
+
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+for module in /modules/*.ko; do
+    insmod "$module" || fail "cannot load $module"
+done
+
+read_only=trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro
+mkdir -p /lower/host /lower/kit /memory /merged
+mount -t 9p -o $read_only host /lower/host || fail "cannot mount the host's root"
+mount -t 9p -o $read_only kit /lower/kit || fail "cannot mount the kit"
+mount -t tmpfs memory /memory
+mkdir /memory/upper /memory/work
+# What the kit brings wins over what the host has: the guest's tools are the same on every host.
+mount -t overlay -o lowerdir=/lower/kit:/lower/host,upperdir=/memory/upper,workdir=/memory/work root /merged \
+    || fail "cannot mount the overlay"
+
+for name in dev proc sys; do
+    mkdir -p /merged/$name
+    mount --move /$name /merged/$name
+done
+mkdir -p /merged/run "/merged$guest_share"
+mount -t tmpfs run /merged/run
+# No cache: host and guest see at once what the other has written.
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none share "/merged$guest_share" \
+    || fail "cannot mount the share"
+cp /agent.sh /merged/run/agent.sh
+# Being process 1, this moves the kernel's own helpers (modprobe) into the new root too.
+exec switch_root /merged /usr/bin/busybox sh /run/agent.sh
