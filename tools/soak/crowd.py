@@ -1,0 +1,608 @@
+"""All front-ends at once: a daemon, the loads on it, each with zones of its own, and faults and garbage among them."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
+from zonefs_emu.daemon import rendezvous
+from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.framing import MAGIC, Json, unpack_zones
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError, UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.virtio import blk
+
+ZONE: Final = 4096
+ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
+WRITE_BLOCKS_MAX: Final = 16
+#: 2 conventional zones (the super block lies in the first) and 60 for the loads; fewer may be open than are written to.
+GEOMETRY: Final = Geometry(
+    size=62 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), block_size_bytes=BLOCK_BYTES,
+    write_granularity=BLOCK_SECTORS, max_open_zones=6, max_append=ZONE,
+)  # fmt: skip
+FILES: Final = range(2, 22)
+VERBS: Final = range(22, 42)
+DISK: Final = range(42, 62)
+NR_FAULTS: Final = 12
+_START_SECONDS: Final = 60
+_ANSWER_SECONDS: Final = 60
+_GONE_ERRNOS: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV))
+_PROGRAM: Final = (sys.executable, "-m", "zonefs_emu")
+
+
+class GoneError(Exception):
+    """The daemon is not there any more."""
+
+
+class Daemon:
+    """``zonefs-emu serve`` with every front-end that it has."""
+
+    def __init__(self, directory: Path) -> None:
+        self.image = directory / "soak.img"
+        self.mountpoint = directory / "mnt"
+        self.blk, self.scsi = directory / "blk.sock", directory / "scsi.sock"
+        self.log = directory / "daemon.log"
+        self.mountpoint.mkdir()
+        ZonedDevice.create(self.image, GEOMETRY, uuid=uuid4(), label="soak")
+        subprocess.run([*_PROGRAM, "mkfs", str(self.image)], check=True, stdout=subprocess.DEVNULL)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended, be it by itself."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def resident_kib(self) -> int:
+        """Resident memory now."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    def start(self) -> None:
+        """Start it and wait until it serves."""
+        for path in (self.blk, self.scsi):
+            path.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            before = log.tell()
+            self._process = subprocess.Popen(
+                [
+                    *_PROGRAM, "serve", str(self.image), "--vhost-user-blk", str(self.blk),
+                    "--vhost-user-scsi", str(self.scsi), "--mount", str(self.mountpoint),
+                    "--mount-options", "errors=repair",
+                ],
+                stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+        deadline = time.monotonic() + _START_SECONDS
+        while b"is served" not in self.log.read_bytes()[before:]:
+            assert self.is_running, f"the daemon did not start: see {self.log}"
+            assert time.monotonic() < deadline, f"the daemon does not come up: see {self.log}"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Kill it as the kernel does when memory is out, and clean up as the administrator does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        fusermount = shutil.which("fusermount3")
+        assert fusermount is not None
+        subprocess.run([fusermount, "-u", "-z", str(self.mountpoint)], check=False, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """Stop it in order."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(_ANSWER_SECONDS)
+        assert code == 0, f"the daemon ended with exit code {code}: see {self.log}"
+
+
+class Load(threading.Thread):
+    """One client of the daemon, on a thread; *failure* is what it found wrong."""
+
+    def __init__(self, daemon: Daemon, name: str, seed: int) -> None:
+        super().__init__(name=name, daemon=True)
+        self.target = daemon
+        self.rng = random.Random(f"{name} {seed}")
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self.nr_done = 0
+        self.nr_refused = 0
+
+    def run(self) -> None:
+        """Take steps until told to stop, or until the daemon is gone."""
+        try:
+            with self.connected():
+                while not self.stopping.is_set():
+                    self.step()
+        except GoneError:
+            pass
+        except BaseException as error:
+            self.failure = error
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect for the time of the context."""
+        yield
+
+    def step(self) -> None:
+        """Do one thing."""
+        raise NotImplementedError
+
+
+class DataLoad(Load):
+    """A load that writes, reads, resets and flushes zones that only it writes to, and knows what they must hold.
+
+    The calls of a kind of client return whether they were done; False where a fault refused them.
+    """
+
+    def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger]) -> None:
+        super().__init__(daemon, name, seed)
+        self.ledgers = ledgers
+
+    def step(self) -> None:
+        """Do one thing to one zone."""
+        zone, dice = self.rng.choice(self.ledgers), self.rng.random()
+        if zone.acknowledged + WRITE_BLOCKS_MAX >= ZONE_BLOCKS or (zone.acknowledged and dice < 0.02):
+            self._reset(zone)
+        elif dice < 0.25 and zone.acknowledged:
+            first = self.rng.randrange(zone.acknowledged)
+            count = min(self.rng.randrange(1, 33), zone.acknowledged - first)
+            found = self.read(zone, first, count)
+            if found is None:
+                self.nr_refused += 1
+            else:
+                zone.compare(first, count, found)
+                self.nr_done += 1
+        elif dice < 0.28:
+            self._note(done=self.flush(zone))
+        else:
+            zone.trying = self.rng.randrange(1, WRITE_BLOCKS_MAX + 1)
+            done = self.write(zone, zone.data(zone.acknowledged, zone.trying))
+            if done:
+                zone.acknowledged += zone.trying
+                zone.trying = 0
+            else:
+                zone.settle(self.written_sectors(zone))
+            self._note(done=done)
+
+    def _reset(self, zone: Ledger) -> None:
+        zone.resetting = True
+        done = self.reset(zone)
+        if done:
+            zone.was_reset()
+        else:
+            zone.resetting = False
+            zone.settle(self.written_sectors(zone))
+        self._note(done=done)
+
+    def _note(self, *, done: bool) -> None:
+        if done:
+            self.nr_done += 1
+        else:
+            self.nr_refused += 1
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Return *count* blocks from block *first* on; None if refused."""
+        raise NotImplementedError
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Write at wp."""
+        raise NotImplementedError
+
+    def reset(self, zone: Ledger) -> bool:
+        """Reset."""
+        raise NotImplementedError
+
+    def flush(self, zone: Ledger) -> bool:
+        """Flush."""
+        raise NotImplementedError
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Return how much the zone holds."""
+        raise NotImplementedError
+
+
+class FileLoad(DataLoad):
+    """Files of the mount."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Open the files."""
+        with ExitStack() as stack:
+            self._fds: dict[int, int] = {}
+            for zone in self.ledgers:
+                path = self.target.mountpoint / "seq" / str(zone.zone_no - GEOMETRY.nr_conventional)
+                try:
+                    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
+                except OSError as error:
+                    raise GoneError from error
+                stack.callback(self._close, fd)
+                self._fds[zone.zone_no] = fd
+            yield
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        with suppress(OSError):
+            os.close(fd)
+
+    @contextmanager
+    def _refusals(self) -> Iterator[list[bool]]:
+        done = [True]
+        try:
+            yield done
+        except OSError as error:
+            if error.errno in _GONE_ERRNOS:
+                raise GoneError from error
+            if error.errno != errno.EIO:
+                raise
+            done[0] = False
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Read with pread(2)."""
+        found: bytes | None = None
+        with self._refusals():
+            found = os.pread(self._fds[zone.zone_no], count * BLOCK_BYTES, first * BLOCK_BYTES)
+        return found  # noqa: RET504  (mypy does not see that the context swallows refusals)
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Write with pwrite(2); a short write is one that failed half way."""
+        with self._refusals() as done:
+            done[0] = os.pwrite(self._fds[zone.zone_no], data, zone.acknowledged * BLOCK_BYTES) == len(data)
+        return done[0]
+
+    def reset(self, zone: Ledger) -> bool:
+        """Truncate to nothing."""
+        with self._refusals() as done:
+            os.ftruncate(self._fds[zone.zone_no], 0)
+        return done[0]
+
+    def flush(self, zone: Ledger) -> bool:
+        """Call fsync(2)."""
+        with self._refusals() as done:
+            os.fsync(self._fds[zone.zone_no])
+        return done[0]
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Return what stat(2) says."""
+        try:
+            return os.fstat(self._fds[zone.zone_no]).st_size // 512
+        except OSError as error:
+            raise GoneError from error
+
+
+class _Asking:
+    """The control socket, for loads."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def ask(self, verb: str, payload: bytes = b"", **facts: Json) -> tuple[dict[str, Json], bytes] | None:
+        """Ask for a verb with one reply; None if a fault refused it."""
+        try:
+            reply, data = call(self._target, {"verb": verb, **facts}, payload)
+        except PeerError as error:
+            raise GoneError from error
+        except UsageError as error:
+            if "injected" not in str(error):
+                raise
+            return None
+        return dict(reply), data
+
+
+@contextmanager
+def _asking(daemon: Daemon) -> Iterator[_Asking]:
+    try:
+        held = open_target(daemon.image)
+    except PeerError as error:
+        raise GoneError from error
+    with held as target:
+        yield _Asking(target)
+
+
+class VerbLoad(DataLoad):
+    """Verbs through the control socket, and now and then a whole run of the command."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect to the control socket."""
+        with _asking(self.target) as self._daemon:
+            yield
+
+    def step(self) -> None:
+        """Look at something, or use a zone."""
+        dice = self.rng.random()
+        if dice < 0.002:
+            words = self.rng.choice((["report"], ["stats", "--json"], ["why", "-n", "3"], ["info"]))
+            done = subprocess.run([*_PROGRAM, words[0], str(self.target.image), *words[1:]], check=False,
+                                  capture_output=True, timeout=_ANSWER_SECONDS)  # fmt: skip
+            if done.returncode and self.target.is_running:
+                message = f"{words[0]} ended with exit code {done.returncode}: {done.stderr.decode()}"
+                raise AssertionError(message)
+        elif dice < 0.02:
+            self._daemon.ask("why", count=20)
+            self._daemon.ask("stats", top=5)
+        else:
+            super().step()
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Use the verb read."""
+        sector = zone.zone_no * ZONE + first * BLOCK_SECTORS
+        reply = self._daemon.ask("read", sector=sector, nr_sectors=count * BLOCK_SECTORS)
+        return None if reply is None else reply[1]
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Use the verb write or append."""
+        return self._daemon.ask(self.rng.choice(("write", "append")), data, zone_no=zone.zone_no) is not None
+
+    def reset(self, zone: Ledger) -> bool:
+        """Use the verb manage."""
+        return self._daemon.ask("manage", operation="reset", zone_no=zone.zone_no) is not None
+
+    def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a disk is flushed whole)
+        """Use the verb flush."""
+        return self._daemon.ask("flush") is not None
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Report."""
+        with open_target(self.target.image) as target:
+            request: dict[str, Json] = {"verb": "report", "zone_no": zone.zone_no, "count": 1}
+            try:
+                zones = [zone for _, payload in target.stream(request) for zone in unpack_zones(payload)]
+            except PeerError as error:
+                raise GoneError from error
+        return zones[0].wp - zones[0].start
+
+
+class DiskLoad(DataLoad):
+    """The vhost-user disk, as a virtual machine's driver."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect, with a split or packed ring."""
+        try:
+            frontend = Frontend(self.target.blk, packed=self.rng.random() < 0.5)
+            frontend.start()
+        except (OSError, AssertionError) as error:
+            if self.target.is_running:
+                raise
+            raise GoneError from error
+        with frontend:
+            self._queue = frontend.queues[0]
+            yield
+
+    def _ask(self, kind: int, sector: int, out: Sequence[bytes] = (), into: Sequence[int] = ()) -> tuple[int, bytes]:
+        """Return (status, data)."""
+        number = self._queue.submit([BlkDriver.header(kind, sector), *out], [*into, 1])
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while True:
+            try:
+                data = b"".join(self._queue.wait(number, timeout=0.5)[1])
+            except TimeoutError as error:
+                if not self.target.is_running:
+                    raise GoneError from error
+                assert time.monotonic() < deadline, "the vhost-user disk does not answer"
+            else:
+                return data[-1], data[:-1]
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Read."""
+        sector = zone.zone_no * ZONE + first * BLOCK_SECTORS
+        status, data = self._ask(blk.T_IN, sector, into=[count * BLOCK_BYTES])
+        return None if status else data
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Write or append."""
+        start = zone.zone_no * ZONE
+        if self.rng.random() < 0.5:
+            return not self._ask(blk.T_OUT, start + zone.acknowledged * BLOCK_SECTORS, [data])[0]
+        status, where = self._ask(blk.T_ZONE_APPEND, start, [data], [8])
+        if not status:
+            assert int.from_bytes(where, "little") == start + zone.acknowledged * BLOCK_SECTORS, "an append went astray"
+        return not status
+
+    def reset(self, zone: Ledger) -> bool:
+        """Reset."""
+        return not self._ask(blk.T_ZONE_RESET, zone.zone_no * ZONE)[0]
+
+    def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a disk is flushed whole)
+        """Flush."""
+        return not self._ask(blk.T_FLUSH, 0)[0]
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Report."""
+        status, data = self._ask(blk.T_ZONE_REPORT, zone.zone_no * ZONE, into=[128])
+        assert not status, "a report was refused"
+        wp = int(blk.REPORT_ZONE.unpack_from(data, 64)[2])
+        return wp - zone.zone_no * ZONE
+
+
+class FaultLoad(Load):
+    """Faults that come and go, on all zones and all operations."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect to the control socket."""
+        with _asking(self.target) as self._daemon:
+            yield
+
+    def step(self) -> None:
+        """Add a fault, and take the oldest away when there are many."""
+        rng = self.rng
+        fault: dict[str, Json] = {
+            "effect": rng.choice(("fail", "fail", "partial", "delay")),
+            "first_zone": rng.choice((*FILES, *VERBS, *DISK)),
+            "nr_zones": 1,
+            "nth": rng.randrange(1, 20),
+        }
+        match fault["effect"]:
+            case "fail":
+                fault["operations"] = [rng.choice(("read", "write", "append", "reset", "flush"))]
+                if fault["operations"] == ["flush"]:
+                    fault["first_zone"] = fault["nr_zones"] = 0
+            case "partial":
+                fault["operations"] = ["write", "append"]
+                fault["nr_sectors"] = BLOCK_SECTORS * rng.randrange(1, 8)
+            case _:
+                fault["operations"] = [rng.choice(("read", "write", "append"))]
+                fault["delay_min_ns"], fault["delay_max_ns"] = 1_000_000, 20_000_000
+        self._daemon.ask("inject", fault=fault)
+        reply = self._daemon.ask("faults")
+        assert reply is not None
+        faults = reply[0]["faults"]
+        assert isinstance(faults, list)
+        for old in faults[:-NR_FAULTS]:
+            assert isinstance(old, dict)
+            self._daemon.ask("remove-fault", id=old["id"])
+        self.nr_done += 1
+        self.stopping.wait(0.05)
+
+
+class GarbageLoad(Load):
+    """Peers that send anything but what the protocols say."""
+
+    def step(self) -> None:
+        """Connect to one of the sockets, say something wrong, and go."""
+        rng = self.rng
+        peer: socket.socket | None = None
+        try:
+            if rng.random() < 0.5:
+                peer = rendezvous.connect(self.target.image)
+            else:
+                peer = socket.socket(socket.AF_UNIX)
+                peer.settimeout(0.2)
+                peer.connect(str(self.target.scsi))
+            if peer is None:
+                raise GoneError
+            peer.settimeout(0.2)
+            for _ in range(rng.randrange(1, 6)):
+                peer.sendall(self._words())
+                if rng.random() < 0.5:
+                    peer.recv(1 << 16)
+        except OSError:  # it drops us, as it should
+            pass
+        finally:
+            if peer is not None:
+                peer.close()
+        self.nr_done += 1
+        self.stopping.wait(0.02)
+
+    def _words(self) -> bytes:
+        rng = self.rng
+        body = rng.randbytes(rng.choice((0, 1, 8, 40, 300)))
+        match rng.randrange(4):
+            case 0:
+                return body
+            case 1:  # a header of vhost-user: request, flags, length
+                words = (rng.randrange(48), rng.choice((1, 9, 5, 0)), rng.choice((len(body), rng.randrange(5000))))
+                return b"".join(word.to_bytes(4, "little") for word in words) + body
+            case 2:  # lengths of the control socket, true or not
+                text = rng.choice((b'{"verb":"report"}', b'{"verb":[]}', b"[]", b'{"verb":"write","zone_no":-1}', body))
+                lengths = rng.choice(((len(text), 0), (len(text), len(body)), (rng.randrange(1 << 31), 0)))
+                return MAGIC + b"".join(length.to_bytes(4, "little") for length in lengths) + text
+            case _:
+                return bytes(rng.randrange(64))
+
+
+class Crowd:
+    """The daemon and everybody who uses it."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.daemon = Daemon(directory)
+        self.ledgers = [Ledger(zone_no) for zone_no in (*FILES, *VERBS, *DISK)]
+        self.loads: list[Load] = []
+        self.done: dict[str, int] = {}
+        self.refused: dict[str, int] = {}
+        self._seed = seed
+
+    def begin(self) -> None:
+        """Start the daemon, and everybody after it."""
+        self.daemon.start()
+        self._seed += 1
+        daemon, seed = self.daemon, self._seed
+
+        def those(zones: range) -> list[Ledger]:
+            return [ledger for ledger in self.ledgers if ledger.zone_no in zones]
+
+        self.loads = [
+            FileLoad(daemon, "files", seed, those(FILES)),
+            VerbLoad(daemon, "verbs", seed, those(VERBS)),
+            DiskLoad(daemon, "disk", seed, those(DISK)),
+            FaultLoad(daemon, "faults", seed),
+            GarbageLoad(daemon, "garbage", seed),
+        ]
+        for load in self.loads:
+            load.start()
+
+    def check_alive(self) -> None:
+        """Raise what a load has found; say so if the daemon ended by itself."""
+        for load in self.loads:
+            if load.failure is not None:
+                raise load.failure
+        assert self.daemon.is_running, f"the daemon ended by itself: see {self.daemon.log}"
+
+    def kill(self) -> None:
+        """Kill the daemon in the middle of everything, and compare what is left with what was acknowledged."""
+        self.check_alive()
+        self.daemon.kill()
+        self._join()
+        self._check_log()
+        self.compare()
+
+    def end(self) -> None:
+        """Stop everybody in order, the daemon last, and compare."""
+        for load in self.loads:
+            load.stopping.set()
+        self._join()
+        assert self.daemon.is_running, f"the daemon ended by itself: see {self.daemon.log}"
+        with _asking(self.daemon) as asking:
+            reply = asking.ask("faults")
+            assert reply is not None
+            faults = reply[0]["faults"]
+            assert isinstance(faults, list)
+            for fault in faults:
+                assert isinstance(fault, dict)
+                asking.ask("remove-fault", id=fault["id"])
+        self.daemon.stop()
+        self._check_log()
+        self.compare()
+
+    def _join(self) -> None:
+        for load in self.loads:
+            load.join(2 * _ANSWER_SECONDS)
+            assert not load.is_alive(), f"the load {load.name} hangs"
+            self.done[load.name] = self.done.get(load.name, 0) + load.nr_done
+            self.refused[load.name] = self.refused.get(load.name, 0) + load.nr_refused
+        for load in self.loads:
+            if load.failure is not None:
+                raise load.failure
+        self.loads = []
+
+    def _check_log(self) -> None:
+        assert b"Traceback" not in self.daemon.log.read_bytes(), f"the daemon raised: see {self.daemon.log}"
+
+    def compare(self) -> None:
+        """Look at the image itself: every zone has what was acknowledged, and nothing that was never asked for."""
+        device = ZonedDevice.open(self.daemon.image, readonly=True)
+        try:
+            machine, preadv = device.machine, device.image.backing.preadv
+            for ledger in self.ledgers:
+                ledger.settle(machine.wps[ledger.zone_no])
+                found = bytearray(ledger.acknowledged * BLOCK_BYTES)
+                preadv([found], ledger.zone_no * ZONE * 512)
+                ledger.compare(0, ledger.acknowledged, bytes(found))
+        finally:
+            device.close()

@@ -1,0 +1,115 @@
+"""Every file format, damaged at random: each reader answers with one sentence, or with something that works."""
+
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault, FaultTable
+from zonefs_emu.device.oplog import record, replay
+from zonefs_emu.errors import ZonedError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.persist.check import check_image
+
+GEOMETRY: Final = Geometry(size=8 * 64, zone_size=64, zone_capacity=48, conventional=((0, 1),), max_open_zones=3)
+_TOKENS: Final = (b"null", b"-1", b"1e99", b"[]", b"{}", b'""', b"true", b"9" * 30, b"\xff", b"\n", b"")
+
+
+class Formats:
+    """Damages files and has them read. *directory* is for them; what failed stays there."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self._rng = random.Random(f"formats {seed}")
+        self._path = directory / "damaged.img"
+        original = directory / "whole.img"
+        ZonedDevice.create(original, GEOMETRY, uuid=uuid4())
+        device = ZonedDevice.open(original)
+        log = io.StringIO()
+        record(device, log)
+        port = device.port("soak", VIRTIO)
+        for zone_no in range(1, 7):
+            port.append(64 * zone_no, zone_no, [bytes(512 * zone_no)])
+        port.read(64, 48, [bytearray(48 * 512)])
+        port.manage(Operation.FINISH, 128)
+        port.manage(Operation.RESET, 192, 2)
+        port.manage_all(Operation.CLOSE)
+        port.flush()
+        self._faults = FaultTable(
+            [
+                Fault(effect=Effect.FAIL, operations=frozenset((Operation.WRITE,)), nth=4),
+                Fault(effect=Effect.DELAY, operations=frozenset((Operation.READ,)), delay_max_ns=1000, seed=3),
+            ]
+        ).encode()
+        device.close()
+        self._image = original.read_bytes()
+        self._log = log.getvalue().encode()
+        self.counts: dict[str, int] = {}
+
+    def step(self) -> None:
+        """Damage one file and have it read.
+
+        Raises:
+            Exception: whatever its reader let through; a ZonedError with a sentence is an answer.
+        """
+        kinds: tuple[tuple[str, Callable[[], None]], ...] = (
+            ("images", self._read_image),
+            ("operation logs", self._replay_log),
+            ("fault tables", self._decode_faults),
+        )
+        name, read = self._rng.choice(kinds)
+        try:
+            read()
+        except ZonedError as error:
+            if not str(error):
+                raise
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def _read_image(self) -> None:
+        rng = self._rng
+        data = bytearray(self._image)
+        start = GEOMETRY.size * 512
+        if rng.random() < 0.2:
+            del data[rng.randrange(len(data)) :]
+        for _ in range(rng.choice((0, 1, 1, 2, 20))):
+            if len(data) > start:
+                at = rng.randrange(start, len(data))
+                length = rng.choice((1, 1, 8, 512))
+                data[at : at + length] = rng.randbytes(len(data[at : at + length]))
+        self._path.write_bytes(data)
+        check_image(self._path)
+        device = ZonedDevice.open(self._path)
+        port = device.port("soak", VIRTIO)
+        for zone in port.report(0, GEOMETRY.nr_zones):
+            port.append(zone.start, 1, [bytes(512)])
+        port.flush()
+        device.statistics()
+        for refusal in device.refusals.last(10):
+            assert device.explain(refusal)
+        device.close()
+
+    def _replay_log(self) -> None:
+        text = self._damaged(self._log).decode(errors="replace")
+        self._path.unlink(missing_ok=True)
+        ZonedDevice.create(self._path, GEOMETRY, uuid=uuid4())
+        device = ZonedDevice.open(self._path)
+        try:
+            replay(io.StringIO(text), device)
+        finally:
+            device.close()
+
+    def _decode_faults(self) -> None:
+        table = FaultTable.decode(self._damaged(self._faults))
+        assert json.loads(table.encode()) is not None
+
+    def _damaged(self, text: bytes) -> bytes:
+        rng = self._rng
+        data = bytearray(text)
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            at = rng.randrange(len(data) + 1)
+            data[at : at + rng.choice((0, 1, 1, 4, 30))] = rng.choice((*_TOKENS, rng.randbytes(2)))
+        return bytes(data)
