@@ -1,0 +1,83 @@
+"""fio in a Linux guest on our SCSI disk, beside QEMU's own emulated NVMe ZNS drive in the same guest."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from bench.harness import PROJECT, Row, compare
+from tools.guest.kit import obtain_kit
+from tools.guest.machine import Guest, zns_drive
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.geometry import Geometry
+
+ZONE_MIB: Final = 64
+NR_ZONES: Final = 8
+GOAL: Final = 1.0
+PEER: Final = "QEMU's NVMe ZNS"
+#: Filled once for the random reads; sequential writes go to the first one, which is emptied before.
+READ_ZONE: Final = 4
+
+WHAT: Final = (
+    ("4 KiB sequential write", "write", f"--rw=write --bs=4k --offset=0 --size={ZONE_MIB}M --iodepth=1"),
+    ("128 KiB sequential write", "write", f"--rw=write --bs=128k --offset=0 --size={ZONE_MIB}M --iodepth=1"),
+    ("4 KiB random read, depth 1", "read", "--rw=randread --bs=4k --iodepth=1"),
+    ("4 KiB random read, depth 32", "read", "--rw=randread --bs=4k --iodepth=32"),
+)
+
+
+def rows(scratch: Path, runs: int) -> list[Row]:
+    """Measure sequential writes and random reads."""
+    image, socket_path, plain = scratch / "guest.img", scratch / "guest.sock", scratch / "zns.raw"
+    zone = ZONE_MIB << 11
+    geometry = Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone, block_size_bytes=4096)
+    ZonedDevice.create(image, geometry, uuid=uuid4())
+    with plain.open("wb") as file:
+        file.truncate(NR_ZONES * ZONE_MIB << 20)
+    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), "--vhost-user-scsi", str(socket_path)]
+    with (
+        subprocess.Popen(serve, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon,
+        Guest(obtain_kit(print), qemu_arguments=zns_drive(plain, zone_size_mib=ZONE_MIB)) as guest,
+    ):
+        try:
+            guest.load("nvme")
+            guest.wait_until("test -b /dev/nvme0n1")
+            disk = guest.attach("scsi", socket_path)
+            for path in (disk.path, "/dev/nvme0n1"):
+                _fio(guest, path, f"--rw=write --bs=128k {_place(READ_ZONE)}", "write")
+            found = [
+                compare(
+                    "guest", what, "/s", _measure(guest, disk.path, direction, options), peer=PEER,
+                    peers=_measure(guest, "/dev/nvme0n1", direction, options), runs=runs, goal=GOAL,
+                )
+                for what, direction, options in WHAT
+            ]  # fmt: skip
+            disk.detach()
+        finally:
+            daemon.terminate()
+    return found
+
+
+def _place(zone_no: int) -> str:
+    return f"--offset={zone_no * ZONE_MIB}M --size={ZONE_MIB}M"
+
+
+def _measure(guest: Guest, path: str, direction: str, options: str) -> Callable[[], float]:
+    def measure() -> float:
+        if direction == "write":
+            guest.run(["blkzone", "reset", "-o", "0", "-c", "1", path])
+            return _fio(guest, path, options, direction)
+        return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=3", direction)
+
+    return measure
+
+
+def _fio(guest: Guest, path: str, options: str, direction: str) -> float:
+    """Run fio in the guest on the zoned disk *path*; requests a second."""
+    fixed = "--name=bench --zonemode=zbd --direct=1 --ioengine=libaio --output-format=json"
+    output = guest.run(f"fio {fixed} --filename={path} {options}", timeout=300).stdout
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    return float(job[direction]["iops"])

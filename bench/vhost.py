@@ -1,0 +1,160 @@
+"""vhost-user-blk through libblkio, beside qemu-storage-daemon on a plain file.
+
+They run side by side, each with its own connection, and are measured in turn by one client. Its loop is in C
+(blkio_loop.c): one in Python costs more than a request, and then it would be the client that is compared with itself.
+"""
+
+import ctypes
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from bench.harness import PROJECT, Row, compare
+from tools.blkio import Blkio
+from tools.guest.kit import Kit, obtain_kit
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.geometry import Geometry
+
+ZONE_BYTES: Final = 512 << 20
+NR_ZONES: Final = 4
+DEPTH: Final = 32
+BUFFER_BYTES: Final = DEPTH * 131072
+START_SECONDS: Final = 30
+#: Where what random reads read is written once, and where each sequential write goes after it was emptied.
+READ_ZONE: Final = 1
+WRITE_ZONE: Final = 2
+READ_BYTES: Final = 128 << 20
+
+AIO_MODES: Final = ("threads", "io_uring")
+
+
+class Disk:
+    """A back-end behind a socket, and how to empty the zone that is written."""
+
+    def __init__(self, client: Blkio, loop: ctypes.CDLL, empty: Callable[[], None]) -> None:
+        self.client = client
+        self.loop = loop
+        self.empty = empty
+
+    def fill(self) -> None:
+        """Write what will be read."""
+        start = READ_ZONE * ZONE_BYTES
+        self._run(range(start, start + READ_BYTES, 131072), 131072, DEPTH, write=True)
+
+    def write(self, length: int, nr_requests: int, depth: int) -> float:
+        """Write *nr_requests* of *length* bytes one after the other; requests a second."""
+        self.empty()
+        # What was written before, and the hole, are not to be paid for in the time that is measured.
+        self.client.flush()
+        start = WRITE_ZONE * ZONE_BYTES
+        return self._run(range(start, start + length * nr_requests, length), length, depth, write=True)
+
+    def read(self, nr_requests: int, depth: int) -> float:
+        """Read *nr_requests* of 4 KiB anywhere; requests a second."""
+        draw = random.Random(nr_requests)
+        offsets = [READ_ZONE * ZONE_BYTES + draw.randrange(READ_BYTES // 4096) * 4096 for _ in range(nr_requests)]
+        return self._run(offsets, 4096, depth, write=False)
+
+    def _run(self, offsets: "range | list[int]", length: int, depth: int, *, write: bool) -> float:
+        array = (ctypes.c_uint64 * len(offsets))(*offsets)
+        begin = time.perf_counter()
+        nr_failed = self.client.load(self.loop, array, length, depth=depth, write=write)
+        seconds = time.perf_counter() - begin
+        if nr_failed:
+            message = f"{nr_failed} of {len(offsets)} requests of {length} bytes failed"
+            raise RuntimeError(message)
+        return len(offsets) / seconds
+
+
+def rows(scratch: Path, runs: int) -> list[Row]:
+    """Measure 4 KiB random reads, 4 KiB and 128 KiB sequential writes."""
+    kit = obtain_kit(print)
+    library = kit.library("libblkio.so.1")
+    compiled = scratch / "blkio_loop.so"
+    source = Path(__file__).with_name("blkio_loop.c")
+    subprocess.run(["cc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(compiled), str(source)], check=True)
+    loop = ctypes.CDLL(str(compiled))
+    found = []
+    with ExitStack() as stack:
+        ours = stack.enter_context(_ours(scratch, library, loop))
+        peers = {aio: stack.enter_context(_peer(scratch, kit, library, loop, aio)) for aio in AIO_MODES}
+        for disk in (ours, *peers.values()):
+            disk.fill()
+        for aio, peer in peers.items():
+            for what, goal, measure in (
+                ("4 KiB random read, depth 32", 1.5 if aio == "threads" else 0.6, lambda disk: disk.read(150_000, 32)),
+                ("4 KiB random read, depth 1", 0.9, lambda disk: disk.read(30_000, 1)),
+                ("4 KiB sequential write, depth 32", 1.5, lambda disk: disk.write(4096, 100_000, 32)),
+                ("4 KiB sequential write, depth 1", 0.9, lambda disk: disk.write(4096, 30_000, 1)),
+                ("128 KiB sequential write, depth 32", 0.8, lambda disk: disk.write(131072, 3_000, 32)),
+            ):
+                row = compare(
+                    "vhost", what, "/s", partial(measure, ours), peer=f"qemu-storage-daemon, {aio}",
+                    peers=partial(measure, peer), runs=runs, goal=goal,
+                )  # fmt: skip
+                found.append(row)
+    return found
+
+
+@contextmanager
+def _ours(scratch: Path, library: str, loop: ctypes.CDLL) -> Iterator[Disk]:
+    image, socket_path = scratch / "vhost.img", scratch / "vhost.sock"
+    zone = ZONE_BYTES // 512
+    ZonedDevice.create(image, Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone), uuid=uuid4())
+    program = [sys.executable, "-m", "zonefs_emu"]
+
+    def empty() -> None:
+        subprocess.run([*program, "reset", str(image), "--zone", str(WRITE_ZONE)], check=True, cwd=PROJECT)
+
+    with (
+        _running([*program, "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
+        Blkio(library, socket_path, buffer_bytes=BUFFER_BYTES) as client,
+    ):
+        yield Disk(client, loop, empty)
+
+
+@contextmanager
+def _peer(scratch: Path, kit: Kit, library: str, loop: ctypes.CDLL, aio: str) -> Iterator[Disk]:
+    plain, socket_path = scratch / f"{aio}.raw", scratch / f"{aio}.sock"
+    with plain.open("wb") as file:
+        file.truncate(NR_ZONES * ZONE_BYTES)
+    block = f"driver=file,node-name=disk,filename={plain},aio={aio}"
+    export = f"type=vhost-user-blk,id=disk,node-name=disk,addr.type=unix,addr.path={socket_path},writable=on"
+    command = [kit.program("qemu-storage-daemon"), "--blockdev", block, "--export", export]
+
+    def empty() -> None:
+        # As a reset does: what is overwritten in place costs less than what is new.
+        place = ["--offset", str(WRITE_ZONE * ZONE_BYTES), "--length", str(ZONE_BYTES)]
+        subprocess.run(["fallocate", "--punch-hole", *place, str(plain)], check=True)
+
+    with (
+        _running(command, socket_path, kit.environment),
+        Blkio(library, socket_path, buffer_bytes=BUFFER_BYTES) as client,
+    ):
+        yield Disk(client, loop, empty)
+
+
+@contextmanager
+def _running(command: list[str], socket_path: Path, environment: dict[str, str] | None) -> Iterator[None]:
+    """Run a back-end until its socket is there, and end it after the context."""
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not socket_path.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    message = f"{' '.join(command)} does not serve"
+                    raise RuntimeError(message)
+                time.sleep(0.05)
+            time.sleep(0.2)  # bound, but not yet listening
+            yield
+        finally:
+            process.terminate()
