@@ -1,0 +1,195 @@
+"""The repository itself: what no linter looks at and every reader relies on."""
+
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import click
+import pytest
+
+from tools import manual
+from zonefs_emu.cli.main import cli
+from zonefs_emu.errors import Status
+from zonefs_emu.model.zone import Condition
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PACKAGE: Final = ROOT / "zonefs_emu"
+TESTS: Final = ROOT / "tests"
+
+# Source without a test file of its own, and why.
+UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "virtio/features.py": "numbers of the standard, used by the tests of all devices",
+        "vhost_user/model.py": "a Protocol; its two implementations have tests",
+    }
+)
+# Test files that belong to no one source file, and why.
+TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "test_tidy.py": "tests the repository",
+        "test_demo.py": "tests tools/demo, which is not Python",
+        "test_conftest.py": "tests the tests' own rules",
+        "vhost_user/test_libblkio.py": "somebody else's front-end",
+        "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
+        "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
+        "guest/test_file_systems.py": "a served disk and real file systems",
+        "guest/test_restart.py": "a daemon and a QEMU that die under a guest's load",
+        "guest/test_failures.py": "injected failures and a real kernel",
+        "persist/test_corruption.py": "every byte and every length of an image's metadata",
+        "persist/test_kill.py": "a real process, really killed",
+        "persist/test_golden.py": "images that earlier versions wrote",
+        "persist/test_crashes.py": "the image's promises, at every point where a process or a host can die",
+    }
+)
+
+# Joined here so that this file does not find itself.
+MACHINE_PATHS: Final = tuple(f"/{name}/" for name in ("work", "root", "home"))
+REGISTRY_HOSTS: Final = tuple(
+    ".".join(labels)
+    for labels in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("deb", "debian", "org"),
+        ("snapshot", "debian", "org"),
+        ("archive", "ubuntu", "com"),
+        ("registry", "npmjs"),
+    )
+)
+
+
+def tracked_files() -> list[Path]:
+    """All files that git tracks and that exist (a file may be deleted, but not yet committed)."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+def text_files() -> Iterator[tuple[Path, str]]:
+    for path in tracked_files():
+        try:
+            yield path, path.read_text()
+        except UnicodeDecodeError:
+            continue
+
+
+def modules() -> list[str]:
+    """Source files that must have tests: all but packages' heads and the entry for ``python -m``."""
+    return sorted(
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if path.name not in {"__init__.py", "__main__.py"}
+    )
+
+
+def layers() -> list[str]:
+    return sorted(
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+        if not path.stem.startswith("__")
+    )
+
+
+def test_every_source_file_has_its_test_file() -> None:
+    expected = {name: str(Path(name).with_name(f"test_{Path(name).name}")) for name in modules()}
+    missing = [
+        f"tests/{test} for zonefs_emu/{name}"
+        for name, test in expected.items()
+        if name not in UNTESTED_SOURCE and not (TESTS / test).exists()
+    ]
+    assert not missing
+
+
+def test_every_test_file_has_its_source_file() -> None:
+    orphans = []
+    for path in TESTS.rglob("test_*.py"):
+        name = str(path.relative_to(TESTS))
+        source = PACKAGE / path.relative_to(TESTS).with_name(path.name.removeprefix("test_"))
+        # tools/ is not part of the package, but what is big enough there for tests has them.
+        tool = ROOT / "tools" / source.relative_to(PACKAGE)
+        if name not in TESTS_OF_THE_WHOLE and not source.exists() and not tool.exists():
+            orphans.append(name)
+    assert not orphans
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "directory"), [(UNTESTED_SOURCE, PACKAGE), (TESTS_OF_THE_WHOLE, TESTS)], ids=["source", "tests"]
+)
+def test_no_exception_outlives_its_file(exceptions: Mapping[str, str], directory: Path) -> None:
+    assert [name for name in exceptions if not (directory / name).exists()] == []
+
+
+def test_every_layer_has_its_place_in_readme_and_architecture() -> None:
+    for document in ("README.md", "docs/architecture.md"):
+        text = (ROOT / document).read_text()
+        assert [name for name in layers() if not re.search(rf"\b{name}\b", text)] == [], document
+
+
+def test_no_layer_that_exists_is_optional() -> None:
+    """Parentheses in the layers contract say "not written yet": they must go when the layer comes."""
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = [
+        name.strip() for row in config["tool"]["importlinter"]["contracts"][0]["layers"] for name in row.split("|")
+    ]
+    assert [name for name in names if name.strip("()") in layers() and name.startswith("(")] == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path, text in text_files()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+        if not (path.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_no_file_is_large() -> None:
+    assert [str(path.relative_to(ROOT)) for path in tracked_files() if path.stat().st_size > 1 << 20] == []
+
+
+@pytest.mark.parametrize("words", [MACHINE_PATHS, REGISTRY_HOSTS], ids=["paths", "hosts"])
+def test_nothing_names_the_machine_it_was_written_on(words: tuple[str, ...]) -> None:
+    assert [(str(path.relative_to(ROOT)), word) for path, text in text_files() for word in words if word in text] == []
+
+
+def test_scripts_can_be_run() -> None:
+    """A file that starts with #! is meant to be run and has the mode bit; a file with the bit says who runs it."""
+    wrong = []
+    for path in tracked_files():
+        with path.open("rb") as file:
+            is_script = file.read(2) == b"#!"
+        if is_script != bool(path.stat().st_mode & 0o100):
+            wrong.append(str(path.relative_to(ROOT)))
+    assert not wrong
+
+
+def test_every_status_is_documented() -> None:
+    text = (ROOT / "docs/errors.md").read_text()
+    assert [status.name for status in Status if f"| {status.name} |" not in text] == []
+
+
+def test_every_condition_is_in_the_glossary() -> None:
+    text = (ROOT / "docs/glossary.md").read_text()
+    assert [cond.name for cond in Condition if f"| {cond.name} | {cond.value} |" not in text] == []
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    wordless = [name for name, verb in manual.verbs(cli) if not re.search(rf"zonefs-emu {name}\b", verb.help or "")]
+    assert not wordless
+    unexplained = [
+        f"{name} {option.opts[0]}"
+        for name, verb in manual.verbs(cli)
+        for option in verb.params
+        if isinstance(option, click.Option) and not option.help
+    ]
+    assert not unexplained
+
+
+def test_the_manual_is_what_the_program_says() -> None:
+    """Made by ``make docs``. Line breaks are click's and may differ between its versions; the words may not."""
+    assert (ROOT / "docs/commands.md").read_text().split() == manual.manual().split()
