@@ -251,7 +251,8 @@ def check_killed_while_btrfs_writes(place: Place, via: str) -> None:
         dmesg | grep -E 'BTRFS (error|critical)' && false
         Z detach c.img; Z check c.img"""
     )
-    assert json.loads(place.sh("Z stats c.img --json").stdout)["device"]["appends"] > 20
+    # It did append. How often is not known: a killed server loses the last second's counts.
+    assert json.loads(place.sh("Z stats c.img --json").stdout)["device"]["appends"] > 0
 
 
 def check_detached_with_requests_in_flight(place: Place, via: str) -> None:
@@ -271,8 +272,9 @@ def check_detached_after_a_kill(place: Place, via: str) -> None:
     place.create("e.img")
     node = place.attach("e.img", via)
     place.kill_server("e.img")
-    reader = place.guest.start(f"dd if={node} of=/dev/null bs=4k count=4 iflag=direct status=none")
+    reader = place.guest.start(f"dd if={node} of=/dev/null bs=4k count=1 iflag=direct status=none")
     assert place.sh("Z attach --list").stdout == ""
-    place.sh(f"sleep 0.5; Z detach --force e.img; [ ! -e {node} ]")
+    place.guest.wait_until(f"grep -q '^ *1 ' /sys/block/{node.removeprefix('/dev/')}/inflight")
+    place.sh(f"Z detach --force e.img; [ ! -e {node} ]")
     assert reader.wait().returncode == 0
     assert "e.img is not attached" in place.refusal("detach e.img")

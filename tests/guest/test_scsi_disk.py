@@ -53,6 +53,7 @@ def queue_limits(guest: Guest, disk: AttachedDisk, names: Sequence[str]) -> dict
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_the_disk_is_the_image(guest: Guest, tmp_path: Path, geometry: str) -> None:
     block = "512" if "512" in GEOMETRIES[geometry] else "4096"
+    before = len(guest.console)  # the guest is shared
     with Served(tmp_path, create=GEOMETRIES[geometry]) as served:
         disk = guest.attach("scsi", served.scsi_socket)
         expected = {
@@ -94,7 +95,7 @@ def test_the_disk_is_the_image(guest: Guest, tmp_path: Path, geometry: str) -> N
         assert {conds[3], conds[5], conds[63]} == ({"nw"} if geometry == "scattered" else {"em"})
         assert served.refusals() == []
         disk.detach()
-        assert "I/O error" not in guest.console
+        assert "I/O error" not in guest.console[before:]
 
 
 def test_rules_of_sequential_zones(guest: Guest, tmp_path: Path) -> None:
