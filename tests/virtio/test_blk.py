@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.scsi.disks import from_hex
 from tests.vhost_user.serving import GEOMETRY, ZONE, create
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Condition, Zone, ZoneType
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import Blk, BlkOptions
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
@@ -201,6 +202,32 @@ def test_report_byte_by_byte(driver: Driver) -> None:
     assert (second[24], second[25]) == (2, 2)  # SWR, implicitly open
     assert third[25] == 14  # FULL
     assert second[26:64] == bytes(38)
+
+
+@pytest.mark.parametrize(
+    ("cond", "wp"),
+    [
+        (Condition.NOT_WP, 0x1800),
+        (Condition.EMPTY, 0x1123),
+        (Condition.IMP_OPEN, 0x1123),
+        (Condition.EXP_OPEN, 0x1123),
+        (Condition.CLOSED, 0x1123),
+        # Undefined, says the standard; Linux has these numbers for every kind of disk.
+        (Condition.READONLY, (1 << 64) - 1),
+        (Condition.FULL, 0x1800),
+        (Condition.OFFLINE, (1 << 64) - 1),
+    ],
+)
+def test_zone_descriptor(cond: Condition, wp: int) -> None:
+    zone_type = ZoneType.SWR if cond else ZoneType.CONVENTIONAL
+    zone = Zone(zone_no=2, start=0x1000, size=0x800, capacity=0x700, wp=0x1123, cond=cond, type=zone_type)
+    assert blk.encode_zone(zone) == from_hex(
+        f"""00 07 00 00 00 00 00 00   #  0 z_cap, sectors
+            00 10 00 00 00 00 00 00   #  8 z_start
+            {wp.to_bytes(8, "little").hex()}  # 16 z_wp
+            {zone_type:02x} {cond:02x}               # 24 z_type, z_state
+            {"00" * 38}               # 26 reserved"""
+    )
 
 
 def test_reset_all(driver: Driver) -> None:

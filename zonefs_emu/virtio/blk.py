@@ -113,6 +113,7 @@ ID_BYTES: Final = 20
 REPORT_HEADER: Final = struct.Struct("<Q56x")
 REPORT_ZONE: Final = struct.Struct("<QQQBB38x")
 HEADER: Final = struct.Struct("<IIQ")
+_NO_WP: Final = (1 << 64) - 1
 _APPEND_SECTOR: Final = struct.Struct("<Q")
 _SEGMENT: Final = struct.Struct("<QII")
 _UNMAP: Final = 1
@@ -481,7 +482,13 @@ class Blk:
 
 def encode_zone(zone: Zone) -> bytes:
     """Return *zone* as struct virtio_blk_zone_descriptor: capacity, start and wp in sectors, type, state."""
-    # "z_wp is undefined" for these; the end of the zone, as Linux reports it for FULL zones, suits all.
-    no_wp = zone.cond in (Condition.NOT_WP, Condition.READONLY, Condition.FULL, Condition.OFFLINE)
-    wp = zone.start + zone.size if no_wp else zone.wp
+    # z_wp "is undefined for conventional zones and for zones in VIRTIO_BLK_ZS_RDONLY, VIRTIO_BLK_ZS_FULL and
+    # VIRTIO_BLK_ZS_OFFLINE state". What Linux shows of any disk: for READONLY and OFFLINE all ones, for FULL the end.
+    match zone.cond:
+        case Condition.READONLY | Condition.OFFLINE:
+            wp = _NO_WP
+        case Condition.NOT_WP | Condition.FULL:
+            wp = zone.start + zone.size
+        case _:
+            wp = zone.wp
     return REPORT_ZONE.pack(zone.capacity, zone.start, wp, zone.type, zone.cond)
