@@ -1,0 +1,867 @@
+"""One truth through every door: the same zone scenarios by the device itself, virtio-blk, SCSI and zonefs.
+
+    expected = run(shape, DeviceDoor, directory)
+    for door in (BlkDoor, ScsiDoor, FuseDoor):
+        assert not differences(expected, run(shape, door, directory))
+
+A *scenario* is data: steps, each an operation on a zone and the status that the standards want for it. A *door* says a
+step in its own protocol and says what the answer can mean: every protocol flattens (SCSI has one code for four of our
+statuses, zonefs makes EIO of most), so an answer is right if the expected status is one of its meanings. After each
+step the zones must be as they are behind the device's own door, as the daemon says and as the protocol reports them,
+and after each scenario so must the data.
+
+The meanings are written down here, from the standards, and not taken from the tables of the front-ends: those are what
+is tested.
+
+What a protocol cannot say (zonefs has no "close") is done by the command line in its place, through the daemon that
+serves: so every scenario also mixes two front-ends.
+"""
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol, cast
+from uuid import uuid4
+
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.device.device import Port
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.fs.mkfs import examine, format_device, parse_features
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import MANAGEMENT, Operation
+from zonefs_emu.model.zone import Condition, Zone, ZoneType
+from zonefs_emu.testing import scsi_driver
+from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, ScsiDriver
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.zoned_device import DeviceUnderTest
+from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes
+
+_S = Status
+_O = Operation
+_C = Condition
+
+#: A zone of a step: the one conventional zone that scenarios use, and one behind the last of the device.
+CONVENTIONAL: Final = -1
+BEYOND: Final = -2
+#: Of a step: the capacity of its zone, as a length, and as a place to count from.
+CAPACITY: Final = -1
+#: Zone 0 holds the super block of zonefs, so that all doors have the same zones to themselves.
+_CONVENTIONAL_ZONE: Final = 1
+_NR_CONVENTIONAL: Final = 2
+
+MAX_OPEN: Final = 3
+MAX_ACTIVE: Final = 4
+_MAX_APPEND: Final = 256
+_ZONE: Final = 512  # sectors
+
+
+# -- scenarios --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that a host does.
+
+    *zone*: of those that the scenario has, from 0, or CONVENTIONAL, or BEYOND. *at*: sectors from its start, or with
+    *from_end* from its capacity. *nr_sectors* may be CAPACITY. *cond*: what SET_COND puts the zone into.
+    *expected*: the device's answer. *unlike*: another answer that a door's own standard wants. *cannot*: doors that
+    have no way to say it, or to whose standard it means something else; allowed for steps that change nothing.
+    """
+
+    operation: Operation
+    zone: int
+    at: Sector = 0
+    from_end: bool = False
+    nr_sectors: Sector = 0
+    cond: Condition = Condition.NOT_WP
+    everywhere: bool = False
+    expected: Status = Status.OK
+    unlike: Mapping[str, Status] = field(default_factory=dict)
+    cannot: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Steps on *nr_zones* sequential zones that nothing has touched before. *block_size_bytes*: only of such disks."""
+
+    name: str
+    steps: Sequence[Step]
+    nr_zones: int = 1
+    block_size_bytes: int = 0
+
+
+def _write(
+    zone: int, at: Sector, nr_sectors: Sector = 8, expected: Status = _S.OK, *, from_end: bool = False,
+    cannot: Sequence[str] = (), **unlike: Status,
+) -> Step:  # fmt: skip
+    return Step(
+        operation=_O.WRITE, zone=zone, at=at, nr_sectors=nr_sectors, expected=expected, from_end=from_end,
+        unlike=unlike, cannot=frozenset(cannot),
+    )  # fmt: skip
+
+
+def _read(
+    zone: int, at: Sector = 0, nr_sectors: Sector = CAPACITY, expected: Status = _S.OK, *, from_end: bool = False,
+    cannot: Sequence[str] = (), **unlike: Status,
+) -> Step:  # fmt: skip
+    return Step(
+        operation=_O.READ, zone=zone, at=at, nr_sectors=nr_sectors, expected=expected, from_end=from_end,
+        unlike=unlike, cannot=frozenset(cannot),
+    )  # fmt: skip
+
+
+def _append(
+    zone: int, nr_sectors: Sector = 8, expected: Status = _S.OK, *, at: Sector = 0, cannot: Sequence[str] = (),
+    **unlike: Status,
+) -> Step:  # fmt: skip
+    return Step(
+        operation=_O.APPEND, zone=zone, at=at, nr_sectors=nr_sectors, expected=expected, unlike=unlike,
+        cannot=frozenset(cannot),
+    )  # fmt: skip
+
+
+def _manage(
+    operation: Operation, zone: int, expected: Status = _S.OK, *, at: Sector = 0, cannot: Sequence[str] = (),
+    **unlike: Status,
+) -> Step:  # fmt: skip
+    return Step(operation=operation, zone=zone, at=at, expected=expected, unlike=unlike, cannot=frozenset(cannot))
+
+
+def _everywhere(operation: Operation) -> Step:
+    return Step(operation=operation, zone=0, everywhere=True)
+
+
+def _set_cond(zone: int, cond: Condition) -> Step:
+    return Step(operation=_O.SET_COND, zone=zone, cond=cond)
+
+
+#: Why a door cannot: zonefs has no way to say it (there is no such file, no such call, or it writes what fits).
+_NOT_ZONEFS: Final = ("fuse",)
+#: ZBC has no append; the door writes at wp, as Linux does, which is another thing where an append is refused.
+_NOT_APPEND: Final = ("scsi", "fuse")
+
+SCENARIOS: Final = (
+    Scenario(
+        name="writes follow one another",
+        steps=(_write(0, 0), _write(0, 8, 16), _read(0, 0, 24), _write(0, 24, 64), _read(0)),
+    ),
+    Scenario(
+        name="a write beside wp is refused",
+        steps=(
+            _write(0, 8, 8, _S.UNALIGNED_WP),
+            _write(0, 0),
+            _write(0, 0, 8, _S.UNALIGNED_WP),
+            _write(0, 24, 8, _S.UNALIGNED_WP),
+            _write(0, 8),
+        ),
+    ),
+    Scenario(
+        name="a zone is written to its capacity and no further",
+        steps=(
+            _write(0, 0, 8),
+            _write(0, 8, 128),
+            # zonefs writes what fits and says so.
+            _write(0, 136, CAPACITY, _S.ZONE_BOUNDARY, cannot=_NOT_ZONEFS),
+            _append(0, 8),
+            _manage(_O.RESET, 0),
+            _write(0, 0, CAPACITY),
+            # zonefs compares with the file's size first.
+            _write(0, 0, 8, _S.ZONE_FULL, fuse=_S.UNALIGNED_WP),
+            _write(0, -8, 8, _S.ZONE_FULL, from_end=True, fuse=_S.UNALIGNED_WP),
+            _read(0),
+        ),
+    ),
+    Scenario(
+        name="a write may not reach into the next zone",
+        nr_zones=2,
+        steps=(_write(0, 0, 2 * _ZONE, _S.ZONE_BOUNDARY, cannot=_NOT_ZONEFS), _read(0), _read(1)),
+    ),
+    Scenario(
+        name="appends say where they landed",
+        steps=(
+            *(_append(0, 8) for _ in range(4)),
+            _append(0, 64),
+            _write(0, 96, 8),
+            _append(0, 8),
+            _read(0),
+            _manage(_O.FINISH, 0),
+            _append(0, 8, _S.ZONE_FULL, cannot=("scsi",)),
+        ),
+    ),
+    Scenario(
+        name="appends that are refused",
+        steps=(
+            _append(0, 8),
+            _append(CONVENTIONAL, 8, _S.CONVENTIONAL, cannot=("scsi",)),
+            _append(0, 8, _S.NOT_ZONE_START, at=8, cannot=_NOT_APPEND),
+            _append(0, _MAX_APPEND + 8, _S.APPEND_LIMIT, cannot=_NOT_APPEND),
+            _append(0, 8),
+        ),
+    ),
+    Scenario(
+        name="a conventional zone is written in any order and not managed",
+        steps=(
+            _write(CONVENTIONAL, 80, 8),
+            _write(CONVENTIONAL, 16, 8),
+            _write(CONVENTIONAL, 80, 16),
+            _read(CONVENTIONAL),
+            *(_manage(operation, CONVENTIONAL, _S.CONVENTIONAL) for operation in MANAGEMENT),
+        ),
+    ),
+    Scenario(
+        name="zones are opened and closed",
+        steps=(
+            _manage(_O.OPEN, 0),
+            _manage(_O.OPEN, 0),
+            _manage(_O.CLOSE, 0),  # nothing was written: EMPTY
+            _manage(_O.OPEN, 0),
+            _write(0, 0),
+            _manage(_O.CLOSE, 0),
+            _manage(_O.CLOSE, 0),
+            _write(0, 8),  # implicitly open
+            _manage(_O.OPEN, 0),
+            _write(0, 16),
+            _manage(_O.CLOSE, 0),
+            _read(0),
+        ),
+    ),
+    Scenario(
+        name="what is so already",
+        steps=(
+            _manage(_O.RESET, 0),
+            # ZBC answers "already so" with success.
+            _manage(_O.CLOSE, 0, _S.BAD_TRANSITION, scsi=_S.OK),
+            _manage(_O.FINISH, 0),
+            _manage(_O.FINISH, 0),
+            _manage(_O.CLOSE, 0, _S.BAD_TRANSITION, scsi=_S.OK),
+            _manage(_O.OPEN, 0, _S.BAD_TRANSITION, scsi=_S.OK),
+            _read(0),
+            _manage(_O.RESET, 0),
+        ),
+    ),
+    Scenario(
+        name="a zone that is finished early reads as zeros to its end",
+        steps=(
+            _write(0, 0, 24),
+            _manage(_O.FINISH, 0),
+            _read(0),
+            _write(0, 24, 8, _S.ZONE_FULL, fuse=_S.UNALIGNED_WP),
+            _manage(_O.RESET, 0),
+            _read(0),
+        ),
+    ),
+    Scenario(
+        name="a reset zone has nothing of what it had",
+        steps=(_write(0, 0, CAPACITY), _manage(_O.RESET, 0), _read(0), _write(0, 0, 8), _read(0)),
+    ),
+    Scenario(
+        name="explicitly open zones are never closed to make room",
+        nr_zones=5,
+        steps=(
+            *(_manage(_O.OPEN, zone) for zone in range(MAX_OPEN)),
+            _manage(_O.OPEN, 3, _S.OPEN_RESOURCE),
+            _write(3, 0, 8, _S.OPEN_RESOURCE),
+            _write(0, 0, 8),
+            _manage(_O.CLOSE, 0),
+            _write(3, 0, 8),
+            # Three open, one closed: both limits are hit, and the closed zone counts.
+            _write(4, 0, 8, _S.ACTIVE_RESOURCE),
+            _manage(_O.OPEN, 4, _S.ACTIVE_RESOURCE),
+            _manage(_O.RESET, 0),
+            _manage(_O.OPEN, 4),
+            # zonefs does not reset a zone without data.
+            *(_manage(_O.CLOSE, zone) for zone in (1, 2, 4)),
+        ),
+    ),
+    Scenario(
+        name="the implicitly open zone that was written least recently makes room",
+        nr_zones=4,
+        steps=(
+            *(_write(zone, 0) for zone in range(MAX_OPEN)),
+            _write(0, 8),
+            _write(3, 0),  # closes zone 1
+            _write(1, 8),  # closes zone 2
+            _manage(_O.OPEN, 2),
+        ),
+    ),
+    Scenario(
+        name="a read-only zone is read and nothing else",
+        steps=(
+            _write(0, 0, 16),
+            _set_cond(0, _C.READONLY),
+            _read(0, 0, 16),
+            _write(0, 16, 8, _S.ZONE_READONLY),
+            _write(0, 16, 8, _S.ZONE_READONLY),
+            *(_manage(operation, 0, _S.ZONE_READONLY) for operation in MANAGEMENT),
+            _read(0, 0, 16),
+        ),
+    ),
+    Scenario(
+        name="of an offline zone nothing is left",
+        steps=(
+            _write(0, 0, 16),
+            _set_cond(0, _C.OFFLINE),
+            _read(0, 0, 16, _S.ZONE_OFFLINE),
+            _write(0, 16, 8, _S.ZONE_OFFLINE),
+            *(_manage(operation, 0, _S.ZONE_OFFLINE) for operation in MANAGEMENT),
+        ),
+    ),
+    Scenario(
+        name="zone management addresses the start of a zone",
+        steps=(
+            _write(0, 0, 16),
+            *(_manage(operation, 0, _S.NOT_ZONE_START, at=8, cannot=_NOT_ZONEFS) for operation in MANAGEMENT),
+        ),
+    ),
+    Scenario(
+        name="there is nothing beyond the last sector",
+        steps=(
+            _read(BEYOND, 0, 8, _S.OUT_OF_RANGE, cannot=_NOT_ZONEFS),
+            _write(BEYOND, 0, 8, _S.OUT_OF_RANGE, cannot=_NOT_ZONEFS),
+            *(_manage(operation, BEYOND, _S.OUT_OF_RANGE, cannot=_NOT_ZONEFS) for operation in MANAGEMENT),
+        ),
+    ),
+    Scenario(
+        name="a read stays in its zone",
+        nr_zones=2,
+        steps=(
+            _write(0, 0, CAPACITY),
+            _write(1, 0, 8),
+            # SCSI reads across (URSWRZ), unless there is a gap.
+            _read(0, -8, _ZONE, _S.READ_BOUNDARY, from_end=True, cannot=("scsi", "fuse")),
+        ),
+    ),
+    Scenario(
+        name="half a block",
+        block_size_bytes=4096,
+        steps=(
+            # SCSI counts in blocks.
+            _write(0, 0, 1, _S.UNALIGNED_WP, cannot=("scsi",)),
+            _write(0, 0, 8),
+            _write(0, 8, 9, _S.UNALIGNED_WP, cannot=("scsi",)),
+            _read(0, 1, 1, _S.UNALIGNED, cannot=("scsi",)),
+            _write(CONVENTIONAL, 1, 8, _S.UNALIGNED, cannot=("scsi",)),
+        ),
+    ),
+    Scenario(
+        name="all zones at once",
+        nr_zones=4,
+        steps=(
+            _write(0, 0, 16),
+            _manage(_O.OPEN, 1),
+            _write(1, 0, 8),
+            _write(2, 0, 8),
+            _manage(_O.CLOSE, 2),
+            _write(3, 0, CAPACITY),
+            _everywhere(_O.RESET),
+            *(_read(zone) for zone in range(4)),
+        ),
+    ),
+)
+
+
+def _shape(block_size_bytes: int, zone_capacity: Sector) -> Geometry:
+    nr_zones = _NR_CONVENTIONAL + sum(scenario.nr_zones for scenario in SCENARIOS)
+    return Geometry(
+        size=nr_zones * _ZONE, zone_size=_ZONE, zone_capacity=zone_capacity, conventional=((0, _NR_CONVENTIONAL),),
+        block_size_bytes=block_size_bytes, max_open_zones=MAX_OPEN, max_active_zones=MAX_ACTIVE,
+        max_append=_MAX_APPEND,
+    )  # fmt: skip
+
+
+#: The devices that all scenarios are run on.
+SHAPES: Final[Mapping[str, Geometry]] = MappingProxyType(
+    {"512": _shape(512, _ZONE), "4096": _shape(4096, _ZONE), "capacity": _shape(4096, _ZONE * 3 // 4)}
+)
+
+
+# -- doors ------------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """What a step was answered: what that can mean, the code for people, what was read, where an append landed."""
+
+    meanings: frozenset[Status]
+    code: str
+    data: bytes = b""
+    landed: Sector = -1
+
+
+class View(NamedTuple):
+    """A zone as a protocol shows it, in sectors; None for what it does not show."""
+
+    zone_no: int
+    type: int
+    capacity: Sector
+    cond: int | None
+    written: Sector | None
+
+
+class Place(NamedTuple):
+    """A step with its numbers, absolute; *data* is what it writes."""
+
+    step: Step
+    zone_no: int
+    sector: Sector
+    nr_sectors: Sector
+    data: bytes
+
+
+class Door(Protocol):
+    """A way to the device. *device* is served or not, as the door needs it, and has a zonefs."""
+
+    name: str
+
+    def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
+        """Go in; what has to be undone goes to *stack*."""
+        ...
+
+    def do(self, place: Place) -> Answer | None:
+        """Do a step, or return None if the protocol has no words for it."""
+        ...
+
+    def views(self) -> list[View]:
+        """Return all zones that the protocol shows."""
+        ...
+
+
+_OK: Final = frozenset((_S.OK,))
+
+
+class DeviceDoor:
+    """The device's own port: what the others are compared with."""
+
+    name = "device"
+
+    def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
+        """See :class:`Door`."""
+        del stack
+        self._port: Port = device.port
+
+    def do(self, place: Place) -> Answer:
+        """See :class:`Door`."""
+        port, step, buffer, landed = self._port, place.step, bytearray(), -1
+        match step.operation:
+            case Operation.READ:
+                buffer = bytearray(to_bytes(place.nr_sectors))
+                status = port.read(place.sector, place.nr_sectors, [buffer])
+            case Operation.WRITE:
+                status = port.write(place.sector, place.nr_sectors, [place.data])
+            case Operation.APPEND:
+                status, landed = port.append(place.sector, place.nr_sectors, [place.data])
+            case _:
+                status = (
+                    port.manage_all(step.operation) if step.everywhere else port.manage(step.operation, place.sector)
+                )
+        return Answer(frozenset((status,)), status.name, bytes(buffer) if not status else b"", landed)
+
+    def views(self) -> list[View]:
+        """See :class:`Door`."""
+        return [view_of(zone) for zone in self._port.report(0, self._port.geometry.nr_zones)]
+
+
+#: Source: virtio 1.4, block device, "Device Operation".
+_BLK_MEANINGS: Final[Mapping[int, frozenset[Status]]] = MappingProxyType(
+    {
+        0: _OK,
+        1: frozenset((_S.OUT_OF_RANGE, _S.UNALIGNED, _S.IO_ERROR, _S.NO_SPACE, _S.POISONED)),
+        2: frozenset((_S.UNSUPPORTED,)),
+        3: frozenset(
+            (
+                _S.OUT_OF_RANGE, _S.ZONE_BOUNDARY, _S.READ_BOUNDARY, _S.ZONE_FULL, _S.ZONE_READONLY, _S.ZONE_OFFLINE,
+                _S.NOT_ZONE_START, _S.CONVENTIONAL, _S.BAD_TRANSITION, _S.APPEND_LIMIT,
+            )
+        ),
+        4: frozenset((_S.UNALIGNED_WP,)),
+        5: frozenset((_S.OPEN_RESOURCE,)),
+        6: frozenset((_S.ACTIVE_RESOURCE,)),
+    }
+)  # fmt: skip
+_BLK_KINDS: Final[Mapping[Operation, int]] = MappingProxyType(
+    {Operation.OPEN: 18, Operation.CLOSE: 20, Operation.FINISH: 22, Operation.RESET: 24}
+)
+_BLK_RESET_ALL: Final = 26
+
+
+class BlkDoor:
+    """virtio-blk: requests on a ring that a daemon serves."""
+
+    name = "blk"
+
+    def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
+        """See :class:`Door`."""
+        frontend = stack.enter_context(Frontend(device.serve("blk")))
+        frontend.start()
+        self._driver = BlkDriver(frontend.queues[0])
+        self._geometry = device.geometry
+
+    def do(self, place: Place) -> Answer | None:
+        """See :class:`Door`."""
+        driver, step, data, landed = self._driver, place.step, b"", -1
+        match step.operation:
+            case Operation.READ:
+                status, data = driver.read(place.sector, to_bytes(place.nr_sectors))
+            case Operation.WRITE:
+                status = driver.write(place.sector, place.data)
+            case Operation.APPEND:
+                status, landed = driver.append(place.sector, place.data)
+            case operation if not step.everywhere:
+                status = driver.manage(_BLK_KINDS[operation], place.sector)
+            case Operation.RESET:
+                status = driver.manage(_BLK_RESET_ALL, 0)
+            case _:
+                return None
+        return Answer(_BLK_MEANINGS[status], f"virtio-blk {status}", data if not status else b"", landed)
+
+    def views(self) -> list[View]:
+        """See :class:`Door`."""
+        status, zones = self._driver.report(0, self._geometry.nr_zones)
+        assert not status, f"a report answers virtio-blk {status}"
+        return [
+            View(zone_no, zone.type, zone.capacity, zone.cond, _written(zone.cond, zone.wp - zone.start))
+            for zone_no, zone in enumerate(zones)
+            if zone.start == zone_no * self._geometry.zone_size
+        ]
+
+
+#: Source: ZBC-2, "Write pointer zones", and the sense codes of its commands.
+_SCSI_MEANINGS: Final[Mapping[tuple[int, int, int] | None, frozenset[Status]]] = MappingProxyType(
+    {
+        None: _OK,
+        (0x5, 0x21, 0x00): frozenset((_S.OUT_OF_RANGE,)),
+        (0x5, 0x21, 0x04): frozenset((_S.UNALIGNED_WP,)),
+        (0x5, 0x21, 0x05): frozenset((_S.ZONE_BOUNDARY,)),
+        (0x5, 0x21, 0x07): frozenset((_S.READ_BOUNDARY,)),
+        (0x5, 0x21, 0x09): frozenset((_S.READ_BOUNDARY, _S.ZONE_BOUNDARY)),
+        (0x5, 0x24, 0x00): frozenset((_S.ZONE_FULL, _S.NOT_ZONE_START, _S.CONVENTIONAL, _S.BAD_TRANSITION)),
+        (0x7, 0x27, 0x08): frozenset((_S.ZONE_READONLY,)),
+        (0x7, 0x2C, 0x0E): frozenset((_S.ZONE_OFFLINE,)),
+        (0x7, 0x55, 0x0E): frozenset((_S.OPEN_RESOURCE, _S.ACTIVE_RESOURCE)),
+    }
+)
+_SCSI_ACTIONS: Final[Mapping[Operation, int]] = MappingProxyType(
+    {
+        Operation.OPEN: scsi_driver.OPEN,
+        Operation.CLOSE: scsi_driver.CLOSE,
+        Operation.FINISH: scsi_driver.FINISH,
+        Operation.RESET: scsi_driver.RESET,
+    }
+)
+_GAP: Final = 5
+
+
+class ScsiDoor:
+    """SCSI commands in virtio-scsi requests on a ring that a daemon serves."""
+
+    name = "scsi"
+
+    def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
+        """See :class:`Door`."""
+        frontend = stack.enter_context(Frontend(device.serve("scsi"), nr_queues=FIRST_REQUEST_QUEUE + 1))
+        frontend.start()
+        self._geometry = device.geometry
+        self._unit = device.geometry.block_sectors
+        self._driver = ScsiDriver(frontend.queues[FIRST_REQUEST_QUEUE], device.geometry.block_size_bytes)
+
+    def do(self, place: Place) -> Answer:
+        """See :class:`Door`."""
+        driver, step, landed = self._driver, place.step, -1
+        lba = place.sector // self._unit
+        match step.operation:
+            case Operation.READ:
+                reply = driver.read(lba, place.nr_sectors // self._unit)
+            case Operation.WRITE:
+                reply = driver.write(lba, place.data)
+            case Operation.APPEND:
+                # What Linux makes of it: it knows wp, and writes there.
+                (zone,) = driver.report(lba, 1)
+                landed = zone.wp * self._unit
+                reply = driver.write(zone.wp, place.data)
+            case operation:
+                reply = driver.manage(_SCSI_ACTIONS[operation], lba, all_zones=step.everywhere)
+        code = "GOOD" if reply.sense is None else "sense {:X}h/{:02X}h/{:02X}h".format(*reply.sense)
+        return Answer(_SCSI_MEANINGS.get(reply.sense, frozenset()), code, reply.data, landed)
+
+    def views(self) -> list[View]:
+        """See :class:`Door`."""
+        unit, zone_size = self._unit, self._geometry.zone_size
+        zones = self._driver.report(0, 2 * self._geometry.nr_zones)
+        # They cover the disk, gaps included.
+        assert [zone.start for zone in zones[1:]] == [zone.start + zone.length for zone in zones[:-1]]
+        return [
+            View(
+                zone.start * unit // zone_size, zone.type, zone.length * unit, zone.cond,
+                _written(zone.cond, (zone.wp - zone.start) * unit),
+            )
+            for zone in zones
+            if zone.type != _GAP
+        ]  # fmt: skip
+
+
+#: What zonefs, and the block layer below it, make of a refusal.
+#: Source: Documentation/filesystems/zonefs.rst; Linux block/blk-core.c, blk_errors.
+_FUSE_MEANINGS: Final[Mapping[int, frozenset[Status]]] = MappingProxyType(
+    {
+        0: _OK,
+        errno.EINVAL: frozenset((_S.UNALIGNED_WP, _S.UNALIGNED, _S.CONVENTIONAL)),
+        errno.EFBIG: frozenset((_S.ZONE_BOUNDARY, _S.ZONE_FULL)),
+        errno.EPERM: frozenset((_S.ZONE_READONLY, _S.ZONE_OFFLINE, _S.CONVENTIONAL)),
+        errno.EIO: frozenset((_S.ZONE_READONLY, _S.ZONE_OFFLINE)),
+        errno.ETOOMANYREFS: frozenset((_S.OPEN_RESOURCE,)),
+        errno.EOVERFLOW: frozenset((_S.ACTIVE_RESOURCE,)),
+    }
+)
+
+
+class FuseDoor:
+    """zonefs, mounted: files are zones, their sizes are write pointers."""
+
+    name = "fuse"
+
+    def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
+        """See :class:`Door`."""
+        del stack  # the device unmounts
+        self._root = device.mount("errors=repair")
+        self._geometry = device.geometry
+
+    def _path(self, zone_no: int) -> Path:
+        # Zone 0 has the super block and is no file.
+        if zone_no < _NR_CONVENTIONAL:
+            return self._root / "cnv" / str(zone_no - 1)
+        return self._root / "seq" / str(zone_no - _NR_CONVENTIONAL)
+
+    def do(self, place: Place) -> Answer | None:
+        """See :class:`Door`."""
+        operation, landed, data = place.step.operation, -1, b""
+        if operation in (Operation.OPEN, Operation.CLOSE):
+            return None
+        path = self._path(place.zone_no)
+        try:
+            match operation:
+                case Operation.READ:
+                    data = _direct_read(path, place.sector % self._geometry.zone_size, place.nr_sectors)
+                case Operation.WRITE:
+                    _direct_write(path, place.data, place.sector % self._geometry.zone_size)
+                case Operation.APPEND:
+                    landed = place.sector + _direct_write(path, place.data, None)
+                case Operation.RESET if place.step.everywhere:
+                    for file in (self._root / "seq").iterdir():
+                        if file.stat().st_mode & 0o222:
+                            os.truncate(file, 0)
+                case Operation.RESET:
+                    os.truncate(path, 0)
+                case _:  # FINISH
+                    os.truncate(path, to_bytes(self._geometry.zone_cap(place.zone_no)))
+        except OSError as error:
+            number = error.errno or 0
+            return Answer(_FUSE_MEANINGS.get(number, frozenset()), errno.errorcode.get(number, str(number)))
+        return Answer(_OK, "done", data, landed)
+
+    def views(self) -> list[View]:
+        """See :class:`Door`."""
+        views = []
+        for zone_no in range(1, self._geometry.nr_zones):
+            status = self._path(zone_no).stat()
+            sequential = zone_no >= _NR_CONVENTIONAL
+            capacity = status.st_blocks * 512 // SECTOR_BYTES
+            size = status.st_size // SECTOR_BYTES
+            full = sequential and size == capacity
+            # A file that may not be written shows nothing that counts.
+            hidden = not sequential or full or not status.st_mode & 0o222
+            views.append(
+                View(
+                    zone_no, ZoneType.SWR if sequential else ZoneType.CONVENTIONAL, capacity,
+                    Condition.FULL if full and status.st_mode & 0o222 else None, None if hidden else size,
+                )
+            )  # fmt: skip
+        return views
+
+
+def _direct_read(path: Path, sector: Sector, nr_sectors: Sector) -> bytes:
+    """Read past the page cache; what a file does not have is zeros, as it is beyond wp of a zone."""
+    length = to_bytes(nr_sectors)
+    with mmap.mmap(-1, length) as buffer:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            done = os.preadv(fd, [buffer], to_bytes(sector))
+        finally:
+            os.close(fd)
+        return buffer[:done].ljust(length, b"\0")
+
+
+def _direct_write(path: Path, data: bytes, sector: Sector | None) -> Sector:
+    """Write past the page cache at *sector* of the file, or append; return where it landed.
+
+    Raises:
+        OSError: as the file system says; EFBIG for a write that was cut short.
+    """
+    with mmap.mmap(-1, len(data)) as buffer:
+        buffer[:] = data
+        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | (os.O_APPEND if sector is None else 0))
+        try:
+            done = os.pwritev(fd, [buffer], to_bytes(sector)) if sector is not None else os.writev(fd, [buffer])
+            if done != len(data):
+                raise OSError(errno.EFBIG, "a short write")
+            # Of an O_APPEND write only the size afterwards says where it went.
+            return os.fstat(fd).st_size // SECTOR_BYTES - len(data) // SECTOR_BYTES
+        finally:
+            os.close(fd)
+
+
+DOORS: Final[tuple[type[Door], ...]] = (DeviceDoor, BlkDoor, ScsiDoor, FuseDoor)
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+class Result(NamedTuple):
+    """What one step came to: where it stands, the answer, and all zones after it as the daemon has them."""
+
+    where: str
+    step: Step
+    answer: Answer | None
+    zones: Sequence[Zone]
+    views: Sequence[View]
+
+
+def _written(cond: int, wp_offset: Sector) -> Sector | None:
+    """Return *wp_offset* where wp has a meaning."""
+    return wp_offset if cond in (_C.EMPTY, _C.IMP_OPEN, _C.EXP_OPEN, _C.CLOSED) else None
+
+
+def view_of(zone: Zone) -> View:
+    """Return *zone* as a protocol that shows everything would."""
+    return View(zone.zone_no, zone.type, zone.capacity, zone.cond, _written(zone.cond, zone.wp - zone.start))
+
+
+class _Run:
+    """One door and all scenarios, on one new device."""
+
+    def __init__(self, device: DeviceUnderTest, door: Door) -> None:
+        self._device = device
+        self._door = door
+        self._geometry = device.geometry
+        self._next_zone = _NR_CONVENTIONAL
+        self._nr_steps = 0
+
+    def results(self) -> Iterator[Result]:
+        """Yield the results of all steps of all scenarios, and of the cleaning up between them."""
+        for scenario in SCENARIOS:
+            if scenario.block_size_bytes not in (0, self._geometry.block_size_bytes):
+                continue
+            first = self._next_zone
+            self._next_zone += scenario.nr_zones
+            for number, step in enumerate(scenario.steps):
+                yield self._do(f"{scenario.name}, step {number} ({step.operation.name})", step, first)
+            # What is there at the end, and the limits are for the next one.
+            for number, zone in enumerate(self._device.report()[first : self._next_zone]):
+                lost = _S.ZONE_OFFLINE if zone.cond is _C.OFFLINE else _S.OK
+                yield self._do(f"after {scenario.name}", _read(number, expected=lost), first)
+                if zone.cond not in (_C.READONLY, _C.OFFLINE):
+                    yield self._do(f"after {scenario.name}", _manage(_O.RESET, number), first)
+
+    def _do(self, where: str, step: Step, first: int) -> Result:
+        self._nr_steps += 1
+        answer = None
+        if self._door.name not in step.cannot:
+            place = self._place(step, first)
+            answer = self._by_hand(place) if step.operation is _O.SET_COND else self._door.do(place)
+            if answer is None:
+                answer = self._by_hand(place)
+        return Result(where, step, answer, self._device.report(), self._door.views())
+
+    def _place(self, step: Step, first: int) -> Place:
+        geometry = self._geometry
+        match step.zone:
+            case -1:  # CONVENTIONAL
+                zone_no = _CONVENTIONAL_ZONE
+            case -2:  # BEYOND
+                zone_no = geometry.nr_zones
+            case _:
+                zone_no = first + step.zone
+        capacity = geometry.zone_cap(zone_no) if zone_no < geometry.nr_zones else geometry.zone_size
+        sector = geometry.zone_start(zone_no) + (capacity if step.from_end else 0) + step.at
+        nr_sectors = capacity if step.nr_sectors == CAPACITY else step.nr_sectors
+        data = b""
+        if step.operation in (_O.WRITE, _O.APPEND):
+            # Of each sector its own, different in each step.
+            data = b"".join(
+                (self._nr_steps << 32 | number).to_bytes(8, "little") * (SECTOR_BYTES // 8)
+                for number in range(nr_sectors)
+            )
+        return Place(step, zone_no, sector, nr_sectors, data)
+
+    def _by_hand(self, place: Place) -> Answer:
+        """Do what the door has no words for through the daemon's control socket."""
+        operation = place.step.operation
+        if operation is _O.SET_COND:
+            self._device.set_cond(place.zone_no, place.step.cond)
+            return Answer(_OK, "done by hand")
+        with open_target(self._device.image) as target:
+            try:
+                call(target, {"verb": "manage", "operation": operation.name.lower(), "zone_no": place.zone_no})
+            except UsageError:
+                (refusal,) = cast("list[dict[str, str]]", call(target, {"verb": "why"})[0]["refusals"])
+                return Answer(frozenset((Status[refusal["status"]],)), f"{refusal['status']} by hand")
+        return Answer(_OK, "done by hand")
+
+
+def run(shape: Geometry, make_door: Callable[[DeviceUnderTest, ExitStack], Door], directory: Path) -> list[Result]:
+    """Run all scenarios on a new device of *shape* in *directory* through the door that *make_door* makes.
+
+    Raises:
+        UsageError: the door cannot be opened here; says why (FUSE needs /dev/fuse).
+    """
+    directory.mkdir()
+    device = DeviceUnderTest(directory, shape)
+    try:
+        examine(device.port)
+        format_device(device.port, parse_features("", uuid=uuid4(), label=""))
+        with ExitStack() as stack:
+            return list(_Run(device, make_door(device, stack)).results())
+    finally:
+        device.close()
+
+
+def differences(expected: Sequence[Result], found: Sequence[Result], door: str) -> list[str]:
+    """Return a sentence for each thing that is not behind *door* as it is behind the device's own."""
+    sentences = []
+    for ours, theirs in zip(expected, found, strict=False):
+        sentences += [f"{theirs.where}: {what}" for what in _differences(ours, theirs, door)]
+    if len(expected) != len(found):
+        # A zone that is READONLY or OFFLINE is not reset at the end of its scenario.
+        sentences.append(f"it took {len(found)} steps, not {len(expected)}")
+    return sentences
+
+
+def _differences(ours: Result, theirs: Result, door: str) -> Iterator[str]:
+    step, answer = ours.step, theirs.answer
+    assert ours.answer is not None
+    if answer is not None:
+        wanted = step.unlike.get(door, step.expected)
+        if wanted not in answer.meanings:
+            yield f"{answer.code} does not mean {wanted.name}"
+        if answer.data != ours.answer.data:
+            yield f"other data was read: {_first_difference(ours.answer.data, answer.data)}"
+        if step.operation is _O.APPEND and not step.expected and answer.landed != ours.answer.landed:
+            yield f"the append landed at sector {answer.landed}, not {ours.answer.landed}"
+    for zone, other in zip(ours.zones, theirs.zones, strict=True):
+        if zone != other:
+            yield f"the zone is {other}, not {zone}"
+    for view in theirs.views:
+        zone = theirs.zones[view.zone_no]
+        for name, shown, true in zip(View._fields, view, view_of(zone), strict=True):
+            if shown is not None and true is not None and shown != true:
+                yield f"{name} of zone {zone.zone_no} is shown as {shown}, not {true}"
+
+
+def _first_difference(ours: bytes, theirs: bytes) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(theirs)} bytes, not {len(ours)}"
+    at = next(at for at, (left, right) in enumerate(zip(ours, theirs, strict=True)) if left != right)
+    return f"first at byte {at}"
