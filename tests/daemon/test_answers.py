@@ -25,10 +25,10 @@ def test_every_rule_has_an_answer_to_every_operation(rule: Rule, operation: Oper
     for status in set(Status) - {Status.OK}:
         found = answers(refusal(rule, status, operation))
         assert found
-        assert found.keys() <= {"zonefs", "virtio-blk", "scsi"}
+        assert found.keys() <= {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}
         assert "S_OK" not in found.values()
-        if "zonefs" in found:
-            assert getattr(errno, found["zonefs"])
+        for front_end in found.keys() & {"zonefs", "ublk", "vduse"}:
+            assert getattr(errno, found[front_end])
 
 
 def test_a_rule_of_one_front_end_is_met_there_only() -> None:
@@ -47,6 +47,22 @@ def test_the_operation_decides_where_a_standard_says_so() -> None:
     assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.READ))["scsi"] == "MEDIUM_ERROR 11h/00h"
 
 
+def test_users_of_a_block_device_see_an_errno() -> None:
+    for status, ublk, vduse in (
+        (Status.UNALIGNED_WP, "EIO", "EIO"),
+        (Status.OPEN_RESOURCE, "ETOOMANYREFS", "ETOOMANYREFS"),
+        (Status.ACTIVE_RESOURCE, "EOVERFLOW", "EOVERFLOW"),
+        (Status.NO_SPACE, "ENOSPC", "EIO"),  # virtio has no word for it
+        (Status.UNSUPPORTED, "ENOTSUP", "ENOTSUP"),  # the same number as EOPNOTSUPP
+    ):
+        found = answers(refusal(Rule.IO_ERROR, status, Operation.WRITE))
+        assert (found["ublk"], found["vduse"]) == (ublk, vduse)
+
+
+def test_front_ends_that_answer_the_same_are_named_together() -> None:
+    assert sentence({"a": "EIO", "b": "X", "c": "EIO"}) == "answered as EIO (a, c), X (b)"
+
+
 def test_a_real_refusal(image: Path) -> None:
     device = ZonedDevice.open(image)
     port = device.port("test", VIRTIO)
@@ -55,6 +71,6 @@ def test_a_real_refusal(image: Path) -> None:
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
     assert port.last_refusal is not None
     assert sentence(answers(port.last_refusal)) == (
-        "answered as ETOOMANYREFS (zonefs), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
+        "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
     )
     device.close()
