@@ -61,7 +61,17 @@ class CommandError(ZonedError):
 
 
 class ImageError(ZonedError):
-    """The image file is not what it should be."""
+    """The image file is not what it should be.
+
+    *path* is set by whoever knows which file it is about, where the sentence does not say so itself.
+    """
+
+    path = ""
+
+    def __str__(self) -> str:
+        """Return the sentence: which file, and what is wrong with it."""
+        sentence = super().__str__()
+        return f"{self.path}: {sentence}" if self.path else sentence
 
 
 class BadMagicError(ImageError):

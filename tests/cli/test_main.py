@@ -46,29 +46,54 @@ def test_an_unknown_verb_is_one_sentence() -> None:
     assert "No such command 'xyzzy' (see 'zonefs-emu --help')" in fails("xyzzy", code=2)
 
 
-READING = ["report", "map", "info", "stats", "why", "check"]
+READING = ["report", "map", "info", "stats", "why"]
+#: What each verb on an image needs besides it.
+ARGUMENTS = {
+    **{verb: [] for verb in [*READING, "mkfs", "power-cycle"]},
+    **{verb: ["--all"] for verb in ["open", "close", "finish", "reset"]},
+    **{verb: ["--zone", "3"] for verb in ["read", "write", "append"]},
+    "set-cond": ["--zone", "3", "ro"],
+}
 
 
 def wrong_images(directory: Path) -> Iterator[tuple[Path, str]]:
-    yield directory / "absent.img", "absent.img: No such file or directory"
+    yield directory / "absent.img", "No such file or directory"
     empty = directory / "empty.img"
     empty.touch()
-    yield empty, "no zonefs_emu"
+    yield empty, "no zonefs_emu header at byte 0"
     text = directory / "text.img"
     text.write_text("hello\n" * 10_000)
-    yield text, "no zonefs_emu"
-    yield directory, "Is a directory"
+    yield text, "no zonefs_emu header at byte 55904"
+    short = directory / "short.img"
+    ok("create", short, "--size", "1M")
+    os.truncate(short, short.stat().st_size - 8192)
+    yield short, "the length of the file"
+    fifo = directory / "fifo.img"
+    os.mkfifo(fifo)
+    yield fifo, "a FIFO, and an image is a regular file"
+    yield directory, "a directory, and an image is a regular file"
+    yield Path(os.devnull), "a character device, and an image is a regular file"
 
 
-@pytest.mark.parametrize("verb", [verb for verb in READING if verb != "check"])
-def test_what_is_no_image_is_one_sentence(verb: str, tmp_path: Path) -> None:
+def content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def test_what_is_no_image_is_one_sentence_with_its_name(tmp_path: Path) -> None:
     for path, sentence in wrong_images(tmp_path):
-        before = path.read_bytes() if path.is_file() else b""
-        assert sentence in fails(verb, path)
-        assert (path.read_bytes() if path.is_file() else b"") == before
+        before = content(path)
+        for verb, arguments in ARGUMENTS.items():
+            said = fails(verb, path, *arguments)
+            assert str(path) in said
+            assert sentence in said
+        for verb in ("dump", "restore"):
+            assert sentence in fails(verb, path, tmp_path / "copy")
+        assert sentence in run_cli("check", path).output
+        assert content(path) == before
+    assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize("verb", ["report", "map", "info", "stats", "why"])
+@pytest.mark.parametrize("verb", READING)
 def test_reading_verbs_change_nothing(verb: str, fresh: Path) -> None:
     before = fresh.read_bytes()
     assert run_cli(verb, fresh).exit_code == 0

@@ -46,7 +46,7 @@ def test_refused_is_one_sentence_and_changes_nothing(verb: str, image: Path) -> 
     assert "(CONVENTIONAL)" in fails(verb, image, "--zone", 1)
     assert "(CONVENTIONAL)" in fails(verb, image, "--zone", 1, "--count", 3)
     assert "there is no zone 8: the device has zones 0 to 7" in fails(verb, image, "--zone", 8)
-    assert "'count' must lie between 1 and 2" in fails(verb, image, "--zone", 6, "--count", 3)
+    assert "no zones 6 to 8: the device has zones 0 to 7" in fails(verb, image, "--zone", 6, "--count", 3)
     assert conds(image) == "nw nw em em em em em em"
 
 

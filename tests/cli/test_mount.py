@@ -107,6 +107,19 @@ def test_the_second_mount_is_told_who_holds_the_image(mounted: Path, directory: 
     assert write_block(directory / "seq" / "0") == BLOCK
 
 
+@pytest.mark.fuse
+def test_what_a_killed_mount_leaves_is_named_and_can_be_taken_away(mounted: Path, directory: Path) -> None:
+    write_block(directory / "seq" / "0")
+    pid = json.loads(ok("info", mounted, "--json"))["pid"]
+    os.kill(pid, signal.SIGKILL)
+    wait_gone(pid)
+    assert f"'zonefs-emu umount {directory}' ends it" in fails("mount", mounted, directory)
+    assert json.loads(ok("report", mounted, "--json"))["zones"][2]["written"] == BLOCK // 512
+    assert ok("umount", directory) == ""
+    subprocess.run(command("mount", mounted, directory), check=True)
+    assert (directory / "seq" / "0").stat().st_size == BLOCK
+
+
 def wait_gone(pid: int) -> None:
     deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
@@ -175,7 +188,10 @@ def test_wrong_places(fresh: Path, tmp_path: Path) -> None:
 def test_the_childs_sentence_reaches_the_user(fresh: Path, directory: Path, tmp_path: Path) -> None:
     """In a process: mount forks."""
     (tmp_path / "text").write_text("no image at all")
-    for image, sentence in ((fresh, "no zonefs super block"), (tmp_path / "text", "no zonefs_emu header")):
+    for image, sentence in (
+        (fresh, f"{fresh}: no zonefs super block"),
+        (tmp_path / "text", f"{tmp_path / 'text'}: no zonefs_emu header"),
+    ):
         for options in ([], ["--foreground"]):
             done = subprocess.run(
                 command("mount", image, directory, *options), capture_output=True, text=True, check=False

@@ -11,11 +11,13 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import PoisonedError, Status
+from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.layout import SectionKind
 
 OPEN, CLOSE, FINISH, RESET = MANAGEMENT
 UUID_HERE: Final = UUID("12345678-1234-5678-1234-567812345678")
@@ -59,6 +61,20 @@ def device(make_device: Maker) -> ZonedDevice:
 @pytest.fixture
 def port(device: ZonedDevice) -> Port:
     return device.port("test", VIRTIO)
+
+
+def test_damage_that_only_the_device_meets_is_named_and_lets_the_image_go(make_device: Maker, tmp_path: Path) -> None:
+    device = make_device()
+    device.inject(Fault(operations=frozenset((Operation.READ,)), effect=Effect.FAIL, status=Status.IO_ERROR))
+    sections = [device.image.header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
+    device.close()
+    with (tmp_path / "a.img").open("r+b") as file:
+        for section in sections:
+            file.seek(section.offset + 40)
+            file.write(b"\xff" * 8)
+    for _ in range(2):
+        with pytest.raises(CorruptImageError, match=f"^{tmp_path / 'a.img'}: .*fault"):
+            make_device()
 
 
 def pattern(sector: int, nr_sectors: int, generation: int = 0) -> bytes:

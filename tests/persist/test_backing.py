@@ -18,6 +18,14 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "file"
 
 
+def test_what_is_no_regular_file_is_not_opened(path: Path) -> None:
+    os.mkfifo(path)
+    for name, kind in ((path, "a FIFO"), (path.parent, "a directory"), (Path(os.devnull), "a character device")):
+        for open_it in (FileBacking.open, FileBacking.peek):
+            with pytest.raises(ImageError, match=f"^{name} is {kind}, and an image is a regular file$"):
+                open_it(name)
+
+
 def test_create_makes_a_sparse_file_and_never_overwrites(path: Path) -> None:
     backing = FileBacking.create(path, 64 * MIB, [(32 * MIB, MIB)])
     assert (backing.length, path.stat().st_size) == (64 * MIB, 64 * MIB)

@@ -112,13 +112,20 @@ def zones_of(
     target: Target, first: int = 0, count: int | None = None, conds: frozenset[Condition] | None = None
 ) -> Iterator[Zone]:
     """Yield up to *count* zones from number *first* on, those in *conds* only if given."""
+    for payload in packed_zones_of(target, first, count, conds):
+        yield from unpack_zones(payload)
+
+
+def packed_zones_of(
+    target: Target, first: int = 0, count: int | None = None, conds: frozenset[Condition] | None = None
+) -> Iterator[bytes]:
+    """Yield the same as :func:`zones_of`, many zones at a time and an eighth of the size."""
     request: dict[str, Json] = {"verb": "report", "zone_no": first}
     if count is not None:
         request["count"] = count
     if conds is not None:
         request["conds"] = [int(cond) for cond in conds]
-    for _, payload in target.stream(request):
-        yield from unpack_zones(payload)
+    yield from (payload for _, payload in target.stream(request))
 
 
 def zone_of(target: Target, zone_no: int) -> Zone:

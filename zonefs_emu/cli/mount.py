@@ -1,6 +1,8 @@
 """``mount``: the zonefs on an image as a directory."""
 
+import errno
 import logging
+import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -41,6 +43,20 @@ class ZonefsFrontEnd:
                 task_status.started()
 
 
+def _require_directory(directory: Path) -> None:
+    """Raise UsageError unless *directory* can be mounted on."""
+    try:
+        is_directory = stat.S_ISDIR(directory.stat().st_mode)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            msg = f"{directory} is still the mount of a process that is gone: 'zonefs-emu umount {directory}' ends it"
+            raise UsageError(msg, exit_code=1) from None
+        is_directory = False
+    if not is_directory:
+        msg = f"{directory} is no directory to mount on"
+        raise UsageError(msg, exit_code=1)
+
+
 @click.command(short_help="Mount the zonefs on an image.")
 @image_argument
 @click.argument("directory", metavar="DIR", type=FILE)
@@ -74,9 +90,7 @@ def mount(
     SIGINT). All other verbs work on IMG meanwhile.
     """
     mount_options = parse_options(",".join(options))
-    if not directory.is_dir():
-        msg = f"{directory} is no directory to mount on"
-        raise UsageError(msg, exit_code=1)
+    _require_directory(directory)
     if size is not None and not image.exists():
         create_image(image, build_geometry(size=size), "")
         with open_target(image) as target:

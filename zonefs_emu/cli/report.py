@@ -1,6 +1,7 @@
 """``report``: the zones, in our format or another tool's."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -12,13 +13,14 @@ from zonefs_emu.cli.common import (
     image_argument,
     info_of,
     number_of,
+    packed_zones_of,
     say_lines,
-    zones_of,
 )
 from zonefs_emu.cli.formats import FORMATS, ReportContext
 from zonefs_emu.daemon.client import open_target
+from zonefs_emu.daemon.framing import nr_packed_zones, unpack_zones
 from zonefs_emu.errors import UsageError
-from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, human_bytes, to_bytes
 
 #: Formats that begin with the number of zones: with a condition filter it is known only after the last one.
@@ -67,9 +69,10 @@ def report(
         first = sector // number_of(info, "zone_size")
         count = min(count or nr_zones, nr_zones - first)
         name = "json" if as_json else format_name
-        zones: Iterable[Zone] = zones_of(target, first, count, conds)
+        packed: Iterable[bytes] = packed_zones_of(target, first, count, conds)
         if conds is not None and name in _COUNTED:
-            zones = list(zones)
-            count = len(zones)
+            packed = list(packed)
+            count = sum(map(nr_packed_zones, packed))
+        zones = chain.from_iterable(map(unpack_zones, packed))
         context = ReportContext(nr_zones=count, block_size_bytes=number_of(info, "block_size_bytes"))
         say_lines(FORMATS[name](zones, context))

@@ -12,6 +12,7 @@ from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import TOP_MAX
 from zonefs_emu.device.counters import Counter
+from zonefs_emu.errors import UsageError
 
 COUNTERS: Final = tuple(counter.name.lower() for counter in Counter)
 
@@ -45,6 +46,12 @@ def stats(
     The counters last: they began when the image was created. A mounted file system adds what the kernel's zonefs shows
     in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files.
     """
+    if zone_no is not None and top is not None:
+        msg = "--zone is about one zone and --top about all: give one of them"
+        raise UsageError(msg)
+    if openmetrics and (as_json or top is not None):
+        msg = "--openmetrics is a format of its own: it goes with --zone only"
+        raise UsageError(msg)
     request: dict[str, Json] = {"verb": "stats"}
     if zone_no is not None:
         request["zone_no"] = zone_no

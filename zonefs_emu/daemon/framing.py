@@ -82,6 +82,11 @@ def pack_zones(zones: list[Zone]) -> bytes:
     return b"".join([_ZONE.pack(*zone) for zone in zones])
 
 
+def nr_packed_zones(payload: bytes) -> int:
+    """Return how many zones are in *payload*, without a look at them."""
+    return len(payload) // _ZONE.size
+
+
 def unpack_zones(payload: bytes) -> list[Zone]:
     """Return the zones in *payload*.
 

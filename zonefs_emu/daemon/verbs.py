@@ -235,7 +235,11 @@ class Verbs:
                 self._require(self._port.manage_all(operation))
         else:
             zone_no = self._zone_no(request)
-            count = _number(request, "count", minimum=1, maximum=self._geometry.nr_zones - zone_no, default=1)
+            count = _number(request, "count", minimum=1, default=1)
+            nr_zones = self._geometry.nr_zones
+            if zone_no + count > nr_zones:
+                msg = f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
+                raise UsageError(msg, exit_code=1)
             with self._lock:
                 self._require(self._port.manage(operation, self._geometry.zone_start(zone_no), count))
         yield {}, b""

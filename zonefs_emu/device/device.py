@@ -25,7 +25,7 @@ from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import CommandError, PoisonedError, Status
+from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import Dialect, Operation
@@ -105,7 +105,13 @@ class ZonedDevice:
     @classmethod
     def open(cls, path: Path, *, readonly: bool = False, owner: str = "zonefs-emu") -> "ZonedDevice":
         """Open the image *path*; see :meth:`zonefs_emu.persist.image.Image.open`."""
-        return cls(Image.open(path, readonly=readonly, owner=owner))
+        image = Image.open(path, readonly=readonly, owner=owner)
+        try:
+            return cls(image)
+        except ImageError as error:
+            image.close()
+            error.path = str(path)
+            raise
 
     @property
     def uuid(self) -> UUID:

@@ -127,7 +127,7 @@ class RefusalLog:
 def explain(refusal: Refusal, geometry: Geometry) -> str:
     """Return one sentence that says what was asked, what stood against it, and where that is written."""
     text = RULES[refusal.rule]
-    request = refusal.operation.name.lower()
+    request = refusal.operation.name.lower().replace("_", "-")
     if refusal.nr_sectors:
         request += f" of {refusal.nr_sectors} sectors"
     if refusal.operation is not Operation.FLUSH:

@@ -15,17 +15,19 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final
 
 import pyfuse3
 import trio
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.fs.kernel import remount_readonly, unmount
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
@@ -75,15 +77,23 @@ async def serve(
     # An unreadable super block and a missing directory are found before anything is mounted.
     mountpoint = _directory(mountpoint)
     port = device.port(PORT_NAME, VIRTIO)
-    volume = Volume(port, options, owner=(os.geteuid(), os.getegid()))
+    try:
+        volume = Volume(port, options, owner=(os.geteuid(), os.getegid()))
+    except ImageError as error:
+        error.path = source
+        raise
     mount = Mount(volume, mountpoint)
     news = _News(mount, trio.lowlevel.current_trio_token())
+    said: list[str] = []
     try:
-        pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
+        with _stderr_caught(said):
+            pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
     except RuntimeError as error:
-        # libfuse has said on stderr what the kernel or fusermount3 did not like.
-        msg = f"cannot mount on {mountpoint}: {error}"
+        # The error has the name of a function; what the kernel or fusermount3 did not like was said on stderr.
+        msg = f"cannot mount on {mountpoint}: {'; '.join(said) or error}"
         raise UsageError(msg, 1) from None
+    for line in said:
+        log.warning("libfuse: %s", line)
     device.subscribe(news.zones_changed, port=port)
     try:
         await _run(mount, news, task_status)
@@ -94,6 +104,21 @@ async def serve(
         with trio.CancelScope(shield=True):
             # As umount(8) does. A failure is noted by the port, and told by whoever closes the device.
             await trio.to_thread.run_sync(port.flush)
+
+
+@contextmanager
+def _stderr_caught(lines: list[str]) -> Iterator[None]:
+    """Add to *lines* what is written to stderr in the context, by C code and child processes as well."""
+    with TemporaryFile() as catch:
+        stderr = os.dup(2)
+        os.dup2(catch.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            catch.seek(0)
+            lines.extend(catch.read().decode(errors="replace").splitlines())
 
 
 def fuse_options(options: MountOptions, source: str) -> set[str]:

@@ -123,7 +123,7 @@ def decode(block: bytes) -> SuperBlock:
     assert len(block) == SUPER_BLOCK_BYTES
     magic, crc, label, uuid, features, uid, gid, perm = _FIELDS.unpack_from(block)
     if magic != MAGIC:
-        msg = f"no zonefs super block: the magic number is {magic:#010x}, not {MAGIC:#010x}"
+        msg = f"no zonefs super block: the magic number is {magic:#010x}, not {MAGIC:#010x}; mkfs writes one"
         raise BadMagicError(msg)
     expected = _checksum(block)
     if crc != expected:

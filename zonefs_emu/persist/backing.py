@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
+#: Everything that a path can lead to besides a regular file.
+_KINDS: Final = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 class Backing(Protocol):
@@ -107,10 +116,10 @@ class FileBacking:
         """Open *path*: exclusively, or beside other readers if *readonly*.
 
         Raises:
-            ImageBusyError: another process holds it.
+            ImageBusyError: another process holds it. ImageError: it is no regular file.
             OSError: it cannot be opened.
         """
-        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        fd = _open_regular(path, os.O_RDONLY if readonly else os.O_RDWR)
         backing = cls(path, fd)
         try:
             backing._lock(exclusive=not readonly)
@@ -124,9 +133,9 @@ class FileBacking:
         """Open *path* for reading without any lock: for what may change under the reader.
 
         Raises:
-            OSError: it cannot be opened.
+            ImageError: it is no regular file. OSError: it cannot be opened.
         """
-        return cls(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return cls(path, _open_regular(path, os.O_RDONLY))
 
     def _lock(self, *, exclusive: bool) -> None:
         try:
@@ -222,6 +231,19 @@ class FileBacking:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """Open *path* with *flags*; asked for its kind first, because opening a FIFO waits for who writes to it.
+
+    Raises:
+        ImageError: it is no regular file. OSError: it cannot be opened.
+    """
+    kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
+    if kind is not None:
+        message = f"{path} is {kind}, and an image is a regular file"
+        raise ImageError(message)
+    return os.open(path, flags | os.O_CLOEXEC)
 
 
 def current_boot_id() -> bytes:

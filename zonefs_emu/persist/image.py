@@ -195,8 +195,10 @@ class Image:
             raise ImageBusyError(str(path), holder(path)) from None
         try:
             return cls.load(backing, backing.length, current_boot_id(), readonly=readonly, owner=owner)
-        except BaseException:
+        except BaseException as error:
             backing.close()
+            if isinstance(error, ImageError):
+                error.path = str(path)
             raise
 
     @classmethod
