@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from tests.cli.conftest import fails, ok, run_cli
 from tests.requires import requires, which
 
+#: A partition table with one partition of 32 sectors from sector 8.
+MBR = (bytes(446) + struct.pack("<B3xB3xII", 0, 0x83, 8, 32) + bytes(48) + b"\x55\xaa").ljust(4096, b"\0")
 UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 
@@ -75,6 +78,12 @@ def test_an_existing_file_system_is_kept_without_force(image: Path) -> None:
         f"zonefs-emu: {image} appears to contain an existing filesystem (zonefs): use the option '-f' to overwrite"
     )
     assert run_cli("read", image, "--zone", 2).stdout_bytes == b"x" * 4096
+
+
+def test_whatever_blkid_knows_is_kept_without_force(image: Path) -> None:
+    ok("write", image, "--zone", 0, stdin=MBR)
+    assert f"{image} appears to contain a partition table (dos): use the option '-f'" in fails("mkfs", image)
+    ok("mkfs", image, "-f")
 
 
 @pytest.mark.parametrize(

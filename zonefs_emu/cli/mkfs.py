@@ -72,7 +72,9 @@ def format_image(target: Target, image: Path, *, features: str, label: str, forc
 
 @click.command(cls=_Mkzonefs, short_help="Make a zonefs, as mkzonefs does.")
 @image_argument
-@click.option("-f", "force", is_flag=True, help="Overwrite an existing file system.")
+@click.option(
+    "-f", "force", is_flag=True, help="Overwrite an existing file system or partition table, as blkid knows them."
+)
 @click.option("-L", "label", default="", metavar="LABEL", help="Label of the file system, at most 64 bytes.")
 @click.option(
     "-o",

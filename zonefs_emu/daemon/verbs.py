@@ -22,7 +22,8 @@ from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.errors import Status, UsageError, ZonedError
-from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features, report_lines
+from zonefs_emu.fs.mkfs import examine, format_device, parse_features, report_lines
+from zonefs_emu.fs.signature import find_signature
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
@@ -261,8 +262,9 @@ class Verbs:
         features, label, name = (_text(request, key) for key in ("features", "label", "name"))
         super_block = parse_features(features, uuid=uuid4(), label=label)
         with self._lock:
-            if request.get("force") is not True and is_formatted(self._port):
-                msg = f"{name} appears to contain an existing filesystem (zonefs): use the option '-f' to overwrite"
+            found = None if request.get("force") is True else find_signature(self._port)
+            if found:
+                msg = f"{name} appears to contain {found}: use the option '-f' to overwrite"
                 raise UsageError(msg, exit_code=1)
             for front_end in self._front_ends():
                 # A virtual machine may be using the disk as well, and its caches would not know.

@@ -1,0 +1,98 @@
+"""What a device holds already, as libblkid recognises it: as mkzonefs, blkid and the other mkfs programs ask.
+
+May not know: the image file. libblkid wants a file, and gets one in memory: sparse, of the device's size, with what the
+device reads as where signatures lie, at both ends. So a zone that was reset holds nothing, whatever its bytes are.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_SHIFT, Sector
+
+#: Part of util-linux; the number is that of its interface.
+_LIBRARY: Final = "libblkid.so.1"
+#: The farthest signatures from either end, those of VMFS and of bcachefs, lie within 2 MiB.
+_SPAN_SECTORS: Final = 8 << 20 >> SECTOR_SHIFT
+_CHUNK_SECTORS: Final = 1 << 20 >> SECTOR_SHIFT
+_UNREADABLE: Final = frozenset((Condition.EMPTY, Condition.OFFLINE))
+#: blkid_do_fullprobe(3).
+_FOUND: Final = 0
+_NOTHING: Final = 1
+
+
+def find_signature(port: Port) -> str | None:
+    """Return what the device appears to contain, as the end of a sentence; None if nothing. Blocks.
+
+    Raises:
+        UsageError: nobody can tell; says why.
+
+    Source: zonefs-tools src/zonefs_dev.c, zonefs_check_overwrite, and its words.
+    """
+    chunks = list(_chunks(port))
+    if not chunks:
+        return None
+    fd = os.memfd_create("zonefs_emu", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, port.geometry.size << SECTOR_SHIFT)
+        for sector, data in chunks:
+            os.pwrite(fd, data, sector << SECTOR_SHIFT)
+        return _probe(fd)
+    finally:
+        os.close(fd)
+
+
+def _chunks(port: Port) -> Iterator[tuple[Sector, bytes]]:
+    """Yield (sector, data) of what is not all zeros at both ends of the device; what cannot be read is left out."""
+    size = port.geometry.size
+    head = min(_SPAN_SECTORS, size)
+    for start, end in ((0, head), (max(head, size - _SPAN_SECTORS), size)):
+        sector = start
+        while sector < end:
+            zone = port.zone(port.geometry.zone_no(sector))
+            zone_end = min(zone.start + zone.size, end)
+            if zone.cond in _UNREADABLE:
+                sector = zone_end
+                continue
+            nr_sectors = min(zone_end - sector, _CHUNK_SECTORS)
+            data = bytearray(nr_sectors << SECTOR_SHIFT)
+            if not port.read(sector, nr_sectors, (data,)) and any(data):
+                yield sector, bytes(data)
+            sector += nr_sectors
+
+
+def _probe(fd: int) -> str | None:
+    """Ask libblkid about the file *fd*."""
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        msg = f"cannot detect an existing filesystem, as {_LIBRARY} is not installed: use the option '-f' to overwrite"
+        raise UsageError(msg, 1) from None
+    library.blkid_new_probe.restype = ctypes.c_void_p
+    probe = ctypes.c_void_p(library.blkid_new_probe())
+    try:
+        set_device = library.blkid_probe_set_device(probe, fd, ctypes.c_int64(0), ctypes.c_int64(0))
+        if (
+            set_device
+            or library.blkid_probe_enable_superblocks(probe, 1)
+            or library.blkid_probe_enable_partitions(probe, 1)
+        ):
+            found = -1
+        else:
+            found = library.blkid_do_fullprobe(probe)
+        if found == _NOTHING:
+            return None
+        if found != _FOUND:
+            msg = "cannot detect an existing filesystem, as libblkid failed: use the option '-f' to overwrite"
+            raise UsageError(msg, 1)
+        value = ctypes.c_char_p()
+        for name, what in ((b"TYPE", "an existing filesystem"), (b"PTTYPE", "a partition table")):
+            if not library.blkid_probe_lookup_value(probe, name, ctypes.byref(value), None) and value.value:
+                return f"{what} ({value.value.decode(errors='replace')})"
+        return "something according to blkid"
+    finally:
+        library.blkid_free_probe(probe)
