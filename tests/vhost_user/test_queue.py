@@ -90,13 +90,18 @@ def test_one_that_waits_holds_up_those_behind_it(bench: Bench) -> None:
     assert [done.request_id for done in bench.pair.driver.reap()] == numbers[:1]
     assert bench.queue.busy
     assert not bench.queue.run()
+    assert not bench.queue.sleep()
     bench.work()
     assert [done.request_id for done in bench.pair.driver.reap()] == numbers[1:2]
+    assert bench.queue.sleep(), "those behind it were taken from the ring: no kick will tell of them"
     assert bench.queue.run()
     bench.work()
     while bench.queue.run():
         pass
     assert [done.request_id for done in bench.pair.driver.reap()] == numbers[2:]
+    assert not bench.queue.sleep()
+    bench.pair.add([b"d"], [1])
+    assert bench.queue.sleep()
 
 
 def test_stopped_in_the_middle_it_goes_on_there(bench: Bench) -> None:

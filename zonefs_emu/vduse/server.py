@@ -382,7 +382,7 @@ class _Loop(threading.Thread):
         """Ask the drivers for kicks; True if a request came meanwhile after all."""
         late = False
         for queue in self.queues:
-            if queue.is_ready and queue.ring is not None and queue.ring.sleep():
+            if queue.sleep():
                 late = True
         if late:
             for queue in self.queues:

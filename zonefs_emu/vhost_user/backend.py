@@ -266,9 +266,8 @@ class Backend:
     def _sleep(self) -> bool:
         """Ask the drivers of the active rings for kicks; True if a request came meanwhile after all."""
         for queue in tuple(self._active):
-            ring = queue.ring
-            if ring is not None and not queue.busy and not queue.broken and queue.enabled and ring.sleep():
-                ring.wake()
+            if queue.ring is not None and queue.sleep():
+                queue.ring.wake()
                 if queue.run():
                     return True
                 # A ring that has something it cannot be served for (an event queue): its kicks mean nothing.

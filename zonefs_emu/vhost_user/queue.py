@@ -225,6 +225,14 @@ class Queue:
             return False
         return True
 
+    def sleep(self) -> bool:
+        """Ask the driver for a kick; True if there is something to do all the same.
+
+        What waited behind a request that the worker has just given back was taken from the ring long ago: no kick
+        tells of it.
+        """
+        return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
+
     def _run_batch(self, chains: Sequence[Chain]) -> None:
         handler, faults = self._handler, self._faults
         assert handler is not None
