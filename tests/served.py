@@ -22,10 +22,16 @@ class Served:
     """An image in *directory* and the daemon that serves it; a context manager that ends the daemon.
 
     *create*: options of ``zonefs-emu create``. *front_ends*: sockets for virtual machines, and our own mount.
+    *options*: further ones of ``zonefs-emu serve``.
     """
 
     def __init__(
-        self, directory: Path, *, create: str, front_ends: Sequence[Literal["scsi", "blk", "mount"]] = ("scsi",)
+        self,
+        directory: Path,
+        *,
+        create: str,
+        front_ends: Sequence[Literal["scsi", "blk", "mount"]] = ("scsi",),
+        options: Sequence[str] = (),
     ) -> None:
         self.image = directory / "disk.img"
         self.scsi_socket = directory / "disk.scsi"
@@ -34,6 +40,7 @@ class Served:
         self.blk_socket = directory / "disk.blk"
         self._log = directory / "disk.log"
         self._front_ends = front_ends
+        self._options = options
         self._nr_starts = 0
         self._daemon: subprocess.Popen[bytes] | None = None
         self.cli("create", str(self.image), *create.split())
@@ -67,7 +74,7 @@ class Served:
         """Start the daemon; whoever connects waits until its socket listens."""
         assert self._daemon is None
         self._nr_starts += 1
-        command = [sys.executable, "-m", "zonefs_emu", "serve", str(self.image)]
+        command = [sys.executable, "-m", "zonefs_emu", "serve", str(self.image), *self._options]
         options = {
             "scsi": ("--vhost-user-scsi", str(self.scsi_socket)),
             "blk": ("--vhost-user-blk", str(self.blk_socket)),

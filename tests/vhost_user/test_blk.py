@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,18 @@ def device(tmp_path: Path) -> Iterator[ZonedDevice]:
     device.close()
 
 
-def test_strict_insists_on_zoned(device: ZonedDevice) -> None:
+def test_strict_insists_on_zoned(
+    device: ZonedDevice, expect_warning: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    expect_warning("a driver that does not accept zones is refused, as --strict-features asks")
     tolerant, strict = blk_model(device), blk_model(device, strict=True)
     without = bits.VERSION_1 | blk.F_FLUSH
     assert tolerant.accept(without) is None
     reason = strict.accept(without)
     assert reason is not None
     assert "ZONED" in reason
+    assert strict.accept(without) == reason
+    assert len([entry for entry in caplog.records if entry.levelname == "WARNING"]) == 1, "once is enough"
     assert strict.accept(without | blk.F_ZONED) is None
 
 

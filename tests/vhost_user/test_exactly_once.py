@@ -8,16 +8,16 @@ happens, for all k. Then the real thing: SIGKILL under load.
 import gc
 import mmap
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vhost_user.serving import GEOMETRY, ZONE, Daemon, blk_model, create
+from tests.vhost_user.serving import Daemon, blk_model, create
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
 from zonefs_emu.vhost_user.atomic import make_fence
@@ -29,7 +29,12 @@ from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError
 
 QUEUE_SIZE = 64
-MEMORY_BYTES = 1 << 20
+MEMORY_BYTES = 1 << 18
+#: Small: all of it is compared after each of some thousand lives.
+ZONE = 64
+GEOMETRY = Geometry(
+    size=8 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), max_open_zones=6, max_active_zones=8
+)
 
 
 class Killed(BaseException):
@@ -224,11 +229,20 @@ def no_power_cuts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.fdatasync", lambda _fd: None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def only_our_garbage() -> Iterator[None]:
+    """Each life ends with a collection, which would go through all that the tests before us have left in memory."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["split", "packed"])
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Answers, instants and final contents of a life that nobody ends."""
     packed: bool = request.param
-    path = create(tmp_path_factory.mktemp("undisturbed") / "image")
+    path = create(tmp_path_factory.mktemp("undisturbed") / "image", GEOMETRY)
     guest = Guest(packed=packed)
     answers, instants = play(path, guest, ())
     guest.close()
@@ -241,7 +255,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int]) -> None:
     packed, answers, _, expected = undisturbed
-    path = create(tmp_path / "-".join(map(str, fatal)))
+    path = create(tmp_path / "-".join(map(str, fatal)), GEOMETRY)
     guest = Guest(packed=packed)
     found, _ = play(path, guest, fatal)
     guest.close()
@@ -270,7 +284,7 @@ def test_killed_again_while_it_recovers(tmp_path: Path, undisturbed: Any) -> Non
 
 def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
     """Killed between intent and landing, and then another front-end writes: nobody can tell any more."""
-    path = create(tmp_path / "image")
+    path = create(tmp_path / "image", GEOMETRY)
     guest = Guest(packed=False)
     start = 3 * ZONE
     for fatal in range(200):  # the instant right before wp is published
@@ -303,7 +317,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
         guest.queue._collect(number)
         life.device.close()
         path.unlink()
-        create(path)
+        create(path, GEOMETRY)
         guest.close()
         guest = Guest(packed=False)
     pytest.fail("no instant was ambiguous")
@@ -317,7 +331,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 def test_sigkill_under_write_load(tmp_path: Path, packed: bool) -> None:
     """Appends and writes in flight, the daemon killed again and again: each block is there once, in its place."""
-    unlimited = replace(GEOMETRY, max_open_zones=0, max_active_zones=0)
+    unlimited = Geometry(size=32 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),))
     daemon = Daemon(create(tmp_path / "image", unlimited), tmp_path / "socket")
     landed: dict[int, int] = {}
     try:

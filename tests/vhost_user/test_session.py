@@ -4,7 +4,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,7 +159,10 @@ def test_firmware_first(path: Path) -> None:
         assert frontend.ask_number(Request.GET_STATUS) == 0
 
 
-def test_strict_refuses_a_driver_without_zoned(device: ZonedDevice, tmp_path: Path) -> None:
+def test_strict_refuses_a_driver_without_zoned(
+    device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("a driver that does not accept zones is refused")
     with serving(device, blk_model(device, strict=True), tmp_path / "strict"):
         with (
             Frontend(tmp_path / "strict", features=(1 << 64) - 1 - blk.F_ZONED) as frontend,

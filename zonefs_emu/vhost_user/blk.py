@@ -1,5 +1,7 @@
 """The virtio block device as the transport wants it."""
 
+import logging
+
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.model.transitions import VIRTIO
@@ -8,6 +10,8 @@ from zonefs_emu.vhost_user.queue import EventSource
 from zonefs_emu.virtio import blk
 from zonefs_emu.virtio.blk import Blk, BlkOptions
 from zonefs_emu.virtio.handler import Handler
+
+log = logging.getLogger(__name__)
 
 
 class BlkModel:
@@ -24,6 +28,7 @@ class BlkModel:
         device.subscribe(self.changes, port=self.port)
         self._blk = Blk(self.port, options)
         self._strict = strict
+        self._has_told = False
         self.offered = self._blk.offered
         self.nr_queues = options.nr_queues
 
@@ -42,9 +47,19 @@ class BlkModel:
         tolerant unless it was asked to be strict.
         """
         self._blk.accept(features)
-        if self._strict and self._blk.refuses_unzoned and not features & blk.F_ZONED:
-            return "the driver did not accept VIRTIO_BLK_F_ZONED, which a host-managed device must insist on"
-        return None
+        if features & blk.F_ZONED or not self._blk.refuses_unzoned:
+            return None
+        if not self._strict:
+            log.info("a driver that does not accept zones is tolerated: it sees a plain disk")
+            return None
+        if not self._has_told:
+            # A front-end that connects again does so for ever, and its guest waits.
+            self._has_told = True
+            log.warning(
+                "a driver that does not accept zones is refused, as --strict-features asks: its requests are not "
+                "answered; use --vhost-user-scsi, or a front-end that passes VIRTIO_BLK_F_ZONED on"
+            )
+        return "the driver did not accept VIRTIO_BLK_F_ZONED, which a host-managed device must insist on"
 
     def config(self) -> bytes | None:
         """Return the 96 bytes of the configuration space."""
