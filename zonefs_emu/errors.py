@@ -114,6 +114,11 @@ class PoisonedError(ImageError):
         self.status = status
 
 
+def host_sentence(error: OSError) -> str:
+    """Return what the host refused, and of which file if that is known, as one sentence."""
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+
+
 class PeerError(ZonedError):
     """A protocol peer broke the protocol."""
 

@@ -1,11 +1,14 @@
 import os
-import threading
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import fails, ok, run_cli
-from zonefs_emu.persist import copy as persist_copy
+from tests.requires import requires
 
 
 def fill(image: Path) -> None:
@@ -58,18 +61,32 @@ def test_a_host_that_refuses_leaves_nothing(image: Path, tmp_path: Path) -> None
         assert "Permission denied" in fails("dump", image, tmp_path / "a.dump")
 
 
-def test_a_reset_while_the_copy_runs_is_noticed(
-    fresh: Path, daemon: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ok("write", fresh, "--zone", 2, stdin=b"d" * 4096)
-    copy_image = persist_copy.copy_image
+def test_a_terminal_sees_how_far_it_is(fresh: Path, tmp_path: Path) -> None:
+    requires("script")
+    command = shlex.join([sys.executable, "-m", "zonefs_emu", "dump", str(fresh), str(tmp_path / "dump")])
+    done = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True)
+    assert "100%" in done.stdout
+    assert (tmp_path / "dump").exists()
 
-    def copy_while_somebody_resets(*args: object) -> None:
-        resetter = threading.Thread(target=ok, args=("reset", fresh, "--zone", 2))
-        resetter.start()
-        resetter.join()
-        copy_image(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(persist_copy, "copy_image", copy_while_somebody_resets)
-    assert "were reset while it was being copied" in fails("dump", fresh, tmp_path / "a.dump")
-    assert not (tmp_path / "a.dump").exists()
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_dump_that_is_told_to_end_leaves_nothing(number: signal.Signals, fresh: Path, tmp_path: Path) -> None:
+    ok("write", fresh, "--zone", 2, stdin=bytes(4096))
+    script = (
+        "import sys, time\n"
+        "from zonefs_emu.cli.main import main\n"
+        "from zonefs_emu.persist.copy import Copy\n"
+        "Copy._copy = lambda *_: print('copying', flush=True) or time.sleep(60)\n"
+        "main()"
+    )
+    command = [sys.executable, "-c", script, "dump", str(fresh), str(tmp_path / "dump")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "copying\n"
+        assert (tmp_path / "dump").exists()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
+    assert not (tmp_path / "dump").exists()
+    assert '"recovery": ""' in ok("info", fresh, "--json")

@@ -2,7 +2,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import trio
 from zonefs_emu.daemon import control, framing, rendezvous
 from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.daemon.control import ControlServer
-from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 
@@ -69,6 +69,37 @@ async def test_many_requests_on_one_connection(server: Path) -> None:
             assert len(list(target.stream({"verb": "report"}))) == 2
 
     await trio.to_thread.run_sync(converse_properly)
+
+
+@pytest.mark.parametrize("who", ["client", "session"])
+async def test_a_verb_that_nobody_listens_to_any_more_is_ended(image: Path, nursery: trio.Nursery, who: str) -> None:
+    device = ZonedDevice.open(image)
+    verbs = Verbs(device)
+    ended = trio.Event()
+
+    def endless(_request: object, _payload: bytes) -> Iterator[Message]:
+        try:
+            while True:
+                yield {"more": True}, bytes(4096)
+        finally:
+            ended.set()
+
+    verbs._verbs = {**verbs._verbs, "endless": endless}
+    listener, _ = rendezvous.listen(image, backlog=16)
+    await nursery.start(ControlServer(listener, verbs).run)
+
+    def ask_once() -> None:
+        with open_target(image) as target:
+            next(target.stream({"verb": "endless"}))
+            if who == "session":
+                trio.from_thread.run_sync(nursery.cancel_scope.cancel)
+            else:
+                assert not ended.is_set()
+
+    with trio.CancelScope(shield=True), trio.fail_after(60):
+        await trio.to_thread.run_sync(ask_once)
+        await ended.wait()
+    device.close()
 
 
 GARBAGE: list[tuple[bytes, str]] = [

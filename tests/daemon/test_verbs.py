@@ -48,6 +48,18 @@ def test_report_comes_in_portions(verbs: Verbs, monkeypatch: pytest.MonkeyPatch)
     assert [zone.zone_no for _, payload in replies for zone in unpack_zones(payload)] == [2, 3, 4, 5]
 
 
+def test_a_dump_says_how_far_it_is(verbs: Verbs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zonefs_emu.persist.copy._REPORT_BYTES", 1)
+    for zone_no in (1, 2):
+        ask(verbs, b"a" * 4096, verb="write", zone_no=zone_no)
+    replies = verbs.execute({"verb": "dump", "path": str(tmp_path / "dump")}, b"")
+    assert next(replies) == ({"more": True, "done": 2048}, b"")
+    assert "try again when it has ended" in error(verbs, verb="dump", path=str(tmp_path / "again"))[0]
+    assert list(replies)[-1] == ({}, b"")
+    assert error(verbs, verb="dump", path=str(tmp_path / "dump")) == (f"{tmp_path / 'dump'}: File exists", 1)
+    assert error(verbs, verb="dump", path="here") == ("'path' must be an absolute path, not 'here'", 2)
+
+
 def test_a_filter_reports_from_anywhere(verbs: Verbs) -> None:
     ask(verbs, verb="manage", operation="open", zone_no=6)
     replies = list(verbs.execute({"verb": "report", "conds": [int(Condition.EXP_OPEN), 0]}, b""))
@@ -109,7 +121,7 @@ def test_trouble_of_the_host_is_a_reply(verbs: Verbs, monkeypatch: pytest.Monkey
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(ZonedDevice, "statistics", trouble)
-    assert error(verbs, verb="stats") == ("[Errno 5] Input/output error", 1)
+    assert error(verbs, verb="stats") == ("Input/output error", 1)
     monkeypatch.setattr(verbs._device.image, "poison", "the image could not be synced")
     assert error(verbs, verb="power-cycle") == ("the image could not be synced", 1)
 

@@ -1,50 +1,32 @@
 """``dump``: a copy of an image, held or not, into a file."""
 
-from array import array
+import sys
 from pathlib import Path
 
 import click
 
-from zonefs_emu.cli.common import FILE, image_argument, number_of, zones_of
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.cli.common import FILE, image_argument, info_of, number_of
+from zonefs_emu.daemon.client import open_target
 from zonefs_emu.errors import UsageError
-from zonefs_emu.persist import copy as persist_copy
 
 
 def copy(origin: Path, target: Path) -> None:
-    """Copy the image *origin*, held or not, to the new file *target*.
+    """Copy the image *origin*, held or not, to the new file *target*; a terminal sees how far it is.
 
     Raises:
-        UsageError: *target* exists, or zones were reset while the copy ran.
-        ImageError, OSError: as opening and copying raise them.
+        UsageError: *target* exists, or the host refuses or has no room for it.
+        ImageError, OSError: *origin* cannot be opened.
     """
     # Asked first: opening an image can take longer than this answer.
     if target.exists():
         msg = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
         raise UsageError(msg, exit_code=1)
     with open_target(origin, readonly=True) as source:
-        nr_resets = _nr_resets(source)
-        conds, wps = bytearray(), array("Q")
-        for zone in zones_of(source):
-            conds.append(zone.cond)
-            wps.append(zone.wp - zone.start)
-        try:
-            persist_copy.copy_image(origin, target, conds, wps)
-        except OSError as error:
-            # "No space left" comes without a name.
-            error.filename = error.filename or str(target)
-            raise
-        # Data below a wp never changes but by a reset; who resets while we copy gives us holes.
-        if _nr_resets(source) != nr_resets:
-            target.unlink()
-            msg = f"zones of {origin} were reset while it was being copied: try again when it is quieter"
-            raise UsageError(msg, exit_code=1)
-
-
-def _nr_resets(source: Target) -> int:
-    counters = call(source, {"verb": "stats"})[0]["device"]
-    assert isinstance(counters, dict)
-    return number_of(counters, "resets")
+        size = number_of(info_of(source), "size")
+        with click.progressbar(length=size, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+            # A daemon has another directory.
+            for reply, _ in source.stream({"verb": "dump", "path": str(target.absolute())}):
+                bar.update((number_of(reply, "done") if "done" in reply else size) - bar.pos)
 
 
 @click.command(short_help="Copy an image, even while it is used, to a file.")
@@ -57,7 +39,7 @@ def dump(image: Path, file: Path) -> None:
     Example:
       zonefs-emu dump small.img small.dump && zonefs-emu report small.dump
 
-    The dump is an image itself. While IMG is mounted or served the dump has the zones as they were when it began;
-    writes to conventional zones may or may not be in it.
+    The dump is an image itself. While IMG is mounted or served the dump has what it held when it began, whatever is
+    written or reset meanwhile.
     """
     copy(image, file)

@@ -2,9 +2,11 @@
 
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import IO, TextIO
 
 import click
@@ -34,7 +36,7 @@ from zonefs_emu.cli.umount import umount
 from zonefs_emu.cli.watch import watch
 from zonefs_emu.cli.why import why
 from zonefs_emu.cli.write import write
-from zonefs_emu.errors import UsageError, ZonedError
+from zonefs_emu.errors import UsageError, ZonedError, host_sentence
 
 
 class OneSentence(click.ClickException):
@@ -87,8 +89,7 @@ def _in_one_sentence() -> Iterator[None]:
         if error.errno == errno.EPIPE:
             # Who read our output has had enough (head); click ends quietly.
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        raise OneSentence(f"{where}{error.strerror or error}") from None
+        raise OneSentence(host_sentence(error)) from None
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -123,7 +124,14 @@ def main() -> None:
         if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
             # The picture's signs on a terminal that cannot show them: a question mark, not a traceback.
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # A verb that is told to end takes away what it had begun; daemons have their own way.
+    signal.signal(signal.SIGTERM, _end)
     cli(prog_name="zonefs-emu")
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    # What a shell says of a process that the signal killed.
+    sys.exit(128 + number)
 
 
 def vhost_user_blk() -> None:

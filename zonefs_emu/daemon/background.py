@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from zonefs_emu.errors import UsageError, ZonedError
+from zonefs_emu.errors import UsageError, ZonedError, host_sentence
 
 _MESSAGE_BYTES_MAX: Final = 65536
 
@@ -65,9 +65,7 @@ def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, log:
         body(lambda: tell(None, 0))
     except (ZonedError, OSError) as error:
         code = error.exit_code if isinstance(error, UsageError) else 1
-        sentence = str(error)
-        if isinstance(error, OSError) and error.filename:
-            sentence = f"{error.filename}: {error.strerror}"
+        sentence = host_sentence(error) if isinstance(error, OSError) else str(error)
         print(sentence, file=sys.stderr, flush=True)  # noqa: T201  (the log, once the parent is gone)
         tell(sentence, code)
         sys.exit(code)

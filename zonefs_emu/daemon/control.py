@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Final
 
 import trio
@@ -74,11 +75,12 @@ class ControlServer:
         # A verb can take long (a million zones, a slow host): off the loop, so that no front-end waits for it. The
         # device has its own lock.
         more = True
-        while more:
-            # What was executed is answered, even while the session ends; between two replies it may.
-            with trio.CancelScope(shield=True):
-                more = await self._reply(stream, replies)
-            await trio.lowlevel.checkpoint()
+        with closing(replies):
+            while more:
+                # What was executed is answered, even while the session ends; between two replies it may.
+                with trio.CancelScope(shield=True):
+                    more = await self._reply(stream, replies)
+                await trio.lowlevel.checkpoint()
 
     async def _reply(self, stream: trio.SocketStream, replies: Iterator[Message]) -> bool:
         reply = await trio.to_thread.run_sync(_next, replies)

@@ -12,7 +12,7 @@ from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
-from zonefs_emu.errors import ImageError, UsageError
+from zonefs_emu.errors import ImageError, UsageError, host_sentence
 
 NR_IMAGES_MAX: Final = 10_000
 _MOMENTS: Final = {moment.value: moment for moment in Moment}
@@ -114,8 +114,7 @@ def _sentences() -> Iterator[None]:
     except ImageError as error:
         raise UsageError(str(error), exit_code=1) from None
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise UsageError(f"{where}{error.strerror}", exit_code=1) from None
+        raise UsageError(host_sentence(error), exit_code=1) from None
 
 
 def _json(fault: Fault) -> dict[str, Json]:

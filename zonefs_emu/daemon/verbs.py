@@ -8,7 +8,8 @@ A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usag
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -20,8 +21,9 @@ from zonefs_emu.daemon.faults import FaultVerbs
 from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.dump import dump
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.errors import Status, UsageError, ZonedError
+from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.fs.mkfs import examine, format_device, parse_features, report_lines
 from zonefs_emu.fs.signature import find_signature
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -80,13 +82,14 @@ class Verbs:
             "stats": self._stats,
             "why": self._why,
             "flush": self._flush,
+            "dump": self._dump,
             "power-cycle": self._power_cycle,
             "mkfs": self._mkfs,
             **FaultVerbs(device).verbs,
         }
 
-    def execute(self, request: Request, payload: bytes) -> Iterator[Message]:
-        """Yield the replies to *request*."""
+    def execute(self, request: Request, payload: bytes) -> Generator[Message]:
+        """Yield the replies to *request*; who wants no more of them closes the generator."""
         try:
             name = request.get("verb")
             verb = self._verbs.get(name) if isinstance(name, str) else None
@@ -96,9 +99,11 @@ class Verbs:
             yield from verb(request, payload)
         except UsageError as error:
             yield {"error": str(error), "exit_code": error.exit_code}, b""
-        except (ZonedError, OSError) as error:
-            # The host's trouble with one request is not the end of a daemon that serves others.
+        except ZonedError as error:
             yield {"error": str(error), "exit_code": 1}, b""
+        except OSError as error:
+            # The host's trouble with one request is not the end of a daemon that serves others.
+            yield {"error": host_sentence(error), "exit_code": 1}, b""
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -221,6 +226,17 @@ class Verbs:
     def _flush(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         with self._lock:
             self._require(self._port.flush())
+        yield {}, b""
+
+    def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        """Copy the image; all but the last reply say how far it is."""
+        path = Path(_text(request, "path"))
+        if not path.is_absolute():
+            msg = f"'path' must be an absolute path, not {str(path)!r}"
+            raise UsageError(msg)
+        with closing(dump(self._device, path)) as progress:
+            for nr_bytes in progress:
+                yield {"more": True, "done": to_sectors(nr_bytes)}, b""
         yield {}, b""
 
     # -- zones ------------------------------------------------------------------------------------------------

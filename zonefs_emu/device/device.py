@@ -25,7 +25,7 @@ from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status
+from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status, UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import Dialect, Operation
@@ -153,12 +153,22 @@ class ZonedDevice:
             self._listeners = [entry for entry in self._listeners if entry[1] != listener]
             self._spread_listeners()
 
-    def tap_writes(self, tap: "Callable[[Sequence[Buffer], int], int] | None") -> None:
+    def tap_writes(
+        self, tap: "Callable[[Sequence[Buffer], int], int] | None", *, begin: Callable[[], None] | None = None
+    ) -> None:
         """Have all ports write to the image through *tap*, which stands for pwritev(buffers, offset); None ends it.
 
-        It is called with the lock held.
+        *tap* is called with the lock held, and so is *begin*, after the last write that *tap* does not see.
+
+        Raises:
+            UsageError: there is one already.
         """
         with self.lock, self._subscribing:
+            if tap is not None and self.pwritev is not self.image.backing.pwritev:
+                msg = "a dump or a power-cut lab is at work on this image: try again when it has ended"
+                raise UsageError(msg, exit_code=1)
+            if begin is not None:
+                begin()
             self.pwritev = tap or self.image.backing.pwritev
             for port in self._ports:
                 port.pwritev = self.pwritev

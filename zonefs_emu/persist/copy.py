@@ -1,25 +1,141 @@
 """Copy an image: the zone states of one instant, and the data that they cover, holes staying holes.
 
 A copy is an image like any other, stopped in order, with the UUID and label of its origin. May not know: who holds the
-origin; the caller says what the zones' states are and sees to it that no zone is reset meanwhile.
+origin. Where somebody does, the copy begins at the instant whose states it was given, and whoever is about to change
+bytes calls :meth:`Copy.save` first; then it has the data of that instant, too.
 """
 
+import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.image import Image, read_header
-from zonefs_emu.persist.layout import pack_words
+from zonefs_emu.persist.layout import Header, pack_words
 from zonefs_emu.units import to_bytes
 
+#: What is copied in one go, or for the sake of somebody who waits to write.
 _CHUNK_BYTES: Final = 1 << 20
+#: How many bytes are copied between two reports of progress.
+_REPORT_BYTES: Final = 64 << 20
+
+
+class Copy:
+    """A copy in the making: :meth:`begin`, :meth:`run` to its end, :meth:`seal`; or :meth:`abandon`.
+
+    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, and is called after its
+    first byte.
+
+    Invariant: a chunk is copied before it changes. Those that begin below *_passed* have been, and those of *_ahead*.
+    """
+
+    def __init__(self, source: Backing, header: Header, target: Path) -> None:
+        """Create the file *target*, which is no image before it is sealed.
+
+        Raises:
+            FileExistsError: *target* exists. OSError: the host has no room; nothing is left behind.
+        """
+        self._source = source
+        self._header = header
+        self._target = target
+        self._conds = bytearray()
+        self._wps = array("Q")
+        self._zone_bytes = to_bytes(header.geometry.zone_size)
+        self._copying = threading.Lock()
+        self._passed = 0
+        self._ahead: set[int] = set()
+        self._failure: OSError | None = None
+        self._backing = FileBacking.create(target, header.file_bytes, header.reserved)
+
+    def begin(self, conds: bytearray, wps: "array[int]") -> None:
+        """Take the states of all zones; *wps* counts sectors from each zone's start. From now on changes are saved."""
+        self._conds, self._wps = conds, wps
+
+    def run(self) -> Iterator[int]:
+        """Copy all data; yield now and then how far it is, in bytes of the device.
+
+        Raises:
+            OSError: the host refuses or has no room.
+        """
+        reported = 0
+        for offset, length in self._source.extents(0, to_bytes(self._header.geometry.size)):
+            for chunk, end in self._chunks(offset, offset + length):
+                with self._copying:
+                    if self._failure is not None:
+                        raise self._failure
+                    if chunk in self._ahead:
+                        self._ahead.discard(chunk)
+                    elif chunk >= self._passed:
+                        self._copy(chunk, end)
+                    self._passed = chunk + 1
+                if chunk - reported >= _REPORT_BYTES:
+                    reported = chunk
+                    yield chunk
+
+    def save(self, start: int, end: int) -> None:
+        """Copy what lies between the bytes *start* and *end* of the device, which are about to change. Never fails."""
+        for chunk, chunk_end in self._chunks(start, end):
+            with self._copying:
+                if chunk < self._passed or chunk in self._ahead or self._failure is not None:
+                    continue
+                try:
+                    self._copy(chunk, chunk_end)
+                except OSError as error:
+                    # It is the copy that fails, and not whoever wants to write.
+                    self._failure = error
+                self._ahead.add(chunk)
+
+    def seal(self) -> None:
+        """Make it an image, durable.
+
+        Raises:
+            OSError: the host refuses or has no room; also where only a change had to be saved.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            Image.initialize(self._backing, self._header, pack_words(self._conds, self._wps))
+            self._backing.sync_name()
+        except OSError as error:
+            raise self._named(error) from None
+        self._backing.close()
+
+    def abandon(self) -> None:
+        """Remove what was begun."""
+        self._backing.close()
+        self._target.unlink(missing_ok=True)
+
+    def _chunks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (first byte, end) of the chunks that have covered bytes between *start* and *end*, ascending."""
+        geometry = self._header.geometry
+        for zone_no in range(start // self._zone_bytes, -(-end // self._zone_bytes)):
+            zone = zone_no * self._zone_bytes
+            whole = geometry.is_conventional(zone_no)
+            covered = zone + to_bytes(geometry.zone_len(zone_no) if whole else self._wps[zone_no])
+            if start >= covered:
+                continue
+            first = zone + max(start - zone, 0) // _CHUNK_BYTES * _CHUNK_BYTES
+            for chunk in range(first, min(covered, end), _CHUNK_BYTES):
+                yield chunk, min(chunk + _CHUNK_BYTES, covered)
+
+    def _copy(self, start: int, end: int) -> None:
+        try:
+            for offset, length in self._source.extents(start, end):
+                # A file that became shorter under us has less: what is not there reads as zeros.
+                self._backing.pwrite(self._source.pread(length, offset), offset)
+        except OSError as error:
+            raise self._named(error) from None
+
+    def _named(self, error: OSError) -> OSError:
+        # "No space left" comes without a name.
+        error.filename = error.filename or str(self._target)
+        return error
 
 
 def copy_image(origin: Path, target: Path, conds: bytearray, wps: "array[int]") -> None:
-    """Create the image *target* with the zone states *conds* and *wps* and the data of *origin*.
+    """Create the image *target* with the zone states *conds* and *wps* and the data of *origin*, which nobody changes.
 
     *wps* counts sectors from each zone's start. The lock of *origin* is neither taken nor asked for.
 
@@ -30,40 +146,14 @@ def copy_image(origin: Path, target: Path, conds: bytearray, wps: "array[int]") 
     """
     source = FileBacking.peek(origin)
     try:
-        header = read_header(source, source.length)
-        copy = FileBacking.create(target, header.file_bytes, header.reserved)
+        copy = Copy(source, read_header(source, source.length), target)
         try:
-            _copy_data(source, copy, header.geometry, wps)
-            Image.initialize(copy, header, pack_words(conds, wps))
-            copy.sync_name()
+            copy.begin(conds, wps)
+            for _ in copy.run():
+                pass
+            copy.seal()
         except BaseException:
-            copy.close()
-            target.unlink()
+            copy.abandon()
             raise
-        copy.close()
     finally:
         source.close()
-
-
-def _copy_data(source: FileBacking, copy: FileBacking, geometry: Geometry, wps: "array[int]") -> None:
-    for start, end in _covered(geometry, wps):
-        for offset, length in source.extents(start, end):
-            done = 0
-            while done < length:
-                data = source.pread(min(_CHUNK_BYTES, length - done), offset + done)
-                if not data:
-                    # The file became shorter under us: what is not there reads as zeros.
-                    return
-                copy.pwrite(data, offset + done)
-                done += len(data)
-
-
-def _covered(geometry: Geometry, wps: "array[int]") -> Iterator[tuple[int, int]]:
-    """Yield the runs (start, end), in bytes, that zones cover: conventional ones in full, others up to wp."""
-    for first, count in geometry.conventional:
-        end = min(geometry.zone_start(first + count), geometry.size)
-        yield to_bytes(geometry.zone_start(first)), to_bytes(end)
-    for zone_no in geometry.sequential_zones():
-        if wps[zone_no]:
-            start = geometry.zone_start(zone_no)
-            yield to_bytes(start), to_bytes(start + wps[zone_no])

@@ -136,6 +136,8 @@ class Image:
         self._dirty: set[int] = set()
         #: Told of each stage of each checkpoint, with the lock held.
         self.checkpoint_listener: Callable[[Stage], None] | None = None
+        #: Told which zones were erased before their space is given back and they may be written; without the lock.
+        self.erase_listener: Callable[[Sequence[int]], None] | None = None
         #: Zones that were reset and may not be written before :meth:`settle`.
         self.erased: set[int] = set()
 
@@ -408,6 +410,8 @@ class Image:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
         try:
+            if self.erase_listener is not None:
+                self.erase_listener(erased)
             # Not under the lock: nothing else writes to these zones, as writers wait for settle().
             self._punch(erased)
         except OSError as error:

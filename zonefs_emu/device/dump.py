@@ -1,0 +1,54 @@
+"""A copy of a device at work: its zones and data at one instant, while front-ends go on.
+
+Before a write or the end of a reset changes bytes that the copy still needs, it gets them. So nobody waits for more
+than what they are about to overwrite.
+"""
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.persist.copy import Copy
+from zonefs_emu.units import to_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def dump(device: ZonedDevice, target: Path) -> Generator[int]:
+    """Copy *device*, as it is when the iteration begins, to the new image *target*.
+
+    Yields now and then how far it is, in bytes of the device. Who stops early leaves no file.
+
+    Raises:
+        UsageError: another dump or a power-cut lab watches the device.
+        FileExistsError: *target* exists. OSError: the host refuses or has no room; nothing is left behind.
+    """
+    image, geometry = device.image, device.geometry
+
+    def write(buffers: "Sequence[Buffer]", offset: int) -> int:
+        copy.save(offset, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
+        return image.backing.pwritev(buffers, offset)
+
+    def erase(zone_numbers: Sequence[int]) -> None:
+        for zone_no in zone_numbers:
+            start = to_bytes(geometry.zone_start(zone_no))
+            copy.save(start, start + to_bytes(geometry.zone_len(zone_no)))
+
+    def begin() -> None:
+        copy.begin(bytearray(image.conds), image.wps[:])
+        image.erase_listener = erase
+
+    copy = Copy(image.backing, image.header, target)
+    try:
+        device.tap_writes(write, begin=begin)
+        try:
+            yield from copy.run()
+        finally:
+            device.tap_writes(None)
+            image.erase_listener = None
+        copy.seal()
+    except BaseException:
+        copy.abandon()
+        raise
