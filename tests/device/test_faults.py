@@ -8,7 +8,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 
 WRITES = frozenset((Operation.WRITE,))
@@ -20,7 +20,7 @@ def zone(zone_no: int, nr_written: int = 8) -> Zone:
 
 
 def firings(fault: Fault, count: int, operation: Operation = Operation.WRITE, zone_no: int = 0) -> list[int]:
-    return [n for n in range(1, count + 1) if fault.fires(operation, zone_no)]
+    return [n for n in range(1, count + 1) if fault.fires(operation, zone_no) == zone_no]
 
 
 def test_fires_once_at_the_nth_match() -> None:
@@ -41,6 +41,16 @@ def test_other_operations_and_zones_do_not_count() -> None:
     assert fault.is_spent
 
 
+def test_an_operation_on_several_zones_matches_once_if_one_of_them_is_the_faults() -> None:
+    resets = frozenset((Operation.RESET,))
+    fault = Fault(effect=Effect.FAIL, operations=resets, first_zone=5, nr_zones=3, every=True)
+    places = [fault.fires(Operation.RESET, first, count) for first, count in ((0, 5), (8, 9), (0, 6), (6, 9), (0, 99))]
+    assert places == [-1, -1, 5, 6, 5]
+    assert fault.seen == 3
+    everywhere = Fault(effect=Effect.FAIL, operations=resets, nth=2)
+    assert [everywhere.fires(Operation.RESET, 4, 1 << 40) for _ in range(3)] == [-1, 4, -1]
+
+
 def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
     def made() -> Fault:
         return Fault(
@@ -50,18 +60,18 @@ def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
     fault = made()
     drawn = []
     for _ in range(6):
-        assert fault.fires(Operation.WRITE, 0)
+        assert fault.fires(Operation.WRITE, 0) == 0
         drawn.append(fault.delay_ns())
     assert all(10 <= delay <= 10_000 for delay in drawn)
     assert len(set(drawn)) > 1
     again = made()
     for _ in range(3):
-        assert again.fires(Operation.WRITE, 0)
+        assert again.fires(Operation.WRITE, 0) == 0
         again.delay_ns()
     (saved,) = FaultTable.decode(FaultTable([again]).encode()).faults
     rest = []
     for _ in range(3):
-        assert saved.fires(Operation.WRITE, 0)
+        assert saved.fires(Operation.WRITE, 0) == 0
         rest.append(saved.delay_ns())
     assert rest == drawn[3:]
 
@@ -71,6 +81,7 @@ def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
     [
         ({"effect": Effect.FAIL}, "needs the operations"),
         ({"effect": Effect.FAIL, "operations": WRITES, "nth": 0}, "counts from 1"),
+        ({"effect": Effect.FAIL, "operations": frozenset((Operation.SET_COND,))}, "what a host asks for: read, write"),
         ({"effect": Effect.FAIL, "operations": WRITES, "status": Status.OK}, "other than OK"),
         ({"effect": Effect.FAIL, "operations": WRITES, "delay_max_ns": 5}, "takes a time"),
         ({"effect": Effect.PARTIAL, "operations": WRITES}, "number of sectors"),
@@ -104,8 +115,8 @@ def test_ids_are_given_and_taken_back() -> None:
     second = table.add(Fault(effect=Effect.FAIL, operations=WRITES, every=True))
     assert (first.id, second.id) == (1, 2)
     assert table
-    assert [fault.id for fault in table.fired(Operation.WRITE, 9)] == [1, 2]
-    assert [fault.id for fault in table.fired(Operation.WRITE, 9)] == [2]
+    assert [fault.id for fault, _ in table.fired(Operation.WRITE, 9)] == [1, 2]
+    assert [fault.id for fault, _ in table.fired(Operation.WRITE, 9)] == [2]
     table.remove(1)
     with pytest.raises(UsageError, match="no fault 1"):
         table.remove(1)
@@ -212,6 +223,68 @@ def test_management_fails_in_all_its_forms(device: ZonedDevice, operation: Opera
     assert port.report(0, 16) == before
     device.remove_fault(1)
     assert port.manage(operation, ZONE) is Status.OK
+
+
+def test_a_command_on_several_zones_meets_the_fault_of_one(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    resets = frozenset((Operation.RESET,))
+    device.inject(Fault(effect=Effect.FAIL, operations=resets, first_zone=5, nr_zones=1, every=True))
+    assert port.manage(Operation.RESET, 64, 4) is Status.OK
+    assert port.manage(Operation.RESET, 64, 5) is Status.IO_ERROR
+    assert port.last_refusal is not None
+    assert (port.last_refusal.zone_no, port.last_refusal.sector) == (5, 64)
+    assert port.manage_all(Operation.RESET) is Status.IO_ERROR
+    device.remove_fault(1)
+    device.inject(Fault(effect=Effect.COND, operations=resets, first_zone=5, nr_zones=2, cond=Condition.OFFLINE))
+    assert port.manage(Operation.RESET, 64, 6) is Status.ZONE_OFFLINE
+    assert [zone.zone_no for zone in port.report(0, 16) if zone.cond is Condition.OFFLINE] == [5]
+
+
+def test_the_cost_does_not_grow_with_the_zones_of_a_command(
+    device: ZonedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.RESET,)), nth=9))
+    calls: list[int] = []
+    fires = Fault.fires
+
+    def counted(fault: Fault, operation: Operation, zone_no: int, nr_zones: int = 1) -> int:
+        calls.append(nr_zones)
+        return fires(fault, operation, zone_no, nr_zones)
+
+    monkeypatch.setattr(Fault, "fires", counted)
+    assert port.manage(Operation.RESET, 64, 15) is Status.OK
+    assert port.manage_all(Operation.RESET) is Status.OK
+    assert port.flush() is Status.OK
+    assert calls == [15, 16, 16]
+
+
+def test_a_read_across_zones_is_one_read(device: ZonedDevice) -> None:
+    port = device.port("test", ZBC)
+    for zone_no in (2, 3):
+        assert port.write(zone_no * 64, 48, (bytes(48 * 512),)) is Status.OK
+    reads = frozenset((Operation.READ,))
+    device.inject(Fault(effect=Effect.FAIL, operations=reads, first_zone=3, nr_zones=1, nth=2))
+    answers = [port.read(ZONE, 64 + 8, (bytearray(72 * 512),)) for _ in range(3)]
+    assert answers == [Status.OK, Status.IO_ERROR, Status.OK]
+    assert device.faults.faults[0].seen == 3
+
+
+def test_a_zone_fails_at_a_flush(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    flushes = frozenset((Operation.FLUSH,))
+    device.inject(
+        Fault(effect=Effect.COND, operations=flushes, nth=2, cond=Condition.OFFLINE, first_zone=6, nr_zones=1)
+    )
+    assert [port.flush(), port.zone(6).cond] == [Status.OK, Condition.EMPTY]
+    assert [port.flush(), port.zone(6).cond] == [Status.OK, Condition.OFFLINE]
+
+
+def test_a_request_beyond_the_device_fails_no_zone(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.COND, operations=WRITES, every=True, cond=Condition.OFFLINE))
+    assert port.write(64 * 999, 8, (bytes(4096),)) is Status.OUT_OF_RANGE
+    assert all(zone.cond is not Condition.OFFLINE for zone in port.report(0, 16))
 
 
 def test_reads_and_flushes_fail(device: ZonedDevice) -> None:

@@ -9,8 +9,8 @@ from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.durations import DURATION
 from zonefs_emu.daemon.client import Target, call, open_target
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.device.faults import FAULTY
 from zonefs_emu.errors import Status, UsageError
-from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES
 
@@ -24,7 +24,7 @@ _ON_REPORT = ("lie", "recommend-reset")
 @click.argument("effect", required=False, type=click.Choice(_EFFECTS), metavar="[EFFECT]")
 @click.option(
     "--on", "operations", multiple=True, metavar="OPERATION",
-    type=click.Choice([operation.name.lower() for operation in Operation]),
+    type=click.Choice([operation.name.lower() for operation in FAULTY]),
     help="What it happens to: read, write, append, open, close, finish, reset, flush. May be repeated.",
 )  # fmt: skip
 @click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="In this zone; else in all.")

@@ -9,12 +9,9 @@ from types import MappingProxyType
 from typing import Final
 
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import Status
 from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.scsi import sense
-from zonefs_emu.scsi.sense import SENSE_OF_STATUS, Sense
+from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense, sense_of
 from zonefs_emu.ublk.protocol import RESULTS
 from zonefs_emu.virtio import blk
 
@@ -42,17 +39,7 @@ _ERRNO_OF_BLK: Final[Mapping[int, int]] = MappingProxyType(
         blk.S_ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
     }
 )
-#: Rules that only the SCSI disk has, and its answer where that is not the one to the status.
-_SENSE_OF_RULE: Final[Mapping[Rule, Sense | None]] = MappingProxyType(
-    {
-        Rule.SCSI_GAP: sense.ATTEMPT_TO_ACCESS_GAP_ZONE,
-        Rule.SCSI_READ_TYPES: None,
-        Rule.SCSI_TRANSFER_LENGTH: sense.INVALID_FIELD_IN_CDB,
-        Rule.SCSI_WRITE_PROTECTED: sense.WRITE_PROTECTED,
-    }
-)
 _DATA: Final = frozenset((Operation.READ, Operation.WRITE, Operation.FLUSH))
-_WRITTEN: Final = frozenset((Operation.WRITE, Operation.FLUSH))
 
 
 def answers(refusal: Refusal) -> dict[str, str]:
@@ -63,16 +50,13 @@ def answers(refusal: Refusal) -> dict[str, str]:
     """
     if refusal.rule in FS_RULES:
         return {"zonefs": errno.errorcode[FS_RULES[refusal.rule][1]]}
-    if refusal.rule in _SENSE_OF_RULE:
-        return {"scsi": _sense_name(_SENSE_OF_RULE[refusal.rule] or SENSE_OF_STATUS[refusal.status])}
+    if refusal.rule in SENSE_OF_RULE:
+        return {"scsi": _sense_name(SENSE_OF_RULE[refusal.rule])}
     codes = blk.DATA_STATUS if refusal.operation in _DATA else blk.ZONE_STATUS
-    code = SENSE_OF_STATUS[refusal.status]
-    if refusal.status is Status.IO_ERROR and refusal.operation in _WRITTEN:
-        code = sense.WRITE_ERROR
     return {
         "zonefs": errno.errorcode[ERRNO_OF[refusal.status]],
         "virtio-blk": _BLK_NAMES[codes[refusal.status]],
-        "scsi": _sense_name(code),
+        "scsi": _sense_name(sense_of(refusal.status, refusal.operation)),
         "ublk": errno.errorcode[-RESULTS[refusal.status]],
         "vduse": errno.errorcode[_ERRNO_OF_BLK[codes[refusal.status]]],
     }

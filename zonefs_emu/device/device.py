@@ -366,10 +366,18 @@ class Port:
         done = 0
         while done < nr_sectors:
             at = sector + done
-            part = min(self.geometry.zone_size - at % self.geometry.zone_size, nr_sectors - done)
-            status = self.read(at, part, [view[done << SECTOR_SHIFT : (done + part) << SECTOR_SHIFT]])
-            if status:
-                return status
+            zone_no, offset = divmod(at, self._zone_size)
+            part = min(self._zone_size - offset, nr_sectors - done)
+            try:
+                readable = self._machine.check_read(at, part, self.dialect)
+                row = self._rows.get(zone_no) or self._load_row(zone_no)
+                row[_READS] += 1
+                row[_READ_SECTORS] += part
+                self._read_slowly(at, readable, [view[done << SECTOR_SHIFT : (done + part) << SECTOR_SHIFT]])
+            except CommandError as error:
+                return self._refused(Operation.READ, error, at, part)
+            except OSError as error:
+                return self._failed(Operation.READ, error, at, part)
             done += part
         for buffer in buffers:
             target = memoryview(buffer).cast("B")
@@ -489,7 +497,7 @@ class Port:
 
         Returns IO_ERROR or NO_SPACE if the host failed now, POISONED if it did earlier.
         """
-        if self._faults and (status := self._injected(Operation.FLUSH, 0, 0)):
+        if self._faults and (status := self._injected(Operation.FLUSH, 0, 0, nr_zones=self.geometry.nr_zones)):
             return status
         counters = self.device.counters
         counters.device[Counter.FLUSHES] += 1
@@ -512,9 +520,8 @@ class Port:
         """
         if self.witnessing and (answer := self.witnessing.answer(self, operation, sector, 0)):
             return answer[0]
-        for number in range(min(nr_zones, self.geometry.nr_zones) if self._faults else 0):
-            if status := self._injected(operation, sector + number * self._zone_size, 0):
-                return status
+        if self._faults and (status := self._injected(operation, sector, 0, nr_zones=nr_zones)):
+            return status
         with self._lock:
             witness = self.witnessing.current.witness if self.witnessing else None
             if witness and 0 <= sector < self.geometry.size:
@@ -540,7 +547,7 @@ class Port:
         """
         if self.witnessing and (answer := self.witnessing.answer(self, operation, 0, ALL_ZONES)):
             return answer[0]
-        if self._faults and (status := self._injected(operation, 0, 0)):
+        if self._faults and (status := self._injected(operation, 0, 0, nr_zones=self.geometry.nr_zones)):
             return status
         with self._lock:
             witness = self.witnessing.current.witness if self.witnessing else None
@@ -620,31 +627,46 @@ class Port:
     # -- faults -----------------------------------------------------------------------------------------------
 
     def _injected(
-        self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]" = ()
+        self,
+        operation: Operation,
+        sector: Sector,
+        nr_sectors: int,
+        buffers: "Sequence[Buffer]" = (),
+        *,
+        nr_zones: int = 0,
     ) -> Status:
-        """Do what the faults say that fire at this operation; returns OK if it is to be carried out after all."""
+        """Do what the faults say that fire at this operation; returns OK if it is to be carried out after all.
+
+        *nr_zones*: how many it is on, where *nr_sectors* does not say so.
+        """
         device = self.device
-        zone_no = -1 if operation is Operation.FLUSH else sector // self._zone_size
-        fired = device.faults.fired(operation, zone_no)
+        first = sector // self._zone_size
+        nr_zones = nr_zones or (sector + max(nr_sectors, 1) - 1) // self._zone_size + 1 - first
+        fired = device.faults.fired(operation, first, nr_zones)
         if fired and not self._image.poison:
             try:
                 device.save_faults()
             except PoisonedError as error:
-                return self._refused(operation, CommandError(error.status, zone_no), sector, nr_sectors)
-        for fault in fired:
+                return self._refused(operation, CommandError(error.status, first), sector, nr_sectors)
+        for fault, zone_no in fired:
             match fault.effect:
                 case Effect.DELAY:
                     (self.hold_up or device.sleep_ns)(fault.delay_ns())
                 case Effect.COND:
                     self.set_cond(zone_no, fault.cond)
                 case Effect.FAIL:
-                    return self.refuse(Rule.INJECTED, operation, fault.status, sector, nr_sectors, zone_no=zone_no)
+                    return self._fail(operation, fault.status, sector, nr_sectors, zone_no)
                 case Effect.PARTIAL:
                     self._write_part(operation, sector, min(fault.nr_sectors, nr_sectors), buffers)
-                    return self.refuse(Rule.INJECTED, operation, fault.status, sector, nr_sectors, zone_no=zone_no)
+                    return self._fail(operation, fault.status, sector, nr_sectors, zone_no)
                 case _:  # faults that change reports never fire
                     raise AssertionError(fault)
         return Status.OK
+
+    def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:
+        # A flush is of no zone.
+        place = -1 if operation is Operation.FLUSH else zone_no
+        return self.refuse(Rule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
 
     def _write_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
         """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted."""

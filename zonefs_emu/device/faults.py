@@ -10,13 +10,14 @@ front-end.
 
 import json
 import random
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final
 
 from zonefs_emu.errors import Status, UsageError
-from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.transitions import ZONE_OPERATIONS, Operation
 from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import Sector
 
@@ -36,13 +37,16 @@ class Effect(Enum):
 
 _ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET))
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND))
+#: What can be made to fail: all that a host asks for.
+FAULTY: Final = (*ZONE_OPERATIONS, Operation.FLUSH)
 
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """One fault: *operations* on the *nr_zones* zones from *first_zone* (0 zones: on all of them, and FLUSH).
+    """One fault: *operations* on the *nr_zones* zones from *first_zone* (0 zones: on all of them).
 
-    It fires at the *nth* match (from 1), or with *every* at each from that one on. *seen* counts the matches so far.
+    It fires at the *nth* match (from 1), or with *every* at each from that one on. *seen* counts the matches so far. An
+    operation on several zones matches once if one of them is the fault's; a flush is on all zones.
 
     Raises:
         UsageError: the parts do not fit together; says what would.
@@ -76,6 +80,9 @@ class Fault:
         elif not self.operations:
             message = f"'{self.effect.value}' needs the operations that it fails"
             raise UsageError(message)
+        if not self.operations.issubset(FAULTY):
+            message = "a fault is on what a host asks for: " + ", ".join(each.name.lower() for each in FAULTY)
+            raise UsageError(message)
         if self.effect is Effect.PARTIAL and (self.nr_sectors < 1 or not self.operations <= _WRITING):
             message = "'partial' needs the number of sectors that reach the zone (at least 1), of writes or appends"
             raise UsageError(message)
@@ -98,12 +105,18 @@ class Fault:
         """Say whether *zone_no* is one of the fault's zones."""
         return not self.nr_zones or self.first_zone <= zone_no < self.first_zone + self.nr_zones
 
-    def fires(self, operation: Operation, zone_no: int) -> bool:
-        """Count *operation* on *zone_no* if it matches, and say whether the fault fires at it."""
-        if operation not in self.operations or not self.covers(zone_no):
-            return False
+    def fires(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> int:
+        """Count *operation* on the *nr_zones* zones from *zone_no* on if it matches.
+
+        Returns the first of the fault's zones that it is on if the fault fires at it, -1 if not.
+        """
+        if operation not in self.operations:
+            return -1
+        first = max(zone_no, self.first_zone) if self.nr_zones else zone_no
+        if first >= zone_no + nr_zones or not self.covers(first):
+            return -1
         self.seen += 1
-        return self.seen == self.nth or (self.every and self.seen > self.nth)
+        return first if self.seen == self.nth or (self.every and self.seen > self.nth) else -1
 
     @property
     def is_spent(self) -> bool:
@@ -187,6 +200,8 @@ class FaultTable:
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         """Start with *faults*."""
         self.faults = list(faults)
+        # Of two threads that count at once, one would be lost.
+        self._counting = threading.Lock()
 
     def __bool__(self) -> bool:
         """Whether there is any fault."""
@@ -217,9 +232,14 @@ class FaultTable:
             raise UsageError(message)
         self.faults[:] = kept
 
-    def fired(self, operation: Operation, zone_no: int) -> list[Fault]:
-        """Return the faults that fire at *operation* on *zone_no*, oldest first, having counted it."""
-        return [fault for fault in self.faults if fault.fires(operation, zone_no)]
+    def fired(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> list[tuple[Fault, int]]:
+        """Count *operation* on the *nr_zones* zones from *zone_no* on.
+
+        Returns the faults that fire at it, oldest first, each with the zone at which it does.
+        """
+        with self._counting:
+            found = [(fault, fault.fires(operation, zone_no, nr_zones)) for fault in self.faults]
+        return [(fault, at) for fault, at in found if at >= 0]
 
     def reported(self, zone: Zone) -> Zone:
         """Return *zone* as a report shows it."""

@@ -146,7 +146,6 @@ class Volume:
         self._write = port.write
         self._read = port.read
         self._buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
-        self._noted: set[tuple[Rule, Operation]] = set()
         #: st_blksize, and the granule of direct I/O.
         self.block_bytes = self.geometry.write_granularity * SECTOR_BYTES
         self.super_block = superblock.decode(self._read_super_block())
@@ -520,7 +519,6 @@ class Volume:
             operation = Operation.RESET
         status = self.port.manage(operation, file.start)
         if status:
-            self._note_device_refusal()
             raise FileError(ERRNO_OF[status])
 
     def _account_active(self, file: ZoneFile) -> None:
@@ -587,7 +585,6 @@ class Volume:
 
     def _failed(self, file: ZoneFile, status: Status, *, write: bool) -> FileError:
         """Recover from the device's refusal *status*, and return what the application gets."""
-        self._note_device_refusal()
         self._recover(file, write=write)
         return FileError(ERRNO_OF[status])
 
@@ -610,17 +607,7 @@ class Volume:
             -(-count >> SECTOR_SHIFT),
             zone_no=file.zone_no,
         )
-        self._note_device_refusal()
         return FileError(errno_no)
-
-    def _note_device_refusal(self) -> None:
-        """Log the port's last refusal, once for each rule and operation: an application in a loop says it only once."""
-        refusal = self.port.last_refusal
-        assert refusal is not None
-        cause = (refusal.rule, refusal.operation)
-        if cause not in self._noted:
-            self._noted.add(cause)
-            log.info("%s", self.port.device.explain(refusal))
 
 
 def _nothing(*_: object) -> None:

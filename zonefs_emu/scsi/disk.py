@@ -27,7 +27,7 @@ from zonefs_emu.scsi.commands import CDB_LENGTHS, NACA, Opcode
 from zonefs_emu.scsi.inquiry import Identity
 from zonefs_emu.scsi.mode import ModePages, ModeParameterError, PageControl
 from zonefs_emu.scsi.report import ZoneReporter
-from zonefs_emu.scsi.sense import SENSE_OF_STATUS, Sense
+from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense, sense_of
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 Cdb: TypeAlias = bytes | bytearray | memoryview
@@ -217,10 +217,12 @@ class Disk:
             return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
         return nothing_transferred(data_out, data_in)
 
-    def _written(self, status: Status, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """CHECK CONDITION for a failed write or flush: the host's trouble is a write error then, not a read error."""
-        code = sense.WRITE_ERROR if status is Status.IO_ERROR else SENSE_OF_STATUS[status]
-        return self._refused(code, data_out, data_in)
+    def _broken(
+        self, rule: Rule, operation: Operation, status: Status, sector: Sector, nr_sectors: int, *, zone_no: int
+    ) -> Sense:
+        """Note a refusal by a *rule* of the disk's own, and return its sense."""
+        self._port.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
+        return SENSE_OF_RULE[rule]
 
     def _unknown(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         return self._refused(sense.INVALID_OPERATION_CODE, data_out, data_in, field=0)
@@ -251,7 +253,7 @@ class Disk:
             # FUA: from the medium, so what is only in the cache has to get there first.
             status = self._port.flush()
             if status:
-                return self._written(status, data_out, data_in)
+                return self._refused(sense_of(status, Operation.FLUSH), data_out, data_in)
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
         size = len(data_in[0]) if len(data_in) == 1 else total_bytes(data_in)
@@ -290,25 +292,25 @@ class Disk:
         conventional = geometry.is_conventional(first)
         for zone_no in range(first, last + 1):
             if geometry.is_conventional(zone_no) != conventional:
-                self._port.refuse(
+                return self._broken(
                     Rule.SCSI_READ_TYPES, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
                 )
-                return sense.READ_BOUNDARY_VIOLATION
             zone_start = zone_no * self._zone_size
             if end - zone_start > geometry.zone_cap(zone_no) < geometry.zone_len(zone_no):
-                self._port.refuse(
+                return self._broken(
                     Rule.SCSI_GAP, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
                 )
-                return sense.ATTEMPT_TO_ACCESS_GAP_ZONE
         return None
 
     def _too_long(
         self, operation: Operation, sector: Sector, nr_sectors: int, data_out: DataOut, data_in: DataIn
     ) -> ScsiResult:
-        """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH: "INVALID FIELD IN CDB" (SBC-3, Block Limits VPD page)."""
+        """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH."""
         zone_no = sector // self._zone_size
-        self._port.refuse(Rule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no)
-        return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+        code = self._broken(
+            Rule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
+        )
+        return self._refused(code, data_out, data_in)
 
     # -- WRITE ------------------------------------------------------------------------------------------------
 
@@ -350,15 +352,17 @@ class Disk:
             return self._write_protected(Operation.WRITE, sector, nr_sectors, data_out, data_in)
         if sector % self._zone_size >= self._gap_offset and self._in_gap(sector):
             zone_no = sector // self._zone_size
-            self._port.refuse(Rule.SCSI_GAP, Operation.WRITE, Status.ZONE_BOUNDARY, sector, nr_sectors, zone_no=zone_no)
-            return self._refused(sense.ATTEMPT_TO_ACCESS_GAP_ZONE, data_out, data_in)
+            code = self._broken(
+                Rule.SCSI_GAP, Operation.WRITE, Status.ZONE_BOUNDARY, sector, nr_sectors, zone_no=zone_no
+            )
+            return self._refused(code, data_out, data_in)
         status = self._port_write(sector, nr_sectors, buffers)
         if status:
-            return self._written(status, data_out, data_in)
+            return self._refused(sense_of(status, Operation.WRITE), data_out, data_in)
         if flags & _FUA or not self._modes.write_cache:
             status = self._port.flush()
             if status:
-                return self._written(status, data_out, data_in)
+                return self._refused(sense_of(status, Operation.FLUSH), data_out, data_in)
         return GOOD if not residual else ScsiResult(ScsiStatus.GOOD, b"", residual)
 
     def _in_gap(self, sector: Sector) -> bool:
@@ -370,8 +374,10 @@ class Disk:
         self, operation: Operation, sector: Sector, nr_sectors: int, data_out: DataOut, data_in: DataIn
     ) -> ScsiResult:
         zone_no = sector // self._zone_size
-        self._port.refuse(Rule.SCSI_WRITE_PROTECTED, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no)
-        return self._refused(sense.WRITE_PROTECTED, data_out, data_in)
+        code = self._broken(
+            Rule.SCSI_WRITE_PROTECTED, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
+        )
+        return self._refused(code, data_out, data_in)
 
     # -- VERIFY, SYNCHRONIZE CACHE ----------------------------------------------------------------------------
 
@@ -441,7 +447,9 @@ class Disk:
 
     def _flush(self, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         status = self._port.flush()
-        return self._written(status, data_out, data_in) if status else nothing_transferred(data_out, data_in)
+        if status:
+            return self._refused(sense_of(status, Operation.FLUSH), data_out, data_in)
+        return nothing_transferred(data_out, data_in)
 
     # -- zones ------------------------------------------------------------------------------------------------
 
@@ -477,7 +485,7 @@ class Disk:
             return self._status(self._port.manage_all(operation), data_out, data_in)
         status = self._port.manage(operation, sector, zone_count or 1)
         if status:
-            code = SENSE_OF_STATUS[status]
+            code = sense_of(status, operation)
             return self._refused(code, data_out, data_in, field=2 if code is sense.INVALID_FIELD_IN_CDB else None)
         return nothing_transferred(data_out, data_in)
 
@@ -584,7 +592,7 @@ class Disk:
             # From now on what is answered is stable; that includes what was answered before.
             status = self._port.flush()
             if status:
-                return self._written(status, data_out, data_in)
+                return self._refused(sense_of(status, Operation.FLUSH), data_out, data_in)
         return ScsiResult(ScsiStatus.GOOD, b"", size - length)
 
     def _start_stop_unit(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:

@@ -1,7 +1,7 @@
-"""Sense data: why a command was not done, in both formats, and the one table from Status to sense.
+"""Sense data: why a command was not done, in both formats, and the one place where a refusal becomes sense.
 
 May not know: commands, devices.
-Invariant: ``SENSE_OF_STATUS`` has a row for every Status.
+Invariant: ``SENSE_OF_STATUS`` has a row for every Status, ``SENSE_OF_RULE`` for every rule of the disk's own.
 
 Sources: SPC-4 "Sense data" and its annex of additional sense codes; ZBC-2 for the zoned ones; the classification of
 writes to FULL zones and of zone management outside the device follows what libzbc's 01_sk_ascq_check expects.
@@ -13,7 +13,9 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
+from zonefs_emu.model.transitions import Operation
 
 
 class SenseKey(IntEnum):
@@ -88,6 +90,29 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
         Status.UNSUPPORTED: INVALID_OPERATION_CODE,
     }
 )
+
+#: What the rules that only this disk has answer.
+SENSE_OF_RULE: Final[Mapping[Rule, Sense]] = MappingProxyType(
+    {
+        Rule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,
+        Rule.SCSI_READ_TYPES: READ_BOUNDARY_VIOLATION,
+        # "INVALID FIELD IN CDB" (SBC-3, Block Limits VPD page, MAXIMUM TRANSFER LENGTH)
+        Rule.SCSI_TRANSFER_LENGTH: INVALID_FIELD_IN_CDB,
+        Rule.SCSI_WRITE_PROTECTED: WRITE_PROTECTED,
+    }
+)
+_WRITING: Final = frozenset((Operation.WRITE, Operation.FLUSH))
+
+
+def sense_of(status: Status, operation: Operation) -> Sense:
+    """Return what *operation* answers that a port refused with *status*.
+
+    The host's trouble is a write error where something was to be written, and a read error elsewhere.
+    """
+    if status is Status.IO_ERROR and operation in _WRITING:
+        return WRITE_ERROR
+    return SENSE_OF_STATUS[status]
+
 
 #: Response code, -, key, information, additional length, command-specific, code, qualifier, FRU, sense-key specific.
 _FIXED: Final = struct.Struct(">BBBIBIBBB3s")
