@@ -1,13 +1,16 @@
-"""Broken split rings, by hand: each kind of damage has its sentence."""
+"""Split rings by hand: each kind of damage has its sentence, and what is remembered of descriptors stays true."""
 
+import ctypes
 import struct
 
 import pytest
 
 from tests.virtio.rings import Pair
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.virtio import split
+from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, BrokenRingError
-from zonefs_emu.virtio.split import sizes
+from zonefs_emu.virtio.split import SplitRing, sizes
 
 A = GUEST_BASE + 0x8000
 
@@ -86,3 +89,69 @@ def test_a_table_may_be_longer_than_its_chain_and_out_of_order() -> None:
     pair.driver.publish(0)  # type: ignore[union-attr]  # a split driver
     ((_, readable, writable),) = pair.ring.pop(1)
     assert ([len(part) for part in readable], [len(part) for part in writable]) == ([1], [3])
+
+
+def chain_of(pair: Pair, head: int = 0) -> list[tuple[int, int]]:
+    """Pop the chain at *head*: (offset into the memory, bytes) of its buffers, readable ones first."""
+    pair.driver.publish(head)  # type: ignore[union-attr]  # a split driver
+    ((token, readable, writable),) = pair.ring.pop(1)
+    assert token == head
+    whole = ctypes.addressof(ctypes.c_char.from_buffer(pair.bytes))
+    buffers = [(ctypes.addressof(ctypes.c_char.from_buffer(part)) - whole, len(part)) for part in readable + writable]
+    pair.ring.push([(head, [], [])], [0])
+    return buffers
+
+
+def three(pair: Pair, data: int, *, head: int = 0, table: bool = False) -> None:
+    """Describe header, *data* bytes that are written and status as drivers of disks do."""
+    at = 0x9000 if table else pair.areas[0].offset + 16 * head
+    first = 0 if table else head
+    for index, fields in enumerate(
+        [(A, 16, DESC_NEXT, first + 1), (A + 16, data, DESC_NEXT | DESC_WRITE, first + 2), (A + 64, 1, DESC_WRITE, 0)]
+    ):
+        struct.pack_into("<QIHH", pair.bytes, at + 16 * index, *fields)
+    if table:
+        descriptor(pair, head, (GUEST_BASE + 0x9000, 48, DESC_INDIRECT, 0))
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["direct", "indirect"])
+@pytest.mark.parametrize("known_max", [4096, 6, 3])
+def test_what_descriptors_mean_is_remembered_by_what_they_say(
+    table: bool, known_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is remembered: what is given back is always what the descriptors say now."""
+    monkeypatch.setattr(split, "_KNOWN_DESCRIPTORS_MAX", known_max)
+    pair = Pair(is_packed=False)
+    for data in (8, 8, 9, 8, 10, 11, 8, 8):
+        for head in (0, 4):
+            three(pair, data, head=head, table=table)
+            assert chain_of(pair, head) == [(0x8000, 16), (0x8010, data), (0x8040, 1)]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "_KNOWN_DESCRIPTORS_MAX", 30)
+    pair = Pair(is_packed=False)
+    for data in range(1, 40):
+        three(pair, data, table=bool(data & 1))
+        chain_of(pair)
+    ring = pair.ring
+    assert isinstance(ring, SplitRing)
+    assert 0 < 3 * (len(ring._known) + len(ring._known_tables)) <= 30
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["direct", "indirect"])
+def test_buffers_in_several_regions(table: bool) -> None:
+    """Header and status lie in one region, the data in another, the table in the smaller one."""
+    pair = Pair(is_packed=False)
+    small = GuestMemory(
+        [
+            Region(GUEST_BASE, 0xA000, 0, pair.bytes[:0xA000]),
+            Region(GUEST_BASE + (1 << 32), len(pair.bytes) - 0xA000, 1 << 40, pair.bytes[0xA000:]),
+        ]
+    )
+    pair.ring = SplitRing(8, *pair.views(), small, event_idx=True, base=0, fence=pair.fence, ordered=True)
+    three(pair, 8, table=table)
+    at = 0x9010 if table else pair.areas[0].offset + 16
+    struct.pack_into("<Q", pair.bytes, at, GUEST_BASE + (1 << 32) + 0x100)
+    for _ in range(2):
+        assert chain_of(pair) == [(0x8000, 16), (0xA100, 8), (0x8040, 1)]

@@ -59,7 +59,8 @@ _MANAGEMENT_COUNTER: Final = {
     Operation.FINISH: Counter.FINISHES,
     Operation.RESET: Counter.RESETS,
 }
-# Plain numbers: a member of an enumeration as an index costs a call.
+# Looked up once: a member of an enumeration costs more than a global name, and as an index a call.
+_OK: Final = Status.OK
 _READS: Final = int(Counter.READS)
 _READ_SECTORS: Final = int(Counter.READ_SECTORS)
 _WRITES: Final = int(Counter.WRITES)
@@ -307,6 +308,7 @@ class Port:
         self._touched = device.machine.touched
         self._erased = device.image.erased
         self._publish = device.image.publish
+        self._check_read = device.machine.check_read
         self._begin_write = device.machine.begin_write
         self._commit_write = device.machine.commit_write
         self._preadv = device.image.backing.preadv
@@ -326,19 +328,20 @@ class Port:
         if self._faults and (status := self._injected(Operation.READ, sector, nr_sectors)):
             return status
         try:
-            readable = self._machine.check_read(sector, nr_sectors, self.dialect)
+            readable = self._check_read(sector, nr_sectors, self.dialect)
         except CommandError as error:
             return self._refused(Operation.READ, error, sector, nr_sectors)
         if readable < 0:
             return self._read_across(sector, nr_sectors, buffers)
         try:
-            row = self._rows.get(sector // self._zone_size) or self._load_row(sector // self._zone_size)
+            zone_no = sector // self._zone_size
+            row = self._rows.get(zone_no) or self._load_row(zone_no)
             row[_READS] += 1
             row[_READ_SECTORS] += nr_sectors
             if readable == nr_sectors and len(buffers) <= _IOV_MAX:
                 done = self._preadv(buffers, sector << SECTOR_SHIFT)
                 if done == nr_sectors << SECTOR_SHIFT:
-                    return Status.OK
+                    return _OK
             self._read_slowly(sector, readable, buffers)
         except OSError as error:
             return self._failed(Operation.READ, error, sector, nr_sectors)
@@ -468,7 +471,7 @@ class Port:
         row = self._rows.get(zone_no) or self._load_row(zone_no)
         row[_WRITES if operation is Operation.WRITE else _APPENDS] += 1
         row[_WRITTEN_SECTORS] += nr_sectors
-        return Status.OK
+        return _OK
 
     def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
         """Write what the first pwritev left: there are many buffers, or the host is about to run out of space."""

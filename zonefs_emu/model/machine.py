@@ -161,9 +161,19 @@ class ZoneMachine:
         Source: virtio 1.4, Device Operation: reads that cross the boundary of a sequential zone are invalid; data
         beyond the write pointer is a fixed pattern (here zeros).
         """
+        zone_no = sector // self._zone_size
+        # The common case first: written blocks of one zone. Where wp has passed the end, the end lies in the zone.
+        if (
+            0 <= zone_no < self._nr_zones
+            and self.wps[zone_no] >= sector - zone_no * self._zone_size + nr_sectors
+            and self.conds[zone_no] != _OFFLINE
+            and not (sector | nr_sectors) & self._block_mask
+            and nr_sectors > 0
+        ):
+            return nr_sectors
         if not 0 <= sector < self._size or nr_sectors < 0 or sector + nr_sectors > self._size:
             raise CommandError(Status.OUT_OF_RANGE)
-        zone_no, offset = divmod(sector, self._zone_size)
+        offset = sector - zone_no * self._zone_size
         if (sector | nr_sectors) & self._block_mask:
             raise CommandError(Status.UNALIGNED, zone_no)
         if offset + nr_sectors > self._zone_size:

@@ -120,6 +120,8 @@ _UNMAP: Final = 1
 #: What a merged write may have: buffers of one pwritev, and sectors (longer ones gain nothing and are answered later).
 _MERGED_BUFFERS_MAX: Final = 1024
 _MERGED_SECTORS_MAX: Final = 512
+#: Reads of one step, so that the driver goes on with the first of a batch while the others are read.
+_READS_MAX: Final = 8
 #: A longer report is made by the thread that may wait.
 _QUICK_REPORT_BYTES: Final = 1 << 16
 _WRITE_ZEROES_SECTORS_MAX: Final = 1 << 16
@@ -257,16 +259,7 @@ class Blk:
         if readable and len(readable[0]) == 16 and writable and len(writable[-1]) == 1:
             kind, _, sector = HEADER.unpack_from(readable[0])
             if kind == T_IN:
-                data = writable[:-1]
-                nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
-                if nr_bytes & 511 or len(readable) != 1:
-                    writable[-1][0] = S_IOERR
-                    lengths.append(nr_bytes + 1)
-                    return 1
-                status = self._port_read(sector, nr_bytes >> SECTOR_SHIFT, data)
-                writable[-1][0] = self._data_status[status] if status else S_OK
-                lengths.append(nr_bytes + 1)
-                return 1
+                return self._step_in(chains, index, lengths, sector)
             if kind == T_OUT and len(writable) == 1 and not self._write_through and not self._readonly:
                 return self._step_out(chains, index, lengths, begin, sector)
         if self._may_wait(readable, writable):
@@ -274,6 +267,33 @@ class Blk:
         begin(index, ())
         lengths.append(self.execute(chains[index]))
         return 1
+
+    def _step_in(self, chains: Sequence[Chain], index: int, lengths: list[int], sector: int) -> int:
+        """Execute the read at ``chains[index]`` and reads that follow it."""
+        read, unpack = self._port_read, HEADER.unpack_from
+        _, readable, writable = chains[index]
+        following = index
+        end = min(index + _READS_MAX, len(chains))
+        while True:
+            *data, status_byte = writable
+            nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
+            if nr_bytes & 511 or len(readable) != 1:
+                status_byte[0] = S_IOERR
+            elif status := read(sector, nr_bytes >> SECTOR_SHIFT, data):
+                status_byte[0] = self._data_status[status]
+            else:
+                status_byte[0] = S_OK
+            lengths.append(nr_bytes + 1)
+            following += 1
+            if following == end:
+                break
+            _, readable, writable = chains[following]
+            if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
+                break
+            kind, _, sector = unpack(readable[0])
+            if kind != T_IN:
+                break
+        return following - index
 
     def _step_out(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin, sector: int) -> int:
         """Execute the write at ``chains[index]`` and those that follow on it, as one write if the device takes it."""

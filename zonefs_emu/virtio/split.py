@@ -27,9 +27,17 @@ _HEADER_BYTES: Final = 4  # flags and idx, of both the available and the used ri
 _EVENT_BYTES: Final = 2
 
 _NONE: Final[tuple[Chain, ...]] = ()
-_THREE: Final = struct.Struct("<6Q").unpack_from
+_THREE_BYTES: Final = 3 * DESC_BYTES
+_TABLE_BYTES_MAX: Final = CHAIN_DESCRIPTORS_MAX * DESC_BYTES
+_ONE: Final = struct.Struct("<2Q").unpack_from
+_THREE: Final = struct.Struct("<6Q").unpack
+_RAW_THREE: Final = struct.Struct(f"{_THREE_BYTES}s").unpack_from
+#: Where the flags of a descriptor are.
+_FLAGS_OFFSET: Final = 12
 #: No head is below it: no chain is taken for a usual one.
 _NONE_USUAL: Final = 0
+#: Of so many descriptors at most the meaning is remembered: about 250 bytes each.
+_KNOWN_DESCRIPTORS_MAX: Final = 4096
 
 
 def sizes(queue_size: int, *, event_idx: bool) -> tuple[int, int, int]:
@@ -48,7 +56,10 @@ class SplitRing(Ring):
         "_elements",
         "_event_idx",
         "_fence",
+        "_known",
+        "_known_tables",
         "_next",
+        "_nr_known",
         "_ordered",
         "_table",
         "_used",
@@ -80,8 +91,13 @@ class SplitRing(Ring):
         self.size = size
         self.memory = memory
         self.logged: dict[int, list[tuple[int, int]]] | None = None
-        self._table = desc
+        self._table = desc.cast("B")
         self._desc = desc.cast("Q")
+        # What descriptors mean, by their bytes, as drivers use the same buffers again and again: of three in a row, and
+        # of whole indirect tables. Memory never changes under a ring, so what was once right stays right.
+        self._known: dict[bytes, Chain] = {}
+        self._known_tables: dict[bytes, tuple[list[memoryview], list[memoryview]]] = {}
+        self._nr_known = 0
         self._avail = avail.cast("H")
         # flags, idx and avail_event lie at even addresses, the elements at odd multiples of four.
         self._used = used.cast("H")
@@ -121,48 +137,89 @@ class SplitRing(Ring):
         if not self._ordered:
             self._fence()
         chains: list[Chain] = []
-        table = self._table
-        memory = self.memory
-        start, end, view = memory.hot_start, memory.hot_end, memory.hot_view
+        table, known, known_tables = self._table, self._known, self._known_tables
+        start, view = self.memory.hot_start, self.memory.hot_view
+        hot_bytes = len(view)
         mask = size - 1
         usual = _NONE_USUAL if self.logged is not None else size - 2
         for index in range(following, following + min(count, limit)):
             head = avail[2 + (index & mask)]
-            # The usual chain of a disk driver: header, one buffer, status, in descriptors that follow each other or in
-            # an indirect table; all in the largest region. Whatever is unusual is left to _walk, which starts again
-            # from the beginning. Each field is read once: the guest may change it while we look.
+            # The usual chains of disk drivers: three descriptors in a row (header, one buffer, status), or an indirect
+            # table. Whatever is unusual is left to _walk. What is looked at more than once is a copy: the guest may
+            # change it meanwhile.
             if head < usual:
-                a0, m0, a1, m1, a2, m2 = _THREE(table, head * DESC_BYTES)
-                first = head
-                if m0 >> 32 & 0xFFFF == DESC_INDIRECT:
-                    offset = a0 - start
-                    if m0 & 0xFFFFFFFF == 3 * DESC_BYTES and a0 >= start and a0 + 3 * DESC_BYTES <= end:
-                        a0, m0, a1, m1, a2, m2 = _THREE(view, offset)
-                        first = 0
-                e0 = a0 + (m0 & 0xFFFFFFFF)
-                e1 = a1 + (m1 & 0xFFFFFFFF)
-                e2 = a2 + (m2 & 0xFFFFFFFF)
-                if (
-                    m0 >> 32 == DESC_NEXT | first + 1 << 16
-                    and m1 >> 32 | DESC_WRITE == DESC_NEXT | DESC_WRITE | first + 2 << 16
-                    and m2 >> 32 & 0xFFFF == DESC_WRITE
-                    and start <= a0 < e0 <= end
-                    and start <= a1 < e1 <= end
-                    and start <= a2 < e2 <= end
-                ):
-                    header, data, status = (
-                        view[a0 - start : e0 - start],
-                        view[a1 - start : e1 - start],
-                        view[a2 - start : e2 - start],
-                    )
-                    if m1 & (DESC_WRITE << 32):
-                        chains.append((head, [header], [data, status]))
+                at = head * DESC_BYTES
+                if not table[at + _FLAGS_OFFSET] & DESC_INDIRECT:
+                    (raw,) = _RAW_THREE(table, at)
+                    chain = known.get(raw)
+                    if chain is None:
+                        chain = self._learn(head, raw)
+                    chains.append(chain)
+                    continue
+                address, meta = _ONE(table, at)
+                if meta >> 32 & 0xFFFF == DESC_INDIRECT:
+                    offset = address - start
+                    length = meta & 0xFFFFFFFF
+                    if 0 <= offset <= hot_bytes - length and length <= _TABLE_BYTES_MAX:
+                        raw = bytes(view[offset : offset + length])
                     else:
-                        chains.append((head, [header, data], [status]))
+                        raw = self._read_table(address, length)
+                    buffers = known_tables.get(raw)
+                    if buffers is None:
+                        buffers = self._learn_table(raw)
+                    chains.append((head, *buffers))
                     continue
             chains.append(self._walk(head))
         self._next = (following + len(chains)) & 0xFFFF
         return chains
+
+    def _learn(self, head: int, raw: bytes) -> Chain:
+        """Return the chain that starts at *head*; *raw*: the three descriptors there, which may be all of it."""
+        buffers = self._usual(raw, head)
+        if buffers is None:
+            return self._walk(head)
+        self._make_room(3)
+        chain = self._known[raw] = (head, *buffers)
+        return chain
+
+    def _learn_table(self, raw: bytes) -> tuple[list[memoryview], list[memoryview]]:
+        """Return the buffers of the indirect table *raw*."""
+        buffers = self._usual(raw, 0) if len(raw) == _THREE_BYTES else None
+        if buffers is None:
+            buffers = translate(_table_chain(raw), self.memory)
+        self._make_room(len(raw) // DESC_BYTES)
+        self._known_tables[raw] = buffers
+        return buffers
+
+    def _make_room(self, nr_descriptors: int) -> None:
+        """Forget what is known before it takes too much memory."""
+        self._nr_known += nr_descriptors
+        if self._nr_known > _KNOWN_DESCRIPTORS_MAX:
+            self._known.clear()
+            self._known_tables.clear()
+            self._nr_known = nr_descriptors
+
+    def _usual(self, raw: bytes, first: int) -> tuple[list[memoryview], list[memoryview]] | None:
+        """Return the buffers of the three descriptors *raw*, the *first* and those after it, or None if unusual."""
+        a0, m0, a1, m1, a2, m2 = _THREE(raw)
+        if (
+            m0 >> 32 != DESC_NEXT | first + 1 << 16
+            or m1 >> 32 | DESC_WRITE != DESC_NEXT | DESC_WRITE | first + 2 << 16
+            or m2 >> 32 & 0xFFFF != DESC_WRITE
+        ):
+            return None
+        memory = self.memory
+        start, end, view = memory.hot_start, memory.hot_end, memory.hot_view
+        n0, n1, n2 = m0 & 0xFFFFFFFF, m1 & 0xFFFFFFFF, m2 & 0xFFFFFFFF
+        flags = m1 >> 32 & DESC_WRITE
+        if not (start <= a0 < a0 + n0 <= end and start <= a1 < a1 + n1 <= end and start <= a2 < a2 + n2 <= end):
+            return translate(((a0, n0, 0), (a1, n1, flags), (a2, n2, DESC_WRITE)), memory)
+        a0 -= start
+        a1 -= start
+        a2 -= start
+        if flags:
+            return [view[a0 : a0 + n0]], [view[a1 : a1 + n1], view[a2 : a2 + n2]]
+        return [view[a0 : a0 + n0], view[a1 : a1 + n1]], [view[a2 : a2 + n2]]
 
     def _walk(self, head: int) -> Chain:
         """Follow the chain that starts at *head*, however it is made.
@@ -182,7 +239,7 @@ class SplitRing(Ring):
                 if flags & DESC_NEXT:
                     msg = "an indirect descriptor with a next one"
                     raise BrokenRingError(msg)
-                self._walk_table(address, length, descriptors)
+                descriptors += _table_chain(self._read_table(address, length))
                 break
             descriptors.append((address, length, flags))
             if not flags & DESC_NEXT:
@@ -194,30 +251,13 @@ class SplitRing(Ring):
                 raise BrokenRingError(msg)
         return self._chain(head, descriptors)
 
-    def _walk_table(self, address: int, length: int, descriptors: list[tuple[int, int, int]]) -> None:
-        count, rest = divmod(length, DESC_BYTES)
-        if rest or not 0 < count <= CHAIN_DESCRIPTORS_MAX:
-            msg = f"an indirect table of {length} bytes"
-            raise BrokenRingError(msg)
+    def _read_table(self, address: int, length: int) -> bytes:
+        if not 0 < length <= _TABLE_BYTES_MAX:
+            raise _table_error(length)
         try:
-            table = struct.unpack(f"<{2 * count}Q", self.memory.read(address, length))
+            return self.memory.read(address, length)
         except BadAddressError as error:
             raise BrokenRingError(str(error)) from None
-        at = 0
-        for _ in range(count):
-            meta = table[2 * at + 1]
-            flags = meta >> 32 & 0xFFFF
-            if flags & DESC_INDIRECT:
-                msg = "an indirect descriptor inside an indirect table"
-                raise BrokenRingError(msg)
-            descriptors.append((table[2 * at], meta & 0xFFFFFFFF, flags))
-            if not flags & DESC_NEXT:
-                return
-            at = meta >> 48
-            if at >= count:
-                break
-        msg = f"an indirect table of {count} descriptors whose chain does not end in it"
-        raise BrokenRingError(msg)
 
     def _chain(self, head: int, descriptors: list[tuple[int, int, int]]) -> Chain:
         readable, writable = translate(descriptors, self.memory)
@@ -267,6 +307,38 @@ class SplitRing(Ring):
         """Ask for no kicks. With EVENT_IDX the event that was asked for lies behind us already."""
         if not self._event_idx:
             self._used[0] = _NO_NOTIFY
+
+
+def _table_error(length: int) -> BrokenRingError:
+    return BrokenRingError(f"an indirect table of {length} bytes")
+
+
+def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
+    """Return the descriptors (guest address, bytes, flags) of the chain in the indirect table *raw*.
+
+    Raises:
+        BrokenRingError: it is no table, refers to another one, or its chain leaves it.
+    """
+    count, rest = divmod(len(raw), DESC_BYTES)
+    if rest or not 0 < count <= CHAIN_DESCRIPTORS_MAX:
+        raise _table_error(len(raw))
+    descriptors: list[tuple[int, int, int]] = []
+    table = struct.unpack(f"<{2 * count}Q", raw)
+    at = 0
+    for _ in range(count):
+        meta = table[2 * at + 1]
+        flags = meta >> 32 & 0xFFFF
+        if flags & DESC_INDIRECT:
+            msg = "an indirect descriptor inside an indirect table"
+            raise BrokenRingError(msg)
+        descriptors.append((table[2 * at], meta & 0xFFFFFFFF, flags))
+        if not flags & DESC_NEXT:
+            return descriptors
+        at = meta >> 48
+        if at >= count:
+            break
+    msg = f"an indirect table of {count} descriptors whose chain does not end in it"
+    raise BrokenRingError(msg)
 
 
 def translate(
