@@ -38,6 +38,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",
         "guest/test_restart.py": "a daemon and a QEMU that die under a guest's load",
+        "guest/test_nested.py": "attached devices and a virtual machine that uses them",
         "guest/test_failures.py": "injected failures and a real kernel",
         "persist/test_corruption.py": "every byte and every length of an image's metadata",
         "persist/test_kill.py": "a real process, really killed",

@@ -51,9 +51,11 @@ _NEXT_PACKAGES: Final = ("libblkio1",)  # a vhost-user-blk front-end that is not
 # What the tests have a use for; the rest, four fifths, is drivers of hardware that the guest does not have.
 _MODULES: Final = (
     "arch/x86/crypto/*",
+    "arch/x86/kvm/*",
     "block/**/*",
     "crypto/**/*",
     *(f"drivers/{name}/**/*" for name in ("block", "dax", "md", "nvme", "target", "uio", "vdpa", "vhost", "virtio")),
+    "drivers/crypto/ccp/*",  # kvm_amd does not load without
     "drivers/scsi/*",  # the directories below it are host adapters
     "fs/**/*",
     "lib/**/*",
