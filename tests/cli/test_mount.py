@@ -12,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import fails, ok, run_cli
 from tests.daemon.conftest import MIB
+from tests.requires import requires
 
 BLOCK = 4096
 
@@ -165,6 +166,63 @@ def test_create_makes_and_formats_what_is_missing(tmp_path: Path, directory: Pat
     subprocess.run(command("mount", image, directory, "--create", "64M"), check=True)
     assert (directory / "seq" / "0").stat().st_size == BLOCK
     ok("umount", directory)
+
+
+#: In a mount namespace of its own: a place and a /dev/fuse for everybody; then a command as an ordinary user. That one
+#: may read all files, because the interpreter and the checkout can lie in root's home, and nothing else.
+AS_NOBODY = """set -e
+mount -t tmpfs -o mode=755 none /mnt
+mkdir -m 777 /mnt/own
+mknod -m 666 /mnt/fuse c 10 229
+mount --bind /mnt/fuse /dev/fuse
+cd /mnt/own
+caps=-all,+dac_read_search
+exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=$caps --ambient-caps=$caps "$@"
+"""
+ROOTLESS = """
+import os, subprocess, sys
+from pathlib import Path
+from tests.cli.conftest import ok
+from tests.cli.test_mount import BLOCK, command, write_block
+
+assert os.geteuid() == 65534
+mnt, image = Path("mnt"), Path("a.img")
+mnt.mkdir()
+ok("create", image, "--preset", "small")
+ok("mkfs", image)
+refused = subprocess.run(command("mount", image, mnt, "-o", "allow_other"), capture_output=True, text=True)
+print(refused.returncode, refused.stderr, end="")
+subprocess.run(command("mount", image, mnt), check=True)
+assert write_block(mnt / "seq" / "0") == BLOCK
+status = (mnt / "seq" / "0").stat()
+assert (status.st_uid, status.st_gid, status.st_size) == (65534, 65534, BLOCK)
+ok("reset", image, "--zone", 4)
+assert " /mnt/own/mnt " in Path("/proc/self/mountinfo").read_text()
+ok("umount", mnt)
+assert " /mnt/own/mnt " not in Path("/proc/self/mountinfo").read_text()
+assert '"pid": null' in ok("info", image, "--json")
+"""
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+def test_an_ordinary_user_can_mount() -> None:
+    requires("fuse", "root", "unshare", "setpriv")
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", AS_NOBODY, "bash", sys.executable, "-c", ROOTLESS],
+        # Coverage's files are not that user's to write.
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    code, _, reason = done.stdout.partition(" ")
+    assert code == "1"
+    # libfuse's own words, in which a person finds what to do.
+    assert "cannot mount on /mnt/own/mnt: " in reason
+    assert "user_allow_other" in reason
 
 
 @pytest.mark.parametrize(
