@@ -5,6 +5,7 @@ Measures the areas named (all of them where none is), prints the table; --write 
 
 import argparse
 import importlib
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -32,11 +33,11 @@ def main() -> int:
     table = format_table(rows)
     print(table)
     if options.write:
+        command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
         RESULTS.write_text(
             f"# Measured\n\nOn {machine()}.\n\n"
-            f"Command: `make bench`, which is `python -m bench {' '.join(sys.argv[1:])}`. Each ratio is the median of "
-            f"{options.runs} pairs of runs, ours against the peer's; above 1 ours does more. In brackets the least and "
-            f"the greatest.\n\n{table}\n"
+            f"Command: `{command}`. Each ratio is the median of {options.runs} pairs of runs, ours against the peer's; "
+            f"above 1 ours does more. In brackets the least and the greatest.\n\n{table}\n"
         )
     return 0
 
