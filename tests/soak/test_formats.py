@@ -10,9 +10,9 @@ from zonefs_emu.device.faults import FaultTable
 
 def test_every_format_has_its_turn(tmp_path: Path) -> None:
     files = Formats(tmp_path, seed=2)
-    _steps(files, 30)
-    assert sorted(files.counts) == ["fault tables", "images", "operation logs"]
-    assert sum(files.counts.values()) == 30
+    _steps(files, 50)
+    assert sorted(files.counts) == ["device states", "fault tables", "images", "operation logs", "super blocks"]
+    assert sum(files.counts.values()) == 50
 
 
 def test_a_reader_that_raises_anything_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

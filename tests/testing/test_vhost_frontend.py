@@ -1,11 +1,13 @@
 """The front-end's own parts; its messages and rings are used by all tests of vhost_user."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests.vhost_user.serving import blk_model, create, serving
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, Heap
 from zonefs_emu.vhost_user.messages import Request
 
@@ -50,3 +52,12 @@ def test_an_answer_that_does_not_come(tmp_path: Path) -> None:
             frontend.queues[0].wait(number, timeout=0.05)
         assert frontend.ask_number(Request.GET_QUEUE_NUM) == 1
     device.close()
+
+
+def test_a_back_end_that_goes_is_not_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    with Frontend(connected=ours) as frontend:
+        number = frontend.queues[0].submit([BlkDriver.header(0, 0)], [512, 1])
+        theirs.close()
+        with pytest.raises(PeerError, match="closed the connection"):
+            frontend.queues[0].wait(number)

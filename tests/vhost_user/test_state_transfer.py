@@ -1,5 +1,6 @@
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_another_geometry_is_refused(tmp_path: Path, devices: tuple[ZonedDevice,
             load(other, encode(first))
         assert zones(other) == before
         other.close()
+
+
+@pytest.mark.parametrize("change", [-8, -3, 5, 8])
+def test_a_sound_stream_of_another_length_is_refused(devices: tuple[ZonedDevice, ZonedDevice], change: int) -> None:
+    first, second = devices
+    body = encode(first)[:-4]
+    body = body[:change] if change < 0 else body + bytes(change)
+    before = zones(second)
+    with pytest.raises(PeerError, match=f"a device state of {288 + 4 + change} bytes, where 32 zones take 292"):
+        load(second, body + zlib.crc32(body).to_bytes(4, "little"))
+    assert zones(second) == before
 
 
 def test_every_cut_and_every_flipped_bit_is_found(devices: tuple[ZonedDevice, ZonedDevice]) -> None:

@@ -23,23 +23,31 @@ from zonefs_emu.daemon.framing import MAGIC, Json, unpack_zones
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError, UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.scsi.sense import SenseKey
+from zonefs_emu.testing import scsi_driver
+from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend, FrontendQueue
 from zonefs_emu.virtio import blk
 
 ZONE: Final = 4096
 ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
 WRITE_BLOCKS_MAX: Final = 16
-#: 2 conventional zones (the super block lies in the first) and 60 for the loads; fewer may be open than are written to.
+#: 2 conventional zones (the super block lies in the first) and 80 for the loads; fewer may be open than are written to.
 GEOMETRY: Final = Geometry(
-    size=62 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), block_size_bytes=BLOCK_BYTES,
+    size=82 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), block_size_bytes=BLOCK_BYTES,
     write_granularity=BLOCK_SECTORS, max_open_zones=6, max_append=ZONE,
 )  # fmt: skip
 FILES: Final = range(2, 22)
 VERBS: Final = range(22, 42)
-DISK: Final = range(42, 62)
+BLK: Final = range(42, 62)
+SCSI: Final = range(62, 82)
+LOADED: Final = (*FILES, *VERBS, *BLK, *SCSI)
 NR_FAULTS: Final = 12
 _START_SECONDS: Final = 60
 _ANSWER_SECONDS: Final = 60
+_ENDING_SECONDS: Final = 10
+#: How often a disk is unplugged and plugged in again, which lets others have its socket.
+_UNPLUG_SHARE: Final = 0.002
 _GONE_ERRNOS: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV))
 _PROGRAM: Final = (sys.executable, "-m", "zonefs_emu")
 
@@ -368,66 +376,141 @@ class VerbLoad(DataLoad):
 
 
 class DiskLoad(DataLoad):
-    """The vhost-user disk, as a virtual machine's driver."""
+    """A disk at the vhost-user socket *path*, as a virtual machine's driver."""
+
+    #: The queue for requests; those before it are started with it.
+    queue_no = 0
+
+    def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger], path: Path) -> None:
+        super().__init__(daemon, name, seed, ledgers)
+        self._path = path
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Connect, with a split or packed ring."""
+        with self._losing():
+            self._plug()
         try:
-            frontend = Frontend(self.target.blk, packed=self.rng.random() < 0.5)
-            frontend.start()
-        except (OSError, AssertionError) as error:
-            if self.target.is_running:
-                raise
-            raise GoneError from error
-        with frontend:
-            self._queue = frontend.queues[0]
             yield
+        finally:
+            self._frontend.close()
 
-    def _ask(self, kind: int, sector: int, out: Sequence[bytes] = (), into: Sequence[int] = ()) -> tuple[int, bytes]:
-        """Return (status, data)."""
-        number = self._queue.submit([BlkDriver.header(kind, sector), *out], [*into, 1])
-        deadline = time.monotonic() + _ANSWER_SECONDS
-        while True:
-            try:
-                data = b"".join(self._queue.wait(number, timeout=0.5)[1])
-            except TimeoutError as error:
-                if not self.target.is_running:
-                    raise GoneError from error
-                assert time.monotonic() < deadline, "the vhost-user disk does not answer"
-            else:
-                return data[-1], data[:-1]
+    def _plug(self) -> None:
+        self._frontend = Frontend(self._path, packed=self.rng.random() < 0.5, nr_queues=self.queue_no + 1)
+        self._frontend.timeout_seconds = _ANSWER_SECONDS
+        try:
+            self._frontend.start()
+        except BaseException:
+            self._frontend.close()
+            raise
+        self.use(self._frontend.queues[self.queue_no])
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Turn the end of the connection into the end of the load, if the daemon is gone; it may just be ending."""
+        try:
+            yield
+        except (OSError, PeerError) as error:
+            deadline = time.monotonic() + _ENDING_SECONDS
+            while self.target.is_running:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+            raise GoneError from error
+
+    def step(self) -> None:
+        """Do one thing to one zone; now and then after another start of everything."""
+        with self._losing():
+            if self.rng.random() < _UNPLUG_SHARE:
+                self._frontend.close()
+                self._plug()
+            super().step()
+
+    def use(self, queue: FrontendQueue) -> None:
+        """Send requests to *queue* from now on."""
+        raise NotImplementedError
+
+
+class BlkLoad(DiskLoad):
+    """The vhost-user-blk disk."""
+
+    def use(self, queue: FrontendQueue) -> None:
+        """Be a virtio-blk driver."""
+        self._driver = BlkDriver(queue)
+
+    @staticmethod
+    def _is_done(status: int) -> bool:
+        """Say whether it was done; all that faults make of a request is an I/O error."""
+        assert status in (blk.S_OK, blk.S_IOERR), f"the vhost-user-blk disk answers {status}"
+        return status == blk.S_OK
 
     def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
         """Read."""
-        sector = zone.zone_no * ZONE + first * BLOCK_SECTORS
-        status, data = self._ask(blk.T_IN, sector, into=[count * BLOCK_BYTES])
-        return None if status else data
+        status, data = self._driver.read(zone.zone_no * ZONE + first * BLOCK_SECTORS, count * BLOCK_BYTES)
+        return data if self._is_done(status) else None
 
     def write(self, zone: Ledger, data: bytes) -> bool:
         """Write or append."""
-        start = zone.zone_no * ZONE
+        start, end = zone.zone_no * ZONE, zone.zone_no * ZONE + zone.acknowledged * BLOCK_SECTORS
         if self.rng.random() < 0.5:
-            return not self._ask(blk.T_OUT, start + zone.acknowledged * BLOCK_SECTORS, [data])[0]
-        status, where = self._ask(blk.T_ZONE_APPEND, start, [data], [8])
-        if not status:
-            assert int.from_bytes(where, "little") == start + zone.acknowledged * BLOCK_SECTORS, "an append went astray"
-        return not status
+            return self._is_done(self._driver.write(end, data))
+        status, where = self._driver.append(start, data)
+        done = self._is_done(status)
+        assert not done or where == end, "an append went astray"
+        return done
 
     def reset(self, zone: Ledger) -> bool:
         """Reset."""
-        return not self._ask(blk.T_ZONE_RESET, zone.zone_no * ZONE)[0]
+        return self._is_done(self._driver.manage(blk.T_ZONE_RESET, zone.zone_no * ZONE))
 
     def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a disk is flushed whole)
         """Flush."""
-        return not self._ask(blk.T_FLUSH, 0)[0]
+        return self._is_done(self._driver.flush())
 
     def written_sectors(self, zone: Ledger) -> int:
         """Report."""
-        status, data = self._ask(blk.T_ZONE_REPORT, zone.zone_no * ZONE, into=[128])
+        status, zones = self._driver.report(zone.zone_no * ZONE, 1)
         assert not status, "a report was refused"
-        wp = int(blk.REPORT_ZONE.unpack_from(data, 64)[2])
-        return wp - zone.zone_no * ZONE
+        return zones[0].wp - zones[0].start
+
+
+class ScsiLoad(DiskLoad):
+    """The vhost-user-scsi disk."""
+
+    queue_no = FIRST_REQUEST_QUEUE
+
+    def use(self, queue: FrontendQueue) -> None:
+        """Be an initiator."""
+        self._driver = ScsiDriver(queue, BLOCK_BYTES)
+
+    @staticmethod
+    def _is_done(reply: Reply) -> bool:
+        """Say whether it was done; all that faults make of a command is a medium error."""
+        key = reply.sense[0] if reply.sense is not None else SenseKey.NO_SENSE
+        assert key in (SenseKey.NO_SENSE, SenseKey.MEDIUM_ERROR), f"the vhost-user-scsi disk answers {reply.sense}"
+        return key == SenseKey.NO_SENSE
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Do READ(16)."""
+        reply = self._driver.read(zone.zone_no * ZONE_BLOCKS + first, count)
+        return reply.data if self._is_done(reply) else None
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Do WRITE(16)."""
+        return self._is_done(self._driver.write(zone.zone_no * ZONE_BLOCKS + zone.acknowledged, data))
+
+    def reset(self, zone: Ledger) -> bool:
+        """Do RESET WRITE POINTER."""
+        return self._is_done(self._driver.manage(scsi_driver.RESET, zone.zone_no * ZONE_BLOCKS))
+
+    def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a disk is flushed whole)
+        """Do SYNCHRONIZE CACHE(16)."""
+        return self._is_done(self._driver.flush())
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Do REPORT ZONES."""
+        (found,) = self._driver.report(zone.zone_no * ZONE_BLOCKS, 1)
+        return (found.wp - found.start) * BLOCK_SECTORS
 
 
 class FaultLoad(Load):
@@ -444,7 +527,7 @@ class FaultLoad(Load):
         rng = self.rng
         fault: dict[str, Json] = {
             "effect": rng.choice(("fail", "fail", "partial", "delay")),
-            "first_zone": rng.choice((*FILES, *VERBS, *DISK)),
+            "first_zone": rng.choice(LOADED),
             "nr_zones": 1,
             "nth": rng.randrange(1, 20),
         }
@@ -479,12 +562,13 @@ class GarbageLoad(Load):
         rng = self.rng
         peer: socket.socket | None = None
         try:
-            if rng.random() < 0.5:
+            path = rng.choice((None, self.target.blk, self.target.scsi))
+            if path is None:
                 peer = rendezvous.connect(self.target.image)
             else:
                 peer = socket.socket(socket.AF_UNIX)
                 peer.settimeout(0.2)
-                peer.connect(str(self.target.scsi))
+                peer.connect(str(path))
             if peer is None:
                 raise GoneError
             peer.settimeout(0.2)
@@ -522,7 +606,7 @@ class Crowd:
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.daemon = Daemon(directory)
-        self.ledgers = [Ledger(zone_no) for zone_no in (*FILES, *VERBS, *DISK)]
+        self.ledgers = [Ledger(zone_no) for zone_no in LOADED]
         self.loads: list[Load] = []
         self.done: dict[str, int] = {}
         self.refused: dict[str, int] = {}
@@ -540,7 +624,8 @@ class Crowd:
         self.loads = [
             FileLoad(daemon, "files", seed, those(FILES)),
             VerbLoad(daemon, "verbs", seed, those(VERBS)),
-            DiskLoad(daemon, "disk", seed, those(DISK)),
+            BlkLoad(daemon, "blk", seed, those(BLK), daemon.blk),
+            ScsiLoad(daemon, "scsi", seed, those(SCSI), daemon.scsi),
             FaultLoad(daemon, "faults", seed),
             GarbageLoad(daemon, "garbage", seed),
         ]

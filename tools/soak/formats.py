@@ -3,7 +3,10 @@
 import io
 import json
 import random
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -11,10 +14,12 @@ from uuid import uuid4
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.oplog import record, replay
-from zonefs_emu.errors import ZonedError
+from zonefs_emu.errors import Status, ZonedError
+from zonefs_emu.fs import superblock
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.persist.check import check_image
+from zonefs_emu.persist.check import Severity, check_image
+from zonefs_emu.vhost_user import state_transfer
 
 GEOMETRY: Final = Geometry(size=8 * 64, zone_size=64, zone_capacity=48, conventional=((0, 1),), max_open_zones=3)
 _TOKENS: Final = (b"null", b"-1", b"1e99", b"[]", b"{}", b'""', b"true", b"9" * 30, b"\xff", b"\n", b"")
@@ -45,8 +50,12 @@ class Formats:
                 Fault(effect=Effect.DELAY, operations=frozenset((Operation.READ,)), delay_max_ns=1000, seed=3),
             ]
         ).encode()
+        self._state = state_transfer.encode(device)
         device.close()
         self._image = original.read_bytes()
+        self._super_block = superblock.encode(
+            superblock.SuperBlock(uuid=uuid4(), features=superblock.Feature.UID | superblock.Feature.PERM, uid=7)
+        )
         self._log = log.getvalue().encode()
         self.counts: dict[str, int] = {}
 
@@ -60,6 +69,8 @@ class Formats:
             ("images", self._read_image),
             ("operation logs", self._replay_log),
             ("fault tables", self._decode_faults),
+            ("super blocks", self._decode_super_block),
+            ("device states", self._load_state),
         )
         name, read = self._rng.choice(kinds)
         try:
@@ -94,17 +105,45 @@ class Formats:
 
     def _replay_log(self) -> None:
         text = self._damaged(self._log).decode(errors="replace")
+        with self._new_device() as device:
+            replay(io.StringIO(text), device)
+
+    @contextmanager
+    def _new_device(self) -> Iterator[ZonedDevice]:
         self._path.unlink(missing_ok=True)
         ZonedDevice.create(self._path, GEOMETRY, uuid=uuid4())
         device = ZonedDevice.open(self._path)
         try:
-            replay(io.StringIO(text), device)
+            yield device
         finally:
             device.close()
 
     def _decode_faults(self) -> None:
         table = FaultTable.decode(self._damaged(self._faults))
         assert json.loads(table.encode()) is not None
+
+    def _decode_super_block(self) -> None:
+        block = bytearray(self._super_block)
+        for _ in range(self._rng.choice((1, 2, 5))):
+            at = self._rng.choice((self._rng.randrange(112), self._rng.randrange(len(block))))
+            block[at] = self._rng.randrange(256)
+        if self._rng.random() < 0.5:
+            # The kernel's: not inverted at the end.
+            block[4:8] = bytes(4)
+            block[4:8] = struct.pack("<I", zlib.crc32(block) ^ 0xFFFFFFFF)
+        found = superblock.decode(bytes(block))
+        assert superblock.decode(superblock.encode(found)) == found
+
+    def _load_state(self) -> None:
+        """Load the zone states of a device that migrates; a state that is taken over must be sound."""
+        stream = self._damaged(self._state)
+        if self._rng.random() < 0.5:
+            stream = stream[:-4] + struct.pack("<I", zlib.crc32(stream[:-4]))
+        with self._new_device() as device:
+            state_transfer.load(device, stream)
+            assert device.port("soak", VIRTIO).flush() is Status.OK
+        errors = [finding for finding in check_image(self._path) if finding.severity is Severity.ERROR]
+        assert not errors, errors
 
     def _damaged(self, text: bytes) -> bytes:
         rng = self._rng

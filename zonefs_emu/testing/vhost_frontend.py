@@ -379,13 +379,14 @@ class FrontendQueue:
             self._done[number] = written
             self.order.append(number)
 
-    def wait(self, number: int, *, timeout: float = _TIMEOUT_SECONDS) -> tuple[int, list[bytes]]:
+    def wait(self, number: int, *, timeout: float | None = None) -> tuple[int, list[bytes]]:
         """Wait for request *number*; return the bytes written and the contents of its writable buffers.
 
         Raises:
-            TimeoutError: it does not come back.
+            TimeoutError: it does not come back within *timeout* seconds, or the front-end's own.
+            PeerError: the back-end has gone.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (self.frontend.timeout_seconds if timeout is None else timeout)
         self.reap()
         while number not in self._done:
             if not self.ring.want_call():
@@ -398,13 +399,20 @@ class FrontendQueue:
 
         Raises:
             TimeoutError: none comes.
+            PeerError: the back-end has gone.
         """
         poll = select.poll()
         poll.register(self.call_fd, select.POLLIN)
-        if timeout <= 0 or not poll.poll(timeout * 1000):
+        poll.register(self.frontend.fileno(), 0)
+        ready = dict(poll.poll(timeout * 1000)) if timeout > 0 else {}
+        if self.call_fd in ready:
+            os.eventfd_read(self.call_fd)
+        elif ready:
+            msg = f"queue {self.index}: the back-end closed the connection"
+            raise PeerError(msg)
+        else:
             msg = f"queue {self.index}: no answer"
             raise TimeoutError(msg)
-        os.eventfd_read(self.call_fd)
 
     def _collect(self, number: int) -> tuple[int, list[bytes]]:
         memory = self.frontend.memory
@@ -438,7 +446,8 @@ class Frontend:
     """A front-end with its guest's memory.
 
     *features*: what the driver accepts of what is offered; *style*: whose order of messages; *inflight*: track requests
-    in flight. *regions*: into how many regions the memory is cut.
+    in flight. *regions*: into how many regions the memory is cut. :attr:`timeout_seconds` is how long it waits for
+    an answer.
     """
 
     def __init__(
@@ -459,6 +468,7 @@ class Frontend:
     ) -> None:
         """Connect to *path*, or use *connected*."""
         self._path = path
+        self.timeout_seconds = _TIMEOUT_SECONDS
         self.style: Style = style
         self.packed = packed
         self.indirect = indirect
@@ -684,6 +694,10 @@ class Frontend:
         self._socket = self._connect()
         self._socket.settimeout(_TIMEOUT_SECONDS)
         self.start()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the connection, -1 if there is none."""
+        return self._socket.fileno()
 
     def disconnect(self) -> None:
         """Close the socket without a word."""

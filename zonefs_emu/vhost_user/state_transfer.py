@@ -72,6 +72,9 @@ def load(device: ZonedDevice, stream: bytes) -> None:
     if digest != geometry_digest(device.geometry) or nr_zones != device.geometry.nr_zones:
         msg = "the device state is of a device with another geometry"
         raise PeerError(msg)
+    if len(stream) != stream_bytes(device.geometry):
+        msg = f"a device state of {len(stream)} bytes, where {nr_zones} zones take {stream_bytes(device.geometry)}"
+        raise PeerError(msg)
     try:
         device.load_zones(body[_HEAD.size :])
     except (CommandError, ImageError) as error:
