@@ -11,6 +11,8 @@ import pytest
 
 from tests.vhost_user.serving import ZONE, Daemon, blk_model, create, serving
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.vhost_user.scsi import ScsiModel
@@ -144,6 +146,32 @@ def test_requests_that_wait_do_not_stop_other_queues(
         assert first.wait(after)[1][1] == b"\0"
         assert first.wait(flush)[1] == [b"\0"]
         assert first.order == [flush, after]
+
+
+def test_an_injected_delay_keeps_its_own_answer_back_and_no_other_queues(device: ZonedDevice, tmp_path: Path) -> None:
+    leave = threading.Event()
+    slept: list[int] = []
+
+    def clock(duration_ns: int) -> None:
+        slept.append(duration_ns)
+        assert leave.wait(20)
+
+    device.sleep_ns = clock
+    writes = frozenset((Operation.WRITE,))
+    device.inject(Fault(effect=Effect.DELAY, operations=writes, delay_min_ns=7, delay_max_ns=7))
+    model = blk_model(device, nr_queues=2)
+    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
+        frontend.start()
+        first, second = (BlkDriver(queue) for queue in frontend.queues)
+        late = first.submit_write(2 * ZONE, b"a" * 512)
+        # The other queue's are with the same worker, because there are faults; the write is done by now.
+        while second.read(2 * ZONE, 512) != (0, b"a" * 512):
+            time.sleep(0.01)
+        assert second.write(2 * ZONE + 1, bytes(512)) == blk.S_OK
+        first.queue.reap()
+        assert (slept, first.queue.order) == ([7], [])
+        leave.set()
+        assert first.status(late) == blk.S_OK
 
 
 def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ class _Loop(threading.Thread):
         self._poll = select.poll()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in records]
-        self._worker: Worker[int | BrokenRingError] = Worker("vduse-worker")
+        self._worker: Worker[int | BrokenRingError] = Worker("vduse-worker", model.port.device.sleep_ns)
+        model.port.hold_up = self._worker.hold_up
         fence = make_fence()
         self.queues: list[VduseQueue] = []
         for index in range(model.nr_queues):

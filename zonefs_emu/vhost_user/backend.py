@@ -58,7 +58,9 @@ class Backend:
         self._connected = connected
         self._epoll = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._worker: Worker[int | BrokenRingError] = Worker(f"{model.name}-worker")
+        self._worker: Worker[int | BrokenRingError] = Worker(f"{model.name}-worker", device.sleep_ns)
+        # An injected delay of one request is not to hold up the queues of others.
+        model.port.hold_up = self._worker.hold_up
         self._fence = make_fence()
         self._session: Session | None = None
         self._connection: Connection | None = None
