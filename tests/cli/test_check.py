@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
-from tests.cli.conftest import ok, run_cli
+import pytest
+
+from tests.cli.conftest import fails, ok, run_cli
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.image import read_header
 from zonefs_emu.persist.layout import SectionKind
@@ -46,3 +48,45 @@ def test_what_is_no_image_is_a_finding(tmp_path: Path) -> None:
     result = run_cli("check", path)
     assert result.exit_code == 1
     assert result.stdout.startswith("error: no zonefs_emu header")
+
+
+def test_repair_says_what_it_did_and_how_to_undo_it(fresh: Path) -> None:
+    for copy in (0, 1):
+        damage(fresh, SectionKind.TABLE, copy)
+    former = fresh.read_bytes()
+    lines = ok("check", "--repair", fresh).splitlines()
+    assert lines[0].startswith("error at byte ")
+    assert any(line.startswith("repaired: the zone states were written anew") for line in lines)
+    assert "lost: zone 2: its condition and write pointer; by its data it is EMPTY with 0 sectors" in lines
+    assert lines[-1] == f"backup: {fresh}.backup-1; to put it back: xxd -r {fresh}.backup-1 {fresh}"
+    assert fresh.read_bytes() != former
+    assert ok("check", fresh) == f"{fresh}: nothing found\n"
+    assert ok("check", "--repair", fresh) == f"{fresh}: nothing to repair\n"
+    ok("report", fresh)
+
+
+def test_repair_as_json(fresh: Path) -> None:
+    length = fresh.stat().st_size
+    with fresh.open("ab") as file:
+        file.write(b"tail")
+    record = json.loads(ok("check", "--repair", "--json", fresh))
+    assert record["findings"][0]["severity"] == "error"
+    assert record["repaired"] == ["what was beyond the end of the image was cut off: 4 B"]
+    assert (record["lost"], record["afterwards"]) == ([], [])
+    assert record["undo"] == f"xxd -r {fresh}.backup-1 {fresh} && truncate -s {length + 4} {fresh}"
+    record = json.loads(ok("check", "--repair", "--json", fresh))
+    assert (record["repaired"], record["backup"], record["undo"]) == ([], None, None)
+
+
+def test_what_cannot_be_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("hello")
+    assert "no copy of a zonefs_emu header can be read" in fails("check", "--repair", path)
+    assert path.read_text() == "hello"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_an_image_in_use_is_not_repaired(fresh: Path) -> None:
+    sentence = fails("check", "--repair", fresh)
+    assert f"{fresh} is in use by a test (pid " in sentence
+    assert sentence.endswith("and is repaired only when nothing uses it")

@@ -162,3 +162,13 @@ def test_boot_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", fail)
     with pytest.raises(ImageError, match=r"boot id cannot be read .*: /proc must be mounted"):
         current_boot_id()
+
+
+def test_resizing(path: Path) -> None:
+    backing = FileBacking.create(path, 4096, [])
+    backing.pwrite(b"abcdef", 4090)
+    backing.resize(4093)
+    assert (backing.length, backing.pread(9, 4090)) == (4093, b"abc")
+    backing.resize(5000)
+    assert (backing.length, backing.pread(9, 4090)) == (5000, b"abc" + bytes(6))
+    backing.close()

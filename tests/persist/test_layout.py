@@ -257,6 +257,49 @@ def test_a_header_with_a_right_crc_and_impossible_content_is_refused(at: int, va
         layout.decode_header(sealed(block), offset=offset)
 
 
+def test_a_header_is_rebuilt_from_the_fields_that_others_follow_from() -> None:
+    header = layout.plan_header(SMALL, uuid=UUID_A, label="small")
+    telling = 0
+    for copy in (0, 1):
+        offset = header.section(SectionKind.HEADER, copy).offset
+        block = bytearray(layout.encode_header(header, copy))
+        for at in range(BLOCK_BYTES):
+            block[at] ^= 0x10
+            rebuilt = layout.rebuild_header(bytes(block), offset=offset)
+            # What matters is borne out by the CRC; what follows is not looked at.
+            assert rebuilt in (header, None)
+            telling += rebuilt is None
+            block[at] ^= 0x10
+        assert layout.rebuild_header(bytes(block), offset=offset + 4096) is None
+        block[:] = bytes(BLOCK_BYTES)
+        assert layout.rebuild_header(bytes(block), offset=offset) is None
+    assert 2 * (64 + 16 + 48) < telling < 2 * 256
+
+
+def test_two_damaged_headers_make_a_good_one() -> None:
+    block, offset = header_block()
+    header = layout.decode_header(bytes(block), offset=offset)
+    first, second = bytearray(block), bytearray(block)
+    for at in (40, 41, 150):
+        first[at] ^= 1
+    for at in (42, 160, 190):
+        second[at] ^= 1
+
+    def found() -> set[layout.Header | None]:
+        blocks = layout.merged_headers(bytes(first), bytes(second))
+        return {layout.rebuild_header(merged, offset=offset) for merged in blocks}
+
+    assert found() == {header, None}
+    # Whole stretches.
+    second[136:] = bytes(BLOCK_BYTES - 136)
+    assert found() == {None}
+    second[150] = block[150]
+    first[40:42] = block[40:42]
+    first[150] = block[150]
+    assert next(layout.merged_headers(bytes(first), bytes(second))) == first
+    assert found() >= {header}
+
+
 def test_what_does_not_fit_into_a_header() -> None:
     for label in ("x" * 65, "ä" * 33, "a\0b"):
         with pytest.raises(UsageError, match="must be at most 64 bytes of UTF-8 without NUL"):

@@ -132,3 +132,14 @@ def test_failing_backing_fails_at_one_call_or_from_it_on() -> None:
     never = FailingBacking(memory)
     never.sync()
     assert not never.failed
+
+
+def test_a_resize_is_durable_at_once() -> None:
+    backing = CrashBacking(bytearray(b"." * 2 * SECTOR))
+    backing.pwrite(b"a" * SECTOR, 0)
+    backing.sync()
+    backing.resize(SECTOR)
+    backing.pwrite(b"b" * SECTOR, 0)
+    backing.sync()
+    backing.resize(2 * SECTOR)
+    assert set(contents(backing)) == {(1, ".."), (1, "a."), (2, "a."), (4, "a"), (4, "b"), (5, "b"), (6, "b.")}

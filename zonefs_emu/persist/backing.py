@@ -32,7 +32,7 @@ _KINDS: Final = {
 
 
 class Backing(Protocol):
-    """A file of fixed length as an image sees it. Offsets and lengths in bytes; errors are OSError."""
+    """A file as an image sees it: of fixed length but for repairs. Offsets and lengths in bytes; errors are OSError."""
 
     #: preadv(buffers, offset) and pwritev(buffers, offset) return the bytes moved, like their name-sakes in os. They
     #: are attributes, not methods: the read and write paths call them without a layer between.
@@ -66,6 +66,10 @@ class Backing(Protocol):
 
     def reserve(self, offset: int, length: int) -> None:
         """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
+        ...
+
+    def resize(self, length: int) -> None:
+        """Cut the file to *length*, or add zeros up to it; nothing of it is mapped. For repairs only."""
         ...
 
     def map(self, offset: int, length: int) -> memoryview:
@@ -186,6 +190,10 @@ class FileBacking:
     def reserve(self, offset: int, length: int) -> None:
         """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
         os.posix_fallocate(self._fd, offset, length)
+
+    def resize(self, length: int) -> None:
+        """Cut the file to *length*, or add a hole up to it."""
+        os.ftruncate(self._fd, length)
 
     def punch(self, offset: int, length: int) -> None:
         """Turn the range into zeros and give its space back; where the file system cannot punch, write nothing.

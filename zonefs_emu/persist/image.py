@@ -23,7 +23,7 @@ import errno
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from enum import Enum
@@ -570,26 +570,28 @@ def read_header(backing: Backing, length: int) -> Header:
 
 def find_first_header(backing: Backing, length: int) -> Header | None:
     """Return the first copy of the header, searched from the end of the file backwards, or None."""
+    for offset, block in header_blocks(backing, length):
+        with suppress(BadMagicError, CorruptImageError):
+            return decode_header(block, offset=offset)
+    return None
+
+
+def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, content) of the blocks that begin like a header, from the end of the file backwards.
+
+    The last block may be cut short.
+    """
     for offset, run in reversed(list(backing.extents(max(length - _SEARCH_BYTES, 0), length))):
         end = offset + run
         while end > offset:
             # Whole blocks in every chunk, so that no block lies in two.
             start = max((end - 1) // _SEARCH_CHUNK_BYTES * _SEARCH_CHUNK_BYTES, offset)
-            header = _last_header(backing.pread(end - start, start), start)
-            if header is not None:
-                return header
+            chunk = backing.pread(end - start, start)
+            first = -start % BLOCK_BYTES
+            for at in range(first + (len(chunk) - first) // BLOCK_BYTES * BLOCK_BYTES, -1, -BLOCK_BYTES):
+                if chunk.startswith(HEADER_MAGIC, at):
+                    yield start + at, chunk[at : at + BLOCK_BYTES]
             end = start
-    return None
-
-
-def _last_header(chunk: bytes, start: int) -> Header | None:
-    """Return the last good header in *chunk*, which lies at byte *start* of the file."""
-    first = -start % BLOCK_BYTES
-    for at in range(first + (len(chunk) - first) // BLOCK_BYTES * BLOCK_BYTES, -1, -BLOCK_BYTES):
-        if chunk.startswith(HEADER_MAGIC, at):
-            with suppress(BadMagicError, CorruptImageError):
-                return decode_header(chunk[at : at + BLOCK_BYTES], offset=start + at)
-    return None
 
 
 def read_state(backing: Backing, header: Header) -> tuple[State, int]:

@@ -53,6 +53,13 @@ _RECORD_EPOCH_OFFSET: Final = 8
 _FAULTS_HEAD: Final = struct.Struct("<8sIQI")
 _ENTRY: Final = struct.Struct("<QQ")
 _CRC: Final = struct.Struct("<I")
+_OWN_OFFSET: Final = struct.Struct("<QQ")
+_OWN_OFFSET_AT: Final = 120
+#: The bytes of a header from which all others follow: features to label, geometry, number of runs, runs.
+_TELLING: Final = (*range(24, 120), *range(136, 184), *range(188, 192), *range(_RUNS_OFFSET, BLOCK_BYTES))
+#: Where many bytes differ, those so near to each other are taken from the same copy.
+_RUN_GAP_BYTES: Final = 16
+_NR_MERGED_RUNS_MAX: Final = 8
 
 #: Every live word is a multiple of this prime: no change of a single byte (at most 255 · 2^8k) is one, so it is seen.
 LIVE_PRIME: Final = 65521
@@ -365,10 +372,7 @@ def decode_header(block: bytes, *, offset: int) -> Header:
         message = f"no zonefs_emu header at byte {offset}: found {block[:8]!r}, expected {HEADER_MAGIC!r}"
         raise BadMagicError(message)
     _check_crc(block, 8, 0, what="header", offset=offset)
-    (
-        _, _, version, incompatible, compatible, read_only_compatible, uuid, label, self_offset, file_bytes,
-        size, zone_size, zone_capacity, max_append, max_open, max_active, block_size, granularity, nr_sections, nr_runs,
-    ) = _HEADER.unpack_from(block)  # fmt: skip
+    _, _, version, incompatible, *_, nr_sections, nr_runs = _HEADER.unpack_from(block)
     if version != VERSION or incompatible:
         message = (
             f"image format version {version} with incompatible features {incompatible:#x} is not supported: "
@@ -379,27 +383,81 @@ def decode_header(block: bytes, *, offset: int) -> Header:
     def corrupt(what: str, found: object, expected: object) -> CorruptImageError:
         return CorruptImageError(f"header, {what}", offset=offset, found=str(found), expected=str(expected))
 
-    if self_offset != offset:
-        raise corrupt("own offset", self_offset, offset)
+    own_offset, file_bytes = _OWN_OFFSET.unpack_from(block, _OWN_OFFSET_AT)
+    if own_offset != offset:
+        raise corrupt("own offset", own_offset, offset)
     if nr_sections > _NR_SECTIONS_MAX or nr_runs > NR_CONV_RUNS_MAX:
         raise corrupt("counts", f"{nr_sections} sections, {nr_runs} runs", "fewer")
     try:
-        geometry = Geometry(
-            size=size, zone_size=zone_size, zone_capacity=zone_capacity, max_append=max_append,
-            max_open_zones=max_open, max_active_zones=max_active, block_size_bytes=block_size,
-            write_granularity=to_sectors(granularity),
-            conventional=tuple(
-                _RUN.unpack_from(block, _RUNS_OFFSET + index * _RUN.size) for index in range(nr_runs)
-            ),
-        )  # fmt: skip
-        header = plan_header(geometry, uuid=UUID(bytes=uuid), label=label.rstrip(b"\0").decode())
+        header = _planned(block)
     except (UsageError, ValueError) as error:
         raise corrupt("geometry", error, "a possible one") from None
     found = [_SECTION.unpack_from(block, _SECTIONS_OFFSET + index * _SECTION.size) for index in range(nr_sections)]
     expected = [(section.kind, section.copy, section.offset, section.length) for section in header.sections]
     if found != expected or file_bytes != header.file_bytes:
         raise corrupt("sections", found, expected)
+    return header
+
+
+def _planned(block: bytes) -> Header:
+    """Return the header that the fields of *block* lead to from which all others follow.
+
+    Raises:
+        UsageError, ValueError: they are impossible.
+    """
+    (
+        *_, compatible, read_only_compatible, uuid, label, _own_offset, _file_bytes, size, zone_size, zone_capacity,
+        max_append, max_open, max_active, block_size, granularity, _nr_sections, nr_runs,
+    ) = _HEADER.unpack_from(block)  # fmt: skip
+    geometry = Geometry(
+        size=size, zone_size=zone_size, zone_capacity=zone_capacity, max_append=max_append,
+        max_open_zones=max_open, max_active_zones=max_active, block_size_bytes=block_size,
+        write_granularity=to_sectors(granularity),
+        conventional=tuple(_RUN.unpack_from(block, _RUNS_OFFSET + index * _RUN.size) for index in range(nr_runs)),
+    )  # fmt: skip
+    header = plan_header(geometry, uuid=UUID(bytes=uuid), label=label.rstrip(b"\0").decode())
     return replace(header, compatible=compatible, read_only_compatible=read_only_compatible)
+
+
+def rebuild_header(block: bytes, *, offset: int) -> Header | None:
+    """Return the header that *block* was before it was damaged, or None if that cannot be told.
+
+    Most of a header follows from a few fields. If these are whole, and so is the CRC, it bears the result out.
+    """
+    (nr_runs,) = struct.unpack_from("<I", block, _HEADER.size - 4)
+    if nr_runs > NR_CONV_RUNS_MAX:
+        return None
+    try:
+        header = _planned(block)
+    except (UsageError, ValueError):
+        return None
+    copies = [copy for copy in (0, 1) if header.section(SectionKind.HEADER, copy).offset == offset]
+    if not copies or encode_header(header, copies[0])[8:12] != block[8:12]:
+        return None
+    return header
+
+
+def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
+    """Yield the blocks that two damaged copies of a header can be made into, *first* itself before all others.
+
+    Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other; of so
+    many runs that there is no end of it, only the first ones are.
+    """
+    differing = [at for at in _TELLING if first[at] != second[at]]
+    gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0
+    runs: list[tuple[int, int]] = []
+    for at in differing:
+        if runs and at - runs[-1][1] < gap:
+            runs[-1] = runs[-1][0], at + 1
+        else:
+            runs.append((at, at + 1))
+    del runs[_NR_MERGED_RUNS_MAX:]
+    for choice in range(1 << len(runs)):
+        block = bytearray(first)
+        for index, (start, end) in enumerate(runs):
+            if choice >> index & 1:
+                block[start:end] = second[start:end]
+        yield bytes(block)
 
 
 # -- state --------------------------------------------------------------------------------------------------------
@@ -538,7 +596,7 @@ def decode_record(journal: bytes, at: int, seed: int) -> Record | None:
 def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Sequence[int]) -> Journal:
     """Return the records of *epoch* in order.
 
-    A record counts if either copy has it whole. One that is in neither, with none of the same epoch after it, was being
+    A record counts if either copy has it whole. One that is in neither, with none that is due behind it, was being
     written when the power went: its flush was never answered.
 
     Raises:
@@ -560,14 +618,14 @@ def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Seq
         raise CorruptImageError(
             f"journal, record {len(records) + 1}",
             offset=offsets[0] + at,
-            found=f"damage in both copies, while record {later.seq} is whole",
+            found=f"damage in both copies, while record {later.seq} is whole further on",
             expected="a whole record in either copy",
         )
     return Journal(records=tuple(records), end=at, is_sound=is_sound)
 
 
 def _find_later(copies: Sequence[bytes], at: int, epoch: int, seq: int, seed: int) -> Record | None:
-    """Return a whole record of *epoch* above *seq*, wherever in the *copies* it begins after byte *at*."""
+    """Return a whole record of *epoch* from *seq* on, wherever in the *copies* it begins after byte *at*."""
     # The epoch is compared before the CRC is computed: there may be thousands of records of earlier epochs.
     mark = epoch.to_bytes(8, "little")
     for copy in copies:
@@ -575,7 +633,7 @@ def _find_later(copies: Sequence[bytes], at: int, epoch: int, seq: int, seed: in
         while start >= 0:
             if start % JOURNAL_ALIGN_BYTES == 0 and copy.startswith(mark, start + _RECORD_EPOCH_OFFSET):
                 record = decode_record(copy, start, seed)
-                if record is not None and record.seq > seq:
+                if record is not None and record.seq >= seq:
                     return record
             start = copy.find(JOURNAL_MAGIC, start + 1)
     return None

@@ -25,7 +25,7 @@ class MemoryBacking:
     """A file of fixed length in memory. Whoever shares *memory* sees what a process after this one would see."""
 
     def __init__(self, memory: bytearray) -> None:
-        """Use *memory* in place; it must not be resized."""
+        """Use *memory* in place; nobody else may resize it."""
         self.memory = memory
         self.preadv: Callable[[Sequence[Buffer], int], int] = self._preadv
         self.pwritev: Callable[[Sequence[Buffer], int], int] = self._pwritev
@@ -65,6 +65,11 @@ class MemoryBacking:
 
     def reserve(self, offset: int, length: int) -> None:
         """Do nothing: all memory is there."""
+
+    def resize(self, length: int) -> None:
+        """Cut the memory to *length*, or add zeros up to it."""
+        del self.memory[length:]
+        self.memory.extend(bytes(length - len(self.memory)))
 
     def map(self, offset: int, length: int) -> memoryview:
         """Return the range itself."""
@@ -141,11 +146,12 @@ class EventKind(Enum):
     WRITE = "write"
     SYNC = "sync"
     PUNCH = "punch"
+    RESIZE = "resize"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One call: *data* was written at *offset* (a punch writes zeros)."""
+    """One call: *data* was written at *offset* (a punch writes zeros). *offset* of a RESIZE is the new length."""
 
     kind: EventKind
     offset: int = 0
@@ -191,8 +197,13 @@ class CrashBacking(MemoryBacking):
         self.events.append(Event(kind=EventKind.PUNCH, offset=offset, data=bytes(length)))
         super().punch(offset, length)
 
+    def resize(self, length: int) -> None:
+        """Cut the memory or add to it, which is durable at once: whoever does it must have synced."""
+        self.events.append(Event(kind=EventKind.RESIZE, offset=length))
+        super().resize(length)
+
     def power_cuts(self, rng: random.Random, *, limit: int) -> Iterator[PowerCut]:
-        """Yield what power cuts may leave: at each sync and at the end, up to *limit* sets of unsynced sectors.
+        """Yield what power cuts may leave: at each sync, resize and at the end, up to *limit* sets of unsynced sectors.
 
         All sets where there are no more than *limit*; else the extremes (none, all, all but one, one alone, each
         prefix) and sets drawn with *rng*. Any set at an earlier position is one of those at the next sync.
@@ -200,13 +211,15 @@ class CrashBacking(MemoryBacking):
         durable = bytearray(self.initial)
         pending: list[Piece] = []
         for position, event in enumerate((*self.events, Event(kind=EventKind.SYNC))):
-            if event.kind is not EventKind.SYNC:
+            if event.kind not in (EventKind.SYNC, EventKind.RESIZE):
                 pending.extend(_pieces(event))
                 continue
             for chosen in _subsets(pending, rng, limit):
                 yield PowerCut(position=position, content=_apply(bytearray(durable), chosen))
             _apply(durable, pending)
             pending.clear()
+            if event.kind is EventKind.RESIZE:
+                MemoryBacking(durable).resize(event.offset)
 
 
 def _pieces(event: Event) -> Iterator[Piece]:
