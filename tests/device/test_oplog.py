@@ -1,11 +1,13 @@
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, record, replay
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
@@ -107,6 +109,90 @@ def test_replayed_writes_carry_their_sectors_numbers(log: list[str], tmp_path: P
     assert data[512:520] == (2 * ZONE + 1).to_bytes(8, "little")
 
 
+def recorded(path: Path, do: Callable[[ZonedDevice, Port], None]) -> list[str]:
+    device = fresh(path, geometry())
+    file = io.StringIO()
+    record(device, file)
+    do(device, device.port("fuse", VIRTIO))
+    device.close()
+    return file.getvalue().splitlines(keepends=True)
+
+
+def strike(device: ZonedDevice, port: Port) -> None:
+    """Let every kind of fault strike."""
+    data = (bytes(8 * 512),)
+    writes, both = frozenset((Operation.WRITE,)), frozenset((Operation.WRITE, Operation.APPEND))
+    device.inject(Fault(effect=Effect.FAIL, operations=writes, nth=2, status=Status.NO_SPACE))
+    device.inject(Fault(effect=Effect.PARTIAL, operations=both, nth=3, nr_sectors=3))
+    device.inject(Fault(effect=Effect.COND, operations=both, nth=5, cond=Condition.READONLY))
+    device.inject(Fault(effect=Effect.DELAY, operations=both, every=True, delay_max_ns=1))
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.FLUSH, Operation.RESET)), every=True))
+    assert port.write(2 * ZONE, 8, data) is Status.OK
+    assert port.write(2 * ZONE + 8, 8, data) is Status.NO_SPACE
+    assert port.append(2 * ZONE, 8, data)[0] is Status.IO_ERROR  # three sectors of it are there
+    assert port.append(2 * ZONE, 8, data) == (Status.OK, 2 * ZONE + 11)
+    assert port.append(2 * ZONE, 8, data)[0] is Status.ZONE_READONLY
+    assert port.flush() is Status.IO_ERROR
+    assert port.manage_all(Operation.RESET) is Status.IO_ERROR
+    for fault in device.faults.faults[:]:
+        device.remove_fault(fault.id)
+    assert port.manage(Operation.RESET, 3 * ZONE) is Status.OK
+
+
+def test_faults_strike_again(tmp_path: Path) -> None:
+    log = recorded(tmp_path / "source.img", strike)
+    entries = [json.loads(line) for line in log[1:]]
+    struck = [[fault["effect"] for fault in entry.get("faults", [])] for entry in entries]
+    delay = "delay"
+    assert struck == [
+        [delay],
+        ["fail", delay],
+        ["partial", delay],
+        [delay],
+        [],
+        ["cond", delay],
+        ["fail"],
+        ["fail"],
+        [],
+    ]
+    assert entries[1]["faults"][0] == {"effect": "fail", "zone_no": 2, "status": "NO_SPACE"}
+    assert entries[4]["op"] == "set-cond"
+    assert replayed(tmp_path / "again.img", geometry(), log) == Replayed(nr_operations=9, difference=None)
+    # In another place and out of context as well.
+    assert replayed(tmp_path / "other.img", geometry(128, 96), [log[0], *log[2:4]]) == Replayed(
+        nr_operations=2, difference=None
+    )
+
+
+def test_a_replay_leaves_no_faults_and_gives_the_ports_back(tmp_path: Path) -> None:
+    log = recorded(tmp_path / "source.img", strike)
+    device = fresh(tmp_path / "again.img", geometry())
+    factory = device.port_factory
+    assert replay(log[:3], device).difference is None
+    assert device.port_factory is factory
+    assert not device.faults
+    device.close()
+
+
+def test_faults_of_the_image_itself_make_a_difference(log: list[str], tmp_path: Path) -> None:
+    device = fresh(tmp_path / "again.img", geometry())
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.READ,))))
+    outcome = replay(log, device)
+    device.close()
+    assert outcome.difference is not None
+    assert (outcome.difference.expected, outcome.difference.found) == ("OK", "IO_ERROR")
+
+
+def test_a_power_cycle_is_an_operation(tmp_path: Path) -> None:
+    def cycle(_device: ZonedDevice, port: Port) -> None:
+        assert port.manage(Operation.OPEN, 2 * ZONE) is Status.OK
+        port.power_cycle()
+        assert port.manage(Operation.CLOSE, 2 * ZONE) is Status.BAD_TRANSITION  # it is EMPTY
+
+    log = recorded(tmp_path / "source.img", cycle)
+    assert replayed(tmp_path / "again.img", geometry(), log) == Replayed(nr_operations=3, difference=None)
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -119,6 +205,13 @@ def test_replayed_writes_carry_their_sectors_numbers(log: list[str], tmp_path: P
         (lambda lines: [lines[0], lines[1].replace('"virtio"', '"latin"')], "line 2 of the log is no operation"),
         (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": -8')], "line 2"),
         (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": "8"')], "line 2"),
+        (lambda lines: [lines[0], lines[1].replace('"op"', '"faults": 3, "op"')], "line 2"),
+        (lambda lines: [lines[0], lines[1].replace('"op"', '"faults": [3], "op"')], "line 2"),
+        (lambda lines: [lines[0], lines[1].replace('"op"', '"faults": [{"effect": "fail"}], "op"')], "line 2"),
+        (
+            lambda lines: [lines[0], lines[1].replace('"op"', '"faults": [{"effect": "fail", "status": 1}], "op"')],
+            "line 2 of the log: a fault's 'status' cannot be 1",
+        ),
     ],
 )
 def test_a_damaged_log_is_refused_in_a_sentence(log: list[str], tmp_path: Path, damage: object, sentence: str) -> None:

@@ -270,7 +270,7 @@ class Verbs:
 
     def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         with self._lock:
-            self._device.power_cycle()
+            self._port.power_cycle()
         yield {}, b""
 
     def _mkfs(self, request: Request, _payload: bytes) -> Iterator[Message]:

@@ -583,6 +583,14 @@ class Port:
             self._publish_and_notify()
         return Status.OK
 
+    def power_cycle(self) -> None:
+        """Do what :meth:`ZonedDevice.power_cycle` does.
+
+        Raises:
+            PoisonedError: the host failed to write.
+        """
+        self.device.power_cycle()
+
     def _require_writable(self, sector: Sector) -> None:
         if self._image.poison:
             raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
@@ -642,19 +650,16 @@ class Port:
 
         *nr_zones*: how many it is on, where *nr_sectors* does not say so.
         """
-        device = self.device
         first = sector // self._zone_size
         nr_zones = nr_zones or (sector + max(nr_sectors, 1) - 1) // self._zone_size + 1 - first
-        fired = device.faults.fired(operation, first, nr_zones)
-        if fired and not self._image.poison:
-            try:
-                device.save_faults()
-            except PoisonedError as error:
-                return self._refused(operation, CommandError(error.status, first), sector, nr_sectors)
+        try:
+            fired = self.fired(operation, first, nr_zones)
+        except PoisonedError as error:
+            return self._refused(operation, CommandError(error.status, first), sector, nr_sectors)
         for fault, zone_no in fired:
             match fault.effect:
                 case Effect.DELAY:
-                    (self.hold_up or device.sleep_ns)(fault.delay_ns())
+                    (self.hold_up or self.device.sleep_ns)(fault.delay_ns())
                 case Effect.COND:
                     self.set_cond(zone_no, fault.cond)
                 case Effect.FAIL:
@@ -665,6 +670,19 @@ class Port:
                 case _:  # faults that change reports never fire
                     raise AssertionError(fault)
         return Status.OK
+
+    def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
+        """Count *operation* on the *nr_zones* zones from *zone_no* on.
+
+        Returns the faults that fire at it, each with the zone at which it does.
+
+        Raises:
+            PoisonedError: the host failed to write the counts.
+        """
+        fired = self.device.faults.fired(operation, zone_no, nr_zones)
+        if fired and not self._image.poison:
+            self.device.save_faults()
+        return fired
 
     def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:
         # A flush is of no zone.

@@ -2,6 +2,9 @@
 
 One JSON object a line, so that a bug report can be read, cut and edited. The first line names the format and the
 geometry. Data is not kept: zone rules do not depend on it, and a replayed write carries the numbers of its sectors.
+
+An operation that met injected faults has them in its line, with what they did, and not how they came to fire. So they
+strike again in a replay whatever was cut, and in whatever order the threads of the front-ends had come to count.
 """
 
 import json
@@ -9,9 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
 from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, Dialect, Operation
@@ -23,8 +28,18 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "zonefs-emu operations 1"
 _SET_COND: Final = "set-cond"
+_POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
 _NR_SECTORS_MAX: Final = 1 << 21
+#: What of a fault is in the line of the operation that it struck.
+_TOLD: Final = {
+    Effect.FAIL: ("status",),
+    Effect.PARTIAL: ("status", "nr_sectors"),
+    Effect.COND: ("cond",),
+    Effect.DELAY: ("delay_min_ns", "delay_max_ns"),
+}
+#: What strikes again in a replay: a zone that failed has a line of its own, and nobody waits for a delay.
+_STRIKING: Final = frozenset((Effect.FAIL, Effect.PARTIAL))
 
 
 class OpLog:
@@ -57,47 +72,69 @@ class RecordingPort(Port):
         """Use :func:`record`."""
         super().__init__(device, name, dialect)
         self._log = log
+        # Of each thread: the faults of the operation that it is carrying out.
+        self._struck = threading.local()
+
+    def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
+        """Note the faults that fire."""
+        fired = super().fired(operation, zone_no, nr_zones)
+        self._struck.faults = [
+            {"effect": fault.effect.value, "zone_no": at}
+            | {name: value for name, value in fault.as_dict().items() if name in _TOLD[fault.effect]}
+            for fault, at in fired
+        ]
+        return fired
+
+    def _record(self, operation: str, status: Status, **facts: object) -> None:
+        faults, self._struck.faults = getattr(self._struck, "faults", []), []
+        self._log.record(self, operation, status, **facts, **({"faults": faults} if faults else {}))
 
     def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
         """Read and record."""
         status = super().read(sector, nr_sectors, buffers)
-        self._log.record(self, "read", status, sector=sector, nr_sectors=nr_sectors)
+        self._record("read", status, sector=sector, nr_sectors=nr_sectors)
         return status
 
     def write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
         """Write and record."""
         status = super().write(sector, nr_sectors, buffers)
-        self._log.record(self, "write", status, sector=sector, nr_sectors=nr_sectors)
+        self._record("write", status, sector=sector, nr_sectors=nr_sectors)
         return status
 
     def append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
         """Append and record."""
         status, landed = super().append(sector, nr_sectors, buffers)
-        self._log.record(self, "append", status, sector=sector, nr_sectors=nr_sectors, landed=landed)
+        self._record("append", status, sector=sector, nr_sectors=nr_sectors, landed=landed)
         return status, landed
 
     def manage(self, operation: Operation, sector: Sector, nr_zones: int = 1) -> Status:
         """Manage zones and record."""
         status = super().manage(operation, sector, nr_zones)
-        self._log.record(self, operation.name.lower(), status, sector=sector, nr_zones=nr_zones)
+        self._record(operation.name.lower(), status, sector=sector, nr_zones=nr_zones)
         return status
 
     def manage_all(self, operation: Operation) -> Status:
         """Manage all zones and record."""
         status = super().manage_all(operation)
-        self._log.record(self, operation.name.lower(), status, all=True)
+        self._record(operation.name.lower(), status, all=True)
         return status
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
         """Set a condition and record."""
         status = super().set_cond(zone_no, cond)
+        # Not by _record: this may be what a fault does in the middle of an operation.
         self._log.record(self, _SET_COND, status, zone_no=zone_no, cond=cond.name)
         return status
+
+    def power_cycle(self) -> None:
+        """Cycle the power and record."""
+        super().power_cycle()
+        self._record(_POWER_CYCLE, Status.OK)
 
     def flush(self) -> Status:
         """Flush and record."""
         status = super().flush()
-        self._log.record(self, "flush", status)
+        self._record("flush", status)
         return status
 
 
@@ -109,6 +146,25 @@ def record(device: ZonedDevice, file: IO[str]) -> None:
         return RecordingPort(device, name, dialect, log=log)
 
     device.port_factory = recording_port
+
+
+class ReplayingPort(Port):
+    """A port on which the faults of a log strike again."""
+
+    def __init__(self, device: ZonedDevice, name: str, dialect: Dialect) -> None:
+        """Use :func:`replay`."""
+        super().__init__(device, name, dialect)
+        self._script: list[Fault] = []
+
+    def strike(self, faults: list[Fault]) -> None:
+        """Have *faults* strike the next operation, and only that."""
+        self._script = faults
+        self._faults = faults or self.device.faults.faults
+
+    def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
+        """Return those of the log before those of the device."""
+        script, self._script = self._script, []
+        return [(fault, zone_no) for fault in script] + super().fired(operation, zone_no, nr_zones)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +193,14 @@ def replay(lines: Iterable[str], device: ZonedDevice, *, progress: Callable[[int
     Raises:
         UsageError: not an operation log, or a line of it is damaged; says which line.
     """
+    make_port, device.port_factory = device.port_factory, partial(ReplayingPort, device)
+    try:
+        return _replay(lines, device, progress)
+    finally:
+        device.port_factory = make_port
+
+
+def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int], None]) -> Replayed:
     ports: dict[tuple[str, str], Port] = {}
     source: Geometry | None = None
     nr_operations = 0
@@ -149,9 +213,14 @@ def replay(lines: Iterable[str], device: ZonedDevice, *, progress: Callable[[int
             dialect = next(dialect for dialect in DIALECTS if dialect.name == entry["dialect"])
             name = str(entry["port"])
             port = ports.get((name, dialect.name)) or ports.setdefault((name, dialect.name), device.port(name, dialect))
+            assert isinstance(port, ReplayingPort)
+            port.strike(_faults(entry))
             expected, found = _carry_out(entry, port, source)
         except (KeyError, StopIteration, TypeError, ValueError) as error:
             message = f"line {line_no} of the log is no operation ({error!r})"
+            raise UsageError(message) from None
+        except UsageError as error:
+            message = f"line {line_no} of the log: {error}"
             raise UsageError(message) from None
         nr_operations += 1
         progress(nr_operations)
@@ -188,6 +257,20 @@ def _source_geometry(entry: dict[str, object]) -> Geometry:
         raise UsageError(message) from None
 
 
+def _faults(entry: dict[str, object]) -> list[Fault]:
+    """Return the faults that struck the operation of *entry*, and are to strike it again."""
+    told = entry.get("faults", [])
+    if not isinstance(told, list):
+        raise TypeError(told)
+    found = []
+    for fault in told:
+        effect = Effect(fault["effect"])
+        if effect in _STRIKING:
+            parts = {name: fault[name] for name in _TOLD[effect]}
+            found.append(Fault.from_dict({"effect": effect.value, "operations": [entry["op"]], **parts}))
+    return found
+
+
 def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[str, str]:
     """Return what the log says was answered, and what is answered now."""
 
@@ -207,6 +290,9 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
     operation = str(entry["op"])
     if operation == "flush":
         return expected, port.flush().name
+    if operation == _POWER_CYCLE:
+        port.power_cycle()
+        return expected, Status.OK.name
     if operation == _SET_COND:
         return expected, port.set_cond(number("zone_no"), Condition[str(entry["cond"])]).name
     if entry.get("all"):
