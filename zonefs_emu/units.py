@@ -14,6 +14,8 @@ SECTOR_BYTES: Final = 1 << SECTOR_SHIFT
 Sector: TypeAlias = int
 
 _SUFFIXES: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+#: Numbers below this are read at a glance.
+_SHORT: Final = 100_000
 
 
 def to_bytes(nr_sectors: Sector) -> int:
@@ -39,8 +41,15 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def human_bytes(nr_bytes: int) -> str:
-    """Return *nr_bytes* for people: in the largest binary unit that it fills, with one decimal if that is not exact."""
+    """Return *nr_bytes* for people: in the largest binary unit that it fills, or the next one if only that is exact.
+
+    With at most one decimal, and rounded to it where nothing so short is exact.
+    """
     index = min(max(nr_bytes.bit_length() - 1, 0) // 10, len(_SUFFIXES) - 1)
     unit = 1 << (10 * index)
-    number = f"{nr_bytes / unit:.1f}" if nr_bytes % unit else str(nr_bytes // unit)
-    return f"{number} {_SUFFIXES[index]}"
+    if not nr_bytes % unit:
+        return f"{nr_bytes // unit} {_SUFFIXES[index]}"
+    smaller = unit >> 10
+    if 10 * nr_bytes % unit and not nr_bytes % smaller and nr_bytes // smaller < _SHORT:
+        return f"{nr_bytes // smaller} {_SUFFIXES[index - 1]}"
+    return f"{nr_bytes / unit:.1f} {_SUFFIXES[index]}"

@@ -83,14 +83,17 @@ def test_is_conventional_beyond_the_runs() -> None:
             {"write_granularity": -1},
             "write granularity of -512 bytes must be a multiple of the block size of 512 bytes",
         ),
-        ({"write_granularity": 3}, "zone_size of 32 KiB must be a multiple of 1536 bytes"),
-        ({"size": 604, "block_size_bytes": 4096}, "size of 302 KiB must be a multiple of 4096 bytes"),
+        ({"write_granularity": 3}, "zone_size of 32768 bytes must be a multiple of 1536 bytes"),
+        ({"size": 604, "block_size_bytes": 4096}, "size of 309248 bytes must be a multiple of 4096 bytes"),
         (
             {"block_size_bytes": 4096, "zone_size": 60, "size": 600},
-            "zone_size of 30 KiB must be a multiple of 4096 bytes",
+            "zone_size of 30720 bytes must be a multiple of 4096 bytes",
         ),
-        ({"zone_capacity": 20, "write_granularity": 8}, "zone_capacity of 10 KiB must be a multiple of 4096 bytes"),
-        ({"max_append": 20, "write_granularity": 8}, "max_append of 10 KiB must be a multiple of 4096 bytes"),
+        (
+            {"zone_capacity": 20, "write_granularity": 8},
+            "zone_capacity of 10240 bytes must be a multiple of 4096 bytes",
+        ),
+        ({"max_append": 20, "write_granularity": 8}, "max_append of 10240 bytes must be a multiple of 4096 bytes"),
         (
             {"zone_size": ZONE_SIZE_MAX + 1, "zone_capacity": ZONE_SIZE_MAX + 1, "size": ZONE_SIZE_MAX + 1},
             "zone size must not exceed 4 PiB",

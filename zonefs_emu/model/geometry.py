@@ -68,7 +68,7 @@ class Geometry:
             _require(value > 0, f"{name} must be more than nothing, not {human_bytes(to_bytes(value))}")
             _require(
                 value % granule == 0,
-                f"{name} of {human_bytes(to_bytes(value))} must be a multiple of {to_bytes(granule)} bytes",
+                f"{name} of {to_bytes(value)} bytes must be a multiple of {to_bytes(granule)} bytes",
             )
         _require(
             self.zone_capacity <= self.zone_size,
