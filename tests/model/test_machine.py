@@ -783,6 +783,34 @@ def test_power_cycle() -> None:
     assert (machine.nr_open, machine.nr_active, machine.open_zones) == (0, 3, set())
 
 
+def test_load() -> None:
+    machine = limited(2, 3)
+    write(machine, 0, 4)
+    machine.touched.clear()
+    machine.load(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2]))
+    assert conds_of(machine) == [EM, OI, OE, CL, FU, RO]
+    assert list(machine.wps) == [0, 3, 0, 1, 16, 2]
+    assert machine.touched == [0, 1, 2, 3, 4, 5]
+    assert (machine.nr_open, machine.nr_active, machine.open_zones) == (2, 3, {1, 2})
+    machine.touched.clear()
+    machine.load(bytearray([EM, OI, OE, CL, FU, EM]), array("Q", [0, 4, 0, 1, 16, 0]))
+    assert machine.touched == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("conds", "status"),
+    [([OI, OE, OE, EM, EM, EM], Status.OPEN_RESOURCE), ([OE, CL, CL, CL, EM, EM], Status.ACTIVE_RESOURCE)],
+)
+def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Status) -> None:
+    machine = limited(2, 3)
+    write(machine, 0, 4)
+    before = conds_of(machine), list(machine.wps)
+    with pytest.raises(CommandError) as refused:
+        machine.load(bytearray(conds), array("Q", [1] * 6))
+    assert refused.value.status == status
+    assert (conds_of(machine), list(machine.wps)) == before
+
+
 # -- cost -----------------------------------------------------------------------------------------------------------
 
 

@@ -4,21 +4,22 @@
     def test_it(zoned_device: DeviceUnderTest) -> None: ...
 
 A test that fails shows the zones and the last refusals of its device.
+
+Every pytest that finds the package loads this module, so the device itself is imported by the first test that uses one.
 """
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from zonefs_emu.errors import UsageError
-from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.presets import PRESETS, build_geometry
-from zonefs_emu.testing.zoned_device import DeviceUnderTest
+if TYPE_CHECKING:
+    from zonefs_emu.model.geometry import Geometry
+    from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 _DEFAULT_PRESET: Final = "small"
-_DEVICE: Final = pytest.StashKey[DeviceUnderTest]()
+_DEVICE: Final = pytest.StashKey["DeviceUnderTest"]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,11 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeviceUnderTest]:
+def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[DeviceUnderTest]":
     """A new zoned device of the shape that the mark ``zoned`` asks for, or of the preset "small".
 
     Parametrized indirectly it takes the same arguments as a dictionary, which go over those of the mark.
     """
+    from zonefs_emu.testing.zoned_device import DeviceUnderTest
+
     mark = request.node.get_closest_marker("zoned")
     shape = {**(mark.kwargs if mark else {}), **getattr(request, "param", {})}
     directory = tmp_path / "zoned_device"
@@ -48,7 +51,10 @@ def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Dev
         device.close()
 
 
-def _geometry(*, preset: str = "", nr_conv: int | None = None, **shape: Any) -> Geometry:  # noqa: ANN401  (checked there)
+def _geometry(*, preset: str = "", nr_conv: int | None = None, **shape: Any) -> "Geometry":  # noqa: ANN401  (checked there)
+    from zonefs_emu.errors import UsageError
+    from zonefs_emu.model.presets import PRESETS, build_geometry
+
     if not preset and "size" not in shape:
         preset = _DEFAULT_PRESET
     if preset and preset not in PRESETS:
