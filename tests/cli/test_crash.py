@@ -54,6 +54,17 @@ def test_after_some_writes_and_at_every_flush(fresh: Path, tmp_path: Path) -> No
     assert "a power-cut lab" not in ok("crash", fresh, "--out", tmp_path / "b")
 
 
+@pytest.mark.usefixtures("daemon")
+def test_a_cut_between_two_writes_that_were_watched(fresh: Path, tmp_path: Path) -> None:
+    assert ok("crash", fresh, "--watch") == ""
+    ok("write", fresh, "--zone", 3, stdin=bytes(4096))
+    ok("write", fresh, "--zone", 4, stdin=bytes(8192))
+    images = json.loads(ok("crash", fresh, "--out", tmp_path / "cuts", "--all", "--json"))["images"]
+    left = {tuple(wps(Path(image["path"]))[3:5]) for image in images}
+    assert left == {(0, 0), (8, 0), (8, 16)}, "never the second without the first"
+    assert ok("crash", fresh, "--no-watch") == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
@@ -67,6 +78,12 @@ def test_what_cannot_be_is_refused(
     fresh: Path, tmp_path: Path, arguments: tuple[object, ...], code: int, sentence: str
 ) -> None:
     assert sentence in fails("crash", fresh, "--out", tmp_path / "cuts", *arguments, code=code)
+
+
+def test_watching_is_for_images_that_change(fresh: Path, tmp_path: Path) -> None:
+    assert "nothing writes to" in fails("crash", fresh, "--watch")
+    assert "take no --out" in fails("crash", fresh, "--watch", "--out", tmp_path / "cuts", code=2)
+    assert "Give --out" in fails("crash", fresh, code=2)
 
 
 def test_an_image_that_is_there_is_not_overwritten(fresh: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def ask(verbs: Verbs, request: Mapping[str, Json]) -> dict[str, Json]:
         ({"verb": "crash", "directory": "/nowhere", "at": "now", "torn": 1}, "'torn' must be true or false"),
         ({"verb": "crash", "directory": "/dev/null/x", "at": "now"}, "Not a directory"),
         ({"verb": "crash-results"}, "no power-cut lab"),
+        ({"verb": "crash-watch", "on": 1}, "'on' must be true or false"),
     ],
 )
 def test_every_wrong_field_becomes_a_sentence(verbs: Verbs, request_: dict[str, Json], sentence: str) -> None:
@@ -72,3 +73,47 @@ def test_a_lab_that_cannot_write_gives_up_and_hurts_nobody(verbs: Verbs, tmp_pat
     (tmp_path / "a" / "cut-0000.img").touch()
     assert ask(verbs, {"verb": "flush"}) == {}
     assert "File exists" in str(ask(verbs, {"verb": "crash-results"})["error"])
+
+
+def write(verbs: Verbs, zone_no: int) -> None:
+    ((reply, _),) = verbs.execute({"verb": "write", "zone_no": zone_no}, bytes(4096))
+    assert "error" not in reply
+
+
+def nr_writes(verbs: Verbs, directory: Path) -> object:
+    """Cut now; return of how many writes the lab knew."""
+    images = ask(verbs, {"verb": "crash", "directory": str(directory), "at": "now"})["images"]
+    assert isinstance(images, list)
+    assert isinstance(images[0], dict)
+    return images[0]["writes"]
+
+
+def test_a_lab_that_watched_before_knows_each_write(verbs: Verbs, tmp_path: Path) -> None:
+    write(verbs, 1)
+    write(verbs, 1)
+    assert ask(verbs, {"verb": "crash-watch", "on": True}) == {}
+    write(verbs, 1)
+    write(verbs, 1)
+    assert nr_writes(verbs, tmp_path / "a") == 3, "two from before, which count as one, and two"
+    ask(verbs, {"verb": "crash-end"})
+    write(verbs, 1)
+    assert ask(verbs, {"verb": "crash-watch", "on": True}) == {}, "again: what it knows is not forgotten"
+    assert nr_writes(verbs, tmp_path / "b") == 4
+    ask(verbs, {"verb": "flush"})
+    assert nr_writes(verbs, tmp_path / "c") == 0
+    write(verbs, 1)
+    write(verbs, 1)
+    ask(verbs, {"verb": "crash-watch", "on": False})
+    assert nr_writes(verbs, tmp_path / "d") == 1
+
+
+def test_a_plan_that_is_given_up_leaves_the_watch(verbs: Verbs, tmp_path: Path) -> None:
+    ask(verbs, {"verb": "crash-watch", "on": True})
+    waiting: dict[str, Json] = {"verb": "crash", "directory": str(tmp_path / "a"), "at": "every-flush"}
+    assert ask(verbs, waiting)["done"] is False
+    assert "end it first" in str(ask(verbs, {"verb": "crash-watch", "on": False})["error"])
+    write(verbs, 1)
+    write(verbs, 1)
+    ask(verbs, {"verb": "crash-end"})
+    assert nr_writes(verbs, tmp_path / "b") == 2
+    assert list((tmp_path / "a").iterdir()) == []

@@ -152,9 +152,11 @@ def test_a_served_disk_survives_a_power_cut(device: DeviceUnderTest) -> None:
     path = device.serve("blk")
     with Frontend(path) as frontend:
         frontend.start()
-        assert BlkDriver(frontend.queues[0]).write(2 * ZONE, BLOCK) == 0
-    assert written(device, 2) == 8
-    device.power_cut(seed=1)
+        driver = BlkDriver(frontend.queues[0])
+        assert [driver.append(2 * ZONE, BLOCK)[0] for _ in range(3)] == [0, 0, 0]
+    assert written(device, 2) == 24
+    device.power_cut(seed=3)
+    assert written(device, 2) == 8, "the cut came between two writes"
     with Frontend(path) as frontend:
         frontend.start()
         assert BlkDriver(frontend.queues[0]).write(2 * ZONE + written(device, 2), BLOCK) == 0

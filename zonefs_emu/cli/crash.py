@@ -20,8 +20,9 @@ _ALL_COUNT: Final = 1000
 @click.command(short_help="Write the images that a power cut could have left.")
 @image_argument
 @click.option("--at", default="now", show_default=True, metavar="WHEN", help="now, 'after N writes', or 'every flush'.")
+@click.option("--out", "directory", type=FILE, metavar="DIR", help="Where the images go: cut-0000.img, ...")
 @click.option(
-    "--out", "directory", required=True, type=FILE, metavar="DIR", help="Where the images go: cut-0000.img, ..."
+    "--watch/--no-watch", "watch", default=None, help="Note each write from now on, for later cuts; or no longer."
 )
 @click.option(
     "--count", type=click.IntRange(min=1), metavar="N", help="How many images: 1, or with --all at most 1000."
@@ -37,7 +38,8 @@ def crash(
     *,
     image: Path,
     at: str,
-    directory: Path,
+    directory: Path | None,
+    watch: bool | None,
     count: int | None,
     seed: int,
     torn: bool,
@@ -49,15 +51,25 @@ def crash(
 
     \b
     Examples:
+      zonefs-emu crash small.img --watch
       zonefs-emu crash small.img --out cuts --count 20 --torn --reorder
       zonefs-emu crash small.img --at 'after 100 writes' --out cuts --all
       zonefs-emu crash small.img --at 'every flush' --out cuts --count 50
 
     What was flushed is in every image. Of what came after it, writes are there up to some moment (or zone by zone, with
-    --reorder), write pointers never lie beyond data, and open zones are closed. --at now knows what happened since the
-    last flush only by its outcome; the other two watch every write. 'every flush' cuts at the beginning of each flush,
-    one image each. Only an image that is mounted or served has anything to lose.
+    --reorder), write pointers never lie beyond data, and open zones are closed. 'every flush' cuts at the beginning of
+    each flush, one image each. Only an image that is mounted or served has anything to lose.
+
+    Where one write ended and the next began, and what a conventional zone held before, is known from --watch on, or
+    from the beginning of this command; all earlier writes to a zone since the last flush count as one. Watching costs
+    time with each write and memory until the next flush.
     """
+    if watch is not None:
+        _watch(image, on=watch, cuts=directory is not None)
+        return
+    if directory is None:
+        msg = "where are the images to go? Give --out"
+        raise UsageError(msg)
     if every and reorder:
         msg = "--all goes through the outcomes in order: it cannot be combined with --reorder"
         raise UsageError(msg)
@@ -74,9 +86,8 @@ def crash(
         "every": every,
     }
     with open_target(image) as target:
-        if moment != "now" and not target.live:
-            msg = f"nothing writes to {image}: mount or serve it, or leave --at away"
-            raise UsageError(msg, exit_code=1)
+        if moment != "now":
+            _require_live(target, image, "leave --at away")
         record, _ = call(target, request)
         try:
             while not record["done"]:
@@ -92,6 +103,21 @@ def crash(
     for made in images:
         assert isinstance(made, dict)
         click.echo(f"{made['path']}: {_sentence(made)}")
+
+
+def _watch(image: Path, *, on: bool, cuts: bool) -> None:
+    if cuts:
+        msg = "--watch and --no-watch are commands of their own: they take no --out"
+        raise UsageError(msg)
+    with open_target(image) as target:
+        _require_live(target, image, "there is nothing to watch")
+        call(target, {"verb": "crash-watch", "on": on})
+
+
+def _require_live(target: Target, image: Path, otherwise: str) -> None:
+    if not target.live:
+        msg = f"nothing writes to {image}: mount or serve it, or {otherwise}"
+        raise UsageError(msg, exit_code=1)
 
 
 def _end(target: Target) -> None:

@@ -26,11 +26,14 @@ class FaultVerbs:
     def __init__(self, device: ZonedDevice) -> None:
         self._device = device
         self._lab: PowerCutLab | None = None
+        #: Whether the lab stays when it has nothing to do, because somebody may want to cut later.
+        self._watching = False
         self.verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
             "inject": self._inject,
             "faults": self._faults,
             "remove-fault": self._remove_fault,
             "crash": self._crash,
+            "crash-watch": self._crash_watch,
             "crash-results": self._crash_results,
             "crash-end": self._crash_end,
         }
@@ -73,14 +76,28 @@ class FaultVerbs:
     def _crash(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Begin to write what a power cut could leave; ``crash-results`` tells what has been written."""
         plan = _plan(request)
+        self._require_idle()
+        self._end_lab()
+        with _sentences():
+            self._lab = self._lab or PowerCutLab(self._device)
+            self._lab.begin(plan)
+        yield from self._crash_results({}, b"")
+
+    def _crash_watch(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        """Begin to note each write, or end it: a later ``crash`` knows what was noted."""
+        watching = _flag(request, "on")
+        self._require_idle()
+        with _sentences():
+            if watching:
+                self._lab = self._lab or PowerCutLab(self._device)
+        self._watching = watching
+        self._end_lab()
+        yield {}, b""
+
+    def _require_idle(self) -> None:
         if self._lab is not None and not self._lab.is_done:
             msg = "a power-cut lab is at work on this image: end it first"
             raise UsageError(msg, exit_code=1)
-        self._end_lab()
-        with _sentences():
-            self._lab = PowerCutLab(self._device)
-            self._lab.begin(plan)
-        yield from self._crash_results({}, b"")
 
     def _crash_results(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         if self._lab is None:
@@ -101,7 +118,9 @@ class FaultVerbs:
         yield {}, b""
 
     def _end_lab(self) -> None:
-        if self._lab is not None:
+        if self._lab is not None and self._watching:
+            self._lab.give_up()
+        elif self._lab is not None:
             self._lab.close()
             self._lab = None
 

@@ -155,6 +155,11 @@ class PowerCutLab:
             if plan.at is Moment.NOW:
                 self._write_planned(plan, plan.count)
 
+    def give_up(self) -> None:
+        """Forget the plan, and go on watching."""
+        with self._device.lock:
+            self._plan = None
+
     @property
     def is_done(self) -> bool:
         """Whether all planned images are written."""

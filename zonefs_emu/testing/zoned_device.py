@@ -173,6 +173,8 @@ class DeviceUnderTest:
                 msg = f"zonefs-emu {words[0]} did not start: {self._last_words()}"
                 raise UsageError(msg, exit_code=1)
             time.sleep(_POLL_S)
+        with self._target() as target:
+            call(target, {"verb": "crash-watch", "on": True})
 
     def log(self) -> str:
         """Return what the last daemon said on stderr."""
@@ -216,8 +218,7 @@ class DeviceUnderTest:
         *torn*: the write at the cut may be there in part. *reorder*: each zone, and each write to a conventional one,
         is kept or lost by itself. Faults that were injected are gone.
 
-        In this process every write is known since the last flush; of a daemon only what all since the last flush came
-        to. A daemon is killed, and started again as it was: mount point and socket stay the same.
+        A daemon is killed, and started again as it was: mount point and socket stay the same.
 
         Raises:
             ZonedError, OSError: the image cannot be written or opened.
