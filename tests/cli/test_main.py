@@ -130,6 +130,19 @@ def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_closed_standard_streams_are_no_ones_file(fresh: Path) -> None:
+    before = fresh.read_bytes()[:4096]
+    for redirection, verb, code in (
+        (">&-", "read", 0), ("<&-", "write", 1), ("<&- >&- 2>&-", "write", 1), ("<&- >&- 2>&-", "read", 0),
+    ):  # fmt: skip
+        command = f"{' '.join(python(verb, fresh, '--zone', 0))} {redirection}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == code
+        assert done.stderr in {"", "zonefs-emu: stdin ended after 0 bytes: there is nothing to write\n"}
+    assert fresh.read_bytes()[:4096] == before
+    assert '"recovery": ""' in ok("info", fresh, "--json")
+
+
 def test_a_terminal_without_our_signs_gets_question_marks(fresh: Path) -> None:
     done = subprocess.run(
         python("map", fresh), capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "latin-1:strict"}

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ for _verb in (
 
 def main() -> None:
     """Run the command line and exit."""
+    _occupy_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="zonefs-emu: warning: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
@@ -127,6 +129,18 @@ def main() -> None:
     # A verb that is told to end takes away what it had begun; daemons have their own way.
     signal.signal(signal.SIGTERM, _end)
     cli(prog_name="zonefs-emu")
+
+
+def _occupy_standard_streams() -> None:
+    """Put the null device where whoever started us closed a standard stream.
+
+    The next file that is opened would get its number, an image for example, and then our words and libfuse's.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            # The lowest free number is this one's.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for good)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -153,11 +153,6 @@ class FileBacking:
         return os.fstat(self._fd).st_size
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes that the file takes on the host."""
-        return os.fstat(self._fd).st_blocks * 512
-
-    @property
     def identity(self) -> tuple[int, int]:
         """Device and inode number: who finds the file by another name finds the same."""
         status = os.fstat(self._fd)
