@@ -68,6 +68,25 @@ def test_prints_the_command_line_to_paste(fresh: Path, tmp_path: Path) -> None:
     assert any("virtio-id=2" in word and "config_size=96" in word for word in words)
 
 
+def test_each_of_several_guests_has_a_socket_and_a_command_line(fresh: Path, tmp_path: Path) -> None:
+    first, second, scsi = (tmp_path / name for name in ("first", "second", "scsi"))
+    options = ("--vhost-user-blk", first, "--vhost-user-blk", second, "--vhost-user-scsi", scsi)
+    with serving(fresh, *options) as process, Frontend(first) as one, Frontend(second) as other:
+        assert process.stdout is not None
+        lines = [process.stdout.readline(), process.stdout.readline()]
+        assert [shlex.split(line).count("-device") for line in lines] == [2, 1]
+        assert f"path={first}" in lines[0]
+        assert f"path={second}" in lines[1]
+        for frontend in (one, other):
+            frontend.start()
+        assert BlkDriver(one.queues[0]).write(2 * ZONE, b"1" * 4096) == 0
+        assert BlkDriver(other.queues[0]).write(2 * ZONE, b"2" * 4096) == blk.S_ZONE_UNALIGNED_WP
+        assert BlkDriver(other.queues[0]).write(2 * ZONE + 8, b"2" * 4096) == 0
+        assert BlkDriver(one.queues[0]).read(2 * ZONE, 8192) == (0, b"1" * 4096 + b"2" * 4096)
+        front_ends = json.loads(ok("info", fresh, "--json"))["front_ends"]
+        assert sorted(front_end["where"] for front_end in front_ends) == sorted(map(str, (first, second, scsi)))
+
+
 def test_the_command_line_sees_what_the_guest_does_and_the_reverse(fresh: Path, tmp_path: Path) -> None:
     path = tmp_path / "blk"
     with serving(fresh, "--vhost-user-blk", path), Frontend(path) as frontend:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -98,8 +99,10 @@ def descriptor(kind: str) -> str:
 
 @click.command(short_help="Offer an image to virtual machines.")
 @click.argument("image", metavar="[IMG]", type=FILE, required=False)
-@click.option("--vhost-user-scsi", "scsi", type=FILE, metavar="SOCK", help="Offer a virtio-scsi host with a ZBC disk.")
-@click.option("--vhost-user-blk", "blk", type=FILE, metavar="SOCK", help="Offer a virtio-blk disk with zones.")
+@click.option("--vhost-user-scsi", "scsi", type=FILE, multiple=True, metavar="SOCK",
+              help="Offer a virtio-scsi host with a ZBC disk; may be given for each of several guests.")  # fmt: skip
+@click.option("--vhost-user-blk", "blk", type=FILE, multiple=True, metavar="SOCK",
+              help="Offer a virtio-blk disk with zones; may be given for each of several guests.")  # fmt: skip
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
 @click.option("--mount-options", default="", metavar="OPTIONS", help="Options of that mount; see mount.")
@@ -122,9 +125,9 @@ def descriptor(kind: str) -> str:
     help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
 )
 def serve(
-    *, image: Path | None, scsi: Path | None, blk: Path | None, directory: Path | None, record_file: Path | None,
-    mount_options: str, nr_queues: int, strict: bool, device: str, socket_path: Path | None, fd: int | None,
-    blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
+    *, image: Path | None, scsi: tuple[Path, ...], blk: tuple[Path, ...], directory: Path | None,
+    record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
+    socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
     """Offer IMG to virtual machines at the socket SOCK, by any number of front-ends at once.
 
@@ -133,7 +136,7 @@ def serve(
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
 
-    Prints the QEMU command line that uses it, and stays in the foreground until SIGTERM or SIGINT. Killed and started
+    Prints the QEMU command line of each guest, and stays in the foreground until SIGTERM or SIGINT. Killed and started
     again, it goes on with what the guest has in flight, each request exactly once. Any QEMU has vhost-user-scsi; the
     zones of virtio-blk need a front-end that passes them on: QEMU from 11.1 on, crosvm, libkrun. All other verbs work
     on IMG meanwhile.
@@ -154,11 +157,9 @@ def serve(
     if fd is not None:
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
-        scsi, blk = (socket_path, blk) if device == "scsi" else (scsi, socket_path)
-    if scsi is not None:
-        front_ends.append(VhostUserFrontEnd(scsi_model, path=scsi.absolute()))
-    if blk is not None:
-        front_ends.append(VhostUserFrontEnd(make_blk, path=blk.absolute()))
+        scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
+    front_ends += [VhostUserFrontEnd(scsi_model, path=path.absolute()) for path in scsi]
+    front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
     if not front_ends:
         msg = "nothing to serve: give --vhost-user-scsi SOCK or --vhost-user-blk SOCK"
         raise UsageError(msg)
@@ -171,7 +172,7 @@ def serve(
 
     def ready() -> None:
         click.echo(f"{path} is served; stop with Ctrl-C", err=True)
-        if scsi is not None or blk is not None:
-            click.echo(qemu_command(scsi, blk, nr_queues))
+        for sockets in zip_longest(scsi, blk):  # of each guest
+            click.echo(qemu_command(*sockets, nr_queues))
 
     session.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)
