@@ -526,11 +526,12 @@ class FaultLoad(Load):
         """Add a fault, and take the oldest away when there are many."""
         rng = self.rng
         fault: dict[str, Json] = {
-            "effect": rng.choice(("fail", "fail", "partial", "delay")),
+            "effect": rng.choice(("fail", "fail", "partial", "delay", "recommend-reset")),
             "first_zone": rng.choice(LOADED),
             "nr_zones": 1,
-            "nth": rng.randrange(1, 20),
         }
+        if fault["effect"] != "recommend-reset":
+            fault["nth"] = rng.randrange(1, 20)
         match fault["effect"]:
             case "fail":
                 fault["operations"] = [rng.choice(("read", "write", "append", "reset", "flush"))]
@@ -539,9 +540,11 @@ class FaultLoad(Load):
             case "partial":
                 fault["operations"] = ["write", "append"]
                 fault["nr_sectors"] = BLOCK_SECTORS * rng.randrange(1, 8)
-            case _:
+            case "delay":
                 fault["operations"] = [rng.choice(("read", "write", "append"))]
                 fault["delay_min_ns"], fault["delay_max_ns"] = 1_000_000, 20_000_000
+            case _:  # changes reports only, at once
+                pass
         self._daemon.ask("inject", fault=fault)
         reply = self._daemon.ask("faults")
         assert reply is not None
