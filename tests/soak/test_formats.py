@@ -11,7 +11,14 @@ from zonefs_emu.device.faults import FaultTable
 def test_every_format_has_its_turn(tmp_path: Path) -> None:
     files = Formats(tmp_path, seed=2)
     _steps(files, 50)
-    assert sorted(files.counts) == ["device states", "fault tables", "images", "operation logs", "super blocks"]
+    assert sorted(files.counts) == [
+        "device states",
+        "fault tables",
+        "images",
+        "operation logs",
+        "repairs",
+        "super blocks",
+    ]
     assert sum(files.counts.values()) == 50
 
 

@@ -19,6 +19,7 @@ from zonefs_emu.fs import superblock
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.persist.check import Severity, check_image
+from zonefs_emu.persist.repair import repair_image
 from zonefs_emu.vhost_user import state_transfer
 
 GEOMETRY: Final = Geometry(size=8 * 64, zone_size=64, zone_capacity=48, conventional=((0, 1),), max_open_zones=3)
@@ -67,6 +68,7 @@ class Formats:
         """
         kinds: tuple[tuple[str, Callable[[], None]], ...] = (
             ("images", self._read_image),
+            ("repairs", self._repair_image),
             ("operation logs", self._replay_log),
             ("fault tables", self._decode_faults),
             ("super blocks", self._decode_super_block),
@@ -80,7 +82,7 @@ class Formats:
                 raise
         self.counts[name] = self.counts.get(name, 0) + 1
 
-    def _read_image(self) -> None:
+    def _damage_image(self) -> None:
         rng = self._rng
         data = bytearray(self._image)
         start = GEOMETRY.size * 512
@@ -92,6 +94,9 @@ class Formats:
                 length = rng.choice((1, 1, 8, 512))
                 data[at : at + length] = rng.randbytes(len(data[at : at + length]))
         self._path.write_bytes(data)
+
+    def _read_image(self) -> None:
+        self._damage_image()
         check_image(self._path)
         device = ZonedDevice.open(self._path)
         port = device.port("soak", VIRTIO)
@@ -102,6 +107,18 @@ class Formats:
         for refusal in device.refusals.last(10):
             assert device.explain(refusal)
         device.close()
+
+    def _repair_image(self) -> None:
+        """Repair an image; if that is possible the image opens, with the data it had."""
+        self._damage_image()
+        data = self._path.read_bytes()[: GEOMETRY.size * 512]
+        repair = repair_image(self._path)
+        if repair.backup is not None:
+            repair.backup.unlink()
+        errors = [finding for finding in check_image(self._path) if finding.severity is not Severity.INFO]
+        assert not errors, errors
+        assert self._path.read_bytes()[: GEOMETRY.size * 512] == data
+        ZonedDevice.open(self._path).close()
 
     def _replay_log(self) -> None:
         text = self._damaged(self._log).decode(errors="replace")
