@@ -91,7 +91,10 @@ class VduseDevice:
         if driver is Driver.HOST and (refusals := linux.refusals(device.geometry)):
             raise UsageError(refusals[0], exit_code=1)
         control.check_host(driver)
-        if left_behind(name) and records.exists():
+        if left_behind(name):
+            if not records.exists():
+                message = f"there is a VDUSE device {name} already, and not of this image: choose another name"
+                raise UsageError(message, exit_code=1)
             nr_queues = max(records.stat().st_size // record_bytes(QUEUE_SIZE), 1)
         self.name = name
         self._driver = driver
@@ -125,6 +128,8 @@ class VduseDevice:
                 self._fd = control.open_device(self.name)
                 self.recovered = True
             except FileNotFoundError:
+                # It tells whose the device is, should we die before it is filled.
+                self._records_path.touch(mode=0o600)
                 self._create(nr_queues)
             records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
             self._loop = _Loop(self._fd, self._model, records, self._ended)
