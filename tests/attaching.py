@@ -6,7 +6,9 @@ command; it stays for the other tests. What the two ways to attach must have in 
 
 import json
 import re
+import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +117,15 @@ class Place:
             self.guest.load(module)
         return self.sh(f"Z attach {image} --via {via} {' '.join(options)}").stdout.strip()
 
+    def super_block(self, name: str, *, label: str) -> None:
+        """Put the first 4096 bytes of a zonefs, as mkzonefs of zonefs-tools writes them, into the file *name*."""
+        # Source: Linux, fs/zonefs/zonefs.h: magic, crc, label, uuid, features, uid, gid, perm.
+        fields = (label.encode(), bytes(range(16)), 0, 0, 0, 0o640)
+        block = bytearray(struct.pack("<II64s16sQIII", 0x5A4F4653, 0, *fields).ljust(4096, b"\0"))
+        struct.pack_into("<I", block, 4, zlib.crc32(block) ^ 0xFFFFFFFF)
+        (self.guest.share / name).write_bytes(block)
+        self.sh(f"cp {self.guest.share / name} {name}")
+
     def kill_server(self, image: str) -> None:
         """Kill the process that serves *image*, without warning."""
         pid = json.loads(self.sh(f"Z info {image} --json").stdout)["pid"]
@@ -124,6 +135,16 @@ class Place:
     def assert_reports_agree(self, node: str, image: str) -> None:
         """Compare what the kernel says of the zones with what we say."""
         self.sh(f"Z report {image} --format blkzone >ours; blkzone report {node} >theirs; diff ours theirs")
+
+    def wait_until_written_or_read(self, node: str, nr_requests: int) -> None:
+        """Wait until the disk has done so many requests more than now: whoever uses it is at work."""
+        # The first and the fifth number are reads and writes that were completed.
+        stat = f"/sys/block/{node.removeprefix('/dev/')}/stat"
+        self.sh(
+            f"""count() {{ awk '{{print $1 + $5}}' {stat}; }}
+            end=$(($(count) + {nr_requests}))
+            until [ $(count) -ge $end ]; do sleep 0.05; done"""
+        )
 
     def limits(self, node: str) -> dict[str, str]:
         """Return what sysfs says of the disk's queue."""
@@ -191,8 +212,17 @@ def check_kernel_zonefs(place: Place, via: str, *, front_end: str) -> None:
     place.sh(
         f"""mount -t zonefs {again} mnt
         head -c {20 << 16} mnt/seq/3 | cmp - data; head -c {20 << 16} mnt/seq/13 | cmp - data
-        umount mnt; Z detach a.img"""
+        umount mnt"""
     )
+    # mkzonefs of zonefs-tools: all sequential zones are reset, the super block goes to the first conventional one.
+    place.super_block("super", label="others")
+    place.sh(
+        f"""blkzone reset {again}; dd if=super of={again} bs=4k oflag=direct status=none
+        mount -t zonefs {again} mnt; [ $(stat -c %s mnt/seq/3) = 0 ]
+        dd if=data of=mnt/seq/0 bs=64k oflag=direct conv=notrunc status=none; umount mnt"""
+    )
+    place.assert_reports_agree(again, "a.img")
+    place.sh("Z detach a.img")
 
 
 def check_zone_operations(place: Place, via: str) -> None:
@@ -265,7 +295,8 @@ def check_detached_with_requests_in_flight(place: Place, via: str) -> None:
         f"fio --name=x --filename={node} --direct=1 --rw=randread --bs=4k --ioengine=libaio --iodepth=32 --time_based "
         "--runtime=100 --size=64m --zonemode=none || true"
     )
-    place.sh(f"sleep 2; Z detach --force {node}; [ ! -e {node} ]; Z check d.img")
+    place.wait_until_written_or_read(node, 1000)
+    place.sh(f"Z detach --force {node}; [ ! -e {node} ]; Z check d.img")
     reader.wait(timeout=120)
 
 

@@ -78,8 +78,8 @@ def test_in_the_foreground_until_a_signal(place: Place) -> None:
     place.guest.load("ublk_drv")
     place.sh(
         """(Z attach f.img --foreground 2>said; echo over >ended) &
-        until [ -b /dev/ublkb0 ]; do sleep 0.1; done
-        Z detach f.img
+        until Z attach --list | grep -q f.img; do sleep 0.1; done
+        [ -b /dev/ublkb0 ]; Z detach f.img
         until [ -e ended ]; do sleep 0.1; done
-        grep 'f.img is attached' said"""
+        grep 'f.img is attached as /dev/ublkb0' said"""
     )

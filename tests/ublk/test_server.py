@@ -47,7 +47,7 @@ def test_killed_while_fio_verifies_on_two_queues(place: Place) -> None:
         "--numjobs=2 --offset_increment=64m --size=32m --verify=crc32c --do_verify=1"
     )
     for _ in range(2):
-        place.sh("sleep 1.5")
+        place.wait_until_written_or_read(node, 200)
         place.kill_server("f.img")
         place.sh("Z attach f.img")
     fio.wait(timeout=200)
@@ -79,6 +79,24 @@ def test_qemu_io(place: Place) -> None:
         assert f"wptr 0x{start + 0x30:x}, zcond:2" in said
         assert re.findall(r"append sector is (0x[0-9a-f]+)", said) == [f"0x{start:x}", f"0x{start + 0x18:x}"]
     place.sh("Z detach h.img")
+
+
+def test_formatted_by_others(place: Place) -> None:
+    # mkzonefs of zonefs-tools, where the first zone is sequential: it is finished behind the super block.
+    place.create("s.img", "--size 32M --zone-size 4M --block-size 4096")
+    place.super_block("super", label="others")
+    node = place.attach("s.img", "ublk")
+    place.guest.load("zonefs")
+    place.sh(
+        f"""blkzone reset {node}; dd if=super of={node} bs=4k oflag=direct status=none
+        blkzone finish -o 0 -c 1 {node}
+        mkdir -p mnt; mount -t zonefs {node} mnt; [ $(ls mnt/seq | wc -l) = 7 ]
+        dd if=/dev/zero of=mnt/seq/6 bs=4k count=3 oflag=direct conv=notrunc status=none; umount mnt"""
+    )
+    place.assert_reports_agree(node, "s.img")
+    place.create("t.img")
+    assert f"there is a device {node} already" in place.refusal(f"attach t.img --via ublk --name {node}")
+    place.sh("Z detach s.img")
 
 
 def test_what_others_do_to_the_zones_is_reported(place: Place) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import attaching
-from tests.attaching import SHAPE, Place
+from tests.attaching import SHAPE, ZONE_SECTORS, Place
 from tools.guest.machine import Guest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
@@ -44,6 +44,32 @@ def test_a_smaller_last_zone(place: Place) -> None:
     node = place.attach("f.img", "vduse")
     place.assert_reports_agree(node, "f.img")
     place.sh("Z detach f.img")
+
+
+def test_goes_on_after_each_reset(place: Place) -> None:
+    place.create("r.img", f"{SHAPE} --block-size 4096")
+    node = place.attach("r.img", "vduse")
+    for number in range(3):
+        # A driver that lets the device go, and one that takes it, reset it.
+        place.sh(
+            f"""dd if=/dev/urandom of=data bs=4k count=5 status=none
+            dd if=data of={node} bs=4k seek={(4 + number) * ZONE_SECTORS // 8} oflag=direct conv=notrunc status=none
+            device=$(basename $(readlink -f /sys/block/{node.removeprefix("/dev/")}/device))
+            cd /sys/bus/virtio/drivers/virtio_blk; echo $device >unbind; [ ! -e {node} ]; echo $device >bind; cd -
+            dd if={node} bs=4k count=5 skip={(4 + number) * ZONE_SECTORS // 8} iflag=direct status=none | cmp - data"""
+        )
+    place.assert_reports_agree(node, "r.img")
+    place.sh("Z detach r.img")
+
+
+def test_a_device_of_another_image_is_left_alone(place: Place) -> None:
+    place.create("x.img")
+    place.create("y.img")
+    place.attach("x.img", "vduse", "--name", "mine")
+    place.kill_server("x.img")
+    assert "there is a VDUSE device mine already" in place.refusal("attach y.img --via vduse --name mine")
+    assert place.sh("Z attach x.img").stdout.startswith("/dev/vd")
+    place.sh("Z detach x.img")
 
 
 def test_for_a_virtual_machine(place: Place) -> None:

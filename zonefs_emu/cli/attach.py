@@ -100,7 +100,7 @@ def attach(
         session.run(image, [front_end], ready=ready, owner="zonefs-emu attach")
 
     if foreground:
-        serve(lambda: click.echo(f"{image} is attached", err=True))
+        serve(lambda: click.echo(f"{image} is attached as {front_end.node}", err=True))
         return
     run_in_background(serve, log=rendezvous.log_path(image))
     with open_target(image, readonly=True) as target:

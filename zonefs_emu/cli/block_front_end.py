@@ -53,6 +53,8 @@ class BlockFrontEnd:
         self.via = via
         #: Only end in order what a killed process left.
         self.end_at_once = False
+        #: The device's node, once there is one.
+        self.node: Path | None = None
         self._name = name
         self._driver = driver
         self._nr_queues = nr_queues
@@ -69,7 +71,7 @@ class BlockFrontEnd:
                 return
 
         device = self._make(session, end)
-        node = await trio.to_thread.run_sync(device.start)
+        node = self.node = await trio.to_thread.run_sync(device.start)
         try:
             with session.register(self.via, str(node), device.statistics):
                 task_status.started()
