@@ -37,6 +37,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",
+        "guest/test_migration.py": "a guest that moves from QEMU to QEMU",
         "guest/test_restart.py": "a daemon and a QEMU that die under a guest's load",
         "guest/test_nested.py": "attached devices and a virtual machine that uses them",
         "guest/test_failures.py": "injected failures and a real kernel",

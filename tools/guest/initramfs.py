@@ -1,5 +1,6 @@
 """The first file system of the guest: busybox, the modules that reach the host's files, and `init.sh`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,24 +15,41 @@ _APPLETS: Final = ("cp", "insmod", "mkdir", "mount", "poweroff", "sh", "switch_r
 
 def build_initramfs(kit: Kit) -> bytes:
     """An uncompressed archive for the kernel of *kit*."""
+    archive = _archive(kit, (_HERE / "init.sh").read_bytes(), modules=_MODULES, applets=_APPLETS)
+    archive.file("agent.sh", (_HERE / "agent.sh").read_bytes())
+    return archive.finish()
+
+
+def build_small_initramfs(kit: Kit, init: str, *, modules: Sequence[str], applets: Sequence[str]) -> bytes:
+    """The same without the host's files, for a guest that nothing ties to this QEMU: *init* is all that it does.
+
+    Args:
+        kit: whose kernel it is for.
+        init: a script for busybox' sh, process 1.
+        modules: names of the kernel's modules; those that they need come with them, as /modules/*.ko in load order.
+        applets: busybox' commands that *init* uses.
+    """
+    return _archive(kit, init.encode(), modules=modules, applets=applets).finish()
+
+
+def _archive(kit: Kit, init: bytes, *, modules: Sequence[str], applets: Sequence[str]) -> CpioWriter:
     archive = CpioWriter()
     for name in ("bin", "dev", "modules", "proc", "sys"):
         archive.directory(name)
     # The kernel opens it for process 1 before anything can have mounted devtmpfs.
     archive.character_device("dev/console", major=5, minor=1)
     archive.file("bin/busybox", kit.busybox.read_bytes(), executable=True)
-    for applet in _APPLETS:
+    for applet in applets:
         archive.symlink(f"bin/{applet}", "busybox")
-    for position, module in enumerate(_in_load_order(kit)):
+    for position, module in enumerate(_in_load_order(kit, modules)):
         # The number in front makes the shell's alphabetical order the order of loading.
         archive.file(f"modules/{position:02}-{module.name}", module.read_bytes())
-    archive.file("init", (_HERE / "init.sh").read_bytes(), executable=True)
-    archive.file("agent.sh", (_HERE / "agent.sh").read_bytes())
-    return archive.finish()
+    archive.file("init", init, executable=True)
+    return archive
 
 
-def _in_load_order(kit: Kit) -> list[Path]:
-    """The files of `_MODULES` and all they depend on, each after its own dependencies."""
+def _in_load_order(kit: Kit, modules: Sequence[str]) -> list[Path]:
+    """The files of *modules* and all they depend on, each after its own dependencies."""
     dependencies: dict[str, list[str]] = {}
     path_of: dict[str, str] = {}
     for line in (kit.modules / "modules.dep").read_text().splitlines():
@@ -40,7 +58,7 @@ def _in_load_order(kit: Kit) -> list[Path]:
         dependencies[path] = needed.split()
         path_of[Path(path).stem.replace("-", "_")] = path
     ordered: dict[str, None] = {}
-    for name in _MODULES:
+    for name in modules:
         for path in (*reversed(dependencies[path_of[name]]), path_of[name]):
             ordered.setdefault(path)
     return [kit.modules / path for path in ordered]
