@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import ok
+from zonefs_emu.cli.info import _lines
 
 
 def test_for_people(image: Path) -> None:
@@ -9,7 +10,7 @@ def test_for_people(image: Path) -> None:
     rows = dict(line.split(":", 1) for line in ok("info", image).splitlines())
     rows = {name: value.strip() for name, value in rows.items()}
     assert rows["zones"] == "8, 2 of them conventional"
-    assert rows["open zones"] == "1 (3)"
+    assert rows["open zones"] == "1 of at most 3"
     assert rows["size"] == "8 MiB"
 
 
@@ -28,4 +29,11 @@ def test_live_it_names_the_process(fresh: Path, daemon: "object") -> None:
 def test_without_limits_it_says_so(tmp_path: Path) -> None:
     image = tmp_path / "b.img"
     ok("create", image, "--size", "8M")
-    assert "open zones:         0 (no limit)" in ok("info", image)
+    assert "open zones:         0, no limit" in ok("info", image)
+
+
+def test_a_daemon_that_takes_no_more_changes_says_why(image: Path) -> None:
+    record = json.loads(ok("info", image, "--json"))
+    assert not any("refuses changes" in line for line in _lines(image, record))
+    record |= {"pid": 17, "poison": "the image could not be written (No space left on device)"}
+    assert "refuses changes:    the image could not be written (No space left on device)\n" in _lines(image, record)

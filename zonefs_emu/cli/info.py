@@ -39,8 +39,9 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
     def size(name: str) -> str:
         return human_bytes(to_bytes(number_of(record, name)))
 
-    def limit(name: str) -> str:
-        return str(record[name]) if record[name] else "no limit"
+    def zones(kind: str) -> str:
+        limit = record[f"max_{kind}_zones"]
+        return f"{record[f'nr_{kind}']} of at most {limit}" if limit else f"{record[f'nr_{kind}']}, no limit"
 
     rows = [
         ("image", image),
@@ -53,10 +54,12 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         ("block size", f"{record['block_size_bytes']} B"),
         ("write granularity", size("write_granularity")),
         ("longest append", size("max_append")),
-        ("open zones", f"{record['nr_open']} ({limit('max_open_zones')})"),
-        ("active zones", f"{record['nr_active']} ({limit('max_active_zones')})"),
+        ("open zones", zones("open")),
+        ("active zones", zones("active")),
         ("held by", "nobody" if record["pid"] is None else f"process {record['pid']}"),
     ]
+    if record["poison"] and record["pid"] is not None:
+        rows.append(("refuses changes", record["poison"]))
     if record["recovery"]:
         rows.append(("recovered", record["recovery"]))
     yield from (f"{name + ':':<19} {value}\n" for name, value in rows)
