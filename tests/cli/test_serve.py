@@ -147,9 +147,19 @@ def test_what_managers_ask() -> None:
         "features": ["blk-file"],
     }
     assert json.loads(ok("serve", "--print-capabilities"))["type"] == "scsi"
-    descriptor = json.loads(ok("serve", "--print-descriptor"))
-    assert descriptor["type"] == "scsi"
-    assert Path(descriptor["binary"]).name == "zonefs-emu-vhost-user-scsi"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("blk", "block"), ("scsi", "scsi")])
+def test_managers_find_the_program_in_the_descriptor(kind: str, name: str) -> None:
+    descriptor = json.loads(ok("serve", "--device", kind, "--print-descriptor"))
+    assert descriptor["type"] == name
+    program = Path(descriptor["binary"])
+    assert program.is_absolute()
+    assert program.name == f"zonefs-emu-vhost-user-{kind}"
+    if not program.exists():
+        pytest.skip(f"{program.name} is not installed: tools/setup does that")
+    done = subprocess.run([program, "--print-capabilities"], capture_output=True, check=True)
+    assert json.loads(done.stdout)["type"] == name
 
 
 def test_the_names_that_managers_know(fresh: Path, tmp_path: Path) -> None:

@@ -83,18 +83,24 @@ def capabilities(kind: str) -> str:
 
 def descriptor(kind: str) -> str:
     """Return the file that tells managers of us."""
-    name = f"zonefs-emu-vhost-user-{kind}"
-    # Beside the program that runs; PATH is another's.
-    beside = Path(sys.argv[0]).absolute().with_name(name)
     return json.dumps(
         {
             "description": f"zonefs-emu: a zoned {_TYPES[kind]} device",
             "type": _TYPES[kind],
-            "binary": str(beside if beside.exists() else Path(shutil.which(name) or beside)),
+            "binary": str(_program(f"zonefs-emu-vhost-user-{kind}")),
             "tags": ["zoned", "host-managed"],
         },
         indent=2,
     )
+
+
+def _program(name: str) -> Path:
+    """Return where the program *name* of this package is: beside what runs, or beside its interpreter; or by PATH."""
+    beside = Path(sys.argv[0]).absolute().with_name(name)
+    for path in (beside, Path(sys.executable).with_name(name)):
+        if path.exists():
+            return path
+    return Path(shutil.which(name) or beside)
 
 
 @click.command(short_help="Offer an image to virtual machines.")
