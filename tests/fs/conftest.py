@@ -119,15 +119,11 @@ def refused(errno_no: int) -> Iterator[None]:
 
 
 def seq(volume: Volume, file_no: int = 0) -> ZoneFile:
-    file = volume.find(volume.tree.seq, str(file_no).encode())
-    assert file is not None
-    return file
+    return volume.file(volume.tree.seq.zones(file_no)[0])
 
 
 def cnv(volume: Volume, file_no: int = 0) -> ZoneFile:
-    file = volume.find(volume.tree.cnv, str(file_no).encode())
-    assert file is not None
-    return file
+    return volume.file(volume.tree.cnv.zones(file_no)[0])
 
 
 def blocks(count: int, byte: bytes = b"x") -> bytes:

@@ -70,6 +70,20 @@ def kernel(bench: Bench) -> Kernel:
 # -- names and attributes -------------------------------------------------------------------------------------
 
 
+async def test_what_is_only_looked_at_is_not_kept(kernel: Kernel) -> None:
+    for name in (b"0", b"1", b"2"):
+        entry = await kernel.operations.lookup(kernel.volume.tree.group_inode(kernel.volume.tree.seq), name, CTX)
+        assert (await kernel.operations.getattr(entry.st_ino, CTX)).st_size == 0
+    assert kernel.volume.files == {}
+    await kernel.setattr(3, mode=0o600)
+    assert list(kernel.volume.files) == [3]
+    assert stat.S_IMODE((await kernel.operations.getattr(3, CTX)).st_mode) == 0o600
+    fh = await kernel.open(kernel.volume.file(4), APPEND_DIRECT)
+    await kernel.operations.write(fh, 0, blocks(1))
+    assert (await kernel.operations.getattr(4, CTX)).st_size == BLOCK
+    assert list(kernel.volume.files) == [3, 4]
+
+
 async def test_lookup_answers_with_node_ids_and_getattr_with_inode_numbers(kernel: Kernel) -> None:
     operations = kernel.operations
     found = await operations.lookup(ROOT_NODE_ID, b"cnv", CTX)

@@ -210,7 +210,7 @@ class ZonefsOperations(pyfuse3.Operations):
         group = self.volume.tree.group_of_inode(inode)
         if group is not None:
             return self._group_attributes(group)
-        return self._file_attributes(self.volume.file(zone_no_of(inode)))
+        return self._file_attributes(self.volume.look_at(zone_no_of(inode)))
 
     def _root_attributes(self) -> EntryAttributes:
         tree = self.volume.tree

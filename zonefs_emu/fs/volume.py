@@ -10,8 +10,8 @@ Invariants:
 * ``nr_wro_files`` counts sequential files that are open for writing, ``nr_active_files`` those whose zone is explicitly
   open by us or partly written, ``used_bytes`` what statfs calls used.
 
-A device of a million zones is mounted without a million objects: a :class:`ZoneFile` is made when a file is first
-looked at, from what the zone report said at mount.
+A device of a million zones is mounted and listed without a million objects: a :class:`ZoneFile` is kept from the moment
+when its file is opened or changed; until then each look makes one, from what the zone report said at mount.
 
 Sizes and offsets are in bytes here, as everything that applications see; sectors begin at the port.
 Source: Linux fs/zonefs/{super,file}.c.
@@ -247,10 +247,14 @@ class Volume:
             file = self.files[zone_no] = self._make_file(zone_no)
         return file
 
+    def look_at(self, zone_no: int) -> ZoneFile:
+        """Return the same as :meth:`file`, not to be changed: what nobody opened or changed yet is not kept."""
+        return self.files.get(zone_no) or self._make_file(zone_no)
+
     def find(self, group: Group, name: bytes) -> ZoneFile | None:
-        """Return the file called *name* in the directory of *group*."""
+        """Return the file called *name* in the directory of *group*, to be looked at."""
         file_no = group.find(name)
-        return None if file_no is None else self.file(group.zones(file_no)[0])
+        return None if file_no is None else self.look_at(group.zones(file_no)[0])
 
     def _make_file(self, zone_no: int) -> ZoneFile:
         group = self.tree.group_of(zone_no)
@@ -272,6 +276,8 @@ class Volume:
         if not file.offline:
             file.size = file.wp = sum(self._mount_sizes[zone_no : zone_no + nr_zones])
         file.active = file.sequential and not file.immutable and 0 < file.wp < file.capacity
+        # All that a file which is not kept can have told.
+        file.told_size = file.size
         return file
 
     # -- open and close ---------------------------------------------------------------------------------------
