@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.vhost_user.serving import Daemon, blk_model, create
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import PeerError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import ZNS
+from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
 from zonefs_emu.vhost_user.atomic import make_fence
 from zonefs_emu.vhost_user.inflight import record_bytes
@@ -385,3 +387,68 @@ def test_sigkill_under_write_load(tmp_path: Path, packed: bool) -> None:
     finally:
         daemon.process.kill()
         daemon.process.wait()
+
+
+# -- a record that is none --------------------------------------------------------------------------------------------
+
+#: Words as a record has them, at their limits, and anything.
+words = st.one_of(
+    st.integers(0, 20),
+    st.integers(0, 20).map(lambda position: position << 16 | 1),
+    st.builds(
+        lambda nr_sectors, operation, cond: nr_sectors | operation << 32 | cond << 40,
+        st.sampled_from((0, 1, 2, 3, (1 << 32) - 1)),
+        st.integers(0, 9),
+        st.integers(0, 16),
+    ),
+    st.sampled_from([*(number * ZONE for number in range(10)), (1 << 64) - 1, 1 << 63, (1 << 48) - 1, 1 << 48]),
+    st.integers(0, (1 << 64) - 1),
+)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@given(
+    header=st.tuples(st.just(0) | words, words, words),
+    # None: the position that belongs there, without which an entry says nothing.
+    entries=st.lists(st.tuples(st.none() | words, words, words, words), max_size=16),
+)
+# The append of the workload, as if it had been about to land far beyond the device.
+@example(header=(0, 0, 0), entries=[(0, 0, 0, 0)] * 6 + [(None, 1 << 60, 3 | Operation.APPEND << 32 | 1 << 40, 0)])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_record_of_anything_does_no_harm(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+    header: tuple[int, ...],
+    entries: list[tuple[int | None, int, int, int]],
+) -> None:
+    """The front-end keeps the record, and what comes back may be anything: it is used, or not, or refused."""
+    monkeypatch.setattr("zonefs_emu.vhost_user.queue.log.warning", lambda *_: None)  # a broken ring is allowed
+    path = tmp_path / "image"
+    path.unlink(missing_ok=True)
+    create(path, GEOMETRY)
+    guest = Guest(packed=packed)
+    try:
+        # One that is ours, so that the rest is looked at.
+        life = Life(path, guest, -1)
+        life.device.close()
+        record = guest.record.cast("Q")
+        for at, word in enumerate(header, start=1):
+            record[at] = word
+        for slot, (position, sector, what, ordinal) in enumerate(entries):
+            right = slot + 1 if position is None else position
+            for at, word in enumerate((right, sector, what, ordinal), start=8 + 4 * slot):
+                record[at] = word
+        try:
+            life = Life(path, guest, -1)
+        except PeerError:
+            return
+        numbers = guest.submit(workload()[0])
+        assert life.run()
+        guest.queue.reap()
+        # A packed ring may have been told to go on where there is nothing.
+        for number in guest.queue._done.keys() & set(numbers):
+            assert guest.queue._collect(number)[1][-1][0] <= blk.S_ZONE_ACTIVE_RESOURCE
+        life.device.close()
+    finally:
+        guest.close()

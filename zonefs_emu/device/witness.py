@@ -94,8 +94,10 @@ class Witnessing:
         recalled = witness.recall(operation, sector, nr_sectors) if witness else None
         if witness is None or recalled is None:
             return None
+        zone_no = -1 if recalled.all_zones else port.geometry.zone_no(recalled.sector)
+        if not recalled.all_zones and (zone_no != port.geometry.zone_no(sector) or sector >= port.geometry.size):
+            return None  # of what cannot have been: who keeps the record has changed it
         if not recalled.landed:
-            zone_no = -1 if recalled.all_zones else port.geometry.zone_no(recalled.sector)
             # Writing the same bytes again to where they were meant to be is what the guest asked for, once or twice.
             again = recalled.operation is Operation.WRITE and port.geometry.is_conventional(zone_no)
             if self._contested(zone_no) and not again:

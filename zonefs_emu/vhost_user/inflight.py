@@ -44,6 +44,10 @@ _ENTRY_WORDS: Final = 4
 _WORD_BYTES: Final = 8
 _ALIGNMENT_BYTES: Final = 64
 _COUNT_MASK: Final = 0xFFFF
+#: Numbers of requests stay below this, so that there is room for 16 bits beside them. Nobody makes so many requests: a
+#: record that says so is none.
+_POSITION_MAX: Final = 1 << 47
+_CONDITIONS: Final = frozenset(Condition)
 
 
 def record_bytes(queue_size: int) -> int:
@@ -80,7 +84,7 @@ class QueueRecord:
         """Begin, or go on after a restart, with a split ring whose used index is *used_idx*."""
         words = self._words
         behind = (used_idx - words[1]) & 0xFFFF
-        if words[0] != self._stamp or behind > self._size:
+        if words[0] != self._stamp or behind > self._size or words[1] >= _POSITION_MAX:
             self._clear()
             self.finished = used_idx
         else:
@@ -96,7 +100,7 @@ class QueueRecord:
         :meth:`settle_packed`; or None if there was none, and the ring begins at *position*.
         """
         words = self._words
-        if words[0] != self._stamp:
+        if words[0] != self._stamp or max(words[1], words[2]) >> 16 >= _POSITION_MAX:
             self._clear()
             self.finished = 0
             words[1] = words[2] = position
@@ -159,9 +163,10 @@ class QueueRecord:
             what = words[at + 2]
             if what & 0xFFFFFFFF != nr_sectors or what >> 32 & 0xFF != operation:
                 return None  # another request than the record is of: the guest has changed it
-            where, cond = words[at + 1], Condition(what >> 40 & 0xFF)
-            if where != sector and operation is not Operation.APPEND:
+            where, number = words[at + 1], what >> 40
+            if (where != sector and operation is not Operation.APPEND) or number not in _CONDITIONS:
                 return None
+            cond = Condition(number)
         return Recalled(operation, where, nr_sectors, cond, has_landed, all_zones=nr_sectors == ALL_ZONES)
 
     @property
