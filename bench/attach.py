@@ -1,0 +1,105 @@
+"""fio in a Linux guest on our ublk and VDUSE nodes, beside null_blk and QEMU's emulated NVMe ZNS drive in that guest.
+
+Our process runs in the guest too, so without hardware acceleration its interpreter and its copies are emulated,
+instruction by instruction, while QEMU's drive is compiled code of the host. null_blk, a driver of the guest's own
+kernel without any other process, shows what is left to reach there: it copies 128 KiB at half that drive's speed.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from bench.harness import PROJECT, Row, progress
+from tools.guest.kit import obtain_kit
+from tools.guest.machine import Guest, zns_drive
+
+ZONE_MIB: Final = 64
+NR_ZONES: Final = 8
+GOAL: Final = 1.0
+NVME: Final = "QEMU's NVMe ZNS"
+NULL_BLK: Final = "null_blk"
+SECONDS: Final = 2
+#: Filled once for the random reads; sequential writes go to the first two, which fio empties each time round.
+READ_ZONE: Final = 4
+MODULES: Final = ("nvme", "ublk_drv", "vduse", "virtio_vdpa", "virtio_blk")
+
+WHAT: Final = tuple(
+    (f"{name}, depth {depth}", direction, f"{options} --iodepth={depth}")
+    for name, direction, options in (
+        ("4 KiB sequential write", "write", f"--rw=write --bs=4k --offset=0 --size={2 * ZONE_MIB}M"),
+        ("128 KiB sequential write", "write", f"--rw=write --bs=128k --offset=0 --size={2 * ZONE_MIB}M"),
+        (
+            "4 KiB random read", "read",
+            f"--rw=randread --bs=4k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M",
+        ),
+    )
+    for depth in (1, 32)
+)  # fmt: skip
+
+_PRELUDE: Final = f"""
+export PYTHONPATH={PROJECT} PYTHONDONTWRITEBYTECODE=1
+Z() {{ {sys.executable} -m zonefs_emu "$@"; }}
+mkdir -p /run/bench; cd /run/bench
+"""
+
+
+def rows(scratch: Path, runs: int) -> list[Row]:
+    """Measure sequential writes and random reads; the same figures of a peer count for both of ours."""
+    plain = scratch / "zns.raw"
+    with plain.open("wb") as file:
+        file.truncate(NR_ZONES * ZONE_MIB << 20)
+    arguments = zns_drive(plain, zone_size_mib=ZONE_MIB)
+    with Guest(obtain_kit(print), qemu_arguments=arguments, memory_mib=2048) as guest:
+        for module in MODULES:
+            guest.load(module)
+        guest.load(
+            "null_blk", "nr_devices=1", "zoned=1", "memory_backed=1", "bs=4096",
+            "gb=1", f"zone_size={ZONE_MIB}",
+        )  # fmt: skip
+        guest.wait_until("test -b /dev/nvme0n1")
+        peers = {NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1"}
+        ours = {via: _attach(guest, via) for via in ("ublk", "vduse")}
+        for node in (*ours.values(), *peers.values()):
+            _fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")
+        found = []
+        for what, direction, options in WHAT:
+            figures: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
+            for number in range(runs):
+                progress(f"attach: {what}, {number + 1} of {runs}")
+                for name, node in (ours | peers).items():
+                    timed = f"{options} --time_based --runtime={SECONDS}"
+                    figures[name].append(_fio(guest, node, timed, direction))
+            found += [_row(via, what, figures, peer) for via in ours for peer in peers]
+        guest.run(f"{_PRELUDE}Z detach ublk.img; Z detach vduse.img", timeout=120)
+    return found
+
+
+def _attach(guest: Guest, via: str) -> str:
+    """Make an image in the guest's memory and attach it; returns the node."""
+    shape = f"--size {NR_ZONES * ZONE_MIB}M --zone-size {ZONE_MIB}M --block-size 4096"
+    script = f"{_PRELUDE}Z create {via}.img {shape} >&2; Z attach {via}.img --via {via}"
+    return guest.run(script, timeout=120).stdout.strip()
+
+
+def _fio(guest: Guest, node: str, options: str, direction: str) -> float:
+    """Run fio in the guest on the zoned disk *node*; requests a second."""
+    fixed = "--name=bench --zonemode=zbd --direct=1 --ioengine=libaio --output-format=json"
+    output = guest.run(f"fio {fixed} --filename={node} {options}", timeout=300).stdout
+    job = json.loads(output[output.index("{") :])["jobs"][0]
+    return float(job[direction]["iops"])
+
+
+def _row(via: str, what: str, figures: Mapping[str, list[float]], peer: str) -> Row:
+    return Row(
+        area=via,
+        what=what,
+        unit="/s",
+        ours=statistics.median(figures[via]),
+        peer=peer,
+        peers=statistics.median(figures[peer]),
+        ratios=tuple(a / b for a, b in zip(figures[via], figures[peer], strict=True)),
+        goal=GOAL if peer == NVME else None,
+    )
