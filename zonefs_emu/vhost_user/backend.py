@@ -4,8 +4,9 @@ One thread, because Python's interpreter runs one at a time anyway: several woul
 every system call, which costs more than the call (docs/vhost-user.md has the measurement). What may wait for the host's
 disk goes to a worker.
 
-The thread sleeps in epoll. Once awake it serves rings until they are empty, then looks at them for a little longer
-before it asks the drivers for kicks and sleeps again: how long follows from whether that was worth it lately.
+The thread sleeps in epoll. Once awake it serves rings until they are empty. Where requests came soon lately, it looks
+at them a little longer before it asks the drivers for kicks and sleeps again; where they did not, it sleeps at once:
+whoever is to take the answer may be waiting for this very processor.
 """
 
 import logging
@@ -29,9 +30,9 @@ from zonefs_emu.virtio.ring import BrokenRingError
 
 log = logging.getLogger(__name__)
 
-#: Bounds of how long empty rings are looked at.
+#: Bounds of how long empty rings are looked at, if at all: no longer than what a sleep and a kick cost.
 _SPIN_NS_MIN: Final = 4_000
-_SPIN_NS_MAX: Final = 60_000
+_SPIN_NS_MAX: Final = 32_000
 #: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
 _POLL_EVERY: Final = 16
 
@@ -105,7 +106,10 @@ class Backend:
                 self._listener.settimeout(0)
                 epoll.register(self._listener, select.EPOLLIN)
             while not self._stopping and (self._listener is not None or self._session is not None):
+                asleep_ns = time.monotonic_ns()
                 self._take_events(self._timeout())
+                if self._active:
+                    self._adapt_spin(time.monotonic_ns() - asleep_ns)
                 self._tell_changes()
                 if self._active:
                     self._serve()
@@ -251,19 +255,20 @@ class Backend:
                 if self._stopping:
                     return
             if busy:
-                if deadline:
-                    # Waiting was worth it.
-                    self._spin_ns = min(self._spin_ns * 2, _SPIN_NS_MAX)
-                    deadline = 0
-                continue
-            now = clock()
-            if not deadline:
-                deadline = now + self._spin_ns
-            elif now >= deadline:
-                self._spin_ns = max(self._spin_ns // 2, _SPIN_NS_MIN)
+                deadline = 0
+            elif self._spin_ns and not deadline:
+                deadline = clock() + self._spin_ns
+            elif not self._spin_ns or clock() >= deadline:
                 if not self._sleep():
                     return
                 deadline = 0
+
+    def _adapt_spin(self, slept_ns: int) -> None:
+        """Choose how long to look at empty rings from now on, after a sleep of *slept_ns* that a kick has ended."""
+        if slept_ns <= _SPIN_NS_MAX:
+            self._spin_ns = min(max(2 * self._spin_ns, _SPIN_NS_MIN), _SPIN_NS_MAX)
+        else:
+            self._spin_ns = self._spin_ns // 2 if self._spin_ns >= 2 * _SPIN_NS_MIN else 0
 
     def _sleep(self) -> bool:
         """Ask the drivers of the active rings for kicks; True if a request came meanwhile after all."""

@@ -46,7 +46,7 @@ class ZoneChanges:
 
     def take(self) -> bool:
         """Say whether there is something to tell now, and count it as told."""
-        if self.due_ns() != 0:
+        if not self._pending or self.due_ns() != 0:
             return False
         self._pending = False
         self._told_ns = time.monotonic_ns()

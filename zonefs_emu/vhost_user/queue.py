@@ -263,12 +263,12 @@ class Queue:
             record.begin(index - self._pushed, spans)
 
     def _give_back(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
-        ring, record = self.ring, self._record
+        ring, record, dirty = self.ring, self._record, self._log
         assert ring is not None
         count = len(chains)
         self.requests += count
-        if self._log is not None:
-            self._mark_dirty(ring, self._log, chains, lengths)
+        if dirty is not None:
+            self._mark_dirty(ring, dirty, chains, lengths)
         if record is None:
             ring.push(chains, lengths)
         elif isinstance(ring, SplitRing):
@@ -282,8 +282,8 @@ class Queue:
                 record.before_packed(packed.position_of(after, ring.size))
                 ring.push(chains[index : index + 1], lengths[index : index + 1])
                 record.finish_packed()
-        if self._log is not None:
-            self._mark_used(ring, self._log, count)
+        if dirty is not None:
+            self._mark_used(ring, dirty, count)
         if ring.needs_call():
             self.call()
 

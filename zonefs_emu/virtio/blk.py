@@ -113,6 +113,7 @@ ID_BYTES: Final = 20
 REPORT_HEADER: Final = struct.Struct("<Q56x")
 REPORT_ZONE: Final = struct.Struct("<QQQBB38x")
 HEADER: Final = struct.Struct("<IIQ")
+_UNPACK_HEADER: Final = HEADER.unpack_from
 _NO_WP: Final = (1 << 64) - 1
 _APPEND_SECTOR: Final = struct.Struct("<Q")
 _SEGMENT: Final = struct.Struct("<QII")
@@ -255,45 +256,33 @@ class Blk:
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
         """Execute from ``chains[index]`` on; see :class:`zonefs_emu.virtio.handler.Handler`."""
+        kind, sector = -1, 0
+        following = index
+        for _, readable, writable in chains[index : index + _READS_MAX] if len(chains) > 1 else chains:
+            if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
+                break
+            kind, _, sector = _UNPACK_HEADER(readable[0])
+            if kind != T_IN:
+                break
+            *data, status_byte = writable
+            nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
+            if nr_bytes & 511 or len(readable) != 1:
+                status_byte[0] = S_IOERR
+            else:
+                status = self._port_read(sector, nr_bytes >> SECTOR_SHIFT, data)
+                status_byte[0] = self._data_status[status] if status else S_OK
+            lengths.append(nr_bytes + 1)
+            following += 1
+        if following != index:
+            return following - index
         _, readable, writable = chains[index]
-        if readable and len(readable[0]) == 16 and writable and len(writable[-1]) == 1:
-            kind, _, sector = HEADER.unpack_from(readable[0])
-            if kind == T_IN:
-                return self._step_in(chains, index, lengths, sector)
-            if kind == T_OUT and len(writable) == 1 and not self._write_through and not self._readonly:
-                return self._step_out(chains, index, lengths, begin, sector)
+        if kind == T_OUT and len(writable) == 1 and not self._write_through and not self._readonly:
+            return self._step_out(chains, index, lengths, begin, sector)
         if self._may_wait(readable, writable):
             return 0
         begin(index, ())
         lengths.append(self.execute(chains[index]))
         return 1
-
-    def _step_in(self, chains: Sequence[Chain], index: int, lengths: list[int], sector: int) -> int:
-        """Execute the read at ``chains[index]`` and reads that follow it."""
-        read, unpack = self._port_read, HEADER.unpack_from
-        _, readable, writable = chains[index]
-        following = index
-        end = min(index + _READS_MAX, len(chains))
-        while True:
-            *data, status_byte = writable
-            nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
-            if nr_bytes & 511 or len(readable) != 1:
-                status_byte[0] = S_IOERR
-            elif status := read(sector, nr_bytes >> SECTOR_SHIFT, data):
-                status_byte[0] = self._data_status[status]
-            else:
-                status_byte[0] = S_OK
-            lengths.append(nr_bytes + 1)
-            following += 1
-            if following == end:
-                break
-            _, readable, writable = chains[following]
-            if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
-                break
-            kind, _, sector = unpack(readable[0])
-            if kind != T_IN:
-                break
-        return following - index
 
     def _step_out(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin, sector: int) -> int:
         """Execute the write at ``chains[index]`` and those that follow on it, as one write if the device takes it."""
@@ -317,7 +306,7 @@ class Blk:
                 _, readable, writable = chains[following]
                 if len(writable) != 1 or len(writable[0]) != 1 or len(readable) != 2 or len(readable[0]) != 16:
                     break
-                kind, _, at = HEADER.unpack_from(readable[0])
+                kind, _, at = _UNPACK_HEADER(readable[0])
                 buffer = readable[1]
                 size = len(buffer)
                 more = size >> SECTOR_SHIFT
