@@ -18,12 +18,13 @@ ZONE_MIB: Final = 64
 NR_ZONES: Final = 8
 GOAL: Final = 1.0
 PEER: Final = "QEMU's NVMe ZNS"
-#: Filled once for the random reads; sequential writes go to the first one, which is emptied before.
+#: Filled once for the random reads; sequential writes go to those before it, which are emptied first.
 READ_ZONE: Final = 4
+WRITE_MIB: Final = READ_ZONE * ZONE_MIB
 
 WHAT: Final = (
     ("4 KiB sequential write", "write", f"--rw=write --bs=4k --offset=0 --size={ZONE_MIB}M --iodepth=1"),
-    ("128 KiB sequential write", "write", f"--rw=write --bs=128k --offset=0 --size={ZONE_MIB}M --iodepth=1"),
+    ("128 KiB sequential write", "write", f"--rw=write --bs=128k --offset=0 --size={WRITE_MIB}M --iodepth=1"),
     ("4 KiB random read, depth 1", "read", "--rw=randread --bs=4k --iodepth=1"),
     ("4 KiB random read, depth 32", "read", "--rw=randread --bs=4k --iodepth=32"),
 )
@@ -51,7 +52,7 @@ def rows(scratch: Path, runs: int) -> list[Row]:
             found = [
                 compare(
                     "guest", what, "/s", _measure(guest, disk.path, direction, options), peer=PEER,
-                    peers=_measure(guest, "/dev/nvme0n1", direction, options), runs=runs, goal=GOAL,
+                    peers=_measure(guest, "/dev/nvme0n1", direction, options, plain), runs=runs, goal=GOAL,
                 )
                 for what, direction, options in WHAT
             ]  # fmt: skip
@@ -65,10 +66,18 @@ def _place(zone_no: int) -> str:
     return f"--offset={zone_no * ZONE_MIB}M --size={ZONE_MIB}M"
 
 
-def _measure(guest: Guest, path: str, direction: str, options: str) -> Callable[[], float]:
+def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path | None = None) -> Callable[[], float]:
+    """Return what measures one run; *plain*: the file of a drive that keeps what was in its zones."""
+
     def measure() -> float:
         if direction == "write":
-            guest.run(["blkzone", "reset", "-o", "0", "-c", "1", path])
+            guest.run(["blkzone", "reset", "-o", "0", "-c", str(READ_ZONE), path])
+            if plain is not None:
+                # As our reset does: what is overwritten in place costs less than what is new.
+                place = ["--offset", "0", "--length", str(WRITE_MIB << 20)]
+                subprocess.run(["fallocate", "--punch-hole", *place, str(plain)], check=True)
+            # What was written before, and the holes, are not to be paid for in the time that is measured.
+            guest.run(["sync", path])
             return _fio(guest, path, options, direction)
         return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=3", direction)
 
