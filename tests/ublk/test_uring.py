@@ -63,6 +63,26 @@ def test_polling_wakes_a_sleeping_ring(ring: Ring) -> None:
     os.close(event)
 
 
+def test_spinning_sees_what_enter_would_find() -> None:
+    try:
+        ring = Ring(4, one_thread=True)
+    except OSError as error:
+        pytest.skip(f"this kernel gives us no ring of this kind: {error}")
+    event = os.eventfd(0)
+    ring.place(0, OP_POLL_ADD, event, 9, flags=POLLIN)
+    ring.push(0)
+    ring.enter(0)
+    assert not ring.spin(0)
+    assert not ring.spin(1_000_000)
+    os.eventfd_write(event, 1)
+    assert ring.spin(60_000_000_000)
+    ring.enter(1)
+    assert ring.spin(60_000_000_000)
+    assert ring.reap() == [(9, POLLIN)]
+    ring.close()
+    os.close(event)
+
+
 def test_closing_cancels_what_is_out_and_can_be_done_twice(ring: Ring) -> None:
     reader, writer = os.pipe()
     ring.place(0, OP_POLL_ADD, reader, 1, flags=POLLIN)

@@ -42,6 +42,11 @@ MAX_IO_BYTES: Final = 1 << 20
 _ZONES_MAX: Final = MAX_IO_BYTES // 64
 #: A longer report is made by the thread that may wait.
 _QUICK_ZONES: Final = 1024
+#: How long the kernel is looked at for the next request before the thread sleeps: who sends one after the other gets
+#: answers a third faster. Where that was in vain (nobody asks, or there are too few processors for both), the thread
+#: goes to sleep at once the next times, up to so many.
+_SPIN_NS: Final = 50_000
+_SLEEPS_MAX: Final = 63
 _FUA: Final = 1 << 13
 # Plain numbers: comparing with a member of an enumeration costs a call.
 _READ: Final = int(Request.READ)
@@ -228,14 +233,21 @@ class Queue(threading.Thread):
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
         recorded: list[int] = []
         nr_served = depth
+        in_vain = nr_sleeps = 0
         while nr_served:
-            if recorded:
+            if recorded or (ring.pending and not nr_sleeps):
                 # Records are freed as soon as the kernel has the answers, which is before we sleep.
                 ring.enter(0)
                 for tag in recorded:
                     words[slots[base + tag]] = FREE
                 recorded.clear()
             if not ring.has_completions():
+                if nr_sleeps:
+                    nr_sleeps -= 1
+                elif ring.spin(_SPIN_NS):
+                    in_vain = 0
+                else:
+                    in_vain = nr_sleeps = min(2 * in_vain + 1, _SLEEPS_MAX)
                 ring.enter(1)
             for tag, outcome in ring.reap():
                 if tag == depth:

@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import Final
 
 OP_NOP: Final = 0
@@ -31,9 +32,11 @@ COMMAND_OFFSET: Final = 48
 _SYS_SETUP: Final = 425
 _SYS_ENTER: Final = 426
 _SETUP_CQSIZE: Final = 1 << 3
+_SETUP_TASKRUN_FLAG: Final = 1 << 9
 _SETUP_SQE128: Final = 1 << 10
 _SETUP_SINGLE_ISSUER: Final = 1 << 12
 _SETUP_DEFER_TASKRUN: Final = 1 << 13
+_SQ_TASKRUN: Final = 1 << 2
 _ENTER_GETEVENTS: Final = 1
 _FEAT_SINGLE_MMAP: Final = 1
 _OFF_SQ_RING: Final = 0
@@ -74,7 +77,7 @@ class Ring:
         """
         flags = _SETUP_SQE128 | _SETUP_CQSIZE
         if one_thread:
-            flags |= _SETUP_SINGLE_ISSUER | _SETUP_DEFER_TASKRUN
+            flags |= _SETUP_SINGLE_ISSUER | _SETUP_DEFER_TASKRUN | _SETUP_TASKRUN_FLAG
         params = ctypes.create_string_buffer(_PARAMS.size)
         _PARAMS.pack_into(params, 0, 0, 2 * nr_entries, flags, *([0] * 25))
         self._fd = _syscall(_SYS_SETUP, nr_entries, ctypes.addressof(params), 0, 0, None, 0)
@@ -95,6 +98,7 @@ class Ring:
         self._sq_tail = sq[1] // 4
         self._sq_mask = words[sq[2] // 4]
         self._array = sq[6] // 4
+        self._sq_flags = sq[4] // 4
         self._cq_head, self._cq_tail = cq[0] // 4, cq[1] // 4
         self._cq_mask = words[cq[2] // 4]
         self._cqes = cq[5] // 4
@@ -134,6 +138,18 @@ class Ring:
     def has_completions(self) -> bool:
         """Say whether :meth:`reap` would find something."""
         return bool(self._head != self._words[self._cq_tail])
+
+    def spin(self, duration_ns: int) -> bool:
+        """Look for *duration_ns* whether the kernel has something for us; True if :meth:`enter` would not sleep now.
+
+        Only in a ring of one thread, to which the kernel gives its completions inside of :meth:`enter`.
+        """
+        words, flags, tail, head = self._words, self._sq_flags, self._cq_tail, self._head
+        end = monotonic_ns() + duration_ns
+        while not words[flags] & _SQ_TASKRUN and words[tail] == head:
+            if monotonic_ns() >= end:
+                return False
+        return True
 
     def reap(self) -> list[tuple[int, int]]:
         """Take and return (user_data below 2^32, result) of all that has completed; a negative result is an errno."""
