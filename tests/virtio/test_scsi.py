@@ -182,3 +182,18 @@ def test_any_frame_is_answered(target: Target, frame: bytes, out: int, room: int
         length, answer = execute(target, request)
         assert 108 <= length <= room
         assert response(answer)[3] in set(map(int, Response))
+
+
+@given(
+    kind=st.integers(0, 4),
+    rest=st.binary(max_size=40)
+    | st.tuples(st.integers(0, 12), st.just(DISK)).map(lambda t: bytes([t[0], 0, 0, 0]) + t[1]),
+    room=st.integers(0, 12),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_control_request_is_answered_or_breaks_the_ring(target: Target, kind: int, rest: bytes, room: int) -> None:
+    frame = chain([kind.to_bytes(4, "little") + rest], [room] if room else [])
+    try:
+        assert ControlQueue(target).execute(frame) <= room
+    except BrokenRingError:
+        return
