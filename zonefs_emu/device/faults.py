@@ -200,7 +200,7 @@ class FaultTable:
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         """Start with *faults*."""
         self.faults = list(faults)
-        # Of two threads that count at once, one would be lost.
+        # Of two threads that count at once, one would be lost; and nobody counts while a fault goes.
         self._counting = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -226,11 +226,12 @@ class FaultTable:
         Raises:
             UsageError: there is none of that id.
         """
-        kept = [fault for fault in self.faults if fault.id != fault_id]
-        if len(kept) == len(self.faults):
-            message = f"there is no fault {fault_id}"
-            raise UsageError(message)
-        self.faults[:] = kept
+        with self._counting:
+            kept = [fault for fault in self.faults if fault.id != fault_id]
+            if len(kept) == len(self.faults):
+                message = f"there is no fault {fault_id}"
+                raise UsageError(message)
+            self.faults[:] = kept
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> list[tuple[Fault, int]]:
         """Count *operation* on the *nr_zones* zones from *zone_no* on.
