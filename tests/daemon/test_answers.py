@@ -44,6 +44,7 @@ def test_the_operation_decides_where_a_standard_says_so() -> None:
     wrong_range = refusal(Rule.OUT_OF_RANGE, Status.OUT_OF_RANGE, Operation.READ)
     assert answers(wrong_range)["virtio-blk"] == "S_IOERR"
     assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.WRITE))["scsi"] == "MEDIUM_ERROR 0Ch/00h"
+    assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.APPEND))["scsi"] == "MEDIUM_ERROR 0Ch/00h"
     assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.READ))["scsi"] == "MEDIUM_ERROR 11h/00h"
 
 

@@ -106,6 +106,8 @@ def test_replayed_writes_carry_their_sectors_numbers(log: list[str], tmp_path: P
     assert device.port("test", VIRTIO).read(2 * ZONE, 8, (data,)) is Status.OK
     device.close()
     assert data == pattern(2 * ZONE, 8)
+    assert pattern(-1, 2) == b"\xff" * 512 + bytes(512)
+    assert pattern(1 << 70, 1) == bytes(512)
     assert data[512:520] == (2 * ZONE + 1).to_bytes(8, "little")
 
 

@@ -31,6 +31,7 @@ _SET_COND: Final = "set-cond"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
 _NR_SECTORS_MAX: Final = 1 << 21
+_NUMBER_MASK: Final = (1 << 64) - 1
 #: What of a fault is in the line of the operation that it struck.
 _TOLD: Final = {
     Effect.FAIL: ("status",),
@@ -317,5 +318,6 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
 
 
 def pattern(sector: Sector, nr_sectors: int) -> bytes:
-    """Return *nr_sectors* sectors that each carry their own number, counted from *sector*."""
-    return b"".join((sector + i).to_bytes(8, "little") * (SECTOR_BYTES // 8) for i in range(nr_sectors))
+    """Return *nr_sectors* sectors that each carry their own number, counted from *sector*, in 8 bytes."""
+    # A guest may ask for what is no sector, and so may a log.
+    return b"".join((sector + i & _NUMBER_MASK).to_bytes(8, "little") * (SECTOR_BYTES // 8) for i in range(nr_sectors))

@@ -101,7 +101,7 @@ SENSE_OF_RULE: Final[Mapping[Rule, Sense]] = MappingProxyType(
         Rule.SCSI_WRITE_PROTECTED: WRITE_PROTECTED,
     }
 )
-_WRITING: Final = frozenset((Operation.WRITE, Operation.FLUSH))
+_WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.FLUSH))
 
 
 def sense_of(status: Status, operation: Operation) -> Sense:

@@ -437,9 +437,11 @@ class FrontendQueue:
         return True
 
     def close(self) -> None:
-        """Close the descriptors."""
+        """Close the descriptors; a second time does nothing."""
         for fd in (self.kick_fd, self.call_fd, self.err_fd):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+        self.kick_fd = self.call_fd = self.err_fd = -1
 
 
 class Frontend:
@@ -766,7 +768,7 @@ class Frontend:
             self.backend_requests = None
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything; a second time does nothing."""
         self._socket.close()
         self._close_backend_requests()
         for queue in self.queues:
@@ -774,6 +776,7 @@ class Frontend:
         for fd in (self.memory_fd, self._inflight_fd, self._log_fd):
             if fd >= 0:
                 os.close(fd)
+        self.memory_fd = self._inflight_fd = self._log_fd = -1
 
 
 class BlkZone(NamedTuple):
