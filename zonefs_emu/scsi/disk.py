@@ -78,6 +78,8 @@ _NO_BOUNDARY: Final = 1 << 64
 _CDB_10: Final = struct.Struct(">BBIBHB")
 _CDB_12: Final = struct.Struct(">BBIIBB")
 _CDB_16: Final = struct.Struct(">BBQIBB")
+#: Byte 1, LBA and transfer length of a 16-byte read or write.
+_TRANSFER_16: Final = struct.Struct(">xBQI").unpack_from
 _ZONE_CDB: Final = struct.Struct(">BBQ2xHBB")
 
 _ZONE_OPERATIONS: Final[Mapping[int, Operation]] = MappingProxyType(
@@ -94,6 +96,7 @@ _SLOW: Final = frozenset({
     Opcode.SYNCHRONIZE_CACHE_16, Opcode.VERIFY_10, Opcode.VERIFY_12, Opcode.VERIFY_16, Opcode.ZBC_OUT, Opcode.ZBC_IN,
 })  # fmt: skip
 _WRITES: Final = frozenset({Opcode.WRITE_6, Opcode.WRITE_10, Opcode.WRITE_12, Opcode.WRITE_16})
+#: Those that have FUA in byte 1.
 _LONG_READS_AND_WRITES: Final = frozenset({
     Opcode.READ_10, Opcode.READ_12, Opcode.READ_16, Opcode.WRITE_10, Opcode.WRITE_12, Opcode.WRITE_16,
 })  # fmt: skip
@@ -230,7 +233,7 @@ class Disk:
     # -- READ -------------------------------------------------------------------------------------------------
 
     def _read_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        _, flags, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        flags, lba, nr_blocks = _TRANSFER_16(cdb)
         return self._read(lba, nr_blocks, flags, data_out, data_in)
 
     def _read_12(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -315,7 +318,7 @@ class Disk:
     # -- WRITE ------------------------------------------------------------------------------------------------
 
     def _write_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        _, flags, lba, nr_blocks, _, _ = _CDB_16.unpack_from(cdb)
+        flags, lba, nr_blocks = _TRANSFER_16(cdb)
         return self._write(lba, nr_blocks, flags, data_out, data_in)
 
     def _write_12(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:

@@ -26,11 +26,13 @@ CDB_BYTES: Final = 32
 SENSE_BYTES: Final = 96
 #: lun, id, task attribute, priority, crn; then the CDB
 _REQUEST: Final = struct.Struct("<8sQBBB")
+_LUN_BYTES: Final = 8
 REQUEST_BYTES: Final = _REQUEST.size + CDB_BYTES
 #: sense length, residual, status qualifier, status, response; then the sense data
 _RESPONSE: Final = struct.Struct("<IIHBB")
 RESPONSE_BYTES: Final = _RESPONSE.size + SENSE_BYTES
 _GOOD: Final = bytes(_RESPONSE.size)
+_PUT_HEAD: Final = struct.Struct(f"{_RESPONSE.size}s").pack_into
 
 _TASK_MANAGEMENT: Final = struct.Struct("<II8sQ")
 _ASYNC_REQUEST: Final = struct.Struct("<I8sI")
@@ -85,11 +87,13 @@ class Target(Protocol):
 def decode_address(field: bytes) -> int:
     """Return the LUN that the 8 bytes of a request address, -1 (NO_LUN) if none can be there, or -2: no such target.
 
+    Of a request that was cut short there are fewer.
+
     "first byte set to 1, second byte set to target, third and fourth byte representing a single level LUN structure,
     followed by four zero bytes"; C1h 01h in front is the REPORT LUNS well-known logical unit.
     """
-    if field[0] == 1:
-        return -2 if field[1] else decode_lun(field[2:8] + bytes(2))
+    if field[:1] == b"\x01":
+        return -2 if field[1:2] != b"\0" else decode_lun(field[2:8] + bytes(2))
     if field[:2] == b"\xc1\x01":
         return decode_lun(field)
     return -2
@@ -100,7 +104,8 @@ class RequestQueue:
 
     def __init__(self, target: Target) -> None:
         """Hand commands to *target*."""
-        self._target = target
+        self._may_block = target.may_block
+        self._target_execute = target.execute
         self._luns: dict[bytes, int] = {}
 
     def _lun(self, field: bytes) -> int:
@@ -114,42 +119,51 @@ class RequestQueue:
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
         """Execute the request at ``chains[index]``; see the protocol."""
         chain = chains[index]
-        _, readable, _ = chain
+        readable = chain[1]
         # A copy: what was looked at here must be what is executed.
-        head = bytes(readable[0]) if readable and len(readable[0]) == REQUEST_BYTES else None
-        if head is None:
+        if readable and len(readable[0]) == REQUEST_BYTES:
+            head = bytes(readable[0])
+        else:
             head = gather(readable, 0, REQUEST_BYTES)
-        if len(head) == REQUEST_BYTES and self._target.may_block(self._lun(head[:8]), head[_REQUEST.size :]):
+        lun, cdb = self._lun(head[:_LUN_BYTES]), head[_REQUEST.size :]
+        if len(head) == REQUEST_BYTES and self._may_block(lun, cdb):
             return 0
         begin(index, ())
-        lengths.append(self._execute(chain, head))
+        lengths.append(self._execute(chain, lun, cdb))
         return 1
 
     def execute(self, chain: Chain) -> int:
         """Execute one request; see the protocol."""
-        return self._execute(chain, gather(chain[1], 0, REQUEST_BYTES))
+        head = gather(chain[1], 0, REQUEST_BYTES)
+        return self._execute(chain, self._lun(head[:_LUN_BYTES]), head[_REQUEST.size :])
 
-    def _execute(self, chain: Chain, head: bytes) -> int:
+    def _execute(self, chain: Chain, lun: int, cdb: bytes) -> int:
         _, readable, writable = chain
-        if readable and len(readable[0]) == REQUEST_BYTES:
-            data_out = readable[1:]
+        if (
+            len(cdb) == CDB_BYTES
+            and len(readable[0]) == REQUEST_BYTES
+            and writable
+            and len(writable[0]) == RESPONSE_BYTES
+        ):
+            data_out, data_in = readable[1:], writable[1:]
+            room = RESPONSE_BYTES + sum(map(len, data_in)) if data_in else RESPONSE_BYTES
         else:
             data_out = carve(readable, REQUEST_BYTES, total_bytes(readable))
-        room = total_bytes(writable)
-        if len(head) < REQUEST_BYTES or room < RESPONSE_BYTES:
-            msg = f"a request with {len(head)} bytes of header and {room} bytes for the answer"
-            raise BrokenRingError(msg)
-        data_in = writable[1:] if len(writable[0]) == RESPONSE_BYTES else carve(writable, RESPONSE_BYTES, room)
-        lun = self._lun(head[:8])
+            room = total_bytes(writable)
+            if len(cdb) < CDB_BYTES or room < RESPONSE_BYTES:
+                nr_bytes = min(total_bytes(readable), REQUEST_BYTES)
+                msg = f"a request with {nr_bytes} bytes of header and {room} bytes for the answer"
+                raise BrokenRingError(msg)
+            data_in = carve(writable, RESPONSE_BYTES, room)
         if lun == -2:
             return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.BAD_TARGET), b"")
-        status, sense, residual, overrun = self._target.execute(lun, head[_REQUEST.size :], data_out, data_in)
+        status, sense, residual, overrun = self._target_execute(lun, cdb, data_out, data_in)
         if overrun:
             # "VIRTIO_SCSI_S_OVERRUN if the content of the CDB [...] requires transferring more data than is available".
             return self._answer(writable, _RESPONSE.pack(0, residual, 0, 0, Response.OVERRUN), b"")
         if not status and not residual:
             if len(writable[0]) >= RESPONSE_BYTES:
-                writable[0][: _RESPONSE.size] = _GOOD
+                _PUT_HEAD(writable[0], 0, _GOOD)
             else:
                 scatter(writable, 0, _GOOD)
             return room

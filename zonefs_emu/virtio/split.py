@@ -161,13 +161,15 @@ class SplitRing(Ring):
                     offset = address - start
                     length = meta & 0xFFFFFFFF
                     if 0 <= offset <= len(view) - length and length <= _TABLE_BYTES_MAX:
-                        raw = bytes(view[offset : offset + length])
+                        raw = (
+                            _RAW_THREE(view, offset)[0]
+                            if length == _THREE_BYTES
+                            else bytes(view[offset : offset + length])
+                        )
                     else:
                         raw = self._read_table(address, length)
-                    buffers = known_tables.get(raw)
-                    if buffers is None:
-                        buffers = self._learn_table(raw)
-                    chains.append((head, *buffers))
+                    readable, writable = known_tables.get(raw) or self._learn_table(raw)
+                    chains.append((head, readable, writable))
                     continue
             chains.append(self._walk(head))
         self._next = (following + len(chains)) & 0xFFFF
