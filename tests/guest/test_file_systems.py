@@ -185,12 +185,12 @@ def test_btrfs(guest: Guest, tmp_path: Path) -> None:
             mkfs.btrfs -q -O zoned -m single -d single {disk.path}
             mkdir -p /mnt/btrfs
             mount {disk.path} /mnt/btrfs
-            for part in json email encodings lib2to3 xml; do cp -a {tree}/$part /mnt/btrfs; done
+            for part in json email; do cp -a {tree}/$part /mnt/btrfs; done
             sync
             btrfs scrub start -B /mnt/btrfs
             umount /mnt/btrfs
             mount {disk.path} /mnt/btrfs
-            for part in json email encodings lib2to3 xml; do diff -r {tree}/$part /mnt/btrfs/$part; done
+            for part in json email; do diff -r {tree}/$part /mnt/btrfs/$part; done
             umount /mnt/btrfs
             btrfs check {disk.path}
             """,
