@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -567,17 +568,29 @@ def test_ports_that_nobody_holds_are_forgotten(device: ZonedDevice, port: Port) 
         assert device.port("one request", VIRTIO).manage(OPEN, 128) == Status.OK
         assert port.manage(RESET, 128) == Status.OK
     assert told == 100 * [2]
-    taps: list[int] = []
+    assert len(device._ports) == 1
 
-    def tap(buffers: Sequence[Any], offset: int) -> int:
-        taps.append(offset)
-        return device.image.backing.pwritev(buffers, offset)
 
+def test_taps_of_writes_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
+    taps: list[tuple[str, int]] = []
+
+    def tap(name: str, pwritev: Callable[..., int], buffers: Sequence[Any], offset: int) -> int:
+        taps.append((name, offset >> 9))
+        return pwritev(buffers, offset)
+
+    older, newer = partial(tap, "older"), partial(tap, "newer")
     kept = device.port("kept", VIRTIO)
-    device.tap_writes(tap)
-    assert (write(port, 128, 1), write(kept, 129, 1)) == (Status.OK, Status.OK)
-    assert taps == [128 * 512, 129 * 512]
-    assert len(device._ports) == 2
+    begun: list[int] = []
+    device.tap_writes(older)
+    assert write(port, 128, 1) == Status.OK
+    device.tap_writes(newer, begin=lambda: begun.append(len(taps)))
+    assert write(kept, 129, 1) == Status.OK
+    device.untap_writes(older)
+    assert write(device.port("later", VIRTIO), 130, 1) == Status.OK
+    device.untap_writes(newer)
+    assert write(port, 131, 1) == Status.OK
+    assert (taps, begun) == ([("older", 128), ("newer", 129), ("older", 129), ("newer", 130)], [1])
+    assert device.pwritev is port.pwritev is device.image.backing.pwritev
 
 
 # -- statistics -----------------------------------------------------------------------------------------------------

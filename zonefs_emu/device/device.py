@@ -25,7 +25,7 @@ from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status, UsageError
+from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import Dialect, Operation
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: Called with (first zone_no, number of zones) after another port changed zones: quick, thread safe, never raises. The
 #: device's lock may be held: a listener notes what it was told and calls nothing of the device.
 Listener: TypeAlias = Callable[[int, int], None]
+
+#: Stands for pwritev(buffers, offset) of the image: called with that, which it calls in its turn, and its arguments.
+Tap: TypeAlias = "Callable[[Callable[[Sequence[Buffer], int], int], Sequence[Buffer], int], int]"
 
 #: What a witness is told instead of a number of sectors for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
@@ -94,6 +97,7 @@ class ZonedDevice:
         self._subscribing = threading.Lock()
         #: How the ports write to the image; see :meth:`tap_writes`.
         self.pwritev = image.backing.pwritev
+        self._taps: list[Tap] = []
         #: What :meth:`port` makes: an operation log puts its recording ports here.
         self.port_factory: Callable[[str, Dialect], Port] = partial(Port, self)
         self._listeners: list[tuple[Port | None, Listener]] = []
@@ -154,25 +158,29 @@ class ZonedDevice:
             self._listeners = [entry for entry in self._listeners if entry[1] != listener]
             self._spread_listeners()
 
-    def tap_writes(
-        self, tap: "Callable[[Sequence[Buffer], int], int] | None", *, begin: Callable[[], None] | None = None
-    ) -> None:
-        """Have all ports write to the image through *tap*, which stands for pwritev(buffers, offset); None ends it.
+    def tap_writes(self, tap: Tap, *, begin: Callable[[], None] | None = None) -> None:
+        """Have all ports write to the image through *tap*, until :meth:`untap_writes`.
 
         *tap* is called with the lock held, and so is *begin*, after the last write that *tap* does not see.
-
-        Raises:
-            UsageError: there is one already.
         """
         with self.lock, self._subscribing:
-            if tap is not None and self.pwritev is not self.image.backing.pwritev:
-                msg = "a dump or a power-cut lab is at work on this image: try again when it has ended"
-                raise UsageError(msg, exit_code=1)
             if begin is not None:
                 begin()
-            self.pwritev = tap or self.image.backing.pwritev
-            for port in self._ports:
-                port.pwritev = self.pwritev
+            self._taps.append(tap)
+            self._spread_taps()
+
+    def untap_writes(self, tap: Tap) -> None:
+        """Have ports write past *tap* again; without it, do nothing."""
+        with self.lock, self._subscribing:
+            self._taps = [other for other in self._taps if other != tap]
+            self._spread_taps()
+
+    def _spread_taps(self) -> None:
+        self.pwritev = self.image.backing.pwritev
+        for tap in self._taps:
+            self.pwritev = partial(tap, self.pwritev)
+        for port in self._ports:
+            port.pwritev = self.pwritev
 
     def _spread_listeners(self) -> None:
         for port in self._ports:

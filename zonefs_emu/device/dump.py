@@ -4,11 +4,12 @@ Before a write or the end of a reset changes bytes that the copy still needs, it
 than what they are about to overwrite.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
 from zonefs_emu.persist.copy import Copy
 from zonefs_emu.units import to_bytes
 
@@ -22,14 +23,14 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
     Yields now and then how far it is, in bytes of the device. Who stops early leaves no file.
 
     Raises:
-        UsageError: another dump or a power-cut lab watches the device.
+        UsageError: another dump is at work.
         FileExistsError: *target* exists. OSError: the host refuses or has no room; nothing is left behind.
     """
     image, geometry = device.image, device.geometry
 
-    def write(buffers: "Sequence[Buffer]", offset: int) -> int:
+    def write(pwritev: "Callable[[Sequence[Buffer], int], int]", buffers: "Sequence[Buffer]", offset: int) -> int:
         copy.save(offset, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
-        return image.backing.pwritev(buffers, offset)
+        return pwritev(buffers, offset)
 
     def erase(zone_numbers: Sequence[int]) -> None:
         for zone_no in zone_numbers:
@@ -37,6 +38,9 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
             copy.save(start, start + to_bytes(geometry.zone_len(zone_no)))
 
     def begin() -> None:
+        if image.erase_listener is not None:
+            msg = "a dump is at work on this image: try again when it has ended"
+            raise UsageError(msg, exit_code=1)
         copy.begin(bytearray(image.conds), image.wps[:])
         image.erase_listener = erase
 
@@ -46,8 +50,9 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
         try:
             yield from copy.run()
         finally:
-            device.tap_writes(None)
-            image.erase_listener = None
+            device.untap_writes(write)
+            if image.erase_listener is erase:
+                image.erase_listener = None
         copy.seal()
     except BaseException:
         copy.abandon()

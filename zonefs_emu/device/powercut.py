@@ -16,7 +16,7 @@ time and memory, so it is a lab and not the normal state of a device.
 
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice, product
@@ -131,7 +131,7 @@ class PowerCutLab:
     def close(self) -> None:
         """Stop watching."""
         self._image.checkpoint_listener = None
-        self._device.tap_writes(None)
+        self._device.untap_writes(self._note)
 
     def _earlier_writes(self) -> Iterator[Write]:
         conds, wps = self._baseline
@@ -193,7 +193,7 @@ class PowerCutLab:
 
     # -- watching ---------------------------------------------------------------------------------------------
 
-    def _note(self, buffers: "Sequence[Buffer]", offset: int) -> int:
+    def _note(self, pwritev: "Callable[[Sequence[Buffer], int], int]", buffers: "Sequence[Buffer]", offset: int) -> int:
         """Stand between the device and the image's pwritev; called with the device's lock held."""
         length = sum(memoryview(buffer).nbytes for buffer in buffers)
         sector = offset >> SECTOR_SHIFT
@@ -201,7 +201,7 @@ class PowerCutLab:
         before = b""
         if self._device.geometry.is_conventional(zone_no):
             before = self._image.backing.pread(length, offset)
-        done = self._image.backing.pwritev(buffers, offset)
+        done = pwritev(buffers, offset)
         self._writes.append(
             Write(zone_no=zone_no, sector=sector, nr_sectors=done >> SECTOR_SHIFT, before=before[:done])
         )
