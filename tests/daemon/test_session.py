@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio.testing
 
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.client import call, open_target
-from zonefs_emu.daemon.session import run
+from zonefs_emu.daemon.session import keep_counters, run
+from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.errors import ImageBusyError
+from zonefs_emu.errors import ImageBusyError, Status
+from zonefs_emu.model.transitions import VIRTIO, Operation
 
 # A process with a session. The front-ends say on stdout what happens to them.
 SCRIPT = """
@@ -150,6 +153,19 @@ def test_after_a_kill_the_image_is_free_and_whole(image: Path) -> None:
         wait_ready(process)
         with open_target(image) as target:
             assert target.live
+
+
+async def test_counters_are_written_now_and_then(image: Path, autojump_clock: trio.testing.MockClock) -> None:
+    """So they outlast a daemon that is killed."""
+    device = ZonedDevice.open(image)
+    backing, header = device.image.backing, device.image.header
+    assert device.port("test", VIRTIO).manage(Operation.OPEN, device.geometry.zone_start(1)) is Status.OK
+    assert Counters(backing, header, readonly=True).totals()["opens"] == 0
+    with trio.move_on_after(60):
+        await keep_counters(device)
+    assert autojump_clock.current_time() == 60
+    assert Counters(backing, header, readonly=True).totals()["opens"] == 1
+    device.close()
 
 
 def test_a_client_meets_no_gap_at_the_end(image: Path) -> None:

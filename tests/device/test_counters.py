@@ -118,13 +118,37 @@ def test_many_rows_are_written_back_and_make_room(opened: Opener, monkeypatch: p
     assert opened().totals()["opens"] == 11
 
 
-def test_a_full_disk_warns_and_forgets_nothing(header: Header, expect_warning: Callable[[str], None]) -> None:
+def test_only_what_changed_is_written(header: Header) -> None:
+    backing = FailingBacking(bytearray(header.file_bytes))
+    counters = Counters(backing, header, readonly=False)
+    counters.count(1, Counter.READS)
+    counters.count(2, Counter.READS)
+    calls = []
+    for zone_no in (None, None, 2, None):
+        if zone_no is not None:
+            counters.count(zone_no, Counter.RESETS)
+        before = backing.calls
+        counters.save()
+        calls.append(backing.calls - before)
+    assert calls == [2, 0, 1, 0]
+    counters.device[Counter.FLUSHES] += 1
+    counters.save()
+    assert Counters(backing, header, readonly=True).totals()["flushes"] == 1
+
+
+def test_a_full_disk_warns_once_and_forgets_nothing(
+    header: Header, caplog: pytest.LogCaptureFixture, expect_warning: Callable[[str], None]
+) -> None:
     expect_warning(r"could not be written \(No space left on device\); they are kept in memory")
     memory = bytearray(header.file_bytes)
-    counters = Counters(FailingBacking(memory, fail_at=1, errno=errno.ENOSPC), header, readonly=False)
+    backing = FailingBacking(memory, fail_at=1, errno=errno.ENOSPC, lasting=True)
+    counters = Counters(backing, header, readonly=False)
     counters.count(3, Counter.WRITES)
     counters.save()
+    counters.save()
+    assert len(caplog.records) == 1
     assert counters.totals()["writes"] == 1
+    backing.fail_at = 0
     counters.save()
     assert Counters(MemoryBacking(memory), header, readonly=False).totals()["writes"] == 1
 

@@ -36,6 +36,8 @@ refusal_log = logging.getLogger("zonefs_emu.refused")
 refusal_log.setLevel(logging.INFO)
 
 _POLL_S: Final = 0.02
+#: How often a daemon writes its counters: what a kill may cost of them.
+_COUNTERS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,7 @@ async def _run(session: Session, front_ends: Sequence[FrontEnd], ready: Callable
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(keep_counters, session.device)
                 await nursery.start(server.run)
                 async with trio.open_nursery() as workers:
                     for front_end in front_ends:
@@ -174,6 +177,13 @@ async def _run(session: Session, front_ends: Sequence[FrontEnd], ready: Callable
     finally:
         with suppress(FileNotFoundError):
             socket_path.unlink()
+
+
+async def keep_counters(device: ZonedDevice) -> None:
+    """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last."""
+    while True:
+        await trio.sleep(_COUNTERS_S)
+        await trio.to_thread.run_sync(device.counters.save)
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -1,9 +1,9 @@
 """Counters that last: what was done to each zone, and to the device, since the image was created.
 
 A row of sixteen numbers a zone, in a sparse section of the image: zones that nobody touches take no space and no
-memory. Rows are kept here from the first use on and written back at close, at a flush if the last time is a second
-ago, and when there are many. They are statistics: a killed process loses those since the last time they were
-written, and no rule depends on them.
+memory. Rows are kept here from the first use on and written back, if they changed, at close, at a flush if the last
+time is a second ago, when there are many, and by a daemon every few seconds. They are statistics: a killed process
+loses those since the last time they were written, and no rule depends on them.
 """
 
 import logging
@@ -70,7 +70,11 @@ class Counters:
         # Held where a row goes from the file to memory or back: of two that do so at once, one would undo the other.
         self._moving = threading.Lock()
         self.rows: dict[int, list[int]] = {}
+        #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.
+        self._sums: dict[int, int] = {}
+        self._is_failing = False
         self.device = self._read_row(-1)
+        self._sums[-1] = sum(self.device)
 
     def _read_row(self, zone_no: int) -> list[int]:
         return list(_ROW.unpack(self._backing.pread(COUNTER_ROW_BYTES, self._place(zone_no))))
@@ -86,6 +90,7 @@ class Counters:
                 if len(self.rows) >= _ROWS_MAX:
                     self._save()
                 row = self.rows.setdefault(zone_no, self._read_row(zone_no))
+                self._sums.setdefault(zone_no, sum(row))
         return row
 
     def count(self, zone_no: int, counter: Counter) -> None:
@@ -138,14 +143,21 @@ class Counters:
         if self._readonly:
             return
         try:
-            for zone_no, row in list(self.rows.items()):
-                self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
-            self._backing.pwrite(_ROW.pack(*self.device), self._place(-1))
+            for zone_no, row in [*self.rows.items(), (-1, self.device)]:
+                # The sum first: what is counted from here on is written the next time.
+                total = sum(row)
+                if total != self._sums[zone_no]:
+                    self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
+                    self._sums[zone_no] = total
         except OSError as error:
-            log.warning("the counters could not be written (%s); they are kept in memory", error.strerror)
+            if not self._is_failing:
+                log.warning("the counters could not be written (%s); they are kept in memory", error.strerror)
+            self._is_failing = True
             return
+        self._is_failing = False
         if len(self.rows) >= _ROWS_MAX:
             self.rows.clear()
+            self._sums = {-1: self._sums[-1]}
 
     def zone(self, zone_no: int) -> dict[str, int]:
         """Return the counters of *zone_no* by name."""
