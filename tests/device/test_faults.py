@@ -31,6 +31,13 @@ def test_fires_at_every_match_from_the_nth_on() -> None:
     assert firings(Fault(effect=Effect.FAIL, operations=WRITES, nth=3, every=True), 6) == [3, 4, 5, 6]
 
 
+def test_a_long_history_costs_nothing() -> None:
+    """The delays of the past are not drawn again when an image is opened."""
+    fault = Fault(effect=Effect.DELAY, operations=WRITES, every=True, delay_max_ns=9, seen=10**30)
+    assert fault.fires(Operation.WRITE, 0) == 0
+    assert 0 <= fault.delay_ns() <= 9
+
+
 def test_other_operations_and_zones_do_not_count() -> None:
     fault = Fault(effect=Effect.FAIL, operations=WRITES, first_zone=2, nr_zones=3)
     assert firings(fault, 5, Operation.READ, 2) == []
@@ -89,6 +96,7 @@ def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
         ({"effect": Effect.COND, "operations": WRITES, "cond": Condition.EMPTY}, "READONLY or OFFLINE"),
         ({"effect": Effect.DELAY, "operations": WRITES}, "takes a time"),
         ({"effect": Effect.DELAY, "operations": WRITES, "delay_min_ns": 9, "delay_max_ns": 5}, "takes a time"),
+        ({"effect": Effect.DELAY, "operations": WRITES, "delay_max_ns": 3601 * 10**9}, "at most 3600 seconds"),
         ({"effect": Effect.LIE, "operations": WRITES}, "every report"),
     ],
 )

@@ -6,6 +6,7 @@ machine against its reference, with the hypothesis profile ``soak``. Ends with 0
 """
 
 import argparse
+import faulthandler
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ _PROGRESS_SECONDS: Final = 10
 #: What the daemon may grow by after it has warmed up: noise of the allocator, not a leak.
 _GROWTH_KIB_MAX: Final = 8 << 10
 _EXAMPLES_A_ROUND: Final = 20
+_READING_SECONDS_MAX: Final = 60
 
 
 class Progress:
@@ -88,7 +90,10 @@ def formats(files: Formats, seconds: float) -> str:
     """Read damaged files."""
     progress = Progress("formats", seconds)
     while progress.elapsed < 1:
+        # A reader that does not come back cannot be stopped from here: this says where it is, and ends the soak.
+        faulthandler.dump_traceback_later(_READING_SECONDS_MAX, exit=True)
         files.step()
+        faulthandler.cancel_dump_traceback_later()
         progress.say(f"{sum(files.counts.values())} files")
     return ", ".join(f"{count} {name}" for name, count in sorted(files.counts.items()))
 

@@ -1,8 +1,8 @@
 """Failures on demand: what a fault matches, when it fires, and what it does then.
 
-Pure but for the seeded generator: the device asks :meth:`FaultTable.fired` before it carries a command out, and does
+Pure: the device asks :meth:`FaultTable.fired` before it carries a command out, and does
 what the faults say. Deterministic: a fault counts the operations that match it and fires at the nth, or at every one
-from the nth on; a delay is drawn from a generator that the fault's own seed started.
+from the nth on; a delay is drawn from the fault's own seed and that count.
 
 The table is kept in the image (:meth:`FaultTable.encode`), so that faults last across restarts and reach every
 front-end.
@@ -12,7 +12,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Final
 
@@ -22,6 +22,7 @@ from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import Sector
 
 NR_FAULTS_MAX: Final = 64
+DELAY_NS_MAX: Final = 3600 * 1_000_000_000
 
 
 class Effect(Enum):
@@ -66,7 +67,6 @@ class Fault:
     delay_max_ns: int = 0
     seed: int = 0
     seen: int = 0
-    _random: random.Random = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -95,11 +95,9 @@ class Fault:
         if not 0 <= self.delay_min_ns <= self.delay_max_ns or (self.effect is Effect.DELAY) != bool(self.delay_max_ns):
             message = "'delay', and nothing else, takes a time: one, or the least and the greatest"
             raise UsageError(message)
-        self._random = random.Random(self.seed)
-        # A fault that was saved goes on with the numbers that it would have drawn next.
-        if self.effect is Effect.DELAY:
-            for _ in range(max(self.seen - self.nth + 1, 0)):
-                self._draw()
+        if self.delay_max_ns > DELAY_NS_MAX:
+            message = f"a delay is at most {DELAY_NS_MAX // 1_000_000_000} seconds long"
+            raise UsageError(message)
 
     def covers(self, zone_no: int) -> bool:
         """Say whether *zone_no* is one of the fault's zones."""
@@ -124,11 +122,9 @@ class Fault:
         return not self.every and self.seen >= self.nth and self.effect not in _ON_REPORT
 
     def delay_ns(self) -> int:
-        """Return how long the operation at which the fault fired is held up."""
-        return self._draw()
-
-    def _draw(self) -> int:
-        return self._random.randint(self.delay_min_ns, self.delay_max_ns)
+        """Return how long the operation at which the fault has just fired is held up."""
+        # Of the seed and the count alone: a fault that was saved has nothing to catch up on.
+        return random.Random(f"{self.seed} {self.seen}").randint(self.delay_min_ns, self.delay_max_ns)
 
     def as_dict(self) -> dict[str, object]:
         """Return the fault as JSON takes it."""
