@@ -9,10 +9,9 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
+from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.ring import (
     CHAIN_DESCRIPTORS_MAX,
-    DESC_BYTES,
     DESC_INDIRECT,
     DESC_NEXT,
     DESC_WRITE,
@@ -21,6 +20,7 @@ from zonefs_emu.virtio.ring import (
     Fence,
     Ring,
     check_size,
+    read_table,
 )
 from zonefs_emu.virtio.split import translate
 
@@ -208,14 +208,7 @@ class PackedRing(Ring):
 
     def _table(self, address: int, length: int) -> list[tuple[int, int, int]]:
         """Read an indirect table: an array in order, whose only valid flag is WRITE."""
-        count, rest = divmod(length, DESC_BYTES)
-        if rest or not 0 < count <= CHAIN_DESCRIPTORS_MAX:
-            msg = f"an indirect table of {length} bytes"
-            raise BrokenRingError(msg)
-        try:
-            table = self.memory.read(address, length)
-        except BadAddressError as error:
-            raise BrokenRingError(str(error)) from None
+        table = read_table(self.memory, address, length)
         descriptors = [(at, size, flags) for at, size, _, flags in _TABLE_ENTRY.iter_unpack(table)]
         if any(flags & DESC_INDIRECT for _, _, flags in descriptors):
             msg = "an indirect descriptor inside an indirect table"

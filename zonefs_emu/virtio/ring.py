@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from zonefs_emu.errors import PeerError
-from zonefs_emu.virtio.memory import GuestMemory
+from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 
 #: token, device-readable buffers, device-writable buffers
 Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
@@ -93,3 +93,23 @@ def check_size(size: int, *, power_of_two: bool) -> None:
     if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
         msg = f"a queue size of {size}"
         raise BrokenRingError(msg)
+
+
+def check_table(length: int) -> None:
+    """Raise BrokenRingError unless *length* bytes are an indirect table: whole descriptors, and not too many."""
+    if length % DESC_BYTES or not 0 < length <= CHAIN_DESCRIPTORS_MAX * DESC_BYTES:
+        msg = f"an indirect table of {length} bytes"
+        raise BrokenRingError(msg)
+
+
+def read_table(memory: GuestMemory, address: int, length: int) -> bytes:
+    """Return the indirect table of *length* bytes at guest *address*.
+
+    Raises:
+        BrokenRingError: it is no table (:func:`check_table`), or not all of it is memory.
+    """
+    check_table(length)
+    try:
+        return memory.read(address, length)
+    except BadAddressError as error:
+        raise BrokenRingError(str(error)) from None

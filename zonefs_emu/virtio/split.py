@@ -19,6 +19,8 @@ from zonefs_emu.virtio.ring import (
     Fence,
     Ring,
     check_size,
+    check_table,
+    read_table,
 )
 
 _NO_INTERRUPT: Final = 1  # avail.flags
@@ -167,7 +169,7 @@ class SplitRing(Ring):
                             else bytes(view[offset : offset + length])
                         )
                     else:
-                        raw = self._read_table(address, length)
+                        raw = read_table(self.memory, address, length)
                     readable, writable = known_tables.get(raw) or self._learn_table(raw)
                     chains.append((head, readable, writable))
                     continue
@@ -241,7 +243,7 @@ class SplitRing(Ring):
                 if flags & DESC_NEXT:
                     msg = "an indirect descriptor with a next one"
                     raise BrokenRingError(msg)
-                descriptors += _table_chain(self._read_table(address, length))
+                descriptors += _table_chain(read_table(self.memory, address, length))
                 break
             descriptors.append((address, length, flags))
             if not flags & DESC_NEXT:
@@ -252,14 +254,6 @@ class SplitRing(Ring):
                 msg = f"a chain with more descriptors than the ring of {self.size} has, or one beyond them"
                 raise BrokenRingError(msg)
         return self._chain(head, descriptors)
-
-    def _read_table(self, address: int, length: int) -> bytes:
-        if not 0 < length <= _TABLE_BYTES_MAX:
-            raise _table_error(length)
-        try:
-            return self.memory.read(address, length)
-        except BadAddressError as error:
-            raise BrokenRingError(str(error)) from None
 
     def _chain(self, head: int, descriptors: list[tuple[int, int, int]]) -> Chain:
         readable, writable = translate(descriptors, self.memory)
@@ -313,19 +307,14 @@ class SplitRing(Ring):
             self._used[0] = _NO_NOTIFY
 
 
-def _table_error(length: int) -> BrokenRingError:
-    return BrokenRingError(f"an indirect table of {length} bytes")
-
-
 def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
     """Return the descriptors (guest address, bytes, flags) of the chain in the indirect table *raw*.
 
     Raises:
         BrokenRingError: it is no table, refers to another one, or its chain leaves it.
     """
-    count, rest = divmod(len(raw), DESC_BYTES)
-    if rest or not 0 < count <= CHAIN_DESCRIPTORS_MAX:
-        raise _table_error(len(raw))
+    check_table(len(raw))
+    count = len(raw) // DESC_BYTES
     descriptors: list[tuple[int, int, int]] = []
     table = struct.unpack(f"<{2 * count}Q", raw)
     at = 0
