@@ -94,21 +94,6 @@ def test_idle_costs_no_processor_time(tmp_path: Path) -> None:
         daemon.process.wait()
 
 
-def test_empty_rings_are_looked_at_only_where_requests_come_soon(device: ZonedDevice) -> None:
-    ours, theirs = socket.socketpair()
-    backend = Backend(device, blk_model(device), connected=ours)
-    for _ in range(10):
-        backend._adapt_spin(10_000)
-    assert backend._spin_ns == 32_000
-    for _ in range(10):
-        backend._adapt_spin(1_000_000)
-    assert backend._spin_ns == 0
-    backend._adapt_spin(10_000)
-    assert backend._spin_ns == 4_000
-    theirs.close()
-    backend.run()
-
-
 def test_nothing_is_left_behind(device: ZonedDevice, tmp_path: Path) -> None:
     """Descriptors and threads of connections that have ended."""
 

@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -206,6 +207,25 @@ def test_memory_comes_and_goes(path: Path) -> None:
         frontend.tell(Request.ADD_MEM_REG, last, fds=(frontend.memory_fd,))
         assert driver.read(0, 512)[0] == 0
     still_serves(path)
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_that_moves_while_the_rings_rest(
+    device: ZonedDevice, tmp_path: Path, *, packed: bool, event_idx: bool
+) -> None:
+    with (
+        serving(device, blk_model(device), tmp_path / "socket") as backend,
+        Frontend(tmp_path / "socket", packed=packed, event_idx=event_idx) as frontend,
+    ):
+        frontend.start()
+        driver = BlkDriver(frontend.queues[0])
+        regions = tuple(frontend.memory_regions())
+        for _ in range(3):
+            assert driver.read(0, 512)[0] == 0
+            while backend._server._active:
+                time.sleep(0.001)
+            frontend.tell(Request.SET_MEM_TABLE, MemoryTable(regions), fds=[frontend.memory_fd] * len(regions))
 
 
 def test_unaligned_regions(tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ it and the driver. The kernel keeps the device, its rings and their requests whe
 begun is in a file of records (:mod:`zonefs_emu.vhost_user.inflight`), so that the next server goes on with each exactly
 once.
 
-One thread serves messages and rings, as vhost-user's does and for the same reason; what may wait for the host's disk
-goes to a worker. The kernel waits for the answers to its messages while it binds a driver, so binding and unbinding are
-done by the caller's thread while ours runs.
+One thread serves messages and rings (:mod:`zonefs_emu.vhost_user.server`). The kernel waits for the answers to its
+messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
 
 Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
 after that message was answered.
@@ -19,9 +18,7 @@ import fcntl
 import logging
 import mmap
 import os
-import select
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
@@ -33,22 +30,16 @@ from zonefs_emu.vduse import control, protocol
 from zonefs_emu.vduse.control import Driver
 from zonefs_emu.vduse.memory import VduseMemory
 from zonefs_emu.vduse.protocol import Message, Request
-from zonefs_emu.vhost_user.atomic import make_fence
 from zonefs_emu.vhost_user.blk import BlkModel
 from zonefs_emu.vhost_user.inflight import record_bytes
 from zonefs_emu.vhost_user.messages import VringAddress
 from zonefs_emu.vhost_user.queue import Queue
-from zonefs_emu.vhost_user.worker import Worker
+from zonefs_emu.vhost_user.server import QueueServer
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import BlkOptions
-from zonefs_emu.virtio.ring import BrokenRingError
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
-#: Rounds of serving rings after which descriptors are looked at.
-_POLL_EVERY: Final = 16
-#: How long empty rings are looked at before the thread sleeps.
-_SPIN_NS: Final = 20_000
 _NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses the first; the second gains nothing
 
 log = logging.getLogger(__name__)
@@ -210,58 +201,48 @@ class _Loop(threading.Thread):
         self._model = model
         self._records = records
         self._ended = ended
-        self._poll = select.poll()
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in records]
-        self._worker: Worker[int | BrokenRingError] = Worker("vduse-worker", model.port.device.sleep_ns)
-        model.port.hold_up = self._worker.hold_up
-        fence = make_fence()
+        self._server = server = QueueServer(model)
         self.queues: list[VduseQueue] = []
         for index in range(model.nr_queues):
-            queue = VduseQueue(index, model.witnessing, model.handler(index), self._worker.submit, fence)
+            queue = VduseQueue(
+                index, model.witnessing, model.handler(index), server.worker.submit, server.fence,
+                faults=model.port.device.faults.faults,
+            )  # fmt: skip
             queue.device_fd = fd
+            queue.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            server.watch_kicks(queue)
             self.queues.append(queue)
-        self._stopping = False
+        server.queues = self.queues
+        server.watch(fd, self._take_message)
         #: The memory has moved while rings were served.
         self._moved = False
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
         """End the thread; from another one."""
-        os.eventfd_write(self._stop_fd, 1)
+        self._server.stop()
         self.join()
 
     def run(self) -> None:
         """Serve until :meth:`stop`."""
+        server = self._server
         try:
-            for fd in (self._fd, self._stop_fd, self._worker.wake_fd, *self._kick_fds):
-                self._poll.register(fd, select.POLLIN)
             # A device that a dead server left behind may be running; of a new one no queue is ready.
             self._start_queues()
-            while not self._stopping:
-                self._serve()
-                self._take_events(None)
+            while not server.stopping:
+                server.serve()
+                server.wait()
         except BaseException as error:
             self.failure = error
             log.exception("the VDUSE device is served no more")
         finally:
             self._stop_queues()
-            self._worker.close()
-            for fd in (self._stop_fd, *self._kick_fds):
-                os.close(fd)
+            server.close()
+            for queue in self.queues:
+                queue.close()
             self._ended()
 
-    # -- events -----------------------------------------------------------------------------------------------
-
-    def _take_events(self, timeout_ms: int | None) -> None:
-        for fd, _ in self._poll.poll(timeout_ms):
-            if fd == self._fd:
-                self._take_message()
-            elif fd == self._stop_fd:
-                self._stopping = True
-            else:
-                os.eventfd_read(fd)
-        self._worker.collect()
+    # -- messages ---------------------------------------------------------------------------------------------
 
     def _take_message(self) -> None:
         try:
@@ -280,7 +261,7 @@ class _Loop(threading.Thread):
             case Message.GET_VQ_STATE:
                 # The driver suspends: what was not given back will be taken again.
                 queue = self.queues[request.queue]
-                self._wait_idle(queue)
+                self._server.wait_idle(queue)
                 avail_index = queue.stop() & 0xFFFF if queue.ring is not None else queue.base & 0xFFFF
             case Message.SET_STATUS:
                 self._set_status(request.status)
@@ -320,32 +301,28 @@ class _Loop(threading.Thread):
             queue.base = info.avail_index
             queue.address = VringAddress(queue.index, 0, info.desc, info.device, info.driver, 0)
             # A reset takes the kick descriptor away from the kernel.
-            fcntl.ioctl(
-                self._fd, protocol.VQ_SETUP_KICKFD, protocol.encode_kick(queue.index, self._kick_fds[queue.index])
-            )
+            fcntl.ioctl(self._fd, protocol.VQ_SETUP_KICKFD, protocol.encode_kick(queue.index, queue.kick_fd))
             try:
                 queue.start(memory, features, self._records[queue.index], None)
             except PeerError as error:
                 log.warning("queue %d cannot be started: %s", queue.index, error)
                 continue
             queue.enabled = True
+            self._server.activate(queue)
             # A dead server may have given requests back without having said so.
             queue.call()
 
     def _stop_queues(self) -> None:
         for queue in self.queues:
-            self._wait_idle(queue)
+            self._server.wait_idle(queue)
             queue.stop()
             queue.enabled = False
-
-    def _wait_idle(self, queue: Queue) -> None:
-        self._worker.wait(lambda: not queue.busy)
 
     def _forget_memory(self) -> None:
         """Stop using all memory: what the driver's addresses mean has changed. The rings go on after the answer."""
         for queue in self.queues:
             if queue.ring is not None:
-                self._wait_idle(queue)
+                self._server.wait_idle(queue)
                 queue.stop()
                 self._moved = True
 
@@ -356,42 +333,3 @@ class _Loop(threading.Thread):
         except OSError:
             return None
         return protocol.decode_mapping(entry), fd
-
-    def _serve(self) -> None:
-        """Serve the rings until they are empty and stay so for the time of a spin."""
-        queues = self.queues
-        deadline = 0
-        rounds = 0
-        for queue in queues:
-            if queue.ring is not None:
-                queue.ring.wake()
-        while not self._stopping:
-            busy = False
-            for queue in queues:
-                if queue.run():
-                    busy = True
-            rounds += 1
-            if rounds % _POLL_EVERY == 0:
-                self._take_events(0)
-            if busy:
-                deadline = 0
-                continue
-            now = time.monotonic_ns()
-            if not deadline:
-                deadline = now + _SPIN_NS
-            elif now >= deadline:
-                if not self._sleep():
-                    return
-                deadline = 0
-
-    def _sleep(self) -> bool:
-        """Ask the drivers for kicks; True if a request came meanwhile after all."""
-        late = False
-        for queue in self.queues:
-            if queue.sleep():
-                late = True
-        if late:
-            for queue in self.queues:
-                if queue.ring is not None:
-                    queue.ring.wake()
-        return late

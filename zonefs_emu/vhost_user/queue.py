@@ -143,7 +143,6 @@ class Queue:
         self._pushed = 0
         self.broken = False
         self.set_log(dirty)
-        self.ring.wake()
 
     def _packed_base(self, desc: memoryview) -> int:
         record = self._record

@@ -429,6 +429,8 @@ class Session:
             start = shape.mmap_offset % mmap.ALLOCATIONGRANULARITY + queue.index * stride
             record = memoryview(self._inflight)[start : start + record_bytes(queue.size)]
         queue.start(self._memory, self._features, record, self._log if self._features & bits.LOG_ALL else None)
+        # Requests may lie there, and their kicks have gone by.
+        self.kick_changed(queue, queue.kick_fd)
 
     # -- in flight --------------------------------------------------------------------------------------------
 

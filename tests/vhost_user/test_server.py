@@ -1,0 +1,247 @@
+"""The loop, turned by hand: what makes a queue active, and that no wake-up is lost."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.vhost_user.serving import blk_model, create
+from tests.virtio.rings import MEMORY_BYTES, Pair
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.errors import PeerError
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.vhost_user.messages import VringAddress
+from zonefs_emu.vhost_user.queue import Queue
+from zonefs_emu.vhost_user.server import QueueServer
+from zonefs_emu.virtio import features as bits
+from zonefs_emu.virtio.handler import Begin
+from zonefs_emu.virtio.memory import GuestMemory, Region
+from zonefs_emu.virtio.ring import Chain
+
+USER = 1 << 40
+
+
+class Echo:
+    """Answers each request with its first byte; b"w" goes to the worker, which waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+        if chains[index][1][0][0] == ord("w"):
+            return 0
+        begin(index, ())
+        lengths.append(self._answer(chains[index]))
+        return 1
+
+    def execute(self, chain: Chain) -> int:
+        assert self.go_on.wait(20)
+        return self._answer(chain)
+
+    def _answer(self, chain: Chain) -> int:
+        chain[2][0][0] = chain[1][0][0]
+        return 1
+
+
+class Line:
+    """A queue and its driver."""
+
+    def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
+        self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
+        self.queue = Queue(index, Witnessing(lambda _: False), echo, server.worker.submit, self.pair.fence)
+        desc, avail, used = (USER + area.offset for area in self.pair.areas)
+        self.queue.address = VringAddress(index, 0, desc, used, avail, 0)
+        self.queue.size = 64
+        self.queue.base = 0x80008000 if is_packed else 0
+        self.queue.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self.queue.enabled = True
+        self.features = bits.RING_PACKED if is_packed else 0
+        server.watch_kicks(self.queue)
+
+    def start(self) -> None:
+        memory = GuestMemory([Region(GUEST_BASE, MEMORY_BYTES, USER, self.pair.bytes)])
+        self.queue.start(memory, self.features, None, None)
+
+    def submit(self, content: bytes) -> int:
+        """Make a request available; a driver kicks only if it is asked to."""
+        number = self.pair.add([content], [1])
+        if self.pair.driver.needs_kick():
+            os.eventfd_write(self.queue.kick_fd, 1)
+        return number
+
+    def reap(self) -> list[int]:
+        return [done.request_id for done in self.pair.driver.reap()]
+
+
+class Bench:
+    """A server of two queues."""
+
+    def __init__(self, device: ZonedDevice, *, is_packed: bool) -> None:
+        self.server = QueueServer(blk_model(device))
+        self.echo = Echo()
+        self.lines = [Line(self.server, index, self.echo, is_packed=is_packed) for index in range(2)]
+        self.server.queues = [line.queue for line in self.lines]
+        for line in self.lines:
+            line.start()
+            self.server.activate(line.queue)
+        self.server.serve()
+
+    def turn(self) -> None:
+        """Go once through the loop; what should wake it comes soon."""
+        self.server.wait(20)
+        self.server.serve()
+
+    def close(self) -> None:
+        self.echo.go_on.set()
+        for line in self.lines:
+            self.server.wait_idle(line.queue)
+            line.queue.stop()
+            line.queue.close()
+        self.server.close()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    device = ZonedDevice.open(create(tmp_path / "image"))
+    yield device
+    device.close()
+
+
+@pytest.fixture(params=[False, True], ids=["split", "packed"])
+def bench(device: ZonedDevice, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    bench = Bench(device, is_packed=request.param)
+    yield bench
+    bench.close()
+
+
+def test_a_kick_is_for_its_queue_and_the_driver_is_asked_for_the_next(bench: Bench) -> None:
+    first, second = bench.lines
+    for _ in range(3):
+        number = first.submit(b"a")
+        unseen = second.pair.add([b"b"], [1])
+        bench.turn()
+        assert first.reap() == [number]
+        assert second.reap() == []
+        os.eventfd_write(second.queue.kick_fd, 1)
+        bench.turn()
+        assert second.reap() == [unseen]
+
+
+def test_what_came_before_the_kick_descriptor_is_served(bench: Bench) -> None:
+    first, _ = bench.lines
+    number = first.pair.add([b"a"], [1])
+    old, first.queue.kick_fd = first.queue.kick_fd, os.eventfd(0, os.EFD_NONBLOCK)
+    bench.server.watch_kicks(first.queue, old)
+    os.close(old)
+    bench.turn()
+    assert first.reap() == [number]
+    number = first.submit(b"a")
+    bench.turn()
+    assert first.reap() == [number]
+
+
+def test_a_kick_descriptor_that_is_none(bench: Bench, tmp_path: Path) -> None:
+    first, _ = bench.lines
+    old, first.queue.kick_fd = first.queue.kick_fd, os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(PeerError, match="kick descriptor of queue 0 cannot be waited for"):
+        bench.server.watch_kicks(first.queue, old)
+    os.close(old)
+
+
+def test_those_behind_a_request_of_the_worker_need_no_kick(bench: Bench) -> None:
+    first, second = bench.lines
+    numbers = [first.pair.add([content], [1]) for content in (b"a", b"w", b"b", b"w", b"c")]
+    os.eventfd_write(first.queue.kick_fd, 1)
+    bench.turn()
+    assert first.reap() == numbers[:1]
+    other = second.submit(b"d")
+    bench.turn()
+    assert second.reap() == [other], "the other queue goes on"
+    bench.echo.go_on.set()
+    found: list[int] = []
+    while len(found) < 4:
+        bench.turn()
+        found += first.reap()
+    assert found == numbers[1:]
+
+
+def test_a_queue_whose_answer_came_while_another_was_waited_for_goes_on(bench: Bench) -> None:
+    first, second = bench.lines
+    for line in bench.lines:
+        line.submit(b"w")
+    while not all(line.queue.busy for line in bench.lines):
+        bench.turn()
+    behind = [second.pair.add([content], [1]) for content in (b"x", b"y")]
+    bench.echo.go_on.set()
+    bench.server.wait_idle(second.queue)
+    assert not first.queue.busy, "the worker's answers come in order"
+    bench.turn()
+    assert second.reap()[1:] == behind
+
+
+def test_a_queue_that_is_stopped_while_it_is_served_is_dropped(bench: Bench) -> None:
+    first, _ = bench.lines
+    first.submit(b"a")
+    bench.server.wait(20)
+    first.queue.stop()
+    bench.server.serve()
+    assert first.reap() == []
+    first.start()
+    bench.server.activate(first.queue)
+    bench.server.serve()
+    assert len(first.reap()) == 1
+
+
+def test_descriptors_of_others(bench: Bench) -> None:
+    seen: list[str] = []
+    left, right = (os.eventfd(1, os.EFD_NONBLOCK) for _ in range(2))
+
+    def end(mine: int, other: int) -> Callable[[], None]:
+        def react() -> None:
+            seen.append("seen")
+            bench.server.unwatch(mine)
+            bench.server.unwatch(other)
+
+        return react
+
+    bench.server.watch(left, end(left, right))
+    bench.server.watch(right, end(right, left))
+    bench.turn()
+    assert seen == ["seen"], "whoever was ended by the first is asked no more"
+    bench.server.wake()
+    bench.turn()
+    for fd in (left, right):
+        os.close(fd)
+
+
+def test_empty_rings_are_looked_at_only_where_requests_come_soon(bench: Bench) -> None:
+    server = bench.server
+    for _ in range(10):
+        server._adapt_spin(10_000)
+    assert server._spin_ns == 32_000
+    for _ in range(10):
+        server._adapt_spin(1_000_000)
+    assert server._spin_ns == 0
+    server._adapt_spin(10_000)
+    assert server._spin_ns == 4_000
+
+
+def test_stopped_from_another_thread_under_load(bench: Bench) -> None:
+    first, _ = bench.lines
+    first.queue.run = lambda: True  # type: ignore[method-assign]  # it always has more
+    first.submit(b"a")
+    stopper = threading.Timer(0.1, bench.server.stop)
+    stopper.start()
+    bench.turn()
+    stopper.join()
+    assert bench.server.stopping
+    bench.server.wait()
+
+
+def test_a_wake_after_the_end_is_nothing(device: ZonedDevice) -> None:
+    server = QueueServer(blk_model(device))
+    server.close()
+    server.stop()

@@ -1,0 +1,197 @@
+"""The loop of the one thread that serves a device: virtqueues, and whatever else has a descriptor.
+
+One thread, because Python's interpreter runs one at a time anyway: several would hand the interpreter to each other at
+every system call, which costs more than the call (docs/vhost-user.md has the measurement). What may wait for the host's
+disk goes to a worker.
+
+The thread sleeps in epoll. Once awake it serves rings until they are empty. Where requests came soon lately, it looks
+at them a little longer before it asks the drivers for kicks and sleeps again; where they did not, it sleeps at once:
+whoever is to take the answer may be waiting for this very processor.
+
+No wake-up is lost: a queue that can be served is active, or its driver was asked for kicks and then its ring was seen
+empty. So whoever makes one able to be served (starts it, enables it, gives back what it waited for) activates it.
+"""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vhost_user.atomic import make_fence
+from zonefs_emu.vhost_user.model import DeviceModel
+from zonefs_emu.vhost_user.queue import Queue
+from zonefs_emu.vhost_user.worker import Worker
+from zonefs_emu.virtio.ring import BrokenRingError
+
+#: Bounds of how long empty rings are looked at, if at all: no longer than what a sleep and a kick cost.
+_SPIN_NS_MIN: Final = 4_000
+_SPIN_NS_MAX: Final = 32_000
+#: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
+_POLL_EVERY: Final = 16
+
+
+class QueueServer:
+    """Serves the queues of *model*. All methods but stop() and wake() belong to one thread.
+
+    It calls :meth:`wait` and :meth:`serve` in turn until it is :attr:`stopping`, stops the queues, and calls
+    :meth:`close`.
+    """
+
+    def __init__(self, model: DeviceModel) -> None:
+        """Start the worker."""
+        #: All queues, whether they run or not.
+        self.queues: Sequence[Queue] = ()
+        self.worker: Worker[int | BrokenRingError] = Worker(f"{model.name}-worker", model.port.device.sleep_ns)
+        # An injected delay of one request is not to hold up the queues of others.
+        model.port.hold_up = self.worker.hold_up
+        self.fence = make_fence()
+        #: Somebody has called :meth:`stop`.
+        self.stopping = False
+        self._active: list[Queue] = []
+        self._spin_ns = _SPIN_NS_MAX
+        self._epoll = select.epoll()
+        self._reactions: dict[int, Callable[[], object]] = {}
+        self._ending = threading.Lock()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.watch(self._wake_fd, partial(os.eventfd_read, self._wake_fd))
+        self.watch(self.worker.wake_fd, self._collect)
+
+    # -- from any thread --------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Make :meth:`wait` and :meth:`serve` return, from now on."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Make :meth:`wait` return, unless the server is closed."""
+        with self._ending:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def watch(self, fd: int, react: Callable[[], object], *, edges: bool = False) -> None:
+        """Call *react* whenever *fd* is readable; with *edges*, when it becomes so, or more so.
+
+        Raises:
+            OSError: it is nothing that can be waited for.
+        """
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET if edges else select.EPOLLIN)
+        self._reactions[fd] = react
+
+    def unwatch(self, fd: int) -> None:
+        """Look at *fd* no more, which is still open."""
+        del self._reactions[fd]
+        self._epoll.unregister(fd)
+
+    def watch_kicks(self, queue: Queue, old: int = -1) -> None:
+        """Watch the queue's kick descriptor, and no more the *old* one; serve what came while nobody watched.
+
+        Raises:
+            PeerError: the descriptor cannot be waited for.
+        """
+        fd = queue.kick_fd
+        if old >= 0 and old != fd and old in self._reactions:
+            self.unwatch(old)
+        if fd >= 0:
+            if fd not in self._reactions:
+                try:
+                    # By edges, so that the counter need not be read: each kick is one.
+                    self.watch(fd, partial(self.activate, queue), edges=True)
+                except OSError as error:
+                    msg = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
+                    raise PeerError(msg) from None
+            self.activate(queue)
+
+    def activate(self, queue: Queue) -> None:
+        """Serve *queue* until it is empty, if it runs."""
+        if queue.ring is not None:
+            queue.ring.wake()
+            if queue not in self._active:
+                self._active.append(queue)
+
+    def wait_idle(self, queue: Queue) -> None:
+        """Wait until the worker has nothing of *queue*."""
+        # What it finishes of others meanwhile is no loss: its descriptor is readable, and all are activated then.
+        self.worker.wait(lambda: not queue.busy)
+
+    def wait(self, timeout: float = -1) -> None:
+        """Sleep until there is something to do, or for *timeout* seconds."""
+        asleep_ns = time.monotonic_ns()
+        self._take_events(0 if self._active or self.stopping else timeout)
+        if self._active:
+            self._adapt_spin(time.monotonic_ns() - asleep_ns)
+
+    def _take_events(self, timeout: float) -> None:
+        for fd, _ in self._epoll.poll(timeout):
+            # What came first may have ended what the others belong to.
+            react = self._reactions.get(fd)
+            if react is not None:
+                react()
+
+    def _collect(self) -> None:
+        os.eventfd_read(self.worker.wake_fd)
+        self.worker.collect()
+        for queue in self.queues:
+            if queue.is_ready:
+                self.activate(queue)
+
+    # -- rings ------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Serve the active queues until they are empty and stay so for the time of a spin."""
+        active = self._active
+        clock: Callable[[], int] = time.monotonic_ns
+        deadline = 0
+        rounds = 0
+        while active:
+            busy = False
+            for queue in tuple(active):
+                if queue.run():
+                    busy = True
+            rounds += 1
+            if rounds % _POLL_EVERY == 0:
+                self._take_events(0)
+                if self.stopping:
+                    return
+            if busy:
+                deadline = 0
+            elif self._spin_ns and not deadline:
+                deadline = clock() + self._spin_ns
+            elif not self._spin_ns or clock() >= deadline:
+                if not self._sleep():
+                    return
+                deadline = 0
+
+    def _adapt_spin(self, slept_ns: int) -> None:
+        """Choose how long to look at empty rings from now on, after a sleep of *slept_ns* that a kick has ended."""
+        if slept_ns <= _SPIN_NS_MAX:
+            self._spin_ns = min(max(2 * self._spin_ns, _SPIN_NS_MIN), _SPIN_NS_MAX)
+        else:
+            self._spin_ns = self._spin_ns // 2 if self._spin_ns >= 2 * _SPIN_NS_MIN else 0
+
+    def _sleep(self) -> bool:
+        """Ask the drivers of the active queues for kicks; True if a request came meanwhile after all."""
+        for queue in tuple(self._active):
+            if queue.ring is not None and queue.sleep():
+                queue.ring.wake()
+                if queue.run():
+                    return True
+                # A ring that has something it cannot be served for (an event queue): its kicks mean nothing.
+            self._active.remove(queue)
+        return False
+
+    # -- end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Finish what the worker has, and let everything go; the queues have been stopped."""
+        self.worker.close()
+        self._epoll.close()
+        with self._ending:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
