@@ -24,7 +24,7 @@ TESTS: Final = ROOT / "tests"
 UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
-        "vhost_user/model.py": "a Protocol; its two implementations have tests",
+        "virtqueue/model.py": "a Protocol; its two implementations have tests",
     }
 )
 # Test files that belong to no one source file, and why.

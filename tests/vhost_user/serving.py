@@ -15,9 +15,9 @@ from uuid import UUID
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
-from zonefs_emu.vhost_user.blk import BlkModel
-from zonefs_emu.vhost_user.model import DeviceModel
 from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtqueue.blk import BlkModel
+from zonefs_emu.virtqueue.model import DeviceModel
 
 ZONE: Final = 2048
 GEOMETRY: Final = Geometry(

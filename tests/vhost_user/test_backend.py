@@ -15,8 +15,8 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
-from zonefs_emu.vhost_user.scsi import ScsiModel
 from zonefs_emu.virtio import blk
+from zonefs_emu.virtqueue.scsi import ScsiModel
 
 
 @pytest.fixture

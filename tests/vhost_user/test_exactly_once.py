@@ -22,13 +22,12 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
-from zonefs_emu.vhost_user.atomic import make_fence
-from zonefs_emu.vhost_user.inflight import record_bytes
-from zonefs_emu.vhost_user.messages import VringAddress
-from zonefs_emu.vhost_user.queue import Queue
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError
+from zonefs_emu.virtqueue.atomic import make_fence
+from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.queue import Queue, RingAddresses
 
 QUEUE_SIZE = 64
 MEMORY_BYTES = 1 << 18
@@ -127,7 +126,7 @@ class Life:
         areas = guest.queue.areas
         desc, driver, used = (USER_BASE + area.offset for area in areas)
         self.queue.size = QUEUE_SIZE
-        self.queue.address = VringAddress(0, 0, desc, used, driver, 0)
+        self.queue.address = RingAddresses(desc, driver, used)
         self.queue.base = 0x8000_8000 if guest.packed else 0
         features = bits.EVENT_IDX | (bits.RING_PACKED if guest.packed else 0)
         self.queue.start(guest.regions, features, guest.record, None)
@@ -423,7 +422,7 @@ def test_a_record_of_anything_does_no_harm(
     entries: list[tuple[int | None, int, int, int]],
 ) -> None:
     """The front-end keeps the record, and what comes back may be anything: it is used, or not, or refused."""
-    monkeypatch.setattr("zonefs_emu.vhost_user.queue.log.warning", lambda *_: None)  # a broken ring is allowed
+    monkeypatch.setattr("zonefs_emu.virtqueue.queue.log.warning", lambda *_: None)  # a broken ring is allowed
     path = tmp_path / "image"
     path.unlink(missing_ok=True)
     create(path, GEOMETRY)

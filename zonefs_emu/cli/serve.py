@@ -21,10 +21,10 @@ from zonefs_emu.daemon.vhost_user import VhostUserFrontEnd
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.options import parse_options
-from zonefs_emu.vhost_user.blk import BlkModel
-from zonefs_emu.vhost_user.model import DeviceModel
-from zonefs_emu.vhost_user.scsi import ScsiModel
 from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
+from zonefs_emu.virtqueue.blk import BlkModel
+from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.scsi import ScsiModel
 
 #: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
 _SCSI_QUEUES: Final = 16

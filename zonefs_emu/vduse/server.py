@@ -2,10 +2,10 @@
 
 The device is the virtio block device that vhost-user serves too, with the same queues; here the kernel stands between
 it and the driver. The kernel keeps the device, its rings and their requests when the server dies; which requests were
-begun is in a file of records (:mod:`zonefs_emu.vhost_user.inflight`), so that the next server goes on with each exactly
+begun is in a file of records (:mod:`zonefs_emu.virtqueue.inflight`), so that the next server goes on with each exactly
 once.
 
-One thread serves messages and rings (:mod:`zonefs_emu.vhost_user.server`). The kernel waits for the answers to its
+One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.server`). The kernel waits for the answers to its
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
 
 Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
@@ -30,13 +30,12 @@ from zonefs_emu.vduse import control, protocol
 from zonefs_emu.vduse.control import Driver
 from zonefs_emu.vduse.memory import VduseMemory
 from zonefs_emu.vduse.protocol import Message, Request
-from zonefs_emu.vhost_user.blk import BlkModel
-from zonefs_emu.vhost_user.inflight import record_bytes
-from zonefs_emu.vhost_user.messages import VringAddress
-from zonefs_emu.vhost_user.queue import Queue
-from zonefs_emu.vhost_user.server import QueueServer
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtqueue.blk import BlkModel
+from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.queue import Queue, RingAddresses
+from zonefs_emu.virtqueue.server import QueueServer
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
@@ -299,7 +298,7 @@ class _Loop(threading.Thread):
                 continue
             queue.size = info.size
             queue.base = info.avail_index
-            queue.address = VringAddress(queue.index, 0, info.desc, info.device, info.driver, 0)
+            queue.address = RingAddresses(info.desc, info.driver, info.device)
             # A reset takes the kick descriptor away from the kernel.
             fcntl.ioctl(self._fd, protocol.VQ_SETUP_KICKFD, protocol.encode_kick(queue.index, queue.kick_fd))
             try:

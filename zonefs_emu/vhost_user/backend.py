@@ -8,9 +8,9 @@ from functools import partial
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.connection import Connection
-from zonefs_emu.vhost_user.model import DeviceModel
-from zonefs_emu.vhost_user.server import QueueServer
 from zonefs_emu.vhost_user.session import Session
+from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.server import QueueServer
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One connection of a front-end: what each message does.
 
-May not know: event loops; the back-end calls :meth:`Session.handle` for each message and :meth:`Session.run` to serve
-rings, all on one thread. Whatever the front-end does wrong raises PeerError, which costs it the connection and the
+May not know: event loops; the back-end calls :meth:`Session.handle` for each message and serves the queues, all on one
+thread. Whatever the front-end does wrong raises PeerError, which costs it the connection and the
 device nothing.
 
 Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
@@ -19,10 +19,7 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError, ZonedError
 from zonefs_emu.vhost_user import state_transfer
-from zonefs_emu.vhost_user.atomic import HAS_ATOMIC_OR
 from zonefs_emu.vhost_user.connection import Connection, Message
-from zonefs_emu.vhost_user.dirty_log import DirtyLog
-from zonefs_emu.vhost_user.inflight import record_bytes
 from zonefs_emu.vhost_user.messages import (
     FLAG_NEED_REPLY,
     VRING_INDEX_MASK,
@@ -43,11 +40,14 @@ from zonefs_emu.vhost_user.messages import (
     VringState,
     decode_payload,
 )
-from zonefs_emu.vhost_user.model import DeviceModel
-from zonefs_emu.vhost_user.queue import Queue, Submit
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX, Fence
+from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Submit
 
 log = logging.getLogger(__name__)
 
@@ -342,16 +342,13 @@ class Session:
 
     def _set_vring_addr(self, payload: VringAddress, _fds: list[int]) -> bool:
         queue = self._queue(payload.queue_no)
-        if queue.ring is not None and queue.address is not None:
+        old, queue.address = queue.address, RingAddresses(payload.desc, payload.avail, payload.used, payload.log)
+        if queue.ring is not None and old is not None:
             # Logging is switched on and off by the same addresses with another flag, while the ring runs.
-            old = queue.address
-            if (old.desc, old.used, old.avail) != (payload.desc, payload.used, payload.avail):
+            if old[:3] != queue.address[:3]:
                 msg = f"queue {payload.queue_no} is moved while it runs"
                 raise PeerError(msg)
-            queue.address = payload
             queue.set_used_log_address(payload.log if payload.flags & VRING_LOG else -1)
-            return False
-        queue.address = payload
         return False
 
     def _set_vring_base(self, payload: VringState, _fds: list[int]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from zonefs_emu.device.device import ALL_ZONES
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.vhost_user.inflight import MAGIC, QueueRecord, record_bytes
+from zonefs_emu.virtqueue.inflight import MAGIC, QueueRecord, record_bytes
 
 SIZE = 4
 

@@ -5,17 +5,17 @@ import logging
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.vhost_user.changes import ZoneChanges
-from zonefs_emu.vhost_user.queue import EventSource
 from zonefs_emu.virtio import blk
 from zonefs_emu.virtio.blk import Blk, BlkOptions
 from zonefs_emu.virtio.handler import Handler
+from zonefs_emu.virtqueue.changes import ZoneChanges
+from zonefs_emu.virtqueue.queue import EventSource
 
 log = logging.getLogger(__name__)
 
 
 class BlkModel:
-    """A :class:`zonefs_emu.vhost_user.model.DeviceModel` of a zoned block device."""
+    """A :class:`zonefs_emu.virtqueue.model.DeviceModel` of a zoned block device."""
 
     name = "vhost-user-blk"
     device_id = blk.DEVICE_ID

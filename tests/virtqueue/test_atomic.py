@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from zonefs_emu.vhost_user import atomic
-from zonefs_emu.vhost_user.atomic import make_fence, set_bit
+from zonefs_emu.virtqueue import atomic
+from zonefs_emu.virtqueue.atomic import make_fence, set_bit
 
 
 def test_sets_one_bit_of_a_word() -> None:

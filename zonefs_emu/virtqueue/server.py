@@ -21,11 +21,11 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.errors import PeerError
-from zonefs_emu.vhost_user.atomic import make_fence
-from zonefs_emu.vhost_user.model import DeviceModel
-from zonefs_emu.vhost_user.queue import Queue
-from zonefs_emu.vhost_user.worker import Worker
 from zonefs_emu.virtio.ring import BrokenRingError
+from zonefs_emu.virtqueue.atomic import make_fence
+from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.queue import Queue
+from zonefs_emu.virtqueue.worker import Worker
 
 #: Bounds of how long empty rings are looked at, if at all: no longer than what a sleep and a kick cost.
 _SPIN_NS_MIN: Final = 4_000

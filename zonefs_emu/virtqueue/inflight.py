@@ -1,11 +1,11 @@
-"""The in-flight region: what the front-end keeps for us, so that a killed back-end loses no request and doubles none.
+"""The in-flight region: kept where it outlives us, so that a killed server loses no request and doubles none.
 
 Requests are executed and given back in the order of the ring, so *which* requests are unfinished needs no record: those
 from the used index on. What is recorded is how many were finished (to number requests for all time), and for each
 request that changes a zone what it is about to change, and that it has (:mod:`zonefs_emu.device.witness`).
 
-The layout is our own business: the front-end only keeps the memory. All fields are 8-byte words, each stored at once,
-so a kill between two stores leaves one of the pictures below and never half a word.
+The layout is our own business: the front-end (or with VDUSE, a file) only keeps the memory. All fields are 8-byte
+words, each stored at once, so a kill between two stores leaves one of the pictures below and never half a word.
 
 ::
 

@@ -13,13 +13,12 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
-from zonefs_emu.vhost_user.messages import VringAddress
-from zonefs_emu.vhost_user.queue import Queue
-from zonefs_emu.vhost_user.server import QueueServer
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import Chain
+from zonefs_emu.virtqueue.queue import Queue, RingAddresses
+from zonefs_emu.virtqueue.server import QueueServer
 
 USER = 1 << 40
 
@@ -52,8 +51,8 @@ class Line:
     def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
         self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
         self.queue = Queue(index, Witnessing(lambda _: False), echo, server.worker.submit, self.pair.fence)
-        desc, avail, used = (USER + area.offset for area in self.pair.areas)
-        self.queue.address = VringAddress(index, 0, desc, used, avail, 0)
+        desc, driver, device = (USER + area.offset for area in self.pair.areas)
+        self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
         self.queue.base = 0x80008000 if is_packed else 0
         self.queue.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)

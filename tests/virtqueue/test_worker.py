@@ -2,7 +2,7 @@ import select
 import threading
 import time
 
-from zonefs_emu.vhost_user.worker import Worker
+from zonefs_emu.virtqueue.worker import Worker
 
 
 def no_clock(_duration_ns: int) -> None:

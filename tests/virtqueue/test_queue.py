@@ -9,12 +9,11 @@ from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
-from zonefs_emu.vhost_user.messages import VringAddress
-from zonefs_emu.vhost_user.queue import BATCH, Queue
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
+from zonefs_emu.virtqueue.queue import BATCH, Queue, RingAddresses
 
 USER = 1 << 40
 
@@ -48,8 +47,8 @@ class Bench:
         self.queue = Queue(
             0, Witnessing(lambda _: False), Echo(), lambda job, then: self.jobs.append((job, then)), self.pair.fence
         )
-        desc, avail, used = (USER + area.offset for area in self.pair.areas)
-        self.queue.address = VringAddress(0, 0, desc, used, avail, 0)
+        desc, driver, device = (USER + area.offset for area in self.pair.areas)
+        self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
         self.queue.base = 0x80008000 if is_packed else 0
         self.queue.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -138,13 +137,13 @@ def test_broken(bench: Bench, texts: tuple[bytes, ...], expect_warning: Callable
 @pytest.mark.parametrize(
     ("size", "address", "sentence"),
     [
-        (0, VringAddress(0, 0, USER, USER, USER, 0), "without size"),
+        (0, RingAddresses(USER, USER, USER), "without size"),
         (64, None, "without size or addresses"),
-        (64, VringAddress(0, 0, 1, USER, USER, 0), "no one memory region"),
-        (64, VringAddress(0, 0, USER, USER + MEMORY_BYTES - 2, USER, 0), "no one memory region"),
+        (64, RingAddresses(1, USER, USER), "no one memory region"),
+        (64, RingAddresses(USER, USER, USER + MEMORY_BYTES - 2), "no one memory region"),
     ],
 )
-def test_what_cannot_be_started(bench: Bench, size: int, address: VringAddress | None, sentence: str) -> None:
+def test_what_cannot_be_started(bench: Bench, size: int, address: RingAddresses | None, sentence: str) -> None:
     bench.queue.size, bench.queue.address = size, address
     with pytest.raises(PeerError, match=sentence):
         bench.start()

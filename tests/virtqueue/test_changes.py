@@ -1,6 +1,6 @@
 import pytest
 
-from zonefs_emu.vhost_user.changes import INTERVAL_NS, ZoneChanges
+from zonefs_emu.virtqueue.changes import INTERVAL_NS, ZoneChanges
 
 
 def test_zones_that_others_changed_are_contested() -> None:

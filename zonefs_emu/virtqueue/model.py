@@ -4,13 +4,13 @@ from typing import Protocol
 
 from zonefs_emu.device.device import Port
 from zonefs_emu.device.witness import Witnessing
-from zonefs_emu.vhost_user.changes import ZoneChanges
-from zonefs_emu.vhost_user.queue import EventSource
 from zonefs_emu.virtio.handler import Handler
+from zonefs_emu.virtqueue.changes import ZoneChanges
+from zonefs_emu.virtqueue.queue import EventSource
 
 
 class DeviceModel(Protocol):
-    """A virtio device, ready to be offered on a socket. It outlives connections."""
+    """A virtio device, ready to be offered. It outlives drivers and connections."""
 
     #: For people and the log: "vhost-user-blk".
     name: str

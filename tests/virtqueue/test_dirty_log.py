@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import pytest
 
 from zonefs_emu.errors import PeerError
-from zonefs_emu.vhost_user.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
 
 
 @pytest.fixture

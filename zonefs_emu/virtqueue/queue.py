@@ -1,4 +1,4 @@
-"""One virtqueue of a connection: its descriptors, its ring, and the way of a batch of requests through it.
+"""One virtqueue: its descriptors, its ring, and the way of a batch of requests through it.
 
 May not know: messages, sockets. It runs on the device's thread only; requests that may wait for the host's disk go
 to the worker's thread, one at a time, and the queue rests until it is back: requests stay in order.
@@ -8,20 +8,19 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from zonefs_emu.device.witness import Witness, Witnessing
 from zonefs_emu.errors import PeerError
-from zonefs_emu.vhost_user.atomic import ORDERED
-from zonefs_emu.vhost_user.dirty_log import DirtyLog
-from zonefs_emu.vhost_user.inflight import QueueRecord
-from zonefs_emu.vhost_user.messages import VringAddress
 from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.handler import Handler, scatter, total_bytes
 from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.packed import PackedRing
 from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence
 from zonefs_emu.virtio.split import SplitRing
+from zonefs_emu.virtqueue.atomic import ORDERED
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.inflight import QueueRecord
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,15 @@ log = logging.getLogger(__name__)
 BATCH: Final = 64
 #: Requests after which the driver is told, so that it can go on while we do.
 _CALL_EVERY: Final = 8
+
+
+class RingAddresses(NamedTuple):
+    """Where the parts of a ring are, as the transport counts addresses; *log* is the guest's address of *device*."""
+
+    desc: int
+    driver: int
+    device: int
+    log: int = 0
 
 
 class EventSource(Protocol):
@@ -64,7 +72,7 @@ class Queue:
         """Serve requests with *handler*, or events from *events*; *faults* are those that are injected, if any."""
         self.index = index
         self.size = 0
-        self.address: VringAddress | None = None
+        self.address: RingAddresses | None = None
         self.base = 0
         self.enabled = False
         self.kick_fd = -1
@@ -115,8 +123,8 @@ class Queue:
         else:
             desc_bytes, driver_bytes, device_bytes = split.sizes(self.size, event_idx=event_idx)
         desc = memory.at_user_address(address.desc, desc_bytes)
-        driver = memory.at_user_address(address.avail, driver_bytes)
-        device = memory.at_user_address(address.used, device_bytes)
+        driver = memory.at_user_address(address.driver, driver_bytes)
+        device = memory.at_user_address(address.device, device_bytes)
         self._record = None
         if record_memory is not None:
             self._record = QueueRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))

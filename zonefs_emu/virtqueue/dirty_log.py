@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from zonefs_emu.errors import PeerError
-from zonefs_emu.vhost_user.atomic import set_bit
+from zonefs_emu.virtqueue.atomic import set_bit
 
 PAGE_SHIFT: Final = 12
 
