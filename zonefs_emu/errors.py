@@ -41,7 +41,7 @@ class Status(IntEnum):
     IO_ERROR = 15  #: the host failed to read, write or sync the image
     NO_SPACE = 16  #: the host has no space left for the image
     POISONED = 17  #: refused because an earlier host failure left the image in doubt; reopen it
-    UNSUPPORTED = 18
+    UNSUPPORTED = 18  #: the device does not offer that operation, or the request is malformed
 
 
 class ZonedError(Exception):

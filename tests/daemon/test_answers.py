@@ -12,7 +12,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 
 
-def refusal(rule: Rule, status: Status, operation: Operation) -> Refusal:
+def refusal(rule: Rule, status: Status, operation: Operation | None) -> Refusal:
     return Refusal(
         seq=1, time_ns=0, front_end="x", operation=operation, status=status, rule=rule, zone_no=1,
         cond=Condition.EMPTY, wp=0, sector=0, nr_sectors=8, nr_open=0, nr_active=0,
@@ -75,3 +75,33 @@ def test_a_real_refusal(image: Path) -> None:
         "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
     )
     device.close()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Rule.BLK_TYPE, {"virtio-blk": "S_UNSUPP", "vduse": "ENOTSUP"}),
+        (Rule.BLK_REPORT_ROOM, {"virtio-blk": "S_ZONE_INVALID_CMD", "vduse": "EIO"}),
+        (Rule.SCSI_OPERATION_CODE, {"scsi": "ILLEGAL_REQUEST 20h/00h"}),
+        (Rule.SCSI_MISCOMPARE, {"scsi": "MISCOMPARE 1Dh/00h"}),
+        (Rule.VSCSI_OVERRUN, {"scsi": "S_OVERRUN"}),
+        (Rule.VSCSI_TASK, {"scsi": "S_FUNCTION_REJECTED"}),
+        (Rule.UBLK_OPERATION, {"ublk": "ENOTSUP"}),
+        (Rule.FS_CREATE, {"zonefs": "ENOENT"}),
+    ],
+)
+def test_requests_that_are_no_operation(rule: Rule, expected: dict[str, str]) -> None:
+    assert answers(refusal(rule, Status.UNSUPPORTED, None)) == expected
+
+
+def test_every_rule_of_a_front_ends_own_is_met_there_only() -> None:
+    for rule in Rule:
+        front_ends = answers(refusal(rule, Status.UNSUPPORTED, None)).keys()
+        if rule >= 100 and rule is not Rule.CONTESTED:
+            prefix, _, _ = rule.name.partition("_")
+            expected = {
+                "FS": {"zonefs"}, "BLK": {"virtio-blk", "vduse"}, "SCSI": {"scsi"}, "VSCSI": {"scsi"}, "UBLK": {"ublk"},
+            }[prefix]  # fmt: skip
+            assert front_ends == expected, rule.name
+        else:
+            assert front_ends == {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}, rule.name

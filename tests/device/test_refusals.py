@@ -7,7 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from zonefs_emu.device.refusals import NR_HOLDERS_MAX, SLOT_BYTES, Refusal, RefusalLog, explain, now_ns
+from zonefs_emu.device.refusals import (
+    NR_HOLDERS_MAX,
+    REQUEST_BYTES,
+    SLOT_BYTES,
+    Refusal,
+    RefusalLog,
+    explain,
+    now_ns,
+)
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
@@ -31,6 +39,11 @@ REFUSAL = Refusal(
     nr_active=3,
 )
 
+MALFORMED = replace(
+    REFUSAL, operation=None, status=Status.UNSUPPORTED, rule=Rule.BLK_TYPE, zone_no=-1, cond=Condition.NOT_WP, wp=0,
+    sector=0, nr_sectors=0, request="a request of type 99",
+)  # fmt: skip
+
 
 def ring(nr_slots: int = 4) -> bytearray:
     return bytearray(nr_slots * SLOT_BYTES)
@@ -53,10 +66,12 @@ def put(log: RefusalLog, count: int) -> list[Refusal]:
         replace(REFUSAL, operation=Operation.SET_COND, status=Status.UNSUPPORTED, rule=Rule.SCSI_TRANSFER_LENGTH),
         replace(REFUSAL, zone_no=(1 << 24) - 1, wp=(1 << 63) - 1, sector=(1 << 64) - 1, nr_sectors=(1 << 64) - 1),
         replace(REFUSAL, front_end=""),
+        MALFORMED,
+        replace(MALFORMED, operation=Operation.READ, zone_no=3, request="é" * (REQUEST_BYTES // 2)),
     ],
 )
 def test_what_is_put_in_comes_out(refusal: Refusal) -> None:
-    memory = ring()
+    memory = ring(8)
     RefusalLog(memoryview(memory)).add(refusal)
     assert RefusalLog(memoryview(memory)).last(10) == [refusal]
 
@@ -75,7 +90,53 @@ def test_a_slot_byte_by_byte() -> None:
         "c800000000000000 d000000000000000 0800000000000000"  # wp, sector, nr_sectors
         "05000000 07000000"  # holders
     ).ljust(SLOT_BYTES - 4, b"\0")
-    assert memory[2 * SLOT_BYTES : 3 * SLOT_BYTES].hex(" ") == (data + struct.pack("<I", zlib.crc32(data))).hex(" ")
+    assert memory[SLOT_BYTES : 2 * SLOT_BYTES].hex(" ") == (data + struct.pack("<I", zlib.crc32(data))).hex(" ")
+
+
+def test_a_slot_of_a_malformed_request_byte_by_byte() -> None:
+    memory = ring(16)
+    RefusalLog(memoryview(memory)).add(MALFORMED)
+    data = bytes.fromhex(
+        "0100000000000000"  # seq 1
+        "00002a36fe9c9717"  # time_ns
+        "667573650000000000000000000000000000000000000000"  # front_end
+        "ff 12 00 14"  # no operation, UNSUPPORTED, NOT_WP, 20 bytes of request
+        "c800 0000"  # rule 200, no holders
+        "ffffffff 02000000 03000000"  # no zone, nr_open, nr_active
+        "0000000000000000 0000000000000000 0000000000000000"  # wp, sector, nr_sectors
+    ) + b"a request of type 99".ljust(168, b"\0")
+    # The second of the last two slots, which are for such requests.
+    assert memory[15 * SLOT_BYTES :].hex(" ") == (data + struct.pack("<I", zlib.crc32(data))).hex(" ")
+
+
+def test_malformed_requests_push_out_only_their_like() -> None:
+    memory = ring(16)
+    log = RefusalLog(memoryview(memory))
+    put(log, 3)
+    for number in range(100):
+        log.add(replace(MALFORMED, seq=log.next_seq(), request=f"garbage {number}"))
+    put(log, 1)
+    for again in (log, RefusalLog(memoryview(memory))):
+        found = again.last(1000)
+        assert [refusal.seq for refusal in found] == [1, 2, 3, 102, 103, 104]
+        assert [refusal.request for refusal in found] == ["", "", "", "garbage 98", "garbage 99", ""]
+    put(RefusalLog(memoryview(memory)), 12)
+    assert [refusal.seq for refusal in RefusalLog(memoryview(memory)).last(1000)] == [*range(3, 4), *range(102, 117)]
+
+
+def test_a_log_whose_refusals_all_lie_in_one_ring_is_read_and_continued() -> None:
+    """As images have it that were written before malformed requests had a ring of their own."""
+    memory = ring(16)
+    for seq in range(25, 41):
+        one = ring(16)
+        RefusalLog(memoryview(one)).add(replace(REFUSAL, seq=seq))
+        memory[seq % 16 * SLOT_BYTES : (seq % 16 + 1) * SLOT_BYTES] = one[SLOT_BYTES : 2 * SLOT_BYTES]
+    log = RefusalLog(memoryview(memory))
+    assert [refusal.seq for refusal in log.last(100)] == list(range(25, 41))
+    put(log, 1)
+    log.add(replace(MALFORMED, seq=log.next_seq()))
+    # Of each part the oldest: 25 lay in slot 9, 30 in slot 14.
+    assert [refusal.seq for refusal in log.last(100)] == [*range(26, 30), *range(31, 43)]
 
 
 def test_requests_that_no_field_holds_are_cut() -> None:
@@ -86,6 +147,9 @@ def test_requests_that_no_field_holds_are_cut() -> None:
     assert (found.sector, found.nr_sectors, found.front_end) == ((1 << 64) - 1, 0, "é" * 12)
     log.add(replace(REFUSAL, seq=2, front_end="x" + "é" * 20))
     assert log.last(1)[0].front_end == "x" + "é" * 11 + "\N{REPLACEMENT CHARACTER}"
+    log = RefusalLog(memoryview(ring(8)))
+    log.add(replace(MALFORMED, request="x" * 200))
+    assert log.last(1)[0].request == "x" * REQUEST_BYTES
 
 
 def test_an_empty_log() -> None:
@@ -140,7 +204,7 @@ def test_a_number_that_is_damaged_does_not_move_the_end_of_the_ring() -> None:
     assert [refusal.seq for refusal in log.last(100)] == [1, 2, 3, 4]
 
 
-def test_a_whole_slot_in_a_place_that_is_not_its_own_does_not_count() -> None:
+def test_a_slot_that_is_there_twice_counts_once() -> None:
     memory = ring()
     put(RefusalLog(memoryview(memory)), 2)
     memory[3 * SLOT_BYTES :] = memory[2 * SLOT_BYTES : 3 * SLOT_BYTES]
@@ -161,7 +225,7 @@ def test_what_only_a_later_version_knows_is_left_out(at: int) -> None:
 
 
 def test_threads_get_slots_of_their_own() -> None:
-    log = RefusalLog(memoryview(ring(512)))
+    log = RefusalLog(memoryview(ring(640)))
     threads = [threading.Thread(target=put, args=(log, 100)) for _ in range(5)]
     for thread in threads:
         thread.start()
@@ -268,8 +332,15 @@ OPEN_CLAUSE = "[ZBC-2 INSUFFICIENT ZONE RESOURCES; virtio 1.4 blk, ZONE_OPEN_RES
                 "failure left it in doubt [docs/image-format.md]"
             ),
         ),
+        (
+            MALFORMED,
+            (
+                "fuse: a request of type 99 was refused (UNSUPPORTED): the type of a request must be one that the "
+                "device knows and whose feature was accepted [virtio 1.4 blk, Device Operation, VIRTIO_BLK_S_UNSUPP]"
+            ),
+        ),
     ],
-    ids=["wp", "full", "range", "conventional", "open", "active", "flush"],
+    ids=["wp", "full", "range", "conventional", "open", "active", "flush", "malformed"],
 )
 def test_one_sentence(refusal: Refusal, sentence: str) -> None:
     assert explain(refusal, GEOMETRY) == sentence

@@ -130,6 +130,7 @@ async def test_the_tree_is_fixed(kernel: Kernel) -> None:
         (operations.rmdir, (ROOT_NODE_ID, b"seq", CTX), errno.EPERM),
         (operations.rename, (10, b"0", 10, b"1", 0, CTX), errno.EPERM),
         (operations.rename, (10, b"0", 10, b"new", 0, CTX), errno.ENOENT),
+        (operations.rename, (10, b"0", 10, b"n" * 17, 0, CTX), errno.ENAMETOOLONG),
         (operations.fsyncdir, (10, False), errno.EINVAL),
         (operations.setxattr, (2, b"user.a", b"b", CTX), errno.EOPNOTSUPP),
         (operations.removexattr, (2, b"user.a", CTX), errno.EOPNOTSUPP),
@@ -139,6 +140,26 @@ async def test_the_tree_is_fixed(kernel: Kernel) -> None:
         with fails(number):
             await handler(*arguments)
     assert await operations.listxattr(2, CTX) == []
+    # Looking for a name that is not there is no refusal, nor is asking for an attribute.
+    device = kernel.bench.device
+    assert [(refusal.rule.name, refusal.request) for refusal in device.refusals.last(20)] == [
+        ("FS_CREATE", "creating 'new'"),
+        ("FS_CREATE", "creating 'new'"),
+        ("FS_CREATE", "creating 'new'"),
+        ("FS_CREATE", "creating 'new'"),
+        ("FS_CREATE", "creating 'new'"),
+        ("FS_REMOVE", "removing '0'"),
+        ("FS_REMOVE", "removing 'seq'"),
+        ("FS_REMOVE", "renaming '0'"),
+        ("FS_CREATE", "renaming to 'new'"),
+        ("FS_DIRECTORY_SYNC", "fsync of a directory"),
+        ("FS_XATTR", "a change of the extended attribute 'user.a'"),
+        ("FS_XATTR", "a change of the extended attribute 'user.a'"),
+    ]
+    assert device.explain(device.refusals.last(20)[0]) == (
+        "zonefs: creating 'new' was refused (UNSUPPORTED): ENOENT, there is one file for each zone, and no other can "
+        "be created [zonefs.rst, Zone type sub-directories]"
+    )
 
 
 async def test_listing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +230,8 @@ async def test_setattr_of_directories(kernel: Kernel, node: int) -> None:
             await kernel.setattr(node, mode=stat.S_IFDIR | mode)
     with fails(errno.EISDIR):
         await kernel.setattr(node, size=0)
+    rules = [refusal.rule.name for refusal in kernel.bench.device.refusals.last(10)]
+    assert rules == ["FS_DIRECTORY_MODE"] * 4 + ["FS_DIRECTORY_SIZE"]
 
 
 async def test_setattr_of_what_must_not_change(bench: Bench) -> None:

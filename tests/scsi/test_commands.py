@@ -3,7 +3,15 @@ import struct
 import pytest
 
 from tests.scsi.disks import from_hex
-from zonefs_emu.scsi.commands import CDB_LENGTHS, COMMANDS, Command, Opcode, one_command, supported_commands
+from zonefs_emu.scsi.commands import (
+    CDB_LENGTHS,
+    COMMANDS,
+    Command,
+    Opcode,
+    describe,
+    one_command,
+    supported_commands,
+)
 
 #: CDB length by the group code (bits 7:5 of the operation code). Source: SPC-4, "Fixed length CDB formats".
 GROUP_LENGTHS = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
@@ -78,3 +86,20 @@ def test_what_linux_probes_for(option: int, opcode: int, action: int) -> None:
 @pytest.mark.parametrize(("option", "opcode"), [(1, 0x94), (1, 0x9E), (1, 0xA3), (2, 0x88), (2, 0x12)])
 def test_option_that_does_not_suit_the_operation_code(option: int, opcode: int) -> None:
     assert one_command(option, opcode, 0, timeouts=False) is None
+
+
+@pytest.mark.parametrize(
+    ("cdb", "wrong", "text"),
+    [
+        (b"", "", "a CDB of no bytes"),
+        (bytes(32), "", "TEST UNIT READY (CDB 00 00 00 00 00 00)"),
+        (b"\x94\x04".ljust(32, b"\0"), "byte 1", "RESET WRITE POINTER (CDB 94 04" + " 00" * 14 + ", byte 1)"),
+        (b"\x94\x1f".ljust(32, b"\0"), "", "command 94h (CDB 94 1f" + " 00" * 14 + ")"),
+        (b"\x94", "", "command 94h (CDB 94)"),
+        (b"\x42".ljust(32, b"\0"), "", "command 42h (CDB 42" + " 00" * 9 + ")"),
+        (b"\x7f".ljust(32, b"\1"), "", "command 7Fh (CDB 7f" + " 01" * 31 + ")"),
+    ],
+)
+def test_commands_for_people(cdb: bytes, wrong: str, text: str) -> None:
+    assert describe(cdb, wrong) == text
+    assert describe(memoryview(cdb), wrong) == text

@@ -19,7 +19,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import commands
-from zonefs_emu.scsi.commands import COMMANDS
+from zonefs_emu.scsi.commands import COMMANDS, ENQUIRIES
 from zonefs_emu.scsi.disk import GOOD, ScsiStatus, first_bytes, nothing_transferred, reply
 
 LBA_OUT_OF_RANGE = (0x5, 0x21, 0x00)
@@ -712,6 +712,89 @@ def test_mode_sense_10() -> None:
         """)
 
 
+MODE_SELECT = bytes.fromhex("15 10 00 00 06 00")
+
+
+@pytest.mark.parametrize(
+    ("cdb", "out", "sentence", "clause"),
+    [
+        (
+            bytes.fromhex("42 00 00000000 00 0018 00"),  # UNMAP
+            bytes(24),
+            "command 42h (CDB 42 00 00 00 00 00 00 00 18 00, byte 0) was refused (UNSUPPORTED): a command must be one",
+            "SPC-4 INVALID COMMAND OPERATION CODE",
+        ),
+        (
+            bytes.fromhex("28 20 00000001 00 0001 00"),
+            b"",
+            "READ(10) (CDB 28 20 00 00 00 01 00 00 01 00, byte 1) was refused (UNSUPPORTED): a CDB must be whole, and",
+            "SPC-4 INVALID FIELD IN CDB",
+        ),
+        (b"\x8a\0", b"", "WRITE(16) (CDB 8a 00) was refused (UNSUPPORTED): a CDB", "SPC-4 INVALID FIELD IN CDB"),
+        (b"", b"", "a CDB of no bytes was refused (UNSUPPORTED): a CDB must", "SPC-4 INVALID FIELD IN CDB"),
+        (
+            MODE_SELECT,
+            bytes(4) + b"\x02\x0e",
+            "MODE SELECT(6) (CDB 15 10 00 00 06 00, byte 4 of the parameter list) was refused (UNSUPPORTED): a para",
+            "SPC-4 INVALID FIELD IN PARAMETER LIST",
+        ),
+        (
+            bytes.fromhex("15 10 00 00 03 00"),
+            bytes(3),
+            "MODE SELECT(6) (CDB 15 10 00 00 03 00) was refused (UNSUPPORTED): a parameter list must hold",
+            "SPC-4 PARAMETER LIST LENGTH ERROR",
+        ),
+        (
+            MODE_SELECT,
+            bytes(5),
+            "MODE SELECT(6) (CDB 15 10 00 00 06 00, 5 bytes of buffers) was refused (UNSUPPORTED): the buffers",
+            "virtio 1.4 SCSI host, VIRTIO_SCSI_S_OVERRUN",
+        ),
+        (
+            bytes.fromhex("2f 02 00000000 00 0001 00"),
+            b"\1" * 512,
+            "VERIFY(10) (CDB 2f 02 00 00 00 00 00 00 01 00) was refused (UNSUPPORTED): the bytes to be verified are",
+            "SBC-3 VERIFY, BYTCHK; MISCOMPARE DURING VERIFY OPERATION",
+        ),
+        (
+            bytes.fromhex("95 00 00000000ffffffff 00000040 00 00"),
+            b"",
+            "REPORT ZONES (CDB 95 00 00 00 00 00 ff ff ff ff 00 00 00 40 00 00) was refused (OUT_OF_RANGE): a request",
+            "ZBC-2 LOGICAL BLOCK ADDRESS OUT OF RANGE; virtio 1.4 blk, VIRTIO_BLK_S_ZONE_INVALID_CMD",
+        ),
+    ],
+)  # fmt: skip
+def test_malformed_commands_are_explained(cdb: bytes, out: bytes, sentence: str, clause: str) -> None:
+    with new_initiator(MIXED) as disk:
+        disk.send(cdb, out=out)
+        (refusal,) = disk.device.refusals.last(10)
+        text = disk.device.explain(refusal)
+        assert text.startswith(f"scsi: {sentence}")
+        assert text.endswith(f" [{clause}]")
+        assert (refusal.zone_no, refusal.operation) == (-1, None)
+
+
+@pytest.mark.parametrize(
+    "cdb",
+    [
+        "12 01 c0 00ff 00",  # INQUIRY, a VPD page that is not there
+        "1a 00 19 00 ff 00",  # MODE SENSE(6), a page that is not there
+        "1a 00 c8 00 ff 00",  # saved values
+        "5a 00 0a 05 000000 00ff 00",  # MODE SENSE(10), a subpage that is not there
+        "4d 00 40 000000 00 00ff 00",  # LOG SENSE
+        "a3 0d 00 0000000000000000 00 00",  # MAINTENANCE IN, REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
+        "a3 0c 01 94 0000 00000200 00 00",  # a command with service actions, asked for as one without
+        "9e 12 0000000000000000 00000020 00 00",  # GET LBA STATUS
+        "85 08 0e 00 00 00 01 00 00 00 00 00 00 40 ec 00",  # ATA PASS-THROUGH(16), IDENTIFY DEVICE
+        "a1 08 0e 00 01 00 00 00 00 ec 00 00",  # ATA PASS-THROUGH(12)
+    ],
+)
+def test_asking_what_is_there_is_no_refusal(cdb: str) -> None:
+    with new_initiator(MIXED) as disk:
+        assert disk.send(bytes.fromhex(cdb), room=512).code is not None
+        assert disk.device.refusals.last_seq == 0
+
+
 # -- helpers ------------------------------------------------------------------------------------------------------
 
 
@@ -778,8 +861,11 @@ def test_any_cdb_gets_a_result_within_bounds(
             memory = [bytearray(guard + bytes(size) + guard) for size in in_sizes]
             data_in = [memoryview(piece)[16 : 16 + size] for piece, size in zip(memory, in_sizes, strict=True)]
             disk.target.may_block(0, cdb)
+            before = disk.device.refusals.last_seq
             result = disk.target.execute(0, cdb, out, data_in)
             assert result.status in (ScsiStatus.GOOD, ScsiStatus.CHECK_CONDITION)
+            refused = (result.status or result.overrun) and (not cdb or cdb[0] not in ENQUIRIES)
+            assert (disk.device.refusals.last_seq > before) == bool(refused)
             assert (result.status == ScsiStatus.CHECK_CONDITION) == bool(result.sense)
             assert len(result.sense) in (0, 8, 16, 18)
             assert 0 <= result.residual <= sum(out_sizes) + sum(in_sizes)

@@ -1,9 +1,10 @@
 import pytest
 
 from tests.scsi.disks import from_hex
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import sense
-from zonefs_emu.scsi.sense import SENSE_OF_STATUS, Sense, SenseKey, encode
+from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense, SenseKey, encode
 
 
 def test_every_status_has_its_sense() -> None:
@@ -31,6 +32,10 @@ def test_every_status_has_its_sense() -> None:
 )
 def test_codes_that_linux_and_libzbc_look_for(status: Status, code: tuple[int, int, int]) -> None:
     assert SENSE_OF_STATUS[status] == code
+
+
+def test_every_rule_of_the_disks_own_has_its_sense() -> None:
+    assert set(SENSE_OF_RULE) == {rule for rule in Rule if rule.name.startswith("SCSI_")}
 
 
 def test_fixed_format() -> None:

@@ -5,6 +5,7 @@ from tests.scsi.disks import MIXED, ZONE, new_device, new_initiator
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import sense
+from zonefs_emu.scsi.commands import ENQUIRIES
 from zonefs_emu.scsi.disk import GOOD, ScsiStatus
 from zonefs_emu.scsi.target import (
     NO_LUN,
@@ -108,6 +109,30 @@ def test_any_cdb_elsewhere_gets_a_result(lun: int, cdb: bytes, room: int) -> Non
     with new_initiator(MIXED) as disk:
         result = disk.send(cdb, room=room, lun=lun).result
         assert (result.status == ScsiStatus.CHECK_CONDITION) == bool(result.sense)
+        refused = result.status and (not cdb or cdb[0] not in ENQUIRIES)
+        assert (disk.device.refusals.last_seq > 0) == bool(refused)
+
+
+def test_commands_to_absent_logical_units_are_explained() -> None:
+    read = bytes.fromhex("08 00 0000 01 00")
+    with new_initiator(MIXED) as disk:
+        for lun in (7, NO_LUN, REPORT_LUNS_WLUN):
+            disk.send(read, room=512, lun=lun)
+        assert [(refusal.rule.name, refusal.request) for refusal in disk.device.refusals.last(10)] == [
+            ("SCSI_LUN", "READ(6) (CDB 08 00 00 00 01 00, LUN 7)"),
+            ("SCSI_LUN", "READ(6) (CDB 08 00 00 00 01 00, a LUN that addresses nothing)"),
+            ("SCSI_OPERATION_CODE", "READ(6) (CDB 08 00 00 00 01 00, to the REPORT LUNS unit)"),
+        ]
+        assert disk.device.explain(disk.device.refusals.last(10)[0]) == (
+            "scsi: READ(6) (CDB 08 00 00 00 01 00, LUN 7) was refused (UNSUPPORTED): the target has a disk at LUN 0 "
+            "and the REPORT LUNS well-known logical unit, and no other [SPC-4 LOGICAL UNIT NOT SUPPORTED]"
+        )
+
+
+def test_a_unit_attention_is_no_refusal() -> None:
+    with new_initiator(MIXED, power_on=True) as disk:
+        assert disk.read(0, 1).code == POWER_ON
+        assert disk.device.refusals.last_seq == 0
 
 
 def test_logical_unit_reset_keeps_zones_and_forgets_mode_parameters() -> None:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -124,12 +124,34 @@ def test_report(driver: Driver) -> None:
 def test_what_is_not_offered(driver: Driver) -> None:
     assert driver.ask(Request.DISCARD, ZONE, 4) == -errno.EOPNOTSUPP
     assert driver.ask(Request.WRITE_ZEROES, ZONE, 4) == -errno.EOPNOTSUPP
+    assert [driver.device.explain(refusal) for refusal in driver.device.refusals.last(10)] == [
+        f"ublk: operation {number} was refused (UNSUPPORTED): the kernel asks for reads, writes, flushes and zone "
+        "operations, as the device was set up [Linux include/uapi/linux/ublk_cmd.h, UBLK_IO_OP_*]"
+        for number in (3, 5)
+    ]
 
 
 def test_data_that_the_kernel_does_not_give(driver: Driver) -> None:
     os.ftruncate(driver.fd, buffer_offset(0, TAG) + 100)
     assert driver.ask(Request.WRITE, ZONE, 4) == -errno.EIO
     assert driver.port.zone(1).cond is Condition.EMPTY
+    (refusal,) = driver.device.refusals.last(10)
+    assert driver.device.explain(refusal) == (
+        f"ublk: write of 4 sectors at sector {ZONE} was refused (IO_ERROR): the kernel did not give or take the data "
+        "of the request [Linux Documentation/block/ublk.rst, UBLK_F_USER_COPY]"
+    )
+
+
+def test_data_that_the_kernel_does_not_take(driver: Driver, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("does not take or give")
+    os.close(driver.fd)
+    driver.fd = os.open(os.devnull, os.O_RDONLY)
+    driver.hands._fd = driver.fd
+    assert driver.ask(Request.READ, ZONE, 4) == -errno.EBADF
+    assert driver.ask(Request.REPORT_ZONES, 0, 8) == -errno.EBADF
+    assert [refusal.request for refusal in driver.device.refusals.last(10)] == [
+        f"read of 4 sectors at sector {ZONE}", "report zones of 8 zones at sector 0",
+    ]  # fmt: skip
 
 
 def test_records_of_writes_stay_until_answered(driver: Driver) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.scsi.disks import from_hex
 from tests.vhost_user.serving import GEOMETRY, ZONE, create
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
@@ -165,6 +166,45 @@ def test_refused(driver: Driver, *, kind: int, sector: int, out: bytes, room: in
     before = driver.blk.port.report(0, 32)
     assert driver.request(kind, sector, out, room)[0] == status
     assert driver.blk.port.report(0, 32) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "sector", "out", "room", "sentence"),
+    [
+        (12345, 0, b"", 1, "a request of type 12345 was refused (UNSUPPORTED): the type of a request must be one that"),
+        (blk.T_DISCARD, 0, bytes(16), 1, "a request of type 11 (DISCARD) was refused (UNSUPPORTED): the type of"),
+        (blk.T_WRITE_ZEROES, 0, bytes(16), 1, "a request of type 13 (WRITE_ZEROES) was refused (UNSUPPORTED): the"),
+        (blk.T_SCSI_CMD, 0, b"", 17, "a request of type 2 (SCSI_CMD) was refused (UNSUPPORTED): the type of"),
+        (blk.T_IN, 8, b"", 101, "read of 100 bytes at sector 8 was refused (UNALIGNED): start and length"),
+        (blk.T_OUT, 2 * ZONE, b"xyz", 1, f"write of 3 bytes at sector {2 * ZONE} was refused (UNALIGNED): start and"),
+        (blk.T_ZONE_APPEND, ZONE, b"xyz", 9, f"append of 3 bytes at sector {ZONE} was refused (UNALIGNED): start and"),
+        (blk.T_ZONE_APPEND, ZONE, data(1), 8, f"append at sector {ZONE} with 7 writable bytes was refused (UNSUPP"),
+        (blk.T_ZONE_REPORT, 32 * ZONE, b"", 129, f"zone report from sector {32 * ZONE} was refused (OUT_OF_RANGE): a"),
+        (blk.T_ZONE_REPORT, 5, b"", 128, "zone report from sector 5 with room for 127 bytes was refused (UNSUPPORTED)"),
+    ],
+)  # fmt: skip
+def test_malformed_requests_are_explained(
+    driver: Driver, *, kind: int, sector: int, out: bytes, room: int, sentence: str
+) -> None:
+    status, _ = driver.request(kind, sector, out, room)
+    (refusal,) = driver.device.refusals.last(10)
+    text = driver.device.explain(refusal)
+    assert text.startswith(f"blk: {sentence}")
+    assert text.endswith("]")
+    assert "[virtio 1.4 blk, " in text or "; virtio 1.4 blk, " in text
+    assert blk.STATUS_OF_RULE.get(refusal.rule, status) == status
+
+
+def test_zone_requests_of_a_driver_without_zones_are_explained(driver: Driver) -> None:
+    driver.blk.accept(bits.VERSION_1)
+    assert driver.request(blk.T_ZONE_REPORT, ZONE, room=129)[0] == blk.S_UNSUPP
+    (refusal,) = driver.device.refusals.last(10)
+    assert refusal.rule is Rule.BLK_NOT_ZONED
+    assert driver.device.explain(refusal).startswith(f"blk: ZONE_REPORT at sector {ZONE} was refused (UNSUPPORTED): ")
+
+
+def test_every_rule_of_its_own_has_a_status() -> None:
+    assert set(blk.STATUS_OF_RULE) == {rule for rule in Rule if rule.name.startswith("BLK_")}
 
 
 def test_both_limits_hit_is_active(driver: Driver) -> None:
@@ -371,6 +411,9 @@ def test_any_request_is_answered_however_it_is_cut(
     driver.blk.accept(features)
     readable = struct.pack("<IIQ", kind, 0, sector) + out
     chain = driver.chain(readable, room, cuts=sorted(at for at in cuts if at <= len(readable)))
+    before = driver.device.refusals.last_seq
     (length,) = driver.run([chain])
     assert length == room
-    assert chain[2][-1][-1] <= 6
+    status = chain[2][-1][-1]
+    assert status <= 6
+    assert (driver.device.refusals.last_seq > before) == (status != blk.S_OK)

@@ -9,20 +9,34 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.vhost_user.serving import ZONE, create
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.model.transitions import ZBC
+from zonefs_emu.scsi.commands import ENQUIRIES
 from zonefs_emu.scsi.target import Target
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
-from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue, Response, decode_address
+from zonefs_emu.virtio.scsi import (
+    RESPONSE_OF_RULE,
+    ControlQueue,
+    EventQueue,
+    RequestQueue,
+    Response,
+    decode_address,
+)
 
 DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
 READ_CAPACITY = bytes.fromhex("9e 10 0000000000000000 00000020 00 00")
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[Target]:
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
     device = ZonedDevice.open(create(tmp_path / "image"))
-    yield Target(device.port("scsi", ZBC), serial="serial", power_on=False)
+    yield device
     device.close()
+
+
+@pytest.fixture
+def target(device: ZonedDevice) -> Target:
+    return Target(device.port("scsi", ZBC), serial="serial", power_on=False)
 
 
 def chain(readable: Sequence[bytes], writable: Sequence[int]) -> Chain:
@@ -174,14 +188,62 @@ def test_events_wait_for_a_driver_that_wants_them() -> None:
     assert events.next_event() is None
 
 
+LAST_HOLDS = {
+    Response.OVERRUN: Rule.VSCSI_OVERRUN,
+    Response.BAD_TARGET: Rule.VSCSI_TARGET,
+    Response.FUNCTION_REJECTED: Rule.VSCSI_TASK,
+    Response.INCORRECT_LUN: Rule.VSCSI_TASK_LUN,
+}
+
+
+def test_every_rule_on_the_way_has_its_response() -> None:
+    assert {response: rule for rule, response in RESPONSE_OF_RULE.items()} == LAST_HOLDS
+    assert set(RESPONSE_OF_RULE) == {rule for rule in Rule if rule.name.startswith("VSCSI_")}
+
+
+def test_what_the_host_refuses_is_explained(target: Target, device: ZonedDevice) -> None:
+    read = b"\x88\0" + bytes(8) + (2).to_bytes(4, "big") + b"\0\0"
+    cdb = "CDB 88 00 00 00 00 00 00 00 00 00 00 00 00 02 00 00"
+    execute(target, chain([header(read)], [108, 512]))
+    execute(target, chain([header(read, b"\x01\x05\x40" + bytes(5))], [108, 1024]))
+    control(target, struct.pack("<II8sQ", 0, 99, DISK, 7), 1)
+    control(target, struct.pack("<II8sQ", 0, 5, b"\x01\0\x40\x09" + bytes(4), 7), 1)
+    control(target, struct.pack("<II8sQ", 0, 5, b"\x01\x09\x40\0" + bytes(4), 7), 1)
+    assert [(refusal.rule.name, refusal.request) for refusal in device.refusals.last(10)] == [
+        ("VSCSI_OVERRUN", f"READ(16) ({cdb}, 512 bytes of buffers)"),
+        ("VSCSI_TARGET", f"READ(16) ({cdb})"),
+        ("VSCSI_TASK", "task management function 99"),
+        ("VSCSI_TASK_LUN", "task management function 5 at LUN 9"),
+        ("VSCSI_TARGET", "task management"),
+    ]
+    assert device.explain(device.refusals.last(1)[0]) == (
+        "scsi: task management was refused (UNSUPPORTED): the host has one target, which is number 0 "
+        "[virtio 1.4 SCSI host, VIRTIO_SCSI_S_BAD_TARGET]"
+    )
+
+
+def test_a_scan_for_targets_is_no_refusal(target: Target, device: ZonedDevice) -> None:
+    for number in range(1, 20):
+        for cdb in (bytes.fromhex("12 00 00 0024 00"), bytes(6), bytes.fromhex("a0 00 00 000000 00001000 00 00")):
+            _, answer = execute(target, chain([header(cdb, bytes((1, number, 0x40)) + bytes(5))], [108, 4096]))
+            assert response(answer)[3] == Response.BAD_TARGET
+    assert device.refusals.last_seq == 0
+
+
 @given(frame=st.binary(min_size=51, max_size=60), out=st.integers(0, 600), room=st.integers(108, 800))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_frame_is_answered(target: Target, frame: bytes, out: int, room: int) -> None:
+def test_any_frame_is_answered_and_each_refusal_noted(
+    target: Target, device: ZonedDevice, frame: bytes, out: int, room: int
+) -> None:
     for lun in (frame[:8], DISK):
+        before = device.refusals.last_seq
         request = chain([lun + frame[8:], bytes(out)] if out else [lun + frame[8:]], [room])
         length, answer = execute(target, request)
         assert 108 <= length <= room
-        assert response(answer)[3] in set(map(int, Response))
+        _, _, status, code = response(answer)
+        assert code in set(map(int, Response))
+        refused = bool(status or code) and frame[19] not in ENQUIRIES
+        assert (device.refusals.last_seq > before) == refused
 
 
 @given(
@@ -191,9 +253,14 @@ def test_any_frame_is_answered(target: Target, frame: bytes, out: int, room: int
     room=st.integers(0, 12),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_control_request_is_answered_or_breaks_the_ring(target: Target, kind: int, rest: bytes, room: int) -> None:
+def test_any_control_request_is_answered_or_breaks_the_ring(
+    target: Target, device: ZonedDevice, kind: int, rest: bytes, room: int
+) -> None:
     frame = chain([kind.to_bytes(4, "little") + rest], [room] if room else [])
+    before = device.refusals.last_seq
     try:
-        assert ControlQueue(target).execute(frame) <= room
+        length = ControlQueue(target).execute(frame)
     except BrokenRingError:
         return
+    assert length <= room
+    assert (device.refusals.last_seq > before) == (frame[2][0][0] in LAST_HOLDS if kind == 0 else False)

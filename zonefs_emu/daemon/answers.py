@@ -12,8 +12,9 @@ from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense, sense_of
-from zonefs_emu.ublk.protocol import RESULTS
+from zonefs_emu.ublk.protocol import RESULT_OF_RULE, RESULTS
 from zonefs_emu.virtio import blk
+from zonefs_emu.virtio.scsi import RESPONSE_OF_RULE
 
 #: The names of virtio 1.4, block device, "Device Operation", without VIRTIO_BLK_.
 _BLK_NAMES: Final[Mapping[int, str]] = MappingProxyType(
@@ -52,14 +53,25 @@ def answers(refusal: Refusal) -> dict[str, str]:
         return {"zonefs": errno.errorcode[FS_RULES[refusal.rule][1]]}
     if refusal.rule in SENSE_OF_RULE:
         return {"scsi": _sense_name(SENSE_OF_RULE[refusal.rule])}
+    if refusal.rule in RESPONSE_OF_RULE:
+        return {"scsi": f"S_{RESPONSE_OF_RULE[refusal.rule].name}"}
+    if refusal.rule in blk.STATUS_OF_RULE:
+        return _of_blk(blk.STATUS_OF_RULE[refusal.rule])
+    if refusal.rule in RESULT_OF_RULE:
+        return {"ublk": errno.errorcode[-RESULT_OF_RULE[refusal.rule]]}
     codes = blk.DATA_STATUS if refusal.operation in _DATA else blk.ZONE_STATUS
+    of_blk = _of_blk(codes[refusal.status])
     return {
         "zonefs": errno.errorcode[ERRNO_OF[refusal.status]],
-        "virtio-blk": _BLK_NAMES[codes[refusal.status]],
+        "virtio-blk": of_blk["virtio-blk"],
         "scsi": _sense_name(sense_of(refusal.status, refusal.operation)),
         "ublk": errno.errorcode[-RESULTS[refusal.status]],
-        "vduse": errno.errorcode[_ERRNO_OF_BLK[codes[refusal.status]]],
+        "vduse": of_blk["vduse"],
     }
+
+
+def _of_blk(code: int) -> dict[str, str]:
+    return {"virtio-blk": _BLK_NAMES[code], "vduse": errno.errorcode[_ERRNO_OF_BLK[code]]}
 
 
 def sentence(codes: Mapping[str, str]) -> str:

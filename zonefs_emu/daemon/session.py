@@ -125,7 +125,7 @@ class _CauseLog:
 
     def __init__(self, device: ZonedDevice) -> None:
         self._device = device
-        self._heard: set[tuple[str, Operation, Rule]] = set()
+        self._heard: set[tuple[str, Operation | None, Rule]] = set()
 
     def hear(self, refusal: Refusal) -> None:
         """Log *refusal* if it is the first of its cause; called by any thread."""

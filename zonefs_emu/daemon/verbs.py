@@ -178,18 +178,21 @@ class Verbs:
     def _refusal_record(self, refusal: Refusal) -> dict[str, Json]:
         holders: list[Json] = list(refusal.holders)
         codes = answers(refusal)
+        operation = refusal.operation
+        has_zone = refusal.zone_no >= 0
         return {
             "seq": refusal.seq,
             "time": datetime.fromtimestamp(refusal.time_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
             "front_end": refusal.front_end,
-            "operation": refusal.operation.name.lower(),
+            "operation": None if operation is None else operation.name.lower(),
+            "request": refusal.request or None,
             "status": refusal.status.name,
             "rule": refusal.rule.name,
-            "zone_no": refusal.zone_no if refusal.zone_no >= 0 else None,
-            "cond": refusal.cond.name,
-            "wp": refusal.wp,
-            "sector": refusal.sector,
-            "nr_sectors": refusal.nr_sectors,
+            "zone_no": refusal.zone_no if has_zone else None,
+            "cond": refusal.cond.name if has_zone else None,
+            "wp": refusal.wp if has_zone else None,
+            "sector": None if operation is None else refusal.sector,
+            "nr_sectors": None if operation is None else refusal.nr_sectors,
             "nr_open": refusal.nr_open,
             "nr_active": refusal.nr_active,
             "holders": holders,

@@ -716,16 +716,18 @@ class Port:
     def refuse(
         self,
         rule: Rule,
-        operation: Operation,
+        operation: Operation | None,
         status: Status,
-        sector: Sector,
+        sector: Sector = 0,
         nr_sectors: int = 0,
         *,
         zone_no: int = -1,
+        request: str = "",
     ) -> Status:
         """Note that this port refused an operation, by *rule*; returns *status*.
 
-        For the device's own refusals and for front-ends that have rules of their own.
+        For the device's own refusals and for front-ends that have rules of their own. *request* is for requests that
+        are malformed or unknown: what it was, for people; *operation* is None if it is none.
         """
         machine = self._machine
         log = self.device.refusals
@@ -743,7 +745,7 @@ class Port:
         refusal = Refusal(
             seq=log.next_seq(), time_ns=now_ns(), front_end=self.name, operation=operation, status=status, rule=rule,
             zone_no=zone_no, cond=cond, wp=wp, sector=sector, nr_sectors=nr_sectors, nr_open=machine.nr_open,
-            nr_active=machine.nr_active, holders=holders,
+            nr_active=machine.nr_active, holders=holders, request=request,
         )  # fmt: skip
         self.last_refusal = refusal
         if self._image.is_closed:  # the log and the counters are gone

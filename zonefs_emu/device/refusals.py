@@ -1,14 +1,17 @@
 """The log of refused operations: what was asked, in what condition the zone was, which rule was broken.
 
-A ring of fixed slots in the image's mapped memory, so that it costs a few microseconds, is bounded, and survives the
+Rings of fixed slots in the image's mapped memory, so that it costs a few microseconds, is bounded, and survives the
 death of the process. Front-ends flatten errors to EIO; "why did I get EIO" is answered from here.
+
+What a front-end refused as malformed or unknown has a small ring of its own: a peer that sends garbage pushes out
+other garbage, and never what was refused by the rules of zones.
 """
 
 import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,12 +24,17 @@ from zonefs_emu.units import Sector
 
 SLOT_BYTES: Final = 256
 NR_HOLDERS_MAX: Final = 42
-#: seq, time_ns, front_end, operation, status, condition, -, rule, number of holders, zone, open, active, wp, sector,
-#: sectors, holders; a CRC-32 of these is the end of the slot.
-_SLOT: Final = struct.Struct(f"<QQ24sBBBxHHIIIQQQ{4 * NR_HOLDERS_MAX}s")
+#: The longest description of a request, in bytes of UTF-8.
+REQUEST_BYTES: Final = 4 * NR_HOLDERS_MAX
+#: One slot of so many is for requests that were malformed or unknown.
+_REQUESTS_SHARE: Final = 8
+#: seq, time_ns, front_end, operation, status, condition, request length, rule, number of holders, zone, open, active,
+#: wp, sector, sectors, then holders or request; a CRC-32 of these is the end of the slot.
+_SLOT: Final = struct.Struct(f"<QQ24sBBBBHHIIIQQQ{REQUEST_BYTES}s")
 _CRC: Final = struct.Struct("<I")
 _SEQ: Final = struct.Struct("<Q")
 NO_ZONE: Final = 0xFFFFFFFF
+_NO_OPERATION: Final = 0xFF
 _U64: Final = (1 << 64) - 1
 
 
@@ -35,13 +43,14 @@ class Refusal:
     """One refused operation.
 
     *zone_no* is -1 where no zone is meant; *cond* and *wp* (absolute sector) are the zone's at that time. *holders*:
-    up to NR_HOLDERS_MAX zones that held the open or active resources, where that limit was hit.
+    up to NR_HOLDERS_MAX zones that held the open or active resources, where that limit was hit. *request*: of one that
+    is malformed or unknown, what it was in the words of the front-end; *operation* is None if it is none.
     """
 
     seq: int
     time_ns: int
     front_end: str
-    operation: Operation
+    operation: Operation | None
     status: Status
     rule: Rule
     zone_no: int
@@ -52,17 +61,38 @@ class Refusal:
     nr_open: int
     nr_active: int
     holders: tuple[int, ...] = ()
+    request: str = ""
+
+
+class _Ring:
+    """Slots from *first* up to *end*, and the one that is next."""
+
+    def __init__(self, first: int, end: int, seqs: Sequence[int]) -> None:
+        """Go on after the highest of *seqs*, the numbers in all slots of the log."""
+        self._first = first
+        self._end = end
+        self._next = max(range(first, end), key=seqs.__getitem__, default=first)
+
+    def take(self) -> int:
+        """Return the slot to be filled."""
+        self._next += 1
+        if self._next == self._end:
+            self._next = self._first
+        return self._next
 
 
 class RefusalLog:
-    """The ring of the last refusals in *memory* (a multiple of SLOT_BYTES). Thread safe."""
+    """The last refusals in *memory* (a multiple of SLOT_BYTES). Thread safe."""
 
     def __init__(self, memory: memoryview) -> None:
-        """Find the end of the ring."""
+        """Find the ends of the rings."""
         self._memory = memory
         self._nr_slots = len(memory) // SLOT_BYTES
-        # A number counts in the slot that it belongs to: one that is damaged must not decide where the ring goes on.
-        self.last_seq: int = max(map(self._seq, range(self._nr_slots)), default=0)
+        seqs = [self._seq(slot) for slot in range(self._nr_slots)]
+        nr_of_zones = self._nr_slots - self._nr_slots // _REQUESTS_SHARE
+        self._zones = _Ring(0, nr_of_zones, seqs)
+        self._requests = _Ring(nr_of_zones, self._nr_slots, seqs)
+        self.last_seq: int = max(seqs, default=0)
         self._promised = self.last_seq
         self._lock = threading.Lock()
         #: Called with each refusal by the thread that refused, perhaps with the device's lock held.
@@ -75,50 +105,50 @@ class RefusalLog:
             return self._promised
 
     def add(self, refusal: Refusal) -> None:
-        """Put *refusal* into its slot, in place of the one that is a ring older."""
+        """Put *refusal* into a slot, in place of the one that is a ring older."""
         holders = refusal.holders
+        request = refusal.request.encode()[:REQUEST_BYTES]
         data = _SLOT.pack(
-            refusal.seq, refusal.time_ns, refusal.front_end.encode()[:24], refusal.operation, refusal.status,
-            refusal.cond, refusal.rule, len(holders), refusal.zone_no if refusal.zone_no >= 0 else NO_ZONE,
+            refusal.seq, refusal.time_ns, refusal.front_end.encode()[:24],
+            _NO_OPERATION if refusal.operation is None else refusal.operation, refusal.status, refusal.cond,
+            len(request), refusal.rule, len(holders), refusal.zone_no if refusal.zone_no >= 0 else NO_ZONE,
             refusal.nr_open, refusal.nr_active, refusal.wp, refusal.sector & _U64, refusal.nr_sectors & _U64,
-            struct.pack(f"<{len(holders)}I", *holders) if holders else b"",
+            struct.pack(f"<{len(holders)}I", *holders) if holders else request,
         )  # fmt: skip
-        at = (refusal.seq % self._nr_slots) * SLOT_BYTES
-        self._memory[at : at + SLOT_BYTES] = data + _CRC.pack(zlib.crc32(data))
         with self._lock:
+            slot = (self._requests if request else self._zones).take()
+            self._memory[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES] = data + _CRC.pack(zlib.crc32(data))
             self.last_seq = max(self.last_seq, refusal.seq)
         if self.listener is not None:
             self.listener(refusal)
 
     def last(self, count: int, *, after: int = 0) -> list[Refusal]:
         """Return up to *count* refusals with a number above *after*, oldest first. Damaged slots are left out."""
-        last_seq = self.last_seq
-        first = max(last_seq - min(count, self._nr_slots) + 1, after + 1, 1)
-        found = (self._read(seq) for seq in range(first, last_seq + 1))
-        return [refusal for refusal in found if refusal is not None]
+        found = {seq: slot for slot in range(self._nr_slots) if (seq := self._seq(slot)) > after}
+        newest = sorted(found, reverse=True)[:count]
+        refusals = (self._read(found[seq]) for seq in reversed(newest))
+        return [refusal for refusal in refusals if refusal is not None]
 
     def _seq(self, slot: int) -> int:
         """Return the number of the refusal in *slot*, 0 if it is empty or damaged."""
         data = self._memory[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES]
         seq: int = _SEQ.unpack_from(data)[0]
         whole = zlib.crc32(data[: _SLOT.size]) == _CRC.unpack_from(data, _SLOT.size)[0]
-        return seq if whole and seq % self._nr_slots == slot else 0
+        return seq if whole else 0
 
-    def _read(self, seq: int) -> Refusal | None:
-        slot = seq % self._nr_slots
-        if self._seq(slot) != seq:
-            return None
+    def _read(self, slot: int) -> Refusal | None:
         (
-            _, time_ns, front_end, operation, status, cond, rule, nr_holders, zone_no, nr_open, nr_active,
-            wp, sector, nr_sectors, holders,
+            seq, time_ns, front_end, operation, status, cond, length, rule, nr_holders, zone_no, nr_open, nr_active,
+            wp, sector, nr_sectors, rest,
         ) = _SLOT.unpack_from(self._memory, slot * SLOT_BYTES)  # fmt: skip
         try:
             return Refusal(
                 seq=seq, time_ns=time_ns, front_end=front_end.rstrip(b"\0").decode(errors="replace"),
-                operation=Operation(operation), status=Status(status), rule=Rule(rule),
+                operation=None if operation == _NO_OPERATION else Operation(operation), status=Status(status),
+                rule=Rule(rule),
                 zone_no=-1 if zone_no == NO_ZONE else zone_no, cond=Condition(cond), wp=wp, sector=sector,
                 nr_sectors=nr_sectors, nr_open=nr_open, nr_active=nr_active,
-                holders=struct.unpack_from(f"<{nr_holders}I", holders),
+                holders=struct.unpack_from(f"<{nr_holders}I", rest), request=rest[:length].decode(errors="replace"),
             )  # fmt: skip
         except ValueError:  # a number of no enumeration: the slot is of a later version
             return None
@@ -127,11 +157,13 @@ class RefusalLog:
 def explain(refusal: Refusal, geometry: Geometry) -> str:
     """Return one sentence that says what was asked, what stood against it, and where that is written."""
     text = RULES[refusal.rule]
-    request = refusal.operation.name.lower().replace("_", "-")
-    if refusal.nr_sectors:
-        request += f" of {refusal.nr_sectors} sectors"
-    if refusal.operation is not Operation.FLUSH:
-        request += f" at sector {refusal.sector}"
+    request = refusal.request
+    if not request and refusal.operation is not None:
+        request = refusal.operation.name.lower().replace("_", "-")
+        if refusal.nr_sectors:
+            request += f" of {refusal.nr_sectors} sectors"
+        if refusal.operation is not Operation.FLUSH:
+            request += f" at sector {refusal.sector}"
     what = f"{refusal.front_end}: {request} was refused ({refusal.status.name})"
     parts = [f"{what}: {text.sentence}"]
     if refusal.zone_no >= 0:

@@ -45,11 +45,39 @@ class Rule(IntEnum):
     FS_TRUNCATE_CONVENTIONAL = 108
     FS_TRUNCATE_SIZE = 109
     FS_TOO_MANY_WRITERS = 110
+    FS_CREATE = 111
+    FS_REMOVE = 112
+    FS_DIRECTORY_MODE = 113
+    FS_DIRECTORY_SIZE = 114
+    FS_DIRECTORY_SYNC = 115
+    FS_XATTR = 116
+    # virtio-blk's own
+    BLK_TYPE = 200
+    BLK_NOT_ZONED = 201
+    BLK_SEGMENT = 202
+    BLK_SEGMENT_FLAGS = 203
+    BLK_APPEND_ROOM = 204
+    BLK_REPORT_ROOM = 205
+    # the SCSI disk's own
     SCSI_GAP = 300
     SCSI_READ_TYPES = 301
     SCSI_WRITE_PROTECTED = 302
     SCSI_TRANSFER_LENGTH = 303
+    SCSI_OPERATION_CODE = 304
+    SCSI_CDB_FIELD = 305
+    SCSI_PARAMETER_FIELD = 306
+    SCSI_PARAMETER_LENGTH = 307
+    SCSI_LUN = 308
+    SCSI_MISCOMPARE = 309
+    # those of the way to it
+    VSCSI_OVERRUN = 320
+    VSCSI_TARGET = 321
+    VSCSI_TASK = 322
+    VSCSI_TASK_LUN = 323
     CONTESTED = 400
+    # ublk's own
+    UBLK_OPERATION = 500
+    UBLK_DATA = 501
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +167,78 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.SCSI_TRANSFER_LENGTH: RuleText(
         sentence="one command moves at most 32 MiB", clause="SBC-3 Block Limits VPD page, MAXIMUM TRANSFER LENGTH"
     ),
+    Rule.SCSI_OPERATION_CODE: RuleText(
+        sentence="a command must be one that the disk has, as REPORT SUPPORTED OPERATION CODES lists them",
+        clause="SPC-4 INVALID COMMAND OPERATION CODE",
+    ),
+    Rule.SCSI_CDB_FIELD: RuleText(
+        sentence="a CDB must be whole, and its fields must ask for nothing that the disk does not have",
+        clause="SPC-4 INVALID FIELD IN CDB",
+    ),
+    Rule.SCSI_PARAMETER_FIELD: RuleText(
+        sentence="a parameter list must ask for nothing that the disk does not have or cannot change",
+        clause="SPC-4 INVALID FIELD IN PARAMETER LIST",
+    ),
+    Rule.SCSI_PARAMETER_LENGTH: RuleText(
+        sentence="a parameter list must hold its header, its descriptors and each of its pages in full",
+        clause="SPC-4 PARAMETER LIST LENGTH ERROR",
+    ),
+    Rule.SCSI_LUN: RuleText(
+        sentence="the target has a disk at LUN 0 and the REPORT LUNS well-known logical unit, and no other",
+        clause="SPC-4 LOGICAL UNIT NOT SUPPORTED",
+    ),
+    Rule.SCSI_MISCOMPARE: RuleText(
+        sentence="the bytes to be verified are not those on the disk",
+        clause="SBC-3 VERIFY, BYTCHK; MISCOMPARE DURING VERIFY OPERATION",
+    ),
+    Rule.VSCSI_OVERRUN: RuleText(
+        sentence="the buffers of a request must have room for all that its CDB transfers",
+        clause="virtio 1.4 SCSI host, VIRTIO_SCSI_S_OVERRUN",
+    ),
+    Rule.VSCSI_TARGET: RuleText(
+        sentence="the host has one target, which is number 0",
+        clause="virtio 1.4 SCSI host, VIRTIO_SCSI_S_BAD_TARGET",
+    ),
+    Rule.VSCSI_TASK: RuleText(
+        sentence="a task management function must be one that the target has, and CLEAR ACA is none of them",
+        clause="SAM-5 FUNCTION REJECTED; virtio 1.4 SCSI host, VIRTIO_SCSI_S_FUNCTION_REJECTED",
+    ),
+    Rule.VSCSI_TASK_LUN: RuleText(
+        sentence="tasks are managed at LUN 0 and at the REPORT LUNS well-known logical unit",
+        clause="SAM-5 INCORRECT LOGICAL UNIT NUMBER; virtio 1.4 SCSI host, VIRTIO_SCSI_S_INCORRECT_LUN",
+    ),
+    Rule.BLK_TYPE: RuleText(
+        sentence="the type of a request must be one that the device knows and whose feature was accepted",
+        clause="virtio 1.4 blk, Device Operation, VIRTIO_BLK_S_UNSUPP",
+    ),
+    Rule.BLK_NOT_ZONED: RuleText(
+        sentence="requests of the zoned kind are for drivers that accepted VIRTIO_BLK_F_ZONED",
+        clause="virtio 1.4 blk, Feature bits, VIRTIO_BLK_F_ZONED",
+    ),
+    Rule.BLK_SEGMENT: RuleText(
+        sentence="WRITE_ZEROES has one segment of 16 bytes, of at most max_write_zeroes_sectors",
+        clause="virtio 1.4 blk, max_write_zeroes_seg and max_write_zeroes_sectors",
+    ),
+    Rule.BLK_SEGMENT_FLAGS: RuleText(
+        sentence="a segment of WRITE_ZEROES has no other flag than unmap",
+        clause="virtio 1.4 blk, struct virtio_blk_discard_write_zeroes",
+    ),
+    Rule.BLK_APPEND_ROOM: RuleText(
+        sentence="an append has 8 writable bytes for the sector at which the data landed",
+        clause="virtio 1.4 blk, VIRTIO_BLK_T_ZONE_APPEND",
+    ),
+    Rule.BLK_REPORT_ROOM: RuleText(
+        sentence="a zone report has room for its header and one zone, 128 bytes",
+        clause="virtio 1.4 blk, VIRTIO_BLK_T_ZONE_REPORT",
+    ),
+    Rule.UBLK_OPERATION: RuleText(
+        sentence="the kernel asks for reads, writes, flushes and zone operations, as the device was set up",
+        clause="Linux include/uapi/linux/ublk_cmd.h, UBLK_IO_OP_*",
+    ),
+    Rule.UBLK_DATA: RuleText(
+        sentence="the kernel did not give or take the data of the request",
+        clause="Linux Documentation/block/ublk.rst, UBLK_F_USER_COPY",
+    ),
     Rule.FS_WRITE_PROTECTED: RuleText(
         sentence="EPERM, the file's zone is read-only, or was made so by errors=zone-ro after an I/O error",
         clause="zonefs.rst, IO error handling",
@@ -182,6 +282,26 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.FS_TOO_MANY_WRITERS: RuleText(
         sentence="EBUSY, with explicit-open no more files than max_open_zones are open for writing at once",
         clause='zonefs.rst, "explicit-open" option',
+    ),
+    Rule.FS_CREATE: RuleText(
+        sentence="ENOENT, there is one file for each zone, and no other can be created",
+        clause="zonefs.rst, Zone type sub-directories",
+    ),
+    Rule.FS_REMOVE: RuleText(
+        sentence="EPERM, there is one file for each zone, and none can be renamed or removed",
+        clause="zonefs.rst, Zone type sub-directories",
+    ),
+    Rule.FS_DIRECTORY_MODE: RuleText(
+        sentence="EPERM, a directory cannot be made writable, as no file can be created in it",
+        clause="Linux fs/zonefs/super.c, zonefs_inode_setattr",
+    ),
+    Rule.FS_DIRECTORY_SIZE: RuleText(sentence="EISDIR, a directory has no size that can be set", clause="truncate(2)"),
+    Rule.FS_DIRECTORY_SYNC: RuleText(
+        sentence="EINVAL, directories have no fsync", clause="Linux fs/zonefs/super.c, zonefs_dir_operations"
+    ),
+    Rule.FS_XATTR: RuleText(
+        sentence="ENOTSUP, files have no extended attributes",
+        clause="Linux fs/zonefs/super.c, zonefs_file_inode_operations",
     ),
     Rule.CONTESTED: RuleText(
         sentence="a request that a killed process left half done is not guessed at when others changed the zone since",

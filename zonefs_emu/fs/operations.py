@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.fs.recovery import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.refusals import FileError
 from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
@@ -147,7 +148,7 @@ class ZonefsOperations(pyfuse3.Operations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001  (pyfuse3's signature)
         """Refuse: zonefs has no fsync for directories."""
-        raise FUSEError(errno.EINVAL)
+        raise self._refuse(Rule.FS_DIRECTORY_SYNC, "fsync of a directory")
 
     # The tree is fixed. zonefs' lookup gives an error and not a negative entry, so whatever would create a name meets
     # ENOENT before anything else; what would take one away meets EPERM if the name is there.
@@ -156,23 +157,23 @@ class ZonefsOperations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Refuse to create a file."""
-        raise FUSEError(_NO_SUCH_FILE)
+        raise self._refuse(Rule.FS_CREATE, "creating", name)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a node."""
-        raise FUSEError(_NO_SUCH_FILE)
+        raise self._refuse(Rule.FS_CREATE, "creating", name)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a directory."""
-        raise FUSEError(_NO_SUCH_FILE)
+        raise self._refuse(Rule.FS_CREATE, "creating", name)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a symbolic link."""
-        raise FUSEError(_NO_SUCH_FILE)
+        raise self._refuse(Rule.FS_CREATE, "creating", name)
 
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a link."""
-        raise FUSEError(_NO_SUCH_FILE)
+        raise self._refuse(Rule.FS_CREATE, "creating", new_name)
 
     async def rename(  # noqa: PLR0917  (pyfuse3's signature)
         self,
@@ -185,18 +186,28 @@ class ZonefsOperations(pyfuse3.Operations):
     ) -> None:
         """Refuse: EPERM over a name that exists, ENOENT otherwise."""
         self._find(parent_inode_old, name_old)
-        self._find(parent_inode_new, name_new)
-        raise FUSEError(errno.EPERM)
+        try:
+            self._find(parent_inode_new, name_new)
+        except FUSEError as error:
+            if error.errno != _NO_SUCH_FILE:
+                raise
+            raise self._refuse(Rule.FS_CREATE, "renaming to", name_new) from None
+        raise self._refuse(Rule.FS_REMOVE, "renaming", name_old)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse to remove a file."""
         self._find(parent_inode, name)
-        raise FUSEError(errno.EPERM)
+        raise self._refuse(Rule.FS_REMOVE, "removing", name)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse to remove a directory."""
         self._find(parent_inode, name)
-        raise FUSEError(errno.EPERM)
+        raise self._refuse(Rule.FS_REMOVE, "removing", name)
+
+    def _refuse(self, rule: Rule, what: str, name: bytes | None = None) -> FUSEError:
+        """Note that *what* was refused, to the file *name* if given, and return what the application gets."""
+        request = what if name is None else f"{what} {name.decode(errors='replace')!r}"
+        return FUSEError(self.volume.refuse(rule, request).errno)
 
     # -- attributes -------------------------------------------------------------------------------------------
 
@@ -298,12 +309,13 @@ class ZonefsOperations(pyfuse3.Operations):
 
     def _check_directory_change(self, attr: EntryAttributes, fields: SetattrFields) -> None:
         """Refuse to make a directory writable, even to root, and to give it a size."""
+        request = "a change of the attributes of a directory"
         if self.volume.readonly:
-            raise FileError(errno.EROFS)
+            raise self.volume.refuse(Rule.FS_READONLY, request)
         if fields.update_mode and attr.st_mode & WRITE_BITS:
-            raise FileError(errno.EPERM)
+            raise self.volume.refuse(Rule.FS_DIRECTORY_MODE, request)
         if fields.update_size:
-            raise FileError(errno.EISDIR)
+            raise self.volume.refuse(Rule.FS_DIRECTORY_SIZE, request)
 
     def _is_automatic(self, fh: int, size: int) -> bool:
         """Say whether the kernel, and not an application, asks to truncate.
@@ -348,11 +360,11 @@ class ZonefsOperations(pyfuse3.Operations):
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Refuse."""
-        raise FUSEError(errno.EOPNOTSUPP)
+        raise self._refuse(Rule.FS_XATTR, "a change of the extended attribute", name)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse."""
-        raise FUSEError(errno.EOPNOTSUPP)
+        raise self._refuse(Rule.FS_XATTR, "a change of the extended attribute", name)
 
     # -- files ------------------------------------------------------------------------------------------------
 

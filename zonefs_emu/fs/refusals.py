@@ -45,5 +45,11 @@ FS_RULES: Final[Mapping[Rule, tuple[Status, int]]] = MappingProxyType(
         Rule.FS_TRUNCATE_CONVENTIONAL: (Status.CONVENTIONAL, errno.EPERM),
         Rule.FS_TRUNCATE_SIZE: (Status.BAD_TRANSITION, errno.EPERM),
         Rule.FS_TOO_MANY_WRITERS: (Status.OPEN_RESOURCE, errno.EBUSY),
+        Rule.FS_CREATE: (Status.UNSUPPORTED, errno.ENOENT),
+        Rule.FS_REMOVE: (Status.UNSUPPORTED, errno.EPERM),
+        Rule.FS_DIRECTORY_MODE: (Status.UNSUPPORTED, errno.EPERM),
+        Rule.FS_DIRECTORY_SIZE: (Status.UNSUPPORTED, errno.EISDIR),
+        Rule.FS_DIRECTORY_SYNC: (Status.UNSUPPORTED, errno.EINVAL),
+        Rule.FS_XATTR: (Status.UNSUPPORTED, errno.EOPNOTSUPP),
     }
 )

@@ -602,6 +602,12 @@ class Volume:
     def _too_big(self, file: ZoneFile, offset: int, count: int) -> FileError:
         return self._refuse(Rule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
 
+    def refuse(self, rule: Rule, request: str) -> FileError:
+        """Note that a *request* on no file's data was refused by zonefs' own *rule*; what the application gets."""
+        status, errno_no = FS_RULES[rule]
+        self.port.refuse(rule, None, status, request=request)
+        return FileError(errno_no)
+
     def _refuse(self, rule: Rule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0) -> FileError:
         """Note a refusal by zonefs' own *rule* where ``why`` finds it, and return what the application gets."""
         status, errno_no = FS_RULES[rule]

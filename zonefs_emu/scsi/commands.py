@@ -57,6 +57,15 @@ REPORT_SUPPORTED_OPERATION_CODES: Final = 0x0C
 #: NACA in the CONTROL byte: the target has no auto contingent allegiance (NORMACA is 0), so it must be zero.
 NACA: Final = 0x04
 
+#: Commands that ask what a disk has and change nothing. That it has not is their answer, and what Linux and its tools
+#: go by; so it is no refusal that anybody would ask about. Those without a name in Opcode: RECEIVE DIAGNOSTIC RESULTS,
+#: LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12), SECURITY PROTOCOL IN.
+ENQUIRIES: Final = frozenset({
+    Opcode.TEST_UNIT_READY, Opcode.REQUEST_SENSE, Opcode.INQUIRY, Opcode.MODE_SENSE_6, Opcode.MODE_SENSE_10,
+    Opcode.READ_CAPACITY_10, Opcode.SERVICE_ACTION_IN_16, Opcode.REPORT_LUNS, Opcode.MAINTENANCE_IN,
+    0x1C, 0x4D, 0x5E, 0x85, 0xA1, 0xA2,
+})  # fmt: skip
+
 
 class Command(NamedTuple):
     """One command: *service_action* is None where there is none, *usage* has the bits of the CDB that are read."""
@@ -116,6 +125,9 @@ CDB_LENGTHS: Final = tuple(
     next((len(command.usage) for command in COMMANDS if command.opcode == opcode), 0) for opcode in range(256)
 )
 
+#: CDB length of commands that are not there, by group: the upper three bits of the operation code; what is not fixed
+#: is taken to be as long as it can. Source: SPC-4, "OPERATION CODE field".
+_GROUP_LENGTHS: Final = (6, 10, 10, 32, 16, 12, 32, 32)
 _HAS_SERVICE_ACTION: Final = frozenset(command.opcode for command in COMMANDS if command.service_action is not None)
 _DESCRIPTOR: Final = struct.Struct(">BBHBBH")
 #: "Command timeouts descriptor": length 0Ah and no times. Source: SPC-4.
@@ -153,3 +165,17 @@ def one_command(option: int, opcode: int, service_action: int, *, timeouts: bool
             support = _SUPPORTED | (_CTDP if timeouts else 0)
             return bytes((0, support)) + len(command.usage).to_bytes(2, "big") + command.usage + tail
     return bytes((0, _NOT_SUPPORTED, 0, 0))
+
+
+def describe(cdb: bytes | bytearray | memoryview, wrong: str = "") -> str:
+    """Return which command *cdb* is, with its bytes and what is *wrong* with them, for people."""
+    if not len(cdb):
+        return "a CDB of no bytes"
+    opcode = cdb[0]
+    action = cdb[1] & 0x1F if opcode in _HAS_SERVICE_ACTION and len(cdb) > 1 else None
+    name = next(
+        (command.name for command in COMMANDS if (command.opcode, command.service_action) == (opcode, action)),
+        f"command {opcode:02X}h",
+    )
+    data = bytes(cdb[: CDB_LENGTHS[opcode] or _GROUP_LENGTHS[opcode >> 5]]).hex(" ")
+    return f"{name} (CDB {data}{', ' if wrong else ''}{wrong})"

@@ -23,7 +23,7 @@ from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi import commands, inquiry, report, sense
-from zonefs_emu.scsi.commands import CDB_LENGTHS, NACA, Opcode
+from zonefs_emu.scsi.commands import CDB_LENGTHS, ENQUIRIES, NACA, Opcode
 from zonefs_emu.scsi.inquiry import Identity
 from zonefs_emu.scsi.mode import ModePages, ModeParameterError, PageControl
 from zonefs_emu.scsi.report import ZoneReporter
@@ -41,6 +41,19 @@ class ScsiStatus(IntEnum):
 
     GOOD = 0x00
     CHECK_CONDITION = 0x02
+
+
+class CommandRefusedError(Exception):
+    """A command is malformed or unknown: the *rule* that it breaks, and what is *wrong* with it, for people.
+
+    *field*: the first wrong byte, of the CDB or (SCSI_PARAMETER_FIELD) of the parameter list.
+    """
+
+    def __init__(self, rule: Rule, field: int | None = None, *, wrong: str = "") -> None:
+        super().__init__(rule, field)
+        self.rule = rule
+        self.field = field
+        self.wrong = wrong
 
 
 class ScsiResult(NamedTuple):
@@ -173,15 +186,18 @@ class Disk:
 
     def execute(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Do the command of *cdb*, which may be longer than the command; a shorter one is refused."""
-        if not len(cdb):
-            return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
-        opcode = cdb[0]
-        length = CDB_LENGTHS[opcode]
-        if length > len(cdb):
-            return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
-        if length and cdb[length - 1] & NACA:
-            return self._invalid(length - 1, data_out, data_in)
-        return self._handlers[opcode](cdb, data_out, data_in)
+        try:
+            if not len(cdb):
+                raise CommandRefusedError(Rule.SCSI_CDB_FIELD)
+            opcode = cdb[0]
+            length = CDB_LENGTHS[opcode]
+            if length > len(cdb):
+                raise CommandRefusedError(Rule.SCSI_CDB_FIELD)
+            if length and cdb[length - 1] & NACA:
+                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, length - 1)
+            return self._handlers[opcode](cdb, data_out, data_in)
+        except CommandRefusedError as error:
+            return self._not_understood(error, cdb, data_out, data_in)
 
     def may_block(self, cdb: Cdb) -> bool:
         """Say whether *cdb* may wait for the host's disk, so that an event loop gives it to a thread."""
@@ -210,9 +226,23 @@ class Disk:
         data = sense.encode(code, descriptor=self._modes.descriptor_sense, field=field, in_data=in_data)
         return ScsiResult(ScsiStatus.CHECK_CONDITION, data, total_bytes(data_out) + total_bytes(data_in))
 
-    def _invalid(self, field: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """CHECK CONDITION: byte *field* of the CDB is wrong."""
-        return self._refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in, field=field)
+    def _not_understood(self, error: CommandRefusedError, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Note *error* and return the result of *cdb*."""
+        rule, field = error.rule, error.field
+        in_data = rule is Rule.SCSI_PARAMETER_FIELD
+        wrong = error.wrong
+        if field is not None:
+            wrong = f"byte {field} of the parameter list" if in_data else f"byte {field}"
+        self.note(rule, cdb, wrong)
+        if rule is Rule.VSCSI_OVERRUN:
+            residual = total_bytes(data_out) + total_bytes(data_in)
+            return ScsiResult(ScsiStatus.GOOD, b"", residual, overrun=True)
+        return self._refused(SENSE_OF_RULE[rule], data_out, data_in, field=field, in_data=in_data)
+
+    def note(self, rule: Rule, cdb: Cdb, wrong: str = "") -> None:
+        """Note that the command of *cdb* was refused by *rule*, if it is none that only asks what there is."""
+        if not len(cdb) or cdb[0] not in ENQUIRIES:
+            self._port.refuse(rule, None, Status.UNSUPPORTED, request=commands.describe(cdb, wrong))
 
     def _status(self, status: Status, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Turn what the port answered into a result, for commands that transfer nothing."""
@@ -227,8 +257,8 @@ class Disk:
         self._port.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
         return SENSE_OF_RULE[rule]
 
-    def _unknown(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        return self._refused(sense.INVALID_OPERATION_CODE, data_out, data_in, field=0)
+    def _unknown(self, _cdb: Cdb, _data_out: DataOut, _data_in: DataIn) -> ScsiResult:
+        raise CommandRefusedError(Rule.SCSI_OPERATION_CODE, 0)
 
     # -- READ -------------------------------------------------------------------------------------------------
 
@@ -252,7 +282,7 @@ class Disk:
         """Read *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: RDPROTECT, DPO (ignored), FUA."""
         if flags & (_PROTECT | _FUA):
             if flags & _PROTECT:
-                return self._invalid(1, data_out, data_in)
+                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
             # FUA: from the medium, so what is only in the cache has to get there first.
             status = self._port.flush()
             if status:
@@ -267,7 +297,7 @@ class Disk:
                 if nr_sectors > self._max_sectors:
                     return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
                 if residual < 0:
-                    return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+                    raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
                 if not nr_sectors:
                     return nothing_transferred(data_out, data_in)
             buffers = first_bytes(data_in, max(0, size - residual))
@@ -335,7 +365,7 @@ class Disk:
     def _write(self, lba: int, nr_blocks: int, flags: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Write *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: WRPROTECT, DPO (ignored), FUA."""
         if flags & _PROTECT:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
         size = len(data_out[0]) if len(data_out) == 1 else total_bytes(data_out)
@@ -346,7 +376,7 @@ class Disk:
                 if nr_sectors > self._max_sectors:
                     return self._too_long(Operation.WRITE, sector, nr_sectors, data_out, data_in)
                 if residual < 0:
-                    return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+                    raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
                 if not nr_sectors:
                     # "A TRANSFER LENGTH field set to zero [...] shall not be considered an error" (SBC-3).
                     return nothing_transferred(data_out, data_in)
@@ -400,7 +430,7 @@ class Disk:
         """Read *nr_blocks* at *lba* and, with BYTCHK 01b, compare them with *data_out*."""
         check = flags & _BYTE_CHECK
         if flags & _PROTECT or check > 0x02:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
         nr_bytes = nr_sectors << SECTOR_SHIFT
@@ -408,7 +438,7 @@ class Disk:
             if nr_sectors > self._max_sectors:
                 return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
             if check and total_bytes(data_out) < nr_bytes:
-                return ScsiResult(ScsiStatus.GOOD, b"", total_bytes(data_out), overrun=True)
+                raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{total_bytes(data_out)} bytes of buffers")
         if sector % self._zone_size + nr_sectors > self._read_boundary:
             code = self._crossed(sector, nr_sectors)
             if code:
@@ -424,7 +454,7 @@ class Disk:
             if status:
                 return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
             if expected is not None and expected[done : done + len(part)] != part:
-                return self._refused(sense.MISCOMPARE_DURING_VERIFY, data_out, data_in)
+                raise CommandRefusedError(Rule.SCSI_MISCOMPARE)
             done += len(part)
             if done >= nr_bytes:
                 residual = total_bytes(data_out) + total_bytes(data_in) - (nr_bytes if check else 0)
@@ -458,14 +488,14 @@ class Disk:
 
     def _report_zones(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.REPORT_ZONES:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         _, _, lba, allocation, options, _ = _CDB_16.unpack_from(cdb)
         option = options & 0x3F
         if option not in report.OPTIONS:
-            return self._invalid(14, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 14)
         sector = lba << self._block_shift
         if sector >= self._size:
-            self._port.refuse(Rule.OUT_OF_RANGE, Operation.READ, Status.OUT_OF_RANGE, sector, 0)
+            self._port.refuse(Rule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=commands.describe(cdb))
             return self._refused(sense.LBA_OUT_OF_RANGE, data_out, data_in)
         room = min(allocation, total_bytes(data_in))
         max_descriptors = max(0, room - report.HEADER_BYTES) // report.DESCRIPTOR_BYTES
@@ -480,7 +510,7 @@ class Disk:
         _, action, lba, zone_count, flags, _ = _ZONE_CDB.unpack_from(cdb)
         operation = _ZONE_OPERATIONS.get(action & 0x1F)
         if operation is None:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         if self._readonly:
             return self._write_protected(operation, sector, 0, data_out, data_in)
@@ -505,14 +535,14 @@ class Disk:
     def _inquiry(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         allocation = int.from_bytes(cdb[3:5], "big")
         if cdb[1] & 0x02:  # CMDDT, obsolete
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         if not cdb[1] & 0x01:
             if cdb[2]:
-                return self._invalid(2, data_out, data_in)
+                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
             return reply(self._standard_inquiry, allocation, data_out, data_in)
         page = self._vpd_pages.get(cdb[2])
         if page is None:
-            return self._invalid(2, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
         return reply(page, allocation, data_out, data_in)
 
     def _read_capacity_10(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -520,19 +550,19 @@ class Disk:
 
     def _read_capacity_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.READ_CAPACITY_16:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         allocation = int.from_bytes(cdb[10:14], "big")
         return reply(inquiry.read_capacity_16(self._geometry), allocation, data_out, data_in)
 
     def _report_luns(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         data = inquiry.report_luns(cdb[2])
         if data is None:
-            return self._invalid(2, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
 
     def _report_supported_operation_codes(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.REPORT_SUPPORTED_OPERATION_CODES:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         option = cdb[2] & 0x07
         timeouts = bool(cdb[2] & 0x80)
         data: bytes | None
@@ -543,7 +573,7 @@ class Disk:
         else:
             data = None
         if data is None:
-            return self._invalid(2, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
 
     def _mode_sense_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -552,7 +582,7 @@ class Disk:
             return self._refused(sense.SAVING_PARAMETERS_NOT_SUPPORTED, data_out, data_in)
         data = self._modes.sense_6(cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08)
         if data is None:
-            return self._invalid(2, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
         return reply(data, cdb[4], data_out, data_in)
 
     def _mode_sense_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -563,7 +593,7 @@ class Disk:
             cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08, long_lba=bool(cdb[1] & 0x10)
         )
         if data is None:
-            return self._invalid(2, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[7:9], "big"), data_out, data_in)
 
     def _mode_select_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -577,20 +607,19 @@ class Disk:
     ) -> ScsiResult:
         """Change mode parameters; PF (standard pages) is required, SP (save them) is not possible."""
         if not flags & 0x10 or flags & 0x01:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         if not length:
             return nothing_transferred(data_out, data_in)
         size = total_bytes(data_out)
         if size < length:
-            return ScsiResult(ScsiStatus.GOOD, b"", size, overrun=True)
+            raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
         had_cache = self._modes.write_cache
         try:
             self._modes.select(b"".join(first_bytes(data_out, length)), header_bytes=header_bytes)
         except ModeParameterError as error:
             if error.field is None:
-                return self._refused(sense.PARAMETER_LIST_LENGTH_ERROR, data_out, data_in)
-            code = sense.INVALID_FIELD_IN_PARAMETER_LIST
-            return self._refused(code, data_out, data_in, field=error.field, in_data=True)
+                raise CommandRefusedError(Rule.SCSI_PARAMETER_LENGTH) from None
+            raise CommandRefusedError(Rule.SCSI_PARAMETER_FIELD, error.field) from None
         if had_cache and not self._modes.write_cache:
             # From now on what is answered is stable; that includes what was answered before.
             status = self._port.flush()
@@ -601,9 +630,9 @@ class Disk:
     def _start_stop_unit(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """There is nothing to spin: stopping flushes, and the unit stays ready."""
         if cdb[4] & 0xF0:  # power conditions other than START_VALID
-            return self._invalid(4, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 4)
         if cdb[4] & _LOEJ:
-            return self._invalid(4, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 4)
         if not cdb[4] & (_START | _NO_FLUSH):
             return self._flush(data_out, data_in)
         return nothing_transferred(data_out, data_in)
@@ -611,9 +640,9 @@ class Disk:
     def _send_diagnostic(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """The default self-test passes; there are no diagnostic pages."""
         if cdb[1] & ~_SELF_TEST & 0xFF:
-            return self._invalid(1, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
         if int.from_bytes(cdb[3:5], "big"):
-            return self._invalid(3, data_out, data_in)
+            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 3)
         return nothing_transferred(data_out, data_in)
 
 

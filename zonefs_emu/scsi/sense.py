@@ -99,12 +99,18 @@ SENSE_OF_RULE: Final[Mapping[Rule, Sense]] = MappingProxyType(
         # "INVALID FIELD IN CDB" (SBC-3, Block Limits VPD page, MAXIMUM TRANSFER LENGTH)
         Rule.SCSI_TRANSFER_LENGTH: INVALID_FIELD_IN_CDB,
         Rule.SCSI_WRITE_PROTECTED: WRITE_PROTECTED,
+        Rule.SCSI_OPERATION_CODE: INVALID_OPERATION_CODE,
+        Rule.SCSI_CDB_FIELD: INVALID_FIELD_IN_CDB,
+        Rule.SCSI_PARAMETER_FIELD: INVALID_FIELD_IN_PARAMETER_LIST,
+        Rule.SCSI_PARAMETER_LENGTH: PARAMETER_LIST_LENGTH_ERROR,
+        Rule.SCSI_LUN: LUN_NOT_SUPPORTED,
+        Rule.SCSI_MISCOMPARE: MISCOMPARE_DURING_VERIFY,
     }
 )
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.FLUSH))
 
 
-def sense_of(status: Status, operation: Operation) -> Sense:
+def sense_of(status: Status, operation: Operation | None) -> Sense:
     """Return what *operation* answers that a port refused with *status*.
 
     The host's trouble is a write error where something was to be written, and a read error elsewhere.

@@ -23,6 +23,8 @@ from enum import Enum, IntEnum, auto
 from typing import Final
 
 from zonefs_emu.device.device import Port
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import Status
 from zonefs_emu.scsi import inquiry, sense
 from zonefs_emu.scsi.commands import CDB_LENGTHS, Opcode
 from zonefs_emu.scsi.disk import (
@@ -37,7 +39,7 @@ from zonefs_emu.scsi.disk import (
     total_bytes,
 )
 from zonefs_emu.scsi.inquiry import Identity
-from zonefs_emu.scsi.sense import Sense
+from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense
 
 #: The REPORT LUNS well-known logical unit, numbered by its first two bytes on the wire (C1h 01h).
 REPORT_LUNS_WLUN: Final = 0xC101
@@ -59,6 +61,9 @@ class TaskFunction(IntEnum):
     LOGICAL_UNIT_RESET = 5
     QUERY_TASK = 6
     QUERY_TASK_SET = 7
+
+
+_TASK_FUNCTIONS: Final = frozenset(TaskFunction)
 
 
 class TaskResponse(Enum):
@@ -108,6 +113,7 @@ class Target:
             ValueError: *serial* is no SCSI serial number.
         """
         self._identity = Identity(serial=serial, vendor=vendor, product=product)
+        self._port = port
         self.disk = Disk(port, self._identity)
         self._attentions: deque[Sense] = deque()
         self._execute = self.disk.execute
@@ -167,6 +173,7 @@ class Target:
         """Do *cdb* at the well-known logical unit, or at one that is not there."""
         opcode = cdb[0] if len(cdb) else -1
         if opcode < 0 or len(cdb) < CDB_LENGTHS[opcode]:
+            self.disk.note(Rule.SCSI_CDB_FIELD, cdb)
             return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
         well_known = lun == REPORT_LUNS_WLUN
         match opcode:
@@ -185,17 +192,33 @@ class Target:
             case Opcode.TEST_UNIT_READY if well_known:
                 return nothing_transferred(data_out, data_in)
             case _:
-                code = sense.INVALID_OPERATION_CODE if well_known else sense.LUN_NOT_SUPPORTED
-                return _refused(code, data_out, data_in)
+                rule = Rule.SCSI_OPERATION_CODE if well_known else Rule.SCSI_LUN
+                self.disk.note(rule, cdb, "to the REPORT LUNS unit" if well_known else _name_of_lun(lun))
+                return _refused(SENSE_OF_RULE[rule], data_out, data_in)
+
+    def no_target(self, cdb: Cdb | None) -> None:
+        """Note a request at a target that is not there: the command of *cdb*, or (None) a task management function."""
+        if cdb is None:
+            self._refuse_task(Rule.VSCSI_TARGET, "task management")
+        else:
+            self.disk.note(Rule.VSCSI_TARGET, cdb)
 
     # -- task management --------------------------------------------------------------------------------------
 
-    def manage_task(self, function: TaskFunction, lun: int) -> TaskResponse:
-        """Do a task management function at *lun*; no task is ever unfinished, so aborting and querying find none."""
-        if function is TaskFunction.I_T_NEXUS_RESET:
+    def manage_task(self, function: int, lun: int) -> TaskResponse:
+        """Do a task management function at *lun*; no task is ever unfinished, so aborting and querying find none.
+
+        One that is no TaskFunction is rejected.
+        """
+        name = f"task management function {function}"
+        if function not in _TASK_FUNCTIONS:
+            self._refuse_task(Rule.VSCSI_TASK, name)
+            return TaskResponse.REJECTED
+        if function == TaskFunction.I_T_NEXUS_RESET:
             self.attend(sense.I_T_NEXUS_LOSS)
             return TaskResponse.COMPLETE
         if lun not in (0, REPORT_LUNS_WLUN):
+            self._refuse_task(Rule.VSCSI_TASK_LUN, f"{name} at {_name_of_lun(lun)}")
             return TaskResponse.INCORRECT_LUN
         match function:
             case TaskFunction.LOGICAL_UNIT_RESET:
@@ -204,9 +227,17 @@ class Target:
                     self.attend(sense.BUS_DEVICE_RESET)
                 return TaskResponse.COMPLETE
             case TaskFunction.CLEAR_ACA:  # NORMACA is 0
+                self._refuse_task(Rule.VSCSI_TASK, name)
                 return TaskResponse.REJECTED
             case _:
                 return TaskResponse.COMPLETE
+
+    def _refuse_task(self, rule: Rule, request: str) -> None:
+        self._port.refuse(rule, None, Status.UNSUPPORTED, request=request)
+
+
+def _name_of_lun(lun: int) -> str:
+    return f"LUN {lun}" if lun >= 0 else "a LUN that addresses nothing"
 
 
 def _refused(code: Sense, data_out: DataOut, data_in: DataIn, *, descriptor: bool = False) -> ScsiResult:

@@ -10,6 +10,7 @@ from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Final
 
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition, Zone
@@ -212,4 +213,8 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.POISONED: _EIO,
         Status.UNSUPPORTED: -95,  # EOPNOTSUPP
     }
+)
+#: The same for the rules that only this front-end has.
+RESULT_OF_RULE: Final[Mapping[Rule, int]] = MappingProxyType(
+    {Rule.UBLK_OPERATION: RESULTS[Status.UNSUPPORTED], Rule.UBLK_DATA: _EIO}
 )

@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from zonefs_emu.device.device import Port
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
@@ -101,7 +102,14 @@ class Hands:
             return self._manage(tag, operation, count, sector)
         except OSError as error:
             log.warning("ublk: the kernel does not take or give the data of a request: %s", error)
+            self._no_data(operation, count, sector)
             return -(error.errno or errno.EIO)
+
+    def _no_data(self, operation: int, count: int, sector: int) -> None:
+        """Note that the kernel failed to move the data of a request."""
+        name = Request(operation).name.lower().replace("_", " ")
+        request = f"{name} of {count} {'zones' if operation == Request.REPORT_ZONES else 'sectors'} at sector {sector}"
+        self._port.refuse(Rule.UBLK_DATA, None, Status.IO_ERROR, request=request)
 
     def _part(self, count: int) -> tuple[memoryview]:
         part = self._parts[count] = (self._buffer[: count << SECTOR_SHIFT],)
@@ -111,6 +119,7 @@ class Hands:
         buffers = self._parts.get(count) or self._part(count)
         length = os.preadv(self._fd, buffers, self._offsets[tag])
         if length != count << SECTOR_SHIFT:
+            self._no_data(op_flags & 0xFF, count, sector)
             return -errno.EIO
         if self._records.old:
             status = self._write_again(op_flags & 0xFF, sector, count)
@@ -149,6 +158,7 @@ class Hands:
             zone_no = self._port.geometry.zone_no(sector)
             zones = encode_zones(self._port.report(zone_no, min(count, _ZONES_MAX)))
             return os.pwrite(self._fd, zones, self._offsets[tag])
+        self._port.refuse(Rule.UBLK_OPERATION, None, Status.UNSUPPORTED, request=f"operation {operation}")
         return RESULTS[Status.UNSUPPORTED]
 
 

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Final
 
 from zonefs_emu.device.device import Port
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition, Zone
@@ -108,6 +109,19 @@ DATA_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
 PLAIN_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {status: code if code <= S_UNSUPP else S_IOERR for status, code in DATA_STATUS.items()}
 )
+#: What the rules that only this device has answer.
+STATUS_OF_RULE: Final[Mapping[Rule, int]] = MappingProxyType(
+    {
+        Rule.BLK_TYPE: S_UNSUPP,
+        Rule.BLK_NOT_ZONED: S_UNSUPP,
+        Rule.BLK_SEGMENT: S_IOERR,
+        # "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard, secure erase and write zeroes
+        # commands if any unknown flag is set."
+        Rule.BLK_SEGMENT_FLAGS: S_UNSUPP,
+        Rule.BLK_APPEND_ROOM: S_IOERR,
+        Rule.BLK_REPORT_ROOM: S_ZONE_INVALID_CMD,
+    }
+)
 
 ID_BYTES: Final = 20
 REPORT_HEADER: Final = struct.Struct("<Q56x")
@@ -138,6 +152,24 @@ _MANAGEMENT: Final[Mapping[int, Operation]] = MappingProxyType(
         T_ZONE_RESET: Operation.RESET,
     }
 )
+_TYPE_NAMES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        T_SCSI_CMD: "SCSI_CMD",
+        T_SCSI_CMD_OUT: "SCSI_CMD_OUT",
+        T_GET_LIFETIME: "GET_LIFETIME",
+        T_DISCARD: "DISCARD",
+        T_WRITE_ZEROES: "WRITE_ZEROES",
+        T_SECURE_ERASE: "SECURE_ERASE",
+        T_ZONE_APPEND: "ZONE_APPEND",
+        T_ZONE_REPORT: "ZONE_REPORT",
+        T_ZONE_OPEN: "ZONE_OPEN",
+        T_ZONE_CLOSE: "ZONE_CLOSE",
+        T_ZONE_FINISH: "ZONE_FINISH",
+        T_ZONE_RESET: "ZONE_RESET",
+        T_ZONE_RESET_ALL: "ZONE_RESET_ALL",
+    }
+)
+_ZONED: Final = frozenset(_MANAGEMENT) | {T_ZONE_APPEND, T_ZONE_REPORT, T_ZONE_RESET_ALL}
 _HAS_REFUSED: Final = frozenset(Status) - {Status.OK, Status.IO_ERROR, Status.NO_SPACE, Status.POISONED}
 
 
@@ -267,7 +299,7 @@ class Blk:
             *data, status_byte = writable
             nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
             if nr_bytes & 511 or len(readable) != 1:
-                status_byte[0] = S_IOERR
+                status_byte[0] = self._no_sectors(Operation.READ, sector, sum(map(len, data)))
             else:
                 status = self._port_read(sector, nr_bytes >> SECTOR_SHIFT, data)
                 status_byte[0] = self._data_status[status] if status else S_OK
@@ -292,7 +324,7 @@ class Blk:
         data = chains[index][1][1:]
         nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
         if nr_bytes & 511:
-            chains[index][2][0][0] = S_IOERR
+            chains[index][2][0][0] = self._no_sectors(Operation.WRITE, sector, nr_bytes)
             lengths.append(1)
             return 1
         nr_sectors = nr_bytes >> SECTOR_SHIFT
@@ -408,22 +440,47 @@ class Blk:
                 room = total_bytes(data_in)
                 if room >= len(_SCSI_ERRORS):
                     scatter(data_in, room - len(_SCSI_ERRORS), _SCSI_ERRORS)
-                return S_UNSUPP
+                return self._unknown(kind)
+            case _ if kind not in _ZONED:
+                return self._unknown(kind)
             case _ if self._zoned:
                 return self._execute_zoned(kind, sector, data_out, data_in)
             case _:
-                return S_UNSUPP
+                return self._broken(Rule.BLK_NOT_ZONED, f"{_TYPE_NAMES[kind]} at sector {sector}")
+
+    def _unknown(self, kind: int) -> int:
+        name = f" ({_TYPE_NAMES[kind]})" if kind in _TYPE_NAMES else ""
+        return self._broken(Rule.BLK_TYPE, f"a request of type {kind}{name}")
+
+    def _broken(self, rule: Rule, request: str) -> int:
+        """Note that *request* is refused by a *rule* of virtio-blk's own, and return its status."""
+        self.port.refuse(rule, None, Status.UNSUPPORTED, request=request)
+        return STATUS_OF_RULE[rule]
+
+    def _no_sectors(self, operation: Operation, sector: int, nr_bytes: int) -> int:
+        """Note that the data of a request are no whole sectors, and return its status."""
+        request = f"{operation.name.lower()} of {nr_bytes} bytes at sector {sector}"
+        zone_no = sector // self._zone_size
+        status = self.port.refuse(Rule.UNALIGNED, operation, Status.UNALIGNED, sector, zone_no=zone_no, request=request)
+        return ZONE_STATUS[status] if operation is Operation.APPEND else self._data_status[status]
+
+    def _write_protected(self, operation: Operation, sector: int) -> int:
+        """Note a change that the image does not take, and return its status."""
+        zone_no = sector // self._zone_size
+        return ZONE_STATUS[self.port.refuse(Rule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)]
 
     def _in(self, sector: int, data_in: list[memoryview]) -> int:
         nr_bytes = total_bytes(data_in)
         if nr_bytes % SECTOR_BYTES:
-            return S_IOERR
+            return self._no_sectors(Operation.READ, sector, nr_bytes)
         return self._data_status[self.port.read(sector, nr_bytes >> SECTOR_SHIFT, data_in)]
 
     def _out(self, sector: int, data_out: list[memoryview]) -> int:
         nr_bytes = total_bytes(data_out)
-        if self._readonly or nr_bytes % SECTOR_BYTES:
-            return S_IOERR
+        if nr_bytes % SECTOR_BYTES:
+            return self._no_sectors(Operation.WRITE, sector, nr_bytes)
+        if self._readonly:
+            return self._write_protected(Operation.WRITE, sector)
         status = self.port.write(sector, nr_bytes >> SECTOR_SHIFT, data_out)
         if not status and self._write_through:
             status = self.port.flush()
@@ -433,12 +490,14 @@ class Blk:
         """Do WRITE_ZEROES: the specification is silent on zones, and Linux takes it for a write at wp."""
         segments = b"".join(data_out)
         if len(segments) != _SEGMENT.size:  # max_write_zeroes_seg is 1
-            return S_IOERR
+            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES with {len(segments)} bytes of segments")
         sector, nr_sectors, flags = _SEGMENT.unpack(segments)
         if flags & ~_UNMAP:
-            return S_UNSUPP
-        if self._readonly or nr_sectors > _WRITE_ZEROES_SECTORS_MAX:
-            return S_IOERR
+            return self._broken(Rule.BLK_SEGMENT_FLAGS, f"WRITE_ZEROES at sector {sector} with flags {flags:#x}")
+        if nr_sectors > _WRITE_ZEROES_SECTORS_MAX:
+            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES of {nr_sectors} sectors at sector {sector}")
+        if self._readonly:
+            return self._write_protected(Operation.WRITE, sector)
         while nr_sectors:
             part = min(nr_sectors, len(_ZEROS) >> SECTOR_SHIFT)
             status = self.port.write(sector, part, [_ZEROS[: part << SECTOR_SHIFT]])
@@ -451,23 +510,27 @@ class Blk:
     def _execute_zoned(self, kind: int, sector: int, data_out: list[memoryview], data_in: list[memoryview]) -> int:
         operation = _MANAGEMENT.get(kind)
         if operation is not None:
-            return S_IOERR if self._readonly else ZONE_STATUS[self.port.manage(operation, sector)]
+            if self._readonly:
+                return self._write_protected(operation, sector)
+            return ZONE_STATUS[self.port.manage(operation, sector)]
         if kind == T_ZONE_RESET_ALL:
-            return S_IOERR if self._readonly else ZONE_STATUS[self.port.manage_all(Operation.RESET)]
+            if self._readonly:
+                return self._write_protected(Operation.RESET, sector)
+            return ZONE_STATUS[self.port.manage_all(Operation.RESET)]
         if kind == T_ZONE_REPORT:
             return self._report(sector, data_in)
-        if kind == T_ZONE_APPEND:
-            return self._append(sector, data_out, data_in)
-        return S_UNSUPP
+        return self._append(sector, data_out, data_in)
 
     def _append(self, sector: int, data_out: list[memoryview], data_in: list[memoryview]) -> int:
         """Do ZONE_APPEND; *data_in* begins with 8 bytes for the sector where the data landed."""
         room = total_bytes(data_in)
         nr_bytes = total_bytes(data_out)
-        if room < _APPEND_SECTOR.size or self._readonly:
-            return S_IOERR
+        if room < _APPEND_SECTOR.size:
+            return self._broken(Rule.BLK_APPEND_ROOM, f"append at sector {sector} with {room} writable bytes")
+        if self._readonly:
+            return self._write_protected(Operation.APPEND, sector)
         if nr_bytes % SECTOR_BYTES:
-            return S_ZONE_UNALIGNED_WP
+            return self._no_sectors(Operation.APPEND, sector, nr_bytes)
         status, landed = self.port.append(sector, nr_bytes >> SECTOR_SHIFT, data_out)
         if not status and self._write_through:
             status = self.port.flush()
@@ -480,9 +543,13 @@ class Blk:
     def _report(self, sector: int, data_in: list[memoryview]) -> int:
         """Do ZONE_REPORT: as many zones as fit, from the one that holds *sector* on."""
         geometry = self._geometry
-        max_zones = (total_bytes(data_in) - REPORT_HEADER.size) // REPORT_ZONE.size
-        if sector >= geometry.size or max_zones < 1:
-            return S_ZONE_INVALID_CMD
+        room = total_bytes(data_in)
+        max_zones = (room - REPORT_HEADER.size) // REPORT_ZONE.size
+        if sector >= geometry.size:
+            request = f"zone report from sector {sector}"
+            return ZONE_STATUS[self.port.refuse(Rule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request)]
+        if max_zones < 1:
+            return self._broken(Rule.BLK_REPORT_ROOM, f"zone report from sector {sector} with room for {room} bytes")
         first = geometry.zone_no(sector)
         zones = [encode_zone(zone) for zone in self.port.report(first, min(max_zones, geometry.nr_zones - first))]
         scatter(data_in, 0, REPORT_HEADER.pack(len(zones)) + b"".join(zones))

@@ -9,12 +9,14 @@ Source: virtio 1.4, "SCSI Host Device".
 
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final, Protocol
 
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.scsi.disk import Cdb, DataIn, DataOut, ScsiResult
-from zonefs_emu.scsi.target import TaskFunction, TaskResponse, decode_lun
+from zonefs_emu.scsi.target import TaskResponse, decode_lun
 from zonefs_emu.virtio.handler import Begin, carve, gather, scatter, total_bytes
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 
@@ -68,6 +70,17 @@ class Response(IntEnum):
     INCORRECT_LUN = 12
 
 
+#: What the rules answer that stand between the driver and the disk.
+RESPONSE_OF_RULE: Final[Mapping[Rule, Response]] = MappingProxyType(
+    {
+        Rule.VSCSI_OVERRUN: Response.OVERRUN,
+        Rule.VSCSI_TARGET: Response.BAD_TARGET,
+        Rule.VSCSI_TASK: Response.FUNCTION_REJECTED,
+        Rule.VSCSI_TASK_LUN: Response.INCORRECT_LUN,
+    }
+)
+
+
 class Target(Protocol):
     """What executes commands; :class:`zonefs_emu.scsi.target.Target` does."""
 
@@ -79,8 +92,12 @@ class Target(Protocol):
         """Say whether it may wait for the host's disk."""
         ...
 
-    def manage_task(self, function: TaskFunction, lun: int) -> TaskResponse:
+    def manage_task(self, function: int, lun: int) -> TaskResponse:
         """Do a task management function."""
+        ...
+
+    def no_target(self, cdb: Cdb | None) -> None:
+        """Note a request at another target: the command of *cdb*, or (None) a task management function."""
         ...
 
 
@@ -106,6 +123,7 @@ class RequestQueue:
         """Hand commands to *target*."""
         self._may_block = target.may_block
         self._target_execute = target.execute
+        self._no_target = target.no_target
         self._luns: dict[bytes, int] = {}
 
     def _lun(self, field: bytes) -> int:
@@ -156,6 +174,7 @@ class RequestQueue:
                 raise BrokenRingError(msg)
             data_in = carve(writable, RESPONSE_BYTES, room)
         if lun == -2:
+            self._no_target(cdb)
             return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.BAD_TARGET), b"")
         status, sense, residual, overrun = self._target_execute(lun, cdb, data_out, data_in)
         if overrun:
@@ -215,12 +234,9 @@ class ControlQueue:
     def _manage(self, subtype: int, field: bytes) -> Response:
         lun = decode_address(field)
         if lun == -2:
+            self._target.no_target(None)
             return Response.BAD_TARGET
-        try:
-            function = TaskFunction(subtype)
-        except ValueError:
-            return Response.FUNCTION_REJECTED
-        match self._target.manage_task(function, lun):
+        match self._target.manage_task(subtype, lun):
             case TaskResponse.COMPLETE:
                 return Response.OK
             case TaskResponse.SUCCEEDED:
