@@ -131,6 +131,7 @@ def test_features(driver: Driver, tmp_path: Path) -> None:
 def test_write_and_read(driver: Driver) -> None:
     assert driver.request(blk.T_OUT, 2 * ZONE, data(2)) == (0, b"")
     assert driver.request(blk.T_IN, 2 * ZONE, room=1537) == (0, data(2) + bytes(512))
+    assert driver.request(blk.T_IN, 2 * ZONE, b"of no use to a read", 513) == (0, data(1))
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,21 @@ def test_zone_requests_of_a_driver_without_zones_are_explained(driver: Driver) -
     (refusal,) = driver.device.refusals.last(10)
     assert refusal.rule is Rule.BLK_NOT_ZONED
     assert driver.device.explain(refusal).startswith(f"blk: ZONE_REPORT at sector {ZONE} was refused (UNSUPPORTED): ")
+
+
+def test_wrong_segments_of_write_zeroes_are_explained(device: ZonedDevice) -> None:
+    driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
+    for segments, status in (
+        (bytes(15), blk.S_IOERR),
+        (struct.pack("<QII", 8, 1, 2), blk.S_UNSUPP),
+        (struct.pack("<QII", 8, (1 << 16) + 1, 0), blk.S_IOERR),
+    ):
+        assert driver.request(blk.T_WRITE_ZEROES, 0, segments)[0] == status
+    assert [(refusal.rule, refusal.request) for refusal in device.refusals.last(10)] == [
+        (Rule.BLK_SEGMENT, "WRITE_ZEROES with 15 bytes of segments"),
+        (Rule.BLK_SEGMENT_FLAGS, "WRITE_ZEROES at sector 8 with flags 0x2"),
+        (Rule.BLK_SEGMENT, "WRITE_ZEROES of 65537 sectors at sector 8"),
+    ]
 
 
 def test_every_rule_of_its_own_has_a_status() -> None:

@@ -294,12 +294,12 @@ class Blk:
             if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
                 break
             kind, _, sector = _UNPACK_HEADER(readable[0])
-            if kind != T_IN:
+            if kind != T_IN or len(readable) != 1:
                 break
             *data, status_byte = writable
             nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
-            if nr_bytes & 511 or len(readable) != 1:
-                status_byte[0] = self._no_sectors(Operation.READ, sector, sum(map(len, data)))
+            if nr_bytes & 511:
+                status_byte[0] = self._no_sectors(Operation.READ, sector, nr_bytes)
             else:
                 status = self._port_read(sector, nr_bytes >> SECTOR_SHIFT, data)
                 status_byte[0] = self._data_status[status] if status else S_OK
