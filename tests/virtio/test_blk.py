@@ -367,6 +367,17 @@ def test_a_read_only_image_offers_ro(tmp_path: Path) -> None:
         (blk.T_ZONE_APPEND, data(1), 9),
     ):
         assert driver.request(kind, 2 * ZONE, out, room)[0] == blk.S_IOERR
+        refusal = driver.blk.port.last_refusal
+        assert refusal is not None
+        assert "the image is open read-only" in device.explain(refusal)
+    driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
+    assert driver.request(blk.T_WRITE_ZEROES, 0, struct.pack("<QII", 8, 1, 0))[0] == blk.S_IOERR
+    # Cut in a way that is not the fast one.
+    short = driver.chain(struct.pack("<IIQ", blk.T_OUT, 0, 2 * ZONE) + b"abc", 1, cuts=[8])
+    driver.run([short])
+    assert short[2][0][0] == blk.S_IOERR
+    assert driver.blk.port.last_refusal is not None
+    assert driver.blk.port.last_refusal.rule is Rule.UNALIGNED
     device.close()
 
 
