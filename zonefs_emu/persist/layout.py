@@ -629,13 +629,11 @@ def _find_later(copies: Sequence[bytes], at: int, epoch: int, seq: int, seed: in
     # The epoch is compared before the CRC is computed: there may be thousands of records of earlier epochs.
     mark = epoch.to_bytes(8, "little")
     for copy in copies:
-        start = copy.find(JOURNAL_MAGIC, at)
-        while start >= 0:
-            if start % JOURNAL_ALIGN_BYTES == 0 and copy.startswith(mark, start + _RECORD_EPOCH_OFFSET):
+        for start in range(at, len(copy), JOURNAL_ALIGN_BYTES):
+            if copy.startswith(JOURNAL_MAGIC, start) and copy.startswith(mark, start + _RECORD_EPOCH_OFFSET):
                 record = decode_record(copy, start, seed)
                 if record is not None and record.seq >= seq:
                     return record
-            start = copy.find(JOURNAL_MAGIC, start + 1)
     return None
 
 

@@ -12,6 +12,7 @@ Rules, best source first:
 May not know: how the result is written, that is repair.py.
 """
 
+import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,16 +120,15 @@ def salvage_header(backing: Backing, length: int) -> Header:
 
 def _rebuilt_header(backing: Backing, length: int) -> Header | None:
     """Return what the two damaged copies of the header, or one of them, together lead to, or None."""
-    blocks = {max(length - BLOCK_BYTES, 0): b""}
-    for (offset, _), _ in zip(header_blocks(backing, length), range(_NR_TRIED_MAX), strict=False):
-        blocks[offset] = b""
-    for offset in list(blocks):
+    tried = itertools.islice((offset for offset, _ in header_blocks(backing, length)), _NR_TRIED_MAX)
+    offsets = [max(length - BLOCK_BYTES, 0), *tried]
+    for offset in tuple(offsets):
         # A copy without its magic is where the other one says.
         block = backing.pread(BLOCK_BYTES, offset)
         own, end, size = (int.from_bytes(block[at : at + 8], "little") for at in (120, 128, 136))
-        blocks |= {
-            at: b"" for at in (own, end - BLOCK_BYTES, round_up(to_bytes(size), BLOCK_BYTES)) if 0 <= at < length
-        }
+        offsets += [own, end - BLOCK_BYTES, round_up(to_bytes(size), BLOCK_BYTES)]
+    # Of a file that was cut anywhere the last bytes of a block's length are no block.
+    blocks = {offset: b"" for offset in offsets if 0 <= offset < length and offset % BLOCK_BYTES == 0}
     for offset in blocks:
         blocks[offset] = backing.pread(BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")
     for offset, block in blocks.items():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _BLOCK_BYTES: Final = 4096
+_ZEROS: Final = bytes(_BLOCK_BYTES)
 #: One sector's write: (offset, data), the offset in bytes.
 Piece: TypeAlias = tuple[int, bytes]
 
@@ -38,7 +39,8 @@ class MemoryBacking:
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return up to *length* bytes."""
-        return bytes(self.memory[offset : offset + length])
+        with memoryview(self.memory) as memory:
+            return bytes(memory[offset : offset + length])
 
     def pwrite(self, data: bytes, offset: int) -> None:
         """Write all of *data*."""
@@ -56,7 +58,8 @@ class MemoryBacking:
         """Yield (offset, length) of the runs of blocks between *start* and *end* that are not all zeros."""
         run = start
         for offset in range(start, end, _BLOCK_BYTES):
-            if not any(self.memory[offset : min(offset + _BLOCK_BYTES, end)]):
+            block = self.memory[offset : min(offset + _BLOCK_BYTES, end)]
+            if block == _ZEROS[: len(block)]:
                 if run < offset:
                     yield run, offset - run
                 run = min(offset + _BLOCK_BYTES, end)
