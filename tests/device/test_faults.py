@@ -1,3 +1,8 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -45,7 +50,6 @@ def test_other_operations_and_zones_do_not_count() -> None:
     assert firings(fault, 5, Operation.WRITE, 5) == []
     assert fault.seen == 0
     assert firings(fault, 5, Operation.WRITE, 4) == [1]
-    assert fault.is_spent
 
 
 def test_an_operation_on_several_zones_matches_once_if_one_of_them_is_the_faults() -> None:
@@ -128,7 +132,6 @@ def test_ids_are_given_and_taken_back() -> None:
     table.remove(1)
     with pytest.raises(UsageError, match="no fault 1"):
         table.remove(1)
-    assert not second.is_spent
 
 
 def test_the_table_is_bounded() -> None:
@@ -142,6 +145,8 @@ def test_encoding_goes_both_ways() -> None:
     table.add(Fault(effect=Effect.PARTIAL, operations=frozenset((Operation.APPEND,)), nr_sectors=3, nth=4, seen=2))
     table.add(Fault(effect=Effect.COND, operations=WRITES, cond=Condition.OFFLINE, first_zone=3, nr_zones=2))
     assert FaultTable.decode(table.encode()).faults == table.faults
+    plain = json.dumps([fault.as_dict() for fault in table.faults])
+    assert FaultTable.decode(plain.encode()).faults == table.faults
     assert FaultTable.decode(b"").faults == []
 
 
@@ -150,6 +155,8 @@ def test_encoding_goes_both_ways() -> None:
     [
         (b"{", "no list of faults"),
         (b"[1]", "no list of faults"),
+        (b"[[1]]", "no list of faults"),
+        (b'[["1"],{"effect":"lie"}]', "'seen' cannot be '1'"),
         (b"[{}]", "needs an effect"),
         (b'[{"effect":"fail","operations":["write"],"size":3}]', "no part 'size'"),
         (b'[{"effect":"explode"}]', "'effect' cannot be 'explode'"),
@@ -333,8 +340,75 @@ def test_faults_and_their_counts_last(device: ZonedDevice, tmp_path: Path) -> No
     again = reopened(device, tmp_path / "z.img")
     port = again.port("test", VIRTIO)
     assert [port.write(0, 8, (bytes(4096),)) for _ in range(3)] == [Status.OK, Status.IO_ERROR, Status.OK]
-    assert again.faults.faults[0].is_spent
     again.close()
+
+
+#: Opens the image, writes a sector so many times, says what came of it, and dies.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.model.transitions import VIRTIO
+port = ZonedDevice.open(Path(sys.argv[1])).port("killed", VIRTIO)
+for _ in range(int(sys.argv[2])):
+    print(port.write(0, 1, (bytes(512),)).name, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_fault_fires_at_the_nth_whoever_was_killed_meanwhile(device: ZonedDevice, tmp_path: Path) -> None:
+    device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+    device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=6))
+    device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=8, every=True, status=Status.NO_SPACE))
+    device.close()
+    answers: list[str] = []
+    for count in (2, 1, 3, 1, 2, 2):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "z.img"), str(count)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        answers += done.stdout.split()
+    assert answers == ["OK"] * 5 + ["IO_ERROR", "OK"] + ["NO_SPACE"] * 4
+
+
+def test_counting_costs_no_sync(device: ZonedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = device.port("test", VIRTIO)
+    device.inject(Fault(effect=Effect.DELAY, operations=WRITES, nth=3, every=True, delay_max_ns=1))
+    device.sleep_ns = lambda _: None
+    written: list[int] = []
+    syncs: list[int] = []
+    monkeypatch.setattr(device.image.backing, "sync", lambda: syncs.append(len(written)))
+    while len(written) < 6:
+        assert port.write(0, 8, (bytes(4096),)) is Status.OK
+        written.append(8)
+    monkeypatch.undo()
+    # When it fired for the first time.
+    assert set(syncs) == {2}
+
+
+def test_threads_count_each_operation_once(device: ZonedDevice, tmp_path: Path) -> None:
+    """What the thread that counted first has to save must not come after what the second had."""
+    device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=1000))
+    saved: list[int] = []
+    save = device.image.save_faults
+
+    def watched(data: bytes, *, durably: bool) -> None:
+        saved.append(FaultTable.decode(data).faults[0].seen)
+        save(data, durably=durably)
+
+    device.image.save_faults = watched  # type: ignore[method-assign]
+
+    def write() -> None:
+        port = device.port("test", VIRTIO)
+        for _ in range(100):
+            assert port.write(0, 1, (bytes(512),)) is Status.OK
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert saved == sorted(saved)
+    assert saved[-1] == 400
 
 
 def test_too_many_faults_for_the_image_are_refused(device: ZonedDevice) -> None:

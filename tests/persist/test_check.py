@@ -210,7 +210,7 @@ def test_interrupted_changes_are_told() -> None:
 def test_faults_and_features() -> None:
     memory = fresh_memory()
     world = World(MemoryBacking(memory))
-    world.image.save_faults(b"[]")
+    world.image.save_faults(b"[]", durably=True)
     world.run("Q")
     assert findings_of(memory) == []
     header = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)

@@ -250,3 +250,50 @@ def test_space_of_a_zone_that_was_reset_before_the_crash_is_given_back() -> None
     assert not any(memory[8 * 512 : 16 * 512])
     assert any(memory[16 * 512 : 24 * 512])
     image.close()
+
+
+# -- faults -----------------------------------------------------------------------------------------------------------
+
+
+def faults_of(content: bytearray) -> bytes:
+    return Image.load(MemoryBacking(content), len(content), NEXT_BOOT, readonly=True).load_faults()
+
+
+def test_faults_survive_kills_and_if_told_so_power_cuts() -> None:
+    backing = CrashBacking(prepared(""))
+    image = Image.load(backing, backing.length, BOOT)
+    # (the log when it began, the log when it was durable, what is kept)
+    kept: list[tuple[int, int | None, bytes]] = [(0, 0, b"")]
+    for number, durably in enumerate((True, False, False, True, False, True, True, False)):
+        begin = backing.position
+        data = b"%9d" % number + b"text" * 2000
+        image.save_faults(data, durably=durably)
+        kept.append((begin, backing.position if durably else None, data))
+    for cut in backing.power_cuts(random.Random(3), limit=60):
+        last = max(index for index, (_, end, _) in enumerate(kept) if end is not None and end <= cut.position)
+        allowed = [data for begin, _, data in kept[last:] if begin <= cut.position]
+        assert faults_of(cut.content) in allowed, cut.position
+    # A process may die when a part of the blocks of a write is done.
+    content = bytearray(backing.initial)
+    for position, event in enumerate(backing.events):
+        reached = [data for begin, _, data in kept if begin <= position]
+        for length in range(0, len(event.data) + 1, 4096):
+            content[event.offset : event.offset + length] = event.data[:length]
+            if position > kept[2][0]:
+                assert faults_of(content) in reached[-2:], position
+    assert faults_of(content) == kept[-1][2]
+
+
+def test_the_next_process_goes_on_with_the_faults_of_a_killed_one() -> None:
+    memory = prepared("")
+    Image.load(MemoryBacking(memory), len(memory), BOOT).save_faults(b"1", durably=True)
+    for number in range(2, 6):
+        backing = CrashBacking(memory)
+        image = Image.load(backing, backing.length, BOOT)
+        assert image.load_faults() == b"%d" % (number - 1)
+        opened = backing.position
+        image.save_faults(b"%d" % number, durably=False)
+        cuts = list(backing.power_cuts(random.Random(number), limit=20))
+        assert {faults_of(cut.content) for cut in cuts if cut.position >= opened} == {
+            b"%d" % (number - 1), b"%d" % number
+        }  # fmt: skip

@@ -42,7 +42,7 @@ def left_behind(case: str, geometry: Geometry = GEOMETRY, program: str = PROGRAM
     end, boot_id = CASES[case]
     memory = fresh_memory(geometry)
     world = World(MemoryBacking(memory))
-    world.image.save_faults(b"[]")
+    world.image.save_faults(b"[]", durably=True)
     world.run(program + end)
     # A copy, as the killed process' maps would keep the original from being resized.
     return bytearray(memory), boot_id

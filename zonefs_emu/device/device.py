@@ -91,6 +91,7 @@ class ZonedDevice:
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
         self.faults = FaultTable.decode(image.load_faults())
+        self._saving_faults = threading.Lock()
         self.sleep_ns = sleep_ns
         # Weak: who makes a port for one request need not give it back. The lock is for this and the listeners.
         self._ports: WeakSet[Port] = WeakSet()
@@ -214,13 +215,15 @@ class ZonedDevice:
         self.faults.remove(fault_id)
         self.save_faults()
 
-    def save_faults(self) -> None:
-        """Keep the faults, and how often each has matched, in the image.
+    def save_faults(self, *, durably: bool = True) -> None:
+        """Keep the faults, and how often each has matched, in the image: *durably*, or through a kill only.
 
         Raises:
             PoisonedError: the host failed to write.
         """
-        self.image.save_faults(self.faults.encode())
+        # Of two threads the one that counted later must not be the first to write.
+        with self._saving_faults:
+            self.image.save_faults(self.faults.encode(), durably=durably)
 
     def power_cycle(self) -> None:
         """Do what cutting and restoring power does to a drive that had flushed: open zones come back closed, or empty.
@@ -680,16 +683,20 @@ class Port:
         return Status.OK
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
-        """Count *operation* on the *nr_zones* zones from *zone_no* on.
+        """Count *operation* on the *nr_zones* zones from *zone_no* on; the counts survive a kill.
 
         Returns the faults that fire at it, each with the zone at which it does.
 
         Raises:
             PoisonedError: the host failed to write the counts.
         """
-        fired = self.device.faults.fired(operation, zone_no, nr_zones)
-        if fired and not self._image.poison:
-            self.device.save_faults()
+        faults = self.device.faults
+        nr_counted = faults.nr_counted
+        fired = faults.fired(operation, zone_no, nr_zones)
+        if faults.nr_counted != nr_counted and not self._image.poison:
+            # That a fault has fired must last. At other matches a sync would take longer than most delays.
+            durably = any(not fault.every or fault.seen == fault.nth for fault, _ in fired)
+            self.device.save_faults(durably=durably)
         return fired
 
     def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:

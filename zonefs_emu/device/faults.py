@@ -23,6 +23,7 @@ from zonefs_emu.units import Sector
 
 NR_FAULTS_MAX: Final = 64
 DELAY_NS_MAX: Final = 3600 * 1_000_000_000
+_COUNT_DIGITS: Final = 20
 
 
 class Effect(Enum):
@@ -116,11 +117,6 @@ class Fault:
         self.seen += 1
         return first if self.seen == self.nth or (self.every and self.seen > self.nth) else -1
 
-    @property
-    def is_spent(self) -> bool:
-        """Whether the fault will never fire again."""
-        return not self.every and self.seen >= self.nth and self.effect not in _ON_REPORT
-
     def delay_ns(self) -> int:
         """Return how long the operation at which the fault has just fired is held up."""
         # Of the seed and the count alone: a fault that was saved has nothing to catch up on.
@@ -196,6 +192,8 @@ class FaultTable:
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         """Start with *faults*."""
         self.faults = list(faults)
+        #: Grows with each match of a fault that had not fired for the last time.
+        self.nr_counted = 0
         # Of two threads that count at once, one would be lost; and nobody counts while a fault goes.
         self._counting = threading.Lock()
 
@@ -234,9 +232,16 @@ class FaultTable:
 
         Returns the faults that fire at it, oldest first, each with the zone at which it does.
         """
+        fired = []
         with self._counting:
-            found = [(fault, fault.fires(operation, zone_no, nr_zones)) for fault in self.faults]
-        return [(fault, at) for fault, at in found if at >= 0]
+            for fault in self.faults:
+                seen = fault.seen
+                at = fault.fires(operation, zone_no, nr_zones)
+                if fault.seen != seen and (fault.every or seen < fault.nth):
+                    self.nr_counted += 1
+                if at >= 0:
+                    fired.append((fault, at))
+        return fired
 
     def reported(self, zone: Zone) -> Zone:
         """Return *zone* as a report shows it."""
@@ -249,8 +254,15 @@ class FaultTable:
         return zone
 
     def encode(self) -> bytes:
-        """Return the table for the image."""
-        return json.dumps([fault.as_dict() for fault in self.faults], separators=(",", ":")).encode()
+        """Return the table for the image: the counts first, all of one width, as nothing else changes often."""
+        faults = tuple(self.faults)
+        if not faults:
+            return b"[]"
+        counts = ",".join(str(fault.seen).rjust(_COUNT_DIGITS) for fault in faults)
+        plain = [fault.as_dict() for fault in faults]
+        for part in plain:
+            del part["seen"]
+        return f"[[{counts}],{json.dumps(plain, separators=(',', ':'))[1:]}".encode()
 
     @classmethod
     def decode(cls, data: bytes) -> "FaultTable":
@@ -263,7 +275,17 @@ class FaultTable:
             plain = json.loads(data or b"[]")
         except ValueError:
             plain = None
-        if not isinstance(plain, list) or not all(isinstance(item, dict) for item in plain):
+        counts: list[object] | None = None
+        # Images of before this have each count with its fault.
+        if isinstance(plain, list) and plain and isinstance(plain[0], list):
+            counts, *plain = plain
+        if (
+            not isinstance(plain, list)
+            or not all(isinstance(item, dict) for item in plain)
+            or (counts is not None and len(counts) != len(plain))
+        ):
             message = "the image's fault table is no list of faults"
             raise UsageError(message)
+        if counts is not None:
+            plain = [item | {"seen": seen} for item, seen in zip(plain, counts, strict=True)]
         return cls(Fault.from_dict(item) for item in plain)

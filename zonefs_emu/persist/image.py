@@ -132,7 +132,6 @@ class Image:
         self._journal_seq = 0
         self._journal_at = 0
         self._faults_generation = 0
-        self._saving_faults = threading.Lock()
         self._dirty: set[int] = set()
         #: Told of each stage of each checkpoint, with the lock held.
         self.checkpoint_listener: Callable[[Stage], None] | None = None
@@ -460,23 +459,33 @@ class Image:
         self._faults_first = 1 - newest
         return data
 
-    def save_faults(self, data: bytes) -> None:
-        """Keep *data*, one copy written after the other is durable. Blocks; call without the lock.
+    def save_faults(self, data: bytes, *, durably: bool) -> None:
+        """Keep *data*: *durably*, which blocks and costs two syncs, or else through the death of this process only.
+
+        In the latter case what a power cut leaves is this, or what was kept durably last. And what differs from that
+        must lie in the first BLOCK_BYTES of the section, as the death of a process may cut a longer write short. One
+        caller at a time, without the lock.
 
         Raises:
             UsageError: it does not fit. PoisonedError: the host failed to write.
         """
-        with self._saving_faults:
-            self._require_healthy()
-            block = encode_faults(data, self._faults_generation + 1, self._seed)
+        self._require_healthy()
+        block = encode_faults(data, self._faults_generation + 1, self._seed)
+        try:
+            if not durably:
+                # Of two good copies the other one stays, whatever becomes of this.
+                self._write_faults(block, self._faults_first)
+                return
             self._faults_generation += 1
-            try:
-                for copy in (self._faults_first, 1 - self._faults_first):
-                    self.backing.pwrite(block, self.header.section(SectionKind.FAULTS, copy).offset)
-                    self.backing.sync()
-            except OSError as error:
-                # A sync tells only once that it failed, and it may have been data that was lost.
-                raise self._fail(error, "the faults could not be written", distrust=True) from None
+            for copy in (self._faults_first, 1 - self._faults_first):
+                self._write_faults(block, copy)
+                self.backing.sync()
+        except OSError as error:
+            # A sync tells only once that it failed, and it may have been data that was lost.
+            raise self._fail(error, "the faults could not be written", distrust=True) from None
+
+    def _write_faults(self, block: bytes, copy: int) -> None:
+        self.backing.pwrite(block, self.header.section(SectionKind.FAULTS, copy).offset)
 
     # -- checkpoint -------------------------------------------------------------------------------------------
 
