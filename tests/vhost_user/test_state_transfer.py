@@ -1,5 +1,7 @@
 import os
+import signal
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -145,6 +147,71 @@ def test_through_a_pipe_with_a_slow_reader() -> None:
     assert read_all(reader, len(stream)) == stream
     thread.join()
     os.close(reader)
+
+
+@pytest.mark.parametrize("saving", [True, False], ids=["save", "load"])
+@pytest.mark.parametrize("in_main", [True, False], ids=["main thread", "thread"])
+def test_signals_disturb_nothing(*, saving: bool, in_main: bool) -> None:
+    """The peer is slow: before each portion it interrupts the thread that moves the state and waits for its turn."""
+    stream = os.urandom(1 << 19)
+    reader, writer = os.pipe()
+    arrived = bytearray()
+    nr_signals = 0
+    peer_is_done = threading.Event()
+
+    def note(_number: int, _frame: object) -> None:
+        nonlocal nr_signals
+        nr_signals += 1
+
+    def move() -> None:
+        try:
+            if saving:
+                write_all(writer, stream)
+            else:
+                arrived.extend(read_all(reader, len(stream)))
+        finally:
+            os.close(writer if saving else reader)
+            # What is sent to a thread that is gone may end the process.
+            assert peer_is_done.wait(60)
+
+    def attend(mover: int) -> None:
+        nr_moved = 0
+        while nr_moved < len(stream):
+            before = nr_signals
+            signal.pthread_kill(mover, signal.SIGUSR1)
+            while nr_signals == before:
+                time.sleep(0.0001)
+            try:
+                if saving:
+                    portion = os.read(reader, 1 << 13)
+                    arrived.extend(portion)
+                    nr_now = len(portion)
+                else:
+                    nr_now = os.write(writer, stream[nr_moved : nr_moved + (1 << 13)])
+            except BrokenPipeError:
+                nr_now = 0
+            if not nr_now:
+                break
+            nr_moved += nr_now
+        os.close(reader if saving else writer)
+        peer_is_done.set()
+
+    former = signal.signal(signal.SIGUSR1, note)
+    try:
+        if in_main:
+            thread = threading.Thread(target=attend, args=(threading.get_ident(),))
+            thread.start()
+            move()
+        else:
+            thread = threading.Thread(target=move)
+            thread.start()
+            assert thread.ident is not None
+            attend(thread.ident)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert arrived == stream
+    assert nr_signals >= len(stream) >> 13
 
 
 def test_a_pipe_that_gives_too_much() -> None:
