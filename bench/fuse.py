@@ -106,13 +106,8 @@ def _served(scratch: Path, name: str, command: list[str]) -> Iterator[Path]:
     backing, mountpoint = scratch / f"{name}.file", scratch / f"{name}.mnt"
     backing.touch()
     mountpoint.mkdir()
-    process = subprocess.Popen([*command, str(backing), str(mountpoint)], cwd=PROJECT)
-    try:
-        _await(mountpoint / "file", process)
-        yield mountpoint / "file"
-    finally:
-        subprocess.run(["fusermount3", "-u", str(mountpoint)], check=True)
-        process.wait(10)
+    with _mounted([*command, str(backing), str(mountpoint)], mountpoint / "file") as file:
+        yield file
 
 
 @contextmanager
@@ -132,19 +127,23 @@ def _passthrough_ll(scratch: Path) -> Iterator[Path | None]:
     # It hands O_DIRECT on to its source with memory that is not aligned: a disk refuses that, tmpfs does not.
     with tempfile.TemporaryDirectory(dir="/dev/shm") as source:
         (Path(source) / "file").touch()
-        process = subprocess.Popen([program, "-f", "-o", f"source={source},cache=never", mountpoint])
-        try:
-            _await(mountpoint / "file", process)
-            yield mountpoint / "file"
-        finally:
-            subprocess.run(["fusermount3", "-u", str(mountpoint)], check=True)
-            process.wait(10)
+        options = f"source={source},cache=never"
+        with _mounted([str(program), "-f", "-o", options, str(mountpoint)], mountpoint / "file") as file:
+            yield file
 
 
-def _await(file: Path, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 10
-    while not file.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            message = f"{file.parent} was not mounted"
-            raise RuntimeError(message)
-        time.sleep(0.02)
+@contextmanager
+def _mounted(command: list[str], file: Path) -> Iterator[Path]:
+    """Let *command* serve the file system in which *file* is, at its root."""
+    process = subprocess.Popen(command, cwd=PROJECT)
+    try:
+        deadline = time.monotonic() + 10
+        while not file.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                message = f"{file.parent} was not mounted"
+                raise RuntimeError(message)
+            time.sleep(0.02)
+        yield file
+    finally:
+        subprocess.run(["fusermount3", "-u", str(file.parent)], check=True)
+        process.wait(10)

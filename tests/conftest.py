@@ -7,15 +7,19 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import coverage
 import hypothesis
 import pytest
 
+from tests.attaching import Place, attaching
 from tests.guests import GuestKeeper
 from tests.requires import requires
+from tests.vhost_user.serving import create
 from tools.guest.machine import Guest
+from zonefs_emu.device.device import ZonedDevice
 
 # A guest shares two slow processors with everything else; pytest's own timeout is for tests of milliseconds.
 QEMU_TIMEOUT_SECONDS: Final = 300
@@ -103,6 +107,14 @@ def expect_warning() -> Iterator[Callable[[str], None]]:
         pytest.fail(f"announced, but not logged: {absent}", pytrace=False)
 
 
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    """32 zones, the first two conventional; 6 may be open and 8 active."""
+    device = ZonedDevice.open(create(tmp_path / "image"))
+    yield device
+    device.close()
+
+
 @pytest.fixture(scope="session")
 def guest_keeper() -> Iterator[GuestKeeper]:
     """Keeps the shared guest until the last test has run."""
@@ -121,3 +133,10 @@ def guest(guest_keeper: GuestKeeper) -> Iterator[Guest]:
         yield guest_keeper.get()
     finally:
         guest_keeper.give_back()
+
+
+@pytest.fixture
+def place(guest: Guest) -> Iterator[Place]:
+    """A directory in the guest, for images that are attached there."""
+    with attaching(guest) as place:
+        yield place

@@ -2,22 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import attaching
 from tests.attaching import Place
 from tests.cli.conftest import fails, ok
-from tools.guest.machine import Guest
 from zonefs_emu.ublk.control import CONTROL_NODE
-
-
-@pytest.fixture
-def place(guest: Guest) -> Iterator[Place]:
-    with attaching.attaching(guest) as place:
-        yield place
 
 
 @pytest.mark.skipif(CONTROL_NODE.exists(), reason="this kernel has ublk")

@@ -60,6 +60,14 @@ def recalled(operation: Operation, sector: int, nr_sectors: int, *, landed: bool
     return Recalled(operation, sector, nr_sectors, Condition(cond), landed, all_zones=nr_sectors == ALL_ZONES)
 
 
+def carry_out(port: Port, operation: Operation, sector: int) -> None:
+    """Write to *sector*, or append, which must land there; the zone begins at START."""
+    if operation is Operation.WRITE:
+        assert port.write(sector, 1, [bytes(512)]) is Status.OK
+    else:
+        assert port.append(START, 1, [bytes(512)]) == (Status.OK, sector)
+
+
 def test_a_write_is_witnessed_before_and_after_under_the_lock(port: Port, notes: Notes) -> None:
     assert not port.write(START, 2, [bytes(1024)])
     assert notes.told == [
@@ -117,10 +125,7 @@ def test_reads_and_ports_without_witness_are_left_alone(port: Port, notes: Notes
 @pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
 def test_what_landed_is_answered_and_not_done_again(port: Port, notes: Notes, operation: Operation) -> None:
     notes.recalled = recalled(operation, START + 7, 1, landed=True)
-    if operation is Operation.WRITE:
-        assert port.write(START + 7, 1, [bytes(512)]) is Status.OK
-    else:
-        assert port.append(START, 1, [bytes(512)]) == (Status.OK, START + 7)
+    carry_out(port, operation, START + 7)
     assert port.zone(3).wp == START
     assert notes.told == ["landed: (0, 'unlocked')"]
 
@@ -128,10 +133,7 @@ def test_what_landed_is_answered_and_not_done_again(port: Port, notes: Notes, op
 @pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
 def test_an_intent_whose_wp_has_not_moved_is_executed(port: Port, notes: Notes, operation: Operation) -> None:
     notes.recalled = recalled(operation, START, 1, landed=False)
-    if operation is Operation.WRITE:
-        assert port.write(START, 1, [bytes(512)]) is Status.OK
-    else:
-        assert port.append(START, 1, [bytes(512)]) == (Status.OK, START)
+    carry_out(port, operation, START)
     assert port.zone(3).wp == START + 1
 
 
@@ -139,10 +141,7 @@ def test_an_intent_whose_wp_has_not_moved_is_executed(port: Port, notes: Notes, 
 def test_an_intent_whose_wp_has_moved_is_done(port: Port, notes: Notes, operation: Operation) -> None:
     port.write(START, 1, [b"1" * 512])
     notes.recalled = recalled(operation, START, 1, landed=False)
-    if operation is Operation.WRITE:
-        assert port.write(START, 1, [bytes(512)]) is Status.OK
-    else:
-        assert port.append(START, 1, [bytes(512)]) == (Status.OK, START)
+    carry_out(port, operation, START)
     assert port.zone(3).wp == START + 1
 
 

@@ -13,20 +13,10 @@ from zonefs_emu.fs.kernel import remount_readonly, unmount
 
 
 @pytest.mark.fuse
-def test_a_mount_in_use_is_not_unmounted(bench: Bench) -> None:
+@pytest.mark.parametrize("user", [0, 1000], ids=["root", "with the help of fusermount"])
+def test_a_mount_in_use_is_not_unmounted(bench: Bench, monkeypatch: pytest.MonkeyPatch, user: int) -> None:
     with mounted(bench) as fs:
-        fd = fs.open("seq/0", os.O_RDONLY)
-        assert not unmount(fs.path)
-        fs.close(fd)
-        os.statvfs(fs.path)
-        assert unmount(fs.path)
-        fs.server.join()
-
-
-@pytest.mark.fuse
-def test_users_unmount_with_the_help_of_fusermount(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mounted(bench) as fs:
-        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        monkeypatch.setattr(os, "geteuid", lambda: user)
         fd = fs.open("seq/0", os.O_RDONLY)
         assert not unmount(fs.path)
         fs.close(fd)

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, SHAPES, Bench, blocks, geometry
-from tests.fs.mounts import aio_write, fails, mounted
+from tests.fs.mounts import Mounted, aio_write, fails, mounted
 from tests.requires import requires, which
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, UsageError
@@ -764,15 +764,19 @@ def test_0661_asynchronous_writes_across_the_capacity_keep_what_fits(bench: Benc
 
 
 @pytest.mark.fuse
-def test_0670_remount_changes_the_policy(bench: Bench, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("access disabled")
-    with mounted(bench) as fs:
-        assert fs.server.mount is not None
-        mount = fs.server.mount
-        fs.server.call(lambda: mount.remount(parse_options("errors=zone-ro")))
+def test_0670_the_next_mount_may_have_another_policy(bench: Bench, expect_warning: Callable[[str], None]) -> None:
+    def fail_once(fs: Mounted) -> None:
         bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
         with fails(errno.EIO):
             os.write(fs.open("seq/0", APPEND_DIRECT), blocks(1))
+
+    expect_warning("read-only from now on")
+    with mounted(bench) as fs:
+        fail_once(fs)
+        assert fs.statistics()["readonly"] == 1
+    expect_warning("access disabled")
+    with mounted(bench, "errors=zone-ro") as fs:
+        fail_once(fs)
         assert stat.S_IMODE(os.stat(fs.path / "seq/0").st_mode) == 0o440
         assert fs.statistics()["readonly"] == 0
 

@@ -1,21 +1,13 @@
 """Devices of the kernel's ublk driver, in the guest."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from tests import attaching
 from tests.attaching import Place
-from tools.guest.machine import Guest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def place(guest: Guest) -> Iterator[Place]:
-    with attaching.attaching(guest) as place:
-        yield place
 
 
 def test_kernel_zonefs(place: Place) -> None:

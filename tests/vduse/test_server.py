@@ -1,21 +1,13 @@
 """Devices on the kernel's vdpa bus, in the guest."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from tests import attaching
 from tests.attaching import SHAPE, ZONE_SECTORS, Place
-from tools.guest.machine import Guest
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def place(guest: Guest) -> Iterator[Place]:
-    with attaching.attaching(guest) as place:
-        yield place
 
 
 def test_kernel_zonefs(place: Place) -> None:

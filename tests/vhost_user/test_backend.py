@@ -3,7 +3,6 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.virtio import blk
 from zonefs_emu.virtqueue.scsi import ScsiModel
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 def test_one_front_end_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:

@@ -2,12 +2,11 @@
 
 import ctypes
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.serving import ZONE, blk_model, create, serving
+from tests.vhost_user.serving import ZONE, blk_model, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
 
@@ -91,13 +90,6 @@ class Blkio:
 
     def close(self) -> None:
         self.lib.blkio_destroy(ctypes.byref(self.handle))
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 def test_reads_writes_and_is_held_to_the_rules(device: ZonedDevice, tmp_path: Path) -> None:

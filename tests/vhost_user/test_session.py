@@ -41,13 +41,6 @@ from zonefs_emu.virtio import blk, features as bits
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
-
-
-@pytest.fixture
 def path(device: ZonedDevice, tmp_path: Path) -> Iterator[Path]:
     with serving(device, blk_model(device, nr_queues=4), tmp_path / "socket"):
         yield tmp_path / "socket"

@@ -1,7 +1,7 @@
 """Block requests byte by byte, on a real image, without rings."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -55,13 +55,6 @@ class Driver:
         assert length == room
         answer = b"".join(chain[2])
         return answer[-1], answer[:-1]
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 @pytest.fixture

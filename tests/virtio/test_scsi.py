@@ -1,13 +1,12 @@
 """virtio-scsi frames byte by byte, around the real target on a real image."""
 
 import struct
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.vhost_user.serving import ZONE, create
+from tests.vhost_user.serving import ZONE
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.model.transitions import ZBC
@@ -25,13 +24,6 @@ from zonefs_emu.virtio.scsi import (
 
 DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
 READ_CAPACITY = bytes.fromhex("9e 10 0000000000000000 00000020 00 00")
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 @pytest.fixture

@@ -1,19 +1,11 @@
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from tests.vhost_user.serving import ZONE, blk_model, create
+from tests.vhost_user.serving import ZONE, blk_model
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.virtio import blk, features as bits
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 def test_strict_insists_on_zoned(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.serving import blk_model, create
+from tests.vhost_user.serving import blk_model
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.witness import Witnessing
@@ -100,13 +100,6 @@ class Bench:
             line.queue.stop()
             line.queue.close()
         self.server.close()
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    device = ZonedDevice.open(create(tmp_path / "image"))
-    yield device
-    device.close()
 
 
 @pytest.fixture(params=[False, True], ids=["split", "packed"])

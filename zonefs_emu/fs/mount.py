@@ -54,10 +54,6 @@ class Mount:
         """Return the counters of /sys/fs/zonefs, 0 = no limit, and ``readonly`` as 0 or 1."""
         return {name: int(value) for name, value in asdict(self.volume.statistics()).items()}
 
-    def remount(self, options: MountOptions) -> None:
-        """Replace the options of zonefs; those of the VFS stay."""
-        self.volume.remount(options)
-
 
 async def serve(
     device: ZonedDevice,

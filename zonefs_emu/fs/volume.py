@@ -152,7 +152,10 @@ class Volume:
         self.readonly = options.readonly or port.device.image.readonly
         self.max_wro_files = self.geometry.max_open_zones
         self.max_active_files = self.geometry.max_active_zones
-        self._take(options)
+        self.options = options
+        self.errors = options.errors
+        # "explicit-open" needs a limit to explain itself; the kernel drops it in silence where there is none.
+        self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
         self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
         if not self.tree.groups:
             msg = "no zone is left for files: zone 0 holds the super block"
@@ -181,17 +184,6 @@ class Volume:
             msg = f"zone 0, where the super block is, cannot be read ({status.name})"
             raise UsageError(msg, 1)
         return bytes(view)
-
-    def _take(self, options: MountOptions) -> None:
-        self.options = options
-        self.errors = options.errors
-        # "explicit-open" needs a limit to explain itself; the kernel drops it in silence where there is none.
-        self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
-
-    def remount(self, options: MountOptions) -> None:
-        """Replace the options; as in the kernel, one that is not named falls back to its default."""
-        self._take(options)
-        self.readonly = options.readonly or self.port.device.image.readonly
 
     def _describe_files(self, owner: tuple[int, int]) -> Node:
         block = self.super_block
