@@ -72,6 +72,30 @@ def test_zonefs_meets_failing_writes(guest: Guest, tmp_path: Path) -> None:
         assert [append(guest, number, 8) for number in range(3)] == ["ok"] * 3
         assert sizes(guest, 3) == [27 * 4096, 11 * 4096, 9 * 4096]
         guest.run("umount /mnt/zonefs")
+
+        # errors=remount-ro: after the error of one file none is written, and all are read.
+        served.verb("inject", "fail", "--on", "write", "--zone", "2", "--every")
+        mount_zonefs(guest, disk, "errors=remount-ro")
+        denied = "Read-only file system"
+        assert [append(guest, number, 8) for number in (0, 1, 2, 1)] == ["ok", "Input/output error", denied, denied]
+        assert sizes(guest, 3) == [35 * 4096, 11 * 4096, 9 * 4096]
+        assert guest.run("cat /mnt/zonefs/seq/[012] | wc -c").stdout.split() == [str(55 * 4096)]
+        guest.run("umount /mnt/zonefs")
+
+        # errors=zone-offline: the file is gone as if its zone were, and only that. The next mount sees a good zone.
+        mount_zonefs(guest, disk, "errors=zone-offline")
+        assert [append(guest, number, 8) for number in (1, 0, 2)] == ["Input/output error", "ok", "ok"]
+        assert sizes(guest, 3) == [43 * 4096, 0, 17 * 4096]
+        assert append(guest, 1, 8) == "Operation not permitted"
+        assert guest.run("cat /mnt/zonefs/seq/1", check=False).returncode
+        assert guest.run("stat -c %a /mnt/zonefs/seq/1").stdout.split() == ["0"]
+        guest.run("umount /mnt/zonefs")
+        assert served.written(2) == 11 * 8
+        served.verb("inject", "--clear")
+        mount_zonefs(guest, disk, "errors=zone-offline")
+        assert append(guest, 1, 8) == "ok"
+        assert sizes(guest, 3) == [43 * 4096, 19 * 4096, 17 * 4096]
+        guest.run("umount /mnt/zonefs")
         disk.detach()
 
 
