@@ -27,11 +27,14 @@ from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.queue import Queue
 from zonefs_emu.virtqueue.worker import Worker
 
-#: Bounds of how long empty rings are looked at, if at all: no longer than what a sleep and a kick cost.
+#: Bounds of how long empty rings are looked at, if at all. An answer's way through a guest's driver and the next
+#: request's way back take about 100 µs; who sleeps meanwhile costs the guest a kick. KVM has the same bound.
 _SPIN_NS_MIN: Final = 4_000
-_SPIN_NS_MAX: Final = 32_000
+_SPIN_NS_MAX: Final = 200_000
 #: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
 _POLL_EVERY: Final = 16
+#: After so long the transport gets a chance to look about, even where rings are never empty.
+_SERVE_NS_MAX: Final = 100_000_000
 
 
 class QueueServer:
@@ -123,8 +126,9 @@ class QueueServer:
     def wait(self, timeout: float = -1) -> None:
         """Sleep until there is something to do, or for *timeout* seconds."""
         asleep_ns = time.monotonic_ns()
+        rested = not self._active
         self._take_events(0 if self._active or self.stopping else timeout)
-        if self._active:
+        if rested and self._active:
             self._adapt_spin(time.monotonic_ns() - asleep_ns)
 
     def _take_events(self, timeout: float) -> None:
@@ -144,9 +148,10 @@ class QueueServer:
     # -- rings ------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Serve the active queues until they are empty and stay so for the time of a spin."""
+        """Serve the active queues, a tenth of a second at most, until they stay empty for the time of a spin."""
         active = self._active
         clock: Callable[[], int] = time.monotonic_ns
+        limit = clock() + _SERVE_NS_MAX
         deadline = 0
         rounds = 0
         while active:
@@ -157,7 +162,7 @@ class QueueServer:
             rounds += 1
             if rounds % _POLL_EVERY == 0:
                 self._take_events(0)
-                if self.stopping:
+                if self.stopping or clock() >= limit:
                     return
             if busy:
                 deadline = 0
