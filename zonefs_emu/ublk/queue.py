@@ -46,7 +46,7 @@ _QUICK_ZONES: Final = 1024
 #: How long the kernel is looked at for the next request before the thread sleeps: who sends one after the other gets
 #: answers a third faster. Where that was in vain (nobody asks, or there are too few processors for both), the thread
 #: goes to sleep at once the next times, up to so many.
-_SPIN_NS: Final = 50_000
+_SPIN_NS: Final = 200_000
 _SLEEPS_MAX: Final = 63
 _FUA: Final = 1 << 13
 # Plain numbers: comparing with a member of an enumeration costs a call.
