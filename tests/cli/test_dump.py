@@ -73,7 +73,8 @@ def test_a_terminal_sees_how_far_it_is(fresh: Path, tmp_path: Path) -> None:
 def test_a_dump_that_is_told_to_end_leaves_nothing(number: signal.Signals, fresh: Path, tmp_path: Path) -> None:
     ok("write", fresh, "--zone", 2, stdin=bytes(4096))
     script = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from zonefs_emu.cli.main import main\n"
         "from zonefs_emu.persist.copy import Copy\n"
         "Copy._copy = lambda *_: print('copying', flush=True) or time.sleep(60)\n"
