@@ -23,6 +23,8 @@ class Echo:
 
     def __init__(self) -> None:
         self.begun: list[int] = []
+        #: Called once, while a request is executed.
+        self.coming: Callable[[], object] | None = None
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
         if chains[index][1][0][0] == ord("w"):
@@ -35,6 +37,9 @@ class Echo:
         if chain[1][0][0] == ord("x"):
             msg = "x"
             raise BrokenRingError(msg)
+        if self.coming is not None:
+            coming, self.coming = self.coming, None
+            coming()
         chain[2][0][0] = chain[1][0][0]
         return 1
 
@@ -80,6 +85,89 @@ def test_a_batch(bench: Bench) -> None:
     assert bench.queue.requests == 20
     assert os.eventfd_read(bench.queue.call_fd) >= 1
     assert BATCH >= 32
+
+
+def calls(bench: Bench) -> int:
+    """Return how often the driver was called since the last time."""
+    try:
+        return os.eventfd_read(bench.queue.call_fd)
+    except BlockingIOError:
+        return 0
+
+
+def send(bench: Bench, nr_requests: int) -> None:
+    """Let the driver send requests, one after the other, with all that is there reaped before each."""
+    for _ in range(nr_requests):
+        bench.pair.driver.reap()
+        bench.pair.driver.want_call()
+        bench.pair.add([b"a"], [1])
+        assert bench.queue.run()
+
+
+def test_who_sends_one_after_the_other_is_told_of_each(bench: Bench) -> None:
+    bench.start()
+    calls(bench)
+    for _ in range(20):
+        send(bench, 1)
+        assert calls(bench) == 1
+
+
+def test_who_goes_on_untold_is_told_of_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [0]
+    monkeypatch.setattr("zonefs_emu.virtqueue.queue.monotonic_ns", lambda: now_ns[0])
+    bench.start()
+    calls(bench)
+    # Something has come before the first was given back: there is more than one under way.
+    bench.queue._handler.coming = lambda: bench.pair.add([b"b"], [1])  # type: ignore[union-attr]
+    send(bench, 1)
+    assert calls(bench) == 0
+    assert bench.queue.run()
+    assert calls(bench) == 1
+    send(bench, 400)
+    assert 400 / 16 <= calls(bench) <= 60
+    send(bench, 16 * 3)
+    assert calls(bench) == 3
+    # It waits for those that it was not told of.
+    send(bench, 5)
+    assert not bench.queue.run()
+    assert calls(bench) == 0
+    now_ns[0] += 60_000
+    assert not bench.queue.run()
+    assert calls(bench) == 1
+    for _ in range(8):
+        send(bench, 1)
+        now_ns[0] += 60_000
+        assert not bench.queue.run()
+    calls(bench)
+    send(bench, 3)
+    assert calls(bench) == 3, "one after the other again"
+
+
+@pytest.mark.parametrize("end", ["sleep", "stop", "wait", "break"])
+def test_what_was_not_told_yet_is_told_before_anything_that_takes_long(
+    bench: Bench, end: str, expect_warning: Callable[[str], None]
+) -> None:
+    bench.start()
+    bench.queue._handler.coming = lambda: bench.pair.add([b"b"], [1])  # type: ignore[union-attr]
+    send(bench, 1)
+    bench.queue.run()
+    calls(bench)
+    send(bench, 1)
+    assert calls(bench) == 0
+    match end:
+        case "sleep":
+            assert not bench.queue.sleep()
+        case "stop":
+            bench.queue.stop()
+        case "wait":
+            bench.pair.add([b"w"], [1])
+            bench.queue.run()
+        case _:
+            expect_warning("queue 0 is broken: x")
+            bench.pair.add([b"x"], [1])
+            bench.queue.run()
+            assert bench.queue.broken
+    assert calls(bench) == 1
 
 
 def test_one_that_waits_holds_up_those_behind_it(bench: Bench) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from time import monotonic_ns
 from typing import Final, NamedTuple, Protocol
 
 from zonefs_emu.device.witness import Witness, Witnessing
@@ -26,8 +27,14 @@ log = logging.getLogger(__name__)
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
-#: Requests after which the driver is told, so that it can go on while we do.
-_CALL_EVERY: Final = 8
+#: Requests that are given back at once, so that the driver can go on while we do.
+_GIVE_BACK_EVERY: Final = 8
+#: An interrupt costs a guest as much as a request. Where requests come whether or not the driver was told of those
+#: before, it is told of up to so many at once; it hears of the last of them after so long at the latest.
+_TELL_MAX: Final = 16
+_HOLD_NS: Final = 50_000
+#: So many times in a row the driver went on before it was told: it is told of one more at once.
+_GROW_AFTER: Final = 4
 
 
 class RingAddresses(NamedTuple):
@@ -96,6 +103,12 @@ class Queue:
         self._used_log_address = -1
         #: Requests given back since the queue was made.
         self.requests = 0
+        #: Requests given back of which the driver was not told, and when the last of them was.
+        self._untold = 0
+        self._untold_since_ns = 0
+        #: The driver is told of so many at once, and how many times in a row it did not wait for that.
+        self._tell_at = 1
+        self._nr_full = 0
 
     # -- starting and stopping --------------------------------------------------------------------------------
 
@@ -182,6 +195,7 @@ class Queue:
     def stop(self) -> int:
         """End; return what GET_VRING_BASE answers. The worker must have nothing of this queue."""
         assert not self.busy
+        self._tell()
         ring, self.ring = self.ring, None
         # Whatever was not given back is taken again by whoever goes on.
         if isinstance(ring, SplitRing):
@@ -227,6 +241,11 @@ class Queue:
                 record = self._record
                 chains = ring.pop(1 if record is not None and record.recovering else BATCH)
                 if not chains:
+                    if self._untold and monotonic_ns() - self._untold_since_ns >= _HOLD_NS:
+                        # It may be waiting for these.
+                        self._nr_full = 0
+                        self._tell_at = (self._tell_at + self._untold) // 2
+                        self._tell()
                     return False
             self._run_batch(chains)
         except BrokenRingError as error:
@@ -235,11 +254,12 @@ class Queue:
         return True
 
     def sleep(self) -> bool:
-        """Ask the driver for a kick; True if there is something to do all the same.
+        """Ask the driver for a kick, having told it all; True if there is something to do all the same.
 
         What waited behind a request that the worker has just given back was taken from the ring long ago: no kick
         tells of it.
         """
+        self._tell()
         return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
 
     def _run_batch(self, chains: Sequence[Chain]) -> None:
@@ -259,7 +279,7 @@ class Queue:
                 self._hand_over(chains, index)
                 return
             index += done
-            if index - pushed >= _CALL_EVERY or index == count:
+            if index - pushed >= _GIVE_BACK_EVERY or index == count:
                 self._give_back(chains[pushed:index] if pushed or index < count else chains, lengths)
                 lengths = []
                 pushed = self._pushed = index
@@ -291,13 +311,32 @@ class Queue:
                 record.finish_packed()
         if dirty is not None:
             self._mark_used(ring, dirty, count)
-        if ring.needs_call():
-            self.call()
+        self._untold = untold = self._untold + count
+        if ring.has_work():
+            # It came meanwhile, so it is no answer to these: the driver has more under way.
+            self._tell_at = min(max(self._tell_at, untold) + 1, _TELL_MAX)
+        if untold < self._tell_at:
+            self._untold_since_ns = monotonic_ns()
+            return
+        if untold > count:
+            self._nr_full += 1
+            if self._nr_full == _GROW_AFTER:
+                self._nr_full = 0
+                self._tell_at = min(self._tell_at + 1, _TELL_MAX)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the driver of what was given back, if it wants to hear of it."""
+        if self._untold and self.ring is not None:
+            self._untold = 0
+            if self.ring.needs_call():
+                self.call()
 
     def _hand_over(self, chains: Sequence[Chain], index: int) -> None:
         """Give the request at *index* to the worker; the rest waits for it."""
         handler = self._handler
         assert handler is not None
+        self._tell()
         self._pushed = index
         self._begin(index, ())
         chain = chains[index]
@@ -340,10 +379,12 @@ class Queue:
         length = min(len(event), total_bytes(writable))
         scatter(writable, 0, event[:length])
         self._give_back(chains, [length])
+        self._tell()
         return True
 
     def _break(self, error: BrokenRingError) -> None:
         """Serve this ring no more and tell the front-end; the others go on."""
+        self._tell()
         self.broken = True
         self._backlog = ()
         log.warning("queue %d is broken: %s; it is served no more until the driver resets it", self.index, error)
