@@ -323,6 +323,28 @@ def test_delays_wait_on_the_devices_clock(device: ZonedDevice) -> None:
     assert slept == [5, 5]
 
 
+def test_delays_are_cut_short_before_the_end(device: ZonedDevice) -> None:
+    hour = 3600 * 1_000_000_000
+    port = device.port("test", VIRTIO)
+    device.inject(
+        Fault(
+            effect=Effect.DELAY,
+            operations=frozenset((Operation.READ,)),
+            every=True,
+            delay_min_ns=hour,
+            delay_max_ns=hour,
+        )
+    )
+    answers: list[Status] = []
+    thread = threading.Thread(target=lambda: answers.append(port.read(0, 8, (bytearray(4096),))), daemon=True)
+    thread.start()
+    device.stop_waiting()
+    thread.join(60)
+    assert answers == [Status.OK]
+    # And none begins any more.
+    assert port.read(0, 8, (bytearray(4096),)) is Status.OK
+
+
 def test_reports_are_changed_and_the_machine_is_not(device: ZonedDevice) -> None:
     port = device.port("test", VIRTIO)
     assert port.write(ZONE, 8, (bytes(4096),)) is Status.OK

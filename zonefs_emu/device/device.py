@@ -12,7 +12,6 @@ zone before or after it, as on a drive.
 
 import errno
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -75,15 +74,11 @@ def _closed(_buffers: "Sequence[Buffer]", _offset: int) -> int:
     raise OSError(errno.EBADF, "the device is closed")
 
 
-def _sleep_ns(duration_ns: int) -> None:
-    time.sleep(duration_ns / 1e9)
-
-
 class ZonedDevice:
     """One image, opened by one process. Front-ends work through :meth:`port`."""
 
-    def __init__(self, image: Image, *, sleep_ns: Callable[[int], None] = _sleep_ns) -> None:
-        """Take over *image*. *sleep_ns* is the clock that injected delays wait on; tests drive their own."""
+    def __init__(self, image: Image) -> None:
+        """Take over *image*."""
         self.image = image
         self.geometry: Geometry = image.geometry
         self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
@@ -92,7 +87,9 @@ class ZonedDevice:
         self.refusals = RefusalLog(image.refusals)
         self.faults = FaultTable.decode(image.load_faults())
         self._saving_faults = threading.Lock()
-        self.sleep_ns = sleep_ns
+        self._delays_cut = threading.Event()
+        #: The clock that injected delays wait on; tests drive their own.
+        self.sleep_ns: Callable[[int], None] = self._sleep_ns
         # Weak: who makes a port for one request need not give it back. The lock is for this and the listeners.
         self._ports: WeakSet[Port] = WeakSet()
         self._subscribing = threading.Lock()
@@ -263,14 +260,26 @@ class ZonedDevice:
         for _, listener in self._listeners:
             listener(0, self.geometry.nr_zones)
 
+    def _sleep_ns(self, duration_ns: int) -> None:
+        """Wait for *duration_ns*, or until :meth:`stop_waiting`."""
+        self._delays_cut.wait(duration_ns / 1e9)
+
+    def stop_waiting(self) -> None:
+        """Cut injected delays short from now on, those under way and those to come: the process is about to end.
+
+        A delay may be an hour long, and the end of a daemon waits for the commands that are under way.
+        """
+        self._delays_cut.set()
+
     def close(self) -> None:
-        """Flush and let the image go; a second time does nothing.
+        """Flush and let the image go; a second time does nothing. Injected delays under way are cut short.
 
         Raises:
             PoisonedError: the last flush failed.
         """
         if self.image.is_closed:
             return
+        self.stop_waiting()
         self.counters.save()
         if self.faults and not self.image.poison:
             self.save_faults()
