@@ -51,6 +51,40 @@ def test_warnings_must_be_announced(pytester: pytest.Pytester, monkeypatch: pyte
     )
 
 
+INTERNAL_ERROR_TESTS: Final = """
+import os
+
+
+def contain():
+    with open(os.environ["ZONEFS_EMU_INTERNAL_ERRORS"], "a") as file:
+        file.write("ERROR zonefs_emu.internal: planted in a daemon\\0")
+
+
+def test_not_announced():
+    contain()
+
+
+def test_announced(expect_warning):
+    expect_warning("planted in a daemon")
+    contain()
+
+
+def test_nothing_is_left_of_it():
+    pass
+"""
+
+
+def test_internal_errors_of_daemons_must_be_announced(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makeconftest("from tests.conftest import expect_warning, pytest_sessionfinish, pytest_sessionstart\n")
+    pytester.makepyfile(INTERNAL_ERROR_TESTS)
+    result = pytester.runpytest_subprocess("-p", "no:randomly")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["logged without being announced: ['ERROR zonefs_emu.internal: planted in a daemon']"])
+
+
 def test_requires_skips_and_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZONEFS_EMU_REQUIRE", "fuse,qemu")
     with pytest.raises(pytest.skip.Exception, match="no-such-command is not installed"):

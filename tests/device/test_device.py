@@ -625,6 +625,7 @@ def test_statistics(device: ZonedDevice, port: Port) -> None:
         "refused": 2,
         "flushes": 1,
         "power_cycles": 0,
+        "internal_errors": 0,
     }
 
 

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Counter(IntEnum):
-    """The places in a row, part of the image format. FLUSHES and POWER_CYCLES count in the device's row only."""
+    """The places in a row, part of the image format.
+
+    FLUSHES, POWER_CYCLES and INTERNAL_ERRORS count in the device's row only.
+    """
 
     READS = 0
     READ_SECTORS = 1
@@ -50,6 +53,7 @@ class Counter(IntEnum):
     REFUSED = 10
     FLUSHES = 11
     POWER_CYCLES = 12
+    INTERNAL_ERRORS = 13
 
 
 class Counters:
@@ -221,4 +225,4 @@ def _runs(zone_numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         first = end
 
 
-_DEVICE_ONLY: Final = frozenset((Counter.FLUSHES, Counter.POWER_CYCLES))
+_DEVICE_ONLY: Final = frozenset((Counter.FLUSHES, Counter.POWER_CYCLES, Counter.INTERNAL_ERRORS))

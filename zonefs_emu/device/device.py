@@ -24,6 +24,7 @@ from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine
@@ -85,6 +86,7 @@ class ZonedDevice:
         self.lock = image.lock
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
+        self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
         self.faults = FaultTable.decode(image.load_faults())
         self._saving_faults = threading.Lock()
         self._delays_cut = threading.Event()

@@ -33,6 +33,7 @@ class Rule(IntEnum):
     POISONED = Status.POISONED
     UNSUPPORTED = Status.UNSUPPORTED
     INJECTED = 90
+    INTERNAL = 91
     # zonefs' own
     FS_WRITE_PROTECTED = 100
     FS_OFFLINE = 101
@@ -150,6 +151,10 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.POISONED: RuleText(
         sentence="nothing is written: the image is open read-only, or an earlier host failure left it in doubt",
         clause="docs/image-format.md",
+    ),
+    Rule.INTERNAL: RuleText(
+        sentence="zonefs_emu met an error of its own, which the daemon's log has with a traceback",
+        clause="docs/errors.md, boundaries",
     ),
     Rule.INJECTED: RuleText(sentence="a fault was injected to fail it", clause="zonefs-emu inject"),
     Rule.UNSUPPORTED: RuleText(sentence="the device does not offer that operation", clause="virtio 1.4 blk, UNSUPP"),
