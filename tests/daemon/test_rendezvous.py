@@ -74,13 +74,15 @@ def test_without_a_runtime_directory_the_temporary_one_serves(
         peer.close()
 
 
+# One bit of group and others at a time: each of them lets somebody in, list or change the directory.
+@pytest.mark.parametrize("mode", [0o755, 0o710, 0o720, 0o740, 0o770, 0o701, 0o702, 0o704])
 def test_a_directory_that_others_can_enter_is_not_used(
-    image: Path, runtime_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: int, image: Path, runtime_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     open_to_all = runtime_directory / "zonefs-emu"
     open_to_all.mkdir()
-    open_to_all.chmod(0o755)
+    open_to_all.chmod(mode)
     listener, path = rendezvous.listen(image, backlog=1)
     listener.close()
     assert path.parent != open_to_all
