@@ -1,14 +1,19 @@
 """vhost-user sockets as front-ends of a session.
 
-A socket of ours is left behind when a process is killed; whoever starts next takes its place if nobody answers there.
+A killed process leaves its socket behind. The next process replaces a socket at which nothing answers. Looking,
+removing and binding are one step: a lock of the directory (flock) is held meanwhile. Without it, two processes that
+start at once would both find the dead socket, and the second would remove the live one of the first.
 """
 
+import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +28,12 @@ from zonefs_emu.virtqueue.model import DeviceModel
 log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 8
+#: How long to wait for the lock of a socket's directory, which is held for microseconds. Any process that can read the
+#: directory can hold the lock for longer, so the wait has an end.
+_LOCK_S: Final = 5.0
+#: The same at the end: a dead socket that stays is no harm.
+_LAST_LOCK_S: Final = 0.5
+_POLL_S: Final = 0.02
 
 
 class VhostUserFrontEnd:
@@ -46,9 +57,11 @@ class VhostUserFrontEnd:
         model = self._make_model(session.device)
         if self._path is not None:
             sock, listening, where = listen(self._path), True, str(self._path)
+            ours = _identity(self._path)
         else:
             sock, listening = adopt(self._fd)
             where = f"file descriptor {self._fd}"
+            ours = None
         try:
             backend = Backend(
                 session.device,
@@ -66,9 +79,8 @@ class VhostUserFrontEnd:
                         backend.stop()
         finally:
             session.device.unsubscribe(model.changes)
-            if self._path is not None:
-                with suppress(FileNotFoundError):
-                    self._path.unlink()
+            if self._path is not None and ours is not None:
+                _remove(self._path, ours)
 
 
 async def _serve(backend: Backend, scope: trio.CancelScope) -> None:
@@ -88,31 +100,99 @@ def listen(path: Path) -> socket.socket:
     """Return a listening socket at *path*, in the place of one that nobody answers at.
 
     Raises:
-        UsageError: somebody serves there, or it is no socket.
+        UsageError: another process serves there, or is about to; or it is no socket.
         OSError: the host refuses.
     """
-    with suppress(FileNotFoundError):
+    with _locked_directory(path, _LOCK_S):
+        _remove_dead(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(path))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise _of_path(error, path) from None
+    return sock
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket *path* if there is one and nothing answers at it; with the directory locked."""
+    try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             msg = f"{path} exists and is no socket"
             raise UsageError(msg, exit_code=1)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                log.info("%s was left behind by a process that is gone", path)
-            else:
-                msg = f"another process serves at {path}"
-                raise UsageError(msg, exit_code=1)
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A live server that has a guest takes no further connections. Once its queue is full, connecting blocks.
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            log.info("%s was left behind by a process that is gone", path)
+        except BlockingIOError:
+            raise _served(path) from None
+        except OSError as error:
+            raise _of_path(error, path) from None
+        else:
+            raise _served(path)
+    path.unlink(missing_ok=True)
+
+
+def _of_path(error: OSError, path: Path) -> OSError:
+    """Return *error* with the name of the socket, which bind and connect do not tell."""
+    # One of them, a path that is too long, comes without a number as well.
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def _served(path: Path) -> UsageError:
+    return UsageError(f"another process serves at {path}", exit_code=1)
+
+
+@contextmanager
+def _locked_directory(path: Path, patience_s: float) -> Iterator[None]:
+    """Hold the lock of the directory of *path*: no other process of ours looks for or makes a socket there meanwhile.
+
+    A lock of the directory leaves nothing behind. A lock file beside the socket would, and in a directory that others
+    can write to it might be theirs.
+
+    Raises:
+        UsageError: another process holds the lock for longer than *patience_s*.
+        OSError: there is no such directory, or it may not be read.
+    """
     try:
-        sock.bind(str(path))
-        sock.listen(_BACKLOG)
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        sock.close()
-        # The sentence of a failed bind does not name the path, and one of them is that the path is too long.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    return sock
+        raise _of_path(error, path) from None
+    try:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    raise _of_path(error, path) from None
+            if time.monotonic() > deadline:
+                msg = f"another process is about to serve at {path}, or holds a lock of {path.parent}"
+                raise UsageError(msg, exit_code=1)
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return by what the file *path* is told from another of its name."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _remove(path: Path, identity: tuple[int, int]) -> None:
+    """Remove the socket *path*, unless it is another process's by now: somebody may have removed ours before."""
+    with suppress(OSError, UsageError), _locked_directory(path, _LAST_LOCK_S):
+        if _identity(path) == identity:
+            path.unlink()
 
 
 def adopt(fd: int) -> tuple[socket.socket, bool]:
