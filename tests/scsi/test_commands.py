@@ -67,9 +67,18 @@ def test_one_command() -> None:
         00                                                # 0 reserved
         83                                                # 1 CTDP, supported
         00 10                                             # 2 CDB length
-        94 1f ff ff ff ff ff ff ff ff 00 00 ff ff 01 04   # 4 usage: service action, ZONE ID, ZONE COUNT, ALL, NACA
+        94 04 ff ff ff ff ff ff ff ff 00 00 ff ff 01 04   # 4 usage: service action 04h, ZONE ID, ZONE COUNT, ALL, NACA
         00 0a 00 00 00 00 00 00 00 00 00 00               # 20 timeouts descriptor
     """)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.service_action is not None])
+def test_usage_data_has_the_service_action_itself(command: Command) -> None:
+    """And no mask of its field: that is what tells which of the commands of one operation code is meant."""
+    assert command.service_action is not None
+    data = one_command(2, command.opcode, command.service_action, timeouts=False)
+    assert data is not None
+    assert data[4:6] == bytes((command.opcode, command.service_action))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,11 @@ ENQUIRIES: Final = frozenset({
 
 
 class Command(NamedTuple):
-    """One command: *service_action* is None where there is none, *usage* has the bits of the CDB that are read."""
+    """One command: *service_action* is None where there is none.
+
+    *usage*: what REPORT SUPPORTED OPERATION CODES shows: the operation code and the service action as they are, in
+    their places in the CDB, and for all else the bits that are read.
+    """
 
     name: str
     opcode: Opcode
@@ -77,8 +81,10 @@ class Command(NamedTuple):
 
 
 def _command(name: str, opcode: Opcode, usage: str, service_action: int | None = None) -> Command:
-    """Build a row; *usage* is hexadecimal, from byte 1 on."""
-    return Command(name, opcode, service_action, bytes((opcode,)) + bytes.fromhex(usage))
+    """Build a row; *usage* is hexadecimal, from byte 1 on, with zeros for the service action (byte 1, bits 4 to 0)."""
+    data = bytearray((opcode,)) + bytes.fromhex(usage)
+    data[1] |= service_action or 0
+    return Command(name, opcode, service_action, bytes(data))
 
 
 COMMANDS: Final = (
@@ -102,17 +108,17 @@ COMMANDS: Final = (
     _command("WRITE(16)", Opcode.WRITE_16, "f8 ffffffffffffffff ffffffff 00 04"),
     _command("VERIFY(16)", Opcode.VERIFY_16, "f6 ffffffffffffffff ffffffff 00 04"),
     _command("SYNCHRONIZE CACHE(16)", Opcode.SYNCHRONIZE_CACHE_16, "02 ffffffffffffffff ffffffff 00 04"),
-    _command("CLOSE ZONE", Opcode.ZBC_OUT, "1f ffffffffffffffff 0000 ffff 01 04", CLOSE_ZONE),
-    _command("FINISH ZONE", Opcode.ZBC_OUT, "1f ffffffffffffffff 0000 ffff 01 04", FINISH_ZONE),
-    _command("OPEN ZONE", Opcode.ZBC_OUT, "1f ffffffffffffffff 0000 ffff 01 04", OPEN_ZONE),
-    _command("RESET WRITE POINTER", Opcode.ZBC_OUT, "1f ffffffffffffffff 0000 ffff 01 04", RESET_WRITE_POINTER),
-    _command("REPORT ZONES", Opcode.ZBC_IN, "1f ffffffffffffffff ffffffff bf 04", REPORT_ZONES),
-    _command("READ CAPACITY(16)", Opcode.SERVICE_ACTION_IN_16, "1f 0000000000000000 ffffffff 00 04", READ_CAPACITY_16),
+    _command("CLOSE ZONE", Opcode.ZBC_OUT, "00 ffffffffffffffff 0000 ffff 01 04", CLOSE_ZONE),
+    _command("FINISH ZONE", Opcode.ZBC_OUT, "00 ffffffffffffffff 0000 ffff 01 04", FINISH_ZONE),
+    _command("OPEN ZONE", Opcode.ZBC_OUT, "00 ffffffffffffffff 0000 ffff 01 04", OPEN_ZONE),
+    _command("RESET WRITE POINTER", Opcode.ZBC_OUT, "00 ffffffffffffffff 0000 ffff 01 04", RESET_WRITE_POINTER),
+    _command("REPORT ZONES", Opcode.ZBC_IN, "00 ffffffffffffffff ffffffff bf 04", REPORT_ZONES),
+    _command("READ CAPACITY(16)", Opcode.SERVICE_ACTION_IN_16, "00 0000000000000000 ffffffff 00 04", READ_CAPACITY_16),
     _command("REPORT LUNS", Opcode.REPORT_LUNS, "00 ff 000000 ffffffff 00 04"),
     _command(
         "REPORT SUPPORTED OPERATION CODES",
         Opcode.MAINTENANCE_IN,
-        "1f 87 ff ffff ffffffff 00 04",
+        "00 87 ff ffff ffffffff 00 04",
         REPORT_SUPPORTED_OPERATION_CODES,
     ),
     _command("READ(12)", Opcode.READ_12, "f8 ffffffff ffffffff 00 04"),
