@@ -24,6 +24,10 @@ MIXED_4K: Final = Geometry(
 )
 #: One conventional zone, three with gaps, and a runt that is shorter than the capacity.
 GAPS: Final = Geometry(size=4 * ZONE + 512, zone_size=ZONE, zone_capacity=1536, conventional=((0, 1),))
+#: The same in blocks of 4096 bytes, without the runt.
+GAPS_4K: Final = Geometry(
+    size=4 * ZONE, zone_size=ZONE, zone_capacity=1536, conventional=((0, 1),), block_size_bytes=4096
+)
 #: A runt that has a gap itself.
 GAP_IN_RUNT: Final = Geometry(size=2 * ZONE + 1792, zone_size=ZONE, zone_capacity=1536)
 #: Sequential zones only, the last one a runt; writes in units of 4 KiB on 512-byte blocks.

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 from tests.scsi.disks import (
     GAP_IN_RUNT,
     GAPS,
+    GAPS_4K,
     MIXED,
     MIXED_4K,
     RUNT,
@@ -267,36 +268,168 @@ def test_write_granularity() -> None:
         assert disk.cond(runt) == Condition.FULL
 
 
-@pytest.mark.parametrize(
+GAP_ZONES = pytest.mark.parametrize(
     ("geometry", "zone_no"),
-    [(GAPS, 1), (GAPS, 3), (GAP_IN_RUNT, 0), (GAP_IN_RUNT, 2)],
-    ids=["first", "last", "0", "runt"],
+    [(GAPS, 1), (GAPS, 3), (GAP_IN_RUNT, 0), (GAP_IN_RUNT, 2), (GAPS_4K, 1)],
+    ids=["first", "last", "0", "runt", "4096"],
 )
-def test_gap_zones_can_be_neither_read_nor_written(geometry: Geometry, zone_no: int) -> None:
-    start, gap = zone_no * ZONE, zone_no * ZONE + 1536
+
+
+@GAP_ZONES
+def test_gap_zones_are_read_as_zeros_and_never_written(geometry: Geometry, zone_no: int) -> None:
+    unit = geometry.block_sectors
+    start, gap = zone_no * ZONE // unit, (zone_no * ZONE + 1536) // unit
+    last = (zone_no * ZONE + geometry.zone_len(zone_no)) // unit - 1
     with new_initiator(geometry) as disk:
+        zeros = bytes(disk.block_bytes)
         for fill_first in (False, True):
             if fill_first:
-                assert disk.write(start, 1536).code is None
+                assert disk.write(start, gap - start).code is None
                 assert disk.cond(start) == Condition.FULL
-            assert disk.read(gap - 1, 1).code is None
-            for lba, nr_blocks in ((gap, 1), (gap - 1, 2), (start + geometry.zone_len(zone_no) - 1, 1)):
-                assert disk.read(lba, nr_blocks).code == GAP
+            before = b"\x5a" * disk.block_bytes if fill_first else zeros
+            assert disk.read(gap - 1, 1).data == before
+            assert disk.read(gap - 1, 2).data == before + zeros
+            assert disk.read(gap, 1).data == disk.read(last, 1).data == zeros
+            assert disk.read(start, last - start + 1).data == before * (gap - start) + zeros * (last - gap + 1)
+            assert disk.device.refusals.last_seq == (3 if fill_first else 0)
+            for lba in (gap, last):
+                assert disk.write(lba, 1).code == GAP
                 assert disk.port.last_refusal is not None
                 assert disk.port.last_refusal.rule is Rule.SCSI_GAP
                 assert "gap zone" in disk.device.explain(disk.port.last_refusal)
-                assert disk.send(struct.pack(">BBQIBB", 0x8F, 0, lba, nr_blocks, 0, 0)).code == GAP
-            assert disk.write(gap, 1).code == GAP
-            assert disk.write(gap + 100, 1).code == GAP
             assert disk.write(gap - 1, 2).code == (INVALID_FIELD if fill_first else WRITE_BOUNDARY)
-        for command in (disk.open, disk.close, disk.finish, disk.reset):
-            assert command(gap).code == INVALID_FIELD
+        assert disk.read(gap, 1).data == zeros
+
+
+READ_GAP = """
+    88                        #  0 READ(16)
+    00                        #  1 no protection, DPO 0, FUA 0
+    00 00 00 00 00 00 0d ff   #  2 LBA: the last block of zone 1, at 2048 + 1536 - 1
+    00 00 02 02               # 10 514 blocks: that one, all of the gap zone, the first of zone 2
+    00                        # 14 group number
+    00                        # 15 control
+"""
+VERIFY_GAP = """
+    8f                        #  0 VERIFY(16)
+    02                        #  1 BYTCHK 01b: compare
+    00 00 00 00 00 00 0d ff   #  2 LBA
+    00 00 02 02               # 10 blocks
+    00                        # 14 group number
+    00                        # 15 control
+"""
+
+
+def test_a_read_crosses_a_gap_zone_into_the_next_zone() -> None:
+    with new_initiator(GAPS) as disk:
+        assert disk.write(ZONE, 1536, fill=1).code is None
+        assert disk.write(2 * ZONE, 8, fill=2).code is None
+        data = b"\1" * 512 + bytes(512 * 512) + b"\2" * 512
+        assert disk.send(from_hex(READ_GAP), room=len(data)).data == data
+        assert disk.send(from_hex(VERIFY_GAP), out=data).result == GOOD
+        assert disk.send(from_hex(VERIFY_GAP), out=data[:1024] + b"!" + data[1025:]).code == (0xE, 0x1D, 0x00)
+        # From a gap zone on; what the zones behind it are in still counts.
+        assert disk.read(ZONE + 2047, 2).data == bytes(512) + b"\2" * 512
+        disk.port.set_cond(2, Condition.OFFLINE)
+        assert disk.read(ZONE + 2047, 2).code == ZONE_OFFLINE
+
+
+def test_a_gap_zone_before_a_conventional_zone_is_of_another_type() -> None:
+    geometry = Geometry(size=3 * ZONE, zone_size=ZONE, zone_capacity=1536, conventional=((1, 1),))
+    with new_initiator(geometry) as disk:
+        assert disk.read(ZONE - 1, 1).data == bytes(512)
+        assert disk.read(ZONE - 1, 2).code == READ_BOUNDARY
+        assert disk.send(struct.pack(">BBQIBB", 0x8F, 0, ZONE - 1, 2, 0, 0)).code == READ_BOUNDARY
+        assert disk.read(2 * ZONE - 1, 2).code == READ_BOUNDARY
+
+
+OPEN_GAP = """
+    94                        #  0 ZBC OUT
+    03                        #  1 OPEN ZONE
+    00 00 00 00 00 00 0e 00   #  2 ZONE ID: the gap zone behind zone 1, at 2048 + 1536
+    00 00                     # 10 reserved
+    00 00                     # 12 ZONE COUNT
+    00                        # 14 ALL 0
+    00                        # 15 control
+"""
+
+
+def test_a_gap_zone_cannot_be_opened() -> None:
+    with new_initiator(GAPS) as disk:
+        reply = disk.send(from_hex(OPEN_GAP))
+        assert reply.result.sense == from_hex("""
+            70            #  0 fixed format
+            00            #  1
+            05            #  2 ILLEGAL REQUEST
+            00 00 00 00   #  3 information
+            0a            #  7 10 more bytes
+            00 00 00 00   #  8 command specific
+            21 09         # 12 ATTEMPT TO ACCESS GAP ZONE
+            00            # 14 FRU
+            00 00 00      # 15 no field pointer
+        """)
+        (refusal,) = disk.device.refusals.last(10)
+        assert disk.device.explain(refusal).startswith(
+            "scsi: open at sector 3584 was refused (NOT_ZONE_START): between a zone's capacity and the next zone lies a"
+            " gap zone, which can only be read, as zeros; zone 1 is EMPTY"
+        )
+
+
+@GAP_ZONES
+def test_zone_commands_to_gap_zones(geometry: Geometry, zone_no: int) -> None:
+    gap = (zone_no * ZONE + 1536) // geometry.block_sectors
+    with new_initiator(geometry) as disk:
+        zones = disk.report()
+        for action in (1, 2, 3, 4):
+            for count in (0, 1, 2):
+                assert disk.zone_command(action, gap, count=count).code == GAP
+                assert disk.port.last_refusal is not None
+                assert disk.port.last_refusal.rule is Rule.SCSI_GAP
+            # No zone starts there, not even a gap zone.
+            assert disk.zone_command(action, gap + 1).code == INVALID_FIELD
+            assert disk.port.last_refusal is not None
+            assert disk.port.last_refusal.rule is Rule.NOT_ZONE_START
+        assert disk.report() == zones
+        # The ZONE ID is ignored, even if it is a gap zone's.
+        assert disk.finish(gap, everywhere=True).code is None
+
+
+@pytest.mark.parametrize(
+    ("cdb", "expected"),
+    [
+        ("41 00 00000e00 00 0001 00", INVALID_OPCODE),  # WRITE SAME(10)
+        ("93 00 0000000000000e00 00000001 00 00", INVALID_OPCODE),  # WRITE SAME(16)
+        ("89 00 0000000000000e00 000000 01 00 00", INVALID_OPCODE),  # COMPARE AND WRITE
+        ("34 00 00000e00 00 0001 00", INVALID_OPCODE),  # PRE-FETCH(10)
+        ("42 00 00000000 00 0018 00", INVALID_OPCODE),  # UNMAP
+        ("9e 12 0000000000000e00 00000020 00 00", INVALID_FIELD),  # GET LBA STATUS
+        ("2f 00 00000e00 00 0001 00", None),  # VERIFY(10)
+        ("35 00 00000e00 00 0200 00", None),  # SYNCHRONIZE CACHE(10)
+        ("28 08 00000e00 00 0001 00", None),  # READ(10) with FUA
+        ("2a 00 00000e00 00 0000 00", None),  # WRITE(10) of no blocks
+        ("2a 08 00000e00 00 0001 00", GAP),  # WRITE(10) with FUA
+    ],
+)
+def test_whatever_else_may_be_sent_to_a_gap_zone(cdb: str, expected: tuple[int, int, int] | None) -> None:
+    with new_initiator(GAPS) as disk:
+        out, room = (bytes(512), 0) if cdb[:2] in {"41", "93", "89", "42", "2a"} else (b"", 512)
+        assert disk.send(bytes.fromhex(cdb), out=out, room=room).code == expected
+
+
+def test_the_last_block_of_a_disk_that_ends_in_a_gap_zone() -> None:
+    with new_initiator(GAP_IN_RUNT) as disk:
+        last = GAP_IN_RUNT.size - 1
+        capacity = disk.send(bytes.fromhex("9e 10 0000000000000000 00000020 00 00"), room=32).data
+        assert int.from_bytes(capacity[:8], "big") == last
+        assert disk.read(last, 1).data == bytes(512)
+        assert disk.read(last, 2).code == LBA_OUT_OF_RANGE
+        assert disk.write(last, 1).code == GAP
+        assert disk.write(last, 2).code == LBA_OUT_OF_RANGE
 
 
 def test_runt_shorter_than_the_capacity_has_no_gap() -> None:
     with new_initiator(GAPS) as disk:
         assert disk.read(4 * ZONE + 511, 1).code is None
-        assert disk.read(4 * ZONE - 1, 2).code == GAP
+        assert disk.read(4 * ZONE - 1, 2).code is None
         assert disk.read(4 * ZONE + 511, 2).code == LBA_OUT_OF_RANGE
         assert disk.write(4 * ZONE, 512).code is None
         assert disk.cond(4 * ZONE) == Condition.FULL

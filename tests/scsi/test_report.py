@@ -3,7 +3,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from tests.scsi.disks import GAP_IN_RUNT, GAPS, MIXED, MIXED_4K, RUNT, ZONE, Initiator, from_hex, new_initiator
+from tests.scsi.disks import GAP_IN_RUNT, GAPS, GAPS_4K, MIXED, MIXED_4K, RUNT, ZONE, Initiator, from_hex, new_initiator
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi.report import NO_WRITE_POINTER, OPTIONS, ZoneReporter
@@ -60,7 +60,7 @@ def test_golden_report() -> None:
     """) + bytes(32)
 
 
-@pytest.mark.parametrize("geometry", [MIXED, MIXED_4K, GAPS, GAP_IN_RUNT, RUNT])
+@pytest.mark.parametrize("geometry", [MIXED, MIXED_4K, GAPS, GAPS_4K, GAP_IN_RUNT, RUNT])
 def test_zones_cover_every_block_once(geometry: Geometry) -> None:
     with new_initiator(geometry) as disk:
         zones = disk.report()
@@ -164,7 +164,7 @@ def test_same_field(geometry: Geometry, sector: int, same: int) -> None:
         assert header(reporter(disk).report(sector, 1, 1, partial=True))[1] == 0
 
 
-SHARED_GEOMETRIES = (MIXED, MIXED_4K, GAPS, GAP_IN_RUNT, RUNT)
+SHARED_GEOMETRIES = (MIXED, MIXED_4K, GAPS, GAPS_4K, GAP_IN_RUNT, RUNT)
 
 
 @given(

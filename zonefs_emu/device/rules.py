@@ -159,7 +159,7 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.INJECTED: RuleText(sentence="a fault was injected to fail it", clause="zonefs-emu inject"),
     Rule.UNSUPPORTED: RuleText(sentence="the device does not offer that operation", clause="virtio 1.4 blk, UNSUPP"),
     Rule.SCSI_GAP: RuleText(
-        sentence="between a zone's capacity and the next zone lies a gap zone, which can be neither read nor written",
+        sentence="between a zone's capacity and the next zone lies a gap zone, which can only be read, as zeros",
         clause="ZBC-2 ATTEMPT TO ACCESS GAP ZONE",
     ),
     Rule.SCSI_READ_TYPES: RuleText(

@@ -332,7 +332,7 @@ SCENARIOS: Final = (
         steps=(
             _write(0, 0, CAPACITY),
             _write(1, 0, 8),
-            # SCSI reads across (URSWRZ), unless there is a gap.
+            # SCSI reads across (URSWRZ).
             _read(0, -8, _ZONE, _S.READ_BOUNDARY, from_end=True, cannot=("scsi", "fuse")),
         ),
     ),
