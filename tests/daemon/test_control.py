@@ -15,6 +15,26 @@ from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+
+
+class VerbsAndMore(Verbs):
+    """The verbs of a daemon, and those of a test."""
+
+    def __init__(self, device: ZonedDevice, more: dict[str, Callable[[object, bytes], Iterator[Message]]]) -> None:
+        self._more = more
+        super().__init__(device, pid=os.getpid())
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._verbs = {**self._verbs, **self._more}
+
+
+async def serve(
+    image: Path, device: ZonedDevice, nursery: trio.Nursery, **more: Callable[[object, bytes], Iterator[Message]]
+) -> None:
+    listener, _ = rendezvous.listen(image, backlog=16)
+    await nursery.start(ControlServer(listener, VerbsAndMore(device, more)).run)
 
 
 @pytest.fixture
@@ -73,9 +93,7 @@ async def test_many_requests_on_one_connection(server: Path) -> None:
 
 @pytest.mark.parametrize("who", ["client", "session"])
 async def test_a_verb_that_nobody_listens_to_any_more_is_ended(image: Path, nursery: trio.Nursery, who: str) -> None:
-    device = ZonedDevice.open(image)
-    verbs = Verbs(device)
-    ended = trio.Event()
+    ended = threading.Event()
 
     def endless(_request: object, _payload: bytes) -> Iterator[Message]:
         try:
@@ -84,9 +102,8 @@ async def test_a_verb_that_nobody_listens_to_any_more_is_ended(image: Path, nurs
         finally:
             ended.set()
 
-    verbs._verbs = {**verbs._verbs, "endless": endless}
-    listener, _ = rendezvous.listen(image, backlog=16)
-    await nursery.start(ControlServer(listener, verbs).run)
+    device = ZonedDevice.open(image)
+    await serve(image, device, nursery, endless=endless)
 
     def ask_once() -> None:
         with open_target(image) as target:
@@ -98,7 +115,7 @@ async def test_a_verb_that_nobody_listens_to_any_more_is_ended(image: Path, nurs
 
     with trio.CancelScope(shield=True), trio.fail_after(60):
         await trio.to_thread.run_sync(ask_once)
-        await ended.wait()
+        await trio.to_thread.run_sync(ended.wait)
     device.close()
 
 
@@ -220,3 +237,129 @@ async def test_several_clients_at_once(server: Path) -> None:
     for thread in threads:
         await trio.to_thread.run_sync(thread.join)
     assert sorted(results) == [2048 + 8 * i for i in range(200)]
+
+
+def _broken(_request: object, _payload: bytes) -> Iterator[Message]:
+    yield {"more": True}, b"the first reply"
+    msg = "a bug"
+    raise AssertionError(msg)
+
+
+def _too_long(_request: object, _payload: bytes) -> Iterator[Message]:
+    yield {"more": True}, bytes(framing.PAYLOAD_BYTES_MAX + 1)
+    yield {}, b"a reply that would be taken for the answer to the next request"
+
+
+@pytest.mark.parametrize(
+    ("verb", "error"), [(_broken, "AssertionError: a bug"), (_too_long, "ValueError: a message of .* is too long")]
+)
+async def test_an_unforeseen_error_is_the_answer_to_its_verb(
+    verb: Callable[[object, bytes], Iterator[Message]], error: str, image: Path, nursery: trio.Nursery,
+    expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_warning(f"internal error in cli, verb broken: {error}")
+    device = ZonedDevice.open(image)
+    await serve(image, device, nursery, broken=verb)
+
+    def ask_and_go_on() -> None:
+        with open_target(image) as target:
+            with pytest.raises(
+                UsageError, match=f"^internal error: {error}; the daemon's log has the traceback"
+            ) as met:
+                list(target.stream({"verb": "broken"}))
+            assert met.value.exit_code == 1
+            # The connection goes on, and so does everything else.
+            assert call(target, {"verb": "info"})[0]["label"] == "test"
+            counters = call(target, {"verb": "stats"})[0]["device"]
+            assert isinstance(counters, dict)
+            assert counters["internal_errors"] == 1
+            refusals = call(target, {"verb": "why"})[0]["refusals"]
+            assert isinstance(refusals, list)
+            assert isinstance(refusals[0], dict)
+            assert "an error of its own" in str(refusals[0]["sentence"])
+            assert "verb broken" in str(refusals[0]["sentence"])
+
+    await trio.to_thread.run_sync(ask_and_go_on)
+    nursery.cancel_scope.cancel()
+    device.close()
+
+
+async def test_an_unforeseen_error_costs_its_connection(
+    server: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("internal error in cli, a connection to the control socket: RuntimeError: a bug")
+
+    def broken(_stream: trio.SocketStream) -> int:
+        msg = "a bug"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control, "_peer_uid", broken)
+        answer = await trio.to_thread.run_sync(converse, server)
+    assert sentence(answer).startswith("internal error: RuntimeError: a bug")
+    assert await is_alive(server)
+
+
+@pytest.mark.parametrize("delayed", ["read", "write", "flush"])
+async def test_a_verb_in_an_injected_delay_holds_up_no_other(delayed: str, image: Path, nursery: trio.Nursery) -> None:
+    requests: dict[str, tuple[dict[str, Json], bytes]] = {
+        "read": ({"verb": "read", "sector": 0, "nr_sectors": 8}, b""),
+        "write": ({"verb": "write", "zone_no": 1}, bytes(4096)),
+        "flush": ({"verb": "flush"}, b""),
+    }
+    device = ZonedDevice.open(image)
+    begun, may_end = threading.Semaphore(0), threading.Event()
+
+    def sleep_ns(_duration_ns: int) -> None:
+        begun.release()
+        may_end.wait()
+
+    device.sleep_ns = sleep_ns
+    await serve(image, device, nursery)
+    answered: list[Json] = []
+
+    def ask(request: dict[str, Json], payload: bytes) -> None:
+        with open_target(image) as target:
+            answered.append(call(target, request, payload)[0])
+
+    def ask_for_everything() -> None:
+        fault: dict[str, Json] = {"effect": "delay", "operations": [delayed], "every": True}
+        fault |= {"delay_min_ns": 1, "delay_max_ns": 1}
+        with open_target(image) as target:
+            call(target, {"verb": "inject", "fault": fault})
+        waiting = [threading.Thread(target=ask, args=requests[delayed]) for _ in range(8)]
+        for thread in waiting:
+            thread.start()
+        for _ in waiting:
+            begun.acquire()
+        with open_target(image) as target:
+            for name, (request, payload) in requests.items():
+                if name != delayed:
+                    call(target, request, payload)
+            call(target, {"verb": "manage", "operation": "open", "zone_no": 2})
+            call(target, {"verb": "set-cond", "zone_no": 3, "cond": 13})
+            call(target, {"verb": "remove-fault", "id": 1})
+            list(target.stream({"verb": "mkfs", "features": "", "label": "", "name": "it"}))
+        assert answered == []
+        may_end.set()
+        for thread in waiting:
+            thread.join()
+
+    await trio.to_thread.run_sync(ask_for_everything)
+    assert len(answered) == 8
+    nursery.cancel_scope.cancel()
+    device.close()
+
+
+async def test_a_client_that_does_not_read_is_not_waited_for_at_the_end(server: Path, nursery: trio.Nursery) -> None:
+    peer = rendezvous.connect(server)
+    assert peer is not None
+    with peer:
+        peer.sendall(framing.encode({"verb": "read", "sector": 0, "nr_sectors": 2048}) * 4)
+        # The reply does not fit into the socket's buffer.
+        await trio.to_thread.run_sync(peer.recv, 12)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True), trio.fail_after(20) as scope:
+            while nursery.child_tasks:  # noqa: ASYNC110  (a nursery has no event for its last task)
+                await trio.sleep(0.05)
+        assert not scope.cancelled_caught

@@ -3,15 +3,20 @@
 Whoever connects is checked by the kernel's word (SO_PEERCRED), not by what it says. A peer that breaks the protocol
 loses its connection and nothing else; what one connection can cost is bounded in memory and, once a message has begun,
 in time.
+
+Each verb and each connection is a boundary: an error that the code does not foresee is the answer to that verb, or the
+end of that connection. Verbs have a pool of threads to themselves, so that verbs that wait (for an injected delay, for
+the host's disk) take no thread from anything else. When the session ends, the verb under way is answered; a client that
+does not take the answer soon loses it.
 """
 
 import logging
 import os
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import closing
-from typing import Final
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
@@ -23,9 +28,13 @@ from zonefs_emu.errors import PeerError
 CONNECTIONS_MAX: Final = 32
 #: How long a peer may take to send the rest of a message that it began, and to take in a reply.
 MESSAGE_S: Final = 30.0
+#: How long a peer may take to take in the last reply, once the session ends.
+LAST_REPLY_S: Final = 1.0
 #: How long a peer may be silent before its first message. Later it may: a writer waits for its own input.
 FIRST_S: Final = 10.0
 _UCRED: Final = struct.Struct("3i")
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +46,26 @@ class ControlServer:
         self._listener = listener
         self._verbs = verbs
         self._nr_connections = 0
+        # As many as connections: no verb waits for another.
+        self._threads = trio.CapacityLimiter(CONNECTIONS_MAX)
+        #: Sends under way, and whether the session ends.
+        self._sending: set[trio.CancelScope] = set()
+        self._ending = False
 
     async def run(self, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
-        await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hurry_at_the_end)
+            await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+
+    async def _hurry_at_the_end(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._ending = True
+            for scope in self._sending:
+                scope.deadline = min(scope.deadline, trio.current_time() + LAST_REPLY_S)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
@@ -54,6 +78,9 @@ class ControlServer:
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 # The peer went away or stopped reading; its connection is all that is lost.
                 _log.info("control socket: a client went away")
+            except Exception as error:  # the boundary of a connection
+                reply, _ = self._verbs.contain("a connection to the control socket", error)
+                await _say_goodbye(stream, str(reply["error"]))
             finally:
                 self._nr_connections -= 1
 
@@ -65,34 +92,48 @@ class ControlServer:
         if self._nr_connections > CONNECTIONS_MAX:
             msg = f"{CONNECTIONS_MAX} clients are already connected: try again later"
             raise PeerError(msg)
+        verbs = self._verbs.for_client()
         message = await _receive(stream, FIRST_S)
         while message is not None:
-            await self._answer(stream, *message)
+            await self._answer(stream, verbs, *message)
             message = await _receive(stream, None)
 
-    async def _answer(self, stream: trio.SocketStream, request: dict[str, Json], payload: bytes) -> None:
-        replies = self._verbs.execute(request, payload)
+    async def _answer(self, stream: trio.SocketStream, verbs: Verbs, request: dict[str, Json], payload: bytes) -> None:
+        replies = verbs.execute(request, payload)
         # A verb can take long (a million zones, a slow host): off the loop, so that no front-end waits for it. The
         # device has its own lock.
-        more = True
-        with closing(replies):
+        try:
+            more = True
             while more:
                 # What was executed is answered, even while the session ends; between two replies it may.
                 with trio.CancelScope(shield=True):
-                    more = await self._reply(stream, replies)
+                    data, more = await self._in_thread(partial(_next, verbs, replies, request.get("verb")))
+                    await self._send(stream, data)
                 await trio.lowlevel.checkpoint()
+        finally:
+            with trio.CancelScope(shield=True):
+                # Ending a verb early can take long as well: half a copy is deleted.
+                await self._in_thread(replies.close)
 
-    async def _reply(self, stream: trio.SocketStream, replies: Iterator[Message]) -> bool:
-        reply = await trio.to_thread.run_sync(_next, replies)
-        if reply is None:
-            return False
-        with trio.fail_after(MESSAGE_S):
-            await stream.send_all(framing.encode(*reply))
-        return True
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(function, limiter=self._threads)
+
+    async def _send(self, stream: trio.SocketStream, data: bytes) -> None:
+        with trio.fail_after(LAST_REPLY_S if self._ending else MESSAGE_S) as scope:
+            self._sending.add(scope)
+            try:
+                await stream.send_all(data)
+            finally:
+                self._sending.discard(scope)
 
 
-def _next(replies: Iterator[Message]) -> Message | None:
-    return next(replies, None)
+def _next(verbs: Verbs, replies: Generator[Message], name: Json) -> tuple[bytes, bool]:
+    """Return the next reply as it is sent, and whether there may be more; nothing after the last."""
+    try:
+        reply = next(replies, None)
+        return (b"", False) if reply is None else (framing.encode(*reply), True)
+    except Exception as error:  # the boundary of a verb
+        return framing.encode(*verbs.contain(f"verb {name}", error)), False
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:

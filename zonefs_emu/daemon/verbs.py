@@ -7,6 +7,7 @@ A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usag
 ``more`` is followed by another.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -28,7 +29,7 @@ from zonefs_emu.fs.mkfs import examine, format_device, parse_features, report_li
 from zonefs_emu.fs.signature import find_signature
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
+from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
 
 #: Zones in one reply of a report: the device is locked for one portion.
 ZONES_PER_REPLY: Final = 4096
@@ -43,16 +44,17 @@ _OPERATIONS: Final = MappingProxyType(
     }
 )
 _NUMBER_MAX: Final = (1 << 63) - 1
+#: The name of the verbs' ports, which begins their sentences in ``why``.
+PORT_NAME: Final = "cli"
 
 Request = Mapping[str, Json]
 
 
 class Verbs:
-    """The verbs of one opened *device*.
+    """The verbs of one opened *device*, for one client that asks for one after the other; see :meth:`for_client`.
 
-    *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them; *pid* is the daemon's, if any, and
-    *path* where it has the image.
-    Thread safe; the commands of all clients together run one after the other.
+    *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them, *ended_front_ends* those that have
+    ended; *pid* is the daemon's, if any, and *path* where it has the image.
     """
 
     def __init__(
@@ -60,17 +62,26 @@ class Verbs:
         device: ZonedDevice,
         front_ends: Callable[[], list[Json]] = list,
         *,
+        ended_front_ends: Callable[[], list[Json]] = list,
         pid: int | None = None,
         path: Path | None = None,
     ) -> None:
         self._device = device
         self._geometry = device.geometry
-        self._port: Port = device.port("cli", VIRTIO)
         self._front_ends = front_ends
+        self._ended_front_ends = ended_front_ends
         self._pid = pid
         self._path = path
-        # A refusal is read back after the command: two clients must not see each other's.
-        self._lock = threading.Lock()
+        # Locks for all clients: two writers that ask for the write pointer's place must not get the same one, and two
+        # that make a file system would mix theirs.
+        self._placing = threading.Lock()
+        self._formatting = threading.Lock()
+        self._fault_verbs = FaultVerbs(device)
+        self._begin()
+
+    def _begin(self) -> None:
+        # A port of its own: what was refused is read back after the command, and may not be another client's.
+        self._port: Port = self._device.port(PORT_NAME, VIRTIO)
         self._verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
             "info": self._info,
             "report": self._report,
@@ -85,8 +96,23 @@ class Verbs:
             "dump": self._dump,
             "power-cycle": self._power_cycle,
             "mkfs": self._mkfs,
-            **FaultVerbs(device).verbs,
+            **self._fault_verbs.verbs,
         }
+
+    def for_client(self) -> "Verbs":
+        """Return the same verbs for another client; the two may be used by two threads.
+
+        No client waits for a command of another one, which may take as long as an injected delay or the host's disk.
+        """
+        other = copy.copy(self)
+        other._begin()  # noqa: SLF001  (of the same class)
+        return other
+
+    def contain(self, where: str, error: Exception) -> Message:
+        """Note *error*, which nothing foresaw, as met in *where* (``verb read``); returns the reply."""
+        self._device.unforeseen.contain(PORT_NAME, where, error)
+        sentence = f"internal error: {type(error).__name__}: {error}; the daemon's log has the traceback"
+        return {"error": sentence, "exit_code": 1}, b""
 
     def execute(self, request: Request, payload: bytes) -> Generator[Message]:
         """Yield the replies to *request*; who wants no more of them closes the generator."""
@@ -132,6 +158,7 @@ class Verbs:
             "pid": self._pid,
             "path": None if self._path is None else str(self._path),
             "front_ends": self._front_ends(),
+            "ended_front_ends": self._ended_front_ends(),
         }
         yield info, b""
 
@@ -206,29 +233,43 @@ class Verbs:
         sector = _number(request, "sector")
         nr_sectors = _number(request, "nr_sectors", minimum=1, maximum=to_sectors(TRANSFER_BYTES_MAX))
         data = bytearray(to_bytes(nr_sectors))
-        with self._lock:
-            self._require(self._port.read(sector, nr_sectors, [data]))
+        self._require(self._port.read(sector, nr_sectors, [data]))
         yield {}, bytes(data)
 
     def _write(self, request: Request, payload: bytes) -> Iterator[Message]:
         nr_sectors = self._whole_blocks(payload)
-        with self._lock:
-            at_wp = "sector" not in request
-            sector = self._port.zone(self._zone_no(request)).wp if at_wp else _number(request, "sector")
-            self._require(self._port.write(sector, nr_sectors, [payload]))
+        if "sector" in request:
+            sector = _number(request, "sector")
+            status = self._port.write(sector, nr_sectors, [payload])
+        else:
+            sector, status = self._write_at_wp(self._zone_no(request), nr_sectors, payload)
+        self._require(status)
         yield {"sector": sector, "nr_sectors": nr_sectors}, b""
+
+    def _write_at_wp(self, zone_no: int, nr_sectors: int, payload: bytes) -> tuple[Sector, Status]:
+        """Write where the write pointer of *zone_no* is; returns where that was, and the status."""
+        delays_ns: list[int] = []
+        with self._placing:
+            # An injected delay keeps the answer back, and not those who wait for the lock.
+            self._port.hold_up = delays_ns.append
+            try:
+                sector = self._port.zone(zone_no).wp
+                status = self._port.write(sector, nr_sectors, [payload])
+            finally:
+                self._port.hold_up = None
+        for delay_ns in delays_ns:
+            self._device.sleep_ns(delay_ns)
+        return sector, status
 
     def _append(self, request: Request, payload: bytes) -> Iterator[Message]:
         nr_sectors = self._whole_blocks(payload)
         start = self._geometry.zone_start(self._zone_no(request))
-        with self._lock:
-            status, append_sector = self._port.append(start, nr_sectors, [payload])
-            self._require(status)
+        status, append_sector = self._port.append(start, nr_sectors, [payload])
+        self._require(status)
         yield {"append_sector": append_sector, "nr_sectors": nr_sectors}, b""
 
     def _flush(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        with self._lock:
-            self._require(self._port.flush())
+        self._require(self._port.flush())
         yield {}, b""
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
@@ -251,8 +292,7 @@ class Verbs:
             msg = f"there is no zone operation {name!r}: there are {', '.join(_OPERATIONS)}"
             raise UsageError(msg)
         if request.get("all") is True:
-            with self._lock:
-                self._require(self._port.manage_all(operation))
+            self._require(self._port.manage_all(operation))
         else:
             zone_no = self._zone_no(request)
             count = _number(request, "count", minimum=1, default=1)
@@ -260,27 +300,27 @@ class Verbs:
             if zone_no + count > nr_zones:
                 msg = f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
                 raise UsageError(msg, exit_code=1)
-            with self._lock:
-                self._require(self._port.manage(operation, self._geometry.zone_start(zone_no), count))
+            self._require(self._port.manage(operation, self._geometry.zone_start(zone_no), count))
         yield {}, b""
 
     def _set_cond(self, request: Request, _payload: bytes) -> Iterator[Message]:
         zone_no = self._zone_no(request)
         cond = _condition(request.get("cond"))
-        with self._lock:
-            self._require(self._port.set_cond(zone_no, cond))
+        self._require(self._port.set_cond(zone_no, cond))
         yield {}, b""
 
     def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        with self._lock:
-            self._port.power_cycle()
+        self._port.power_cycle()
         yield {}, b""
 
     def _mkfs(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Format as mkzonefs does, with its checks in its order; the first reply has its lines."""
         features, label, name = (_text(request, key) for key in ("features", "label", "name"))
         super_block = parse_features(features, uuid=uuid4(), label=label)
-        with self._lock:
+        if not self._formatting.acquire(blocking=False):
+            msg = f"{name} is being formatted by another client"
+            raise UsageError(msg, exit_code=1)
+        try:
             found = None if request.get("force") is True else find_signature(self._port)
             if found:
                 msg = f"{name} appears to contain {found}: use the option '-f' to overwrite"
@@ -291,16 +331,17 @@ class Verbs:
                 msg = f"{name} is in use ({front_end['name']} at {front_end['where']})"
                 raise UsageError(msg, exit_code=1)
             facts = examine(self._port)
-        lines: list[Json] = list(report_lines(facts, super_block, name))
-        yield {"more": True, "lines": lines}, b""
-        with self._lock:
+            lines: list[Json] = list(report_lines(facts, super_block, name))
+            yield {"more": True, "lines": lines}, b""
             format_device(self._port, super_block)
+        finally:
+            self._formatting.release()
         yield {}, b""
 
     # -- what verbs share -------------------------------------------------------------------------------------
 
     def _require(self, status: Status) -> None:
-        """Raise UsageError with the device's own sentence if *status* is a refusal; with the lock held."""
+        """Raise UsageError with the device's own sentence if *status* is a refusal."""
         if not status:
             return
         refusal = self._port.last_refusal
