@@ -114,7 +114,9 @@ class Mounted:
         return done.stdout.strip()
 
     def mount_line(self) -> list[str]:
-        lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        # Other mounts of this host can have any bytes in their paths.
+        mounts = Path("/proc/self/mounts").read_bytes().decode(errors="surrogateescape")
+        lines = [line.split() for line in mounts.split("\n") if line]
         found = [line for line in lines if line[1] == str(self.path)]
         assert len(found) == 1
         return found[0]

@@ -396,7 +396,7 @@ async def test_cached_synchronous_handles_leave_it_to_the_kernel(kernel: Kernel)
     before = flushes(kernel)
     await kernel.operations.write(fh, 0, blocks(1))
     assert flushes(kernel) == before
-    await kernel.operations.fsync(fh, datasync=True)
+    await kernel.operations.fsync(fh, True)
     assert flushes(kernel) == before + 1
 
 
@@ -405,9 +405,9 @@ async def test_a_failed_flush_is_an_error_of_the_file(kernel: Kernel, expect_war
     fh = await kernel.open(seq(kernel.volume), RW_DIRECT)
     kernel.bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.FLUSH})))
     with fails(errno.EIO):
-        await kernel.operations.fsync(fh, datasync=False)
+        await kernel.operations.fsync(fh, False)
     assert kernel.volume.readonly
-    await kernel.operations.fsync(fh, datasync=False)
+    await kernel.operations.fsync(fh, False)
 
 
 async def test_fsync_of_an_immutable_file_is_refused(bench: Bench) -> None:
@@ -415,14 +415,14 @@ async def test_fsync_of_an_immutable_file_is_refused(bench: Bench) -> None:
     kernel = Kernel(bench)
     fh = await kernel.open(seq(kernel.volume), os.O_RDONLY)
     with fails(errno.EPERM):
-        await kernel.operations.fsync(fh, datasync=False)
+        await kernel.operations.fsync(fh, False)
 
 
 async def test_writes_to_a_zone_just_reset_wait_for_a_flush_in_order(kernel: Kernel) -> None:
     file = seq(kernel.volume)
     fh = await kernel.open(file, APPEND_DIRECT)
     await kernel.operations.write(fh, 0, blocks(3))
-    await kernel.operations.fsync(fh, datasync=False)
+    await kernel.operations.fsync(fh, False)
     await kernel.setattr(2, size=0, fh=fh)
     assert kernel.volume.port.is_unsettled(2)
     other = await kernel.open(seq(kernel.volume, 1), APPEND_DIRECT)

@@ -6,8 +6,9 @@
     recovery.py    PURE. What becomes of a file after an I/O error, as a table
     volume.py      The mounted file system without FUSE: per-file state, the checks in the kernel's order, zone commands
     mkfs.py        Formatting
+    boundary.py    What becomes of an exception that the code does not foresee
     operations.py  FUSE requests to volume calls (pyfuse3)
     mount.py       The life of one mount
 
-Everything above operations.py is sync and works without a mount.
+Everything above boundary.py is sync and works without a mount.
 """

@@ -28,6 +28,7 @@ import trio
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageError, UsageError
+from zonefs_emu.fs.boundary import PORT_NAME, contained
 from zonefs_emu.fs.kernel import remount_readonly, unmount
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
@@ -36,8 +37,6 @@ from zonefs_emu.model.transitions import VIRTIO
 
 log = logging.getLogger(__name__)
 
-#: The port's name, which begins every sentence of ``why``.
-PORT_NAME: Final = "zonefs"
 #: How long an orderly unmount may take when cancelled.
 UNMOUNT_SECONDS: Final = 10
 
@@ -95,7 +94,9 @@ async def serve(
         await _run(mount, news, task_status)
     finally:
         device.unsubscribe(news.zones_changed)
-        volume.close()
+        # Whatever happens to the files, nothing of the mount may stay behind.
+        with contained(device.unforeseen, "closing the files that were open at the unmount"):
+            volume.close()
         pyfuse3.close(unmount=True)
         with trio.CancelScope(shield=True):
             # As umount(8) does. A failure is noted by the port, and told by whoever closes the device.
@@ -172,10 +173,13 @@ class _News:
 
     All three kinds block, and the kernel may ask us something meanwhile, so threads tell it: that pages of a file which
     another front-end changed are stale; that error recovery changed a size; that the file system is read-only.
+
+    What goes wrong with one file is contained: the others are told, and requests are served as before.
     """
 
     def __init__(self, mount: Mount, token: trio.lowlevel.TrioToken) -> None:
         self._mount = mount
+        self._unforeseen = mount.volume.port.device.unforeseen
         self._token = token
         self._changed_zones: deque[tuple[int, int]] = deque()
         self._resized: set[ZoneFile] = set()
@@ -208,11 +212,17 @@ class _News:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            resized, self._resized = self._resized, set()
-            for file in self._stale_files() | resized:
+            with contained(self._unforeseen, "finding out which files are stale"):
+                await self._tell_what_is_stale()
+
+    async def _tell_what_is_stale(self) -> None:
+        resized, self._resized = self._resized, set()
+        for file in self._stale_files() | resized:
+            with contained(self._unforeseen, f"dropping the cached pages of {file.path}"):
                 await _in_thread(partial(self._mount.operations.drop_pages_sync, file))
-            for file in resized:
-                # Dropping attributes does not make the kernel ask for the size; somebody who looks does.
+        for file in resized:
+            # Dropping attributes does not make the kernel ask for the size; somebody who looks does.
+            with contained(self._unforeseen, f"telling the kernel the size of {file.path}"):
                 await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
 
     def _stale_files(self) -> set[ZoneFile]:
@@ -230,6 +240,10 @@ class _News:
         Our own answers are EROFS from the first instant; this is for /proc/mounts and for who asks the kernel.
         """
         await self._readonly.wait()
+        with contained(self._unforeseen, "making the mount read-only"):
+            await self._remount_when_the_last_writer_is_gone()
+
+    async def _remount_when_the_last_writer_is_gone(self) -> None:
         while True:
             writer_gone = self._writer_gone = trio.Event()
             try:

@@ -21,6 +21,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from zonefs_emu.device.rules import Rule
+from zonefs_emu.fs.boundary import ContainedOperations
 from zonefs_emu.fs.recovery import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.refusals import FileError
 from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
@@ -33,12 +34,13 @@ DIRECTORY_ENTRY_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
 
 
-class ZonefsOperations(pyfuse3.Operations):
+class ZonefsOperations(ContainedOperations):
     """The handlers of one mount. *invalidate* drops the kernel's cached pages of a node; it blocks."""
 
     def __init__(self, volume: Volume, invalidate: Callable[[int], None] = pyfuse3.invalidate_inode) -> None:
         super().__init__()
         self.volume = volume
+        self.unforeseen = volume.port.device.unforeseen
         self.handles: dict[int, Handle] = {}
         self._invalidate = invalidate
         self._last_handle = 0
@@ -56,6 +58,19 @@ class ZonefsOperations(pyfuse3.Operations):
         volume.port.hold_up = self._hold_up
         #: Called when a handle that can write has been closed.
         self.on_writer_gone: Callable[[], None] = _nothing
+
+    def take_stock(self, handler: str, *arguments: object) -> None:
+        """Look at the zone of the file that the failed request was to change: its command may have been carried out.
+
+        Without that, the next write would find the zone elsewhere, and ``errors=`` could make the mount read-only.
+        """
+        if handler not in {"open", "setattr", "write"}:
+            return
+        number = arguments[0]  # of a handle or a node
+        assert isinstance(number, int)
+        file = self.handles[number].file if handler == "write" else self._file(number)
+        if file is not None:
+            self.volume.take_stock(file)
 
     def _hold_up(self, duration_ns: int) -> None:
         """Note an injected delay of the request in progress; in a thread that may block, wait."""
@@ -378,6 +393,7 @@ class ZonefsOperations(pyfuse3.Operations):
         """
         file = self._file(inode)
         assert file is not None
+        handle: Handle | None = None
         try:
             if flags & os.O_TRUNC:
                 async with self._turn(file):
@@ -386,11 +402,17 @@ class ZonefsOperations(pyfuse3.Operations):
                     await self._drop_pages(file)
             else:
                 handle = self.volume.open(file, flags)
-        except FileError as error:
-            raise FUSEError(error.errno) from None
-        finally:
             if self._late_ns:
                 await self._be_late()
+        except FileError as error:
+            if self._late_ns:
+                await self._be_late()
+            raise FUSEError(error.errno) from None
+        except BaseException:
+            # The kernel gets no handle, so no RELEASE follows that would count the writer down.
+            if handle is not None:
+                self.volume.release(handle)
+            raise
         lost = file.immutable and not file.mode & ALL_BITS
         handle.cached = not (handle.direct or lost or (file.sequential and handle.writable))
         file.nr_cached += handle.cached

@@ -536,6 +536,17 @@ class Volume:
 
     # -- errors -----------------------------------------------------------------------------------------------
 
+    def take_stock(self, file: ZoneFile) -> None:
+        """Take the size of *file* from the device, after an exception between a command and its account here."""
+        if not file.sequential or file.immutable:
+            return
+        zone = self.port.zone(file.zone_no)
+        written = (zone.wp - zone.start) << SECTOR_SHIFT
+        size = data_size(zone.cond, written, file.capacity, file.wp, sequential=True)
+        if size != file.size:
+            self._resize(file, size)
+            self.on_resized(file)
+
     def _recover(self, file: ZoneFile, *, write: bool) -> None:
         """Look at the zone of *file* after a failed I/O and do what the policy says."""
         size = file.size

@@ -1,0 +1,73 @@
+"""The boundary of FUSE requests and of what a mount does beside them: a bug costs the request that met it.
+
+Every handler that a subclass of :class:`ContainedOperations` defines is wrapped when the class is made, so that no
+handler can be forgotten. pyfuse3 takes :class:`FUSEError` for an answer; any other exception ends its loop, and with it
+the mount.
+"""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import FUSEError
+
+from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.fs.refusals import ERRNO_OF
+
+#: The port's name, which begins every sentence of ``why``.
+PORT_NAME: Final = "zonefs"
+#: The requests that pyfuse3 hands to a coroutine.
+HANDLERS: Final = frozenset(
+    name for name, member in vars(pyfuse3.Operations).items() if inspect.iscoroutinefunction(member)
+)
+#: Requests that have no answer: an exception, even FUSEError, would end pyfuse3's loop.
+_UNANSWERED: Final = frozenset({"forget"})
+
+
+class ContainedOperations(pyfuse3.Operations):
+    """Handlers whose unforeseen exceptions are contained and answered with EIO."""
+
+    #: Where they are reported; set by the subclass.
+    unforeseen: UnforeseenErrors
+
+    def __init_subclass__(cls) -> None:
+        """Wrap the handlers that *cls* defines."""
+        super().__init_subclass__()
+        for name in HANDLERS & vars(cls).keys():
+            setattr(cls, name, _contained_handler(name, vars(cls)[name]))
+
+    def take_stock(self, handler: str, *arguments: object) -> None:
+        """Mend what *handler*, called with *arguments*, may have left half done when it met such an exception."""
+
+
+def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+    where = f"{name} request"
+    answered = name not in _UNANSWERED
+
+    @functools.wraps(handler)
+    async def contained_handler(self: ContainedOperations, *args: object) -> object:
+        try:
+            return await handler(self, *args)
+        except FUSEError:
+            raise
+        except Exception as error:  # the boundary of a FUSE request
+            status = self.unforeseen.contain(PORT_NAME, where, error)
+            with contained(self.unforeseen, f"taking stock after a {where}"):
+                self.take_stock(name, *args)
+            if answered:
+                raise FUSEError(ERRNO_OF[status]) from None
+            return None
+
+    return contained_handler
+
+
+@contextmanager
+def contained(unforeseen: UnforeseenErrors, what: str) -> Iterator[None]:
+    """Contain what goes wrong in the context, which does *what* without a request to answer."""
+    try:
+        yield
+    except Exception as error:  # the boundary of a task of a mount
+        unforeseen.contain(PORT_NAME, what, error)
