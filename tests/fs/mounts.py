@@ -11,17 +11,21 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from tests.fs.conftest import Bench
+from zonefs_emu.fs.boundary import HANDLERS
 from zonefs_emu.fs.kernel import _libc
 from zonefs_emu.fs.mount import Mount, serve
+from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import parse_options
 
 MNT_DETACH = 2
@@ -143,6 +147,21 @@ def mounted(bench: Bench, options: str = "") -> Iterator[Mounted]:
     if server.error is not None:
         raise server.error
     assert not path.is_mount()
+
+
+def counting(requests: Counter[str]) -> type[ZonefsOperations]:
+    """Return operations that count in *requests* what the kernel asks for."""
+
+    def counted(name: str) -> Callable[..., Any]:
+        proper = getattr(ZonefsOperations, name)
+
+        async def handler(self: ZonefsOperations, *args: Any) -> Any:
+            requests[name] += 1
+            return await proper(self, *args)
+
+        return handler
+
+    return type("Counting", (ZonefsOperations,), {name: counted(name) for name in HANDLERS})
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ import pytest
 import trio
 
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, SHAPES, Bench, blocks, geometry
-from tests.fs.mounts import Mounted, aio_write, fails, mounted
+from tests.fs.mounts import Mounted, aio_write, counting, fails, mounted
 from tests.requires import requires, which
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, UsageError
+from zonefs_emu.fs import mount as mount_module
 from zonefs_emu.fs.kernel import _libc
 from zonefs_emu.fs.mount import fuse_options, serve
 from zonefs_emu.fs.options import MountOptions, parse_options
@@ -739,6 +741,84 @@ def test_0651_changes_by_others_reach_cached_readers(bench: Bench) -> None:
         assert not bench.raw.manage(Operation.RESET, 256)
         bench.write_raw(2, 2 * BLOCK, b"n")
         wait_until(lambda: os.pread(reader, BLOCK, 0) == blocks(1, b"n"))
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("zone_no", [1, 2])
+def test_0652_what_error_recovery_changed_is_seen_at_once(
+    bench: Bench, expect_warning: Callable[[str], None], zone_no: int
+) -> None:
+    """By every way to look: the kernel keeps names for long, and the attributes of files not at all."""
+    name = "cnv/0" if zone_no == 1 else "seq/0"
+
+    def looks(fs: Mounted, fd: int) -> set[tuple[int, int, int]]:
+        found = [os.stat(fs.path / name), os.fstat(fd), *(e.stat() for e in os.scandir(fs.path / name[:3]))][:3]
+        return {(found.st_ino, found.st_size, stat.S_IMODE(found.st_mode)) for found in found}
+
+    expect_warning("read and write access disabled")
+    with mounted(bench, "errors=zone-offline") as fs:
+        fd = fs.open(name, RW_DIRECT)
+        os.pwrite(fd, blocks(2), 0)
+        size = CAPACITY if zone_no == 1 else 2 * BLOCK
+        assert looks(fs, fd) == {(zone_no, size, 0o640)}
+        bench.set_cond(zone_no, Condition.OFFLINE)
+        assert looks(fs, fd) == {(zone_no, size, 0o640)}  # not noticed yet: no I/O has failed
+        with fails(errno.EIO):
+            os.pwrite(fd, blocks(1), 2 * BLOCK)
+        assert looks(fs, fd) == {(zone_no, 0, 0)}
+
+
+@pytest.mark.fuse
+def test_0653_a_reset_by_another_is_found_by_an_error_and_seen_at_once(bench: Bench) -> None:
+    with mounted(bench, "errors=repair") as fs:
+        fd = fs.open("seq/0", APPEND_DIRECT)
+        os.write(fd, blocks(4))
+        assert fs.size("seq/0") == 4 * BLOCK
+        assert not bench.raw.manage(Operation.RESET, 256)
+        bench.write_raw(2, BLOCK)
+        assert fs.size("seq/0") == 4 * BLOCK
+        with fails(errno.EIO):
+            os.write(fd, blocks(1))
+        assert (fs.size("seq/0"), os.fstat(fd).st_size) == (BLOCK, BLOCK)
+        again = fs.open("seq/0", APPEND_DIRECT)
+        assert os.write(again, blocks(1, b"n")) == BLOCK
+        assert (fs.path / "seq/0").read_bytes()[::BLOCK] == b"rn"
+
+
+@pytest.mark.fuse
+def test_0654_changes_of_directories_are_seen_at_once(bench: Bench) -> None:
+    requires("root")
+    with mounted(bench) as fs:
+        for directory in (fs.path, fs.path / "seq"):
+            before = os.stat(directory)
+            os.chmod(directory, 0o500)
+            os.chown(directory, 7, 8)
+            os.utime(directory, (1, 2))
+            found = os.stat(directory)
+            assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o500, 7, 8)
+            assert (found.st_atime, found.st_mtime, found.st_ino) == (1, 2, before.st_ino)
+            assert (found.st_size, found.st_nlink) == (before.st_size, before.st_nlink)
+
+
+@pytest.mark.fuse
+def test_0655_looking_costs_few_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: Counter[str] = Counter()
+
+    def asked(look: Callable[[], object]) -> dict[str, int]:
+        requests.clear()
+        look()
+        return {name: count for name, count in requests.items() if name not in {"release", "releasedir"}}
+
+    monkeypatch.setattr(mount_module, "ZonefsOperations", counting(requests))
+    with mounted(bench) as fs:
+        path = fs.path / "seq"
+        os.stat(path)
+        assert asked(lambda: os.stat(path / "0")) == {"lookup": 1, "getattr": 1}
+        assert asked(lambda: os.stat(path / "0")) == {"getattr": 1}
+        assert asked(lambda: os.stat(path)) == {}
+        assert asked(lambda: os.close(os.open(path / "0", os.O_RDONLY))) == {"getattr": 1, "open": 1, "flush": 1}
+        # A listing tells the kernel all names; then a file costs one request.
+        assert asked(lambda: [entry.stat() for entry in os.scandir(path)])["getattr"] == 6
 
 
 @pytest.mark.fuse

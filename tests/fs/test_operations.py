@@ -15,7 +15,7 @@ import trio.testing
 
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, Bench, blocks, cnv, geometry, seq
 from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.fs.operations import ZonefsOperations
+from zonefs_emu.fs.operations import KEPT_SECONDS, ZonefsOperations
 from zonefs_emu.fs.tree import ROOT_NODE_ID, ZONE_1_NODE_ID
 from zonefs_emu.fs.volume import ZoneFile
 from zonefs_emu.model.transitions import Operation
@@ -98,7 +98,8 @@ async def test_lookup_answers_with_node_ids_and_getattr_with_inode_numbers(kerne
     root = await operations.getattr(ROOT_NODE_ID, CTX)
     assert (root.st_ino, root.st_nlink, root.st_size, root.st_blocks) == (8, 4, 4, 0)
     assert (await operations.getattr(10, CTX)).st_size == 6
-    assert entry.attr_timeout == entry.entry_timeout == 0
+    assert (entry.attr_timeout, root.attr_timeout, found.attr_timeout) == (0, KEPT_SECONDS, KEPT_SECONDS)
+    assert entry.entry_timeout == found.entry_timeout == KEPT_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_o
 from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile
 from zonefs_emu.model.transitions import Operation
 
-#: Directories never change, so the kernel may keep their names; those of files it must ask for, because the answer
-#: refreshes the size it believes at each open(2).
-DIRECTORY_ENTRY_SECONDS: Final = 3600
+#: How long the kernel may keep what never changes behind its back: every name, because the tree is fixed, and the
+#: attributes of directories, which only change by requests of the kernel itself.
+KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
 
 
@@ -96,7 +96,6 @@ class ZonefsOperations(ContainedOperations):
         if isinstance(found, ZoneFile):
             entry = self._file_attributes(found)
             entry.st_ino = node_id(found.zone_no)
-            entry.entry_timeout = 0
             return entry
         if found is None:
             entry = self._root_attributes()
@@ -154,7 +153,6 @@ class ZonefsOperations(ContainedOperations):
         if isinstance(found, ZoneFile):
             entry = self._file_attributes(found)
             entry.st_ino = node_id(found.zone_no)
-            entry.entry_timeout = 0
         elif found is None:
             entry = self._root_attributes()
         else:
@@ -250,7 +248,7 @@ class ZonefsOperations(ContainedOperations):
     def _directory_attributes(self, node: Node, inode: int, nr_links: int, size: int) -> EntryAttributes:
         entry = self._node_attributes(node, stat.S_IFDIR)
         entry.st_ino = inode
-        entry.entry_timeout = DIRECTORY_ENTRY_SECONDS
+        entry.attr_timeout = KEPT_SECONDS
         entry.st_nlink = nr_links
         entry.st_size = size
         return entry
@@ -268,8 +266,10 @@ class ZonefsOperations(ContainedOperations):
 
     def _node_attributes(self, node: Node, file_type: int) -> EntryAttributes:
         entry = EntryAttributes()
-        # Always asked for again: st_ino differs from the node id for two nodes, and only this answer has it; and
-        # zonefs changes sizes without changing times.
+        entry.entry_timeout = KEPT_SECONDS
+        # The attributes of files are asked for again at each look and each open(2): error recovery changes sizes and
+        # modes, an O_APPEND write goes to the write pointer wherever the kernel takes the end to be, and st_ino of the
+        # file of zone 1 differs from its node id, which is what a lookup answers with.
         entry.attr_timeout = 0
         entry.st_mode = file_type | node.mode
         entry.st_uid = node.uid
