@@ -17,7 +17,9 @@ A bug is an AssertionError and is never caught.
 sense, kernel block status) each have a total table from it.
 """
 
+import re
 from enum import IntEnum
+from typing import Final
 
 
 class Status(IntEnum):
@@ -112,6 +114,25 @@ class PoisonedError(ImageError):
     def __init__(self, message: str, status: Status = Status.POISONED) -> None:
         super().__init__(message)
         self.status = status
+
+
+#: What would end a line, move a terminal's cursor or cannot be encoded: controls (C0, DEL, C1), the line and paragraph
+#: separators, and surrogates, which stand for the bytes of a name that are no text (PEP 383).
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""Return *text*, a path for example, on one line and in characters that every stream can encode.
+
+    A newline becomes ``\n``, a byte that is no text ``\xff``. For people; JSON escapes in its own way.
+    """
+    return _UNPRINTABLE.sub(_escape, str(text))
+
+
+def _escape(found: "re.Match[str]") -> str:
+    code = ord(found[0])
+    # PEP 383 puts the byte 0xNN at U+DCNN.
+    return f"\\x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else repr(found[0])[1:-1]
 
 
 def host_sentence(error: OSError) -> str:

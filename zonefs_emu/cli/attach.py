@@ -1,6 +1,5 @@
 """``attach``: an image as a block device of this host, or as a device for a virtual machine."""
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, info_of, json_option
+from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json
 from zonefs_emu.daemon import rendezvous, session
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.daemon.client import live_infos, open_target
@@ -30,7 +29,7 @@ _QEMU: Final = (
     show_default=True,
     help="By which of the kernel's drivers; auto takes ublk if it is there.",
 )
-@click.option("--name", help="The device's name: a number for ublk (3 is /dev/ublkb3), a word for vduse.")
+@click.option("--name", type=TEXT, help="The device's name: a number for ublk (3 is /dev/ublkb3), a word for vduse.")
 @click.option(
     "--for", "user", type=click.Choice(["host", "vm"]), default="host", show_default=True, help="Who uses it."
 )
@@ -100,7 +99,7 @@ def attach(
         session.run(image, [front_end], ready=ready, owner="zonefs-emu attach")
 
     if foreground:
-        serve(lambda: click.echo(f"{image} is attached as {front_end.node}", err=True))
+        serve(lambda: say(f"{image} is attached as {front_end.node}", err=True))
         return
     run_in_background(serve, log=rendezvous.log_path(image))
     with open_target(image, readonly=True) as target:
@@ -129,7 +128,7 @@ def _list(*, as_json: bool) -> None:
             if isinstance(each, dict) and each["name"] in ("ublk", "vduse")
         ]
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        say_json(list(rows))
         return
     for row in rows:
-        click.echo(f"{row['node']:<20} {row['via']:<6} {row['pid']:>8}  {row['image']}")
+        say(f"{row['node']:<20} {row['via']:<6} {row['pid']:>8}  {row['image']}")

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, json_option, say_json
+from zonefs_emu.cli.common import image_argument, json_option, say, say_json
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.persist.check import Finding, Severity, check_image, lasting
 from zonefs_emu.persist.repair import Repair, repair_image
@@ -54,9 +54,9 @@ def check(
             say_json({"image": str(image), "findings": _records(findings)})
         else:
             for finding in findings:
-                click.echo(_line(finding))
+                say(_line(finding))
             if not findings:
-                click.echo(f"{image}: nothing found")
+                say(f"{image}: nothing found")
     if any(finding.severity is Severity.ERROR for finding in findings):
         click.get_current_context().exit(1)
 
@@ -74,17 +74,17 @@ def _look(image: Path) -> list[Finding]:
 
 def _say(image: Path, repaired: Repair) -> None:
     for finding in repaired.before:
-        click.echo(_line(finding))
+        say(_line(finding))
     if repaired.backup is None:
-        click.echo(f"{image}: nothing to repair")
+        say(f"{image}: nothing to repair")
         return
     for done in repaired.plan.done:
-        click.echo(f"repaired: {done}")
+        say(f"repaired: {done}")
     for lost in repaired.plan.lost:
-        click.echo(f"lost: {lost}")
-    click.echo(f"backup: {repaired.backup}; to put it back: {_undo(image, repaired)}")
+        say(f"lost: {lost}")
+    say(f"backup: {repaired.backup}; to put it back: {_undo(image, repaired)}")
     for finding in repaired.after:
-        click.echo(f"afterwards: {_line(finding)}")
+        say(f"afterwards: {_line(finding)}")
 
 
 def _undo(image: Path, repaired: Repair) -> str:

@@ -1,6 +1,8 @@
 """What several verbs share: parameter types, options, and the way from an image to its zones."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
@@ -11,13 +13,14 @@ from zonefs_emu.cli.conditions import parse_cond, parse_conds
 from zonefs_emu.cli.sizes import parse_size
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json, unpack_zones
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, printable
 from zonefs_emu.model.zone import Condition, Zone
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 #: Output is handed on in pieces of this many characters: a report of a million zones is neither one string nor a
 #: million system calls.
 _PIECE: Final = 1 << 16
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 class SizeType(click.ParamType[int]):
@@ -61,6 +64,28 @@ class ConditionsType(click.ParamType[frozenset[Condition]]):
             self.fail(str(error), param, ctx)
 
 
+class TextType(click.ParamType[str]):
+    """A text that is kept somewhere, as UTF-8 whatever the locale is."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, _ctx: click.Context | None) -> str:
+        """Return *value*.
+
+        Raises:
+            UsageError: it is no text. Not click's own error: this is a wrong command line also for a verb that answers
+                all other wrong usage with the exit code of the program that it stands in for.
+        """
+        try:
+            # As it was typed: in a locale that has no UTF-8 all of it has come as bytes that are no text.
+            return os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            name = param.opts[0] if param is not None else "the text"
+            msg = f"{name} must be UTF-8 text, and '{printable(value)}' is not"
+            raise UsageError(msg) from None
+
+
+TEXT: Final = TextType()
 SIZE: Final = SizeType()
 FILE: Final = click.Path(path_type=Path)
 
@@ -91,7 +116,22 @@ def zone_option(function: _Function) -> _Function:
 
 def say_json(obj: Json) -> None:
     """Print *obj* as JSON, for people as well."""
-    click.echo(json.dumps(obj, indent=2, ensure_ascii=False))
+    click.echo(json_text(obj, indent=2))
+
+
+def json_text(obj: Json, *, indent: int | None = None) -> str:
+    """Return *obj* as JSON that any stream can encode.
+
+    A byte of a path that is no text is written as the surrogate that Python has for it (PEP 383), escaped: 0xFF as
+    ``\\udcff``. So nothing is lost, and ``os.fsencode`` of what a JSON reader returns is the path again.
+    """
+    text = json.dumps(obj, indent=indent, ensure_ascii=False)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Print one line of *text* that may have a path in it."""
+    click.echo(printable(text), err=err)
 
 
 def say_lines(lines: Iterable[str]) -> None:

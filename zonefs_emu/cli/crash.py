@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, image_argument, json_option, say_json
+from zonefs_emu.cli.common import FILE, image_argument, json_option, say, say_json
 from zonefs_emu.daemon.client import Target, call, open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
@@ -102,7 +102,7 @@ def crash(
         return
     for made in images:
         assert isinstance(made, dict)
-        click.echo(f"{made['path']}: {_sentence(made)}")
+        say(f"{made['path']}: {_sentence(made)}")
 
 
 def _watch(image: Path, *, on: bool, cuts: bool) -> None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import click
 
-from zonefs_emu.cli.common import FILE, SIZE, json_option, say_json
+from zonefs_emu.cli.common import FILE, SIZE, TEXT, json_option, say, say_json
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
@@ -93,7 +93,7 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
     help="Limit of open and closed zones, 0 for none. [default: 0]",
 )
 @click.option("--max-append", type=SIZE, help="Longest zone append. [default: 512K]")
-@click.option("--label", default="", help="A name that is kept in the image.")
+@click.option("--label", type=TEXT, default="", help="A name that is kept in the image.")
 @json_option
 def create(
     *,
@@ -152,4 +152,4 @@ def create(
             }
         )
     else:
-        click.echo(f"{image}: {summary(geometry)}")
+        say(f"{image}: {summary(geometry)}")

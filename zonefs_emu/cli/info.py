@@ -8,6 +8,7 @@ import click
 from zonefs_emu.cli.common import image_argument, info_of, json_option, number_of, say_json, say_lines
 from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import printable
 from zonefs_emu.units import human_bytes, to_bytes
 
 
@@ -44,9 +45,9 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         return f"{record[f'nr_{kind}']} of at most {limit}" if limit else f"{record[f'nr_{kind}']}, no limit"
 
     rows = [
-        ("image", image),
+        ("image", printable(image)),
         ("uuid", record["uuid"]),
-        ("label", record["label"] or "-"),
+        ("label", printable(record["label"] or "-")),
         ("size", size("size")),
         ("zones", f"{record['nr_zones']}, {record['nr_conventional']} of them conventional"),
         ("zone size", size("zone_size")),
@@ -72,7 +73,7 @@ def front_end_lines(record: dict[str, Json]) -> Iterator[str]:
     assert isinstance(front_ends, list)
     for front_end in front_ends:
         assert isinstance(front_end, dict)
-        yield f"{front_end['name']} at {front_end['where']}\n"
+        yield f"{front_end['name']} at {printable(front_end['where'])}\n"
         counters = front_end["statistics"]
         assert isinstance(counters, dict)
         yield from (f"  {name + ':':<24} {value}\n" for name, value in counters.items())

@@ -1,5 +1,6 @@
 """The command line's entry: the group of all verbs, and where errors become one sentence and an exit code."""
 
+import codecs
 import errno
 import logging
 import os
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import IO, TextIO
+from typing import IO, Final, TextIO
 
 import click
 
@@ -37,7 +38,10 @@ from zonefs_emu.cli.umount import umount
 from zonefs_emu.cli.watch import watch
 from zonefs_emu.cli.why import why
 from zonefs_emu.cli.write import write
-from zonefs_emu.errors import UsageError, ZonedError, host_sentence
+from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
+
+#: The name of our handler of characters that a stream cannot encode.
+_OUTPUT_ERRORS: Final = "zonefs_emu.output"
 
 
 class OneSentence(click.ClickException):
@@ -47,7 +51,7 @@ class OneSentence(click.ClickException):
 
     def show(self, file: "IO[str] | None" = None) -> None:
         """Print the sentence."""
-        click.echo(f"zonefs-emu: {self.format_message()}", file=file, err=file is None)
+        click.echo(f"zonefs-emu: {printable(self.format_message())}", file=file, err=file is None)
 
 
 class WrongUsage(OneSentence):
@@ -121,14 +125,25 @@ for _verb in (
 def main() -> None:
     """Run the command line and exit."""
     _occupy_standard_streams()
+    codecs.register_error(_OUTPUT_ERRORS, _encode_anyway)
     logging.basicConfig(level=logging.WARNING, format="zonefs-emu: warning: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
-            # The picture's signs on a terminal that cannot show them: a question mark, not a traceback.
-            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+            stream.reconfigure(errors=_OUTPUT_ERRORS)  # type: ignore[union-attr]
     # A verb that is told to end takes away what it had begun; daemons have their own way.
     signal.signal(signal.SIGTERM, _end)
     cli(prog_name="zonefs-emu")
+
+
+def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
+    """Return what a stream that cannot encode a text gets instead: output is never a traceback.
+
+    A byte of a name that is no text (a surrogate, PEP 383) goes out as the byte that it is, so that what is printed
+    names the file again; the picture's signs become question marks on a terminal that has none of them.
+    """
+    assert isinstance(error, UnicodeEncodeError)
+    code = ord(error.object[error.start])
+    return bytes([code & 0xFF]) if 0xDC80 <= code <= 0xDCFF else b"?", error.start + 1
 
 
 def _occupy_standard_streams() -> None:

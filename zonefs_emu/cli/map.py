@@ -13,6 +13,7 @@ from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.picture import fold, svg, terminal
 from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import printable
 from zonefs_emu.units import human_bytes, to_bytes
 
 _JSON_CELLS: Final = 4096
@@ -43,7 +44,7 @@ def map_(
         nr_zones = number_of(info, "nr_zones")
         zones = zones_of(target)
         title = (
-            f"{image.name}: {nr_zones} zones of {human_bytes(to_bytes(number_of(info, 'zone_size')))}, "
+            f"{printable(image.name)}: {nr_zones} zones of {human_bytes(to_bytes(number_of(info, 'zone_size')))}, "
             f"{_limit(info, 'open')}, {_limit(info, 'active')}"
         )
         if as_json:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, say_lines, zones_of
+from zonefs_emu.cli.common import TEXT, image_argument, say, say_lines, zones_of
 from zonefs_emu.daemon.client import Target, open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
@@ -65,7 +65,7 @@ def format_image(target: Target, image: Path, *, features: str, label: str, forc
         for reply, _ in target.stream(request):
             lines = reply.get("lines", [])
             assert isinstance(lines, list)
-            yield from (f"{line}\n" for line in lines)
+            yield from map(str, lines)
     except UsageError as error:
         raise UsageError(str(error), exit_code=1) from None
 
@@ -75,7 +75,7 @@ def format_image(target: Target, image: Path, *, features: str, label: str, forc
 @click.option(
     "-f", "force", is_flag=True, help="Overwrite an existing file system or partition table, as blkid knows them."
 )
-@click.option("-L", "label", default="", metavar="LABEL", help="Label of the file system, at most 64 bytes.")
+@click.option("-L", "label", type=TEXT, default="", metavar="LABEL", help="Label of the file system, at most 64 bytes.")
 @click.option(
     "-o",
     "features",
@@ -92,14 +92,15 @@ def mkfs(*, image: Path, force: bool, label: str, features: tuple[str, ...], ver
       zonefs-emu mkfs small.img
       zonefs-emu mkfs small.img -f -L scratch -o aggr_cnv,uid=1000,gid=1000,perm=0644
 
-    Options and output are those of mkzonefs, and so is the exit code of 1 for every failure. Linux can mount what it
+    Options and output are those of mkzonefs, and so is the exit code of 1 for every failure, but for a label that is no
+    UTF-8 text (2). Linux can mount what it
     makes.
     """
     with open_target(image) as target:
         if verbose:
             say_lines(map(_zone_line, zones_of(target)))
         for line in format_image(target, image, features=",".join(features), label=label, force=force):
-            click.echo(line, nl=False)
+            say(line)
 
 
 def _zone_line(zone: Zone) -> str:

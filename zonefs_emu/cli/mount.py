@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import trio
 
-from zonefs_emu.cli.common import FILE, SIZE, image_argument, record_option
+from zonefs_emu.cli.common import FILE, SIZE, image_argument, record_option, say
 from zonefs_emu.cli.create import create_image
 from zonefs_emu.cli.mkfs import format_image
 from zonefs_emu.daemon import rendezvous, session
@@ -106,6 +106,6 @@ def mount(
         session.run(image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file)
 
     if foreground:
-        serve(lambda: click.echo(f"{image} is mounted at {directory}", err=True))
+        serve(lambda: say(f"{image} is mounted at {directory}", err=True))
     else:
         run_in_background(serve, log=rendezvous.log_path(image))

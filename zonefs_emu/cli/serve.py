@@ -13,7 +13,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, record_option
+from zonefs_emu.cli.common import FILE, record_option, say
 from zonefs_emu.cli.mount import ZonefsFrontEnd
 from zonefs_emu.daemon import session
 from zonefs_emu.daemon.session import FrontEnd
@@ -177,7 +177,7 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
     def ready() -> None:
-        click.echo(f"{path} is served; stop with Ctrl-C", err=True)
+        say(f"{path} is served; stop with Ctrl-C", err=True)
         for sockets in zip_longest(scsi, blk):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
 

@@ -1,5 +1,6 @@
 """``umount``: the end of a mount."""
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -13,37 +14,41 @@ from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.errors import ImageError, PeerError, UsageError
 from zonefs_emu.fs.kernel import unmount
 
-_FS_TYPE: Final = "fuse.zonefs"
+_FS_TYPE: Final = b"fuse.zonefs"
 #: How long the daemon may take to write back and let the image go.
 _END_S: Final = 60.0
 _POLL_S: Final = 0.02
-_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountEntry:
     """A mount of ours as the kernel lists it."""
 
-    directory: str
-    source: str
+    directory: Path
+    source: Path
 
 
-def find_mounts(mountinfo: str) -> list[MountEntry]:
-    """Return our mounts in *mountinfo*, the text of /proc/self/mountinfo, the latest first.
+def find_mounts(mountinfo: bytes) -> list[MountEntry]:
+    """Return our mounts in *mountinfo*, the content of /proc/self/mountinfo, the latest first.
 
-    Source: Linux Documentation/filesystems/proc.rst, 3.5: blanks and backslashes are written in octal.
+    A table of bytes: names of other people's mounts are in it, with any byte but a newline, which alone ends a line.
+
+    Source: Linux Documentation/filesystems/proc.rst, 3.5; fs/proc_namespace.c: blank, tab, newline, backslash and "#"
+    are written in octal.
     """
     entries = []
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fs_type, source, *_ = after.split(" ")
+    for line in mountinfo.split(b"\n"):
+        # The first separator: the fields before it, which are of any number, have no blank in them.
+        before, _, after = line.partition(b" - ")
+        fields, (fs_type, source, *_) = before.split(b" "), [*after.split(b" "), b""]
         if fs_type == _FS_TYPE:
-            entries.append(MountEntry(directory=_unescape(before.split(" ")[4]), source=_unescape(source)))
+            entries.append(MountEntry(directory=_unescape(fields[4]), source=_unescape(source)))
     return entries[::-1]
 
 
-def _unescape(text: str) -> str:
-    return _ESCAPE.sub(lambda found: chr(int(found[1], 8)), text)
+def _unescape(name: bytes) -> Path:
+    return Path(os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), name)))
 
 
 @click.command(short_help="Unmount a zonefs and wait until its image is free.")
@@ -57,16 +62,16 @@ def umount(*, directory: Path) -> None:
 
     Refused while a file under DIR is open or a process works in it.
     """
-    place = str(directory.resolve())
-    mounts = find_mounts(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    place = directory.resolve()
+    mounts = find_mounts(Path("/proc/self/mountinfo").read_bytes())
     entry = next((entry for entry in mounts if entry.directory == place), None)
     if entry is None:
         msg = f"no zonefs of ours is mounted at {directory}"
         raise UsageError(msg, exit_code=1)
-    if not unmount(Path(place)):
+    if not unmount(place):
         msg = f"{directory} cannot be unmounted: a file in it is open, or it is not yours"
         raise UsageError(msg, exit_code=1)
-    _wait_until_free(Path(entry.source), place)
+    _wait_until_free(entry.source, str(place))
 
 
 def _wait_until_free(image: Path, place: str) -> None:

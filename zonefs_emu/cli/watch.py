@@ -14,6 +14,7 @@ from zonefs_emu.cli.common import image_argument, info_of, number_of, say_lines,
 from zonefs_emu.cli.picture import terminal
 from zonefs_emu.daemon.client import Target, call, open_target
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import printable
 from zonefs_emu.units import human_bytes, to_bytes
 
 #: Home and clear to the end of each line and of the screen: the picture stays in place and does not flicker.
@@ -77,7 +78,7 @@ def _frame(
     assert isinstance(counters, dict)
     nr_zones = number_of(info, "nr_zones")
     size = shutil.get_terminal_size()
-    lines = [f"{name}  {_limit(info, 'open')}, {_limit(info, 'active')}\n", *_rates(counters, before, now)]
+    lines = [f"{printable(name)}  {_limit(info, 'open')}, {_limit(info, 'active')}\n", *_rates(counters, before, now)]
     lines.extend(terminal(zones_of(target), nr_zones=nr_zones, width=size.columns, colour=colour))
     return counters, lines
 

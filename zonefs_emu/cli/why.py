@@ -1,6 +1,5 @@
 """``why``: the last refused operations, explained."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, json_option, number_of, say_json
+from zonefs_emu.cli.common import image_argument, json_option, json_text, number_of, say_json
 from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import REFUSALS_MAX
@@ -79,7 +78,7 @@ def _follow(image: Path, count: int, *, as_json: bool) -> None:
             assert isinstance(refusal, dict)
             after = number_of(refusal, "seq")
             if as_json:
-                click.echo(json.dumps(refusal, ensure_ascii=False))
+                click.echo(json_text(refusal))
             else:
                 _say(refusal)
         sys.stdout.flush()

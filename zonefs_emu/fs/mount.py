@@ -118,12 +118,26 @@ def _stderr_caught(lines: list[str]) -> Iterator[None]:
             lines.extend(catch.read().decode(errors="replace").splitlines())
 
 
+class _Option(str):
+    """An option that reaches libfuse byte for byte.
+
+    pyfuse3 calls ``option.encode("us-ascii")``, which fails for all other text; a path is bytes and may be no text at
+    all. Leaving the path out instead would make all mounts look alike in /proc/mounts.
+    """
+
+    __slots__ = ()
+
+    def encode(self, _encoding: str = "", _errors: str = "") -> bytes:
+        """Return the bytes that the file system's encoding has for the option."""
+        return os.fsencode(str(self))
+
+
 def fuse_options(options: MountOptions, source: str) -> set[str]:
     """Return what libfuse is to be told."""
     # A comma separates options, a backslash quotes one.
     name = source.replace("\\", "\\\\").replace(",", "\\,")
     # default_permissions: the kernel compares mode and owner with the caller, as for any file system.
-    told = {"default_permissions", "subtype=zonefs", f"fsname={name}", "ro" if options.readonly else "rw"}
+    told = {"default_permissions", "subtype=zonefs", _Option(f"fsname={name}"), "ro" if options.readonly else "rw"}
     if options.allow_other:
         told.add("allow_other")
     return told | options.passed_on
