@@ -37,3 +37,13 @@ def test_a_daemon_that_takes_no_more_changes_says_why(image: Path) -> None:
     assert not any("refuses changes" in line for line in _lines(image, record))
     record |= {"pid": 17, "poison": "the image could not be written (No space left on device)"}
     assert "refuses changes:    the image could not be written (No space left on device)\n" in _lines(image, record)
+
+
+def test_front_ends_that_have_ended_are_shown(image: Path) -> None:
+    record = json.loads(ok("info", image, "--json"))
+    record["ended_front_ends"] = [
+        {"name": "zonefs", "where": "/mnt", "reason": None},
+        {"name": "ublk", "where": "/dev/ublkb0", "reason": "the kernel refuses"},
+    ]
+    lines = list(_lines(image, record))
+    assert lines[-2:] == ["zonefs at /mnt has ended\n", "ublk at /dev/ublkb0 has ended: the kernel refuses\n"]

@@ -3,7 +3,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,16 +12,19 @@ import pytest
 import trio.testing
 
 from zonefs_emu.daemon import rendezvous
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.session import keep_counters, run
 from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, Status
 from zonefs_emu.model.transitions import VIRTIO, Operation
 
+INTERNAL = "internal error: KeyError: 'a bug'; the daemon's log has the traceback"
+
 # A process with a session. The front-ends say on stdout what happens to them.
 SCRIPT = """
-import sys, trio
+import logging, sys, time, trio
 from pathlib import Path
 from zonefs_emu.daemon.session import run
 from zonefs_emu.errors import UsageError
@@ -40,15 +44,49 @@ async def short(session, *, task_status):
     task_status.started()
     await trio.sleep(0.05)
 
+async def short_later(session, *, task_status):
+    task_status.started()
+    await trio.sleep(0.5)
+
 async def failing(session, *, task_status):
     await trio.lowlevel.checkpoint()
     raise UsageError("the mount point is gone", exit_code=1)
 
 async def failing_later(session, *, task_status):
-    task_status.started()
-    await trio.sleep(0.05)
-    raise OSError(5, "trouble")
+    with session.register("failing", "somewhere", lambda: {}):
+        task_status.started()
+        await trio.sleep(0.05)
+        raise OSError(5, "trouble")
 
+async def buggy(session, *, task_status):
+    with session.register("buggy", "somewhere", lambda: {}):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            task_status.started()
+            {}["a bug"]
+
+async def blocking(session, *, task_status):
+    task_status.started()
+    say("blocks")
+    # As a request of a mount that is stuck in the host's disk blocks the event loop.
+    time.sleep(3600)
+
+async def stuck(session, *, task_status):
+    task_status.started()
+    say("stuck")
+    # As a worker does that nothing cancels.
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(time.sleep, 3600)
+
+async def failing_at_the_end(session, *, task_status):
+    with session.register("failing", "somewhere", lambda: {}):
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise UsageError("nothing could be written back", exit_code=1)
+
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 try:
     run(Path(sys.argv[1]), [globals()[name] for name in sys.argv[2:]], ready=lambda: say("ready"), owner="a session")
 except Exception as error:
@@ -58,10 +96,17 @@ say("clean end")
 """
 
 
+def log_of(image: Path) -> Path:
+    return image.with_suffix(".log")
+
+
 @contextmanager
 def session(image: Path, *front_ends: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(image), *front_ends]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        log_of(image).open("a", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         try:
             yield process
         finally:
@@ -121,9 +166,102 @@ def test_a_front_end_that_cannot_start_is_the_end(image: Path, runtime_directory
     ZonedDevice.open(image).close()
 
 
-def test_a_front_end_that_fails_later_is_the_end(image: Path) -> None:
-    with session(image, "patient", "failing_later") as process:
-        assert lines(process) == ["ready", "patient ends", "OSError [Errno 5] trouble"]
+def wait_until_ended(target: Target) -> dict[str, Json]:
+    """Return what ``info`` says as soon as a front-end has ended."""
+    deadline = time.monotonic() + 20
+    while True:
+        info, _ = call(target, {"verb": "info"})
+        if info["ended_front_ends"]:
+            return info
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "said"),
+    [
+        ("failing_later", "trouble", ["WARNING failing at somewhere is served no more: trouble"]),
+        (
+            "buggy",
+            INTERNAL,
+            [
+                "KeyError: 'a bug'",
+                f"WARNING buggy at somewhere is served no more: {INTERNAL}",
+            ],
+        ),
+        ("short", None, ["INFO a front-end at nowhere has ended"]),
+    ],
+)
+def test_a_front_end_that_ends_is_reported_and_the_others_go_on(
+    name: str, reason: str | None, said: list[str], image: Path, expect_warning: Callable[[str], None]
+) -> None:
+    if name == "buggy":
+        expect_warning("internal error in buggy, front-end at somewhere: KeyError: 'a bug'")
+    with session(image, "patient", name) as process:
+        wait_ready(process)
+        with open_target(image) as target:
+            info = wait_until_ended(target)
+            shown, ended = info["front_ends"], info["ended_front_ends"]
+            assert isinstance(shown, list)
+            assert isinstance(ended, list)
+            assert [front_end["name"] for front_end in shown if isinstance(front_end, dict)] == ["patient"]
+            assert [front_end["reason"] for front_end in ended if isinstance(front_end, dict)] == [reason]
+            assert call(target, {"verb": "append", "zone_no": 1}, b"x" * 4096)
+            counters = call(target, {"verb": "stats"})[0]["device"]
+            assert isinstance(counters, dict)
+            assert counters["internal_errors"] == (name == "buggy")
+        process.terminate()
+        assert lines(process) == ["patient ends", "clean end"]
+    log = log_of(image).read_text(encoding="utf-8").splitlines()
+    assert set(said) <= set(log)
+
+
+def test_the_end_of_the_last_front_end_tells_of_those_that_failed(image: Path) -> None:
+    with session(image, "failing_later", "short_later") as process:
+        output = lines(process)
+        assert output[0] == "ready"
+        assert output[-1] == "OSError [Errno 5] trouble"
+        assert process.returncode == 1
+
+
+def test_what_fails_at_the_end_is_told(image: Path) -> None:
+    with session(image, "failing_at_the_end") as process:
+        wait_ready(process)
+        process.terminate()
+        assert lines(process)[-1] == "UsageError nothing could be written back"
+        assert process.returncode == 1
+
+
+@pytest.mark.parametrize("name", ["blocking", "stuck"])
+def test_what_is_stuck_in_the_host_is_not_waited_for(name: str, image: Path) -> None:
+    """What was answered is there, and the log says what happened and where."""
+    with session(image, "patient", name) as process:
+        assert process.stdout is not None
+        if name == "stuck":
+            assert {process.stdout.readline(), process.stdout.readline()} == {"ready\n", "stuck\n"}
+            with open_target(image) as target:
+                call(target, {"verb": "append", "zone_no": 1}, b"x" * 4096)
+        else:
+            assert process.stdout.readline() == "blocks\n"
+        process.terminate()
+        process.wait(timeout=60)
+        assert process.returncode == 1
+    log = log_of(image).read_text(encoding="utf-8")
+    assert "what was under way has not ended within 4 seconds: leaving without a flush" in log
+    assert f"in {name if name == 'blocking' else 'worker_fn'}" in log
+    device = ZonedDevice.open(image)
+    assert device.machine.zone(1).wp == (2056 if name == "stuck" else 2048)
+    device.close()
+
+
+def test_many_signals_are_one(image: Path) -> None:
+    with session(image, "patient") as process:
+        wait_ready(process)
+        for _ in range(10):
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+        assert lines(process) == ["patient ends", "clean end"]
+        assert process.returncode == 0
 
 
 def test_the_second_says_who_holds_the_image(image: Path) -> None:

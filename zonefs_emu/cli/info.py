@@ -65,6 +65,12 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         rows.append(("recovered", record["recovery"]))
     yield from (f"{name + ':':<19} {value}\n" for name, value in rows)
     yield from front_end_lines(record)
+    ended = record["ended_front_ends"]
+    assert isinstance(ended, list)
+    for front_end in ended:
+        assert isinstance(front_end, dict)
+        reason = front_end["reason"]
+        yield f"{front_end['name']} at {front_end['where']} has ended{f': {reason}' if reason else ''}\n"
 
 
 def front_end_lines(record: dict[str, Json]) -> Iterator[str]:

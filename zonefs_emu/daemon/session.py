@@ -1,16 +1,19 @@
 """A session: one process, one image, any set of front-ends, one control socket.
 
 Order of things. Start: lock the image, open the control socket, start the front-ends one after the other, be ready.
-End, by a signal (SIGTERM, SIGINT, SIGHUP), by the last front-end coming to its end (an unmount), or by an error: cancel
-the front-ends and wait for them, take the socket away, close the image. So as long as the socket answers, the image is
+End, by a signal (SIGTERM, SIGINT, SIGHUP), or by the last front-end coming to its end (an unmount): cancel the
+front-ends and wait for them, take the socket away, close the image. So as long as the socket answers, the image is
 there.
+
+A front-end is a boundary: one that ends after it was started, by itself, by a failure that was foreseen or by one that
+was not, is reported in the log and leaves ``info``; the others go on. The control socket and the periodic tasks are
+boundaries as well.
 """
 
 import logging
 import os
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ import trio
 from zonefs_emu.daemon.answers import answers, sentence
 from zonefs_emu.daemon.client import BUSY_S
 from zonefs_emu.daemon.control import ControlServer
+from zonefs_emu.daemon.ending import EndBySignal, bounded_flush
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.rendezvous import connect, listen
 from zonefs_emu.daemon.verbs import Verbs
@@ -28,12 +32,16 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import record
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.errors import ImageBusyError
+from zonefs_emu.errors import ImageBusyError, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import Operation
 
 #: Refusals are the news that users of a daemon look for in its log, and nothing that a person must act on.
 refusal_log = logging.getLogger("zonefs_emu.refused")
 refusal_log.setLevel(logging.INFO)
+
+#: So is the end of a front-end by itself. One that failed is for a person, and said as a warning.
+front_end_log = logging.getLogger("zonefs_emu.front_ends")
+front_end_log.setLevel(logging.INFO)
 
 _POLL_S: Final = 0.02
 #: How often a daemon writes its counters: what a kill may cost of them.
@@ -49,37 +57,55 @@ class Running:
     statistics: Callable[[], Mapping[str, int]]
 
 
+class FrontEnds:
+    """The front-ends of a session: those at work, and those that have ended."""
+
+    def __init__(self) -> None:
+        self.running: list[Running] = []
+        self.ended: list[dict[str, Json]] = []
+        #: What the last front-end that failed met.
+        self.failure: Exception | None = None
+
+    def list_running(self) -> list[Json]:
+        """Return the front-ends at work, with their counters."""
+        return [
+            {"name": running.name, "where": running.where, "statistics": dict(running.statistics())}
+            for running in tuple(self.running)
+        ]
+
+    def list_ended(self) -> list[Json]:
+        """Return the front-ends that have ended, with the reason of those that failed."""
+        return [*self.ended]
+
+
 class Session:
     """What a front-end gets: the device, and the place where it makes itself known."""
 
-    def __init__(self, device: ZonedDevice, path: Path) -> None:
+    def __init__(self, device: ZonedDevice, path: Path, front_ends: FrontEnds | None = None) -> None:
+        """Serve one front-end, which is one of *front_ends*."""
         self.device = device
         self.path = path
-        self._running: list[Running] = []
+        self._all = FrontEnds() if front_ends is None else front_ends
+        #: What the front-end was called when it registered.
+        self.name, self.where = "a front-end", "nowhere"
 
     @contextmanager
     def register(self, name: str, where: str, statistics: Callable[[], Mapping[str, int]]) -> Iterator[None]:
         """Show a front-end in ``info`` and its counters in ``stats`` for the time of the context."""
+        self.name, self.where = name, where
         running = Running(name=name, where=where, statistics=statistics)
-        self._running.append(running)
+        self._all.running.append(running)
         try:
             yield
         finally:
-            self._running.remove(running)
-
-    def front_ends(self) -> list[Json]:
-        """Return the front-ends at work, with their counters."""
-        return [
-            {"name": running.name, "where": running.where, "statistics": dict(running.statistics())}
-            for running in self._running
-        ]
+            self._all.running.remove(running)
 
 
 class FrontEnd(Protocol):
     """Something that serves the device until it ends by itself or is cancelled.
 
     It calls ``task_status.started()`` once it can be used, cleans up when cancelled, and raises a ZonedError or OSError
-    for what a user can mend.
+    for what a user can mend. Raised before it was started, that ends the session; later, this front-end.
     """
 
     def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
@@ -100,21 +126,30 @@ def run(
     *ready* is called when all can be used. *owner* is what others are told who find the image busy. What is asked of
     the device, and answered, goes to the new file *record_file*, for ``replay``.
 
+    A signal ends what is under way within END_S, and the last flush within FLUSH_S: what takes longer is stuck in the
+    host, and the process exits without it (:mod:`zonefs_emu.daemon.ending`).
+
     Raises:
         ImageError: the image cannot be opened, or its last flush failed.
-        ZonedError, OSError: what a front-end raised, or *record_file* cannot be written or exists.
+        ZonedError, OSError: what the last front-end that failed raised, or *record_file* cannot be written or exists.
     """
     with ExitStack() as held:
         device = _open(path, owner)
-        held.callback(device.close)
+        ending = EndBySignal()
+        held.callback(_close, device, ending)
         device.refusals.listener = _CauseLog(device).hear
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
             record(device, held.enter_context(record_file.open("x", encoding="utf-8", buffering=1)))
         try:
-            trio.run(_run, Session(device, path), front_ends, ready)
+            trio.run(_run, device, path, front_ends, ready, ending)
         except BaseExceptionGroup as group:
             raise _innermost(group) from None
+
+
+def _close(device: ZonedDevice, ending: EndBySignal) -> None:
+    with bounded_flush(bounded=ending.came):
+        device.close()
 
 
 class _CauseLog:
@@ -158,34 +193,108 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-async def _run(session: Session, front_ends: Sequence[FrontEnd], ready: Callable[[], None]) -> None:
-    listener, socket_path = listen(session.path, backlog=16)
-    server = ControlServer(listener, Verbs(session.device, session.front_ends, pid=os.getpid(), path=session.path))
+async def _run(
+    device: ZonedDevice, path: Path, front_ends: Sequence[FrontEnd], ready: Callable[[], None], ending: EndBySignal
+) -> None:
+    listener, socket_path = listen(path, backlog=16)
+    known = FrontEnds()
+    verbs = Verbs(device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path)
+    token = trio.lowlevel.current_trio_token()
+    all_of_it = trio.CancelScope()
+
+    def end() -> None:
+        device.stop_waiting()
+        token.run_sync_soon(all_of_it.cancel)
+
     try:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        with ending.watching(end), all_of_it:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-                nursery.start_soon(keep_counters, session.device)
-                await nursery.start(server.run)
+                nursery.start_soon(keep_counters, device)
+                await nursery.start(_serve_control, ControlServer(listener, verbs), device)
                 async with trio.open_nursery() as workers:
                     for front_end in front_ends:
-                        await workers.start(front_end, session)
+                        await workers.start(_serve, front_end, Session(device, path, known), known, ending)
                     ready()
                     if not front_ends:
                         await trio.sleep_forever()
                 nursery.cancel_scope.cancel()
+            if known.failure is not None:
+                raise known.failure
     finally:
         with suppress(FileNotFoundError):
             socket_path.unlink()
+
+
+class _Started(trio.TaskStatus[None]):
+    """Passes on that a front-end has started, and remembers it."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+        self.done = False
+
+    def started(self, value: None = None) -> None:
+        """Say so."""
+        self.done = True
+        self._task_status.started(value)
+
+
+async def _serve(
+    front_end: FrontEnd, session: Session, known: FrontEnds, ending: EndBySignal, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Run *front_end*. Its end, once it has started, is its own, unless the session ends as well."""
+    started = _Started(task_status)
+    try:
+        await front_end(session, task_status=started)
+    except Exception as error:  # the boundary of a front-end
+        if not started.done:
+            raise
+        failure = known.failure = _failure_of(session, error)
+        reason = host_sentence(failure) if isinstance(failure, OSError) else str(failure)
+        front_end_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
+        known.ended.append({"name": session.name, "where": session.where, "reason": reason})
+        if ending.came:
+            # Of a session that ends by a signal, only what fails at the end is told.
+            raise failure from None
+    else:
+        front_end_log.info("%s at %s has ended", session.name, session.where)
+        known.ended.append({"name": session.name, "where": session.where, "reason": None})
+
+
+def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:
+    """Return what a user is told who lost a front-end by *error*; what nothing foresaw is noted as such."""
+    leaves = list(_leaves(error))
+    for leaf in leaves:
+        if not isinstance(leaf, ZonedError | OSError):
+            session.device.unforeseen.contain(session.name, f"front-end at {session.where}", leaf)
+            msg = f"internal error: {type(leaf).__name__}: {leaf}; the daemon's log has the traceback"
+            return UsageError(msg, exit_code=1)
+    failure = leaves[0]
+    assert isinstance(failure, ZonedError | OSError)
+    return failure
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    """Yield *error*, or what is in the group that it is."""
+    if isinstance(error, ExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+async def _serve_control(server: ControlServer, device: ZonedDevice, *, task_status: trio.TaskStatus[object]) -> None:
+    try:
+        await server.run(task_status=task_status)
+    except Exception as error:  # the boundary of the control socket: the front-ends go on without it
+        for leaf in _leaves(error):
+            device.unforeseen.contain("cli", "the control socket", leaf)
 
 
 async def keep_counters(device: ZonedDevice) -> None:
     """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last."""
     while True:
         await trio.sleep(_COUNTERS_S)
-        await trio.to_thread.run_sync(device.counters.save)
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
+        try:
+            await trio.to_thread.run_sync(device.counters.save)
+        except Exception as error:  # the boundary of a periodic task
+            device.unforeseen.contain("daemon", "writing the counters", error)

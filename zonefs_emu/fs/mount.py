@@ -37,8 +37,8 @@ from zonefs_emu.model.transitions import VIRTIO
 
 log = logging.getLogger(__name__)
 
-#: How long an orderly unmount may take when cancelled.
-UNMOUNT_SECONDS: Final = 10
+#: How long an orderly unmount may take when cancelled: a daemon that gets a signal has 5 seconds for everything.
+UNMOUNT_SECONDS: Final = 2
 
 
 class Mount:

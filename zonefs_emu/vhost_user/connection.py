@@ -20,8 +20,9 @@ from zonefs_emu.vhost_user.messages import (
     encode_payload,
 )
 
-#: A peer that does not take an answer for this long is gone.
-_SEND_TIMEOUT_MS: Final = 10_000
+#: A peer that does not take an answer for this long is gone. One that waits for its answers never fills the socket's
+#: buffer; and the end of a daemon, which waits for the thread, has 5 seconds for everything.
+_SEND_TIMEOUT_MS: Final = 1_000
 
 
 class Message(NamedTuple):
