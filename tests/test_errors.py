@@ -60,6 +60,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
         "    UnsupportedVersionError",
         "    CorruptImageError",
         "    ImageBusyError",
+        "    NoSpaceError",
         "    PoisonedError",
         "  PeerError",
         "  UsageError",
@@ -87,7 +88,7 @@ def test_what_errors_carry() -> None:
     assert busy.holder == "mount (pid 12)"
 
     assert PoisonedError("an earlier failure").status == Status.POISONED
-    assert PoisonedError("just now", status=Status.NO_SPACE).status == Status.NO_SPACE
+    assert PoisonedError("just now", status=Status.IO_ERROR).status == Status.IO_ERROR
 
     assert UsageError("no").exit_code == 2
     assert UsageError("no", exit_code=1).exit_code == 1

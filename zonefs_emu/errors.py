@@ -7,6 +7,7 @@
     │   ├── UnsupportedVersionError   an image of a later version, or with features we do not know
     │   ├── CorruptImageError         flipped, cut or torn metadata: where, what was found, what was expected
     │   ├── ImageBusyError            another process holds it
+    │   ├── NoSpaceError              the host has no room for the image's metadata; nothing is lost
     │   └── PoisonedError             a host write or sync failed; the image must be reopened
     ├── PeerError                     a protocol peer broke the protocol: drop the connection, keep the device
     └── UsageError(exit_code)         one line on stderr, no traceback
@@ -41,7 +42,7 @@ class Status(IntEnum):
     OPEN_RESOURCE = 13  #: max_open_zones reached and no implicitly open zone to close
     ACTIVE_RESOURCE = 14  #: max_active_zones reached
     IO_ERROR = 15  #: the host failed to read, write or sync the image
-    NO_SPACE = 16  #: the host has no space left for the image
+    NO_SPACE = 16  #: the host has no space left for the image; nothing is lost, and with room the same succeeds
     POISONED = 17  #: refused because an earlier host failure left the image in doubt; reopen it
     UNSUPPORTED = 18  #: the device does not offer that operation, or the request is malformed
 
@@ -105,10 +106,16 @@ class ImageBusyError(ImageError):
         self.holder = holder
 
 
+class NoSpaceError(ImageError):
+    """The host has no room for metadata. Nothing is lost, and with room the same succeeds; *status* is NO_SPACE."""
+
+    status = Status.NO_SPACE
+
+
 class PoisonedError(ImageError):
     """A host write or sync failed; nothing more is written until the image is reopened.
 
-    *status* is the answer to the command that met it: IO_ERROR or NO_SPACE for the first, POISONED for all later ones.
+    *status* is the answer to the command that met it: IO_ERROR for the first, POISONED for all later ones.
     """
 
     def __init__(self, message: str, status: Status = Status.POISONED) -> None:

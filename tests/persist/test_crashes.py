@@ -1,6 +1,8 @@
 """The promises of docs/architecture.md, "The image", at every point where a process or a host can die."""
 
 import random
+import threading
+from collections.abc import Callable
 
 import hypothesis
 import pytest
@@ -115,6 +117,103 @@ def test_power_cut_during_the_recovery_from_a_power_cut(setup: str, program: str
     check_power_cuts(world, rng, limit=12, again=(4, 2, 2))
 
 
+class Meanwhile(CrashBacking):
+    """Runs a function once in the middle of a checkpoint: the data is synced, and nothing of the checkpoint written."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def sync(self) -> None:
+        super().sync()
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+
+#: What is done before a flush, and by another thread while that flush writes its checkpoint. A reset that forgets there
+#: that the zone may not be written yet shows in the program after it.
+BESIDE_A_FLUSH = {
+    "reset": ("w1:4", "r1", "w1:6 f"),
+    "reset of what was reset before": ("w1:4 f r1", "r1", "w1:6 f"),
+    "reset of what an earlier flush covers": ("w1:4 f w1:1", "r1", "w1:3 f"),
+    "reset, write": ("w1:4", "r1 w1:6", "f"),
+    "reset, write of a zone that is durable": ("w1:4 f w2:1", "r1 w1:6", "f"),
+    "write, reset": ("w1:2", "w1:2 r1", "w1:6 f"),
+    "reset all": ("w1:4 w2:2", "R", "w2:3 w1:5 f"),
+    "finish, reset": ("w1:4", "f1 r1", "w1:5 f"),
+    "reset of what was loaded over a reset": ("w1:4 f S r1 L w1:1", "r1", "w1:6 f"),
+    "load over a reset": ("w1:4 f S r1", "L", "w1:1 f"),
+    "load": ("w1:3 f S w1:2", "L", "w1:3 f"),
+    "load, write": ("w1:3 f S r1", "L w1:2", "w1:1 f"),
+}
+
+
+@pytest.mark.parametrize(("before", "beside", "after"), BESIDE_A_FLUSH.values(), ids=list(BESIDE_A_FLUSH))
+def test_power_cut_around_what_another_thread_does_during_a_checkpoint(before: str, beside: str, after: str) -> None:
+    rng = random.Random(beside)
+    backing = Meanwhile(prepared(""))
+    world = World(backing)
+    world.run(before)
+    waiting: list[threading.Thread] = []
+
+    def meanwhile() -> None:
+        steps = beside.split()
+        while steps and steps[0] != "L" and not (steps[0].startswith("w1") and world.port.is_unsettled(1)):
+            world.run(steps.pop(0))
+        # What waits for the checkpoint to end needs a thread of its own.
+        if steps:
+            waiting.append(threading.Thread(target=world.run, args=(" ".join(steps),)))
+            waiting[0].start()
+
+    backing.meanwhile = meanwhile
+    world.run("f")
+    for thread in waiting:
+        thread.join()
+    world.run(after)
+    assert not any(world.statuses), world.statuses
+    assert check_power_cuts(world, rng, limit=200) > 200
+
+
+def test_a_state_is_loaded_between_checkpoints_and_no_data_vanish_after_it() -> None:
+    """A checkpoint gives the space of zones back that were reset before it began: not of those that got data since."""
+    backing = Meanwhile(prepared(""))
+    world = World(backing)
+    world.run("w1:4 f S r1")
+    loading = threading.Thread(target=world.run, args=("L",))
+
+    def meanwhile() -> None:
+        loading.start()
+        loading.join(0.2)  # not before the checkpoint has ended: then nothing is proven, and nothing fails
+
+    backing.meanwhile = meanwhile
+    world.run("f")
+    loading.join()
+    loaded = world.history[-1].after
+    assert loaded[1][0] == Condition.IMP_OPEN
+    world.run("f")
+    assert world.snapshot() == loaded
+
+
+#: States that are loaded, with a flush or none between them and what was there before.
+LOADS = {
+    "a write pointer comes back": ("w1:4 f S r1", "L w1:1 f"),
+    "a write pointer comes back, and goes": ("w1:4 f S r1", "L f r1 w1:2 f"),
+    "a write pointer moves back": ("w1:2 f S w1:3 f", "L w1:3 f"),
+    "a write pointer moves back, unflushed": ("w1:2 S w1:3", "L w1:3 f"),
+    "after the space was given back": ("w1:4 f S r1 f", "L f w1:1 f"),
+    "many zones": ("w1:4 w2:3 f f2 S r1 R f w3:4", "L w1:1 r2 f w2:5 f"),
+    "twice": ("w1:4 f S r1", "L r1 L w1:1 f r1 w1:6 f"),
+}
+
+
+@pytest.mark.parametrize(("setup", "program"), LOADS.values(), ids=list(LOADS))
+def test_power_cut_around_states_that_are_loaded(setup: str, program: str) -> None:
+    rng = random.Random(program)
+    world = World(CrashBacking(prepared("")))
+    world.run(setup)
+    world.run(program)
+    assert check_power_cuts(world, rng, limit=200) > 200
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("nr_spare", [0, 1, 2])
@@ -159,7 +258,7 @@ def programs(draw: st.DrawFn) -> str:
         st.tuples(st.sampled_from("ocfrr"), st.integers(1, 5)).map(lambda t: f"{t[0]}{t[1]}"),
         st.tuples(st.integers(0, 5), st.integers(1, 3)).map(lambda t: f"k{t[0]}:{t[1]}"),
         st.tuples(st.integers(0, 5), st.sampled_from((0, 1, 4, 13, 14, 15))).map(lambda t: f"x{t[0]}:{t[1]}"),
-        st.sampled_from(("f", "f", "f", "R", "P")),
+        st.sampled_from(("f", "f", "f", "R", "P", "S", "L")),
     )
     return " ".join(draw(st.lists(steps, min_size=1, max_size=14)))
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.persist.test_crashes import check_power_cuts
 from tests.persist.worlds import (
     BOOT,
     GEOMETRY,
@@ -33,7 +35,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
-from zonefs_emu.persist.image import Image, holder
+from zonefs_emu.persist.image import Image, holder, read_header
 from zonefs_emu.persist.layout import SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 
@@ -89,22 +91,19 @@ def test_a_failure_while_opening_leaves_the_image_as_it_was(fail_at: int) -> Non
 
 
 @pytest.mark.parametrize("lasting", [False, True])
-@pytest.mark.parametrize(("number", "status"), [(errno.EIO, Status.IO_ERROR), (errno.ENOSPC, Status.NO_SPACE)])
 @pytest.mark.parametrize("fail_at", range(OPENING + 1, ALL + 1))
-def test_a_failing_host_fails_one_command_and_loses_nothing_else(
-    fail_at: int, number: int, status: Status, *, lasting: bool
-) -> None:
-    backing = Failing(set_up(), fail_at=fail_at, errno=number, lasting=lasting)
+def test_a_failing_host_fails_one_command_and_loses_nothing_else(fail_at: int, *, lasting: bool) -> None:
+    backing = Failing(set_up(), fail_at=fail_at, lasting=lasting)
     world = World(backing)
     statuses = world.run(PROGRAM, must_succeed=False)
     is_closing = not any(statuses)
     if is_closing:
         with pytest.raises(PoisonedError) as raised:
             world.step("Q")
-        assert raised.value.status is status
+        assert raised.value.status is Status.IO_ERROR
     else:
         first = next(index for index, found in enumerate(statuses) if found)
-        assert statuses[first] is status
+        assert statuses[first] is Status.IO_ERROR
         assert set(statuses[first + 1 :]) <= {Status.POISONED}
         # What was there before can still be read, and letting go of the image is no second failure.
         assert world.port.read(0, 8, [bytearray(4096)]) is Status.OK
@@ -153,8 +152,77 @@ def test_after_a_failed_sync_the_live_table_is_not_believed() -> None:
     assert image.recovery.startswith("the last process could not sync the image: everything up to the last completed")
 
 
-def test_a_full_host_keeps_all_that_was_answered(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
-    """A real one: a tmpfs that runs full under writes, and then gets room."""
+class Full(CrashBacking):
+    """A host that is full from its *full_at*-th write or punch (from 1) on, for *lasting* of them; syncs go through."""
+
+    def __init__(self, memory: bytearray, *, full_at: int, lasting: int) -> None:
+        super().__init__(memory)
+        self.calls = 0
+        self.full_at = full_at
+        self.lasting = lasting
+        self._counters = read_header(self, len(memory)).section(SectionKind.COUNTERS)
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        is_counted = self._counters.offset <= offset < self._counters.offset + self._counters.length
+        if not is_counted and self._is_full():
+            super().pwrite(data[: len(data) // 2 // 512 * 512], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().pwrite(data, offset)
+
+    def punch(self, offset: int, length: int) -> None:
+        if self._is_full():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().punch(offset, length)
+
+    def _is_full(self) -> bool:
+        self.calls += 1
+        return self.full_at > 0 and self.full_at <= self.calls < self.full_at + self.lasting
+
+
+@pytest.mark.parametrize("lasting", [1, 2, 5])
+def test_a_full_host_refuses_loses_nothing_and_goes_on(lasting: int) -> None:
+    """At each write and punch, of data and of metadata alike; and no power cut around it finds anything else."""
+    program = "w2:1 r1 w1:2 f3 f a2:1 c2 r1 w1:1 R f w2:3 w1:1 f"
+    fresh = set_up()
+    counting = World(Full(fresh, full_at=0, lasting=0))
+    opening = counting.backing.calls  # type: ignore[attr-defined]  # a Full
+    counting.run(program)
+    for full_at in range(1, counting.backing.calls - opening + 1):  # type: ignore[attr-defined]
+        backing = Full(set_up(), full_at=0, lasting=lasting)
+        world = World(backing)
+        backing.full_at = backing.calls + full_at
+        statuses = world.run(program, must_succeed=False)
+        assert set(statuses) == {Status.OK, Status.NO_SPACE}, full_at
+        assert world.image.poison is None
+        backing.lasting = 0
+        world.run("R w4:1 f r4 w4:2 f r3 w3:1 f")
+        assert not world.image.old_extents
+        check_power_cuts(world, random.Random(full_at), limit=16)
+        answered = world.snapshot()
+        assert World(MemoryBacking(bytearray(backing.memory))).snapshot() == answered
+        assert World(MemoryBacking(bytearray(backing.memory)), NEXT_BOOT).snapshot() == power_cycled(answered)
+
+
+@pytest.mark.parametrize("full_at", range(1, 8))
+def test_a_fold_that_a_full_host_interrupts_is_done_by_the_next_flush(full_at: int) -> None:
+    memory = fresh_memory(WIDE_GEOMETRY)
+    world = World(MemoryBacking(memory))
+    nr_records = world.image.header.section(SectionKind.JOURNAL).length // 512
+    world.run("w1:1 r1 f " * (nr_records - 1) + "w1:1 w300:1 w599:1 Q")
+    backing = Full(memory, full_at=0, lasting=2)
+    world = World(backing)
+    world.run("w2:1 w301:1")
+    backing.full_at = backing.calls + full_at
+    statuses = world.run("f w3:1 r599 f w302:1 f w599:1 f", must_succeed=False)
+    assert set(statuses) <= {Status.OK, Status.NO_SPACE}
+    assert world.image.poison is None
+    world.run("w4:1 f r300 w300:1 f")
+    assert world.image._epoch >= 2
+    check_power_cuts(world, random.Random(full_at), limit=24)
+
+
+def test_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
+    """A real one: a tmpfs that runs full under writes. A zone that is reset makes room, and so does a larger host."""
     expect_warning("the counters could not be written")
     requires("root", "mount", "umount")
     mount = tmp_path / "small"
@@ -167,26 +235,36 @@ def test_a_full_host_keeps_all_that_was_answered(tmp_path: Path, expect_warning:
         ZonedDevice.create(path, Geometry(size=64 * MIB, zone_size=MIB, zone_capacity=MIB), uuid=UUID_OF_TESTS)
         device = ZonedDevice.open(path)
         port = device.port("test", VIRTIO)
+        assert port.append(MIB, 32, [b"1" * 32 * 512])[0] is Status.OK
         statuses = list(itertools.takewhile(lambda status: not status, (append(port, n) for n in range(1, 1000))))
         nr_written = len(statuses)
         assert nr_written > 20
-        assert port.last_refusal is not None
-        assert port.last_refusal.status is Status.NO_SPACE
-        assert append(port, 0) is Status.POISONED
-        assert port.flush() is Status.POISONED
+        # Again and again, and longer ones, which the host takes in part: wp stays, and what was there stays.
+        for nr_sectors in (8, 8, 512):
+            assert port.append(0, nr_sectors, [b"x" * nr_sectors * 512])[0] is Status.NO_SPACE
+        assert port.append(2 * MIB, 512, [b"x" * 512 * 512])[0] is Status.NO_SPACE
+        assert port.zone(2).cond is Condition.EMPTY
+        assert port.flush() is Status.OK
+        assert port.manage(Operation.FINISH, 3 * MIB) is Status.OK
+        assert port.manage(Operation.RESET, MIB) is Status.OK
+        assert port.flush() is Status.OK
+        # There is room for what the zone held, no more: the writes that failed have kept nothing.
+        assert port.append(2 * MIB, 32, [b"2" * 32 * 512])[0] is Status.OK
+        assert append(port, 0) is Status.NO_SPACE
         device.close()
         # Even on the full host it opens: all that opening writes is reserved.
         device = ZonedDevice.open(path)
-        assert device.port("test", VIRTIO).zone(0).wp == 8 * nr_written
-        device.close()
-        subprocess.run(["mount", "-o", "remount,size=4m", str(mount)], check=True)
-        device = ZonedDevice.open(path)
+        assert not device.image.recovery
         port = device.port("test", VIRTIO)
+        assert port.zone(0).wp == 8 * nr_written
+        subprocess.run(["mount", "-o", "remount,size=4m", str(mount)], check=True)
         assert append(port, nr_written + 1) is Status.OK
         buffer = bytearray(4096)
         for number in range(1, nr_written + 2):
             assert port.read(8 * (number - 1), 8, [buffer]) is Status.OK
             assert buffer == number.to_bytes(8, "big") * 512
+        assert port.read(3 * MIB, 8, [buffer]) is Status.OK
+        assert not any(buffer)
         device.close()
         with pytest.raises(OSError, match="No space"):
             ZonedDevice.create(

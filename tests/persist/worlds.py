@@ -5,6 +5,7 @@ Every sector that is ever written has content of its own, so that a mixture of o
 
     wZ:N write at wp    aZ:N append    oZ open    cZ close    fZ finish    rZ reset    R reset all    f flush
     kS:N write N sectors at sector S of the device (conventional)    xZ:C set condition C    P power cycle    Q close
+    S save the states of all zones    L load those that were saved last
 """
 
 import itertools
@@ -79,6 +80,7 @@ class World:
         self.port = self.device.port("test", VIRTIO)
         self._numbers = itertools.count(1)
         self.statuses: list[Status] = []
+        self.saved = self.device.save_zones()
         self.open_position = self.position
         self.history = [Moment(position=0, after=self.snapshot())]
         #: (position of the log when it was complete, index in history of what it covers).
@@ -103,14 +105,17 @@ class World:
 
     def step(self, word: str) -> Status:
         position = self.position
+        covered = len(self.history) - 1
         # What may be found if the command is interrupted is what it would have led to; so it is entered in the history
         # with the position of its beginning, once it is known.
         status = self._execute(word)
-        if not self.image.is_closed:
+        if word == "f" and len(self.history) - 1 > covered:
+            pass  # a flush during which others did something: what it led to is none of the states
+        elif not self.image.is_closed:
             self.history.append(Moment(position=position, after=self.snapshot()))
         if word in ("f", "P", "Q") and not status:
             # P flushes after its change as well, so that it covers the change.
-            self.flushes.append((self.position, len(self.history) - 1))
+            self.flushes.append((self.position, covered if word == "f" else len(self.history) - 1))
         self.statuses.append(status)
         return status
 
@@ -133,6 +138,10 @@ class World:
                 return self.port.manage_all(Operation.RESET)
             case "P":
                 self.device.power_cycle()
+            case "S":
+                self.saved = self.device.save_zones()
+            case "L":
+                self.device.load_zones(self.saved)
             case "Q":
                 self.closing_position = self.position
                 self.device.close()

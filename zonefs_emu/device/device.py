@@ -13,6 +13,7 @@ zone before or after it, as on a drive.
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,12 +26,12 @@ from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.unforeseen import UnforeseenErrors
-from zonefs_emu.errors import CommandError, ImageError, PoisonedError, Status
+from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zone import Condition, Zone
-from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.image import Image, is_full
 from zonefs_emu.persist.layout import check_words, pack_words, unpack_words
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
@@ -49,12 +50,13 @@ Tap: TypeAlias = "Callable[[Callable[[Sequence[Buffer], int], int], Sequence[Buf
 #: What a witness is told instead of a number of sectors for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
 
+#: The host failed, or is full: both carry the status of the answer.
+_HOST_ERRORS: Final = (PoisonedError, NoSpaceError)
 _LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
 #: The most buffers that preadv and pwritev take at once (UIO_MAXIOV); with more they fail.
 _IOV_MAX: Final = 1024
 #: Listeners are told of every run of changed zones, or where more zones than this changed, of all that lies between.
 _RUNS_MAX: Final = 64
-_NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 _MANAGEMENT_COUNTER: Final = {
     Operation.OPEN: Counter.OPENS,
@@ -199,7 +201,7 @@ class ZonedDevice:
         """Add *fault*, from now on and across restarts; returns it with its id.
 
         Raises:
-            UsageError: there are too many. PoisonedError: the host failed to write.
+            UsageError: there are too many. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.faults.add(fault)
         self.save_faults()
@@ -209,7 +211,7 @@ class ZonedDevice:
         """Remove a fault.
 
         Raises:
-            UsageError: there is none of that id. PoisonedError: the host failed to write.
+            UsageError: there is none of that id. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.faults.remove(fault_id)
         self.save_faults()
@@ -218,7 +220,7 @@ class ZonedDevice:
         """Keep the faults, and how often each has matched, in the image: *durably*, or through a kill only.
 
         Raises:
-            PoisonedError: the host failed to write.
+            PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         # Of two threads the one that counted later must not be the first to write.
         with self._saving_faults:
@@ -228,7 +230,7 @@ class ZonedDevice:
         """Do what cutting and restoring power does to a drive that had flushed: open zones come back closed, or empty.
 
         Raises:
-            PoisonedError: the host failed to write.
+            PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.image.flush()
         with self.lock:
@@ -254,7 +256,9 @@ class ZonedDevice:
         """
         conds, wps = unpack_words(words)
         check_words(self.geometry, conds, wps, what="zone states to load", offset=0)
-        with self.lock:
+        # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
+        # they may get their data back.
+        with self.image.between_checkpoints(), self.lock:
             if self.image.poison:
                 raise PoisonedError(self.image.poison)
             self.machine.load(conds, wps)
@@ -328,7 +332,7 @@ class Port:
         self._rows = device.counters.rows
         self._load_row = device.counters.load
         self._touched = device.machine.touched
-        self._erased = device.image.erased
+        self._old_extents = device.image.old_extents
         self._publish = device.image.publish
         self._check_read = device.machine.check_read
         self._begin_write = device.machine.begin_write
@@ -414,8 +418,8 @@ class Port:
         """Write *buffers*, *nr_sectors* in total, at *sector*.
 
         Returns OUT_OF_RANGE, UNALIGNED, ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL, ZONE_BOUNDARY, UNALIGNED_WP,
-        ACTIVE_RESOURCE, OPEN_RESOURCE: nothing has changed then. IO_ERROR, NO_SPACE, POISONED: wp has not moved, and
-        the device takes no further writes.
+        ACTIVE_RESOURCE, OPEN_RESOURCE: nothing has changed then. NO_SPACE: wp has not moved; with room the same write
+        succeeds. IO_ERROR, POISONED: wp has not moved, and the device takes no further writes.
         """
         if self.witnessing and (answer := self.witnessing.answer(self, Operation.WRITE, sector, nr_sectors)):
             return answer[0]
@@ -431,7 +435,7 @@ class Port:
                 return self._refused(Operation.WRITE, error, sector, nr_sectors)
             if self._image.poison:
                 return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
-            if zone_no not in self._erased:
+            if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
                 return self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
         # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the lock
         # itself, so the command starts again after it.
@@ -460,7 +464,7 @@ class Port:
             if self._image.poison:
                 poisoned = CommandError(Status.POISONED, zone_no)
                 return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
-            if zone_no not in self._erased:
+            if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
                 status = self._write_now(Operation.APPEND, zone_no, append_sector, nr_sectors, buffers)
                 return status, append_sector
         status = self._settle(Operation.APPEND, sector, nr_sectors)
@@ -508,14 +512,14 @@ class Port:
     def _settle(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
         try:
             self._image.settle()
-        except PoisonedError as poisoned:
+        except _HOST_ERRORS as poisoned:
             error = CommandError(poisoned.status, sector // self.geometry.zone_size)
             return self._refused(operation, error, sector, nr_sectors)
         return Status.OK
 
     def is_unsettled(self, zone_no: int) -> bool:
-        """Say whether the next write to *zone_no* first waits for a flush: the zone was reset since the last."""
-        return zone_no in self._erased
+        """Say whether the next write to *zone_no* first waits for a flush: wp moved back since the last."""
+        return zone_no in self._old_extents and self._image.is_unsettled(zone_no)
 
     def flush(self) -> Status:
         """Make everything answered so far survive a power cut. Blocks: call it off the event loop.
@@ -531,7 +535,7 @@ class Port:
         try:
             counters.save_sometimes()
             self._image.flush()
-        except PoisonedError as error:
+        except _HOST_ERRORS as error:
             return self._refused(Operation.FLUSH, CommandError(error.status), 0, 0)
         return Status.OK
 
@@ -609,7 +613,7 @@ class Port:
         """Do what :meth:`ZonedDevice.power_cycle` does.
 
         Raises:
-            PoisonedError: the host failed to write.
+            PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.device.power_cycle()
 
@@ -676,7 +680,7 @@ class Port:
         nr_zones = nr_zones or (sector + max(nr_sectors, 1) - 1) // self._zone_size + 1 - first
         try:
             fired = self.fired(operation, first, nr_zones)
-        except PoisonedError as error:
+        except _HOST_ERRORS as error:
             return self._refused(operation, CommandError(error.status, first), sector, nr_sectors)
         for fault, zone_no in fired:
             match fault.effect:
@@ -781,9 +785,23 @@ class Port:
         return self.refuse(Rule(error.status), operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
 
     def _failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
-        """Turn a failure of the host into a status; one that concerns writing poisons the image."""
-        status = Status.NO_SPACE if error.errno in _NO_SPACE_ERRNOS else Status.IO_ERROR
-        if operation is not Operation.READ:
-            self._image.fail(error, "the image could not be written")
+        """Turn a failure of the host into a status; one that concerns writing poisons the image, unless it is full."""
+        status = Status.NO_SPACE if is_full(error) else Status.IO_ERROR
         zone_no = sector // self.geometry.zone_size
+        if operation is not Operation.READ:
+            if status is Status.NO_SPACE:
+                self._give_back(zone_no, sector, nr_sectors)
+            else:
+                self._image.fail(error, "the image could not be written")
         return self.refuse(Rule(status), operation, status, sector, nr_sectors, zone_no=zone_no)
+
+    def _give_back(self, zone_no: int, sector: Sector, nr_sectors: int) -> None:
+        """Give back the space of what a write to a full host had written beyond wp; no checkpoint points there.
+
+        An EMPTY zone would else keep it for ever, as resetting it changes nothing. In a conventional zone each sector
+        is old or new.
+        """
+        if not self.geometry.is_conventional(zone_no):
+            # A host that cannot even do that keeps the space, and reads of it are zeros all the same.
+            with suppress(OSError):
+                self._image.backing.punch(sector << SECTOR_SHIFT, nr_sectors << SECTOR_SHIFT)

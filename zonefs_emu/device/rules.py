@@ -147,10 +147,14 @@ RULES: Final[dict[Rule, RuleText]] = {
         clause="virtio 1.4 blk, ZONE_ACTIVE_RESOURCE; ZNS 1.1 Too Many Active Zones",
     ),
     Rule.IO_ERROR: RuleText(sentence="the host could not read or write the image", clause="host"),
-    Rule.NO_SPACE: RuleText(sentence="the host has no space left for the image", clause="host"),
+    Rule.NO_SPACE: RuleText(
+        sentence="the host has no space left for the image: free some there, or reset zones and flush, and write again",
+        clause="docs/errors.md, after a host failure",
+    ),
     Rule.POISONED: RuleText(
-        sentence="nothing is written: the image is open read-only, or an earlier host failure left it in doubt",
-        clause="docs/image-format.md",
+        sentence="nothing is written: the image is open read-only, or an earlier host failure left it in doubt until "
+        "it is opened again (unmount it and mount it, or restart the daemon that serves it)",
+        clause="docs/errors.md, after a host failure",
     ),
     Rule.INTERNAL: RuleText(
         sentence="zonefs_emu met an error of its own, which the daemon's log has with a traceback",

@@ -593,8 +593,13 @@ class Volume:
             self.on_readonly()
 
     def _failed(self, file: ZoneFile, status: Status, *, write: bool) -> FileError:
-        """Recover from the device's refusal *status*, and return what the application gets."""
-        self._recover(file, write=write)
+        """Recover from the device's refusal *status*, and return what the application gets.
+
+        A full host has refused a write and changed nothing. Recovery would make the mount read-only by default, and
+        then no file could be truncated to make room.
+        """
+        if status is not Status.NO_SPACE:
+            self._recover(file, write=write)
         return FileError(ERRNO_OF[status])
 
     def _immutable(self, file: ZoneFile, operation: Operation, offset: int = 0, count: int = 0) -> FileError:

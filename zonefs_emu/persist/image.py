@@ -13,17 +13,21 @@ Invariants:
 
 * Data is synced before a checkpoint that covers it is written, and a checkpoint is synced before a flush is answered:
   a durable wp never covers bytes that are not.
-* A zone that was reset is not overwritten before its reset is durable ("erased" zones; :meth:`Image.settle`), and its
-  bytes are not punched out before that either: the last checkpoint may still point at them.
+* Bytes that a write pointer moved back over are neither overwritten nor punched out before that is durable
+  (``old_extents``; :meth:`Image.settle`): the last checkpoint, or the one being written, may still point at them.
+  Whether a zone has such bytes follows from its write pointer at the time of asking, so a zone that gets its write
+  pointer back (a loaded state) has none any more.
 * Of two copies of anything, the one that may be the only good one is never overwritten first.
-* After a failed write or sync nothing more is written (poisoned).
+* After a failed sync, or a write that failed for another reason than a full host, nothing more is written (poisoned). A
+  full host refuses a write and loses nothing by it: the last checkpoint stays what it is, and the next one covers more.
 """
 
 import errno
 import sys
 import threading
+import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from enum import Enum
@@ -37,6 +41,7 @@ from zonefs_emu.errors import (
     CorruptImageError,
     ImageBusyError,
     ImageError,
+    NoSpaceError,
     PoisonedError,
     Status,
     UnsupportedVersionError,
@@ -86,7 +91,18 @@ NO_BOOT: Final = bytes(16)
 _SEARCH_BYTES: Final = 3 << 30
 _SEARCH_CHUNK_BYTES: Final = 1 << 20
 _EMPTY: Final = int(Condition.EMPTY)
-_NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+#: What a host says that is full, to everybody or to this user.
+NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+#: The most zones that are gone through one by one while the lock is held. More are copied as whole arrays, or gone
+#: through in portions.
+PORTION_ZONES: Final = 1024
+#: Between two portions others get the lock. A plain lock goes to the thread that asks first, which without a pause
+#: would be the one that has just let it go.
+_PAUSE_SECONDS: Final = 50e-6
+
+
+class SyncFailedError(OSError):
+    """A sync failed: what the host had accepted before it may be lost, even if it failed because the host is full."""
 
 
 class Stage(Enum):
@@ -137,8 +153,12 @@ class Image:
         self.checkpoint_listener: Callable[[Stage], None] | None = None
         #: Told which zones were erased before their space is given back and they may be written; without the lock.
         self.erase_listener: Callable[[Sequence[int]], None] | None = None
-        #: Zones that were reset and may not be written before :meth:`settle`.
-        self.erased: set[int] = set()
+        #: For zones whose write pointer moved back: how many sectors from the zone's start hold bytes of before. See
+        #: :meth:`is_unsettled`. Not the durable write pointers instead: data that was never flushed takes space, too.
+        self.old_extents: dict[int, int] = {}
+        # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
+        self._captured_conds = bytearray()
+        self._captured_wps = array("Q")
 
     # -- creating and opening ---------------------------------------------------------------------------------
 
@@ -351,21 +371,26 @@ class Image:
             self._dirty.add(zone_no)
 
     def publish_all(self, zone_numbers: Sequence[int]) -> None:
-        """Publish zones whose condition changed, in order, noting those that lost data by it."""
+        """Publish zones whose condition changed, in order, noting those whose write pointer moved back by it."""
         live, conds, wps = self._live, self.conds, self.wps
         for zone_no in zone_numbers:
             wp = wps[zone_no]
+            before = live[zone_no] // LIVE_PRIME >> COND_BITS
             # Only what had data can have durable data: a zone that was opened and closed again needs no settling.
-            if not wp and live[zone_no] // LIVE_PRIME >> COND_BITS:
-                self.erased.add(zone_no)
+            if wp < before:
+                self.old_extents[zone_no] = max(before, self.old_extents.get(zone_no, 0))
             live[zone_no] = (wp << COND_BITS | conds[zone_no]) * LIVE_PRIME
         self._dirty.update(zone_numbers)
+
+    def is_unsettled(self, zone_no: int) -> bool:
+        """Say whether *zone_no* may not be written before :meth:`settle`: at wp lie bytes of before wp moved back."""
+        return self.wps[zone_no] < self.old_extents.get(zone_no, 0)
 
     def settle(self) -> None:
         """Make all resets durable and give their space back. Blocks; call without the lock.
 
         Raises:
-            PoisonedError: the host failed.
+            PoisonedError: the host failed. NoSpaceError: it is full, and nothing is lost.
         """
         self.flush()
 
@@ -374,6 +399,7 @@ class Image:
 
         Raises:
             PoisonedError: the host failed to write or sync, now or earlier.
+            NoSpaceError: the host has no room for a checkpoint. The last one stays, and the next one covers everything.
         """
         with self._flushing:
             self._require_healthy()
@@ -385,38 +411,93 @@ class Image:
 
     def _checkpoint(self) -> None:
         """Sync the data, then write and sync what zones it belongs to; with *_flushing* held."""
+        if not self._captured_conds:
+            self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
+        # Entries leave this dictionary only here. One that is added from now on is the next checkpoint's to settle.
+        moved_back = list(self.old_extents)
         with self.lock:
-            dirty, self._dirty = sorted(self._dirty), set()
-            erased = sorted(self.erased)
+            dirty, self._dirty = self._dirty, set()
             room = self.header.section(SectionKind.JOURNAL).length - self._journal_at
-            entries: tuple[tuple[int, int], ...] = ()
-            words = b""
-            if record_bytes(len(dirty)) > room:
-                words = pack_words(self.conds, self.wps)
+            fits = record_bytes(len(dirty)) <= room
+            captured_wps: Mapping[int, int] | Sequence[int]
+            if fits and max(len(dirty), len(moved_back)) <= PORTION_ZONES:
+                entries = [(zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in sorted(dirty)]
+                captured_wps = {zone_no: self.wps[zone_no] for zone_no in moved_back}
             else:
-                entries = tuple((zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in dirty)
+                entries = []
+                self._captured_conds[:] = self.conds
+                self._captured_wps[:] = captured_wps = self.wps
             if self.checkpoint_listener is not None:
                 self.checkpoint_listener(Stage.BEGUN)
         try:
-            self.backing.sync()
-            if words:
-                self._fold(words)
-            elif entries:
-                self._append_record(entries)
+            self._sync()
+            self._write_checkpoint(dirty, entries, fits=fits)
         except OSError as error:
-            raise self._fail(error, "the image could not be synced", distrust=True) from None
+            # What was written may be found after a power cut, in part. It is true: the data was synced before.
+            with self.lock:
+                dirty.update(self._dirty)
+                self._dirty = dirty
+            raise self._refuse_or_fail(error, "the image could not be synced", distrust=True) from None
         if self.checkpoint_listener is not None:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
+        self._settle(sorted(moved_back), captured_wps)
+
+    def _write_checkpoint(self, dirty: set[int], entries: list[tuple[int, int]], *, fits: bool) -> None:
+        """Write and sync a record of the *dirty* zones, or the whole table where none *fits*.
+
+        *entries*: the words of the zones, if they are few; else all states lie in the captured arrays.
+        """
+        if not fits:
+            self._fold(pack_words(self._captured_conds, self._captured_wps))
+        elif dirty:
+            conds, wps = self._captured_conds, self._captured_wps
+            entries = entries or [(zone_no, pack_word(conds[zone_no], wps[zone_no])) for zone_no in sorted(dirty)]
+            self._append_record(tuple(entries))
+
+    def _settle(self, zone_numbers: Sequence[int], captured_wps: "Mapping[int, int] | Sequence[int]") -> None:
+        """Give the space of those zones back that the durable checkpoint has without data, and let all be written.
+
+        *captured_wps* says what the checkpoint has. No lock while punching: nothing else writes to these zones, as
+        writers wait for :meth:`settle`, and a state is loaded between checkpoints.
+        """
+        empty = [zone_no for zone_no in zone_numbers if not captured_wps[zone_no]]
         try:
             if self.erase_listener is not None:
-                self.erase_listener(erased)
-            # Not under the lock: nothing else writes to these zones, as writers wait for settle().
-            self._punch(erased)
+                self.erase_listener(empty)
+            self._punch(empty)
         except OSError as error:
-            raise self._fail(error, "the space of reset zones could not be given back") from None
-        with self.lock:
-            self.erased.difference_update(erased)
+            raise self._refuse_or_fail(error, "the space of reset zones could not be given back") from None
+        for first in range(0, len(zone_numbers), PORTION_ZONES):
+            if first:
+                self.let_others_in()
+            with self.lock:
+                for zone_no in zone_numbers[first : first + PORTION_ZONES]:
+                    # A zone that was reset meanwhile has lost what the checkpoint points at.
+                    if self.wps[zone_no] >= captured_wps[zone_no]:
+                        del self.old_extents[zone_no]
+
+    @staticmethod
+    def let_others_in() -> None:
+        """Let other threads have the lock that was just let go, for those who go through zones in portions."""
+        time.sleep(_PAUSE_SECONDS)
+
+    def _sync(self) -> None:
+        """Make everything written so far durable.
+
+        Raises:
+            SyncFailedError: the host failed.
+        """
+        try:
+            self.backing.sync()
+        except OSError as error:
+            raise SyncFailedError(error.errno, error.strerror) from None
+
+    def _refuse_or_fail(self, error: OSError, what: str, *, distrust: bool = False) -> ImageError:
+        """Poison the image, but not because a full host refused a write: nothing is lost by that."""
+        if is_full(error):
+            return NoSpaceError(f"{what} ({error.strerror}): free some space on the host and try again")
+        return self._fail(error, what, distrust=distrust)
 
     def fail(self, error: OSError, what: str) -> None:
         """Refuse all further changes because the host failed to write; say so once."""
@@ -428,7 +509,10 @@ class Image:
         After a failed sync nobody knows which pages reached the medium, so the next open goes back to the last
         checkpoint, as after a power cut.
         """
-        self.poison = f"{what} ({error.strerror}); nothing more is written until the image is reopened"
+        self.poison = (
+            f"{what} ({error.strerror}); nothing more is written until the image is reopened: "
+            "unmount it and mount it again, or restart the daemon that serves it"
+        )
         if distrust:
             # Not _write_state(): its sync between the copies is what fails here.
             state = replace(self._state, generation=self._state.generation + 1, boot_id=NO_BOOT)
@@ -438,7 +522,7 @@ class Image:
                         encode_state(state, self._seed), self.header.section(SectionKind.STATE, copy).offset
                     )
                     self.backing.sync()
-        return PoisonedError(self.poison, Status.NO_SPACE if error.errno in _NO_SPACE_ERRNOS else Status.IO_ERROR)
+        return PoisonedError(self.poison, Status.IO_ERROR)
 
     def _require_healthy(self) -> None:
         if self.poison:
@@ -467,7 +551,7 @@ class Image:
         caller at a time, without the lock.
 
         Raises:
-            UsageError: it does not fit. PoisonedError: the host failed to write.
+            UsageError: it does not fit. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self._require_healthy()
         block = encode_faults(data, self._faults_generation + 1, self._seed)
@@ -477,12 +561,15 @@ class Image:
                 self._write_faults(block, self._faults_first)
                 return
             self._faults_generation += 1
-            for copy in (self._faults_first, 1 - self._faults_first):
+            first = self._faults_first
+            for copy in (first, 1 - first):
                 self._write_faults(block, copy)
-                self.backing.sync()
+                # A sync tells only once that it failed, and it may have been data that was lost.
+                self._sync()
+                # This copy is good, and the other one may be torn from here on.
+                self._faults_first = 1 - copy
         except OSError as error:
-            # A sync tells only once that it failed, and it may have been data that was lost.
-            raise self._fail(error, "the faults could not be written", distrust=True) from None
+            raise self._refuse_or_fail(error, "the faults could not be written", distrust=True) from None
 
     def _write_faults(self, block: bytes, copy: int) -> None:
         self.backing.pwrite(block, self.header.section(SectionKind.FAULTS, copy).offset)
@@ -494,7 +581,7 @@ class Image:
         for copy in (0, 1):
             section = self.header.section(SectionKind.JOURNAL, copy)
             self.backing.pwrite(record, section.offset + self._journal_at)
-        self.backing.sync()
+        self._sync()
         self._journal_seq += 1
         self._journal_at += len(record)
 
@@ -512,14 +599,20 @@ class Image:
         self.backing.sync()
 
     def _fold(self, words: bytes) -> None:
-        """Write the whole table, one copy after the other is durable, and begin an empty journal."""
-        table = encode_table(words, self._newest_epoch + 1, self._seed)
-        for copy in (self._table_first, 1 - self._table_first):
-            self.backing.pwrite(table, self.header.section(SectionKind.TABLE, copy).offset)
-            self.backing.sync()
+        """Write the whole table, one copy after the other is durable, and begin an empty journal.
+
+        A fold that the full host interrupts leaves a good image: its number is used up, so that no later fold is
+        completed by its blocks, and a copy that it made whole counts and is not overwritten first.
+        """
         self._newest_epoch += 1
-        self._epoch = self._newest_epoch
-        self._journal_seq = self._journal_at = 0
+        table = encode_table(words, self._newest_epoch, self._seed)
+        first = self._table_first
+        for copy in (first, 1 - first):
+            self.backing.pwrite(table, self.header.section(SectionKind.TABLE, copy).offset)
+            self._sync()
+            self._epoch = self._newest_epoch
+            self._journal_seq = self._journal_at = 0
+            self._table_first = 1 - copy
 
     def _write_state(self, state: State) -> None:
         """Write both copies of the state block, the second after the first is durable."""
@@ -547,6 +640,11 @@ class Image:
 
 
 # -- reading the metadata ---------------------------------------------------------------------------------------------
+
+
+def is_full(error: OSError) -> bool:
+    """Say whether a full host refused a write, by which nothing is lost; a sync that fails is another matter."""
+    return error.errno in NO_SPACE_ERRNOS and not isinstance(error, SyncFailedError)
 
 
 def require_little_endian() -> None:
