@@ -137,33 +137,74 @@ def test_only_what_changed_is_written(header: Header) -> None:
     assert Counters(backing, header, readonly=True).totals()["flushes"] == 1
 
 
-def test_a_full_disk_warns_once_and_forgets_nothing(
-    header: Header, caplog: pytest.LogCaptureFixture, expect_warning: Callable[[str], None]
-) -> None:
-    expect_warning(r"could not be written \(No space left on device\); they are kept in memory")
-    memory = bytearray(header.file_bytes)
-    backing = FailingBacking(memory, fail_at=1, errno=errno.ENOSPC, lasting=True)
+def test_a_full_disk_switches_them_off(header: Header) -> None:
+    backing = FailingBacking(bytearray(header.file_bytes), fail_at=1, errno=errno.ENOSPC)
     counters = Counters(backing, header, readonly=False)
+    reported: list[tuple[str, str | None]] = []
+    counters.switch.report_to(lambda name, error: reported.append((name, getattr(error, "strerror", None))))
     counters.count(3, Counter.WRITES)
     counters.save()
+    calls = backing.calls
+    counters.count(4, Counter.WRITES)
     counters.save()
-    assert len(caplog.records) == 1
-    assert counters.totals()["writes"] == 1
-    backing.fail_at = 0
-    counters.save()
-    assert Counters(MemoryBacking(memory), header, readonly=False).totals()["writes"] == 1
+    counters.count_all(range(500), Counter.FINISHES)
+    assert backing.calls == calls, "the section is not touched any more"
+    assert reported == [("the counters", "No space left on device")]
+    assert (counters.totals(), counters.top(Counter.WRITES, 5), counters.zone(3)) == ({}, [], {})
 
 
-def test_a_full_disk_costs_the_count_of_one_big_command(header: Header, expect_warning: Callable[[str], None]) -> None:
-    expect_warning(r"could not be written \(No space left on device\): a command is missing in them")
+def test_a_full_disk_under_one_big_command_switches_them_off(header: Header) -> None:
     counters = Counters(
         FailingBacking(bytearray(header.file_bytes), fail_at=1, errno=errno.ENOSPC), header, readonly=False
     )
     counters.count_all(range(500), Counter.FINISHES)
-    counted = counters.totals()["finishes"]
-    assert counted < 500
-    counters.count_all(range(500), Counter.FINISHES)
-    assert counters.totals()["finishes"] == counted + 500
+    assert counters.switch.error is not None
+    assert counters.totals() == {}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "bad sector"), ValueError("a bug"), None])
+def test_a_section_that_cannot_be_read_switches_them_off(
+    header: Header, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """None: the section is cut short."""
+
+    def pread(length: int, offset: int) -> bytes:
+        if error is not None:
+            raise error
+        return b""
+
+    backing = MemoryBacking(bytearray(header.file_bytes))
+    first = Counters(backing, header, readonly=False)
+    first.count(1, Counter.READS)
+    first.save()
+    asks: tuple[Callable[[Counters], object], ...] = (
+        lambda counters: counters.totals(),
+        lambda counters: counters.top(Counter.READS, 5),
+        lambda counters: counters.zone(7),
+        lambda counters: counters.count(7, Counter.READS),
+        lambda counters: counters.count_all(range(500), Counter.READS),
+    )
+    for ask in asks:
+        counters = Counters(backing, header, readonly=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(backing, "pread", pread)
+            ask(counters)
+        assert counters.switch.error is not None
+        assert counters.totals() == {}
+    monkeypatch.setattr(backing, "pread", pread)
+    reported: list[str] = []
+    Counters(backing, header, readonly=False).switch.report_to(lambda name, _: reported.append(name))
+    assert reported == ["the counters"], "what failed before the report was asked for is reported as well"
+
+
+def test_rows_are_bounded_while_they_are_off(header: Header, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS_MAX", 4)
+    backing = FailingBacking(bytearray(header.file_bytes), fail_at=1, errno=errno.EIO)
+    counters = Counters(backing, header, readonly=False)
+    for zone_no in range(100):
+        counters.count(zone_no, Counter.OPENS)
+        assert len(counters.rows) <= 4
+    assert counters.switch.error is not None
 
 
 def test_a_read_only_image_counts_in_memory_only(header: Header) -> None:

@@ -610,16 +610,19 @@ def test_ports_that_nobody_holds_are_forgotten(device: ZonedDevice, port: Port) 
 def test_taps_of_writes_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
     taps: list[tuple[str, int]] = []
 
-    def tap(name: str, pwritev: Callable[..., int], buffers: Sequence[Any], offset: int) -> int:
+    def tap(name: str, offset: int, nr_bytes: int) -> None:
+        assert nr_bytes == 512
         taps.append((name, offset >> 9))
-        return pwritev(buffers, offset)
+
+    def not_failed(error: Exception) -> None:
+        raise AssertionError from error
 
     older, newer = partial(tap, "older"), partial(tap, "newer")
     kept = device.port("kept", VIRTIO)
     begun: list[int] = []
-    device.tap_writes(older)
+    device.tap_writes(older, observer="older", failed=not_failed)
     assert write(port, 128, 1) == Status.OK
-    device.tap_writes(newer, begin=lambda: begun.append(len(taps)))
+    device.tap_writes(newer, observer="newer", failed=not_failed, begin=lambda: begun.append(len(taps)))
     assert write(kept, 129, 1) == Status.OK
     device.untap_writes(older)
     assert write(device.port("later", VIRTIO), 130, 1) == Status.OK

@@ -63,6 +63,7 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         rows.append(("refuses changes", record["poison"]))
     if record["recovery"]:
         rows.append(("recovered", record["recovery"]))
+    rows.extend(("switched off", text) for text in observers_off(record))
     yield from (f"{name + ':':<19} {value}\n" for name, value in rows)
     yield from front_end_lines(record)
     ended = record["ended_front_ends"]
@@ -71,6 +72,13 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         assert isinstance(front_end, dict)
         reason = front_end["reason"]
         yield f"{front_end['name']} at {front_end['where']} has ended{f': {reason}' if reason else ''}\n"
+
+
+def observers_off(record: dict[str, Json]) -> Iterator[str]:
+    """Yield what observes the device and met an error of its own, with the reason: "the counters (bad sector)"."""
+    off = record["observers_off"]
+    assert isinstance(off, dict)
+    yield from (f"{observer} ({reason})" for observer, reason in off.items())
 
 
 def front_end_lines(record: dict[str, Json]) -> Iterator[str]:

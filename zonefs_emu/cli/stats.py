@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import image_argument, info_of, json_option, say_json, say_lines
-from zonefs_emu.cli.info import front_end_lines
+from zonefs_emu.cli.info import front_end_lines, observers_off
 from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import TOP_MAX
@@ -74,6 +74,8 @@ def stats(
         assert isinstance(rows, list)
         say_lines(f"zone {row['zone_no']:>8}  {row[by]}\n" for row in rows if isinstance(row, dict))
         return
+    for text in observers_off(record):
+        click.echo(f"switched off: {text}", err=True)
     say_lines(_lines(record["device"]))
     say_lines(front_end_lines(record))
 

@@ -87,6 +87,9 @@ def _rates(counters: dict[str, Json], before: tuple[float, dict[str, Json]] | No
     if before is None:
         yield "rates: after the next look\n"
         return
+    if "reads" not in counters or "reads" not in before[1]:
+        yield "rates: unknown, as the counters are switched off\n"
+        return
     elapsed = max(now - before[0], 1e-3)
 
     def rate(counter: str) -> float:

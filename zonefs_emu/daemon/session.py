@@ -140,7 +140,12 @@ def run(
         device.refusals.listener = _CauseLog(device).hear
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
-            record(device, held.enter_context(record_file.open("x", encoding="utf-8", buffering=1)))
+            file = record_file.open("x", encoding="utf-8", buffering=1)
+            try:
+                held.callback(record(device, file).close)
+            except BaseException:
+                file.close()
+                raise
         try:
             trio.run(_run, device, path, front_ends, ready, ending)
         except BaseExceptionGroup as group:

@@ -155,6 +155,7 @@ class Verbs:
             "nr_active": device.nr_active,
             "recovery": device.image.recovery,
             "poison": device.image.poison,
+            "observers_off": {**device.unforeseen.observers_off},
             "pid": self._pid,
             "path": None if self._path is None else str(self._path),
             "front_ends": self._front_ends(),
@@ -180,9 +181,12 @@ class Verbs:
         device = self._device
         if "zone_no" in request:
             zone_no = self._zone_no(request)
-            yield {"zone_no": zone_no, "zone": {**device.counters.zone(zone_no)}}, b""
+            zone: dict[str, Json] = {**device.counters.zone(zone_no)}
+            self._require_counters()
+            yield {"zone_no": zone_no, "zone": zone}, b""
             return
         reply: dict[str, Json] = {"device": {**device.statistics()}, "front_ends": self._front_ends()}
+        reply["observers_off"] = {**device.unforeseen.observers_off}
         if "top" in request:
             name = request.get("by", "resets")
             if not isinstance(name, str) or name.upper() not in Counter.__members__:
@@ -193,7 +197,15 @@ class Verbs:
                 {"zone_no": zone_no, name: number}
                 for zone_no, number in device.counters.top(Counter[name.upper()], count)
             ]
+            self._require_counters()
         yield reply, b""
+
+    def _require_counters(self) -> None:
+        """Raise UsageError if the counters are off: they have no numbers then."""
+        if self._device.counters.switch.error is not None:
+            reason = self._device.unforeseen.observers_off["the counters"]
+            msg = f"there are no numbers: the counters are switched off ({reason})"
+            raise UsageError(msg, exit_code=1)
 
     def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
         count = _number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)

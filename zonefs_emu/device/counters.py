@@ -4,9 +4,13 @@ A row of sixteen numbers a zone, in a sparse section of the image: zones that no
 memory. Rows are kept here from the first use on and written back, if they changed, at close, at a flush if the last
 time is a second ago, when there are many, and by a daemon every few seconds. They are statistics: a killed process
 loses those since the last time they were written, and no rule depends on them.
+
+No method raises for what is wrong with the section or with this module: the first error, of reading, of writing or of
+the code, switches the counters off. Rows are then kept in memory only, where the read and write paths expect them, and
+no number is told any more, because it would be wrong.
 """
 
-import logging
+import errno
 import struct
 import threading
 import time
@@ -17,6 +21,7 @@ from heapq import nsmallest
 from itertools import chain
 from typing import Final
 
+from zonefs_emu.device.switch import Switch
 from zonefs_emu.persist.backing import Backing
 from zonefs_emu.persist.layout import COUNTER_ROW_BYTES, NR_COUNTERS, Header, SectionKind
 
@@ -30,8 +35,6 @@ _RUN_ROWS: Final = 512
 _GAP_ROWS: Final = 4096 // COUNTER_ROW_BYTES
 #: Up to so many zones of one command are counted in memory.
 _FEW: Final = 64
-
-log = logging.getLogger(__name__)
 
 
 class Counter(IntEnum):
@@ -76,9 +79,19 @@ class Counters:
         self.rows: dict[int, list[int]] = {}
         #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.
         self._sums: dict[int, int] = {}
-        self._is_failing = False
-        self.device = self._read_row(-1)
+        self.switch = Switch("the counters")
+        self.device = self._fetch(-1)
         self._sums[-1] = sum(self.device)
+
+    def _fetch(self, zone_no: int) -> list[int]:
+        """Return the row in the file, or one of zeros if the counters are off, or go off by this."""
+        if self.switch.error is not None:
+            return [0] * NR_COUNTERS
+        try:
+            return self._read_row(zone_no)
+        except Exception as error:  # the boundary of observers
+            self.switch.put_off(error)
+            return [0] * NR_COUNTERS
 
     def _read_row(self, zone_no: int) -> list[int]:
         return list(_ROW.unpack(self._backing.pread(COUNTER_ROW_BYTES, self._place(zone_no))))
@@ -87,14 +100,17 @@ class Counters:
         return self._offset + (zone_no + 1) * COUNTER_ROW_BYTES
 
     def load(self, zone_no: int) -> list[int]:
-        """Return the row of *zone_no*, which is then in *rows*."""
+        """Return the row of *zone_no*, which is then in *rows*. Never raises."""
         row = self.rows.get(zone_no)
         if row is None:
             with self._moving:
                 if len(self.rows) >= _ROWS_MAX:
                     self._save()
-                row = self.rows.setdefault(zone_no, self._read_row(zone_no))
-                self._sums.setdefault(zone_no, sum(row))
+                row = self.rows.get(zone_no)
+                if row is None:
+                    row = self._fetch(zone_no)
+                    self._sums[zone_no] = sum(row)
+                    self.rows[zone_no] = row
         return row
 
     def count(self, zone_no: int, counter: Counter) -> None:
@@ -111,11 +127,13 @@ class Counters:
                 self.count(zone_no, counter)
             return
         with self._moving:
+            if self.switch.error is not None:
+                return
             try:
                 for first, end in _runs(zone_numbers):
                     self._count_run(zone_numbers[first:end], counter)
-            except OSError as error:
-                log.warning("the counters could not be written (%s): a command is missing in them", error.strerror)
+            except Exception as error:  # the boundary of observers
+                self.switch.put_off(error)
 
     def _count_run(self, zone_numbers: Sequence[int], counter: Counter) -> None:
         first, last = zone_numbers[0], zone_numbers[-1]
@@ -132,13 +150,18 @@ class Counters:
                 if row := rows.get(zone_no):
                     row[counter] += 1
 
+    def close(self) -> None:
+        """Write all rows back, and touch the section no more."""
+        self.save()
+        self.switch.close()
+
     def save_sometimes(self) -> None:
         """Write the rows back if that has not been done for a second."""
         if time.monotonic_ns() - self._saved_ns >= _SAVE_NS:
             self.save()
 
     def save(self) -> None:
-        """Write all rows back. A host that fails to is no reason to fail a command: they are kept for the next time."""
+        """Write all rows back."""
         with self._moving:
             self._save()
 
@@ -146,33 +169,41 @@ class Counters:
         self._saved_ns = time.monotonic_ns()
         if self._readonly:
             return
-        try:
-            for zone_no, row in [*self.rows.items(), (-1, self.device)]:
-                # The sum first: what is counted from here on is written the next time.
-                total = sum(row)
-                if total != self._sums[zone_no]:
-                    self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
-                    self._sums[zone_no] = total
-        except OSError as error:
-            if not self._is_failing:
-                log.warning("the counters could not be written (%s); they are kept in memory", error.strerror)
-            self._is_failing = True
-            return
-        self._is_failing = False
+        if self.switch.error is None:
+            try:
+                for zone_no, row in [*self.rows.items(), (-1, self.device)]:
+                    # The sum first: what is counted from here on is written the next time.
+                    total = sum(row)
+                    if total != self._sums[zone_no]:
+                        self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
+                        self._sums[zone_no] = total
+            except Exception as error:  # the boundary of observers
+                self.switch.put_off(error)
         if len(self.rows) >= _ROWS_MAX:
             self.rows.clear()
             self._sums = {-1: self._sums[-1]}
 
     def zone(self, zone_no: int) -> dict[str, int]:
-        """Return the counters of *zone_no* by name."""
-        row = self.rows.get(zone_no) or self._read_row(zone_no)
+        """Return the counters of *zone_no* by name; nothing if the counters are off, or go off by this."""
+        row = self.rows.get(zone_no) or self._fetch(zone_no)
+        if self.switch.error is not None:
+            return {}
         return {counter.name.lower(): row[counter] for counter in Counter if counter not in _DEVICE_ONLY}
 
     def totals(self) -> dict[str, int]:
         """Return the sums over all zones and the device's row, by name. Reads every row that was ever written.
 
-        Takes no lock: what is counted meanwhile may be in the sums or not.
+        Takes no lock: what is counted meanwhile may be in the sums or not. Returns nothing if the counters are off, or
+        go off by this.
         """
+        if self.switch.error is None:
+            try:
+                return self._totals()
+            except Exception as error:  # the boundary of observers
+                self.switch.put_off(error)
+        return {}
+
+    def _totals(self) -> dict[str, int]:
         sums = list(self.device)
         for zone_no, row in list(self.rows.items()):
             stored = self._read_row(zone_no)
@@ -182,7 +213,18 @@ class Counters:
         return {counter.name.lower(): sums[counter] for counter in Counter}
 
     def top(self, counter: Counter, count: int) -> list[tuple[int, int]]:
-        """Return up to *count* (zone_no, number), the zones with most of *counter* first."""
+        """Return up to *count* (zone_no, number), the zones with most of *counter* first.
+
+        Returns nothing if the counters are off, or go off by this.
+        """
+        if self.switch.error is None:
+            try:
+                return self._top(counter, count)
+            except Exception as error:  # the boundary of observers
+                self.switch.put_off(error)
+        return []
+
+    def _top(self, counter: Counter, count: int) -> list[tuple[int, int]]:
         kept = {zone_no: row[counter] for zone_no, row in list(self.rows.items())}
         stored = (
             (zone_no, number)
@@ -203,6 +245,8 @@ class Counters:
             done = max(end - (end - start - length) // COUNTER_ROW_BYTES * COUNTER_ROW_BYTES, done)
             while at < done:
                 chunk = self._backing.pread(min(_CHUNK_BYTES, done - at), at)
+                if not chunk:
+                    raise OSError(errno.EIO, "the counters are cut off")
                 yield (at - first) // COUNTER_ROW_BYTES, array("Q", chunk)
                 at += len(chunk)
 

@@ -25,6 +25,7 @@ from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.switch import Switch
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
 
     from zonefs_emu.device.witness import Witnessing
 
-#: Called with (first zone_no, number of zones) after another port changed zones: quick, thread safe, never raises. The
-#: device's lock may be held: a listener notes what it was told and calls nothing of the device.
+#: Called with (first zone_no, number of zones) after a change of zones by another port is in the image: quick, thread
+#: safe. The device's lock is held: a listener notes what it was told and calls nothing of the device. One that raises
+#: is an observer that failed, and is not called again.
 Listener: TypeAlias = Callable[[int, int], None]
 
-#: Stands for pwritev(buffers, offset) of the image: called with that, which it calls in its turn, and its arguments.
-Tap: TypeAlias = "Callable[[Callable[[Sequence[Buffer], int], int], Sequence[Buffer], int], int]"
+#: Called with (byte offset, bytes) of what is about to be written to the image, with the device's lock held.
+Tap: TypeAlias = Callable[[int, int], None]
 
 #: What a witness is told instead of a number of sectors for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
@@ -73,8 +75,9 @@ _WRITTEN_SECTORS: Final = int(Counter.WRITTEN_SECTORS)
 _APPENDS: Final = int(Counter.APPENDS)
 
 
-def _closed(_buffers: "Sequence[Buffer]", _offset: int) -> int:
-    raise OSError(errno.EBADF, "the device is closed")
+def _unreadable(sector: Sector, nr_sectors: int, dialect: Dialect) -> int:  # noqa: ARG001  (the machine's signature)
+    """Stand in for the machine's check_read once the device is closed."""
+    raise CommandError(Status.IO_ERROR)
 
 
 class ZonedDevice:
@@ -89,6 +92,8 @@ class ZonedDevice:
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
         self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
+        for switch in (self.counters.switch, self.refusals.switch, self.refusals.listener_switch):
+            switch.report_to(self.unforeseen.observer_failed)
         self.faults = FaultTable.decode(image.load_faults())
         self._saving_faults = threading.Lock()
         self._delays_cut = threading.Event()
@@ -99,7 +104,7 @@ class ZonedDevice:
         self._subscribing = threading.Lock()
         #: How the ports write to the image; see :meth:`tap_writes`.
         self.pwritev = image.backing.pwritev
-        self._taps: list[Tap] = []
+        self._taps: list[tuple[Tap, Switch, Callable[[Exception], None]]] = []
         #: What :meth:`port` makes: an operation log puts its recording ports here.
         self.port_factory: Callable[[str, Dialect], Port] = partial(Port, self)
         self._listeners: list[tuple[Port | None, Listener]] = []
@@ -149,7 +154,7 @@ class ZonedDevice:
         return port
 
     def subscribe(self, listener: Listener, *, port: "Port | None" = None) -> None:
-        """Call *listener* after any port but *port* changed zones."""
+        """Call *listener* after any port but *port* changed zones, until it raises or :meth:`unsubscribe`."""
         with self._subscribing:
             self._listeners.append((port, listener))
             self._spread_listeners()
@@ -160,29 +165,63 @@ class ZonedDevice:
             self._listeners = [entry for entry in self._listeners if entry[1] != listener]
             self._spread_listeners()
 
-    def tap_writes(self, tap: Tap, *, begin: Callable[[], None] | None = None) -> None:
-        """Have all ports write to the image through *tap*, until :meth:`untap_writes`.
+    def tell(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
+        """Tell *listeners* that *nr_zones* zones from *zone_no* on have changed; with the lock held. Never raises."""
+        for listener in listeners:
+            try:
+                listener(zone_no, nr_zones)
+            except Exception as error:  # the boundary of observers
+                owners = [port.name for port, other in self._listeners if other == listener and port is not None]
+                self.unsubscribe(listener)
+                self.unforeseen.observer_failed(f"the zone listener of {owners[0] if owners else 'the device'}", error)
 
-        *tap* is called with the lock held, and so is *begin*, after the last write that *tap* does not see.
+    def _tell_all(self) -> None:
+        """Tell every listener that all zones may have changed; with the lock held."""
+        self.tell([listener for _, listener in self._listeners], 0, self.geometry.nr_zones)
+
+    def tap_writes(
+        self,
+        tap: Tap,
+        *,
+        observer: str,
+        failed: Callable[[Exception], None],
+        begin: Callable[[], None] | None = None,
+    ) -> None:
+        """Call *tap* before each write to the image, until :meth:`untap_writes`.
+
+        Both *tap* and *begin*, which is called after the last write that *tap* does not see, are called with the lock
+        held. A tap looks at what is about to be overwritten. If it raises, the write goes on, *tap* is not called
+        again, *observer* is reported as switched off, and *failed* is called with the error.
         """
+        switch = Switch(observer)
+        switch.report_to(self.unforeseen.observer_failed)
         with self.lock, self._subscribing:
             if begin is not None:
                 begin()
-            self._taps.append(tap)
+            self._taps.append((tap, switch, failed))
             self._spread_taps()
 
     def untap_writes(self, tap: Tap) -> None:
         """Have ports write past *tap* again; without it, do nothing."""
         with self.lock, self._subscribing:
-            self._taps = [other for other in self._taps if other != tap]
+            self._taps = [entry for entry in self._taps if entry[0] != tap]
             self._spread_taps()
 
     def _spread_taps(self) -> None:
-        self.pwritev = self.image.backing.pwritev
-        for tap in self._taps:
-            self.pwritev = partial(tap, self.pwritev)
+        self.pwritev = self._tapped if self._taps else self.image.backing.pwritev
         for port in self._ports:
             port.pwritev = self.pwritev
+
+    def _tapped(self, buffers: "Sequence[Buffer]", offset: int) -> int:
+        """Stand in for the image's pwritev while there are taps."""
+        for tap, switch, failed in reversed(self._taps):
+            if switch.error is None:
+                try:
+                    tap(offset, sum(memoryview(buffer).nbytes for buffer in buffers))
+                except Exception as error:  # the boundary of observers
+                    switch.put_off(error)
+                    failed(error)
+        return self.image.backing.pwritev(buffers, offset)
 
     def _spread_listeners(self) -> None:
         for port in self._ports:
@@ -234,12 +273,11 @@ class ZonedDevice:
         """
         self.image.flush()
         with self.lock:
-            self.counters.device[Counter.POWER_CYCLES] += 1
             self.machine.power_cycle()
             self.publish_touched()
+            self._tell_all()
+        self.counters.device[Counter.POWER_CYCLES] += 1
         self.image.flush()
-        for _, listener in self._listeners:
-            listener(0, self.geometry.nr_zones)
 
     def save_zones(self) -> bytes:
         """Return the state of all zones at one instant: for each 8 bytes, sectors with data · 16 + condition."""
@@ -263,8 +301,7 @@ class ZonedDevice:
                 raise PoisonedError(self.image.poison)
             self.machine.load(conds, wps)
             self.publish_touched()
-        for _, listener in self._listeners:
-            listener(0, self.geometry.nr_zones)
+            self._tell_all()
 
     def _sleep_ns(self, duration_ns: int) -> None:
         """Wait for *duration_ns*, or until :meth:`stop_waiting`."""
@@ -286,21 +323,27 @@ class ZonedDevice:
         if self.image.is_closed:
             return
         self.stop_waiting()
-        self.counters.save()
-        if self.faults and not self.image.poison:
-            self.save_faults()
-        self.image.close()
-        for port in self._ports:
-            port.let_go()
+        self.counters.close()
+        self.refusals.switch.close()
+        try:
+            if self.faults and not self.image.poison:
+                self.save_faults()
+        finally:
+            # Also where the faults could not be kept: the lock is not to outlive this call.
+            try:
+                self.image.close()
+            finally:
+                for port in self._ports:
+                    port.let_go()
 
     def publish_touched(self) -> None:
         """Copy the machine's changes to the image; with the lock held."""
         machine = self.machine
+        self.image.publish_all(machine.touched)
+        machine.touched.clear()
         for zone_no in machine.implicitly_closed:
             self.counters.count(zone_no, Counter.IMPLICIT_CLOSES)
         machine.implicitly_closed.clear()
-        self.image.publish_all(machine.touched)
-        machine.touched.clear()
 
 
 class Port:
@@ -334,6 +377,7 @@ class Port:
         self._touched = device.machine.touched
         self._old_extents = device.image.old_extents
         self._publish = device.image.publish
+        self._tell = device.tell
         self._check_read = device.machine.check_read
         self._begin_write = device.machine.begin_write
         self._commit_write = device.machine.commit_write
@@ -341,8 +385,8 @@ class Port:
         self.pwritev = device.pwritev
 
     def let_go(self) -> None:
-        """Let reads fail from now on: the number of the closed file may soon be another file's."""
-        self._preadv = _closed
+        """Refuse reads from now on: the device is closed. Writes are refused by the image."""
+        self._check_read = _unreadable
 
     # -- data -------------------------------------------------------------------------------------------------
 
@@ -435,6 +479,8 @@ class Port:
                 return self._refused(Operation.WRITE, error, sector, nr_sectors)
             if self._image.poison:
                 return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
+            if not nr_sectors:  # an empty write is checked like any other, and then there is nothing to do
+                return _OK
             if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
                 return self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
         # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the lock
@@ -464,6 +510,8 @@ class Port:
             if self._image.poison:
                 poisoned = CommandError(Status.POISONED, zone_no)
                 return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
+            if not nr_sectors:
+                return _OK, append_sector
             if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
                 status = self._write_now(Operation.APPEND, zone_no, append_sector, nr_sectors, buffers)
                 return status, append_sector
@@ -491,7 +539,7 @@ class Port:
         else:
             self._publish(zone_no)
             if self.listeners:
-                self._notify(zone_no, 1)
+                self._tell(self.listeners, zone_no, 1)
         if witness:
             witness.landed()
         row = self._rows.get(zone_no) or self._load_row(zone_no)
@@ -529,14 +577,13 @@ class Port:
         if self._faults and (status := self._injected(Operation.FLUSH, 0, 0, nr_zones=self.geometry.nr_zones)):
             return status
         counters = self.device.counters
-        counters.device[Counter.FLUSHES] += 1
-        if self._image.readonly:
-            return Status.OK
-        try:
+        if not self._image.readonly:
+            try:
+                self._image.flush()
+            except _HOST_ERRORS as error:
+                return self._refused(Operation.FLUSH, CommandError(error.status), 0, 0)
             counters.save_sometimes()
-            self._image.flush()
-        except _HOST_ERRORS as error:
-            return self._refused(Operation.FLUSH, CommandError(error.status), 0, 0)
+        counters.device[Counter.FLUSHES] += 1
         return Status.OK
 
     # -- zones ------------------------------------------------------------------------------------------------
@@ -562,11 +609,11 @@ class Port:
                 if witness:
                     witness.withdraw()
                 return self._refused(operation, error, sector, 0)
-            zone_no = sector // self._zone_size
-            self.device.counters.count_all(range(zone_no, zone_no + nr_zones), _MANAGEMENT_COUNTER[operation])
             self._publish_and_notify()
             if witness:
                 witness.landed()
+        zone_no = sector // self._zone_size
+        self.device.counters.count_all(range(zone_no, zone_no + nr_zones), _MANAGEMENT_COUNTER[operation])
         return Status.OK
 
     def manage_all(self, operation: Operation) -> Status:
@@ -591,10 +638,10 @@ class Port:
                 return self._refused(operation, error, 0, 0)
             # What the machine closed to make room comes first among the touched zones.
             asked = self._touched[len(self._machine.implicitly_closed) :]
-            self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
             self._publish_and_notify()
             if witness:
                 witness.landed()
+        self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
         return Status.OK
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
@@ -622,23 +669,16 @@ class Port:
             raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
 
     def _publish_and_notify(self) -> None:
-        touched = self._machine.touched
-        if not touched:
+        if not self._touched:
             return
-        if not self.listeners:
-            runs: tuple[tuple[int, int], ...] = ()
-        elif len(touched) > _RUNS_MAX:
-            first = min(touched)
-            runs = ((first, max(touched) + 1 - first),)
-        else:
-            runs = merge_runs([(zone_no, 1) for zone_no in touched])
+        changed = self._touched[:] if self.listeners else []
         self.device.publish_touched()
-        for first, count in runs:
-            self._notify(first, count)
-
-    def _notify(self, zone_no: int, nr_zones: int) -> None:
-        for listener in self.listeners:
-            listener(zone_no, nr_zones)
+        if len(changed) > _RUNS_MAX:
+            first = min(changed)
+            self._tell(self.listeners, first, max(changed) + 1 - first)
+        elif changed:
+            for first, count in merge_runs([(zone_no, 1) for zone_no in changed]):
+                self._tell(self.listeners, first, count)
 
     def zone(self, zone_no: int) -> Zone:
         """Return a snapshot of zone *zone_no* (0 to nr_zones - 1)."""
@@ -763,7 +803,8 @@ class Port:
         holders: tuple[int, ...] = ()
         if status in _LIMITS:
             holding = machine.open_zones if status is Status.OPEN_RESOURCE else machine.active_zones
-            holders = tuple(sorted(islice(holding, NR_HOLDERS_MAX)))
+            # A copy first, in one step: an injected failure comes without the lock, and the set may change meanwhile.
+            holders = tuple(sorted(islice(tuple(holding), NR_HOLDERS_MAX)))
         refusal = Refusal(
             seq=log.next_seq(), time_ns=now_ns(), front_end=self.name, operation=operation, status=status, rule=rule,
             zone_no=zone_no, cond=cond, wp=wp, sector=sector, nr_sectors=nr_sectors, nr_open=machine.nr_open,

@@ -4,17 +4,13 @@ Before a write or the end of a reset changes bytes that the copy still needs, it
 than what they are about to overwrite.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.persist.copy import Copy
 from zonefs_emu.units import to_bytes
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 
 def dump(device: ZonedDevice, target: Path) -> Generator[int]:
@@ -28,9 +24,8 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
     """
     image, geometry = device.image, device.geometry
 
-    def write(pwritev: "Callable[[Sequence[Buffer], int], int]", buffers: "Sequence[Buffer]", offset: int) -> int:
-        copy.save(offset, offset + sum(memoryview(buffer).nbytes for buffer in buffers))
-        return pwritev(buffers, offset)
+    def write(offset: int, nr_bytes: int) -> None:
+        copy.save(offset, offset + nr_bytes)
 
     def erase(zone_numbers: Sequence[int]) -> None:
         for zone_no in zone_numbers:
@@ -46,7 +41,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
 
     copy = Copy(image.backing, image.header, target)
     try:
-        device.tap_writes(write, begin=begin)
+        device.tap_writes(write, observer="the dump", failed=copy.fail, begin=begin)
         try:
             yield from copy.run()
         finally:

@@ -5,6 +5,9 @@ geometry. Data is not kept: zone rules do not depend on it, and a replayed write
 
 An operation that met injected faults has them in its line, with what they did, and not how they came to fire. So they
 strike again in a replay whatever was cut, and in whatever order the threads of the front-ends had come to count.
+
+The log is an observer: a command is recorded after it has been carried out, and an error of the log (a full disk, a
+bug) ends the log and changes no answer.
 """
 
 import json
@@ -17,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, Dialect, Operation
@@ -44,26 +48,59 @@ _STRIKING: Final = frozenset((Effect.FAIL, Effect.PARTIAL))
 
 
 class OpLog:
-    """A log being written to *file*, a text file."""
+    """A log being written to *file*, a text file. Once it is there, none of its methods raises."""
 
     def __init__(self, file: IO[str], device: ZonedDevice) -> None:
-        """Write the first line."""
+        """Write the first line.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.switch = Switch("the operation log")
+        self.switch.report_to(device.unforeseen.observer_failed)
         self._file = file
         self._lock = threading.Lock()  # lines of several threads do not mix
         self._started_ns = time.monotonic_ns()
         self._write({"format": FORMAT, "uuid": str(device.uuid), "geometry": asdict(device.geometry)})
 
-    def record(self, port: Port, operation: str, status: Status, **facts: object) -> None:
-        """Add one operation."""
-        self._write(
-            {"ns": time.monotonic_ns() - self._started_ns, "port": port.name, "dialect": port.dialect.name,
-             "op": operation, **facts, "status": status.name}
-        )  # fmt: skip
+    def record(
+        self,
+        port: Port,
+        operation: str,
+        status: Status,
+        *,
+        struck: Sequence[tuple[Fault, int]] = (),
+        **facts: object,
+    ) -> None:
+        """Add one operation, with the faults that *struck* it and the zone of each, unless the log is off."""
+        if self.switch.error is not None:
+            return
+        try:
+            if struck:
+                facts["faults"] = [_struck(fault, zone_no) for fault, zone_no in struck]
+            self._write(
+                {"ns": time.monotonic_ns() - self._started_ns, "port": port.name, "dialect": port.dialect.name,
+                 "op": operation, **facts, "status": status.name}
+            )  # fmt: skip
+        except Exception as error:  # the boundary of observers
+            self.switch.put_off(error)
+
+    def close(self) -> None:
+        """Close the file. What the host does not take then is an error of the log as well."""
+        try:
+            self._file.close()
+        except Exception as error:  # the boundary of observers
+            self.switch.put_off(error)
 
     def _write(self, entry: dict[str, object]) -> None:
         line = json.dumps(entry) + "\n"
         with self._lock:
             self._file.write(line)
+
+
+def _struck(fault: Fault, zone_no: int) -> dict[str, object]:
+    told = {name: value for name, value in fault.as_dict().items() if name in _TOLD[fault.effect]}
+    return {"effect": fault.effect.value, "zone_no": zone_no} | told
 
 
 class RecordingPort(Port):
@@ -77,18 +114,13 @@ class RecordingPort(Port):
         self._struck = threading.local()
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
-        """Note the faults that fire."""
-        fired = super().fired(operation, zone_no, nr_zones)
-        self._struck.faults = [
-            {"effect": fault.effect.value, "zone_no": at}
-            | {name: value for name, value in fault.as_dict().items() if name in _TOLD[fault.effect]}
-            for fault, at in fired
-        ]
+        """Keep the faults that fire for the line of the operation."""
+        self._struck.faults = fired = super().fired(operation, zone_no, nr_zones)
         return fired
 
     def _record(self, operation: str, status: Status, **facts: object) -> None:
-        faults, self._struck.faults = getattr(self._struck, "faults", []), []
-        self._log.record(self, operation, status, **facts, **({"faults": faults} if faults else {}))
+        struck, self._struck.faults = getattr(self._struck, "faults", ()), ()
+        self._log.record(self, operation, status, struck=struck, **facts)
 
     def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
         """Read and record."""
@@ -139,14 +171,19 @@ class RecordingPort(Port):
         return status
 
 
-def record(device: ZonedDevice, file: IO[str]) -> None:
-    """Have every port that *device* gives out from now on note what it does in *file*."""
+def record(device: ZonedDevice, file: IO[str]) -> OpLog:
+    """Have every port that *device* gives out from now on note what it does in *file*; returns the log, to be closed.
+
+    Raises:
+        OSError: the first line cannot be written.
+    """
     log = OpLog(file, device)
 
     def recording_port(name: str, dialect: Dialect) -> Port:
         return RecordingPort(device, name, dialect, log=log)
 
     device.port_factory = recording_port
+    return log
 
 
 class ReplayingPort(Port):

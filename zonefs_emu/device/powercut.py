@@ -12,18 +12,23 @@ The drive that is imitated has a volatile write cache:
 
 The lab listens from the moment it is made and notes each write, with what a conventional zone held before. That costs
 time and memory, so it is a lab and not the normal state of a device.
+
+The lab is an observer: a write counts, and its moment comes, after the zone's state is in the image, and an error of
+the lab switches the lab off and changes no answer. What a conventional zone held is the one thing that is read before.
 """
 
 import random
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.switch import Switch
+from zonefs_emu.errors import UsageError
 from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.backing import FileBacking
@@ -31,10 +36,7 @@ from zonefs_emu.persist.copy import copy_image
 from zonefs_emu.persist.image import Stage, read_zones
 from zonefs_emu.units import SECTOR_SHIFT, Sector, to_bytes
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-
+_NAME: Final = "the power-cut lab"
 _FAILED: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
 
 
@@ -111,27 +113,47 @@ class PowerCutLab:
         self._device = device
         self._image = device.image
         self._writes: list[Write] = []
+        # Of the command under way: what it writes, before the zone's state is in the image.
+        self._pending: Write | None = None
+        self._switch = Switch(_NAME)
+        self._switch.report_to(device.unforeseen.observer_failed)
         self._flushing = 0
         self._baseline: tuple[bytes, array[int]] = (b"", array("Q"))
         self._next_baseline = self._baseline
         self._plan: Plan | None = None
         self.images: list[CutImage] = []
-        #: Why the plan was given up; empty while all is well.
+        #: Why the plan was given up, or why the lab is off; empty while all is well.
         self.failure = ""
         #: Writes seen since the plan began.
         self.nr_seen = 0
         with self._image.between_checkpoints():
-            device.tap_writes(self._note)
-            with device.lock:
-                conds, wps = read_zones(self._image.backing, self._image.header)
-                self._baseline = (bytes(conds), wps)
-                self._writes = list(self._earlier_writes())
-                self._image.checkpoint_listener = self._checkpoint
+            conds, wps = read_zones(self._image.backing, self._image.header)
+            self._baseline = (bytes(conds), wps)
+            device.subscribe(self._published)
+            device.tap_writes(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
+
+    def _begin_watching(self) -> None:
+        """Take up the watch after the last write that is not seen; called with the device's lock held."""
+        self._writes = list(self._earlier_writes())
+        self._image.checkpoint_listener = self._hear_checkpoint
 
     def close(self) -> None:
         """Stop watching."""
         self._image.checkpoint_listener = None
-        self._device.untap_writes(self._note)
+        self._device.unsubscribe(self._published)
+        self._device.untap_writes(self._look)
+
+    def _fail(self, error: Exception) -> None:
+        """Be off from now on, because of *error*: what has been noted is not complete."""
+        self.failure = f"the power-cut lab failed: {type(error).__name__}: {error}"
+        self._plan = None
+        self._writes.clear()
+        self._pending = None
+        self._switch.put_off(error)
+
+    def _require_on(self) -> None:
+        if self._switch.error is not None:
+            raise UsageError(self.failure, exit_code=1)
 
     def _earlier_writes(self) -> Iterator[Write]:
         conds, wps = self._baseline
@@ -147,8 +169,9 @@ class PowerCutLab:
         """Carry *plan* out: at once, or when its moment comes.
 
         Raises:
-            OSError: the directory cannot be made, or an image cannot be written now.
+            UsageError: the lab is off. OSError: the directory cannot be made, or an image cannot be written now.
         """
+        self._require_on()
         plan.directory.mkdir(parents=True, exist_ok=True)
         with self._device.lock:
             self._plan, self.images, self.failure, self.nr_seen = plan, [], "", 0
@@ -166,7 +189,7 @@ class PowerCutLab:
         return self._plan is None
 
     def _moment_has_come(self, plan: Plan, count: int) -> None:
-        """Write images in the middle of somebody else's command, whom a failure is not to hurt."""
+        """Write images in the middle of a front-end's command; a host that takes none ends the plan and not the lab."""
         try:
             self._write_planned(plan, count)
         except OSError as error:
@@ -193,27 +216,55 @@ class PowerCutLab:
 
     # -- watching ---------------------------------------------------------------------------------------------
 
-    def _note(self, pwritev: "Callable[[Sequence[Buffer], int], int]", buffers: "Sequence[Buffer]", offset: int) -> int:
-        """Stand between the device and the image's pwritev; called with the device's lock held."""
-        length = sum(memoryview(buffer).nbytes for buffer in buffers)
-        sector = offset >> SECTOR_SHIFT
+    def _look(self, offset: int, nr_bytes: int) -> None:
+        """See a write come, with the device's lock held; what it writes over is gone afterwards."""
+        sector, nr_sectors = offset >> SECTOR_SHIFT, nr_bytes >> SECTOR_SHIFT
+        pending = self._pending
+        if pending is not None and sector + nr_sectors == pending.sector + pending.nr_sectors:
+            return  # the rest of a write of which the host took a part
+        self._note_pending()
         zone_no = self._device.geometry.zone_no(sector)
         before = b""
         if self._device.geometry.is_conventional(zone_no):
-            before = self._image.backing.pread(length, offset)
-        done = pwritev(buffers, offset)
-        self._writes.append(
-            Write(zone_no=zone_no, sector=sector, nr_sectors=done >> SECTOR_SHIFT, before=before[:done])
-        )
+            before = self._image.backing.pread(nr_bytes, offset)
+        self._pending = Write(zone_no=zone_no, sector=sector, nr_sectors=nr_sectors, before=before)
+
+    def _published(self, _zone_no: int, _nr_zones: int) -> None:
+        """Note the write that is now in the image, with the device's lock held; other changes note nothing."""
+        try:
+            if self._note_pending():
+                plan = self._plan
+                if plan is not None and plan.at is Moment.AFTER_WRITES and self.nr_seen >= plan.nr_writes:
+                    self._moment_has_come(plan, plan.count)
+        except Exception as error:  # the boundary of observers
+            self._fail(error)
+
+    def _note_pending(self) -> bool:
+        """Note the write that came last, if it has happened; returns whether it has.
+
+        One that the host failed is none, unless it is to a conventional zone, of which it may have changed a part.
+        """
+        write, self._pending = self._pending, None
+        if write is None:
+            return False
+        end = write.sector + write.nr_sectors - self._device.geometry.zone_start(write.zone_no)
+        if not write.before and self._image.wps[write.zone_no] < end:
+            return False
+        self._writes.append(write)
         self.nr_seen += 1
-        plan = self._plan
-        if plan is not None and plan.at is Moment.AFTER_WRITES and self.nr_seen >= plan.nr_writes:
-            self._moment_has_come(plan, plan.count)
-        return done
+        return True
+
+    def _hear_checkpoint(self, stage: Stage) -> None:
+        """Hear of a flush, with the device's lock held."""
+        try:
+            if self._switch.error is None:
+                self._checkpoint(stage)
+        except Exception as error:  # the boundary of observers
+            self._fail(error)
 
     def _checkpoint(self, stage: Stage) -> None:
-        """Hear of a flush; called with the device's lock held."""
         if stage is Stage.BEGUN:
+            self._note_pending()
             plan = self._plan
             if plan is not None and plan.at is Moment.EVERY_FLUSH:
                 self._moment_has_come(plan, 1)

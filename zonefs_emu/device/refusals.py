@@ -5,6 +5,9 @@ death of the process. Front-ends flatten errors to EIO; "why did I get EIO" is a
 
 What a front-end refused as malformed or unknown has a small ring of its own: a peer that sends garbage pushes out
 other garbage, and never what was refused by the rules of zones.
+
+The log is an observer: :meth:`RefusalLog.add` never raises, and an error of the log or of its listener switches that
+one off. Text that is no UTF-8 (a front-end's name, a request) is no error: what cannot be encoded is escaped.
 """
 
 import struct
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zonefs_emu.device.rules import RULES, Rule
+from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import Operation
@@ -88,15 +92,24 @@ class RefusalLog:
         """Find the ends of the rings."""
         self._memory = memory
         self._nr_slots = len(memory) // SLOT_BYTES
-        seqs = [self._seq(slot) for slot in range(self._nr_slots)]
-        nr_of_zones = self._nr_slots - self._nr_slots // _REQUESTS_SHARE
-        self._zones = _Ring(0, nr_of_zones, seqs)
-        self._requests = _Ring(nr_of_zones, self._nr_slots, seqs)
-        self.last_seq: int = max(seqs, default=0)
+        self.switch = Switch("the log of refusals")
+        self.listener_switch = Switch("the listener of the log of refusals")
+        self.last_seq = 0
+        try:
+            self._find_ends()
+        except Exception as error:  # the boundary of observers
+            self.switch.put_off(error)
         self._promised = self.last_seq
         self._lock = threading.Lock()
         #: Called with each refusal by the thread that refused, perhaps with the device's lock held.
         self.listener: Callable[[Refusal], None] | None = None
+
+    def _find_ends(self) -> None:
+        seqs = [self._seq(slot) for slot in range(self._nr_slots)]
+        nr_of_zones = self._nr_slots - self._nr_slots // _REQUESTS_SHARE
+        self._zones = _Ring(0, nr_of_zones, seqs)
+        self._requests = _Ring(nr_of_zones, self._nr_slots, seqs)
+        self.last_seq = max(seqs, default=0)
 
     def next_seq(self) -> int:
         """Return the number of the next refusal, which the caller is going to :meth:`add`; 1 is the first."""
@@ -105,11 +118,25 @@ class RefusalLog:
             return self._promised
 
     def add(self, refusal: Refusal) -> None:
-        """Put *refusal* into a slot, in place of the one that is a ring older."""
+        """Put *refusal* into a slot, in place of the one that is a ring older. Never raises."""
+        if self.switch.error is None:
+            try:
+                self._store(refusal)
+            except Exception as error:  # the boundary of observers
+                self.switch.put_off(error)
+        listener = self.listener
+        if listener is not None:
+            try:
+                listener(refusal)
+            except Exception as error:  # the boundary of observers
+                self.listener = None
+                self.listener_switch.put_off(error)
+
+    def _store(self, refusal: Refusal) -> None:
         holders = refusal.holders
-        request = refusal.request.encode()[:REQUEST_BYTES]
+        request = refusal.request.encode(errors="backslashreplace")[:REQUEST_BYTES]
         data = _SLOT.pack(
-            refusal.seq, refusal.time_ns, refusal.front_end.encode()[:24],
+            refusal.seq, refusal.time_ns, refusal.front_end.encode(errors="backslashreplace")[:24],
             _NO_OPERATION if refusal.operation is None else refusal.operation, refusal.status, refusal.cond,
             len(request), refusal.rule, len(holders), refusal.zone_no if refusal.zone_no >= 0 else NO_ZONE,
             refusal.nr_open, refusal.nr_active, refusal.wp, refusal.sector & _U64, refusal.nr_sectors & _U64,
@@ -119,11 +146,19 @@ class RefusalLog:
             slot = (self._requests if request else self._zones).take()
             self._memory[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES] = data + _CRC.pack(zlib.crc32(data))
             self.last_seq = max(self.last_seq, refusal.seq)
-        if self.listener is not None:
-            self.listener(refusal)
 
     def last(self, count: int, *, after: int = 0) -> list[Refusal]:
-        """Return up to *count* refusals with a number above *after*, oldest first. Damaged slots are left out."""
+        """Return up to *count* refusals with a number above *after*, oldest first.
+
+        Damaged slots are left out. If the memory cannot be read the log goes off, and there are none.
+        """
+        try:
+            return self._last(count, after)
+        except Exception as error:  # the boundary of observers
+            self.switch.put_off(error)
+            return []
+
+    def _last(self, count: int, after: int) -> list[Refusal]:
         found = {seq: slot for slot in range(self._nr_slots) if (seq := self._seq(slot)) > after}
         newest = sorted(found, reverse=True)[:count]
         refusals = (self._read(found[seq]) for seq in reversed(newest))
@@ -150,7 +185,7 @@ class RefusalLog:
                 nr_sectors=nr_sectors, nr_open=nr_open, nr_active=nr_active,
                 holders=struct.unpack_from(f"<{nr_holders}I", rest), request=rest[:length].decode(errors="replace"),
             )  # fmt: skip
-        except ValueError:  # a number of no enumeration: the slot is of a later version
+        except (ValueError, struct.error):  # a number that means nothing here: the slot is of a later version
             return None
 
 
@@ -166,7 +201,8 @@ def explain(refusal: Refusal, geometry: Geometry) -> str:
             request += f" at sector {refusal.sector}"
     what = f"{refusal.front_end}: {request} was refused ({refusal.status.name})"
     parts = [f"{what}: {text.sentence}"]
-    if refusal.zone_no >= 0:
+    # A slot of another version, or a forged one, may name a zone that does not exist.
+    if 0 <= refusal.zone_no < geometry.nr_zones:
         zone = f"zone {refusal.zone_no} is {refusal.cond.name}"
         if refusal.cond in _WITH_WP:
             zone += f" with wp at sector {refusal.wp}"

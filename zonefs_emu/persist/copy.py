@@ -46,7 +46,7 @@ class Copy:
         self._copying = threading.Lock()
         self._passed = 0
         self._ahead: set[int] = set()
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._backing = FileBacking.create(target, header.file_bytes, header.reserved)
 
     def begin(self, conds: bytearray, wps: "array[int]") -> None:
@@ -57,7 +57,7 @@ class Copy:
         """Copy all data; yield now and then how far it is, in bytes of the device.
 
         Raises:
-            OSError: the host refuses or has no room.
+            OSError: the host refuses or has no room. Exception: what :meth:`save` met.
         """
         reported = 0
         for offset, length in self._source.extents(0, to_bytes(self._header.geometry.size)):
@@ -75,23 +75,29 @@ class Copy:
                     yield chunk
 
     def save(self, start: int, end: int) -> None:
-        """Copy what lies between the bytes *start* and *end* of the device, which are about to change. Never fails."""
-        for chunk, chunk_end in self._chunks(start, end):
-            with self._copying:
-                if chunk < self._passed or chunk in self._ahead or self._failure is not None:
-                    continue
-                try:
-                    self._copy(chunk, chunk_end)
-                except OSError as error:
-                    # It is the copy that fails, and not whoever wants to write.
-                    self._failure = error
-                self._ahead.add(chunk)
+        """Copy what lies between the bytes *start* and *end* of the device, which are about to change.
+
+        Never raises: an error of any kind fails the copy and not the command that is about to write.
+        """
+        try:
+            for chunk, chunk_end in self._chunks(start, end):
+                with self._copying:
+                    if chunk >= self._passed and chunk not in self._ahead and self._failure is None:
+                        self._copy(chunk, chunk_end)
+                        self._ahead.add(chunk)
+        except Exception as error:  # a boundary: run() and seal() raise it for the one who asked for the copy
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Have :meth:`run` and :meth:`seal` raise *error*."""
+        self._failure = error
 
     def seal(self) -> None:
         """Make it an image, durable.
 
         Raises:
-            OSError: the host refuses or has no room; also where only a change had to be saved.
+            OSError: the host refuses or has no room; also where only a change had to be saved. Exception: what
+                :meth:`save` met.
         """
         if self._failure is not None:
             raise self._failure
