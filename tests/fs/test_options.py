@@ -16,6 +16,8 @@ from zonefs_emu.fs.options import ErrorPolicy, MountOptions, parse_options
         ("errors=zone-offline", MountOptions(errors=ErrorPolicy.ZONE_OFFLINE)),
         ("errors=zone-ro,errors=repair", MountOptions(errors=ErrorPolicy.REPAIR)),
         ("explicit-open,allow_other", MountOptions(explicit_open=True, allow_other=True)),
+        ("async_dio", MountOptions(async_dio=True)),
+        ("async_dio,no_async_dio", MountOptions()),
         ("ro", MountOptions(readonly=True)),
         ("ro,rw", MountOptions()),
         ("noatime,exec", MountOptions(passed_on=frozenset({"noatime", "exec"}))),

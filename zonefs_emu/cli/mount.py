@@ -65,7 +65,8 @@ def _require_directory(directory: Path) -> None:
     "options",
     multiple=True,
     metavar="OPTIONS",
-    help="errors=remount-ro|zone-ro|zone-offline|repair, explicit-open, ro, allow_other; separated by commas.",
+    help="errors=remount-ro|zone-ro|zone-offline|repair, explicit-open, ro, allow_other, async_dio "
+    "(queued libaio reads; a queued write across the capacity is then EIO, not short); separated by commas.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the mount is up.")
 @record_option

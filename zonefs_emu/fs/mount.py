@@ -30,6 +30,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.fs.boundary import PORT_NAME, contained
 from zonefs_emu.fs.kernel import remount_readonly, unmount
+from zonefs_emu.fs.negotiation import FUSE_ASYNC_DIO, Handshake
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
 from zonefs_emu.fs.volume import Volume, ZoneFile
@@ -80,6 +81,8 @@ async def serve(
     mount = Mount(volume, mountpoint)
     news = _News(mount, trio.lowlevel.current_trio_token())
     said: list[str] = []
+    handshake = Handshake()
+    mount.operations.on_init = handshake.end
     try:
         with _stderr_caught(said):
             pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
@@ -91,8 +94,11 @@ async def serve(
         log.warning("libfuse: %s", line)
     device.subscribe(news.zones_changed, port=port)
     try:
+        if not options.async_dio:
+            handshake.begin(FUSE_ASYNC_DIO)
         await _run(mount, news, task_status)
     finally:
+        handshake.end()
         device.unsubscribe(news.zones_changed)
         # Whatever happens to the files, nothing of the mount may stay behind.
         with contained(device.unforeseen, "closing the files that were open at the unmount"):

@@ -58,6 +58,12 @@ class ZonefsOperations(ContainedOperations):
         volume.port.hold_up = self._hold_up
         #: Called when a handle that can write has been closed.
         self.on_writer_gone: Callable[[], None] = _nothing
+        #: Called between the kernel's first request and its answer.
+        self.on_init: Callable[[], None] = _nothing
+
+    def init(self) -> None:
+        """Take note that libfuse has read the first request."""
+        self.on_init()
 
     def take_stock(self, handler: str, *arguments: object) -> None:
         """Look at the zone of the file that the failed request was to change: its command may have been carried out.

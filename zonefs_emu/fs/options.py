@@ -30,12 +30,15 @@ class MountOptions:
     """How to mount.
 
     *passed_on* are options of the VFS, for the kernel. *allow_other* lets users other than the mounting one in.
+    *async_dio*: queued asynchronous direct I/O, at the price that such a write across a file's capacity is EIO and not
+    short; the names are those that other FUSE file systems have for it.
     """
 
     errors: ErrorPolicy = ErrorPolicy.REMOUNT_RO
     explicit_open: bool = False
     readonly: bool = False
     allow_other: bool = False
+    async_dio: bool = False
     passed_on: frozenset[str] = frozenset()
 
 
@@ -48,7 +51,7 @@ def parse_options(text: str) -> MountOptions:
     Source: Linux fs/zonefs/super.c, zonefs_parse_param: an unknown option or policy is EINVAL.
     """
     errors = ErrorPolicy.REMOUNT_RO
-    explicit_open = readonly = allow_other = False
+    explicit_open = readonly = allow_other = async_dio = False
     passed_on: set[str] = set()
     for option in filter(None, text.split(",")):
         name, _, value = option.partition("=")
@@ -65,6 +68,8 @@ def parse_options(text: str) -> MountOptions:
             readonly = option == "ro"
         elif option == "allow_other":
             allow_other = True
+        elif option in {"async_dio", "no_async_dio"}:
+            async_dio = option == "async_dio"
         elif option in VFS_OPTIONS:
             passed_on.discard(option.removeprefix("no"))
             passed_on.discard("no" + option)
@@ -77,5 +82,6 @@ def parse_options(text: str) -> MountOptions:
         explicit_open=explicit_open,
         readonly=readonly,
         allow_other=allow_other,
+        async_dio=async_dio,
         passed_on=frozenset(passed_on),
     )

@@ -1,0 +1,77 @@
+"""Keeping features of the kernel from libfuse, which asks for all of them and gives pyfuse3 no say.
+
+The first request of a mount, FUSE_INIT, lists what the kernel can do, and the answer what it shall do. libfuse reads
+the request from the descriptor of the mount. Here it reads it from a socket in that descriptor's place, with some
+features struck out; before it answers, the descriptor is the mount's again. The requests that follow cost no more.
+
+    handshake = Handshake()
+    pyfuse3.init(operations, …)
+    handshake.begin(FUSE_ASYNC_DIO)
+    # pyfuse3.main() calls operations.init(), which calls handshake.end()
+
+The alternative, to mount without libfuse, would mean to do again what it does with fusermount3.
+"""
+
+import os
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+#: Pieces of one asynchronous direct request are sent without waiting for one another, and the caller waits for none.
+#: Source: Linux include/uapi/linux/fuse.h, as the rest.
+FUSE_ASYNC_DIO: Final = 1 << 15
+
+_OPCODE_INIT: Final = 26
+#: struct fuse_in_header: len, opcode.
+_HEADER: Final = struct.Struct("=II")
+#: The offset of fuse_init_in.flags, behind the header of 40 bytes and major, minor, max_readahead.
+_FLAGS_OFFSET: Final = 40 + 12
+_FLAGS: Final = struct.Struct("=I")
+#: The kernel refuses to give requests to a reader with less room than for the largest.
+_ROOM_BYTES: Final = (1 << 20) + 4096
+
+
+class Handshake:
+    """The first request of the mount that is made after this object."""
+
+    def __init__(self) -> None:
+        self._before = _fuse_descriptors()
+        self._fd = -1
+        #: The mount's descriptor, while a socket stands in its place; -1 otherwise.
+        self._kept = -1
+        self._socket: socket.socket | None = None
+
+    def begin(self, withheld: int) -> None:
+        """Hold the first request ready for libfuse, without the features *withheld* (bits of fuse_init_in.flags)."""
+        (self._fd,) = _fuse_descriptors() - self._before
+        # The kernel has sent it before mount(2) returned.
+        request = bytearray(os.read(self._fd, _ROOM_BYTES))
+        _, opcode = _HEADER.unpack_from(request)
+        assert opcode == _OPCODE_INIT
+        (flags,) = _FLAGS.unpack_from(request, _FLAGS_OFFSET)
+        _FLAGS.pack_into(request, _FLAGS_OFFSET, flags & ~withheld)
+        self._socket, reader = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with reader:
+            self._socket.send(request)
+            self._kept = os.dup(self._fd)
+            os.dup2(reader.fileno(), self._fd, inheritable=False)
+
+    def end(self) -> None:
+        """Put the mount's descriptor in its place; does nothing if it is there."""
+        if self._socket is not None:
+            os.dup2(self._kept, self._fd, inheritable=False)
+            os.close(self._kept)
+            self._socket.close()
+            self._socket = None
+
+
+def _fuse_descriptors() -> set[int]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        # Not stat(2): of a file on a mount of this very process, it would wait for this thread to answer.
+        with suppress(FileNotFoundError):  # the listing's own descriptor
+            if entry.readlink() == Path("/dev/fuse"):
+                found.add(int(entry.name))
+    return found
