@@ -1,5 +1,6 @@
 """The repository itself: what no linter looks at and every reader relies on."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -46,6 +47,32 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "persist/test_golden.py": "images that earlier versions wrote",
         "persist/test_crashes.py": "the image's promises, at every point where a process or a host can die",
     }
+)
+
+# Dataclasses that change, and why; all others are frozen.
+DATACLASSES_THAT_CHANGE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "device/faults.py Fault": "counts what it meets",
+        "persist/salvage.py _Words": "filled while an image is read",
+        "persist/salvage.py _Checkpoint": "the same",
+    }
+)
+# Functions of tests that look at a clock, and why. A test that compares elapsed time fails on a machine that is busy:
+# count calls, lines or bytes, compare with a peer in the benchmarks, or let pytest's timeout be the limit.
+CLOCKS_IN_TESTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "cli/test_mount.py wait_gone": "a deadline, so that a process that stays fails the test before its timeout",
+        "daemon/test_background.py test_what_comes_later_goes_to_the_log": "a deadline for a line in a log",
+        "guest/test_migration.py wait_for": "a deadline for a line on a console, with what came instead",
+        "guest/test_migration.py move": "a deadline for a migration, with its last state",
+        "guest/test_restart.py wait_while_records_come": "a deadline for progress, with how far the guest came",
+        "served.py wait_until_ready": "a deadline for a daemon's start, with its log",
+        "soak/test_crowd.py test_everybody_gets_something_done_through_kills_and_stops": "a deadline for first results",
+    }
+)
+CLOCK: Final = re.compile(
+    r"\b(?:monotonic|perf_counter|process_time|thread_time|clock_gettime)(?:_ns)?\("
+    r"|\btime\.time(?:_ns)?\(|\btimeit\b|\bgetrusage\(\w|\bdatetime\.now\("
 )
 
 # Joined here so that this file does not find itself.
@@ -124,19 +151,78 @@ def test_no_exception_outlives_its_file(exceptions: Mapping[str, str], directory
     assert [name for name in exceptions if not (directory / name).exists()] == []
 
 
+def functions_with_clocks() -> Iterator[str]:
+    """Innermost functions of the tests and examples that read a clock, programs that they start included."""
+    for directory in (TESTS, ROOT / "examples"):
+        for path in sorted(directory.rglob("*.py")):
+            text = path.read_text()
+            lines = [number for number, line in enumerate(text.splitlines(), 1) if CLOCK.search(line)]
+            if not lines or path == Path(__file__):
+                continue
+            functions = [
+                node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            ]
+            for number in lines:
+                around = [node for node in functions if node.lineno <= number <= (node.end_lineno or 0)]
+                name = max(around, key=lambda node: node.lineno).name if around else "(outside of functions)"
+                yield f"{path.relative_to(TESTS) if directory == TESTS else path.relative_to(ROOT)} {name}"
+
+
+def test_no_test_asserts_how_long_something_takes() -> None:
+    found = set(functions_with_clocks())
+    assert sorted(found - set(CLOCKS_IN_TESTS)) == []
+    assert sorted(set(CLOCKS_IN_TESTS) - found) == [], "exceptions that are no longer needed"
+
+
+@pytest.mark.parametrize(
+    ("line", "reads"),
+    [
+        ("begin = time.monotonic()", True),
+        ("assert perf_counter_ns() - begin < 5", True),
+        ("before = time.time()", True),
+        ("timeit.timeit(command)", True),
+        ('monkeypatch.setattr("time.monotonic_ns", lambda: now)', False),
+        ("file.atime_ns", False),
+        ("# Not getrusage(): its maximum", False),
+    ],
+)
+def test_what_reads_a_clock(line: str, reads: bool) -> None:
+    assert bool(CLOCK.search(line)) == reads
+
+
+def test_dataclasses_are_frozen_slotted_and_keyword_only() -> None:
+    """Arguments of one type must have names; what can be written by accident will be."""
+    wrong = []
+    changing = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for decorator in map(ast.unparse, node.decorator_list):
+                name = f"{path.relative_to(PACKAGE)} {node.name}"
+                if decorator == "dataclass(slots=True, kw_only=True)":
+                    changing.add(name)
+                elif decorator.startswith("dataclass") and decorator != (
+                    "dataclass(frozen=True, slots=True, kw_only=True)"
+                ):
+                    wrong.append(name)
+    assert not wrong
+    assert changing == set(DATACLASSES_THAT_CHANGE)
+
+
 def test_every_layer_has_its_place_in_readme_and_architecture() -> None:
     for document in ("README.md", "docs/architecture.md"):
         text = (ROOT / document).read_text()
         assert [name for name in layers() if not re.search(rf"\b{name}\b", text)] == [], document
 
 
-def test_no_layer_that_exists_is_optional() -> None:
-    """Parentheses in the layers contract say "not written yet": they must go when the layer comes."""
+def test_the_layers_of_the_contract_are_those_that_exist() -> None:
+    """None is optional (in parentheses, which import-linter skips when it is absent), and none is left over."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     names = [
         name.strip() for row in config["tool"]["importlinter"]["contracts"][0]["layers"] for name in row.split("|")
     ]
-    assert [name for name in names if name.strip("()") in layers() and name.startswith("(")] == []
+    assert sorted(names) == layers()
 
 
 def test_links_between_documents_lead_somewhere() -> None:

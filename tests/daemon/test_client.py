@@ -1,7 +1,6 @@
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -43,10 +42,8 @@ def test_a_short_command_of_somebody_else_is_waited_for(image: Path) -> None:
 def test_who_holds_it_longer_is_named(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BUSY_S", 0.1)
     device = ZonedDevice.open(image, owner="somebody else")
-    begin = time.monotonic()
     with pytest.raises(ImageBusyError, match="is in use by somebody else"):
         open_target(image)
-    assert time.monotonic() - begin < 5
     device.close()
 
 

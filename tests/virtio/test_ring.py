@@ -1,6 +1,7 @@
 """What split and packed rings have in common, driver and device face to face."""
 
 from collections import deque
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, strategies as st
@@ -143,11 +144,9 @@ def test_garbage_in_a_ring_breaks_it_and_nothing_else(is_packed: bool, data: st.
         for _ in range(data.draw(st.integers(0, 12))):
             pair.bytes[data.draw(st.integers(start, end - 1))] = data.draw(interesting)
     taken: list[Chain] = []
-    try:
+    with suppress(BrokenRingError):  # what was handed out before the break is looked at too
         for _ in range(6):
             taken += pair.ring.pop(4)
-    except BrokenRingError:
-        return
     for _, readable, writable in taken:
         assert all(part.obj is pair.bytes.obj for part in (*readable, *writable))
         assert all(len(part) for part in (*readable, *writable))
