@@ -1,6 +1,6 @@
 # The commands of the README; each is a script in tools/ that can be run by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak docs clean
+.PHONY: help demo test bench soak mutants docs clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
 REQUIRE := fuse,qemu,fio,blkid,blkzone
@@ -26,6 +26,14 @@ SECONDS := 600
 soak: ## Ten minutes of everything at once: faults, kill -9, damaged files; SECONDS=n for more or less.
 	tools/setup
 	PYTHONPATH=. .venv/bin/python -m tools.soak --seconds $(SECONDS)
+
+# What is mutated, below zonefs_emu/: make mutants MODULES="model persist/image.py".
+MODULES :=
+
+mutants: ## Change the source in small ways and see whether a test notices; hours, goes on where it was interrupted.
+	tools/setup
+	.venv/bin/python -m pip install -q --editable ".[mutants]"
+	PYTHONPATH=. .venv/bin/python tools/mutants.py $(MODULES)
 
 docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md.
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md

@@ -33,6 +33,10 @@ hypothesis.settings.register_profile("dev", max_examples=50, stateful_step_count
 hypothesis.settings.register_profile(
     "ci", max_examples=150, stateful_step_count=50, deadline=None, derandomize=True, print_blob=True
 )
+# For tools/mutants.py: the same examples for every mutant, and few, as thousands of mutants are tried.
+hypothesis.settings.register_profile(
+    "mutants", max_examples=30, stateful_step_count=30, deadline=None, derandomize=True, database=None
+)
 # tools/soak runs this one in rounds, of so many examples that each ends in its time.
 hypothesis.settings.register_profile(
     "soak",

@@ -57,6 +57,11 @@ def test_what_differs_beside_the_cells() -> None:
     assert ZNS.closed_at_start == Condition.CLOSED
 
 
+def test_a_dialect_is_shown_by_its_name() -> None:
+    """In a message of a failed test its tables would fill the screen."""
+    assert repr(ZBC) == "Dialect(name='zbc')"
+
+
 def test_a_write_to_an_open_zone_leaves_it_so_in_every_dialect() -> None:
     """The machine's short cut for such writes asks no table."""
     for dialect in DIALECTS:
