@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
@@ -11,14 +10,12 @@ import click
 from zonefs_emu.cli.attach import attached_nodes
 from zonefs_emu.cli.common import FILE, info_of, number_of
 from zonefs_emu.daemon import session
-from zonefs_emu.daemon.client import live_infos, open_target
+from zonefs_emu.daemon.client import is_ended, live_infos, open_target
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.daemon.rendezvous import connect
 from zonefs_emu.errors import UsageError
 
 #: How long the device's requests and the image's last flush may take.
 _END_S: Final = 60.0
-_POLL_S: Final = 0.02
 
 
 @click.command(short_help="Detach a device and wait until its image is free.")
@@ -40,8 +37,7 @@ def detach(*, what: Path, force: bool) -> None:
         return
     for node in attached_nodes(info):
         _require_unused(node, force=force)
-    os.kill(number_of(info, "pid"), signal.SIGTERM)
-    _wait_until_free(info)
+    _end(number_of(info, "pid"), str(info["path"]))
 
 
 def _find(what: Path) -> dict[str, Json] | None:
@@ -86,14 +82,21 @@ def _require_unused(node: str, *, force: bool) -> None:
         raise UsageError(msg, exit_code=1)
 
 
-def _wait_until_free(info: dict[str, Json]) -> None:
-    image = Path(str(info["path"]))
-    deadline = time.monotonic() + _END_S
-    while time.monotonic() < deadline:
-        peer = connect(image) if image.exists() else None
-        if peer is None:
-            return
-        peer.close()
-        time.sleep(_POLL_S)
-    msg = f"the process {info['pid']} that serves {image} has not ended"
-    raise UsageError(msg, exit_code=1)
+def _end(pid: int, image: str) -> None:
+    """Have the process *pid*, which serves *image*, end, and return when it has.
+
+    Raises:
+        UsageError: that takes too long.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        ended = is_ended(pidfd, _END_S)
+    finally:
+        os.close(pidfd)
+    if not ended:
+        msg = f"the process {pid} that serves {image} has not ended"
+        raise UsageError(msg, exit_code=1)

@@ -1,8 +1,8 @@
 """``umount``: the end of a mount."""
 
+import errno
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,14 +10,13 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE
-from zonefs_emu.daemon.client import call, open_target
-from zonefs_emu.errors import ImageError, PeerError, UsageError
+from zonefs_emu.daemon.client import find_serving
+from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.kernel import unmount
 
 _FS_TYPE: Final = b"fuse.zonefs"
 #: How long the daemon may take to write back and let the image go.
 _END_S: Final = 60.0
-_POLL_S: Final = 0.02
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
@@ -68,40 +67,24 @@ def umount(*, directory: Path) -> None:
     if entry is None:
         msg = f"no zonefs of ours is mounted at {directory}"
         raise UsageError(msg, exit_code=1)
-    if not unmount(place):
-        msg = f"{directory} cannot be unmounted: a file in it is open, or it is not yours"
-        raise UsageError(msg, exit_code=1)
-    _wait_until_free(entry.source, str(place))
-
-
-def _wait_until_free(image: Path, place: str) -> None:
-    """Return when no daemon serves *image* at *place* any more.
-
-    Raises:
-        UsageError: that takes too long.
-    """
-    deadline = time.monotonic() + _END_S
-    while time.monotonic() < deadline:
-        if not image.exists() or not _is_served(image, place):
-            return
-        time.sleep(_POLL_S)
-    msg = f"{place} is unmounted, but the process that served {image} has not ended"
-    raise UsageError(msg, exit_code=1)
-
-
-def _is_served(image: Path, place: str) -> bool:
+    # Looked for while it can be asked; afterwards only the process is left of it.
+    serving = find_serving(str(place), entry.source) if is_alive(place) else None
     try:
-        # Opening waits for a daemon that is letting the image go.
-        with open_target(image, readonly=True) as target:
-            if not target.live:
-                return False
-            front_ends = call(target, {"verb": "info"})[0]["front_ends"]
-    except PeerError:
-        return True
-    except ImageError:
-        # Free, whatever else is wrong with it: or held by somebody who is not ours to wait for.
-        return False
-    assert isinstance(front_ends, list)
-    # Another front-end may go on, and the image with it; a session without front-ends is about to end.
-    others = [front_end for front_end in front_ends if isinstance(front_end, dict) and front_end["where"] != place]
-    return not others
+        if not unmount(place):
+            msg = f"{directory} cannot be unmounted: a file in it is open, or it is not yours"
+            raise UsageError(msg, exit_code=1)
+        if serving is not None and not serving.wait(_END_S):
+            msg = f"{directory} is unmounted, but the process that served {entry.source} has not ended"
+            raise UsageError(msg, exit_code=1)
+    finally:
+        if serving is not None:
+            serving.close()
+
+
+def is_alive(place: Path) -> bool:
+    """Say whether a process serves the FUSE mount at *place*: without one, every request is answered by ENOTCONN."""
+    try:
+        place.stat()
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True

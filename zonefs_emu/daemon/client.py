@@ -3,6 +3,8 @@
 Both ways end in the same :class:`Verbs`, so a verb has the same rules, answers and sentences offline and live.
 """
 
+import os
+import select
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from typing import Final, Protocol
 
 from zonefs_emu.daemon import framing, rendezvous
 from zonefs_emu.daemon.framing import Json, Message
+from zonefs_emu.daemon.holders import peer_of
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
@@ -165,6 +168,88 @@ def live_infos() -> Iterator[dict[str, Json]]:
         # One that is just ending holds nothing any more.
         with suppress(PeerError), _live(peer) as target:
             yield call(target, {"verb": "info"})[0]
+
+
+class Serving:
+    """A daemon that has a front-end at *where*, to be waited for: whatever becomes of the names of image and mount."""
+
+    def __init__(self, peer: socket.socket, where: str) -> None:
+        """Take over *peer*, a connection to the daemon.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        self._peer = peer
+        self._where = where
+        # The process by the kernel's word, and by a descriptor: no other process ever gets that one's number.
+        self._pidfd = os.pidfd_open(peer_of(peer).pid)
+        peer.settimeout(_HELLO_S)
+
+    def close(self) -> None:
+        """Let it go."""
+        os.close(self._pidfd)
+        self._peer.close()
+
+    def front_ends(self) -> list[str]:
+        """Return where its front-ends are.
+
+        Raises:
+            PeerError: it is about to end.
+        """
+        front_ends = call(_LiveTarget(self._peer), {"verb": "info"})[0]["front_ends"]
+        assert isinstance(front_ends, list)
+        return [str(front_end["where"]) for front_end in front_ends if isinstance(front_end, dict)]
+
+    def wait(self, seconds: float) -> bool:
+        """Return when the process has ended, or goes on with other front-ends only; False if it takes longer.
+
+        A process that has ended holds no image. One that has closed its socket may still write to it.
+        """
+        deadline = time.monotonic() + seconds
+        answers = True
+        while time.monotonic() < deadline:
+            if is_ended(self._pidfd, _POLL_S):
+                return True
+            if answers:
+                try:
+                    front_ends = self.front_ends()
+                except PeerError:
+                    answers = False
+                else:
+                    # Without any front-end it is about to end.
+                    if front_ends and self._where not in front_ends:
+                        return True
+        return False
+
+
+def is_ended(pidfd: int, seconds: float) -> bool:
+    """Wait up to *seconds* for the end of the process *pidfd*; say whether it has ended."""
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+def find_serving(where: str, image: Path) -> Serving | None:
+    """Return the daemon that has a front-end at *where*, or None; it most likely serves *image*."""
+    for peer in _peers(image):
+        try:
+            serving = Serving(peer, where)
+        except OSError:
+            # It has just ended, or is in another PID namespace.
+            peer.close()
+            continue
+        with suppress(PeerError):
+            if where in serving.front_ends():
+                return serving
+        serving.close()
+    return None
+
+
+def _peers(image: Path) -> Iterator[socket.socket]:
+    # Renamed, and another file in its place: then it is one of all.
+    with suppress(OSError, UsageError):
+        peer = rendezvous.connect(image)
+        if peer is not None:
+            yield peer
+    yield from rendezvous.connect_all(of_others=True)
 
 
 def _live(peer: socket.socket) -> AbstractContextManager[Target]:

@@ -1,4 +1,4 @@
-"""The control socket's server: verbs for other processes of the same user.
+"""The control socket's server: verbs for other processes of the same user, and for root's.
 
 Whoever connects is checked by the kernel's word (SO_PEERCRED), not by what it says. A peer that breaks the protocol
 loses its connection and nothing else; what one connection can cost is bounded in memory and, once a message has begun,
@@ -13,7 +13,6 @@ does not take the answer soon loses it.
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Final, TypeVar
@@ -22,6 +21,7 @@ import trio
 
 from zonefs_emu.daemon import framing
 from zonefs_emu.daemon.framing import Json, Message
+from zonefs_emu.daemon.holders import peer_of, user_name
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.errors import PeerError
 
@@ -32,7 +32,6 @@ MESSAGE_S: Final = 30.0
 LAST_REPLY_S: Final = 1.0
 #: How long a peer may be silent before its first message. Later it may: a writer waits for its own input.
 FIRST_S: Final = 10.0
-_UCRED: Final = struct.Struct("3i")
 
 T = TypeVar("T")
 
@@ -40,10 +39,10 @@ _log = logging.getLogger(__name__)
 
 
 class ControlServer:
-    """Answers verbs on *listener*, which it takes over."""
+    """Answers verbs on *listener* and *more* listening sockets, which it takes over."""
 
-    def __init__(self, listener: socket.socket, verbs: Verbs) -> None:
-        self._listener = listener
+    def __init__(self, listener: socket.socket, verbs: Verbs, *more: socket.socket) -> None:
+        self._listeners = (listener, *more)
         self._verbs = verbs
         self._nr_connections = 0
         # As many as connections: no verb waits for another.
@@ -54,10 +53,10 @@ class ControlServer:
 
     async def run(self, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener)) for listener in self._listeners]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hurry_at_the_end)
-            await trio.serve_listeners(self._serve, [listener], task_status=task_status)
+            await trio.serve_listeners(self._serve, listeners, task_status=task_status)
 
     async def _hurry_at_the_end(self) -> None:
         try:
@@ -69,7 +68,6 @@ class ControlServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            self._nr_connections += 1
             try:
                 await self._converse(stream)
             except PeerError as error:
@@ -81,14 +79,21 @@ class ControlServer:
             except Exception as error:  # the boundary of a connection
                 reply, _ = self._verbs.contain("a connection to the control socket", error)
                 await _say_goodbye(stream, str(reply["error"]))
-            finally:
-                self._nr_connections -= 1
 
     async def _converse(self, stream: trio.SocketStream) -> None:
         uid = _peer_uid(stream)
-        if uid != os.geteuid():
-            msg = f"user {uid} may not control this image: only user {os.geteuid()} may"
+        if uid not in (0, os.geteuid()):
+            mine = user_name(os.geteuid())
+            msg = f"{user_name(uid)} may not control this image: only {mine} and root may (pid {os.getpid()})"
             raise PeerError(msg)
+        # Strangers are not counted: any process can reach the abstract socket, and none may use up our clients' places.
+        self._nr_connections += 1
+        try:
+            await self._serve_client(stream)
+        finally:
+            self._nr_connections -= 1
+
+    async def _serve_client(self, stream: trio.SocketStream) -> None:
         if self._nr_connections > CONNECTIONS_MAX:
             msg = f"{CONNECTIONS_MAX} clients are already connected: try again later"
             raise PeerError(msg)
@@ -137,9 +142,7 @@ def _next(verbs: Verbs, replies: Generator[Message], name: Json) -> tuple[bytes,
 
 
 def _peer_uid(stream: trio.SocketStream) -> int:
-    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    _, uid, _ = _UCRED.unpack(credentials)
-    return int(uid)
+    return peer_of(stream.socket).uid
 
 
 async def _say_goodbye(stream: trio.SocketStream, sentence: str) -> None:

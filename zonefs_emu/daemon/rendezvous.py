@@ -1,12 +1,23 @@
-"""Where the control socket of an image is.
+"""Where the control sockets of an image are.
 
-It is found from the image alone, by whatever name: the socket is called after the device and inode number of the file,
-in a directory that only its user can enter. There are two places, because a daemon that was started from cron or sudo
-has no $XDG_RUNTIME_DIR where a login has one: a daemon takes the first that works, a client looks into both.
+They are found from the image alone, by whatever name: they are called after the device and inode number of the file. A
+daemon listens at two.
+
+* An abstract one, whose name belongs to no directory: it is found whatever environment and user the daemon and its
+  client have. Such names belong to the network namespace, and any process there may take one; so a client asks the
+  kernel who listens (:mod:`zonefs_emu.daemon.holders`) and believes only a process of its own user or, being root, one
+  that holds the image's lock and may write to the image.
+* One in a directory that only its user can enter, which is found from another network namespace too (a container's).
+  There are two such directories, because a daemon that was started from cron or sudo has no $XDG_RUNTIME_DIR where a
+  login has one: a daemon takes the first that works, a client looks into both.
+
+A path to the socket kept in the image would not do: a read-only image cannot carry it.
 
 Binding and connecting go through /proc/self/fd: a socket's address has 107 bytes, a temporary directory can have more.
 """
 
+import errno
+import logging
 import os
 import socket
 import stat
@@ -16,10 +27,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from zonefs_emu.daemon.holders import lock_holders, may_write, peer_of, user_name
 from zonefs_emu.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY: Final = "zonefs-emu"
 _CONNECT_S: Final = 5.0
+#: What abstract names begin with, after the NUL that makes them abstract.
+_PREFIX: Final = "zonefs-emu/"
+#: The field of /proc/net/unix that has the name.
+_UNIX_NAME: Final = 7
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -114,28 +132,118 @@ def listen(image: Path, backlog: int) -> tuple[socket.socket, Path]:
     return listener, place / name
 
 
-def connect(image: Path) -> socket.socket | None:
-    """Return a connection to the daemon of this user that holds *image*, or None.
+def listen_everywhere(image: Path, backlog: int) -> socket.socket | None:
+    """Return a second listening control socket for *image*, with a name that needs no directory; None if it is taken.
 
     Raises:
+        OSError: the host refuses.
+    """
+    name = socket_name(image)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(f"\0{_PREFIX}{name}")
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        if error.errno != errno.EADDRINUSE:
+            raise
+        # The image is ours, so the name was taken by a process that has no business with it.
+        squatter = _connect_abstract(name)
+        by = "" if squatter is None else f" by {peer_of(squatter)}"
+        if squatter is not None:
+            squatter.close()
+        log.warning("the control socket's name @%s%s is taken%s: only verbs with our environment find us",
+                    _PREFIX, name, by)  # fmt: skip
+        return None
+    return listener
+
+
+def connect(image: Path) -> socket.socket | None:
+    """Return a connection to the daemon that holds *image* and may be driven by this user, or None.
+
+    Raises:
+        UsageError: the daemon of another user holds it; says whose.
         OSError: there is no such image.
     """
-    return _connect(socket_name(image))
+    name = socket_name(image)
+    peer = _connect_abstract(name)
+    if peer is not None:
+        try:
+            if _is_to_be_believed(peer, image):
+                return peer
+        except BaseException:
+            peer.close()
+            raise
+        peer.close()
+    return _connect_in_directories(name)
 
 
-def connect_all() -> Iterator[socket.socket]:
-    """Yield a connection to each daemon of this user; the caller closes it."""
-    seen: set[str] = set()
+def _is_to_be_believed(connection: socket.socket, image: Path) -> bool:
+    """Say whether the process that listens where a daemon of *image* would is one that this user may ask.
+
+    Raises:
+        UsageError: it holds the image, and is another user's.
+    """
+    peer = peer_of(connection)
+    if peer.uid == os.geteuid():
+        return True
+    if peer.pid not in lock_holders(image):
+        log.info("%s listens where a daemon of %s would, but does not hold it", peer, image)
+        return False
+    if os.geteuid() == 0 and may_write(connection, image):
+        return True
+    who = user_name(peer.uid)
+    msg = f"{image} is in use by {peer}: only {who}{'' if peer.uid == 0 else ' or root'} can work on it meanwhile"
+    if os.geteuid() == 0:
+        msg = f"{image} is in use by {peer}, who may not write to it: what that process says of it is not believed"
+    raise UsageError(msg, exit_code=1)
+
+
+def connect_all(*, of_others: bool = False) -> Iterator[socket.socket]:
+    """Yield a connection to each daemon of this user; the caller closes it.
+
+    Root gets those of other users as well if *of_others*: they may be waited for, but say what they like.
+    """
+    names = set(_abstract_names())
     for place in directories():
         with suppress(OSError), open_directory(place) as fd:
-            seen.update(name for name in os.listdir(fd) if name.endswith(".sock"))  # noqa: PTH208  (of a descriptor)
-    for name in sorted(seen):
-        peer = _connect(name)
-        if peer is not None:
-            yield peer
+            names.update(name for name in os.listdir(fd) if name.endswith(".sock"))  # noqa: PTH208  (of a descriptor)
+    for name in sorted(names):
+        connection = _connect_abstract(name)
+        if connection is not None and peer_of(connection).uid != os.geteuid() and not (of_others and os.geteuid() == 0):
+            connection.close()
+            connection = None
+        connection = connection or _connect_in_directories(name)
+        if connection is not None:
+            yield connection
 
 
-def _connect(name: str) -> socket.socket | None:
+def _abstract_names() -> Iterator[str]:
+    """Yield the names of the abstract sockets that could be control sockets.
+
+    Source: proc(5), /proc/net/unix; net/unix/af_unix.c, unix_seq_show: the first NUL of a name is shown as "@".
+    """
+    prefix = f"@{_PREFIX}".encode()
+    with suppress(OSError):  # without /proc nothing is listed
+        for line in Path("/proc/net/unix").read_bytes().split(b"\n"):
+            fields = line.split(None, _UNIX_NAME)
+            if len(fields) > _UNIX_NAME and fields[_UNIX_NAME].startswith(prefix):
+                yield os.fsdecode(fields[_UNIX_NAME].removeprefix(prefix))
+
+
+def _connect_abstract(name: str) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(_CONNECT_S)
+    try:
+        connection.connect(f"\0{_PREFIX}{name}")
+    except OSError:
+        # No socket of that name, or one with a full queue.
+        connection.close()
+        return None
+    return connection
+
+
+def _connect_in_directories(name: str) -> socket.socket | None:
     for place in directories():
         # No directory, no socket, nobody behind it any more, or not our directory: no daemon there.
         with suppress(OSError), open_directory(place) as fd:

@@ -26,7 +26,7 @@ from zonefs_emu.daemon.client import BUSY_S
 from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.ending import EndBySignal, bounded_flush
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.daemon.rendezvous import connect, listen
+from zonefs_emu.daemon.rendezvous import connect, listen, listen_everywhere
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import record
@@ -212,10 +212,12 @@ async def _run(
         token.run_sync_soon(all_of_it.cancel)
 
     try:
+        everywhere = listen_everywhere(path, backlog=16)
+        server = ControlServer(listener, verbs, *([everywhere] if everywhere else []))
         with ending.watching(end), all_of_it:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keep_counters, device)
-                await nursery.start(_serve_control, ControlServer(listener, verbs), device)
+                await nursery.start(_serve_control, server, device)
                 async with trio.open_nursery() as workers:
                     for front_end in front_ends:
                         await workers.start(_serve, front_end, Session(device, path, known), known, ending)
