@@ -26,6 +26,8 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
         "virtqueue/model.py": "a Protocol; its two implementations have tests",
+        "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
+        "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }
 )
 # Test files that belong to no one source file, and why.
@@ -35,6 +37,8 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_conftest.py": "tests the tests' own rules",
         "vhost_user/test_libblkio.py": "somebody else's front-end",
+        "cli/test_paths.py": "images and directories of any name, through all verbs",
+        "cli/test_finding.py": "daemons that are found, and traps that are not taken for one, through the verbs",
         "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",
@@ -62,6 +66,7 @@ DATACLASSES_THAT_CHANGE: Final[Mapping[str, str]] = MappingProxyType(
 CLOCKS_IN_TESTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "cli/test_mount.py wait_gone": "a deadline, so that a process that stays fails the test before its timeout",
+        "daemon/test_session.py wait_until_ended": "a deadline, so that a front-end that stays fails the test",
         "daemon/test_background.py test_what_comes_later_goes_to_the_log": "a deadline for a line in a log",
         "guest/test_migration.py wait_for": "a deadline for a line on a console, with what came instead",
         "guest/test_migration.py move": "a deadline for a migration, with its last state",
@@ -281,3 +286,49 @@ def test_every_verb_has_help_with_an_example() -> None:
 def test_the_manual_is_what_the_program_says() -> None:
     """Made by ``make docs``. Line breaks are click's and may differ between its versions; the words may not."""
     assert (ROOT / "docs/commands.md").read_text().split() == manual.manual().split()
+
+
+#: What a sentence of the docs says if it promises that something is there after an accident.
+PROMISE: Final = re.compile(r"surviv|outliv|kill -9|killed at any|is killed|killing the process|power cut|power is cut")
+#: A link to the test that shows a promise: the path from docs/, and the name of the test.
+SHOWN: Final = re.compile(r'\]\(\.\./(tests/[a-z0-9_/]+\.py) "(test_[a-z0-9_]+)"\)')
+# Blocks that have such words and promise nothing, by their beginning, and why.
+NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "| `persist` |": "a list of what each layer knows",
+        "| `virtqueue/inflight.py` |": "a list of what each module knows",
+        "| `ublk` |": "a list of what each layer knows",
+        "| `--vhost-user-blk` |": "says what does not survive",
+        "Each mutant is one small change": "on tests",
+        "An interrupted run goes on": "on tests",
+        "The environment variable `ZONEFS_EMU_INTERNAL_ERRORS`": "on tests",
+        "The port from before a power cut": "says what does not survive",
+    }
+)
+
+
+def blocks_of_docs() -> Iterator[tuple[Path, str]]:
+    """Each paragraph, list item and table row of the docs that are written by hand; no headings, no code."""
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        if path.name in {"commands.md", "state-machine.md", "test-guest.md"}:
+            continue
+        text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for block in re.split(r"\n\s*\n|\n(?=\||[*-] |\d+\. )", text):
+            if block.strip() and not block.startswith(("#", "    ", "\n    ")):
+                yield path, block.strip()
+
+
+def test_every_promise_of_the_docs_is_linked_to_the_test_that_shows_it() -> None:
+    bare = [
+        f"{path.name}: {block}"
+        for path, block in blocks_of_docs()
+        if PROMISE.search(block.lower()) and not SHOWN.search(block) and not block.startswith(tuple(NO_PROMISES))
+    ]
+    assert not bare, "\n\n".join(bare)
+
+
+def test_links_to_tests_lead_to_tests() -> None:
+    found = [link for path in (ROOT / "docs").glob("*.md") for link in SHOWN.findall(path.read_text())]
+    assert len(found) > 20
+    for path, name in found:
+        assert re.search(rf"^\s*(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}: {name}"

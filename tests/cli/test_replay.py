@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import fails, ok
+from tests.cli.test_serve import serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import record
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -47,3 +48,15 @@ def test_no_log(fresh: Path, tmp_path: Path) -> None:
     (tmp_path / "no.log").write_bytes(b"\xff\x00garbage\n")
     assert "line 1 of the log is no JSON object" in fails("replay", tmp_path / "no.log", fresh, code=2)
     assert "No such file" in fails("replay", tmp_path / "missing", fresh)
+
+
+def test_a_log_of_a_killed_daemon_is_whole(fresh: Path, tmp_path: Path) -> None:
+    """Each answered operation is in the log, up to the last before the kill."""
+    log = tmp_path / "operations.log"
+    ok("dump", fresh, tmp_path / "before.img")
+    with serving(fresh, "--vhost-user-blk", tmp_path / "blk", "--record", log) as daemon:
+        for number in range(20):
+            ok("write", fresh, "--zone", 2, stdin=bytes((number,)) * 4096)
+        daemon.kill()
+        daemon.wait()
+    assert ok("replay", log, tmp_path / "before.img") == "20 operations, all answered as in the log\n"
