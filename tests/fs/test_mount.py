@@ -58,7 +58,7 @@ def test_0020_the_tree(bench: Bench) -> None:
         assert (first.st_ino, first.st_size, first.st_blocks) == (1, CAPACITY, CAPACITY // 512)
         assert (file.st_ino, file.st_size, file.st_blocks, file.st_blksize) == (3, 2 * BLOCK, CAPACITY // 512, BLOCK)
         assert (file.st_mode, file.st_nlink, file.st_uid) == (stat.S_IFREG | 0o640, 1, os.geteuid())
-        assert root.st_ctime_ns == file.st_ctime_ns == file.st_mtime_ns == seq.st_atime_ns
+        assert root.st_ctime_ns == file.st_ctime_ns == file.st_mtime_ns == seq.st_mtime_ns
 
 
 @pytest.mark.fuse
@@ -570,6 +570,50 @@ def test_0512_writes_leave_times_alone(bench: Bench) -> None:
         assert os.stat(fs.path / "seq/0").st_mtime_ns == mount_time
         os.ftruncate(fs.open("seq/0", os.O_RDWR), 0)
         assert os.stat(fs.path / "seq/0").st_mtime_ns > mount_time
+
+
+@pytest.mark.fuse
+def test_0512_accesses_are_noted_as_relatime_does(bench: Bench) -> None:
+    with mounted(bench) as fs:
+        os.write(fs.open("seq/0", APPEND_DIRECT), blocks(1))
+        for name, flags in (("seq/0", READ_DIRECT), ("seq/0", os.O_RDONLY), ("cnv/0", os.O_RDONLY)):
+            path = fs.path / name
+            os.utime(path, ns=(1, 2))  # which is a change of ctime
+            fd = fs.open(name, flags | os.O_NOATIME)
+            assert os.pread(fd, BLOCK, 0)
+            assert os.stat(path).st_atime_ns == 1
+            fd = fs.open(name, flags)
+            assert os.pread(fd, BLOCK, 0)
+            noted = os.stat(path).st_atime_ns
+            assert noted > os.stat(path).st_ctime_ns
+            assert os.pread(fd, BLOCK, 0)
+            assert os.stat(path).st_atime_ns == noted
+        before = os.stat(fs.path / "seq").st_atime_ns
+        os.listdir(fs.path / "seq")
+        assert os.stat(fs.path / "seq").st_atime_ns > before
+
+
+@pytest.mark.fuse
+def test_0512_times_of_what_is_mapped(bench: Bench) -> None:
+    """A read through a mapping is noted. A store is not: FUSE does not say which writes come from mappings."""
+    with mounted(bench) as fs:
+        path = fs.path / "cnv/0"
+        os.utime(path, ns=(1, 2))
+        before = os.stat(path)
+        fs.run(
+            """
+            import mmap, os
+            fd = os.open("cnv/0", os.O_RDWR)
+            with mmap.mmap(fd, 4096) as mapping:
+                assert mapping[0] == 0
+                mapping[1] = 1
+                mapping.flush()
+        """.replace("\n            ", "\n")
+        )
+        after = os.stat(path)
+        assert after.st_atime_ns > before.st_ctime_ns
+        assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+        assert path.read_bytes()[1] == 1
 
 
 @pytest.mark.fuse

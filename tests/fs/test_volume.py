@@ -35,6 +35,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 
 POLICIES: Final = [policy.value for policy in ErrorPolicy]
+DAY_NS: Final = 24 * 3600 * 10**9
 
 
 def files(mounted: Volume) -> list[ZoneFile]:
@@ -587,28 +588,64 @@ def test_0339_without_explicit_open_a_write_meets_the_active_limit(
 # -- 05xx: attributes -----------------------------------------------------------------------------------------
 
 
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
 def test_0510_times(make_bench: Callable[..., Bench]) -> None:
-    clock = iter(range(1000, 2000)).__next__
+    clock = Clock()
     mounted = make_bench().mount(now_ns=clock)
     file = seq(mounted)
-    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (1000, 1000, 1000)
     handle = mounted.open(file, RW_DIRECT)
+    clock.now_ns = 2000
     mounted.write(handle, 0, blocks(1))
     mounted.truncate(file, 0)
-    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (1000, 1000, 1000)
     mounted.write(handle, 0, blocks(1))
-    for _ in range(2):  # relatime: the first read after a change counts
+    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (1000, 1000, 1000)
+    for clock.now_ns in (3000, 4000, 3000 + DAY_NS - 1):  # relatime: the first read after a change counts
         mounted.read(handle, 0, BLOCK)
-        assert (file.atime_ns, file.mtime_ns) == (1001, 1000)
+        assert (file.atime_ns, file.mtime_ns) == (3000, 1000)
+    clock.now_ns = 3000 + DAY_NS  # and one a day
+    mounted.read(handle, 0, BLOCK)
+    assert file.atime_ns == 3000 + DAY_NS
+    clock.now_ns += 1
     mounted.open(file, os.O_RDWR | os.O_TRUNC)
-    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (1001, 1002, 1002)
+    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (3000 + DAY_NS, clock.now_ns, clock.now_ns)
+
+
+def test_0510_o_noatime(make_bench: Callable[..., Bench]) -> None:
+    clock = Clock()
+    mounted = make_bench().mount(now_ns=clock)
+    file = seq(mounted)
+    mounted.write(mounted.open(file, RW_DIRECT), 0, blocks(1))
+    clock.now_ns = 2000
+    mounted.read(mounted.open(file, os.O_RDONLY | os.O_NOATIME), 0, BLOCK)
+    assert file.atime_ns == 1000
+    mounted.read(mounted.open(file, os.O_RDONLY), 0, BLOCK)
+    assert file.atime_ns == 2000
+
+
+@pytest.mark.parametrize(("options", "noted"), [("", True), ("noatime", False), ("nodiratime", False), ("ro", False)])
+def test_0510_listing_a_directory_is_an_access(bench: Bench, options: str, noted: bool) -> None:
+    clock = Clock()
+    mounted = bench.mount(options, now_ns=clock)
+    clock.now_ns = 2000
+    mounted.touch_directory(mounted.root)
+    assert mounted.root.atime_ns == (2000 if noted else 1000)
 
 
 @pytest.mark.parametrize("options", ["noatime", "ro"])
 def test_0511_reads_leave_no_trace_where_they_must_not(bench: Bench, options: str) -> None:
     bench.write_raw(2, BLOCK)
-    clock = iter(range(1000, 2000)).__next__
+    clock = Clock()
     mounted = bench.mount(options, now_ns=clock)
+    clock.now_ns = 2000
     mounted.read(mounted.open(seq(mounted), os.O_RDONLY), 0, BLOCK)
     assert seq(mounted).atime_ns == 1000
 

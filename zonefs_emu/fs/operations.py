@@ -139,6 +139,7 @@ class ZonefsOperations(ContainedOperations):
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory: the two dots, then the files in the order of their zones."""
+        self.volume.touch_directory(self._directory(fh))
         for index, name in enumerate((b".", b"..")):
             if start_id <= index and not self._list(token, fh, name, index + 1):
                 return

@@ -46,6 +46,8 @@ DIRECTORY_MODE: Final = 0o555
 #: Zones asked for in one report.
 _REPORT_ZONES: Final = 4096
 _READ_BUFFER_BYTES: Final = 1 << 20
+#: relatime notes an access after this time, even if nothing has changed since the last one.
+_ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
 
 
 class Node:
@@ -96,13 +98,14 @@ class ZoneFile(Node):
 class Handle:
     """One open file description. *cached* and *failed* are for :mod:`zonefs_emu.fs.operations`."""
 
-    __slots__ = ("append", "cached", "direct", "failed", "file", "synchronous", "writable")
+    __slots__ = ("append", "cached", "direct", "failed", "file", "noatime", "synchronous", "writable")
 
     def __init__(self, file: ZoneFile, flags: int) -> None:
         self.file = file
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.direct = bool(flags & os.O_DIRECT)
         self.append = bool(flags & os.O_APPEND)
+        self.noatime = bool(flags & os.O_NOATIME)
         self.synchronous = bool(flags & os.O_DSYNC)  # O_SYNC contains the bit of O_DSYNC
         self.cached = False
         self.failed = False
@@ -154,6 +157,7 @@ class Volume:
         self.max_active_files = self.geometry.max_active_zones
         self.options = options
         self.errors = options.errors
+        self._notes_access = "noatime" not in options.passed_on
         # "explicit-open" needs a limit to explain itself; the kernel drops it in silence where there is none.
         self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
         self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
@@ -365,7 +369,7 @@ class Volume:
         if available <= 0:
             return b""
         count = min(count, available)
-        if file.atime_ns <= file.mtime_ns or file.atime_ns <= file.ctime_ns:
+        if self._notes_access and not handle.noatime:
             self._touch(file)
         if handle.direct:
             if (offset | count) % self.block_bytes:
@@ -383,10 +387,21 @@ class Volume:
             raise self._failed(file, status, write=False)
         return self._buffer[lead : lead + count]
 
-    def _touch(self, file: ZoneFile) -> None:
-        """Note an access as relatime does, the default of all mounts."""
-        if not self.readonly and "noatime" not in self.options.passed_on:
-            file.atime_ns = self.now_ns()
+    def _touch(self, node: Node) -> None:
+        """Note an access as relatime does, the default of all mounts.
+
+        Source: Linux fs/inode.c, relatime_need_update.
+        """
+        now_ns = self.now_ns()
+        atime_ns = node.atime_ns
+        is_due = atime_ns <= node.mtime_ns or atime_ns <= node.ctime_ns or now_ns - atime_ns >= _ATIME_KEPT_NS
+        if is_due and not self.readonly:
+            node.atime_ns = now_ns
+
+    def touch_directory(self, node: Node) -> None:
+        """Note that the directory *node* is listed."""
+        if self._notes_access and "nodiratime" not in self.options.passed_on:
+            self._touch(node)
 
     def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Write *data* (not empty) at *offset*; return how many bytes went in, fewer where the capacity ends.
