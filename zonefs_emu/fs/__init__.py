@@ -9,6 +9,7 @@
     boundary.py    What becomes of an exception that the code does not foresee
     operations.py  FUSE requests to volume calls (pyfuse3)
     negotiation.py Which features of the kernel libfuse gets to see
+    waiting.py     Waiting for the kernel's next request
     mount.py       The life of one mount
 
 Everything above boundary.py is sync and works without a mount.

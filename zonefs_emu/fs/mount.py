@@ -34,6 +34,7 @@ from zonefs_emu.fs.negotiation import FUSE_ASYNC_DIO, Handshake
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
 from zonefs_emu.fs.volume import Volume, ZoneFile
+from zonefs_emu.fs.waiting import RequestWaiter
 from zonefs_emu.model.transitions import VIRTIO
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Mount:
         self.volume = volume
         self.mountpoint = mountpoint
         self.operations = ZonefsOperations(volume)
+        self.waiter = RequestWaiter()
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of /sys/fs/zonefs, 0 = no limit, and ``readonly`` as 0 or 1."""
@@ -83,6 +85,7 @@ async def serve(
     said: list[str] = []
     handshake = Handshake()
     mount.operations.on_init = handshake.end
+    mount.waiter.install()
     try:
         with _stderr_caught(said):
             pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))

@@ -1,0 +1,106 @@
+"""Waiting for the kernel's next request: by looking for a while, then by sleeping.
+
+A request that an application waits for is followed by the next within microseconds, and a sleep of this process and its
+wake-up cost more than all the rest of a request. pyfuse3 takes what it knows of trio from a module variable of its own;
+there, :class:`RequestWaiter` stands in place of trio, with a lock and a ``wait_readable`` of its own.
+
+* ``wait_readable`` polls without giving up the thread, for at most the time that it lately took until the next request
+  came, and 50 µs; a mount that is idle sleeps. Other tasks run when it sleeps, and every 32nd request at the latest.
+* The lock is not fair. trio's gives itself to the next of pyfuse3's workers each time, which are two switches of tasks
+  a request. Here a worker that comes back with the lock free has it again; another one, woken once, gets it when this
+  one waits for something else than a request.
+"""
+
+import os
+import select
+import time
+from types import SimpleNamespace, TracebackType
+from typing import Final
+
+import pyfuse3
+import trio
+
+_SPIN_NS_MIN: Final = 4_000
+_SPIN_NS_MAX: Final = 50_000
+#: Requests in a row after which other tasks of the event loop get their turn.
+_REQUESTS_IN_A_ROW: Final = 32
+
+
+class RequestWaiter:
+    """What one mount knows of how soon requests come."""
+
+    def __init__(self) -> None:
+        self._poller = select.poll()
+        self._fd = -1
+        # On a single processor, the application cannot ask for anything while this process looks.
+        self._spin_ns_max = _SPIN_NS_MAX if len(os.sched_getaffinity(0)) > 1 else 0
+        self.spin_ns = self._spin_ns_max
+        self._in_a_row = 0
+        #: How often a look was not enough.
+        self.nr_sleeps = 0
+
+    def install(self) -> None:
+        """Stand in place of trio in pyfuse3, which has one mount in a process."""
+        pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]  # not in the stub; pyfuse3.asyncio sets it, too
+            Lock=WorkerLock,
+            open_nursery=trio.open_nursery,
+            ClosedResourceError=trio.ClosedResourceError,
+            lowlevel=SimpleNamespace(
+                wait_readable=self.wait_readable,
+                current_task=trio.lowlevel.current_task,
+                current_trio_token=trio.lowlevel.current_trio_token,
+                notify_closing=trio.lowlevel.notify_closing,
+            ),
+        )
+
+    async def wait_readable(self, fd: int) -> None:
+        """Wait until *fd*, always the same, can be read."""
+        if fd != self._fd:
+            self._fd = fd
+            self._poller.register(fd, select.POLLIN)
+        self._in_a_row += 1
+        if self._in_a_row >= _REQUESTS_IN_A_ROW:
+            self._in_a_row = 0
+            await trio.lowlevel.checkpoint()
+        poll = self._poller.poll
+        if poll(0):
+            return
+        clock = time.monotonic_ns
+        began = clock()
+        if self.spin_ns:
+            deadline = began + self.spin_ns
+            while clock() < deadline:
+                if poll(0):
+                    return
+        self._in_a_row = 0
+        self.nr_sleeps += 1
+        await trio.lowlevel.wait_readable(fd)
+        self._adapt(clock() - began)
+
+    def _adapt(self, waited_ns: int) -> None:
+        """Choose how long to look from now on, after a sleep that ended *waited_ns* after the last request."""
+        if waited_ns <= 2 * self._spin_ns_max:
+            self.spin_ns = min(max(2 * self.spin_ns, _SPIN_NS_MIN), self._spin_ns_max)
+        else:
+            self.spin_ns = self.spin_ns // 2 if self.spin_ns >= 2 * _SPIN_NS_MIN else 0
+
+
+class WorkerLock:
+    """Held by the worker that waits for a request; see the head of this module."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        """Take the lock."""
+        while self._held:
+            await self._waiting.park()
+        self._held = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the lock up. One of the others is woken, which runs as soon as this worker waits for anything."""
+        self._held = False
+        self._waiting.unpark()
