@@ -20,10 +20,16 @@ def reporter(initiator: Initiator) -> ZoneReporter:
     return ZoneReporter(initiator.port, initiator.device.geometry)
 
 
+def whole(source: ZoneReporter, sector: int, option: int, max_descriptors: int, *, partial: bool) -> bytes:
+    """Return a report in one piece."""
+    parts: list[bytes] = []
+    return source.report(sector, option, max_descriptors, parts.append, partial=partial) + b"".join(parts)
+
+
 def test_golden_report() -> None:
     with new_initiator(GAPS) as disk:
         assert disk.write(ZONE, 3).code is None
-        found = reporter(disk).report(0, 0x00, 4, partial=False)
+        found = whole(reporter(disk), 0, 0x00, 4, partial=False)
     assert found == from_hex("""
         00 00 02 00               #  0 zone list length: 8 zones, though 4 follow
         00 00 00 00               #  4 SAME: types and lengths may differ
@@ -99,7 +105,7 @@ def test_reporting_options_list_one_condition(geometry: Geometry, option: int, c
         assert [(zone.start, zone.cond) for zone in disk.report(option=option)] == (
             [(starts[cond], cond)] if cond >= 0 else []
         )
-        assert header(reporter(disk).report(0, option, 0, partial=False))[0] == (1 if cond >= 0 else 0)
+        assert header(whole(reporter(disk), 0, option, 0, partial=False))[0] == (1 if cond >= 0 else 0)
 
 
 def test_write_pointer_where_it_is_valid() -> None:
@@ -160,8 +166,8 @@ ONE_TYPE = Geometry(size=4 * ZONE, zone_size=ZONE, zone_capacity=ZONE)
 )
 def test_same_field(geometry: Geometry, sector: int, same: int) -> None:
     with new_initiator(geometry) as disk:
-        assert header(reporter(disk).report(sector, 0, 1, partial=True))[1] == same
-        assert header(reporter(disk).report(sector, 1, 1, partial=True))[1] == 0
+        assert header(whole(reporter(disk), sector, 0, 1, partial=True))[1] == same
+        assert header(whole(reporter(disk), sector, 1, 1, partial=True))[1] == 0
 
 
 SHARED_GEOMETRIES = (MIXED, MIXED_4K, GAPS, GAPS_4K, GAP_IN_RUNT, RUNT)
@@ -182,11 +188,11 @@ def test_list_length_counts_all_or_what_is_returned(
             disk.finish(zone_no * ZONE // geometry.block_sectors)
         sector = geometry.size * permille // 1000
         source = reporter(disk)
-        everything = source.report(sector, option, 1000, partial=False)
+        everything = whole(source, sector, option, 1000, partial=False)
         nr_all = (len(everything) - 64) // 64
         assert header(everything)[0] == nr_all
-        full = source.report(sector, option, nr_descriptors, partial=False)
-        part = source.report(sector, option, nr_descriptors, partial=True)
+        full = whole(source, sector, option, nr_descriptors, partial=False)
+        part = whole(source, sector, option, nr_descriptors, partial=True)
         assert header(full)[0] == nr_all
         assert header(part)[0] == min(nr_all, nr_descriptors)
         assert full[64:] == part[64:] == everything[64 : 64 + 64 * nr_descriptors]

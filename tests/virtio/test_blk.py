@@ -1,6 +1,7 @@
 """Block requests byte by byte, on a real image, without rings."""
 
 import struct
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,10 +16,12 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import Blk, BlkOptions
+from zonefs_emu.virtio.handler import Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 
 
@@ -43,8 +46,8 @@ class Driver:
         index = 0
         while index < len(chains):
             done = self.blk.step(chains, index, lengths, lambda _index, spans: self.merged.append(len(spans)))
-            if not done:
-                lengths.append(self.blk.execute(chains[index]))
+            if isinstance(done, Deferred):
+                lengths.append(done.execute())
                 done = 1
             index += done
         return lengths
@@ -79,7 +82,7 @@ def test_configuration_space(driver: Driver) -> None:
     config = driver.blk.config()
     assert len(config) == 96
     assert config[0:8] == (32 * ZONE).to_bytes(8, "little")  # capacity
-    assert config[8:12] == bytes(4)  # size_max: not offered
+    assert config[8:12] == (8 << 20).to_bytes(4, "little")  # size_max
     assert config[12:16] == (126).to_bytes(4, "little")  # seg_max
     assert config[20:24] == (512).to_bytes(4, "little")  # blk_size
     assert config[24:28] == b"\0\0\1\0"  # exponent, alignment, min_io_size
@@ -437,3 +440,111 @@ def test_any_request_is_answered_however_it_is_cut(
     status = chain[2][-1][-1]
     assert status <= 6
     assert (driver.device.refusals.last_seq > before) == (status != blk.S_OK)
+
+
+def header(kind: int, sector: int = 0) -> bytes:
+    return struct.pack("<IIQ", kind, 0, sector)
+
+
+@pytest.mark.parametrize("cuts", [[16], [5, 16]], ids=["usual", "cut"])
+@pytest.mark.parametrize(
+    ("judged", "executed"), [(blk.T_GET_ID, blk.T_FLUSH), (blk.T_FLUSH, blk.T_GET_ID), (blk.T_OUT, blk.T_ZONE_FINISH)]
+)
+def test_the_request_that_was_judged_is_the_one_that_is_executed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, judged: int, executed: int, cuts: list[int]
+) -> None:
+    """The guest's other processor changes the header after the only look at it."""
+    chain = driver.chain(header(judged, 3 * ZONE) + data(1), 21, cuts=cuts)
+    real = blk.Blk._may_wait
+
+    def change() -> None:
+        done = 0
+        for part in chain[1]:
+            part[:] = (header(executed, 3 * ZONE) + data(1))[done : done + len(part)]
+            done += len(part)
+
+    def may_wait(device: Blk, request: tuple[int, int], chain: Chain) -> bool:
+        try:
+            return real(device, request, chain)
+        finally:
+            change()
+
+    monkeypatch.setattr(blk.Blk, "_may_wait", may_wait)
+    lengths: list[int] = []
+    done = driver.blk.step([chain], 0, lengths, lambda _index, _spans: None)
+    if not done:
+        assert isinstance(done, Deferred)
+        assert done.execute() == 21
+    assert chain[2][-1][-1] == blk.S_OK
+    assert driver.device.statistics()["flushes"] == (judged == blk.T_FLUSH)
+    assert (bytes(chain[2][0][:10]) == b"0123456789") == (judged == blk.T_GET_ID)
+    assert driver.blk.port.zone(3).cond is (Condition.IMP_OPEN if judged == blk.T_OUT else Condition.EMPTY)
+
+
+def long_chain(driver: Driver, kind: int, sector: int, nr_bytes: int) -> Chain:
+    """A request whose data descriptors all name the same memory."""
+    memory = memoryview(bytearray(1 << 20))
+    data = [memory] * (nr_bytes >> 20)
+    _, readable, writable = driver.chain(header(kind, sector), 1)
+    return (0, [*readable, *data], writable) if kind == blk.T_OUT else (0, readable, [*data, *writable])
+
+
+@pytest.mark.parametrize("kind", [blk.T_IN, blk.T_OUT])
+def test_long_transfers_are_for_the_thread_that_may_wait(driver: Driver, kind: int) -> None:
+    for nr_bytes, is_long in ((7 << 20, False), (8 << 20, True), (20 << 20, True)):
+        chain = long_chain(driver, kind, 3 * ZONE, nr_bytes)
+        done = driver.blk.step([chain], 0, [], lambda _index, _spans: None)
+        assert isinstance(done, Deferred) == is_long
+        if isinstance(done, Deferred):
+            done.execute()
+        assert chain[2][-1][-1] == blk.S_ZONE_INVALID_CMD, "it is longer than a zone of 1 MiB"
+
+
+def test_what_cannot_be_served_is_answered_with_ioerr(driver: Driver) -> None:
+    chain = driver.chain(header(blk.T_IN), 513)
+    assert driver.blk.fail(chain) == 0
+    assert chain[2][-1][-1] == blk.S_IOERR
+    assert driver.blk.refuse_oversized(driver.chain(header(blk.T_OUT) + bytes(512), 1)) == 1
+    assert driver.device.refusals.last(1)[0].rule is Rule.BLK_OVERSIZED
+    assert driver.device.refusals.last(1)[0].request == "a request of 529 bytes"
+    for refuse in (driver.blk.fail, driver.blk.refuse_oversized):
+        with pytest.raises(BrokenRingError):
+            refuse((0, [memoryview(bytearray(16))], []))
+
+
+def test_segments_are_not_gathered_however_many_there_are(driver: Driver) -> None:
+    """WRITE_ZEROES takes one segment of 16 bytes: the buffers of any other number are not joined."""
+    driver.blk._write_zeroes = True
+    chain = long_chain(driver, blk.T_OUT, 0, 600 << 20)
+    chain[1][0][:] = header(blk.T_WRITE_ZEROES)
+    tracemalloc.start()
+    driver.blk.execute(chain)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert chain[2][-1][-1] == blk.S_IOERR
+    assert peak < 1 << 20
+
+
+def test_a_long_report_is_made_and_stored_in_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nr_zones = 20_000
+    geometry = Geometry(size=nr_zones * 8, zone_size=8, zone_capacity=8)
+    device = ZonedDevice.open(create(tmp_path / "many", geometry))
+    driver = Driver(device)
+    real_snapshot = ZoneMachine.snapshot
+
+    def snapshot(machine: ZoneMachine, zone_no: int, cond_code: int, offset: int) -> Zone:
+        assert not device.lock.locked(), "other commands go on meanwhile"
+        return real_snapshot(machine, zone_no, cond_code, offset)
+
+    monkeypatch.setattr(ZoneMachine, "snapshot", snapshot)
+    memory = memoryview(bytearray(64 + 64 * nr_zones + 1))
+    chain = 0, [memoryview(header(blk.T_ZONE_REPORT))], [memory[:1000], memory[1000:]]
+    tracemalloc.start()
+    driver.blk.execute(chain)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert memory[-1] == blk.S_OK
+    assert int.from_bytes(memory[:8], "little") == nr_zones
+    assert [int.from_bytes(memory[at + 8 : at + 16], "little") for at in (64, 64 * nr_zones)] == [0, 8 * nr_zones - 8]
+    assert peak < 1 << 20
+    device.close()

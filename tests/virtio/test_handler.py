@@ -1,27 +1,7 @@
-from itertools import pairwise
-
-from hypothesis import given, strategies as st
-
-from zonefs_emu.virtio.handler import carve, gather, scatter, total_bytes
+from zonefs_emu.virtio.handler import Deferred
 
 
-def cut(data: bytes, cuts: list[int]) -> list[memoryview]:
-    borders = [0, *sorted(cuts), len(data)]
-    view = memoryview(bytearray(data))
-    return [view[start:end] for start, end in pairwise(borders)]
-
-
-@given(
-    data=st.binary(min_size=1, max_size=40),
-    cuts=st.lists(st.integers(0, 40), max_size=4),
-    start=st.integers(0, 45),
-    length=st.integers(0, 45),
-)
-def test_buffers_are_one_run_however_they_are_cut(data: bytes, cuts: list[int], start: int, length: int) -> None:
-    buffers = cut(data, [at for at in cuts if at <= len(data)])
-    assert gather(buffers, start, length) == data[start : start + length]
-    assert b"".join(carve(buffers, start, start + length)) == data[start : start + length]
-    assert total_bytes(buffers) == len(data)
-    patch = bytes(min(length, max(len(data) - start, 0)))
-    scatter(buffers, start, patch)
-    assert b"".join(buffers) == data[:start] + patch + data[start + len(patch) :]
+def test_a_deferred_request_is_no_executed_one() -> None:
+    deferred = Deferred(lambda: 7)
+    assert not deferred
+    assert deferred.execute() == 7

@@ -1,13 +1,17 @@
 """What split and packed rings have in common, driver and device face to face."""
 
+import mmap
+import os
 from collections import deque
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.virtio.rings import Pair
-from zonefs_emu.virtio.ring import BrokenRingError, Chain, check_size
+from tests.virtio.rings import MEMORY_BYTES, Pair
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.virtio.memory import GuestMemory, Region
+from zonefs_emu.virtio.ring import TRANSFER_BYTES_MAX, BrokenRingError, Chain, OversizedChainError, check_size
 
 both = pytest.mark.parametrize("is_packed", [False, True], ids=["split", "packed"])
 
@@ -125,6 +129,95 @@ def test_writable_addresses_are_kept_while_pages_are_logged(is_packed: bool) -> 
     pair.add([b"x"], [3, 2])
     ((token, _, _),) = pair.ring.pop(1)
     assert [length for _, length in pair.ring.logged[token]] == [3, 2]
+
+
+def take_all(pair: Pair, limit: int) -> list[tuple[Chain, bool]]:
+    """Pop until there is nothing; return each chain, and whether it was too long."""
+    found: list[tuple[Chain, bool]] = []
+    while True:
+        try:
+            chains = pair.ring.pop(limit)
+        except OversizedChainError as error:
+            found.append((error.chain, True))
+            continue
+        if not chains:
+            return found
+        found += [(chain, False) for chain in chains]
+
+
+@both
+@given(
+    shapes=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([1, 16, 1 << 17, (1 << 18) - 4096, (1 << 18) + 1]), max_size=4),
+            st.lists(st.sampled_from([1, 512, 1 << 17, (1 << 18) - 4096, (1 << 18) + 1]), max_size=4),
+            st.booleans(),
+        ).filter(lambda shape: bool(shape[0] or shape[1])),
+        max_size=6,
+    ),
+    repeats=st.sampled_from([1, 2, 20]),
+    limit=st.sampled_from([1, 4, 64]),
+    logged=st.booleans(),
+    chain_bytes_max=st.sampled_from([1000, 1 << 18, 1 << 19, (1 << 20) + 5]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_chains_are_limited_in_bytes_however_they_are_made(
+    *, is_packed: bool, shapes: list[tuple[list[int], list[int], bool]], repeats: int, limit: int, logged: bool,
+    chain_bytes_max: int,
+) -> None:  # fmt: skip
+    """Descriptors that name the same memory, and more of it than there is; in tables, in several regions, logged."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("ring", "split", "packed"):
+            patch.setattr(f"zonefs_emu.virtio.{module}.CHAIN_BYTES_MAX", chain_bytes_max)
+        pair = Pair(is_packed=is_packed, size=256)
+        half = MEMORY_BYTES // 2
+        memory = GuestMemory(
+            [
+                Region(GUEST_BASE, half, 0, pair.bytes[:half]),
+                Region(GUEST_BASE + half, half, half, pair.bytes[half:]),
+                # As much as one may be asked for, without there being as much.
+                *(
+                    Region(GUEST_BASE + MEMORY_BYTES * turn, MEMORY_BYTES, MEMORY_BYTES * turn, pair.bytes)
+                    for turn in range(1, 3)
+                ),
+            ]
+        )
+        pair.ring.memory = memory
+        if logged:
+            pair.ring.logged = {}
+        lengths: list[int] = []
+        for readable, writable, indirect in shapes:
+            buffers = [
+                *((GUEST_BASE, length, False) for length in readable * repeats),
+                *((GUEST_BASE, length, True) for length in writable * repeats),
+            ]
+            table = pair.heap.take(16 * len(buffers)) if indirect else None
+            if pair.driver.nr_free < (1 if indirect else len(buffers)):
+                break
+            pair.driver.add(buffers, table)
+            lengths.append(sum(length for _, length, _ in buffers))
+        found = take_all(pair, limit)
+        assert [was_oversized for _, was_oversized in found] == [length > chain_bytes_max for length in lengths]
+        assert [sum(map(len, (*readable, *writable))) for (_, readable, writable), _ in found] == lengths
+        for chain, _ in found:
+            pair.ring.push([chain], [0])
+        assert len(pair.driver.reap()) == len(lengths)
+
+
+@both
+def test_lengths_whose_sum_passes_32_bits(is_packed: bool) -> None:
+    pair = Pair(is_packed=is_packed, size=256)
+    fd = os.memfd_create("huge")  # sparse, and never touched
+    os.ftruncate(fd, (1 << 32) - 4096)
+    huge = memoryview(mmap.mmap(fd, (1 << 32) - 4096))
+    os.close(fd)
+    pair.ring.memory = GuestMemory([Region(GUEST_BASE, len(huge), 0, huge)])
+    for writable in ([len(huge), 4095, 1, 1], [len(huge)] * 200, [len(huge) - 1], [TRANSFER_BYTES_MAX, 1]):
+        pair.driver.add([(GUEST_BASE, 16, False), *((GUEST_BASE, length, True) for length in writable)], None)
+        ((chain, was_oversized),) = take_all(pair, 64)
+        assert was_oversized == (len(writable) != 2)
+        pair.ring.push([chain], [0])
+        assert len(pair.driver.reap()) == 1
 
 
 @both

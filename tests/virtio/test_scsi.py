@@ -12,6 +12,7 @@ from zonefs_emu.device.rules import Rule
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.commands import ENQUIRIES
 from zonefs_emu.scsi.target import Target
+from zonefs_emu.virtio.handler import Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.scsi import (
     RESPONSE_OF_RULE,
@@ -44,8 +45,9 @@ def header(cdb: bytes, lun: bytes = DISK) -> bytes:
 def execute(target: Target, request: Chain) -> tuple[int, bytes]:
     queue = RequestQueue(target)
     lengths: list[int] = []
-    if not queue.step([request], 0, lengths, lambda _index, _spans: None):
-        lengths.append(queue.execute(request))
+    done = queue.step([request], 0, lengths, lambda _index, _spans: None)
+    if isinstance(done, Deferred):
+        lengths.append(done.execute())
     return lengths[0], b"".join(request[2])
 
 
@@ -185,6 +187,7 @@ LAST_HOLDS = {
     Response.BAD_TARGET: Rule.VSCSI_TARGET,
     Response.FUNCTION_REJECTED: Rule.VSCSI_TASK,
     Response.INCORRECT_LUN: Rule.VSCSI_TASK_LUN,
+    Response.FAILURE: Rule.VSCSI_OVERSIZED,
 }
 
 
@@ -256,3 +259,43 @@ def test_any_control_request_is_answered_or_breaks_the_ring(
         return
     assert length <= room
     assert (device.refusals.last_seq > before) == (frame[2][0][0] in LAST_HOLDS if kind == 0 else False)
+
+
+def test_a_request_that_cannot_be_served_is_answered_with_failure(target: Target, device: ZonedDevice) -> None:
+    request = chain([header(bytes(6))], [100, 8, 512])
+    assert RequestQueue(target).fail(request) == 108
+    assert response(b"".join(request[2])) == (0, 0, 0, Response.FAILURE)
+    management = chain([struct.pack("<II8sQ", 0, 99, DISK, 7)], [1])
+    assert ControlQueue(target).fail(management) == 1
+    assert bytes(management[2][0]) == bytes((Response.FAILURE,))
+    query = chain([struct.pack("<I8sI", 1, DISK, 0)], [5])
+    assert ControlQueue(target).fail(query) == 5
+    assert bytes(query[2][0]) == bytes(4) + bytes((Response.FAILURE,))
+    assert device.refusals.last_seq == 0
+    for queue, frame in ((RequestQueue(target), chain([], [107])), (ControlQueue(target), chain([], []))):
+        with pytest.raises(BrokenRingError, match="for the answer"):
+            queue.fail(frame)
+
+
+def test_a_request_that_is_too_long_is_explained(target: Target, device: ZonedDevice) -> None:
+    for queue, frame in (
+        (RequestQueue(target), chain([header(bytes(6))], [108, 512])),
+        (ControlQueue(target), chain([bytes(24)], [1])),
+    ):
+        queue.refuse_oversized(frame)
+    assert [(refusal.rule, refusal.request) for refusal in device.refusals.last(10)] == [
+        (Rule.VSCSI_OVERSIZED, "a request with 671 bytes of buffers"),
+        (Rule.VSCSI_OVERSIZED, "a request with 25 bytes of buffers"),
+    ]
+
+
+def test_the_request_that_was_judged_is_the_one_that_is_executed(target: Target, device: ZonedDevice) -> None:
+    """The guest's other processor changes the CDB in between."""
+    flush, read_capacity = bytes.fromhex("35 00 00000000 00 0000 00"), READ_CAPACITY
+    queue = RequestQueue(target)
+    request = chain([header(flush)], [108, 32])
+    deferred = queue.step([request], 0, [], lambda _index, _spans: None)
+    assert isinstance(deferred, Deferred)
+    request[1][0][:] = header(read_capacity)
+    assert deferred.execute() == 140
+    assert device.statistics()["flushes"] == 1

@@ -2,6 +2,7 @@
 
 import ctypes
 import struct
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,7 +10,7 @@ from tests.virtio.rings import Pair
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import split
 from zonefs_emu.virtio.memory import GuestMemory, Region
-from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, BrokenRingError
+from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, BrokenRingError, Chain
 from zonefs_emu.virtio.split import SplitRing, sizes
 
 A = GUEST_BASE + 0x8000
@@ -19,7 +20,7 @@ def descriptor(pair: Pair, index: int, fields: tuple[int, int, int, int]) -> Non
     struct.pack_into("<QIHH", pair.bytes, pair.areas[0].offset + 16 * index, *fields)
 
 
-def pop(pair: Pair, head: int = 0) -> object:
+def pop(pair: Pair, head: int = 0) -> Sequence[Chain]:
     assert hasattr(pair.driver, "publish")
     pair.driver.publish(head)
     return pair.ring.pop(1)
@@ -120,7 +121,7 @@ def test_what_descriptors_mean_is_remembered_by_what_they_say(
     table: bool, known_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much is remembered: what is given back is always what the descriptors say now."""
-    monkeypatch.setattr(split, "_KNOWN_DESCRIPTORS_MAX", known_max)
+    monkeypatch.setattr(split, "_KNOWN_BUFFERS_MAX", known_max)
     pair = Pair(is_packed=False)
     for data in (8, 8, 9, 8, 10, 11, 8, 8):
         for head in (0, 4):
@@ -129,7 +130,7 @@ def test_what_descriptors_mean_is_remembered_by_what_they_say(
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "_KNOWN_DESCRIPTORS_MAX", 30)
+    monkeypatch.setattr(split, "_KNOWN_BUFFERS_MAX", 30)
     pair = Pair(is_packed=False)
     for data in range(1, 40):
         three(pair, data, table=bool(data & 1))
@@ -155,3 +156,50 @@ def test_buffers_in_several_regions(table: bool) -> None:
     struct.pack_into("<Q", pair.bytes, at, GUEST_BASE + (1 << 32) + 0x100)
     for _ in range(2):
         assert chain_of(pair) == [(0x8000, 16), (0xA100, 8), (0x8040, 1)]
+
+
+@pytest.mark.parametrize(("second", "third"), [(5, 2), (1, 5), (5, 6), (2, 1)])
+@pytest.mark.parametrize("with_table", [False, True], ids=["direct", "table"])
+def test_chains_that_are_not_three_in_a_row(second: int, third: int, with_table: bool) -> None:
+    """Header, data, status; the descriptors behind the first are those that it names, not those that follow it."""
+    pair = Pair(is_packed=False)
+    place = pair.heap.take(1024).offset
+    table = pair.heap.take(16 * 8).offset
+
+    def write(index: int, fields: tuple[int, int, int, int]) -> None:
+        if with_table:
+            pair.bytes[table + 16 * index : table + 16 * index + 16] = struct.pack("<QIHH", *fields)
+        else:
+            descriptor(pair, index, fields)
+
+    for decoy in range(8):  # whole chains, each of buffers of 7 bytes
+        write(decoy, (GUEST_BASE + place, 7, DESC_WRITE, 0))
+    write(0, (GUEST_BASE + place, 16, DESC_NEXT, second))
+    write(second, (GUEST_BASE + place + 16, 512, DESC_NEXT | DESC_WRITE, third))
+    write(third, (GUEST_BASE + place + 528, 1, DESC_WRITE, 0))
+    if with_table:
+        descriptor(pair, 4, (GUEST_BASE + table, 16 * 8, DESC_INDIRECT, 0))
+    for _ in range(2):  # the second time from what is remembered
+        (chain,) = pop(pair, 4 if with_table else 0)
+        assert [[len(part) for part in parts] for parts in chain[1:]] == [[16], [512, 1]]
+
+
+@pytest.mark.parametrize("with_table", [False, True], ids=["direct", "table"])
+def test_a_table_behind_a_chain_counts_with_it(with_table: bool) -> None:
+    pair = Pair(is_packed=False, size=64)
+    place = pair.heap.take(64).offset
+    count = 1024 if with_table else 1023
+    table = pair.heap.take(16 * count).offset
+    for index in range(count):
+        flags = DESC_NEXT if index < count - 1 else 0
+        pair.bytes[table + 16 * index : table + 16 * index + 16] = struct.pack(
+            "<QIHH", GUEST_BASE + place, 8, flags, index + 1
+        )
+    descriptor(pair, 0, (GUEST_BASE + place, 8, DESC_NEXT, 1))
+    descriptor(pair, 1, (GUEST_BASE + table, 16 * count, DESC_INDIRECT, 0))
+    if with_table:
+        with pytest.raises(BrokenRingError, match="more than 1024 descriptors"):
+            pop(pair)
+    else:
+        ((_, readable, _),) = pop(pair)
+        assert len(readable) == 1024

@@ -1,5 +1,6 @@
 """One queue without sockets: starting, batches, waiting, breaking."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,21 +14,23 @@ from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
-from zonefs_emu.virtqueue.queue import BATCH, Queue, RingAddresses
+from zonefs_emu.virtqueue.limited_log import LimitedLog
+from zonefs_emu.virtqueue.queue import BATCH, Queue, RingAddresses, Service
 
 USER = 1 << 40
 
 
 class Echo:
-    """Answers each request with its first byte; b"w" waits, b"x" breaks."""
+    """Answers each request with its first byte; b"w" and b"Y" wait, b"x" breaks, b"y" and b"Y" meet a bug."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
+        self.nr_oversized = 0
         #: Called once, while a request is executed.
         self.coming: Callable[[], object] | None = None
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
-        if chains[index][1][0][0] == ord("w"):
+        if chains[index][1][0][0] in b"wY":
             return 0
         begin(index, ())
         lengths.append(self.execute(chains[index]))
@@ -40,18 +43,38 @@ class Echo:
         if self.coming is not None:
             coming, self.coming = self.coming, None
             coming()
+        if chain[1][0][0] in b"yY":
+            raise AssertionError("a bug")
         chain[2][0][0] = chain[1][0][0]
         return 1
+
+    def fail(self, chain: Chain) -> int:
+        if not chain[2]:
+            msg = "no room"
+            raise BrokenRingError(msg)
+        chain[2][0][0] = ord("!")
+        return 1
+
+    def refuse_oversized(self, chain: Chain) -> int:
+        self.nr_oversized += 1
+        return self.fail(chain)
 
 
 class Bench:
     def __init__(self, *, is_packed: bool) -> None:
         self.pair = Pair(is_packed=is_packed, size=64)
         self.memory = GuestMemory([Region(GUEST_BASE, MEMORY_BYTES, USER, self.pair.bytes)])
-        self.jobs: list[tuple[Callable[[], int | BrokenRingError], Callable[[int | BrokenRingError], None]]] = []
-        self.queue = Queue(
-            0, Witnessing(lambda _: False), Echo(), lambda job, then: self.jobs.append((job, then)), self.pair.fence
+        self.jobs: list[tuple[Callable[[], int], Callable[[int | Exception], None]]] = []
+        #: Exceptions that were contained, and where.
+        self.contained: list[tuple[str, Exception]] = []
+        self.echo = Echo()
+        service = Service(
+            lambda job, then: self.jobs.append((job, then)),
+            self.pair.fence,
+            lambda where, error: self.contained.append((where, error)),
+            LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
         )
+        self.queue = Queue(0, Witnessing(lambda _: False), self.echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
@@ -66,7 +89,11 @@ class Bench:
 
     def work(self) -> None:
         job, then = self.jobs.pop(0)
-        then(job())
+        try:
+            outcome: int | Exception = job()
+        except Exception as error:
+            outcome = error
+        then(outcome)
 
 
 @pytest.fixture(params=[False, True], ids=["split", "packed"])
@@ -213,8 +240,7 @@ def test_broken(bench: Bench, texts: tuple[bytes, ...], expect_warning: Callable
         bench.pair.add([text], [1])
     bench.queue.run()
     if bench.jobs:
-        bench.jobs = [(lambda: BrokenRingError("x"), then) for _, then in bench.jobs]
-        bench.work()
+        bench.jobs.pop()[1](BrokenRingError("x"))
     assert bench.queue.broken
     assert os.eventfd_read(bench.queue.err_fd) == 1
     bench.pair.add()
@@ -247,3 +273,85 @@ def test_injected_faults_are_for_the_worker(bench: Bench) -> None:
     assert bench.queue.busy
     bench.work()
     assert [done.request_id for done in bench.pair.driver.reap()] == [number]
+
+
+@pytest.mark.parametrize("text", [b"y", b"Y"], ids=["at once", "by the worker"])
+def test_a_bug_costs_the_request_that_meets_it(bench: Bench, text: bytes) -> None:
+    bench.start()
+    numbers = [bench.pair.add([content], [1]) for content in (b"a", text, b"c", text, b"d")]
+    while bench.queue.run() or bench.jobs:
+        if bench.jobs:
+            bench.work()
+    assert [done.request_id for done in bench.pair.driver.reap()] == numbers
+    assert [(where, str(error)) for where, error in bench.contained] == [("a request of queue 0", "a bug")] * 2
+    assert not bench.queue.broken
+
+
+def test_a_bug_that_cannot_be_answered_costs_the_ring(bench: Bench, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("queue 0 is broken: no room")
+    bench.start()
+    first = bench.pair.add([b"a"], [1])
+    bench.pair.add([b"y"], [])
+    bench.pair.add([b"c"], [1])
+    bench.queue.run()
+    assert bench.queue.broken
+    assert os.eventfd_read(bench.queue.err_fd) == 1
+    assert [done.request_id for done in bench.pair.driver.reap()] == [first], "what was done is given back"
+
+
+@pytest.mark.parametrize("method", ["pop", "push", "needs_call", "sleep", "wake"])
+def test_a_bug_in_the_ring_costs_the_ring(
+    bench: Bench, method: str, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("queue 0 is broken: an internal error")
+    bench.start()
+    bench.pair.add([b"a"], [1])
+    ring = bench.queue.ring
+    assert ring is not None
+    real = getattr(type(ring), method)
+    left = [1]
+
+    def broken(*args: object) -> object:
+        if left:
+            left.pop()
+            raise RuntimeError("a bug")
+        return real(*args)
+
+    monkeypatch.setattr(type(ring), method, broken)
+    bench.queue.wake()
+    bench.queue.run()
+    bench.queue.sleep()
+    assert bench.queue.broken
+    assert [where for where, _ in bench.contained] == ["the ring of queue 0"]
+    assert os.eventfd_read(bench.queue.err_fd) == 1
+    bench.queue.stop()
+    bench.queue.base = 0x80008000 if bench.features & bits.RING_PACKED else 0
+
+
+def test_a_chain_that_is_too_long_is_answered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("ring", "split", "packed"):
+        monkeypatch.setattr(f"zonefs_emu.virtio.{module}.CHAIN_BYTES_MAX", 1000)
+    bench.start()
+    sizes = (1, 1001, 1, 400, 1001, 1001)
+    numbers = [bench.pair.add([b"a"], [size] if size != 400 else [1, 400, 600]) for size in sizes]
+    while bench.queue.run():
+        pass
+    assert [done.request_id for done in bench.pair.driver.reap()] == numbers
+    assert bench.echo.nr_oversized == 4
+    assert not bench.queue.broken
+
+
+def test_an_answer_that_was_abandoned_is_ignored(bench: Bench) -> None:
+    bench.start()
+    bench.pair.add([b"w"], [1])
+    bench.queue.run()
+    assert bench.queue.busy
+    bench.queue.abandon()
+    bench.queue.base = bench.queue.stop()
+    bench.start()
+    assert bench.queue.run()
+    job, then = bench.jobs.pop(0)
+    then(job())
+    assert bench.queue.busy, "the request is executed again, and that is what is waited for"
+    bench.work()
+    assert len(bench.pair.driver.reap()) == 1

@@ -40,6 +40,13 @@ class Echo:
         assert self.go_on.wait(20)
         return self._answer(chain)
 
+    def fail(self, chain: Chain) -> int:
+        chain[2][0][0] = ord("!")
+        return 1
+
+    def refuse_oversized(self, chain: Chain) -> int:
+        return self.fail(chain)
+
     def _answer(self, chain: Chain) -> int:
         chain[2][0][0] = chain[1][0][0]
         return 1
@@ -50,7 +57,8 @@ class Line:
 
     def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
         self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
-        self.queue = Queue(index, Witnessing(lambda _: False), echo, server.worker.submit, self.pair.fence)
+        service = server.service._replace(fence=self.pair.fence)
+        self.queue = Queue(index, Witnessing(lambda _: False), echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64

@@ -1,6 +1,8 @@
 import select
 import threading
-import time
+from collections.abc import Callable
+
+import pytest
 
 from zonefs_emu.virtqueue.worker import Worker
 
@@ -12,7 +14,7 @@ def no_clock(_duration_ns: int) -> None:
 def test_jobs_run_elsewhere_and_their_ends_here() -> None:
     worker: Worker[int] = Worker("worker-of-tests", no_clock)
     here = threading.get_ident()
-    found: list[tuple[int, bool]] = []
+    found: list[tuple[int | Exception, bool]] = []
     threads: list[int] = []
 
     def job() -> int:
@@ -30,7 +32,7 @@ def test_jobs_run_elsewhere_and_their_ends_here() -> None:
 
 def test_wait_collects_until_it_is_so() -> None:
     worker: Worker[int] = Worker("worker-of-tests", no_clock)
-    found: list[int] = []
+    found: list[int | Exception] = []
     for number in range(5):
         worker.submit(lambda number=number: number, found.append)  # type: ignore[misc]  # bound now
     worker.wait(lambda: len(found) == 5)
@@ -47,7 +49,7 @@ def test_a_result_that_is_held_back_holds_up_no_other() -> None:
         assert go_on.wait(20)
 
     worker: Worker[str] = Worker("worker-of-tests", clock)
-    found: list[str] = []
+    found: list[str | Exception] = []
 
     def slow() -> str:
         worker.hold_up(3)
@@ -56,7 +58,9 @@ def test_a_result_that_is_held_back_holds_up_no_other() -> None:
 
     worker.submit(slow, found.append)
     worker.submit(lambda: "quick", found.append)
-    worker.wait(lambda: bool(found))
+    while not found:
+        assert select.select([worker.wake_fd], [], [], 10)[0]
+        worker.collect()
     assert (found, slept) == (["quick"], [7])
     go_on.set()
     worker.wait(lambda: len(found) == 2)
@@ -64,17 +68,85 @@ def test_a_result_that_is_held_back_holds_up_no_other() -> None:
     worker.close()
 
 
-def test_closing_waits_for_what_is_held_back() -> None:
-    slept: list[int] = []
+@pytest.mark.parametrize("end", ["wait", "close"])
+def test_what_is_held_back_is_not_waited_for(end: str) -> None:
+    """Nor is the thread that waits told of the end: it finds its result taken."""
+    entered, go_on = threading.Event(), threading.Event()
 
-    def clock(duration_ns: int) -> None:
-        time.sleep(duration_ns / 1e9)
-        slept.append(duration_ns)
+    def clock(_duration_ns: int) -> None:
+        entered.set()
+        assert go_on.wait(60)
 
-    worker: Worker[None] = Worker("worker-of-tests", clock)
-    worker.submit(lambda: worker.hold_up(50_000_000), lambda _: None)
+    worker: Worker[str] = Worker("worker-of-tests", clock)
+    found: list[str | Exception] = []
+
+    def slow() -> str:
+        worker.hold_up(3600 * 1_000_000_000)
+        return "slow"
+
+    worker.submit(slow, found.append)
+    assert entered.wait(20)
+    if end == "wait":
+        assert worker.wait(lambda: bool(found))
     worker.close()
-    assert slept == [50_000_000]
+    go_on.set()
+    assert found == (["slow"] if end == "wait" else [])
+
+
+def test_what_a_job_raises_comes_back_and_the_next_job_runs() -> None:
+    worker: Worker[int] = Worker("worker-of-tests", no_clock)
+    found: list[int | Exception] = []
+    bug = AssertionError("a bug")
+
+    def broken() -> int:
+        raise bug
+
+    worker.submit(broken, found.append)
+    worker.submit(lambda: 7, found.append)
+    assert worker.wait(lambda: len(found) == 2)
+    assert found == [bug, 7]
+    worker.close()
+
+
+def test_an_answer_that_cannot_be_delivered_is_an_error_to_its_asker() -> None:
+    worker: Worker[int] = Worker("worker-of-tests", no_clock)
+    found: list[int | Exception] = []
+    bug = AssertionError("a bug")
+
+    def then(outcome: int | Exception) -> None:
+        if not isinstance(outcome, Exception):
+            raise bug
+        found.append(outcome)
+
+    worker.submit(lambda: 7, then)
+    worker.submit(lambda: 8, found.append)
+    assert worker.wait(lambda: len(found) == 2)
+    assert found == [bug, 8]
+    worker.close()
+
+
+def test_a_job_that_the_host_keeps_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("is left behind")
+    monkeypatch.setattr("zonefs_emu.virtqueue.worker._END_S", 0.01)
+    worker: Worker[None] = Worker("worker-of-tests", no_clock)
+    found: list[Exception | None] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        entered.set()
+        assert go_on.wait(60)
+
+    worker.submit(stuck, found.append)
+    assert entered.wait(20)
+    threading.Timer(0.05, worker.end_waiting).start()
+    assert not worker.wait(lambda: bool(found))
+    worker.close()
+    go_on.set()
+    worker._thread.join(20)
+    assert not worker._thread.is_alive()
+    assert found == []
 
 
 def test_on_another_thread_it_waits_there() -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from uuid import UUID
 from weakref import WeakSet
 
+from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
@@ -29,7 +30,7 @@ from zonefs_emu.device.switch import Switch
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
-from zonefs_emu.model.machine import ZoneMachine
+from zonefs_emu.model.machine import ZoneMachine, indices_of
 from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.persist.image import Image, is_full
@@ -59,6 +60,10 @@ _LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
 _IOV_MAX: Final = 1024
 #: Listeners are told of every run of changed zones, or where more zones than this changed, of all that lies between.
 _RUNS_MAX: Final = 64
+#: Zones whose states are copied or counted while the lock is held: for less than a millisecond.
+_SCAN_PORTION: Final = 1 << 16
+#: What is stored where a read finds no data.
+_ZEROS: Final = memoryview(bytes(1 << 20))
 
 _MANAGEMENT_COUNTER: Final = {
     Operation.OPEN: Counter.OPENS,
@@ -429,13 +434,14 @@ class Port:
                     raise OSError(errno.EIO, "the image ended early")
                 view = view[done:]
                 offset += done
-            if view:
-                view[:] = bytes(len(view))
+            while view:
+                count = min(len(view), len(_ZEROS))
+                view[:count] = _ZEROS[:count]
+                view = view[count:]
 
     def _read_across(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
         """Read zone by zone; each counts as a read of its own."""
-        data = bytearray(nr_sectors << SECTOR_SHIFT)
-        view = memoryview(data)
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
         done = 0
         while done < nr_sectors:
             at = sector + done
@@ -446,16 +452,12 @@ class Port:
                 row = self._rows.get(zone_no) or self._load_row(zone_no)
                 row[_READS] += 1
                 row[_READ_SECTORS] += part
-                self._read_slowly(at, readable, [view[done << SECTOR_SHIFT : (done + part) << SECTOR_SHIFT]])
+                self._read_slowly(at, readable, carve(views, done << SECTOR_SHIFT, (done + part) << SECTOR_SHIFT))
             except CommandError as error:
                 return self._refused(Operation.READ, error, at, part)
             except OSError as error:
                 return self._failed(Operation.READ, error, at, part)
             done += part
-        for buffer in buffers:
-            target = memoryview(buffer).cast("B")
-            target[:] = view[: len(target)]
-            view = view[len(target) :]
         return Status.OK
 
     def write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
@@ -549,10 +551,11 @@ class Port:
 
     def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
         """Write what the first pwritev left: there are many buffers, or the host is about to run out of space."""
-        data = memoryview(b"".join(memoryview(buffer).cast("B") for buffer in buffers))
-        assert len(data) == nr_sectors << SECTOR_SHIFT, f"{len(data)} bytes given for {nr_sectors} sectors"
-        while done < len(data):
-            written = self.pwritev([data[done:]], (sector << SECTOR_SHIFT) + done)
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        length = total_bytes(views)
+        assert length == nr_sectors << SECTOR_SHIFT, f"{length} bytes given for {nr_sectors} sectors"
+        while done < length:
+            written = self.pwritev(carve(views, done, length)[:_IOV_MAX], (sector << SECTOR_SHIFT) + done)
             if not written:
                 raise OSError(errno.EIO, "the host writes nothing")
             done += written
@@ -689,16 +692,17 @@ class Port:
     def report(self, zone_no: int, max_zones: int, conds: frozenset[Condition] | None = None) -> list[Zone]:
         """Return up to *max_zones* zones from number *zone_no* on, those in *conds* only if given.
 
-        Ask in portions where the number may be large: the lock is held for one portion.
+        The lock is held while the states of a portion are copied, so a long report stops no other command.
         """
-        machine = self._machine
-        with self._lock:
-            if conds is None:
-                end = min(zone_no + max_zones, self.geometry.nr_zones)
-                zones = [machine.zone(number) for number in range(zone_no, end)]
-            else:
-                found = machine.zones_in(conds, zone_no)
-                zones = [machine.zone(number) for number, _ in zip(found, range(max_zones), strict=False)]
+        machine, nr_zones = self._machine, self.geometry.nr_zones
+        zones: list[Zone] = []
+        while zone_no < nr_zones and (left := max_zones - len(zones)) > 0:
+            end = min(zone_no + (_SCAN_PORTION if conds else min(left, _SCAN_PORTION)), nr_zones)
+            with self._lock:
+                cond_codes, wps = machine.conds[zone_no:end], machine.wps[zone_no:end]
+            found = range(len(cond_codes)) if conds is None else islice(indices_of(conds, cond_codes), left)
+            zones += [machine.snapshot(zone_no + index, cond_codes[index], wps[index]) for index in found]
+            zone_no = end
         return [self.device.faults.reported(zone) for zone in zones] if self._faults else zones
 
     # -- faults -----------------------------------------------------------------------------------------------
@@ -761,17 +765,20 @@ class Port:
 
     def _write_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
         """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted."""
-        data = b"".join(memoryview(buffer).cast("B") for buffer in buffers)[: nr_sectors << SECTOR_SHIFT]
+        data = carve([memoryview(buffer).cast("B") for buffer in buffers], 0, nr_sectors << SECTOR_SHIFT)
         if operation is Operation.WRITE:
-            self._write(sector, nr_sectors, (data,))
+            self._write(sector, nr_sectors, data)
         else:
-            self._append(sector, nr_sectors, (data,))
+            self._append(sector, nr_sectors, data)
 
     def count(self, zone_no: int, conds: frozenset[Condition]) -> int:
         """Count the zones from number *zone_no* on whose condition is in *conds*; at the speed of a memory scan."""
         found = self._machine.conds
-        with self._lock:
-            return sum(found.count(cond, zone_no) for cond in conds)
+        nr_found = 0
+        for first in range(zone_no, self.geometry.nr_zones, _SCAN_PORTION):
+            with self._lock:
+                nr_found += sum(found.count(cond, first, first + _SCAN_PORTION) for cond in conds)
+        return nr_found
 
     # -- refusals ---------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class Rule(IntEnum):
     BLK_SEGMENT_FLAGS = 203
     BLK_APPEND_ROOM = 204
     BLK_REPORT_ROOM = 205
+    BLK_OVERSIZED = 206
     # the SCSI disk's own
     SCSI_GAP = 300
     SCSI_READ_TYPES = 301
@@ -75,6 +76,7 @@ class Rule(IntEnum):
     VSCSI_TARGET = 321
     VSCSI_TASK = 322
     VSCSI_TASK_LUN = 323
+    VSCSI_OVERSIZED = 324
     CONTESTED = 400
     # ublk's own
     UBLK_OPERATION = 500
@@ -216,6 +218,10 @@ RULES: Final[dict[Rule, RuleText]] = {
         sentence="tasks are managed at LUN 0 and at the REPORT LUNS well-known logical unit",
         clause="SAM-5 INCORRECT LOGICAL UNIT NUMBER; virtio 1.4 SCSI host, VIRTIO_SCSI_S_INCORRECT_LUN",
     ),
+    Rule.VSCSI_OVERSIZED: RuleText(
+        sentence="the buffers of one request hold at most 1 GiB",
+        clause="virtio 1.4 SCSI host, VIRTIO_SCSI_S_FAILURE; docs/vhost-user.md",
+    ),
     Rule.BLK_TYPE: RuleText(
         sentence="the type of a request must be one that the device knows and whose feature was accepted",
         clause="virtio 1.4 blk, Device Operation, VIRTIO_BLK_S_UNSUPP",
@@ -239,6 +245,10 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.BLK_REPORT_ROOM: RuleText(
         sentence="a zone report has room for its header and one zone, 128 bytes",
         clause="virtio 1.4 blk, VIRTIO_BLK_T_ZONE_REPORT",
+    ),
+    Rule.BLK_OVERSIZED: RuleText(
+        sentence="one request moves at most 1 GiB, which is more than seg_max segments of size_max",
+        clause="virtio 1.4 blk, size_max and seg_max",
     ),
     Rule.UBLK_OPERATION: RuleText(
         sentence="the kernel asks for reads, writes, flushes and zone operations, as the device was set up",

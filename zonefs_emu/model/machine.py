@@ -50,6 +50,14 @@ def fresh_zones(geometry: Geometry) -> tuple[bytearray, "array[int]"]:
     return conds, array("Q", bytes(8 * geometry.nr_zones))
 
 
+def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> Iterator[int]:
+    """Yield where *cond_codes* has one of *conds*, at the speed of a memory scan."""
+    if conds:
+        pattern = re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
+        for match in pattern.finditer(cond_codes):
+            yield match.start()
+
+
 class ZoneMachine:
     """A zoned device without its data. Not thread safe: the caller holds the device's one lock."""
 
@@ -122,28 +130,32 @@ class ZoneMachine:
 
     def zone(self, zone_no: int) -> Zone:
         """Return a snapshot of zone *zone_no*."""
+        return self.snapshot(zone_no, self.conds[zone_no], self.wps[zone_no])
+
+    def snapshot(self, zone_no: int, cond_code: int, offset: Sector) -> Zone:
+        """Return zone *zone_no* as it is in condition *cond_code* with *offset* sectors written from its start.
+
+        For long reports: what conds and wps held at one instant takes a copy of them, the snapshots take much longer.
+        """
         geometry = self.geometry
         start = zone_no * self._zone_size
-        cond = Condition(self.conds[zone_no])
+        cond = Condition(cond_code)
         conventional = cond == _NOT_WP or (cond in (_READONLY, _OFFLINE) and geometry.is_conventional(zone_no))
         return Zone(
             zone_no,
             start,
             geometry.zone_len(zone_no),
             geometry.zone_len(zone_no) if conventional else self._zone_capacity(zone_no),
-            start + self.wps[zone_no],
+            start + offset,
             cond,
             ZoneType.CONVENTIONAL if conventional else ZoneType.SWR,
         )
 
     def zones_in(self, conds: frozenset[Condition], first: int = 0, end: int | None = None) -> Iterator[int]:
         """Yield the numbers, from *first* to before *end*, of the zones in one of *conds*; at the speed of a scan."""
-        if not conds:
-            return
-        pattern = re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
-        # Matching a bytes copy, so that the array may be resized or changed while the caller iterates.
-        for match in pattern.finditer(bytes(self.conds[first:end])):
-            yield first + match.start()
+        # Looking at a bytes copy, so that the array may be resized or changed while the caller iterates.
+        for index in indices_of(conds, bytes(self.conds[first:end])):
+            yield first + index
 
     def _zone_capacity(self, zone_no: int) -> Sector:
         return self._capacity if zone_no != self._last_zone else self._last_capacity

@@ -18,6 +18,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
+from zonefs_emu.device.buffers import Cursor, carve, gather
 from zonefs_emu.device.device import Port
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
@@ -438,7 +439,7 @@ class Disk:
             code = self._crossed(sector, nr_sectors)
             if code:
                 return self._refused(code, data_out, data_in)
-        expected = memoryview(b"".join(first_bytes(data_out, nr_bytes))) if check else None
+        given = [memoryview(buffer) for buffer in data_out]
         done = 0
         while True:
             part = bytearray(min(_VERIFY_BYTES, max(0, min(nr_bytes, inquiry.MAX_TRANSFER_BYTES) - done)))
@@ -448,7 +449,7 @@ class Disk:
             status = self._port_read(at, part_sectors, [part])
             if status:
                 return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
-            if expected is not None and expected[done : done + len(part)] != part:
+            if check and gather(given, done, len(part)) != part:
                 raise CommandRefusedError(Rule.SCSI_MISCOMPARE)
             done += len(part)
             if done >= nr_bytes:
@@ -494,8 +495,11 @@ class Disk:
             return self._refused(sense.LBA_OUT_OF_RANGE, data_out, data_in)
         room = min(allocation, total_bytes(data_in))
         max_descriptors = max(0, room - report.HEADER_BYTES) // report.DESCRIPTOR_BYTES
-        data = self._reporter.report(sector, option, max_descriptors, partial=bool(options & _PARTIAL))
-        return reply(data, allocation, data_out, data_in)
+        views = [memoryview(buffer) for buffer in data_in]
+        target = Cursor(carve(views, report.HEADER_BYTES, room))
+        header = self._reporter.report(sector, option, max_descriptors, target.store, partial=bool(options & _PARTIAL))
+        result = reply(header, allocation, data_out, data_in)
+        return result._replace(residual=result.residual - target.nr_stored)
 
     def _zbc_out(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Open, close, finish or reset: all zones, or ZONE COUNT (0 means 1) sequential zones from ZONE ID on.

@@ -8,7 +8,7 @@ Source: ZBC-2, "REPORT ZONES command"; the LBA fields count logical blocks.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -53,8 +53,8 @@ _WP_VALID: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP
 _HEADER: Final = struct.Struct(">IB3xQQ40x")
 #: Type, condition, length, start, write pointer.
 _DESCRIPTOR: Final = struct.Struct(">BB6xQQQ32x")
-#: Zones asked of the device at once: its lock is held that long.
-_PORTION: Final = 4096
+#: Zones asked of the device, and descriptors handed on, at once.
+_PORTION: Final = 1024
 
 
 class ZoneSource(Protocol):
@@ -79,25 +79,29 @@ class ZoneReporter:
         self._block_sectors = geometry.block_sectors
         self._has_gaps = has_gaps(geometry)
 
-    def report(self, sector: int, option: int, max_descriptors: int, *, partial: bool) -> bytes:
-        """Return header and up to *max_descriptors* descriptors from the zone that holds *sector* on.
+    def report(
+        self, sector: int, option: int, max_descriptors: int, store: Callable[[bytes], object], *, partial: bool
+    ) -> bytes:
+        """Hand up to *max_descriptors* descriptors from the zone that holds *sector* on to *store*; return the header.
 
-        *option* is one of OPTIONS. Without *partial* the zone list length counts all zones that match, also those
-        beyond
-        *max_descriptors*; with it, those returned.
+        *store* gets them in portions, because a list of a million zones is 64 MB. The header, which comes before them,
+        is known last. *option* is one of OPTIONS. Without *partial* the zone list length counts all zones that match,
+        also those beyond *max_descriptors*; with it, those stored.
         """
-        parts = list(islice(self._descriptors(sector, option, min(max_descriptors, _PORTION)), max_descriptors))
-        total = len(parts)
+        descriptors = islice(self._descriptors(sector, option, min(max_descriptors, _PORTION)), max_descriptors)
+        total = 0
+        while portion := list(islice(descriptors, _PORTION)):
+            store(b"".join(portion))
+            total += len(portion)
         if not partial and total == max_descriptors:
             total = self._count(sector, option)
         granularity = self._geometry.zone_size // self._block_sectors if self._has_gaps else 0
-        header = _HEADER.pack(
+        return _HEADER.pack(
             total * DESCRIPTOR_BYTES,
             self._same(sector, option),
             self._geometry.size // self._block_sectors - 1,
             granularity,
         )
-        return header + b"".join(parts)
 
     def _gap(self, zone_no: int) -> int:
         """Return the sectors of the gap zone after zone *zone_no*."""

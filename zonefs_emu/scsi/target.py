@@ -203,6 +203,12 @@ class Target:
         else:
             self.disk.note(Rule.VSCSI_TARGET, cdb)
 
+    def refuse_oversized(self, nr_bytes: int) -> None:
+        """Note a request whose buffers hold *nr_bytes*, more than any request may have."""
+        self._port.refuse(
+            Rule.VSCSI_OVERSIZED, None, Status.UNSUPPORTED, request=f"a request with {nr_bytes} bytes of buffers"
+        )
+
     # -- task management --------------------------------------------------------------------------------------
 
     def manage_task(self, function: int, lun: int) -> TaskResponse:

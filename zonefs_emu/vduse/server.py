@@ -204,7 +204,7 @@ class _Loop(threading.Thread):
         self.queues: list[VduseQueue] = []
         for index in range(model.nr_queues):
             queue = VduseQueue(
-                index, model.witnessing, model.handler(index), server.worker.submit, server.fence,
+                index, model.witnessing, model.handler(index), server.service,
                 faults=model.port.device.faults.faults,
             )  # fmt: skip
             queue.device_fd = fd

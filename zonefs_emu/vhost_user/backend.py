@@ -1,18 +1,22 @@
-"""The back-end: one thread that serves one device on one socket, rings and messages alike (:mod:`.server`)."""
+"""The back-end: one thread that serves one device on one socket, rings and messages alike.
+
+A boundary is here (docs/errors.md): an exception that is met anywhere between two turns of the loop, and that no queue
+has contained, costs the connection. The socket goes on and takes the next front-end.
+"""
 
 import logging
 import socket
 import threading
+from contextlib import ExitStack
 from functools import partial
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.connection import Connection
 from zonefs_emu.vhost_user.session import Session
+from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.server import QueueServer
-
-log = logging.getLogger(__name__)
 
 
 class Backend:
@@ -36,6 +40,7 @@ class Backend:
         self._listener = listener
         self._connected = connected
         self._server = QueueServer(model)
+        self._log = LimitedLog(logging.getLogger(__name__))
         self._session: Session | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
@@ -65,15 +70,27 @@ class Backend:
                 self._listener.settimeout(0)
                 server.watch(self._listener.fileno(), partial(self._accept, self._listener))
             while not server.stopping and (self._listener is not None or self._session is not None):
-                server.wait(self._timeout())
-                self._tell_changes()
-                server.serve()
+                self._turn()
         finally:
             self._model.changes.wake = lambda: None
+            with ExitStack() as ending:  # each step is done, whatever the others raise
+                if self._listener is not None:
+                    ending.callback(self._listener.close)
+                ending.callback(server.close)
+                ending.callback(self._disconnect)
+
+    def _turn(self) -> None:
+        """Wait for something to do, and do it."""
+        server = self._server
+        try:  # the boundary of a connection
+            server.wait(self._timeout())
+            self._tell_changes()
+            server.serve()
+        except Exception as error:
+            if self._session is None:
+                raise  # there is nothing to give up: this front-end ends, and is reported
+            server.service.contain("the connection", error)
             self._disconnect()
-            server.close()
-            if self._listener is not None:
-                self._listener.close()
 
     def _timeout(self) -> float:
         due_ns = self._model.changes.due_ns() if self._session is not None else None
@@ -91,7 +108,7 @@ class Backend:
         try:
             connected, _ = listener.accept()
         except OSError as error:
-            log.info("a front-end went away before it was accepted: %s", error)
+            self._log.info("a front-end went away before it was accepted: %s", error)
             return
         self._connect(connected)
 
@@ -99,26 +116,29 @@ class Backend:
         """Serve a front-end. Others wait in the socket's queue until it is gone."""
         connection = Connection(connected)
         server = self._server
-        session = Session(connection, self._device, self._model, server.worker.submit, server.fence)
+        session = Session(connection, self._device, self._model, server.service)
         session.kick_changed, session.wait_idle = server.watch_kicks, server.wait_idle
+        session.is_ending = lambda: server.stopping
         self._connection, self._session = connection, session
         server.queues = session.queues
         server.watch(connection.fileno(), partial(self._take_messages, connection))
         if self._listener is not None:
             server.unwatch(self._listener.fileno())
-        log.info("%s: a front-end has connected", self._model.name)
+        self._log.info("%s: a front-end has connected", self._model.name)
 
     def _disconnect(self) -> None:
+        """Give up the connection, if there is one, and take the next."""
         session, connection = self._session, self._connection
         if session is None or connection is None:
             return
-        self._server.unwatch(connection.fileno())
-        session.close()
-        self._count(session)
-        self._server.queues = ()
         self._session = self._connection = None
-        if self._listener is not None and not self._server.stopping:
-            self._server.watch(self._listener.fileno(), partial(self._accept, self._listener))
+        with ExitStack() as ending:  # each step is done, whatever the others raise
+            if self._listener is not None and not self._server.stopping:
+                ending.callback(self._server.watch, self._listener.fileno(), partial(self._accept, self._listener))
+            ending.callback(self._count, session)
+            ending.callback(session.close)
+            ending.callback(self._server.unwatch, connection.fileno())
+            self._server.queues = ()
 
     def _count(self, session: Session) -> None:
         for queue in session.queues:
@@ -132,7 +152,7 @@ class Backend:
             while (message := connection.receive()) is not None:
                 session.handle(message)
         except (PeerError, OSError) as error:  # OSError: a descriptor that is not what the message says
-            log.info("%s: the connection ends: %s", self._model.name, error)
+            self._log.info("%s: the connection ends: %s", self._model.name, error)
             self._disconnect()
 
 

@@ -7,13 +7,12 @@ device nothing.
 Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
 """
 
-import logging
 import mmap
 import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
@@ -42,14 +41,12 @@ from zonefs_emu.vhost_user.messages import (
 )
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
-from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX, Fence
+from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
 from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.model import DeviceModel
-from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Submit
-
-log = logging.getLogger(__name__)
+from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Service
 
 MEM_SLOTS_MAX: Final = 509  #: what the kernel's vhost has; must never shrink between connections
 _IN_FLIGHT_QUEUES_MAX: Final = 1024
@@ -85,9 +82,7 @@ def protocol_features(model: DeviceModel) -> int:
 class Session:
     """A connected front-end."""
 
-    def __init__(
-        self, connection: Connection, device: ZonedDevice, model: DeviceModel, submit: Submit, fence: Fence
-    ) -> None:
+    def __init__(self, connection: Connection, device: ZonedDevice, model: DeviceModel, service: Service) -> None:
         """Serve *model* on *connection*."""
         self._connection = connection
         self._device = device
@@ -97,8 +92,7 @@ class Session:
                 index,
                 model.witnessing,
                 model.handler(index),
-                submit,
-                fence,
+                service,
                 events=model.events(index),
                 faults=device.faults.faults,
             )
@@ -106,8 +100,11 @@ class Session:
         ]
         #: Told when the set of kick descriptors changed: (queue, old descriptor or -1).
         self.kick_changed: Callable[[Queue, int], None] = lambda _queue, _fd: None
-        #: Waits until the worker has nothing of a queue.
-        self.wait_idle: Callable[[Queue], None] = lambda _queue: None
+        #: Waits until the worker has nothing of a queue; False if it had to be left behind.
+        self.wait_idle: Callable[[Queue], bool] = lambda _queue: True
+        #: Says whether the server is about to end, so that nothing may wait any more.
+        self.is_ending: Callable[[], bool] = lambda: False
+        self._service = service
         self._features = 0
         self._protocol_features = 0
         self._memory = GuestMemory()
@@ -284,8 +281,7 @@ class Session:
         self._memory = memory
         for queue in self.queues:
             if queue.ring is not None:
-                self.wait_idle(queue)
-                queue.stop()
+                self._stop(queue)
                 self._start_queue(queue)
 
     def _get_max_mem_slots(self, _payload: Nothing, _fds: list[int]) -> bool:
@@ -358,11 +354,21 @@ class Session:
     def _get_vring_base(self, payload: VringState, _fds: list[int]) -> bool:
         queue = self._queue(payload.queue_no)
         # What was taken is executed and given back, or taken again by whoever goes on from the answer.
-        self.wait_idle(queue)
-        base = queue.stop()
+        base = self._stop(queue)
         self._take_kick(queue, -1)
         self._connection.reply(Request.GET_VRING_BASE, VringState(payload.queue_no, base))
         return True
+
+    def _stop(self, queue: Queue) -> int:
+        """Stop *queue*; return what GET_VRING_BASE answers.
+
+        Raises:
+            PeerError: what becomes of one of its requests is unknown, so nobody may go on with it.
+        """
+        if not self.wait_idle(queue):
+            msg = f"queue {queue.index} cannot be stopped: the host's disk keeps one of its requests"
+            raise PeerError(msg)
+        return queue.stop()
 
     def _vring_fd(self, payload: Number, fds: list[int]) -> tuple[Queue, int]:
         queue = self._queue(payload.value & VRING_INDEX_MASK)
@@ -495,7 +501,7 @@ class Session:
         try:
             self._backend_requests.send(BackendRequest.CONFIG_CHANGE_MSG, Nothing())
         except PeerError as error:
-            log.info("the front-end cannot be told of changed zones: %s", error)
+            self._service.log.info("the front-end cannot be told of changed zones: %s", error)
             self._backend_requests.close()
             self._backend_requests = None
 
@@ -519,8 +525,7 @@ class Session:
     def _reset_queues(self) -> None:
         """Do what a virtio reset does. Zones stay as they are: a reset is no power cycle."""
         for queue in self.queues:
-            self.wait_idle(queue)
-            queue.stop()
+            self._stop(queue)
             queue.enabled = not self._features & bits.PROTOCOL_FEATURES
             queue.base = 0
             self._take_kick(queue, -1)
@@ -571,7 +576,7 @@ class Session:
             thread.join(_STATE_SECONDS_MAX)
             failed = thread.is_alive() or self._state_error is not None
         if self._state_error is not None:
-            log.warning("the device state was not moved: %s", self._state_error)
+            self._service.log.warning("the device state was not moved: %s", self._state_error)
         self._connection.reply(Request.CHECK_DEVICE_STATE, Number(_STATE_FAILED if failed else 0))
         return True
 
@@ -579,23 +584,33 @@ class Session:
 
     def close(self) -> None:
         """Stop all rings and let everything go; the device stays as it is."""
-        for queue in self.queues:
-            self.wait_idle(queue)
-            queue.stop()
-            old, queue.kick_fd = queue.kick_fd, -1
-            self.kick_changed(queue, old)
+        with ExitStack() as ending:  # each step is done, whatever the others raise
+            ending.callback(self._connection.close)
+            if self._backend_requests is not None:
+                ending.callback(self._backend_requests.close)
+            if self._log_fd >= 0:
+                ending.callback(os.close, self._log_fd)
+            ending.callback(self._forget)
+            for queue in self.queues:
+                ending.callback(self._let_go, queue)
+
+    def _let_go(self, queue: Queue) -> None:
+        """Stop *queue* and close its descriptors."""
+        old, queue.kick_fd = queue.kick_fd, -1
+        with ExitStack() as ending:
+            ending.callback(queue.close)
             if old >= 0:
-                os.close(old)
-            queue.close()
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-        if self._backend_requests is not None:
-            self._backend_requests.close()
+                ending.callback(os.close, old)
+            ending.callback(self.kick_changed, queue, old)
+            ending.callback(queue.stop)
+            ending.callback(queue.abandon)
+            self.wait_idle(queue)
+
+    def _forget(self) -> None:
         # The guest's memory goes now, not when the garbage collector comes round.
         self._memory = GuestMemory()
         self._inflight = None
         self._handlers = {}
-        self._connection.close()
 
 
 def map_file(fd: int, size: int, offset: int) -> memoryview:

@@ -16,9 +16,11 @@ Source: virtio 1.4, "Block Device".
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
+from zonefs_emu.device.buffers import Cursor, carve, gather, scatter, total_bytes
 from zonefs_emu.device.device import Port
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
@@ -26,11 +28,12 @@ from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, to_bytes
 from zonefs_emu.virtio import features as bits
-from zonefs_emu.virtio.handler import Begin, carve, gather, scatter, total_bytes
-from zonefs_emu.virtio.ring import BrokenRingError, Chain
+from zonefs_emu.virtio.handler import LONG_BYTES, Begin, Deferred
+from zonefs_emu.virtio.ring import TRANSFER_BYTES_MAX, BrokenRingError, Chain
 
 DEVICE_ID: Final = 2
 
+F_SIZE_MAX: Final = 1 << 1
 F_SEG_MAX: Final = 1 << 2
 F_RO: Final = 1 << 5
 F_BLK_SIZE: Final = 1 << 6
@@ -120,6 +123,7 @@ STATUS_OF_RULE: Final[Mapping[Rule, int]] = MappingProxyType(
         Rule.BLK_SEGMENT_FLAGS: S_UNSUPP,
         Rule.BLK_APPEND_ROOM: S_IOERR,
         Rule.BLK_REPORT_ROOM: S_ZONE_INVALID_CMD,
+        Rule.BLK_OVERSIZED: S_IOERR,
     }
 )
 
@@ -137,8 +141,15 @@ _MERGED_BUFFERS_MAX: Final = 1024
 _MERGED_SECTORS_MAX: Final = 512
 #: Reads of one step, so that the driver goes on with the first of a batch while the others are read.
 _READS_MAX: Final = 8
+#: Bits of a number of bytes that is no whole sectors, or LONG_BYTES and more.
+_UNUSUAL_BYTES: Final = ~(LONG_BYTES - SECTOR_BYTES)
 #: A longer report is made by the thread that may wait.
 _QUICK_REPORT_BYTES: Final = 1 << 16
+#: Zones asked of the device, encoded and stored at once: a report of a million zones is never all in memory, and the
+#: device's lock is held for one portion.
+_REPORT_PORTION: Final = 1024
+#: Sizes of segments are offered in multiples of this.
+_SEGMENT_UNIT_BYTES: Final = 1 << 20
 _WRITE_ZEROES_SECTORS_MAX: Final = 1 << 16
 _ZEROS: Final = memoryview(bytes(1 << 20))
 #: errors, data_len, sense_len, residual at the end of a legacy SCSI request, before the status.
@@ -207,7 +218,7 @@ class Blk:
         self.accept(self.offered)
 
     def _offered(self) -> int:
-        offered = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE | bits.TRANSPORT
+        offered = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE | bits.TRANSPORT
         if self.options.nr_queues > 1:
             offered |= F_MQ
         if self._readonly:
@@ -248,10 +259,13 @@ class Blk:
         exponent = max((granularity_bytes // block_bytes).bit_length() - 1, 0)
         zeroes = options.write_zeroes
         zoned = self._zoned_model
-        # "max_append_sectors MUST NOT exceed seg_max * size_max": without SIZE_MAX a segment is as long as it likes.
+        # Segments that, all of them, are no more than a chain may have. A single one may well be longer.
+        size_max = max(TRANSFER_BYTES_MAX // options.seg_max & -_SEGMENT_UNIT_BYTES, _SEGMENT_UNIT_BYTES)
+        # "The device MUST NOT offer [...] max_append_sectors [greater than] seg_max * size_max".
+        max_append = min(geometry.max_append, size_max * options.seg_max >> SECTOR_SHIFT)
         return _CONFIG.pack(
             geometry.size,
-            0,  # size_max: not offered
+            size_max,
             options.seg_max,
             0, 0, 0,  # geometry: not offered
             block_bytes,
@@ -264,7 +278,7 @@ class Blk:
             geometry.zone_size if zoned else 0,
             geometry.max_open_zones if zoned else 0,
             geometry.max_active_zones if zoned else 0,
-            min(geometry.max_append, (1 << 32) - 1) if zoned else 0,
+            max_append if zoned else 0,
             granularity_bytes if zoned else 0,
             MODEL_HOST_MANAGED if zoned else MODEL_NONE,
         )  # fmt: skip
@@ -286,19 +300,22 @@ class Blk:
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute from ``chains[index]`` on; see :class:`zonefs_emu.virtio.handler.Handler`."""
         kind, sector = -1, 0
         following = index
         for _, readable, writable in chains[index : index + _READS_MAX] if len(chains) > 1 else chains:
             if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
+                kind = -1
                 break
             kind, _, sector = _UNPACK_HEADER(readable[0])
             if kind != T_IN or len(readable) != 1:
                 break
             *data, status_byte = writable
             nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
-            if nr_bytes & 511:
+            if nr_bytes & _UNUSUAL_BYTES:
+                if nr_bytes >= LONG_BYTES:
+                    break
                 status_byte[0] = self._no_sectors(Operation.READ, sector, nr_bytes)
             else:
                 status = self._port_read(sector, nr_bytes >> SECTOR_SHIFT, data)
@@ -307,23 +324,32 @@ class Blk:
             following += 1
         if following != index:
             return following - index
-        _, readable, writable = chains[index]
-        if kind == T_OUT and len(writable) == 1 and not self._write_through and not self._readonly:
+        chain = chains[index]
+        if kind < 0:
+            kind, sector = self._decode(chain)
+        elif kind == T_OUT and len(chain[2]) == 1 and not self._write_through and not self._readonly:
             return self._step_out(chains, index, lengths, begin, sector)
-        if self._may_wait(readable, writable):
-            return 0
+        if self._may_wait((kind, sector), chain):
+            return self._defer(chain, kind, sector)
         begin(index, ())
-        lengths.append(self.execute(chains[index]))
+        lengths.append(self._execute_decoded(chain, kind, sector))
         return 1
 
-    def _step_out(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin, sector: int) -> int:
+    def _defer(self, chain: Chain, kind: int, sector: int) -> Deferred:
+        return Deferred(partial(self._execute_decoded, chain, kind, sector))
+
+    def _step_out(
+        self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin, sector: int
+    ) -> int | Deferred:
         """Execute the write at ``chains[index]`` and those that follow on it, as one write if the device takes it."""
         zone_no = sector // self._zone_size
         if self._is_unsettled(zone_no):
-            return 0
+            return self._defer(chains[index], T_OUT, sector)
         data = chains[index][1][1:]
         nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
-        if nr_bytes & 511:
+        if nr_bytes & _UNUSUAL_BYTES:
+            if nr_bytes >= LONG_BYTES:
+                return self._defer(chains[index], T_OUT, sector)
             chains[index][2][0][0] = self._no_sectors(Operation.WRITE, sector, nr_bytes)
             lengths.append(1)
             return 1
@@ -388,28 +414,41 @@ class Blk:
                 return S_ZONE_UNALIGNED_WP
         return self._data_status[status]
 
-    def _may_wait(self, readable: list[memoryview], writable: list[memoryview]) -> bool:
-        header = gather(readable, 0, HEADER.size)
-        if len(header) < HEADER.size:
-            return False
+    def _decode(self, chain: Chain) -> tuple[int, int]:
+        """Return type and sector of a request, as its header says at this moment: the only look at it.
+
+        Raises:
+            BrokenRingError: it has no whole header, or no room for a status.
+        """
+        header = gather(chain[1], 0, HEADER.size)
+        if len(header) < HEADER.size or not chain[2]:
+            msg = f"a request with a header of {len(header)} bytes and {total_bytes(chain[2])} bytes for the answer"
+            raise BrokenRingError(msg)
         kind, _, sector = HEADER.unpack(header)
+        return kind, sector
+
+    def _may_wait(self, request: tuple[int, int], chain: Chain) -> bool:
+        """Say whether the *request* (type and sector) of *chain* may wait for the host's disk, or takes long."""
+        kind, sector = request
         if self._legacy:
             kind &= ~T_BARRIER
         if kind in (T_FLUSH, T_FLUSH_OUT, T_WRITE_ZEROES, T_ZONE_RESET_ALL):
             return True
         if kind in (T_OUT, T_ZONE_APPEND):
-            return self._write_through or self._is_unsettled(sector // self._zone_size)
-        return kind == T_ZONE_REPORT and total_bytes(writable) > _QUICK_REPORT_BYTES
+            if self._write_through or self._is_unsettled(sector // self._zone_size):
+                return True
+            return total_bytes(chain[1]) > LONG_BYTES
+        return total_bytes(chain[2]) > (_QUICK_REPORT_BYTES if kind == T_ZONE_REPORT else LONG_BYTES)
 
     def execute(self, chain: Chain) -> int:
         """Execute one request; see :class:`zonefs_emu.virtio.handler.Handler`."""
+        kind, sector = self._decode(chain)
+        return self._execute_decoded(chain, kind, sector)
+
+    def _execute_decoded(self, chain: Chain, kind: int, sector: int) -> int:
+        """Execute the request of *kind* at *sector*, whose header is not looked at again."""
         _, readable, writable = chain
-        header = gather(readable, 0, HEADER.size)
         room = total_bytes(writable)
-        if len(header) < HEADER.size or not room:
-            msg = f"a request with a header of {len(header)} bytes and {room} bytes for the answer"
-            raise BrokenRingError(msg)
-        kind, _, sector = HEADER.unpack(header)
         data_out = carve(readable, HEADER.size, total_bytes(readable))
         data_in = carve(writable, 0, room - 1)
         if self._legacy and kind & T_BARRIER:
@@ -419,6 +458,22 @@ class Blk:
         status = self._execute(kind, sector, data_out, data_in)
         scatter(writable, room - 1, bytes((status,)))
         return room
+
+    def fail(self, chain: Chain) -> int:
+        """Answer IOERR; see :class:`zonefs_emu.virtio.handler.Handler`."""
+        writable = chain[2]
+        if not writable:
+            msg = "a request without room for the answer"
+            raise BrokenRingError(msg)
+        writable[-1][-1] = S_IOERR
+        # "The device MUST write at least len bytes to descriptor, beginning at the first device-writable buffer."
+        return 1 if len(writable) == len(writable[0]) == 1 else 0
+
+    def refuse_oversized(self, chain: Chain) -> int:
+        """Refuse a request that is too long; see :class:`zonefs_emu.virtio.handler.Handler`."""
+        nr_bytes = total_bytes(chain[1]) + total_bytes(chain[2])
+        self._broken(Rule.BLK_OVERSIZED, f"a request of {nr_bytes} bytes")
+        return self.fail(chain)
 
     def _execute(self, kind: int, sector: int, data_out: list[memoryview], data_in: list[memoryview]) -> int:
         """Do a request of *kind*; return its status."""
@@ -488,10 +543,10 @@ class Blk:
 
     def _zero(self, data_out: list[memoryview]) -> int:
         """Do WRITE_ZEROES: the specification is silent on zones, and Linux takes it for a write at wp."""
-        segments = b"".join(data_out)
-        if len(segments) != _SEGMENT.size:  # max_write_zeroes_seg is 1
-            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES with {len(segments)} bytes of segments")
-        sector, nr_sectors, flags = _SEGMENT.unpack(segments)
+        nr_bytes = total_bytes(data_out)
+        if nr_bytes != _SEGMENT.size:  # max_write_zeroes_seg is 1
+            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES with {nr_bytes} bytes of segments")
+        sector, nr_sectors, flags = _SEGMENT.unpack(gather(data_out, 0, nr_bytes))
         if flags & ~_UNMAP:
             return self._broken(Rule.BLK_SEGMENT_FLAGS, f"WRITE_ZEROES at sector {sector} with flags {flags:#x}")
         if nr_sectors > _WRITE_ZEROES_SECTORS_MAX:
@@ -551,8 +606,12 @@ class Blk:
         if max_zones < 1:
             return self._broken(Rule.BLK_REPORT_ROOM, f"zone report from sector {sector} with room for {room} bytes")
         first = geometry.zone_no(sector)
-        zones = [encode_zone(zone) for zone in self.port.report(first, min(max_zones, geometry.nr_zones - first))]
-        scatter(data_in, 0, REPORT_HEADER.pack(len(zones)) + b"".join(zones))
+        count = min(max_zones, geometry.nr_zones - first)
+        target = Cursor(data_in)
+        target.store(REPORT_HEADER.pack(count))
+        for zone_no in range(first, first + count, _REPORT_PORTION):
+            zones = self.port.report(zone_no, min(_REPORT_PORTION, first + count - zone_no))
+            target.store(b"".join([encode_zone(zone) for zone in zones]))
         return S_OK
 
 

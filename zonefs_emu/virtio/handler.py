@@ -1,7 +1,7 @@
 """What executes the chains of one queue, as a transport sees it."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias
 
 from zonefs_emu.virtio.ring import Chain
 
@@ -9,15 +9,38 @@ from zonefs_emu.virtio.ring import Chain
 #: nr_sectors) of each if they are several writes merged into one, () if it is one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 
+#: A request that moves as much is for the thread that may wait: a copy takes a few milliseconds, for which the queues
+#: beside it would rest.
+LONG_BYTES: Final = 8 << 20
+
+
+class Deferred:
+    """A request that was decoded and may wait for the host's disk. Falsy, unlike a number of executed requests.
+
+    What was decoded is what is executed: the guest may change its header meanwhile.
+    """
+
+    __slots__ = ("execute",)
+
+    def __init__(self, execute: Callable[[], int]) -> None:
+        """*execute* carries the request out on a thread that may wait; it returns the bytes written into it."""
+        self.execute = execute
+
+    def __bool__(self) -> Literal[False]:
+        """Say that nothing was executed."""
+        return False
+
 
 class Handler(Protocol):
     """Executes requests in order."""
 
-    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute one or more requests from ``chains[index]`` on; append the bytes written into each to *lengths*.
 
-        Calls *begin* before whatever may change a zone. Returns how many were executed; 0 if the next one may wait for
-        the host's disk: then :meth:`execute` is called for it, on a thread that may wait.
+        Calls *begin* before whatever may change a zone. Returns how many were executed, or the next request if that
+        may wait for the host's disk.
+
+        If it raises, those whose lengths were appended are done, and the next one is what failed.
 
         Raises:
             BrokenRingError: a chain that cannot even be answered.
@@ -32,34 +55,18 @@ class Handler(Protocol):
         """
         ...
 
+    def fail(self, chain: Chain) -> int:
+        """Answer a request that met an internal error; return the bytes written into it.
 
-def gather(buffers: Sequence[memoryview], offset: int, length: int) -> bytes:
-    """Return *length* bytes from *offset* on of *buffers* taken as one; fewer if they end before."""
-    return b"".join(carve(buffers, offset, offset + length))
+        Raises:
+            BrokenRingError: it has no room for an answer.
+        """
+        ...
 
+    def refuse_oversized(self, chain: Chain) -> int:
+        """Note that a request is longer than CHAIN_BYTES_MAX, and answer it as :meth:`fail` does.
 
-def carve(buffers: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
-    """Return the bytes from *start* up to *end* of *buffers* taken as one, as slices."""
-    found: list[memoryview] = []
-    for buffer in buffers:
-        size = len(buffer)
-        if start < size and end > 0:
-            found.append(buffer[max(start, 0) : min(end, size)])
-        start -= size
-        end -= size
-        if end <= 0:
-            break
-    return found
-
-
-def scatter(buffers: Sequence[memoryview], offset: int, data: bytes | bytearray) -> None:
-    """Store *data* at *offset* of *buffers* taken as one; they must have room for it."""
-    done = 0
-    for part in carve(buffers, offset, offset + len(data)):
-        part[:] = data[done : done + len(part)]
-        done += len(part)
-
-
-def total_bytes(buffers: Sequence[memoryview]) -> int:
-    """Return the bytes in *buffers*."""
-    return len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        Raises:
+            BrokenRingError: it has no room for an answer.
+        """
+        ...

@@ -11,6 +11,7 @@ from typing import Final
 
 from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.ring import (
+    CHAIN_BYTES_MAX,
     CHAIN_DESCRIPTORS_MAX,
     DESC_INDIRECT,
     DESC_NEXT,
@@ -18,7 +19,9 @@ from zonefs_emu.virtio.ring import (
     BrokenRingError,
     Chain,
     Fence,
+    OversizedChainError,
     Ring,
+    check_bytes,
     check_size,
     read_table,
 )
@@ -143,11 +146,14 @@ class PackedRing(Ring):
                 self._fence()
             readable: list[memoryview] = []
             writable: list[memoryview] = []
+            left = CHAIN_BYTES_MAX
             # The common chain, as in SplitRing.pop.
             for _ in range(8):
                 meta = desc[2 * slot + 1]
                 address = desc[2 * slot]
-                stop = address + (meta & 0xFFFFFFFF)
+                length = meta & 0xFFFFFFFF
+                stop = address + length
+                left -= length
                 place += 1
                 if (
                     address < hot_start
@@ -156,9 +162,9 @@ class PackedRing(Ring):
                     or meta & (DESC_INDIRECT << 48)
                     or self.logged is not None
                     or place > end
+                    or left < 0
                 ):
-                    chain, place = self._walk(first, end)
-                    chains.append(chain)
+                    place = self._take(first, end, chains)
                     break
                 if meta & (DESC_WRITE << 48):
                     writable.append(hot_view[address - hot_start : stop - hot_start])
@@ -172,10 +178,30 @@ class PackedRing(Ring):
                     break
                 slot = place % size
             else:
-                chain, place = self._walk(first, end)
-                chains.append(chain)
+                place = self._take(first, end, chains)
+            if place < 0:
+                place = first
+                break
         self._next = place
         return chains
+
+    def _take(self, first: int, end: int, chains: list[Chain]) -> int:
+        """Add the chain at place *first* to *chains*, however it is made; return the place after it.
+
+        Returns -1 if it is too long and there are others: those before it come first, and it is met again.
+
+        Raises:
+            OversizedChainError: it is too long, and the first.
+        """
+        try:
+            chain, place = self._walk(first, end)
+        except OversizedChainError as error:
+            if chains:
+                return -1
+            self._next = first + (error.chain[0] >> 16)
+            raise
+        chains.append(chain)
+        return place
 
     def _walk(self, first: int, end: int) -> tuple[Chain, int]:
         """Follow the chain at place *first*, however it is made; return it and the place after it."""
@@ -204,7 +230,9 @@ class PackedRing(Ring):
         readable, writable = translate(descriptors, self.memory)
         if self.logged is not None:
             self.logged[token] = [(address, length) for address, length, flags in descriptors if flags & DESC_WRITE]
-        return (token, readable, writable), place
+        chain = token, readable, writable
+        check_bytes(chain, descriptors)
+        return chain, place
 
     def _table(self, address: int, length: int) -> list[tuple[int, int, int]]:
         """Read an indirect table: an array in order, whose only valid flag is WRITE."""

@@ -2,8 +2,9 @@
 
 A ring gives chains and takes them back. A chain is a tuple, because one is made for every request: its token (what the
 ring needs to give it back), the readable and the writable buffers, in order, as slices of guest memory. Nothing in a
-ring is believed: every index is bounded, every address translated, every chain limited. What cannot be right raises
-BrokenRingError, which ends that ring and nothing else.
+ring is believed: every index is bounded, every address translated, every chain limited in descriptors and in bytes.
+What cannot be right raises BrokenRingError, which ends that ring and nothing else. A chain that is only too long raises
+OversizedChainError, which a queue answers with its protocol's error.
 
 Requests are given back in the order in which they were taken. So what is unfinished is always a run of the ring, and
 recovery after a crash takes it again without a record of which ones they were.
@@ -22,8 +23,16 @@ from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 #: token, device-readable buffers, device-writable buffers
 Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
 
-#: The longest chain that is taken, an indirect table included: what one preadv can move (IOV_MAX).
+#: The longest chain that is taken, an indirect table included: what one preadv can move (IOV_MAX). Devices offer less
+#: (seg_max); a driver that takes no notice of that is served all the same.
 CHAIN_DESCRIPTORS_MAX: Final = 1024
+#: The most bytes of data that a device may offer to move with one request. Descriptors may name the same memory again
+#: and again, so the size of the guest's memory is no limit. With this one, every sum of lengths fits 32 bits (used
+#: lengths, SCSI residuals). It is far beyond what drivers send: Linux sends 1.25 MiB unless it is told otherwise, and
+#: the block sizes of benchmarks end at some 64 MiB.
+TRANSFER_BYTES_MAX: Final = 1 << 30
+#: The most bytes of one chain, readable and writable together: the data, with room for headers and the answer.
+CHAIN_BYTES_MAX: Final = TRANSFER_BYTES_MAX + (1 << 16)
 #: Source: virtio 1.4, "The value is always a power of 2 [...] maximum Queue Size value is 32768".
 QUEUE_SIZE_MAX: Final = 32768
 
@@ -37,6 +46,14 @@ Fence: TypeAlias = Callable[[], object]
 
 class BrokenRingError(PeerError):
     """The driver has put something into the ring that cannot be right; the ring takes no further requests."""
+
+
+class OversizedChainError(BrokenRingError):
+    """A chain has more than CHAIN_BYTES_MAX bytes. It has been taken from the ring, and can be answered: *chain*."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(f"a chain of more than {CHAIN_BYTES_MAX} bytes")
+        self.chain = chain
 
 
 class Ring(ABC):
@@ -56,6 +73,7 @@ class Ring(ABC):
         """Take up to *limit* chains that the driver has made available.
 
         Raises:
+            OversizedChainError: the next chain is too long; it alone has been taken.
             BrokenRingError: as soon as a chain is broken; those before it have then been taken but are lost.
         """
 
@@ -92,6 +110,19 @@ def check_size(size: int, *, power_of_two: bool) -> None:
     """
     if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
         msg = f"a queue size of {size}"
+        raise BrokenRingError(msg)
+
+
+def check_bytes(chain: Chain, descriptors: Sequence[tuple[int, int, int]]) -> None:
+    """Raise OversizedChainError if *descriptors* (guest address, bytes, flags), which make *chain*, are too long."""
+    if sum([length for _, length, _ in descriptors]) > CHAIN_BYTES_MAX:
+        raise OversizedChainError(chain)
+
+
+def check_descriptors(count: int) -> None:
+    """Raise BrokenRingError if *count* descriptors are too many for a chain."""
+    if count > CHAIN_DESCRIPTORS_MAX:
+        msg = f"a chain of more than {CHAIN_DESCRIPTORS_MAX} descriptors"
         raise BrokenRingError(msg)
 
 

@@ -11,13 +11,15 @@ import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from zonefs_emu.device.buffers import carve, gather, scatter, total_bytes
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.scsi.disk import Cdb, DataIn, DataOut, ScsiResult
 from zonefs_emu.scsi.target import TaskResponse, decode_lun
-from zonefs_emu.virtio.handler import Begin, carve, gather, scatter, total_bytes
+from zonefs_emu.virtio.handler import Begin, Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 
 DEVICE_ID: Final = 8
@@ -77,6 +79,7 @@ RESPONSE_OF_RULE: Final[Mapping[Rule, Response]] = MappingProxyType(
         Rule.VSCSI_TARGET: Response.BAD_TARGET,
         Rule.VSCSI_TASK: Response.FUNCTION_REJECTED,
         Rule.VSCSI_TASK_LUN: Response.INCORRECT_LUN,
+        Rule.VSCSI_OVERSIZED: Response.FAILURE,
     }
 )
 
@@ -98,6 +101,10 @@ class Target(Protocol):
 
     def no_target(self, cdb: Cdb | None) -> None:
         """Note a request at another target: the command of *cdb*, or (None) a task management function."""
+        ...
+
+    def refuse_oversized(self, nr_bytes: int) -> None:
+        """Note a request with *nr_bytes* of buffers, which are too many."""
         ...
 
 
@@ -124,6 +131,7 @@ class RequestQueue:
         self._may_block = target.may_block
         self._target_execute = target.execute
         self._no_target = target.no_target
+        self._refuse_oversized = target.refuse_oversized
         self._luns: dict[bytes, int] = {}
 
     def _lun(self, field: bytes) -> int:
@@ -134,7 +142,7 @@ class RequestQueue:
                 self._luns[field] = lun
         return lun
 
-    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
+    def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute the request at ``chains[index]``; see the protocol."""
         chain = chains[index]
         readable = chain[1]
@@ -145,7 +153,7 @@ class RequestQueue:
             head = gather(readable, 0, REQUEST_BYTES)
         lun, cdb = self._lun(head[:_LUN_BYTES]), head[_REQUEST.size :]
         if len(head) == REQUEST_BYTES and self._may_block(lun, cdb):
-            return 0
+            return Deferred(partial(self._execute, chain, lun, cdb))
         begin(index, ())
         lengths.append(self._execute(chain, lun, cdb))
         return 1
@@ -195,6 +203,20 @@ class RequestQueue:
         scatter(writable, 0, head + sense)
         return RESPONSE_BYTES
 
+    def fail(self, chain: Chain) -> int:
+        """Answer FAILURE; see the protocol."""
+        writable = chain[2]
+        room = total_bytes(writable)
+        if room < RESPONSE_BYTES:
+            msg = f"a request with {room} bytes for the answer"
+            raise BrokenRingError(msg)
+        return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.FAILURE), b"")
+
+    def refuse_oversized(self, chain: Chain) -> int:
+        """Refuse a request that is too long; see the protocol."""
+        self._refuse_oversized(total_bytes(chain[1]) + total_bytes(chain[2]))
+        return self.fail(chain)
+
 
 class ControlQueue:
     """The control queue: a :class:`zonefs_emu.virtio.handler.Handler`."""
@@ -219,6 +241,23 @@ class ControlQueue:
             raise BrokenRingError(msg)
         scatter(writable, 0, answer)
         return len(answer)
+
+    def fail(self, chain: Chain) -> int:
+        """Answer FAILURE, where the kind of the request has its response; see the protocol."""
+        _, readable, writable = chain
+        kind = int.from_bytes(gather(readable, 0, 4), "little")
+        is_query = kind in (T_AN_QUERY, T_AN_SUBSCRIBE)
+        answer = _ASYNC_RESPONSE.pack(0, Response.FAILURE) if is_query else bytes((Response.FAILURE,))
+        if total_bytes(writable) < len(answer):
+            msg = f"a control request with {total_bytes(writable)} bytes for the answer"
+            raise BrokenRingError(msg)
+        scatter(writable, 0, answer)
+        return len(answer)
+
+    def refuse_oversized(self, chain: Chain) -> int:
+        """Refuse a request that is too long; see the protocol."""
+        self._target.refuse_oversized(total_bytes(chain[1]) + total_bytes(chain[2]))
+        return self.fail(chain)
 
     def _answer(self, data: bytes) -> bytes:
         kind = int.from_bytes(data[:4], "little") if len(data) >= 4 else -1

@@ -9,6 +9,7 @@ from typing import Final
 
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 from zonefs_emu.virtio.ring import (
+    CHAIN_BYTES_MAX,
     CHAIN_DESCRIPTORS_MAX,
     DESC_BYTES,
     DESC_INDIRECT,
@@ -17,7 +18,10 @@ from zonefs_emu.virtio.ring import (
     BrokenRingError,
     Chain,
     Fence,
+    OversizedChainError,
     Ring,
+    check_bytes,
+    check_descriptors,
     check_size,
     check_table,
     read_table,
@@ -38,8 +42,8 @@ _RAW_THREE: Final = struct.Struct(f"{_THREE_BYTES}s").unpack_from
 _FLAGS_OFFSET: Final = 12
 #: No head is below it: no chain is taken for a usual one.
 _NONE_USUAL: Final = 0
-#: Of so many descriptors at most the meaning is remembered: about 250 bytes each.
-_KNOWN_DESCRIPTORS_MAX: Final = 4096
+#: The descriptors of so many buffers at most are remembered: about 250 bytes each.
+_KNOWN_BUFFERS_MAX: Final = 4096
 
 
 def sizes(queue_size: int, *, event_idx: bool) -> tuple[int, int, int]:
@@ -144,36 +148,42 @@ class SplitRing(Ring):
         mask = size - 1
         usual = _NONE_USUAL if self.logged is not None else size - 2
         taken = count if count < limit else limit  # noqa: FURB136  (calling min costs a third of a request)
-        for index in range(following, following + taken):
-            head = avail[2 + (index & mask)]
-            # The usual chains of disk drivers: three descriptors in a row (header, one buffer, status), or an indirect
-            # table. Whatever is unusual is left to _walk. What is looked at more than once is a copy: the guest may
-            # change it meanwhile.
-            if head < usual:
-                at = head * DESC_BYTES
-                if not table[at + _FLAGS_OFFSET] & DESC_INDIRECT:
-                    (raw,) = _RAW_THREE(table, at)
-                    chain = known.get(raw)
-                    if chain is None:
-                        chain = self._learn(head, raw)
-                    chains.append(chain)
-                    continue
-                address, meta = _ONE(table, at)
-                if meta >> 32 & 0xFFFF == DESC_INDIRECT:
-                    offset = address - start
-                    length = meta & 0xFFFFFFFF
-                    if 0 <= offset <= len(view) - length and length <= _TABLE_BYTES_MAX:
-                        raw = (
-                            _RAW_THREE(view, offset)[0]
-                            if length == _THREE_BYTES
-                            else bytes(view[offset : offset + length])
-                        )
-                    else:
-                        raw = read_table(self.memory, address, length)
-                    readable, writable = known_tables.get(raw) or self._learn_table(raw)
-                    chains.append((head, readable, writable))
-                    continue
-            chains.append(self._walk(head))
+        try:
+            for index in range(following, following + taken):
+                head = avail[2 + (index & mask)]
+                # The usual chains of disk drivers: three descriptors in a row (header, one buffer, status), or an
+                # indirect table. Whatever is unusual is left to _walk. What is looked at more than once is a copy: the
+                # guest may change it meanwhile.
+                if head < usual:
+                    at = head * DESC_BYTES
+                    if not table[at + _FLAGS_OFFSET] & DESC_INDIRECT:
+                        (raw,) = _RAW_THREE(table, at)
+                        chain = known.get(raw)
+                        if chain is None:
+                            chain = self._learn(head, raw)
+                        chains.append(chain)
+                        continue
+                    address, meta = _ONE(table, at)
+                    if meta >> 32 & 0xFFFF == DESC_INDIRECT:
+                        offset = address - start
+                        length = meta & 0xFFFFFFFF
+                        if 0 <= offset <= len(view) - length and length <= _TABLE_BYTES_MAX:
+                            raw = (
+                                _RAW_THREE(view, offset)[0]
+                                if length == _THREE_BYTES
+                                else bytes(view[offset : offset + length])
+                            )
+                        else:
+                            raw = read_table(self.memory, address, length)
+                        readable, writable = known_tables.get(raw) or self._learn_table(head, raw)
+                        chains.append((head, readable, writable))
+                        continue
+                chains.append(self._walk(head))
+        except OversizedChainError:
+            if not chains:
+                self._next = (following + 1) & 0xFFFF
+                raise
+            # Those before it come first; it is met again.
         self._next = (following + len(chains)) & 0xFFFF
         return chains
 
@@ -182,26 +192,29 @@ class SplitRing(Ring):
         buffers = self._usual(raw, head)
         if buffers is None:
             return self._walk(head)
-        self._make_room(3)
+        self._make_room(buffers)
         chain = self._known[raw] = (head, *buffers)
         return chain
 
-    def _learn_table(self, raw: bytes) -> tuple[list[memoryview], list[memoryview]]:
-        """Return the buffers of the indirect table *raw*."""
+    def _learn_table(self, head: int, raw: bytes) -> tuple[list[memoryview], list[memoryview]]:
+        """Return the buffers of the indirect table *raw*, which descriptor *head* refers to."""
         buffers = self._usual(raw, 0) if len(raw) == _THREE_BYTES else None
         if buffers is None:
-            buffers = translate(_table_chain(raw), self.memory)
-        self._make_room(len(raw) // DESC_BYTES)
+            descriptors = _table_chain(raw)
+            buffers = translate(descriptors, self.memory)
+            check_bytes((head, *buffers), descriptors)
+        self._make_room(buffers)
         self._known_tables[raw] = buffers
         return buffers
 
-    def _make_room(self, nr_descriptors: int) -> None:
-        """Forget what is known before it takes too much memory."""
-        self._nr_known += nr_descriptors
-        if self._nr_known > _KNOWN_DESCRIPTORS_MAX:
+    def _make_room(self, buffers: tuple[list[memoryview], list[memoryview]]) -> None:
+        """Forget what is known before it takes too much memory; *buffers* are to be remembered."""
+        count = len(buffers[0]) + len(buffers[1])
+        self._nr_known += count
+        if self._nr_known > _KNOWN_BUFFERS_MAX:
             self._known.clear()
             self._known_tables.clear()
-            self._nr_known = nr_descriptors
+            self._nr_known = count
 
     def _usual(self, raw: bytes, first: int) -> tuple[list[memoryview], list[memoryview]] | None:
         """Return the buffers of the three descriptors *raw*, the *first* and those after it, or None if unusual."""
@@ -215,6 +228,8 @@ class SplitRing(Ring):
         memory = self.memory
         start, end, view = memory.hot_start, memory.hot_end, memory.hot_view
         n0, n1, n2 = m0 & 0xFFFFFFFF, m1 & 0xFFFFFFFF, m2 & 0xFFFFFFFF
+        if n0 + n1 + n2 > CHAIN_BYTES_MAX:
+            return None
         flags = m1 >> 32 & DESC_WRITE
         if not (start <= a0 < a0 + n0 <= end and start <= a1 < a1 + n1 <= end and start <= a2 < a2 + n2 <= end):
             return translate(((a0, n0, 0), (a1, n1, flags), (a2, n2, DESC_WRITE)), memory)
@@ -256,10 +271,13 @@ class SplitRing(Ring):
         return self._chain(head, descriptors)
 
     def _chain(self, head: int, descriptors: list[tuple[int, int, int]]) -> Chain:
+        check_descriptors(len(descriptors))
         readable, writable = translate(descriptors, self.memory)
         if self.logged is not None:
             self.logged[head] = [(address, length) for address, length, flags in descriptors if flags & DESC_WRITE]
-        return head, readable, writable
+        chain = head, readable, writable
+        check_bytes(chain, descriptors)
+        return chain
 
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
         """Give chains back; see :meth:`Ring.push`."""

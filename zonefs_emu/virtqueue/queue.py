@@ -2,28 +2,32 @@
 
 May not know: messages, sockets. It runs on the device's thread only; requests that may wait for the host's disk go
 to the worker's thread, one at a time, and the queue rests until it is back: requests stay in order.
+
+Two boundaries are here (docs/errors.md). An exception that a request meets is answered with its protocol's error, and
+the queue goes on. One that is met elsewhere, or that cannot be answered, breaks the ring, as a driver that breaks the
+rules does. Neither leaves this module.
 """
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic_ns
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
+from zonefs_emu.device.buffers import scatter, total_bytes
 from zonefs_emu.device.witness import Witness, Witnessing
 from zonefs_emu.errors import PeerError
 from zonefs_emu.virtio import features as bits, packed, split
-from zonefs_emu.virtio.handler import Handler, scatter, total_bytes
+from zonefs_emu.virtio.handler import Deferred, Handler
 from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.packed import PackedRing
-from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence
+from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence, OversizedChainError
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import QueueRecord
-
-log = logging.getLogger(__name__)
+from zonefs_emu.virtqueue.limited_log import LimitedLog
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
@@ -58,8 +62,20 @@ class EventSource(Protocol):
         ...
 
 
-#: Runs the first function on a thread that may wait and then the second, with its result, on the device's thread.
-Submit = Callable[[Callable[[], int | BrokenRingError], Callable[[int | BrokenRingError], None]], None]
+#: Runs the first function on a thread that may wait and then the second, with its result or the exception that it
+#: raised, on the device's thread.
+Submit: TypeAlias = Callable[[Callable[[], int], Callable[[int | Exception], None]], None]
+
+
+class Service(NamedTuple):
+    """What a queue needs of the server that runs it, which is the same for all queues of a device."""
+
+    submit: Submit
+    fence: Fence
+    #: Contains an exception: (where, error); see :meth:`zonefs_emu.device.unforeseen.UnforeseenErrors.contain`.
+    contain: Callable[[str, Exception], object]
+    #: Where the driver's faults are logged, at a rate that the driver does not set.
+    log: LimitedLog
 
 
 class Queue:
@@ -70,8 +86,7 @@ class Queue:
         index: int,
         witnessing: Witnessing,
         handler: Handler | None,
-        submit: Submit,
-        fence: Fence,
+        service: Service,
         *,
         events: EventSource | None = None,
         faults: Sequence[object] = (),
@@ -88,11 +103,13 @@ class Queue:
         self.broken = False
         #: A request is with the worker.
         self.busy = False
+        #: How many requests were given to the worker, or taken from it: tells late answers from expected ones.
+        self._nr_jobs = 0
         self.ring: SplitRing | PackedRing | None = None
         self._witnessing = witnessing
         self._handler = handler
-        self._submit = submit
-        self._fence = fence
+        self._service = service
+        self._fence = service.fence
         self._events = events
         self._faults = faults
         self._record: QueueRecord | None = None
@@ -227,11 +244,11 @@ class Queue:
     # -- serving ----------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Execute what is there, up to a batch; True if there was something."""
+        """Execute what is there, up to a batch; True if there was something. Never raises."""
         ring = self.ring
         if ring is None or self.busy or self.broken or not self.enabled:
             return False
-        try:
+        try:  # the boundary of a ring
             if self._events is not None:
                 return self._run_events(self._events)
             chains = self._backlog
@@ -248,19 +265,33 @@ class Queue:
                         self._tell()
                     return False
             self._run_batch(chains)
-        except BrokenRingError as error:
+        except OversizedChainError as error:
+            return self._refuse_oversized(error.chain)
+        except Exception as error:
             self._break(error)
             return False
         return True
 
+    def wake(self) -> None:
+        """Tell the driver that it need not kick, if the queue runs. Never raises."""
+        try:  # the boundary of a ring
+            if self.ring is not None:
+                self.ring.wake()
+        except Exception as error:
+            self._break(error)
+
     def sleep(self) -> bool:
-        """Ask the driver for a kick, having told it all; True if there is something to do all the same.
+        """Ask the driver for a kick, having told it all; True if there is something to do all the same. Never raises.
 
         What waited behind a request that the worker has just given back was taken from the ring long ago: no kick
         tells of it.
         """
-        self._tell()
-        return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
+        try:  # the boundary of a ring
+            self._tell()
+            return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
+        except Exception as error:
+            self._break(error)
+            return False
 
     def _run_batch(self, chains: Sequence[Chain]) -> None:
         handler, faults = self._handler, self._faults
@@ -271,12 +302,15 @@ class Queue:
         pushed = self._pushed = 0
         index, count = 0, len(chains)
         while index < count:
-            # An injected fault may be a delay, which is for the worker.
-            done = 0 if faults else step(chains, index, lengths, begin)
+            try:
+                # An injected fault may be a delay, which is for the worker.
+                done = None if faults else step(chains, index, lengths, begin)
+            except Exception as error:  # the boundary of a request
+                done = self._answer_failed(chains, index, lengths, error)
             if not done:
                 if index > pushed:
                     self._give_back(chains[pushed:index], lengths)
-                self._hand_over(chains, index)
+                self._hand_over(chains, index, done if isinstance(done, Deferred) else None)
                 return
             index += done
             if index - pushed >= _GIVE_BACK_EVERY or index == count:
@@ -332,8 +366,42 @@ class Queue:
             if self.ring.needs_call():
                 self.call()
 
-    def _hand_over(self, chains: Sequence[Chain], index: int) -> None:
-        """Give the request at *index* to the worker; the rest waits for it."""
+    def _answer_failed(self, chains: Sequence[Chain], index: int, lengths: list[int], error: Exception) -> int:
+        """Answer the request that met *error* in the step at ``chains[index]``; return how many are done with it.
+
+        Raises:
+            BrokenRingError: it cannot be answered; those before it have been given back.
+        """
+        # A step may be several requests, of which the first are done: those that have a length.
+        failed = self._pushed + len(lengths)
+        try:
+            if isinstance(error, BrokenRingError):
+                raise error
+            lengths.append(self._fail(chains[failed], error))
+        except BrokenRingError:
+            if lengths:
+                self._give_back(chains[self._pushed : failed], lengths)
+            raise
+        return failed + 1 - index
+
+    def _fail(self, chain: Chain, error: Exception) -> int:
+        """Contain the *error* that the request of *chain* met, and answer it; return the bytes written."""
+        assert self._handler is not None
+        self._service.contain(f"a request of queue {self.index}", error)
+        return self._handler.fail(chain)
+
+    def _refuse_oversized(self, chain: Chain) -> bool:
+        """Answer a chain that is too long; True if there was room for that, else the ring is broken."""
+        try:  # the boundary of a ring
+            assert self._handler is not None
+            self._give_back((chain,), (self._handler.refuse_oversized(chain),))
+        except Exception as error:
+            self._break(error)
+            return False
+        return True
+
+    def _hand_over(self, chains: Sequence[Chain], index: int, deferred: Deferred | None) -> None:
+        """Give the request at *index* to the worker, decoded or not; the rest waits for it."""
         handler = self._handler
         assert handler is not None
         self._tell()
@@ -341,29 +409,46 @@ class Queue:
         self._begin(index, ())
         chain = chains[index]
         self._backlog = chains[index:]
-        self.busy = True
         witnessing, witness = self._witnessing, self._witness
+        work = partial(handler.execute, chain) if deferred is None else deferred.execute
 
-        def execute() -> int | BrokenRingError:
+        def execute() -> int:
             witnessing.current.witness = witness
             try:
-                return handler.execute(chain)
-            except BrokenRingError as error:
-                return error
+                return work()
             finally:
                 witnessing.current.witness = None
 
-        self._submit(execute, self._take_back)
+        self._nr_jobs += 1
+        self.busy = True
+        try:
+            self._service.submit(execute, partial(self._take_back, self._nr_jobs))
+        except BaseException:
+            self.busy = False
+            raise
 
-    def _take_back(self, outcome: int | BrokenRingError) -> None:
+    def _take_back(self, job_no: int, outcome: int | Exception) -> None:
+        """Give back the request that was the worker's; never raises."""
+        if job_no != self._nr_jobs or not self.busy:
+            return  # it was abandoned
         self.busy = False
-        if self.ring is None:
+        if self.ring is None or self.broken:
             return
-        if isinstance(outcome, BrokenRingError):
-            self._break(outcome)
-            return
-        chain, self._backlog = self._backlog[:1], self._backlog[1:]
-        self._give_back(chain, [outcome])
+        try:  # the boundary of a ring; what the request met is contained as in _run_batch
+            chain = self._backlog[0]
+            if isinstance(outcome, BrokenRingError):
+                raise outcome
+            if isinstance(outcome, Exception):
+                outcome = self._fail(chain, outcome)
+            self._give_back((chain,), (outcome,))
+            self._backlog = self._backlog[1:]
+        except Exception as error:
+            self._break(error)
+
+    def abandon(self) -> None:
+        """Expect the worker's answer no more: the host's disk keeps it. It is ignored when it comes after all."""
+        self.busy = False
+        self._nr_jobs += 1
 
     def _run_events(self, events: EventSource) -> bool:
         ring = self.ring
@@ -371,7 +456,11 @@ class Queue:
         event = events.next_event()
         if event is None:
             return False
-        chains = ring.pop(1)
+        try:
+            chains = ring.pop(1)
+        except BrokenRingError:
+            events.put_back(event)
+            raise
         if not chains:
             events.put_back(event)
             return False
@@ -382,15 +471,21 @@ class Queue:
         self._tell()
         return True
 
-    def _break(self, error: BrokenRingError) -> None:
+    def _break(self, error: Exception) -> None:
         """Serve this ring no more and tell the front-end; the others go on."""
-        self._tell()
         self.broken = True
         self._backlog = ()
-        log.warning("queue %d is broken: %s; it is served no more until the driver resets it", self.index, error)
+        reason = str(error)
+        if not isinstance(error, PeerError):
+            self._service.contain(f"the ring of queue {self.index}", error)
+            reason = "an internal error"
+        self._service.log.warning(
+            "queue %d is broken: %s; it is served no more until the driver resets it", self.index, reason
+        )
         if self.err_fd >= 0:
             with suppress(OSError):
                 os.eventfd_write(self.err_fd, 1)
+        self._tell()
 
     # -- dirty pages ------------------------------------------------------------------------------------------
 

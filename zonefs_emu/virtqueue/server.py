@@ -8,10 +8,14 @@ The thread sleeps in epoll. Once awake it serves rings until they are empty. Whe
 at them a little longer before it asks the drivers for kicks and sleeps again; where they did not, it sleeps at once:
 whoever is to take the answer may be waiting for this very processor.
 
+What goes wrong with one ring or one request ends in its queue. Everything else that a method raises is met by the
+transport, which gives up its connection (docs/errors.md, boundaries).
+
 No wake-up is lost: a queue that can be served is active, or its driver was asked for kicks and then its ring was seen
 empty. So whoever makes one able to be served (starts it, enables it, gives back what it waited for) activates it.
 """
 
+import logging
 import os
 import select
 import threading
@@ -21,10 +25,10 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.errors import PeerError
-from zonefs_emu.virtio.ring import BrokenRingError
 from zonefs_emu.virtqueue.atomic import make_fence
+from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.model import DeviceModel
-from zonefs_emu.virtqueue.queue import Queue
+from zonefs_emu.virtqueue.queue import Queue, Service
 from zonefs_emu.virtqueue.worker import Worker
 
 #: Bounds of how long empty rings are looked at, if at all. An answer's way through a guest's driver and the next
@@ -48,10 +52,14 @@ class QueueServer:
         """Start the worker."""
         #: All queues, whether they run or not.
         self.queues: Sequence[Queue] = ()
-        self.worker: Worker[int | BrokenRingError] = Worker(f"{model.name}-worker", model.port.device.sleep_ns)
+        self.worker: Worker[int] = Worker(f"{model.name}-worker", model.port.device.sleep_ns)
         # An injected delay of one request is not to hold up the queues of others.
         model.port.hold_up = self.worker.hold_up
-        self.fence = make_fence()
+        contain = partial(model.port.device.unforeseen.contain, model.port.name)
+        #: What the queues need of this server.
+        self.service = Service(
+            self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue"))
+        )
         #: Somebody has called :meth:`stop`.
         self.stopping = False
         self._active: list[Queue] = []
@@ -68,6 +76,7 @@ class QueueServer:
     def stop(self) -> None:
         """Make :meth:`wait` and :meth:`serve` return, from now on."""
         self.stopping = True
+        self.worker.end_waiting()
         self.wake()
 
     def wake(self) -> None:
@@ -114,14 +123,21 @@ class QueueServer:
     def activate(self, queue: Queue) -> None:
         """Serve *queue* until it is empty, if it runs."""
         if queue.ring is not None:
-            queue.ring.wake()
+            queue.wake()
             if queue not in self._active:
                 self._active.append(queue)
 
-    def wait_idle(self, queue: Queue) -> None:
-        """Wait until the worker has nothing of *queue*."""
+    def wait_idle(self, queue: Queue) -> bool:
+        """Wait until the worker has nothing of *queue*; False if the host's disk keeps its request for too long.
+
+        Such a request is abandoned: the queue can be stopped, but what becomes of the request is unknown.
+        """
         # What it finishes of others meanwhile is no loss: its descriptor is readable, and all are activated then.
-        self.worker.wait(lambda: not queue.busy)
+        if self.worker.wait(lambda: not queue.busy):
+            return True
+        self.service.log.warning("queue %d is stopped while the host's disk keeps a request of its", queue.index)
+        queue.abandon()
+        return False
 
     def wait(self, timeout: float = -1) -> None:
         """Sleep until there is something to do, or for *timeout* seconds."""
@@ -160,9 +176,11 @@ class QueueServer:
                 if queue.run():
                     busy = True
             rounds += 1
+            if self.stopping:
+                return
             if rounds % _POLL_EVERY == 0:
                 self._take_events(0)
-                if self.stopping or clock() >= limit:
+                if clock() >= limit:
                     return
             if busy:
                 deadline = 0
@@ -184,7 +202,7 @@ class QueueServer:
         """Ask the drivers of the active queues for kicks; True if a request came meanwhile after all."""
         for queue in tuple(self._active):
             if queue.ring is not None and queue.sleep():
-                queue.ring.wake()
+                queue.wake()
                 if queue.run():
                     return True
                 # A ring that has something it cannot be served for (an event queue): its kicks mean nothing.
@@ -194,7 +212,7 @@ class QueueServer:
     # -- end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Finish what the worker has, and let everything go; the queues have been stopped."""
+        """Let everything go; the queues have been stopped. Does not wait for the host's disk without limit."""
         self.worker.close()
         self._epoll.close()
         with self._ending:

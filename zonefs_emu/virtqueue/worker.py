@@ -1,59 +1,88 @@
 """A thread for what may wait for the host's disk, and the way back to the thread that asked."""
 
+import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+#: Takes what a job returned or raised.
+Then: TypeAlias = Callable[[T | Exception], None]
+
+log = logging.getLogger(__name__)
+
+#: How long :meth:`Worker.wait` waits for the host's disk, and how long it does once the end has begun.
+_WAIT_S: Final = 30.0
+_END_S: Final = 2.0
 
 
 class Worker(Generic[T]):
     """Runs functions one after the other on a thread of its own; *wake_fd* is readable when results are there.
 
     A result may be held back (:meth:`hold_up`): it waits on a thread of its own, and the next function runs meanwhile.
+
+    Invariant: each job's callback is called, unless the worker is closed before. What a job raises is its result.
     """
 
     def __init__(self, name: str, sleep_ns: Callable[[int], None]) -> None:
         """Start the thread. *sleep_ns* is the clock that results are held back by."""
         self._sleep_ns = sleep_ns
         self._late_ns = 0
-        self._late: set[threading.Thread] = set()
+        #: Results that are held back, by the thread that waits for each.
+        self._late: dict[threading.Thread, tuple[T, Then[T]]] = {}
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._jobs: SimpleQueue[tuple[Callable[[], T], Callable[[T], None]] | None] = SimpleQueue()
-        self._results: deque[tuple[T, Callable[[T], None]]] = deque()
+        self._jobs: SimpleQueue[tuple[Callable[[], T], Then[T]] | None] = SimpleQueue()
+        self._results: deque[tuple[T | Exception, Then[T]]] = deque()
+        #: Guards everything that the threads share; told when there are results, and when the end begins.
         self._changed = threading.Condition()
+        self._end_at = float("inf")
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], T], then: Callable[[T], None]) -> None:
-        """Run *job* on the thread; :meth:`collect` later runs *then* with its result."""
+    def submit(self, job: Callable[[], T], then: Then[T]) -> None:
+        """Run *job* on the thread; :meth:`collect` later runs *then* with its result, or the exception it raised."""
         self._jobs.put((job, then))
 
     def _run(self) -> None:
         while (entry := self._jobs.get()) is not None:
             job, then = entry
-            self._late_ns = 0
-            result = job()
-            if not self._late_ns:
-                self._deliver(result, then)
-                continue
-            late = threading.Thread(target=self._deliver_late, args=(self._late_ns, result, then), daemon=True)
-            self._late.add(late)
-            late.start()
+            try:  # the boundary of a job: what it raises goes to where its result would go
+                self._late_ns = 0
+                result = job()
+                if self._late_ns:
+                    self._hold_back(self._late_ns, result, then)
+                else:
+                    self._deliver(result, then)
+            except Exception as error:
+                self._deliver(error, then)
 
-    def _deliver(self, result: T, then: Callable[[T], None]) -> None:
+    def _hold_back(self, duration_ns: int, result: T, then: Then[T]) -> None:
+        late = threading.Thread(target=self._deliver_late, args=(duration_ns,), daemon=True)
         with self._changed:
-            self._results.append((result, then))
-            self._changed.notify_all()
-        os.eventfd_write(self.wake_fd, 1)
+            self._late[late] = result, then
+            self._changed.notify_all()  # wait() may have begun before
+        late.start()
 
-    def _deliver_late(self, duration_ns: int, result: T, then: Callable[[T], None]) -> None:
-        self._sleep_ns(duration_ns)
-        self._deliver(result, then)
-        self._late.discard(threading.current_thread())
+    def _deliver(self, result: T | Exception, then: Then[T]) -> None:
+        with self._changed:
+            if not self._is_closed:
+                self._results.append((result, then))
+                self._changed.notify_all()
+                os.eventfd_write(self.wake_fd, 1)
+
+    def _deliver_late(self, duration_ns: int) -> None:
+        try:
+            self._sleep_ns(duration_ns)
+        finally:
+            with self._changed:
+                held_back = self._late.pop(threading.current_thread(), None)
+            if held_back is not None:  # else it was wanted earlier
+                self._deliver(*held_back)
 
     def hold_up(self, duration_ns: int) -> None:
         """Hold the result of the function that runs back for *duration_ns*; on any other thread, wait."""
@@ -67,22 +96,46 @@ class Worker(Generic[T]):
         found = False
         while self._results:
             result, then = self._results.popleft()
-            then(result)
             found = True
+            try:  # the boundary of an answer: where it cannot be delivered, what was raised is
+                then(result)
+            except Exception as error:
+                then(error)
         return found
 
-    def wait(self, condition: Callable[[], bool]) -> None:
-        """Collect until *condition* holds."""
+    def wait(self, condition: Callable[[], bool]) -> bool:
+        """Collect until *condition* holds; False if the host's disk keeps a job for too long.
+
+        Results that are held back are delivered at once: a delay may be an hour long, and the caller is a guest that
+        resets its device, or the end of the daemon. After :meth:`end_waiting` there are 2 s left for all waits.
+        """
+        deadline = time.monotonic() + _WAIT_S
         while not condition():
             with self._changed:
-                while not self._results:
-                    self._changed.wait()
+                while self._late:
+                    self._results.append(self._late.popitem()[1])
+                if not self._results:
+                    left = min(deadline, self._end_at) - time.monotonic()
+                    if left <= 0:
+                        return False
+                    self._changed.wait(left)
             self.collect()
+        return True
+
+    def end_waiting(self) -> None:
+        """Let :meth:`wait` and :meth:`close` wait for 2 s more, from now on; from any thread."""
+        with self._changed:
+            self._end_at = min(self._end_at, time.monotonic() + _END_S)
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """Finish what was submitted and end the thread."""
+        """End the thread after what was submitted, without its results; leave it behind if the host keeps it."""
+        self.end_waiting()
         self._jobs.put(None)
-        self._thread.join()
-        for late in tuple(self._late):
-            late.join()
-        os.close(self.wake_fd)
+        self._thread.join(max(0.0, self._end_at - time.monotonic()))
+        if self._thread.is_alive():
+            log.warning("a request that waits for the host's disk is left behind")
+        with self._changed:
+            self._is_closed = True
+            self._late.clear()
+            os.close(self.wake_fd)
