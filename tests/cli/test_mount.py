@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import fails, ok, run_cli
 from tests.daemon.conftest import MIB
 from tests.requires import requires
+from zonefs_emu.fs.mount_table import mount_at
 
 BLOCK = 4096
 
@@ -109,16 +110,38 @@ def test_the_second_mount_is_told_who_holds_the_image(mounted: Path, directory: 
 
 
 @pytest.mark.fuse
-def test_what_a_killed_mount_leaves_is_named_and_can_be_taken_away(mounted: Path, directory: Path) -> None:
+def test_what_a_killed_mount_leaves_is_taken_away_by_the_next(mounted: Path, directory: Path) -> None:
     write_block(directory / "seq" / "0")
     pid = json.loads(ok("info", mounted, "--json"))["pid"]
     os.kill(pid, signal.SIGKILL)
     wait_gone(pid)
-    assert f"'zonefs-emu umount {directory}' ends it" in fails("mount", mounted, directory)
     assert json.loads(ok("report", mounted, "--json"))["zones"][2]["written"] == BLOCK // 512
-    assert ok("umount", directory) == ""
-    subprocess.run(command("mount", mounted, directory), check=True)
+    # Somebody is still in it: that is no obstacle.
+    stuck = os.open(directory, os.O_PATH)
+    done = subprocess.run(command("mount", mounted, directory), capture_output=True, text=True, check=False)
+    os.close(stuck)
+    assert (done.returncode, done.stderr) == (0, "")
     assert (directory / "seq" / "0").stat().st_size == BLOCK
+    assert Path("/proc/self/mountinfo").read_bytes().count(os.fsencode(directory)) == 1
+
+
+@pytest.mark.fuse
+def test_with_auto_unmount_a_killed_process_leaves_nothing(formatted: Path, directory: Path) -> None:
+    options = "auto_unmount,nofail,_netdev,noauto,user,relatime,x-systemd.automount,X-a=b,comment=c,exec,noatime"
+    subprocess.run(command("mount", formatted, directory, "-o", options), check=True)
+    line = next(line for line in Path("/proc/self/mounts").read_text().splitlines() if str(directory) in line)
+    assert {"nosuid", "nodev", "noatime"} <= set(line.split()[3].split(","))
+    assert "noexec" not in line
+    os.kill(json.loads(ok("info", formatted, "--json"))["pid"], signal.SIGKILL)
+    for _ in range(1500):
+        if not mount_at(directory):
+            break
+        time.sleep(0.02)
+    assert list(directory.iterdir()) == []
+    # And one that is unmounted in order is.
+    subprocess.run(command("mount", formatted, directory, "-o", options), check=True)
+    ok("umount", directory)
+    assert not directory.is_mount()
 
 
 def wait_gone(pid: int) -> None:
@@ -225,11 +248,49 @@ def test_an_ordinary_user_can_mount() -> None:
     assert "user_allow_other" in reason
 
 
+ALLOW_ROOT = """
+echo user_allow_other >/mnt/fuse.conf
+mount --bind /mnt/fuse.conf /etc/fuse.conf
+python=$1
+as_user() {
+    local uid=$1; shift
+    setpriv --reuid=$uid --regid=$uid --clear-groups --inh-caps=$caps --ambient-caps=$caps "$@"
+}
+as_user 65534 "$python" -m zonefs_emu mount --create 64M a.img mnt -o allow_root
+ls mnt
+as_user 12345 ls mnt 2>&1 || true
+as_user 12345 "$python" -m zonefs_emu umount mnt 2>&1 || true
+"$python" -m zonefs_emu umount mnt
+ls mnt
+"""
+
+
+@pytest.mark.fuse
+@pytest.mark.slow
+def test_allow_root_lets_root_in_and_no_one_else() -> None:
+    requires("fuse", "root", "unshare", "setpriv")
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", AS_NOBODY.partition("exec ")[0] + "mkdir -m 777 mnt" + ALLOW_ROOT,
+         "bash", sys.executable],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    by_root, by_another, refused = done.stdout.splitlines()
+    assert by_root == "seq"
+    assert "Permission denied" in by_another
+    assert "mnt is the mount of user " in refused
+    assert "only they and root can unmount it" in refused
+
+
 @pytest.mark.parametrize(
     ("options", "code", "sentence"),
     [
         (["-o", "errors=continue"], 2, "errors=continue is no policy of zonefs"),
         (["-o", "foo=bar"], 2, "unknown mount option foo=bar"),
+        (["-o", "allow_root,allow_other"], 2, "exclude each other"),
         (["--create", "64MB"], 2, "write MiB for 1024"),
     ],
 )
@@ -238,7 +299,8 @@ def test_wrong_options(options: list[str], code: int, sentence: str, fresh: Path
 
 
 def test_wrong_places(fresh: Path, tmp_path: Path) -> None:
-    assert "is no directory to mount on" in fails("mount", fresh, tmp_path / "absent")
+    assert "is no directory to mount on: No such file or directory" in fails("mount", fresh, tmp_path / "absent")
+    assert "is no directory to mount on: Not a directory" in fails("mount", fresh, fresh / "below")
     assert "is no directory to mount on" in fails("mount", fresh, fresh)
     assert "absent.img: No such file or directory" in fails("mount", tmp_path / "absent.img", tmp_path)
 

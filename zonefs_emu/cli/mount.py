@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,8 +18,11 @@ from zonefs_emu.cli.mkfs import format_image
 from zonefs_emu.daemon import rendezvous, session
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.daemon.client import open_target
+from zonefs_emu.daemon.holders import user_name
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.errors import UsageError
+from zonefs_emu.fs.kernel import take_away
+from zonefs_emu.fs.mount_table import mount_at
 from zonefs_emu.fs.options import MountOptions, parse_options
 from zonefs_emu.model.presets import build_geometry
 
@@ -43,18 +47,40 @@ class ZonefsFrontEnd:
                 task_status.started()
 
 
-def _require_directory(directory: Path) -> None:
-    """Raise UsageError unless *directory* can be mounted on."""
-    try:
-        is_directory = stat.S_ISDIR(directory.stat().st_mode)
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            msg = f"{directory} is still the mount of a process that is gone: 'zonefs-emu umount {directory}' ends it"
-            raise UsageError(msg, exit_code=1) from None
-        is_directory = False
-    if not is_directory:
-        msg = f"{directory} is no directory to mount on"
+def mountable(directory: Path) -> Path:
+    """Return *directory* without links, ready to be mounted on: what killed processes of ours left there is gone.
+
+    Raises:
+        UsageError: it cannot be mounted on; says why.
+    """
+    place = directory.resolve()
+    while True:
+        try:
+            # Attributes come from the kernel's cache; this is asked of the file system, if it is FUSE.
+            os.statvfs(directory)
+            if not stat.S_ISDIR(directory.stat().st_mode):
+                msg = f"{directory} is no directory to mount on"
+                raise UsageError(msg, exit_code=1)
+        except OSError as error:
+            # What a FUSE mount answers whose process is gone; the second to requests that the process had been asked.
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                msg = f"{directory} is no directory to mount on: {error.strerror}"
+                raise UsageError(msg, exit_code=1) from None
+        else:
+            return place
+        _take_away_dead(directory, place)
+
+
+def _take_away_dead(directory: Path, place: Path) -> None:
+    entry = mount_at(place)
+    if entry is None:
+        msg = f"{directory} is the mount of a process that is gone, and no zonefs of ours: 'umount {directory}' ends it"
         raise UsageError(msg, exit_code=1)
+    if os.geteuid() not in (0, entry.uid):
+        msg = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
+        raise UsageError(msg, exit_code=1)
+    # Lazily: for those who still have something open in it, nothing becomes worse.
+    take_away(place, lazy=True)
 
 
 @click.command(short_help="Mount the zonefs on an image.")
@@ -65,7 +91,7 @@ def _require_directory(directory: Path) -> None:
     "options",
     multiple=True,
     metavar="OPTIONS",
-    help="errors=remount-ro|zone-ro|zone-offline|repair, explicit-open, ro, allow_other, async_dio "
+    help="errors=remount-ro|zone-ro|zone-offline|repair, explicit-open, async_dio "
     "(queued libaio reads; a queued write across the capacity is then EIO, not short); separated by commas.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the mount is up.")
@@ -88,25 +114,28 @@ def mount(
       zonefs-emu mount scratch.img mnt --create 1G
 
     Returns when the mount is up; a process in the background serves it until "zonefs-emu umount DIR" (or SIGTERM, or
-    SIGINT). All other verbs work on IMG meanwhile.
+    SIGINT). All other verbs work on IMG meanwhile. What a killed process left mounted at DIR is unmounted first.
+
+    Also taken: ro, allow_other, allow_root, auto_unmount (unmount when the process dies), and what mount(8) takes for
+    every file system: noatime, nodev, noexec, nosuid, sync, nofail, _netdev, user, x-* and the like.
     """
     mount_options = parse_options(",".join(options))
-    _require_directory(directory)
+    place = mountable(directory)
     if size is not None and not image.exists():
         create_image(image, build_geometry(size=size), "")
         with open_target(image) as target:
             list(format_image(target, image, features="", label="", force=False))
     # The process in the background has / as its directory.
-    image, directory = image.resolve(strict=True), directory.resolve()
+    image = image.resolve(strict=True)
     record_file = record_file and record_file.absolute()
 
     def serve(ready: Callable[[], None]) -> None:
         # A daemon's log is read later, so its lines say when.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-        front_end = ZonefsFrontEnd(directory, mount_options)
+        front_end = ZonefsFrontEnd(place, mount_options)
         session.run(image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file)
 
     if foreground:
-        serve(lambda: say(f"{image} is mounted at {directory}", err=True))
+        serve(lambda: say(f"{image} is mounted at {place}", err=True))
     else:
         run_in_background(serve, log=rendezvous.log_path(image))

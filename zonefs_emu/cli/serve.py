@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, record_option, say
-from zonefs_emu.cli.mount import ZonefsFrontEnd
+from zonefs_emu.cli.mount import ZonefsFrontEnd, mountable
 from zonefs_emu.daemon import session
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.daemon.vhost_user import VhostUserFrontEnd
@@ -170,10 +170,7 @@ def serve(
         msg = "nothing to serve: give --vhost-user-scsi SOCK or --vhost-user-blk SOCK"
         raise UsageError(msg)
     if directory is not None:
-        if not directory.is_dir():
-            msg = f"{directory} is no directory to mount on"
-            raise UsageError(msg, exit_code=1)
-        front_ends.append(ZonefsFrontEnd(directory.resolve(), parse_options(mount_options)))
+        front_ends.append(ZonefsFrontEnd(mountable(directory), parse_options(mount_options)))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
     def ready() -> None:

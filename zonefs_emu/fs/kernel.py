@@ -1,10 +1,13 @@
 """What only the host's kernel can do to a mount: take it away, make it read-only."""
 
 import ctypes
+import errno
 import os
 import subprocess
 from pathlib import Path
 from typing import Final
+
+from zonefs_emu.errors import UsageError
 
 # Source: Linux include/uapi/linux/mount.h. The ST_ flags of statvfs(3) have the same values.
 MS_RDONLY: Final = 1
@@ -23,18 +26,48 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
 
     Blocks, and needs the file system to be served meanwhile; not if *lazy*, which takes it away from its users too.
     """
+    try:
+        take_away(mountpoint, lazy=lazy)
+    except UsageError:
+        return False
+    return True
+
+
+def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Unmount *mountpoint*, as :func:`unmount` does.
+
+    Raises:
+        UsageError: it is in use, or the host refuses; says why.
+    """
+    busy = f"{mountpoint} cannot be unmounted: a file in it is open, or a process works in it"
     if os.geteuid() == 0:
-        return bool(_libc().umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0) == 0)
+        if _libc().umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0):
+            number = ctypes.get_errno()
+            refused = f"{mountpoint} cannot be unmounted: {os.strerror(number)}"
+            raise UsageError(busy if number == errno.EBUSY else refused, 1)
+        return
     try:
         done = subprocess.run(
-            ["fusermount3", "-u", "-q", *(["-z"] if lazy else []), "--", os.fspath(mountpoint)],
+            ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(mountpoint)],
             check=False,
             capture_output=True,
             timeout=_FUSERMOUNT_SECONDS,
+            # Its words are looked at.
+            env=os.environ | {"LC_ALL": "C"},
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    except FileNotFoundError:
+        msg = f"{mountpoint} cannot be unmounted: fusermount3, which does it for users, is not installed"
+        raise UsageError(msg, 1) from None
+    except OSError as error:
+        msg = f"{mountpoint} cannot be unmounted: fusermount3 cannot be run: {error.strerror}"
+        raise UsageError(msg, 1) from None
+    except subprocess.TimeoutExpired:
+        msg = f"{mountpoint} cannot be unmounted: fusermount3 has not ended for {_FUSERMOUNT_SECONDS} seconds"
+        raise UsageError(msg, 1) from None
+    if done.returncode:
+        said = os.fsdecode(done.stderr).strip()
+        refused = f"{mountpoint} cannot be unmounted: {said or 'fusermount3 does not say why'}"
+        raise UsageError(busy if said.endswith(os.strerror(errno.EBUSY)) else refused, 1)
 
 
 def remount_readonly(mountpoint: Path) -> None:

@@ -5,6 +5,7 @@ Pure.
 
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Final
 
 from zonefs_emu.errors import UsageError
@@ -23,13 +24,30 @@ class ErrorPolicy(Enum):
 VFS_OPTIONS: Final = frozenset({
     "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime", "noatime", "nodiratime",
 })  # fmt: skip
+#: Options for mount(8) itself, which it passes on to helpers from fstab, and those that say what is so anyway.
+#: Source: mount(8), "Filesystem-independent mount options".
+_FOR_MOUNT: Final = frozenset({
+    "defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "nousers", "noowner", "nogroup", "relatime",
+    "nostrictatime", "nolazytime", "silent", "loud",
+})  # fmt: skip
+#: Comments in fstab, for mount(8) and for other programs.
+_COMMENTS: Final = ("x-", "X-", "comment=")
+#: Who may mount, and what such a mount may not have unless it is given later. Source: mount(8).
+_BY_USERS: Final = MappingProxyType({
+    "user": ("noexec", "nosuid", "nodev"), "users": ("noexec", "nosuid", "nodev"), "owner": ("nosuid", "nodev"),
+    "group": ("nosuid", "nodev"),
+})  # fmt: skip
+#: Options that libfuse handles.
+_FUSE_OPTIONS: Final = frozenset({"auto_unmount", "allow_root"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
     """How to mount.
 
-    *passed_on* are options of the VFS, for the kernel. *allow_other* lets users other than the mounting one in.
+    *passed_on* are options of the VFS, for the kernel, and of libfuse: allow_root lets root in besides the mounting
+    user, auto_unmount has a process of its own unmount when this one dies. *allow_other* lets users other than the
+    mounting one in.
     *async_dio*: queued asynchronous direct I/O, at the price that such a write across a file's capacity is EIO and not
     short; the names are those that other FUSE file systems have for it.
     """
@@ -46,7 +64,7 @@ def parse_options(text: str) -> MountOptions:
     """Return the options in *text*, separated by commas as after ``mount -o``; the last of contradicting ones counts.
 
     Raises:
-        UsageError: an option that zonefs does not know.
+        UsageError: an option that neither zonefs nor mount(8) knows, or two that contradict each other.
 
     Source: Linux fs/zonefs/super.c, zonefs_parse_param: an unknown option or policy is EINVAL.
     """
@@ -71,12 +89,18 @@ def parse_options(text: str) -> MountOptions:
         elif option in {"async_dio", "no_async_dio"}:
             async_dio = option == "async_dio"
         elif option in VFS_OPTIONS:
-            passed_on.discard(option.removeprefix("no"))
-            passed_on.discard("no" + option)
+            _replace(passed_on, option)
+        elif option in _FUSE_OPTIONS:
             passed_on.add(option)
-        elif option != "defaults":
+        elif option in _BY_USERS or name == "user":
+            for implied in _BY_USERS[name]:
+                _replace(passed_on, implied)
+        elif option not in _FOR_MOUNT and not option.startswith(_COMMENTS):
             msg = f"unknown mount option {option}"
             raise UsageError(msg)
+    if allow_other and "allow_root" in passed_on:
+        msg = "allow_other and allow_root exclude each other: the one lets all users in, the other root alone"
+        raise UsageError(msg)
     return MountOptions(
         errors=errors,
         explicit_open=explicit_open,
@@ -85,3 +109,10 @@ def parse_options(text: str) -> MountOptions:
         async_dio=async_dio,
         passed_on=frozenset(passed_on),
     )
+
+
+def _replace(options: set[str], option: str) -> None:
+    """Add *option* in the place of its opposite."""
+    options.discard(option.removeprefix("no"))
+    options.discard("no" + option)
+    options.add(option)
