@@ -4,8 +4,10 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ from tests.vhost_user.serving import GEOMETRY, ZONE, blk_model, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Style
+from zonefs_emu.vhost_user import state_transfer
 from zonefs_emu.vhost_user.messages import (
     FLAG_NEED_REPLY,
     BackendRequest,
@@ -342,6 +346,86 @@ def test_state_of_another_geometry_is_refused(frontend: Frontend, tmp_path: Path
         other.start_queues()
         assert BlkDriver(other.queues[0]).report()[1][0].cond == 1
     target.close()
+
+
+def begin_load(frontend: Frontend, stream: bytes) -> int:
+    """Give the device a state without asking whether it has arrived; return the end of the pipe, which is open."""
+    reader, writer = os.pipe()
+    frontend.send(Request.SET_DEVICE_STATE_FD, DeviceStateTransfer(1, 0), fds=(reader,))
+    os.close(reader)
+    frontend.receive(Request.SET_DEVICE_STATE_FD)
+    os.write(writer, stream)
+    return writer
+
+
+def transfers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "device-state"]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_state_whose_connection_is_gone_is_not_taken_over(
+    *, frontend: Frontend, path: Path, device: ZonedDevice, tmp_path: Path, is_whole: bool, asks: bool,
+    expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Its last bytes, or its end, or the question for it may have come before; its thread ends with the connection."""
+    source = ZonedDevice.open(create(tmp_path / "source"))
+    source.port("test", VIRTIO).manage(Operation.FINISH, 5 * ZONE)
+    stream = state_transfer.encode(source)
+    source.close()
+    frontend.negotiate()
+    writer = begin_load(frontend, stream if is_whole else stream[:100])
+    if is_whole and not asks:
+        os.close(writer)
+        while transfers():
+            time.sleep(0.01)
+    if asks:
+        expect_warning("the device state was not moved: the connection that the device state belongs to has ended")
+        frontend.send(Request.CHECK_DEVICE_STATE, Nothing())
+    frontend.close()
+    still_serves(path)
+    assert not transfers()
+    assert device.port("look", VIRTIO).zone(5).cond is Condition.EMPTY
+    if asks or not is_whole:
+        os.close(writer)
+
+
+def test_a_state_that_is_asked_for_after_rings_were_started_is_refused(
+    frontend: Frontend, device: ZonedDevice, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("the device state was not moved: rings were started before it was checked")
+    frontend.negotiate()
+    os.close(begin_load(frontend, state_transfer.encode(device)))
+    frontend.start_queues()
+    assert frontend.ask_number(Request.CHECK_DEVICE_STATE) == 1
+    assert BlkDriver(frontend.queues[0]).write(2 * ZONE, bytes(512)) == 0
+
+
+def test_the_end_of_the_server_does_not_wait_for_a_state(
+    device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("the device state was not moved")
+    with serving(device, blk_model(device), tmp_path / "other") as backend, Frontend(tmp_path / "other") as frontend:
+        frontend.negotiate()
+        writer = begin_load(frontend, b"")
+        frontend.send(Request.CHECK_DEVICE_STATE, Nothing())
+        backend.stop()
+        assert frontend.receive(Request.CHECK_DEVICE_STATE)[0] == Number(1)
+        os.close(writer)
+    assert not transfers()
+
+
+def test_a_back_end_that_took_over_calls_once_more(frontend: Frontend) -> None:
+    """The one before it may have given requests back and died before it told the driver."""
+    frontend.start()
+    for queue in frontend.queues:
+        BlkDriver(queue).read(0, 512)
+        with suppress(BlockingIOError):
+            os.eventfd_read(queue.call_fd)
+        frontend.send(Request.SET_VRING_CALL, Number(queue.index), fds=(queue.call_fd,))
+    frontend.ask_number(Request.GET_QUEUE_NUM)
+    for queue in frontend.queues:
+        assert os.eventfd_read(queue.call_fd) == 1
 
 
 def test_check_without_transfer_fails(frontend: Frontend) -> None:

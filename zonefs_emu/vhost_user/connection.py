@@ -49,6 +49,12 @@ class Connection:
         """The socket's descriptor."""
         return self._socket.fileno()
 
+    def is_gone(self) -> bool:
+        """Say whether the peer has closed the connection, whatever it sent before."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def receive(self) -> Message | None:
         """Return the next message, or None if it is not all there yet.
 

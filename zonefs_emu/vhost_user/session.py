@@ -10,7 +10,7 @@ Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
 import mmap
 import os
 import socket
-import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Final
@@ -39,6 +39,7 @@ from zonefs_emu.vhost_user.messages import (
     VringState,
     decode_payload,
 )
+from zonefs_emu.vhost_user.state_transfer import Transfer
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
@@ -55,8 +56,9 @@ _STATE_FAILED: Final = 1
 _STATE_NO_FD: Final = 1 << 8
 _SAVE: Final = 0
 _LOAD: Final = 1
-#: How long CHECK_DEVICE_STATE waits for a transfer to end.
-_STATE_SECONDS_MAX: Final = 60.0
+#: How long CHECK_DEVICE_STATE waits for a transfer to end, and how often it looks whether it need not.
+_STATE_S_MAX: Final = 60.0
+_LOOK_S: Final = 0.1
 
 _PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ,
@@ -114,8 +116,7 @@ class Session:
         self._inflight_shape = Inflight(0, 0, 0, 0)
         self._backend_requests: Connection | None = None
         self._status = 0
-        self._state_thread: threading.Thread | None = None
-        self._state_error: str | None = None
+        self._transfer: Transfer | None = None
         self._handlers: Mapping[int, Callable[..., bool]] = self._table()
 
     def _table(self) -> Mapping[int, Callable[..., bool]]:
@@ -534,51 +535,56 @@ class Session:
     # -- state transfer ---------------------------------------------------------------------------------------
 
     def _set_device_state_fd(self, payload: DeviceStateTransfer, fds: list[int]) -> bool:
-        """Begin to send or take the zone states through a pipe, on a thread of its own."""
+        """Begin to send or take the zone states through a pipe; what arrives counts from CHECK_DEVICE_STATE on."""
         if len(fds) != 1 or payload.direction not in (_SAVE, _LOAD) or payload.phase != 0:
             self._connection.reply(Request.SET_DEVICE_STATE_FD, Number(_STATE_FAILED | _STATE_NO_FD))
             return True
-        if any(queue.ring is not None for queue in self.queues) or self._state_thread is not None:
+        if any(queue.ring is not None for queue in self.queues) or self._transfer is not None:
             # "the device must be suspended"
             self._connection.reply(Request.SET_DEVICE_STATE_FD, Number(_STATE_FAILED | _STATE_NO_FD))
             return True
-        fd = fds.pop()
-        self._state_error = None
-        target = self._save_state if payload.direction == _SAVE else self._load_state
         # What is saved is the state at this moment, not at the one in which the reader gets around to it.
-        stream = state_transfer.encode(self._device) if payload.direction == _SAVE else b""
-        self._state_thread = threading.Thread(target=target, args=(fd, stream), name="device-state", daemon=True)
-        self._state_thread.start()
+        outgoing = state_transfer.encode(self._device) if payload.direction == _SAVE else None
+        nr_bytes_max = state_transfer.stream_bytes(self._device.geometry)
+        self._transfer = Transfer(fds.pop(), outgoing=outgoing, nr_bytes_max=nr_bytes_max)
         self._connection.reply(Request.SET_DEVICE_STATE_FD, Number(_STATE_NO_FD))
         return True
 
-    def _save_state(self, fd: int, stream: bytes) -> None:
-        try:
-            state_transfer.write_all(fd, stream)
-        except ZonedError as error:
-            self._state_error = str(error)
-        finally:
-            os.close(fd)
-
-    def _load_state(self, fd: int, _stream: bytes) -> None:
-        try:
-            stream = state_transfer.read_all(fd, state_transfer.stream_bytes(self._device.geometry))
-            state_transfer.load(self._device, stream)
-        except ZonedError as error:
-            self._state_error = str(error)
-        finally:
-            os.close(fd)
-
     def _check_device_state(self, _payload: Nothing, _fds: list[int]) -> bool:
-        thread, self._state_thread = self._state_thread, None
-        failed = thread is None
-        if thread is not None:
-            thread.join(_STATE_SECONDS_MAX)
-            failed = thread.is_alive() or self._state_error is not None
-        if self._state_error is not None:
-            self._service.log.warning("the device state was not moved: %s", self._state_error)
+        transfer, self._transfer = self._transfer, None
+        failed = transfer is None
+        if transfer is not None:
+            deadline = time.monotonic() + _STATE_S_MAX
+            while not transfer.done.wait(_LOOK_S) and not self._must_not_wait() and time.monotonic() < deadline:
+                pass
+            transfer.end()
+            try:
+                self._finish_transfer(transfer)
+            except ZonedError as error:
+                self._service.log.warning("the device state was not moved: %s", error)
+                failed = True
         self._connection.reply(Request.CHECK_DEVICE_STATE, Number(_STATE_FAILED if failed else 0))
         return True
+
+    def _must_not_wait(self) -> bool:
+        return self.is_ending() or self._connection.is_gone()
+
+    def _finish_transfer(self, transfer: Transfer) -> None:
+        """Take over what has arrived.
+
+        Raises:
+            ZonedError: it did not arrive, cannot be taken over, or belongs to a connection that is gone.
+        """
+        if transfer.error is not None:
+            raise transfer.error
+        if transfer.outgoing is None:
+            if self._must_not_wait():
+                msg = "the connection that it belongs to has ended"
+                raise PeerError(msg)
+            if any(queue.ring is not None for queue in self.queues):
+                msg = "rings were started before it was checked"
+                raise PeerError(msg)
+            state_transfer.load(self._device, transfer.arrived)
 
     # -- end --------------------------------------------------------------------------------------------------
 
@@ -588,6 +594,8 @@ class Session:
             ending.callback(self._connection.close)
             if self._backend_requests is not None:
                 ending.callback(self._backend_requests.close)
+            if self._transfer is not None:
+                ending.callback(self._transfer.end)
             if self._log_fd >= 0:
                 ending.callback(os.close, self._log_fd)
             ending.callback(self._forget)

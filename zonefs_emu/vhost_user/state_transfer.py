@@ -18,7 +18,9 @@ import hashlib
 import os
 import select
 import struct
+import threading
 import zlib
+from contextlib import suppress
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
@@ -82,55 +84,100 @@ def load(device: ZonedDevice, stream: bytes) -> None:
         raise PeerError(msg) from None
 
 
-def _wait(fd: int, events: int) -> None:
+class Transfer:
+    """The way of one stream through a pipe, on a thread of its own, until it is done or cancelled.
+
+    The thread only moves bytes. The one that serves the connection takes over what has arrived (:func:`load`) when the
+    front-end asks whether it has: so a state whose connection is gone is never taken over.
+    """
+
+    def __init__(self, fd: int, *, outgoing: bytes | None, nr_bytes_max: int) -> None:
+        """Take over *fd*, and write *outgoing* to it, or (None) read at most *nr_bytes_max* from it."""
+        self._fd = fd
+        self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._nr_bytes_max = nr_bytes_max
+        self.outgoing = outgoing
+        #: What has arrived.
+        self.arrived = b""
+        #: Why it did not go, or None.
+        self.error: Exception | None = None
+        #: Set at the end of the thread.
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="device-state", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:  # the boundary of a transfer: the front-end is told that it failed
+            if self.outgoing is not None:
+                write_all(self._fd, self.outgoing, cancel_fd=self._cancel_fd)
+            else:
+                self.arrived = read_all(self._fd, self._nr_bytes_max, cancel_fd=self._cancel_fd)
+        except Exception as error:
+            self.error = error
+        finally:
+            os.close(self._fd)
+            self.done.set()
+
+    def end(self) -> None:
+        """End the thread, wherever it is."""
+        os.eventfd_write(self._cancel_fd, 1)
+        self._thread.join()
+        os.close(self._cancel_fd)
+
+
+def _wait(fd: int, events: int, cancel_fd: int) -> None:
     poll = select.poll()
     poll.register(fd, events)
-    if not poll.poll(_TIMEOUT_MS):
+    if cancel_fd >= 0:
+        poll.register(cancel_fd, select.POLLIN)
+    ready = poll.poll(_TIMEOUT_MS)
+    if not ready:
         msg = "the front-end stopped moving the device state"
+        raise PeerError(msg)
+    if any(found == cancel_fd for found, _ in ready):
+        msg = "the connection that the device state belongs to has ended"
         raise PeerError(msg)
 
 
-def write_all(fd: int, stream: bytes) -> None:
+def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
     """Write *stream* to *fd* in chunks, waiting for the reader; interrupted calls go on by themselves (PEP 475).
 
     Raises:
-        PeerError: the reader is gone or rests for too long.
+        PeerError: the reader is gone or rests for too long, or *cancel_fd* has become readable.
     """
-    os.set_blocking(fd, False)
     view = memoryview(stream)
-    while view:
-        try:
-            view = view[os.write(fd, view[:_CHUNK_BYTES]) :]
-        except BlockingIOError:
-            _wait(fd, select.POLLOUT)
-        except OSError as error:
-            msg = f"the device state could not be written: {error.strerror}"
-            raise PeerError(msg) from None
+    try:
+        os.set_blocking(fd, False)
+        while view:
+            _wait(fd, select.POLLOUT, cancel_fd)
+            with suppress(BlockingIOError):
+                view = view[os.write(fd, view[:_CHUNK_BYTES]) :]
+    except OSError as error:
+        msg = f"the device state could not be written: {error.strerror}"
+        raise PeerError(msg) from None
 
 
-def read_all(fd: int, nr_bytes_max: int) -> bytes:
+def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
     """Read *fd* to its end, *nr_bytes_max* at most.
 
     Raises:
-        PeerError: there is more, or the writer rests for too long.
+        PeerError: there is more, or the writer rests for too long, or *cancel_fd* has become readable.
     """
-    os.set_blocking(fd, False)
     chunks = bytearray()
-    while True:
-        try:
-            chunk = os.read(fd, _CHUNK_BYTES)
-        except BlockingIOError:
-            _wait(fd, select.POLLIN)
-            continue
-        except OSError as error:
-            msg = f"the device state could not be read: {error.strerror}"
-            raise PeerError(msg) from None
-        if not chunk:
-            return bytes(chunks)
-        chunks += chunk
-        if len(chunks) > nr_bytes_max:
-            msg = f"a device state of more than {nr_bytes_max} bytes"
-            raise PeerError(msg)
+    try:
+        os.set_blocking(fd, False)
+        while len(chunks) <= nr_bytes_max:
+            _wait(fd, select.POLLIN, cancel_fd)
+            with suppress(BlockingIOError):
+                chunk = os.read(fd, _CHUNK_BYTES)
+                if not chunk:
+                    return bytes(chunks)
+                chunks += chunk
+    except OSError as error:
+        msg = f"the device state could not be read: {error.strerror}"
+        raise PeerError(msg) from None
+    msg = f"a device state of more than {nr_bytes_max} bytes"
+    raise PeerError(msg)
 
 
 def stream_bytes(geometry: Geometry) -> int:
