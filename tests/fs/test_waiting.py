@@ -144,6 +144,19 @@ def _reading_without_end(fs: Mounted, name: str) -> Iterator[None]:
 
 
 @pytest.mark.fuse
+def test_one_request_after_another_needs_two_workers(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "pyfuse3"), mounted(bench) as fs:
+        fd = fs.open("seq/0", RW_DIRECT)
+        for index in range(16):
+            os.pwrite(fd, blocks(1), index * BLOCK)
+        for _ in range(10):
+            assert len(os.pread(fd, 16 * BLOCK, 0)) == 16 * BLOCK
+            os.stat(fs.path / "seq/1")
+        # close(2) and its RELEASE overlap with what follows, so there can be one more.
+        assert caplog.text.count("starting another worker") <= 3
+
+
+@pytest.mark.fuse
 def test_an_idle_mount_sleeps(bench: Bench) -> None:
     with mounted(bench) as fs:
         waiter = fs.server.mount.waiter  # type: ignore[union-attr]  # it is mounted

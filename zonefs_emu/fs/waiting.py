@@ -6,6 +6,8 @@ there, :class:`RequestWaiter` stands in place of trio, with a lock and a ``wait_
 
 * ``wait_readable`` polls without giving up the thread, for at most the time that it lately took until the next request
   came, and 50 µs; a mount that is idle sleeps. Other tasks run when it sleeps, and every 32nd request at the latest.
+* pyfuse3 starts another worker when a request comes and none waits for the next. The new one runs only when this one
+  gives up the thread, so it does that as long as no other waits.
 * The lock is not fair. trio's gives itself to the next of pyfuse3's workers each time, which are two switches of tasks
   a request. Here a worker that comes back with the lock free has it again; another one, woken once, gets it when this
   one waits for something else than a request.
@@ -30,6 +32,7 @@ class RequestWaiter:
     """What one mount knows of how soon requests come."""
 
     def __init__(self) -> None:
+        self.lock = WorkerLock()
         self._poller = select.poll()
         self._fd = -1
         # On a single processor, the application cannot ask for anything while this process looks.
@@ -42,7 +45,7 @@ class RequestWaiter:
     def install(self) -> None:
         """Stand in place of trio in pyfuse3, which has one mount in a process."""
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]  # not in the stub; pyfuse3.asyncio sets it, too
-            Lock=WorkerLock,
+            Lock=lambda: self.lock,
             open_nursery=trio.open_nursery,
             ClosedResourceError=trio.ClosedResourceError,
             lowlevel=SimpleNamespace(
@@ -59,7 +62,7 @@ class RequestWaiter:
             self._fd = fd
             self._poller.register(fd, select.POLLIN)
         self._in_a_row += 1
-        if self._in_a_row >= _REQUESTS_IN_A_ROW:
+        if self._in_a_row >= _REQUESTS_IN_A_ROW or not self.lock.nr_waiting:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
         poll = self._poller.poll
@@ -91,11 +94,17 @@ class WorkerLock:
     def __init__(self) -> None:
         self._held = False
         self._waiting = trio.lowlevel.ParkingLot()
+        #: The workers that want the lock, those included that have been woken and not run yet.
+        self.nr_waiting = 0
 
     async def __aenter__(self) -> None:
         """Take the lock."""
-        while self._held:
-            await self._waiting.park()
+        self.nr_waiting += 1
+        try:
+            while self._held:
+                await self._waiting.park()
+        finally:
+            self.nr_waiting -= 1
         self._held = True
 
     async def __aexit__(
