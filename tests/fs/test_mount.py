@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 import stat
+import struct
 import subprocess
 import threading
 from collections import Counter
@@ -21,6 +22,7 @@ import trio
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, SHAPES, Bench, blocks, geometry
 from tests.fs.mounts import Mounted, aio_write, counting, fails, mounted
 from tests.requires import requires, which
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, UsageError
 from zonefs_emu.fs import mount as mount_module
@@ -946,6 +948,107 @@ def test_0670_the_next_mount_may_have_another_policy(bench: Bench, expect_warnin
         fail_once(fs)
         assert stat.S_IMODE(os.stat(fs.path / "seq/0").st_mode) == 0o440
         assert fs.statistics()["readonly"] == 0
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("options", ["", "explicit-open"])
+def test_0671_on_a_full_host_what_needs_no_space_and_what_frees_it_work(tmp_path: Path, options: str) -> None:
+    requires("root", "mount", "umount")
+    host = tmp_path / "small"
+    host.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", host], check=False).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        bench = Bench(host / "image", geometry(size=16 * 2048, zone_size=2048, zone_capacity=2048, max_open_zones=4))
+        with mounted(bench, options) as fs:
+            first, second = fs.open("seq/0", APPEND_DIRECT), fs.open("seq/1", APPEND_DIRECT)
+            assert os.write(first, blocks(32)) == 32 * BLOCK
+            os.fsync(first)
+            with fails(errno.ENOSPC):
+                for _ in range(CAPACITY):
+                    os.write(second, blocks(4))
+            size = fs.size("seq/1")
+            for _ in range(3):  # again and again, and nothing changes
+                with fails(errno.ENOSPC):
+                    os.write(second, blocks(4))
+                assert fs.size("seq/1") == size
+            assert fs.statistics()["readonly"] == 0
+            os.fsync(second)
+            assert (fs.path / "seq/1").read_bytes() == blocks(size // BLOCK)
+            fs.close(second)
+            fs.open("seq/2", APPEND_DIRECT)  # with explicit-open a command to the zone
+            os.truncate(fs.path / "seq/0", 0)
+            os.fsync(first)  # gives back what the file had
+            assert os.write(first, blocks(16, b"n")) == 16 * BLOCK
+            assert (fs.path / "seq/0").read_bytes() == blocks(16, b"n")
+            assert fs.statistics()["readonly"] == 0
+            # The counters are written at the end, which is not what this is about.
+            subprocess.run(["mount", "-o", "remount,size=4m", host], check=True)
+        bench.device.close()
+        again = ZonedDevice.open(bench.path)
+        assert [again.machine.zone(zone_no).wp - 2048 * zone_no for zone_no in (2, 3)] == [16 * 8, size // 512]
+        again.close()
+    finally:
+        subprocess.run(["umount", "-l", str(host)], check=True)
+
+
+# -- what differs from the kernel's zonefs, as docs/fuse.md says ------------------------------------------------
+
+
+@pytest.mark.fuse
+def test_0701_an_append_at_a_position_past_the_capacity_appends(bench: Bench) -> None:
+    with mounted(bench) as fs:
+        fd = fs.open("seq/0", APPEND_DIRECT)
+        assert os.pwrite(fd, blocks(1), CAPACITY) == BLOCK
+        assert os.pwrite(fd, blocks(1), CAPACITY + MIB) == BLOCK
+        assert fs.size("seq/0") == 2 * BLOCK
+
+
+@pytest.mark.fuse
+def test_0702_root_may_write_an_immutable_file_as_far_as_access_knows(bench: Bench) -> None:
+    requires("root")
+    bench.set_cond(2, Condition.OFFLINE)
+    with mounted(bench) as fs:
+        assert os.access(fs.path / "seq/0", os.W_OK)
+        with fails(errno.EPERM):
+            fs.open("seq/0", os.O_WRONLY)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("end", [BLOCK, CAPACITY, CAPACITY + BLOCK, 1 << 50])
+def test_0703_fallocate_is_not_supported_wherever(bench: Bench, end: int) -> None:
+    with mounted(bench) as fs:
+        for name in ("cnv/0", "seq/0"):
+            with fails(errno.EOPNOTSUPP):
+                # The Python function writes zeros where the file system allocates nothing.
+                _fallocate(fs.open(name, os.O_RDWR), end - BLOCK, BLOCK)
+
+
+def _fallocate(fd: int, offset: int, size: int) -> None:
+    libc = _libc()
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if libc.fallocate(fd, 0, offset, size):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.fuse
+def test_0704_files_have_handles(bench: Bench) -> None:
+    requires("root")
+
+    libc = _libc()
+    with mounted(bench) as fs:
+        os.write(fs.open("seq/0", APPEND_DIRECT), blocks(1))
+        # struct file_handle: room, type, the handle.
+        handle, mount_id = ctypes.create_string_buffer(struct.pack("=Ii", 128, 0), 8 + 128), ctypes.c_int()
+        directory = fs.open("seq", os.O_RDONLY)
+        assert libc.name_to_handle_at(directory, b"0", ctypes.byref(handle), ctypes.byref(mount_id), 0) == 0
+        fd = libc.open_by_handle_at(directory, ctypes.byref(handle), os.O_RDONLY)
+        assert fd >= 0
+        try:
+            assert os.pread(fd, BLOCK, 0) == blocks(1)
+        finally:
+            os.close(fd)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
