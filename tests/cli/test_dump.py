@@ -91,3 +91,74 @@ def test_a_dump_that_is_told_to_end_leaves_nothing(number: signal.Signals, fresh
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 1}[number]
     assert not (tmp_path / "dump").exists()
     assert '"recovery": ""' in ok("info", fresh, "--json")
+
+
+PIPE = "{0} dump {1} - | {0} restore - {2}"
+
+
+def program() -> str:
+    return shlex.join([sys.executable, "-m", "zonefs_emu"])
+
+
+def bash(command: str, *, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def test_through_a_pipe_the_copy_is_the_same(image: Path, tmp_path: Path) -> None:
+    fill(image)
+    direct, piped = tmp_path / "a.dump", tmp_path / "b.img"
+    ok("dump", image, direct)
+    done = bash(PIPE.format(program(), image, piped))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert piped.read_bytes() == direct.read_bytes()
+    # Zeros have become holes again.
+    assert piped.stat().st_blocks * 512 < 1 << 20
+    assert contents(piped) == contents(image)
+
+
+def test_a_reader_that_ends_early_is_no_traceback(image: Path) -> None:
+    done = bash(f"{program()} dump {image} - | head -c 10000 | wc -c")
+    assert done.stdout.strip() == "10000"
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_what_stdin_has_must_be_an_image(fresh: Path, tmp_path: Path) -> None:
+    target = tmp_path / "again.img"
+    whole = run_cli("dump", fresh, "-").stdout_bytes
+    for data in (b"", b"hello\n" * 10_000, whole[:-4096], whole[4096:], whole + bytes(4096), whole[: len(whole) // 2]):
+        assert "stdin has no image: " in fails("restore", "-", target, stdin=data)
+        assert not target.exists()
+    ok("restore", "-", target, stdin=whole)
+    assert "exists, and nothing is ever overwritten" in fails("restore", "-", target, stdin=whole)
+    assert target.read_bytes() == whole
+
+
+def test_a_file_called_dash_is_a_file(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("dump", fresh, "./-").stdout_bytes == b""
+    assert ok("check", "-") == "-: nothing found\n"
+    ok("restore", "./-", "again.img")
+    assert ok("report", "again.img") == ok("report", fresh)
+    ok("map", fresh, "--svg", "./-.svg")
+    Path("-").unlink()
+    assert ok("map", fresh, "--svg", "./-") == ""
+    assert Path("-").read_text() == ok("map", fresh, "--svg", "-")
+
+
+def test_a_terminal_is_no_place_for_a_dump(fresh: Path, tmp_path: Path) -> None:
+    requires("script")
+    for verb, words in (("dump {} -", "send stdout to a pipe"), ("restore - {}x", "stdin must be a pipe")):
+        command = f"{program()} {verb.format(fresh)}"
+        done = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert words in done.stdout
+    assert not (tmp_path / "a.imgx").exists()
+
+
+def test_no_room_for_what_comes_through_a_pipe(fresh: Path) -> None:
+    done = bash(f"{program()} dump {fresh} - >/dev/full")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "stdout: No space left on device" in done.stderr

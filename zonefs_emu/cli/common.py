@@ -88,6 +88,21 @@ class TextType(click.ParamType[str]):
 TEXT: Final = TextType()
 SIZE: Final = SizeType()
 FILE: Final = click.Path(path_type=Path)
+#: What FILE_OR_STREAM returns for a standard stream: this very object, and not a path that equals it.
+STREAM: Final = Path("-")
+
+
+class FileOrStreamType(click.ParamType[Path]):
+    """A file; or "-", for a standard stream. A file of that name is written ./-, which pathlib makes a "-" of."""
+
+    name = "file"
+
+    def convert(self, value: str | Path, _param: click.Parameter | None, _ctx: click.Context | None) -> Path:
+        """Return the path, or STREAM itself."""
+        return STREAM if value == "-" else Path(value)
+
+
+FILE_OR_STREAM: Final = FileOrStreamType()
 
 
 def image_argument(function: _Function) -> _Function:

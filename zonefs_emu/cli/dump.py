@@ -1,45 +1,92 @@
-"""``dump``: a copy of an image, held or not, into a file."""
+"""``dump``: a copy of an image, held or not, into a file or a pipe."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, image_argument, info_of, number_of
+from zonefs_emu.cli.common import FILE_OR_STREAM, STREAM, image_argument, info_of, number_of
 from zonefs_emu.daemon.client import open_target
 from zonefs_emu.errors import UsageError
 
+#: What is written to a pipe in one go.
+_PIECE_BYTES: Final = 1 << 20
 
-def copy(origin: Path, target: Path) -> None:
+
+def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
     """Copy the image *origin*, held or not, to the new file *target*; a terminal sees how far it is.
+
+    *spool*: the directory of *target* is there for it alone.
 
     Raises:
         UsageError: *target* exists, or the host refuses or has no room for it.
         ImageError, OSError: *origin* cannot be opened.
     """
     # Asked first: opening an image can take longer than this answer.
-    if target.exists():
-        msg = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
-        raise UsageError(msg, exit_code=1)
+    require_new(target)
     with open_target(origin, readonly=True) as source:
         size = number_of(info_of(source), "size")
+        if spool and os.geteuid() == 0:
+            # Another user's daemon is to write there.
+            os.chown(target.parent, source.uid, -1)
         with click.progressbar(length=size, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             # A daemon has another directory.
             for reply, _ in source.stream({"verb": "dump", "path": str(target.absolute())}):
                 bar.update((number_of(reply, "done") if "done" in reply else size) - bar.pos)
 
 
-@click.command(short_help="Copy an image, even while it is used, to a file.")
+def require_new(target: Path) -> None:
+    """Raise UsageError if there is a file *target*."""
+    if os.path.lexists(target):
+        msg = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
+        raise UsageError(msg, exit_code=1)
+
+
+def send(image: Path) -> None:
+    """Write a copy of *image* to stdout, which may be a pipe.
+
+    By way of a temporary file: what a mounted image has is copied ahead of what is about to be overwritten, out of
+    order, and a slow reader of the pipe must hold up no writer.
+
+    Raises:
+        UsageError: stdout is a terminal. As :func:`copy`.
+    """
+    if sys.stdout.isatty():
+        msg = "a dump is no text: send stdout to a pipe or a file, or name a file"
+        raise UsageError(msg)
+    with TemporaryDirectory(prefix="zonefs-emu-dump-") as directory:
+        spool = Path(directory) / "dump"
+        copy(image, spool, spool=True)
+        with spool.open("rb") as file:
+            spool.unlink()
+            try:
+                shutil.copyfileobj(file, sys.stdout.buffer, _PIECE_BYTES)
+                sys.stdout.buffer.flush()
+            except OSError as error:
+                error.filename = error.filename or "stdout"
+                raise
+
+
+@click.command(short_help="Copy an image, even while it is used, to a file or a pipe.")
 @image_argument
-@click.argument("file", metavar="FILE", type=FILE)
+@click.argument("file", metavar="FILE", type=FILE_OR_STREAM)
 def dump(image: Path, file: Path) -> None:
     """Copy IMG to the new file FILE: conditions, write pointers and data, holes staying holes.
 
     \b
-    Example:
+    Examples:
       zonefs-emu dump small.img small.dump && zonefs-emu report small.dump
+      zonefs-emu dump small.img - | zstd >small.dump.zst
 
     The dump is an image itself. While IMG is mounted or served the dump has what it held when it began, whatever is
-    written or reset meanwhile.
+    written or reset meanwhile. With - it goes to stdout, by way of a file in the temporary directory (TMPDIR) that is
+    as large as the data, and holes are zeros; a file called - is ./-.
     """
-    copy(image, file)
+    if file is STREAM:
+        send(image)
+    else:
+        copy(image, file)

@@ -8,7 +8,17 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, image_argument, info_of, json_option, number_of, say_json, say_lines, zones_of
+from zonefs_emu.cli.common import (
+    FILE_OR_STREAM,
+    STREAM,
+    image_argument,
+    info_of,
+    json_option,
+    number_of,
+    say_json,
+    say_lines,
+    zones_of,
+)
 from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.picture import fold, svg, terminal
 from zonefs_emu.daemon.client import open_target
@@ -21,7 +31,9 @@ _JSON_CELLS: Final = 4096
 
 @click.command("map", short_help="Draw all zones: condition and fill.")
 @image_argument
-@click.option("--svg", "svg_file", type=FILE, metavar="FILE", help="Write the picture to FILE as SVG ('-' for stdout).")
+@click.option(
+    "--svg", "svg_file", type=FILE_OR_STREAM, metavar="FILE", help="Write the picture to FILE as SVG ('-' for stdout)."
+)
 @json_option
 def map_(
     *,
@@ -55,7 +67,7 @@ def map_(
             ]
             counts: dict[str, Json] = {COND_CODES[cond]: count for cond, count in picture.counts.items()}
             say_json({"nr_zones": nr_zones, "counts": counts, "cells": cells})
-        elif svg_file is not None and str(svg_file) != "-":
+        elif svg_file is not None and svg_file is not STREAM:
             with svg_file.open("w", encoding="utf-8") as file:
                 file.writelines(svg(zones, nr_zones=nr_zones, title=title))
         elif svg_file is not None:

@@ -36,6 +36,8 @@ class Target(Protocol):
 
     #: Whether a daemon holds it.
     live: bool
+    #: The user whose process reads and writes files for it.
+    uid: int
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
         """Ask for a verb with several replies, and yield them.
@@ -64,6 +66,7 @@ class LocalTarget:
 
     def __init__(self, verbs: Verbs) -> None:
         self._verbs = verbs
+        self.uid = os.geteuid()
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
         """Ask for a verb; see :meth:`Target.stream`."""
@@ -77,6 +80,7 @@ class _LiveTarget:
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
+        self.uid = peer_of(peer).uid
         self._answering = False
 
     def say_hello(self) -> None:
