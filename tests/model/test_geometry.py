@@ -148,6 +148,12 @@ def test_extreme_shapes_that_are_possible(change: dict[str, Any]) -> None:
     assert Geometry(**{**good, **change}).nr_zones == 10
 
 
+def test_the_largest_numbers_are_written_down_once_more() -> None:
+    """Users meet them in messages, and the fields of images and protocols have room for them: 32 bits for limits."""
+    assert NR_ZONES_MAX == 16_777_216
+    assert LIMIT_MAX == 0xFFFFFFFF
+
+
 def test_the_largest_shapes_are_possible() -> None:
     assert Geometry(size=8 * NR_ZONES_MAX, zone_size=8, zone_capacity=8).nr_zones == NR_ZONES_MAX
     assert Geometry(size=ZONE_SIZE_MAX, zone_size=ZONE_SIZE_MAX, zone_capacity=ZONE_SIZE_MAX).nr_zones == 1

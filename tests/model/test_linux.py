@@ -16,6 +16,8 @@ MIB = 2048
         Geometry(size=8 * MIB - 512, zone_size=MIB, zone_capacity=MIB),
         Geometry(size=8 * MIB, zone_size=MIB, zone_capacity=MIB, block_size_bytes=4096, max_append=8),
         Geometry(size=8 * MIB, zone_size=MIB, zone_capacity=MIB, max_open_zones=100, max_active_zones=200),
+        Geometry(size=8, zone_size=1, zone_capacity=1),
+        Geometry(size=1 << 32, zone_size=1 << 31, zone_capacity=1 << 31),
     ],
 )
 def test_taken(geometry: Geometry) -> None:
@@ -45,6 +47,14 @@ def test_taken(geometry: Geometry) -> None:
 )
 def test_refused(geometry: Geometry, sentence: str) -> None:
     assert sentence in linux.refusals(geometry)
+
+
+def test_each_rule_is_broken_by_itself() -> None:
+    """A zone length that fits into 32 bits and is no power of two breaks one rule, not both."""
+    longest = (1 << 32) - 1
+    assert linux.refusals(Geometry(size=longest, zone_size=longest, zone_capacity=longest)) == [
+        "Linux wants zones of a power of two, and these have 2.0 TiB"
+    ]
 
 
 def test_blocks() -> None:

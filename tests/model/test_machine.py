@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any, Final, TypeAlias
 
@@ -900,6 +901,30 @@ def test_a_command_on_one_zone_costs_the_same_on_a_large_device() -> None:
     assert nr_scans == 0
     assert large_lines == small_lines
     assert large_bytes < small_bytes + 10_000
+
+
+def test_the_common_reads_and_writes_take_the_short_way() -> None:
+    """In any zone, with blocks of any size, up to wp and to the capacity itself; its length in lines is the same."""
+    reads, writes, longer = set[int](), set[int](), set[int]()
+    for block_size_bytes in (512, 4096):
+        machine = fresh(Geometry(size=320, zone_size=64, zone_capacity=48, block_size_bytes=block_size_bytes))
+        for zone_no in range(4):
+            start = zone_no * 64
+            write(machine, start, 32)
+            for sector, nr_sectors in ((start, 32), (start, 8), (start + 24, 8)):
+                reads.add(lines_and_bytes(partial(machine.check_read, sector, nr_sectors, ZBC))[0])
+            for nr_sectors in (8, 16):
+                writes.add(lines_and_bytes(partial(machine.begin_write, start + 32, nr_sectors, ZBC))[0])
+            longer.add(lines_and_bytes(partial(machine.check_read, start + 32, 8, ZBC))[0])
+    assert len(reads) == len(writes) == 1
+    assert min(longer) > max(reads)
+
+
+@pytest.mark.parametrize(("sector", "nr_sectors"), [(65, 8), (64, 9), (68, 4), (72, 1)])
+def test_half_a_block_of_written_data_is_not_read(sector: int, nr_sectors: int) -> None:
+    machine = fresh(Geometry(size=320, zone_size=64, zone_capacity=64, block_size_bytes=4096))
+    write(machine, 64, 32)
+    assert refusal(machine, lambda: machine.check_read(sector, nr_sectors, ZBC)) == (Status.UNALIGNED, 1)
 
 
 # -- against the reference ------------------------------------------------------------------------------------------
