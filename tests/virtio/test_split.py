@@ -159,8 +159,9 @@ def test_buffers_in_several_regions(table: bool) -> None:
 
 
 @pytest.mark.parametrize(("second", "third"), [(5, 2), (1, 5), (5, 6), (2, 1)])
+@pytest.mark.parametrize("decoy", [DESC_WRITE, DESC_NEXT | DESC_WRITE], ids=["ends", "goes on"])
 @pytest.mark.parametrize("with_table", [False, True], ids=["direct", "table"])
-def test_chains_that_are_not_three_in_a_row(second: int, third: int, with_table: bool) -> None:
+def test_chains_that_are_not_three_in_a_row(second: int, third: int, decoy: int, with_table: bool) -> None:
     """Header, data, status; the descriptors behind the first are those that it names, not those that follow it."""
     pair = Pair(is_packed=False)
     place = pair.heap.take(1024).offset
@@ -172,8 +173,8 @@ def test_chains_that_are_not_three_in_a_row(second: int, third: int, with_table:
         else:
             descriptor(pair, index, fields)
 
-    for decoy in range(8):  # whole chains, each of buffers of 7 bytes
-        write(decoy, (GUEST_BASE + place, 7, DESC_WRITE, 0))
+    for index in range(8):  # what stands beside them is buffers of 7 bytes, as of chains of before
+        write(index, (GUEST_BASE + place, 7, decoy, (index + 1) % 8))
     write(0, (GUEST_BASE + place, 16, DESC_NEXT, second))
     write(second, (GUEST_BASE + place + 16, 512, DESC_NEXT | DESC_WRITE, third))
     write(third, (GUEST_BASE + place + 528, 1, DESC_WRITE, 0))
