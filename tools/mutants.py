@@ -6,9 +6,9 @@
     tools/mutants.py --report                     what the last run found, without running anything
 
 Each mutant is tried in a copy of the checkout by the fast tests of the directory that belongs to its module, those of
-its own test file first. All processors are used. A run that is interrupted goes on where it was: results are kept in
-build/mutants, one session for each content of a module. What was killed stays so; what survived is tried again, because
-that is what a test was written for since.
+its own test file first. All processors are used. A run that is interrupted goes on where it was, from the results in
+build/mutants. What was killed stays so, also after a change of the module's other lines; what survived is tried again,
+because that is what a test was written for since. Remove build/mutants to begin anew.
 
 The mutants are those of cosmic-ray, but for two things. Of the eleven ways to replace an operator one or two are made,
 the likely slips: the others die of the same tests. And statements are removed, which cosmic-ray does not do.
@@ -16,6 +16,7 @@ the likely slips: the others die of the same tests. And statements are removed, 
 
 import argparse
 import hashlib
+import itertools
 import multiprocessing
 import os
 import re
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -141,8 +142,10 @@ def main() -> int:
     cosmic_ray.plugins.OPERATOR_PROVIDERS["zonefs_emu"] = {"RemoveStatement": RemoveStatement}
     cosmic_ray.plugins.operator_names = lambda: _OPERATORS
     modules = _modules(options.modules)
-    sessions = {module: _session(module) for module in modules}
-    if not options.report:
+    if options.report:
+        sessions = {module: found[-1] for module in modules if (found := _sessions(module))}
+    else:
+        sessions = {module: _session(module) for module in modules}
         _run(sessions, options.jobs)
     report = _report(sessions)
     print(report, end="")
@@ -174,21 +177,53 @@ def _modules(names: Sequence[str]) -> list[Path]:
     return found
 
 
-def _session(module: Path) -> Path:
-    """Return the session of *module* as it is now; it is made if there is none."""
-    content = hashlib.sha256((ROOT / module).read_bytes()).hexdigest()[:12]
+def _sessions(module: Path) -> list[Path]:
+    """Return the sessions of *module* that there are, those of what it was before included; the newest is last."""
     name = "-".join(module.with_suffix("").parts[1:])
-    path = SESSIONS / f"{name}-{content}.sqlite"
+    return sorted(SESSIONS.glob(f"{name}-*.sqlite"), key=lambda path: path.stat().st_mtime)
+
+
+def _session(module: Path) -> Path:
+    """Return the session of *module* as it is now; it is made if there is none.
+
+    What was killed in lines that are as they were stays killed, so that a change costs the mutants of what it touches.
+    """
+    source = (ROOT / module).read_text()
+    name = "-".join(module.with_suffix("").parts[1:])
+    path = SESSIONS / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}.sqlite"
+    if path.exists():
+        return path
     SESSIONS.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        for old in SESSIONS.glob(f"{name}-*.sqlite"):
-            old.unlink()
-        making = path.with_suffix(".new")
-        making.unlink(missing_ok=True)
-        with use_db(str(making)) as session:
-            init([module], session, {})
-        making.rename(path)
+    earlier = _sessions(module)
+    making = path.with_suffix(".new")
+    making.unlink(missing_ok=True)
+    with use_db(str(making)) as session:
+        init([module], session, {})
+        if earlier:
+            with use_db(str(earlier[-1]), WorkDB.Mode.open) as old:
+                results = {job: result for job, result in old.results if result.is_killed}
+                jobs = _places(old.work_items, earlier[-1].with_suffix(".py").read_text())
+            for place, job in _places(session.work_items, source).items():
+                if jobs.get(place) in results:
+                    session.set_result(job, results[jobs[place]])
+    path.with_suffix(".py").write_text(source)
+    making.rename(path)
+    for old_path in earlier:
+        old_path.unlink()
+        old_path.with_suffix(".py").unlink()
     return path
+
+
+def _places(items: Iterable[WorkItem], source: str) -> dict[tuple[str, ...], str]:
+    """Return the job of each mutant by its operator, its function, its line and its number among those of that line."""
+    lines = source.splitlines()
+    places: dict[tuple[str, ...], str] = {}
+    for item in sorted(items, key=lambda item: (item.mutations[0].start_pos, item.mutations[0].occurrence)):
+        mutation = item.mutations[0]
+        where = (mutation.operator_name, mutation.definition_name or "", lines[mutation.start_pos[0] - 1])
+        number = next(number for number in itertools.count() if (*where, str(number)) not in places)
+        places[(*where, str(number))] = item.job_id
+    return places
 
 
 def _tests(module: Path) -> list[str]:
