@@ -67,7 +67,7 @@ CLOCKS_IN_TESTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "cli/test_mount.py wait_gone": "a deadline, so that a process that stays fails the test before its timeout",
         "daemon/test_session.py wait_until_ended": "a deadline, so that a front-end that stays fails the test",
-        "daemon/test_background.py test_what_comes_later_goes_to_the_log": "a deadline for a line in a log",
+        "daemon/test_background.py wait_for": "a deadline for a line in a log",
         "guest/test_migration.py wait_for": "a deadline for a line on a console, with what came instead",
         "guest/test_migration.py move": "a deadline for a migration, with its last state",
         "guest/test_restart.py wait_while_records_come": "a deadline for progress, with how far the guest came",

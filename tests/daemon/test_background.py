@@ -9,7 +9,7 @@ import pytest
 
 # The parent says on stdout what became of its child.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.errors import UsageError
@@ -37,10 +37,34 @@ def dies(ready):
 def bug(ready):
     raise AssertionError("a bug")
 
+def warns(ready):
+    print("a warning", file=sys.stderr)
+    refused(ready)
+
+def hello(ready):
+    print("before")
+    ready()
+    print("after", flush=True)
+
+def inherits(ready):
+    ready()
+    mask = os.umask(0)
+    print(sorted(os.listdir("/proc/self/fd"))[:-1], mask, os.getcwd(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+    handlers = {each: signal.getsignal(each) for each in signal.valid_signals()}
+    print(sorted(int(each) for each, handler in handlers.items() if handler is not signal.SIG_DFL), flush=True)
+
 def late(ready):
     ready()
     raise UsageError("too late to tell", exit_code=1)
 
+if sys.argv[1] == "inherits":
+    # What a shell, a service manager or another program may leave us with.
+    for number in range(10, 20):
+        os.dup2(0, number)
+    os.umask(0o77)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1))
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
 try:
     run_in_background(globals()[sys.argv[1]], log=log)
 except UsageError as error:
@@ -86,9 +110,38 @@ def test_a_child_that_vanishes_is_reported(name: str, tmp_path: Path, log: Path)
     assert ("AssertionError: a bug" in log.read_text()) == (name == "bug")
 
 
-def test_what_comes_later_goes_to_the_log(tmp_path: Path, log: Path) -> None:
-    assert start("late", tmp_path) == "up\n"
+def wait_for(log: Path, text: str) -> None:
     deadline = time.monotonic() + 20
-    while log.read_text() != "too late to tell\n":
+    while not log.exists() or text not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_what_comes_later_goes_to_the_log(tmp_path: Path, log: Path) -> None:
+    assert start("late", tmp_path) == "up\n"
+    wait_for(log, "too late to tell\n")
+
+
+def test_the_log_goes_on_where_it_was(tmp_path: Path, log: Path) -> None:
+    log.write_text("of an earlier daemon\n")
+    assert start("hello", tmp_path) == "up\n"
+    wait_for(log, "after")
+    assert log.read_text() == "of an earlier daemon\nbefore\nafter\n"
+
+
+def test_one_that_is_refused_leaves_the_log_alone(tmp_path: Path, log: Path) -> None:
+    """It may be that of the daemon which has the image."""
+    log.write_text("of another daemon\n")
+    command = [sys.executable, "-c", SCRIPT, "warns", str(tmp_path / "pid"), str(log)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "1 the image is in use by a dragon\n"
+    assert done.stderr == "a warning\n"
+    assert log.read_text() == "of another daemon\n"
+
+
+def test_a_daemon_starts_clean(tmp_path: Path, log: Path) -> None:
+    """Source: daemon(7), "SysV Daemons"."""
+    assert start("inherits", tmp_path) == "up\n"
+    wait_for(log, "]\n")
+    ignored_by_python = sorted([signal.SIGPIPE, signal.SIGXFSZ])
+    assert log.read_text() == f"['0', '1', '2'] 0 / set()\n{[int(number) for number in ignored_by_python]}\n"

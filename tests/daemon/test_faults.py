@@ -1,5 +1,6 @@
 """Requests that come from outside; what the verbs do is tested with the commands (tests/cli)."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -117,3 +118,16 @@ def test_a_plan_that_is_given_up_leaves_the_watch(verbs: Verbs, tmp_path: Path) 
     ask(verbs, {"verb": "crash-end"})
     assert nr_writes(verbs, tmp_path / "b") == 2
     assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_directories_of_a_power_cut_have_a_mode_of_their_own(verbs: Verbs, tmp_path: Path) -> None:
+    """The umask of a daemon takes nothing away."""
+    directory = tmp_path / "deep" / "cuts"
+    umask = os.umask(0)
+    try:
+        assert ask(verbs, {"verb": "crash", "directory": str(directory), "at": "now"})["done"] is True
+    finally:
+        os.umask(umask)
+    assert [place.stat().st_mode & 0o777 for place in (directory.parent, directory)] == [0o755, 0o755]
+    assert [image.stat().st_mode & 0o022 for image in directory.iterdir()] == [0]
+    ask(verbs, {"verb": "crash-end"})

@@ -88,3 +88,16 @@ def test_what_is_no_image_is_not_copied(tmp_path: Path) -> None:
     with pytest.raises(BadMagicError):
         copy_image(tmp_path / "text", tmp_path / "target", bytearray(), array("Q"))
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("permissions", [0o600, 0o640, 0o644])
+def test_a_copy_is_open_to_no_more_users(permissions: int, origin: Path, tmp_path: Path) -> None:
+    """Even where the umask takes nothing away, as in a daemon."""
+    origin.chmod(permissions)
+    target = tmp_path / "target"
+    umask = os.umask(0)
+    try:
+        copy_image(origin, target, *states(origin))
+    finally:
+        os.umask(umask)
+    assert target.stat().st_mode & 0o777 == permissions

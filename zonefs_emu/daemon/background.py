@@ -4,79 +4,130 @@
 the command through a pipe that it is ready, or in one sentence why it never will be.
 """
 
+import fcntl
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence
 
 _MESSAGE_BYTES_MAX: Final = 65536
+#: Signals that Python ignores on purpose: a write to a broken pipe, or of too much, is to fail with an errno.
+_IGNORED_BY_PYTHON: Final = frozenset((signal.SIGPIPE, signal.SIGXFSZ))
+_CANNOT_CHANGE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP))
 
 
 def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) -> None:
     """Run ``body(ready)`` in a process of its own and return when it calls ``ready()``.
 
-    What the process says later goes to the file *log*. In that process this function does not return: it exits. Call it
-    while there is one thread only.
+    What the process says after that is appended to the file *log*, and before that, what it said so far. If it never
+    gets so far, *log* is not touched, as it may be that of another daemon which is the reason; what was said goes to
+    our stderr then. In that process this function does not return: it exits. Call it while there is one thread only.
 
     Raises:
         UsageError: *body* ended before it was ready; the sentence and the exit code are its own.
     """
     reader, writer = os.pipe()
+    said = os.memfd_create("said", os.MFD_CLOEXEC)
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os.close(reader)
         os.setsid()
         # Forked again, the daemon is no session leader and can never get a terminal; and init collects it.
         if os.fork() != 0:
             os._exit(0)
-        _become_daemon(body, writer, log)
+        _become_daemon(body, writer, said, log)
     os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader, "rb") as pipe:
+    # Where whoever started us ignores SIGCHLD, the kernel collects the child.
+    with suppress(ChildProcessError):
+        os.waitpid(child, 0)
+    with os.fdopen(reader, "rb") as pipe, os.fdopen(said, "rb") as early:
         answer = pipe.read(_MESSAGE_BYTES_MAX)
-    if not answer:
-        msg = f"the process in the background ended before it was ready; {log} may say why"
-        raise UsageError(msg, exit_code=1)
-    message = json.loads(answer)
-    if message["error"] is not None:
+        message = json.loads(answer) if answer else None
+        if message is not None and message["error"] is None:
+            return
+        early.seek(0)
+        text = early.read()
+    if message is not None:
+        sys.stderr.write(text.decode(errors="replace"))
         raise UsageError(message["error"], exit_code=message["exit_code"])
+    os.close(_append(log, text))
+    msg = f"the process in the background ended before it was ready; {log} may say why"
+    raise UsageError(msg, exit_code=1)
 
 
-def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, log: Path) -> None:
+def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, said: int, log: Path) -> None:
     """Run *body* and exit."""
+    writer = _clean(writer, said)
 
     def tell(error: str | None, exit_code: int) -> None:
         nonlocal writer
-        if writer >= 0:
-            # A parent that was interrupted is gone: this raises BrokenPipeError, and the daemon ends as well.
-            os.write(writer, json.dumps({"error": error, "exit_code": exit_code}).encode()[:_MESSAGE_BYTES_MAX])
-            os.close(writer)
-            writer = -1
+        # A parent that was interrupted is gone: this raises BrokenPipeError, and the daemon ends as well.
+        os.write(writer, json.dumps({"error": error, "exit_code": exit_code}).encode()[:_MESSAGE_BYTES_MAX])
+        os.close(writer)
+        writer = -1
 
-    _redirect(log)
-    os.chdir("/")
+    def ready() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _continue_in(log)
+        tell(None, 0)
+
     try:
-        body(lambda: tell(None, 0))
+        body(ready)
     except (ZonedError, OSError) as error:
         code = error.exit_code if isinstance(error, UsageError) else 1
         sentence = host_sentence(error) if isinstance(error, OSError) else str(error)
-        print(sentence, file=sys.stderr, flush=True)  # noqa: T201  (the log, once the parent is gone)
-        tell(sentence, code)
+        if writer >= 0:
+            # A parent that was interrupted is gone.
+            with suppress(BrokenPipeError):
+                tell(sentence, code)
+        else:
+            print(sentence, file=sys.stderr, flush=True)  # noqa: T201  (the log)
         sys.exit(code)
     sys.exit(0)
 
 
-def _redirect(log: Path) -> None:
+def _clean(writer: int, said: int) -> int:
+    """Inherit nothing of whoever started us but the descriptor *writer*; returns its number, which is a new one.
+
+    Source: daemon(7), "SysV Daemons". The standard streams are the null device and the file *said*. Everything that a
+    daemon creates has a mode of its own, because the umask takes nothing away.
+    """
+    writer, said = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 4) for fd in (writer, said))
     null = os.open(os.devnull, os.O_RDWR)
-    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     os.dup2(null, 0)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.dup2(writer, 3, inheritable=False)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    for number in signal.valid_signals() - _IGNORED_BY_PYTHON - _CANNOT_CHANGE:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0)
+    os.chdir("/")
+    return 3
+
+
+def _continue_in(log: Path) -> None:
+    """Append what was said so far to *log*, and what will be said."""
+    said = os.pread(1, os.fstat(1).st_size, 0)
+    sink = _append(log, said)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
-    for fd in {null, sink} - {0, 1, 2}:
-        os.close(fd)
+    os.close(sink)
+
+
+def _append(log: Path, text: bytes) -> int:
+    """Open *log* for appending, append *text*, and return the descriptor."""
+    sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # The daemon serves even where there is no room for its log.
+    with suppress(OSError):
+        os.write(sink, text)
+    return sink

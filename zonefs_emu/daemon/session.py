@@ -44,6 +44,8 @@ front_end_log = logging.getLogger("zonefs_emu.front_ends")
 front_end_log.setLevel(logging.INFO)
 
 _POLL_S: Final = 0.02
+#: Everything that a daemon creates has a mode of its own: its umask takes nothing away.
+_RECORD_MODE: Final = 0o644
 #: How often a daemon writes its counters: what a kill may cost of them.
 _COUNTERS_S: Final = 5.0
 
@@ -140,7 +142,8 @@ def run(
         device.refusals.listener = _CauseLog(device).hear
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
-            file = record_file.open("x", encoding="utf-8", buffering=1)
+            record_file.touch(_RECORD_MODE, exist_ok=False)
+            file = record_file.open("w", encoding="utf-8", buffering=1)
             try:
                 held.callback(record(device, file).close)
             except BaseException:

@@ -20,6 +20,7 @@ the lab switches the lab off and changes no answer. What a conventional zone hel
 import random
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice, product
@@ -172,7 +173,11 @@ class PowerCutLab:
             UsageError: the lab is off. OSError: the directory cannot be made, or an image cannot be written now.
         """
         self._require_on()
-        plan.directory.mkdir(parents=True, exist_ok=True)
+        # One by one, with a mode: the umask of a daemon takes nothing away.
+        for parent in reversed(plan.directory.parents):
+            with suppress(FileExistsError):
+                parent.mkdir(mode=0o755)
+        plan.directory.mkdir(mode=0o755, exist_ok=True)
         with self._device.lock:
             self._plan, self.images, self.failure, self.nr_seen = plan, [], "", 0
             if plan.at is Moment.NOW:

@@ -44,6 +44,11 @@ class Backing(Protocol):
         """Length of the file in bytes."""
         ...
 
+    @property
+    def permissions(self) -> int:
+        """Permission bits of the file, which a copy of it has as well."""
+        ...
+
     def pread(self, length: int, offset: int) -> bytes:
         """Return up to *length* bytes."""
         ...
@@ -93,8 +98,12 @@ class FileBacking:
         self.pwritev: Callable[[Sequence[Buffer], int], int] = partial(os.pwritev, fd)
 
     @classmethod
-    def create(cls, path: Path, length: int, allocated: Sequence[tuple[int, int]]) -> "FileBacking":
+    def create(
+        cls, path: Path, length: int, allocated: Sequence[tuple[int, int]], *, permissions: int = 0o666
+    ) -> "FileBacking":
         """Create the sparse file *path* of *length* bytes, with the *allocated* (offset, length) runs reserved.
+
+        The umask takes away from *permissions*; that of a daemon takes nothing.
 
         What is mapped must be reserved: a store into a hole of a full file system is a SIGBUS.
 
@@ -102,7 +111,7 @@ class FileBacking:
             FileExistsError: creating never overwrites.
             OSError: the host has no room; nothing is left behind.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions)
         backing = cls(path, fd)
         try:
             backing._lock(exclusive=True)
@@ -151,6 +160,11 @@ class FileBacking:
     def length(self) -> int:
         """Length of the file in bytes."""
         return os.fstat(self._fd).st_size
+
+    @property
+    def permissions(self) -> int:
+        """Permission bits of the file."""
+        return stat.S_IMODE(os.fstat(self._fd).st_mode) & 0o666
 
     @property
     def identity(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class Copy:
     """
 
     def __init__(self, source: Backing, header: Header, target: Path) -> None:
-        """Create the file *target*, which is no image before it is sealed.
+        """Create the file *target*, which is no image before it is sealed; it is open to no more users than *source*.
 
         Raises:
             FileExistsError: *target* exists. OSError: the host has no room; nothing is left behind.
@@ -47,7 +47,9 @@ class Copy:
         self._passed = 0
         self._ahead: set[int] = set()
         self._failure: Exception | None = None
-        self._backing = FileBacking.create(target, header.file_bytes, header.reserved)
+        self._backing = FileBacking.create(
+            target, header.file_bytes, header.reserved, permissions=source.permissions | 0o600
+        )
 
     def begin(self, conds: bytearray, wps: "array[int]") -> None:
         """Take the states of all zones; *wps* counts sectors from each zone's start. From now on changes are saved."""

@@ -37,6 +37,11 @@ class MemoryBacking:
         """Length in bytes."""
         return len(self.memory)
 
+    @property
+    def permissions(self) -> int:
+        """Permission bits of the file that it stands for."""
+        return 0o600
+
     def pread(self, length: int, offset: int) -> bytes:
         """Return up to *length* bytes."""
         with memoryview(self.memory) as memory:
