@@ -33,6 +33,7 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
 # Test files that belong to no one source file, and why.
 TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "vduse/test_loop.py": "the thread of vduse/server.py, without a guest",
         "test_tidy.py": "tests the repository",
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_conftest.py": "tests the tests' own rules",

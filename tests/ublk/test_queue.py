@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID
@@ -14,8 +15,8 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, Request, buffer_offset
-from zonefs_emu.ublk.queue import Hands
+from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
+from zonefs_emu.ublk.queue import Hands, Queue
 from zonefs_emu.ublk.records import FREE, LANDED, Records
 
 ZONE = 128
@@ -188,3 +189,117 @@ def test_an_append_comes_again(driver: Driver) -> None:
     assert records.old == []
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
     assert driver.hands.landed == ZONE + 4
+
+
+class Kernel:
+    """The ring of a queue, and the kernel behind it: one request after the other, then the end of all tags."""
+
+    def __init__(self, driver: Driver, requests: list[tuple[int, int, int]], depth: int) -> None:
+        #: The answers to *requests* (operation, count, sector), in their order.
+        self.results: list[int] = []
+        self.entries = bytearray(128 * (depth + 1))
+        self.pending = 0
+        self._driver = driver
+        self._requests = requests
+        self._depth = depth
+        self._completions: list[tuple[int, int]] = []
+        self._wake = -1
+        self._ask()
+
+    def serve(self, queue: Queue) -> None:
+        self._wake = queue._slow_wake
+        queue._slow_thread.start()
+        with memoryview(self.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
+            queue._serve_requests(self, results, landed)  # type: ignore[arg-type]  # what it needs of a ring
+        queue._end_slow_thread()
+
+    def _ask(self) -> None:
+        if self._requests:
+            operation, count, sector = self._requests.pop(0)
+            os.pwrite(self._driver.fd, IO_DESC.pack(operation, count, sector, 0), IO_DESC.size * TAG)
+            self._completions = [(TAG, 0)]
+        else:
+            self._completions = [(tag, IO_RES_ABORT) for tag in range(self._depth)]
+
+    def push(self, tag: int) -> None:
+        if tag == TAG:
+            self.results.append(int.from_bytes(self.entries[128 * TAG + 52 : 128 * TAG + 56], "little", signed=True))
+            self._ask()
+
+    def enter(self, nr_wanted: int) -> None:
+        if nr_wanted and not self._completions:
+            # The request is with the slow thread, which says so when it is done.
+            while True:
+                try:
+                    os.eventfd_read(self._wake)
+                    break
+                except BlockingIOError:
+                    threading.Event().wait(0.01)
+            self._completions = [(self._depth, 0)]
+
+    def has_completions(self) -> bool:
+        return bool(self._completions)
+
+    def spin(self, _duration_ns: int) -> bool:
+        return bool(self._completions)
+
+    def reap(self) -> list[tuple[int, int]]:
+        completions, self._completions = self._completions, []
+        return completions
+
+
+# The slow path has what may wait for the host's disk.
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("read", (Request.READ, 4, ZONE)),
+        ("write", (Request.WRITE, 4, ZONE)),
+        ("append", (Request.ZONE_APPEND, 4, ZONE)),
+        ("manage", (Request.ZONE_OPEN, 0, ZONE)),
+        ("is_unsettled", (Request.WRITE, 4, ZONE)),
+        ("flush", (Request.FLUSH, 0, 0)),
+        ("flush", (Request.WRITE | FUA, 4, 0)),
+        ("manage_all", (Request.ZONE_RESET_ALL, 0, 0)),
+        ("report", (Request.REPORT_ZONES, 4000, 0)),
+        ("report", (Request.REPORT_ZONES, 4, 0)),
+    ],
+)
+def test_an_unforeseen_error_costs_its_request(
+    driver: Driver, method: str, asked: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch,
+    expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_warning("internal error in ublk, .* at sector .*: AssertionError: a bug")
+    real = getattr(driver.port, method)
+    calls: list[object] = []
+
+    def broken(*args: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            msg = "a bug"
+            raise AssertionError(msg)
+        return real(*args)
+
+    monkeypatch.setattr(driver.port, method, broken)
+    assert driver.port.witnessing is not None
+    os.ftruncate(driver.fd, buffer_offset(0, 8))
+    queue = Queue(
+        driver.port, driver.port.witnessing, driver.fd, driver.records, number=0, depth=8, ended=lambda: None
+    )  # fmt: skip
+    kernel = Kernel(driver, [asked, asked, (Request.READ, 4, 0)], 8)
+    kernel.serve(queue)
+    assert kernel.results[0] == -errno.EIO
+    assert kernel.results[1] >= 0
+    assert kernel.results[2] == 2048
+    assert driver.device.statistics()["internal_errors"] == 1
+
+
+def test_a_queue_that_the_kernel_refuses_ends_and_says_so(driver: Driver) -> None:
+    """A plain file takes no commands of ublk: all tags are out of service at once."""
+    assert driver.port.witnessing is not None
+    ended = threading.Event()
+    os.ftruncate(driver.fd, buffer_offset(0, 8))
+    queue = Queue(driver.port, driver.port.witnessing, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
+    queue.start()
+    assert ended.wait(60)
+    queue.join()
+    assert queue.failure is None or isinstance(queue.failure, OSError)

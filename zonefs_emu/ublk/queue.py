@@ -4,7 +4,8 @@ May not know: how devices are made.
 
 Invariants: one thread submits everything of a queue (the driver insists); it handles a request to its end before it
 looks at the next, so it needs one buffer; requests that wait for the host's disk go to a second thread, which has its
-own, and stall nobody; whatever fails is the failure of one request, never of the queue.
+own, and stall nobody; whatever fails is the failure of one request, never of the queue. A request is a boundary, on
+either thread: what nothing foresees is answered with the kernel's I/O error.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import Final
 
@@ -48,6 +50,8 @@ _QUICK_ZONES: Final = 1024
 #: goes to sleep at once the next times, up to so many.
 _SPIN_NS: Final = 200_000
 _SLEEPS_MAX: Final = 63
+#: How long the end of a queue waits for a request that waits for the host's disk.
+_END_S: Final = 2.0
 _FUA: Final = 1 << 13
 # Plain numbers: comparing with a member of an enumeration costs a call.
 _READ: Final = int(Request.READ)
@@ -105,10 +109,15 @@ class Hands:
             self._no_data(operation, count, sector)
             return -(error.errno or errno.EIO)
 
+    def contain(self, op_flags: int, count: int, sector: int, error: Exception) -> int:
+        """Note *error*, which nothing foresaw, as met in a request; returns the request's result."""
+        self.landed = 0
+        request = _describe(op_flags & 0xFF, count, sector)
+        return RESULTS[self._port.device.unforeseen.contain(self._port.name, request, error)]
+
     def _no_data(self, operation: int, count: int, sector: int) -> None:
         """Note that the kernel failed to move the data of a request."""
-        name = Request(operation).name.lower().replace("_", " ")
-        request = f"{name} of {count} {'zones' if operation == Request.REPORT_ZONES else 'sectors'} at sector {sector}"
+        request = _describe(operation, count, sector)
         self._port.refuse(Rule.UBLK_DATA, None, Status.IO_ERROR, request=request)
 
     def _part(self, count: int) -> tuple[memoryview]:
@@ -162,6 +171,15 @@ class Hands:
         return RESULTS[Status.UNSUPPORTED]
 
 
+def _describe(operation: int, count: int, sector: int) -> str:
+    """Return a request for people."""
+    try:
+        name = Request(operation).name.lower().replace("_", " ")
+    except ValueError:
+        name = f"operation {operation}"
+    return f"{name} of {count} {'zones' if operation == Request.REPORT_ZONES else 'sectors'} at sector {sector}"
+
+
 class Queue(threading.Thread):
     """One queue of the device, served by this thread from start() until the kernel aborts all its tags."""
 
@@ -186,6 +204,7 @@ class Queue(threading.Thread):
         self._records = records
         self._ended = ended
         self._hands = Hands(port, witnessing, node_fd, records, queue_number=number, depth=depth)
+        self._slow_hands = Hands(port, witnessing, node_fd, records, queue_number=number, depth=depth)
         # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
         page_bytes = mmap.PAGESIZE
         stride = -(-MAX_QUEUE_DEPTH * IO_DESC.size // page_bytes) * page_bytes
@@ -202,23 +221,30 @@ class Queue(threading.Thread):
 
     def run(self) -> None:
         """Serve."""
-        self._slow_thread.start()
-        try:
-            ring = Ring(self._depth + 1, one_thread=True)
+        with ExitStack() as ending:  # each step is done, whatever the others raise
+            ending.callback(self._ended)
+            ending.callback(self._end_slow_thread)
             try:
-                self._serve(ring)
-            finally:
-                ring.close()
-        except BaseException as error:
-            self.failure = error
-            log.exception("ublk queue %d ended", self._number)
-        finally:
-            self._slow_work.put(None)
-            self._slow_thread.join()
-            os.close(self._slow_wake)
-            # The mapping holds the character device open, and a device that is open cannot be deleted.
-            self._descriptors.close()
-            self._ended()
+                self._slow_thread.start()
+                ring = Ring(self._depth + 1, one_thread=True)
+                try:
+                    self._serve(ring)
+                finally:
+                    ring.close()
+            except BaseException as error:
+                self.failure = error
+                log.exception("ublk queue %d ended", self._number)
+
+    def _end_slow_thread(self) -> None:
+        self._slow_work.put(None)
+        if self._slow_thread.ident is not None:
+            self._slow_thread.join(_END_S)
+        if self._slow_thread.is_alive():
+            log.warning("ublk queue %d: a request that waits for the host's disk is left behind", self._number)
+            return
+        os.close(self._slow_wake)
+        # The mapping holds the character device open, and a device that is open cannot be deleted.
+        self._descriptors.close()
 
     def _serve(self, ring: Ring) -> None:
         number, depth, fd = self._number, self._depth, self._fd
@@ -280,12 +306,16 @@ class Queue(threading.Thread):
                 self.requests += 1
                 op_flags, count, sector, _ = descriptor(descriptors, tag * 24)
                 operation = op_flags & 0xFF
-                if operation != _READ:
-                    if may_wait(op_flags, count, sector):
-                        self._slow_work.put(tag)
-                        continue
-                    recorded.append(tag)
-                results[tag * result_words + _RESULT_WORD] = execute(tag, op_flags, count, sector)
+                try:
+                    if operation != _READ:
+                        if may_wait(op_flags, count, sector):
+                            self._slow_work.put(tag)
+                            continue
+                        recorded.append(tag)
+                    result = execute(tag, op_flags, count, sector)
+                except Exception as error:  # the boundary of a request
+                    result = hands.contain(op_flags, count, sector, error)
+                results[tag * result_words + _RESULT_WORD] = result
                 landed[tag * landed_words + _LANDED_WORD] = hands.landed if operation == _APPEND else 0
                 push(tag)
 
@@ -300,17 +330,14 @@ class Queue(threading.Thread):
 
     def _work_slowly(self) -> None:
         """Carry out what may wait, one after the other, on a thread of its own."""
-        hands = Hands(
-            self._port, self._witnessing, self._fd, self._records, queue_number=self._number, depth=self._depth
-        )  # fmt: skip
+        hands = self._slow_hands
         hands.begin()
         while (tag := self._slow_work.get()) is not None:
             op_flags, count, sector, _ = IO_DESC.unpack_from(self._descriptors, tag * IO_DESC.size)
             hands.landed = 0
             try:
                 result = hands.execute(tag, op_flags, count, sector)
-            except BaseException:
-                log.exception("ublk queue %d: tag %d", self._number, tag)
-                result = -errno.EIO
+            except Exception as error:  # the boundary of a request
+                result = hands.contain(op_flags, count, sector, error)
             self._slow_done.append((tag, result, hands.landed if op_flags & 0xFF == _APPEND else 0))
             os.eventfd_write(self._slow_wake, 1)

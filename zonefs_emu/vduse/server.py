@@ -8,6 +8,9 @@ once.
 One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.server`). The kernel waits for the answers to its
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
 
+Boundaries (docs/errors.md) are the requests and rings of :mod:`zonefs_emu.virtqueue`, each message, which is answered
+as failed, and each turn of the loop.
+
 Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
 after that message was answered.
 """
@@ -39,6 +42,8 @@ from zonefs_emu.virtqueue.server import QueueServer
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
+#: Turns of the loop that may fail one after the other, before it is given up: then nothing gets better.
+_BAD_TURNS_MAX: Final = 8
 _NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses the first; the second gains nothing
 
 log = logging.getLogger(__name__)
@@ -228,18 +233,27 @@ class _Loop(threading.Thread):
         try:
             # A device that a dead server left behind may be running; of a new one no queue is ready.
             self._start_queues()
+            nr_bad_turns = 0
             while not server.stopping:
-                server.serve()
-                server.wait()
+                try:
+                    server.serve()
+                    server.wait()
+                    nr_bad_turns = 0
+                except Exception as error:  # the boundary of a turn
+                    nr_bad_turns += 1
+                    if nr_bad_turns > _BAD_TURNS_MAX:
+                        raise
+                    server.service.contain("a turn of the loop", error)
         except BaseException as error:
             self.failure = error
             log.exception("the VDUSE device is served no more")
         finally:
-            self._stop_queues()
-            server.close()
-            for queue in self.queues:
-                queue.close()
-            self._ended()
+            with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
+                ending.callback(self._ended)
+                for queue in self.queues:
+                    ending.callback(queue.close)
+                ending.callback(server.close)
+                ending.callback(self._stop_queues)
 
     # -- messages ---------------------------------------------------------------------------------------------
 
@@ -249,7 +263,14 @@ class _Loop(threading.Thread):
         except BlockingIOError:
             return  # the kernel gave up waiting
         request = protocol.decode_request(data)
-        os.write(self._fd, self._answer(request))
+        try:
+            answer = self._answer(request)
+        except Exception as error:  # the boundary of a message
+            self._server.service.contain(f"message {request.kind} of the kernel", error)
+            # What it asked for is not done, so nothing of the driver's memory may be used: it may be gone.
+            self._drop_rings()
+            answer = protocol.encode_response(request, protocol.RESULT_FAILED)
+        os.write(self._fd, answer)
         if self._moved:
             self._moved = False
             self._start_queues()
@@ -306,6 +327,9 @@ class _Loop(threading.Thread):
             except PeerError as error:
                 log.warning("queue %d cannot be started: %s", queue.index, error)
                 continue
+            except Exception as error:  # the boundary of a ring
+                self._server.service.contain(f"the start of queue {queue.index}", error)
+                continue
             queue.enabled = True
             self._server.activate(queue)
             # A dead server may have given requests back without having said so.
@@ -316,6 +340,13 @@ class _Loop(threading.Thread):
             self._server.wait_idle(queue)
             queue.stop()
             queue.enabled = False
+
+    def _drop_rings(self) -> None:
+        """Serve no ring before the driver has set the device up again."""
+        self._moved = False
+        for queue in self.queues:
+            queue.abandon()
+            queue.ring, queue.enabled = None, False
 
     def _forget_memory(self) -> None:
         """Stop using all memory: what the driver's addresses mean has changed. The rings go on after the answer."""

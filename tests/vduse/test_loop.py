@@ -1,0 +1,79 @@
+"""The thread that serves a device, on a socket that plays the kernel: it keeps messages apart, and knows no ioctl."""
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.vduse.protocol import MESSAGE_BYTES, RESULT_FAILED, RESULT_OK, Message, encode_request
+from zonefs_emu.vduse.server import QUEUE_SIZE, _Loop, _VduseModel
+from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtio.features import STATUS_DRIVER_OK
+from zonefs_emu.virtqueue.inflight import record_bytes
+
+
+class Kernel:
+    def __init__(self, device: ZonedDevice) -> None:
+        self.ended = threading.Event()
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours.settimeout(60)
+        theirs.setblocking(False)
+        self._theirs = theirs
+        records = [memoryview(bytearray(record_bytes(QUEUE_SIZE)))]
+        model = _VduseModel(device, BlkOptions(serial="0", nr_queues=1))
+        self.loop = _Loop(theirs.fileno(), model, records, self.ended.set)
+
+    def ask(self, kind: int, payload: bytes = b"") -> int:
+        """Send a message and have it answered; returns the result."""
+        self._ours.send(encode_request(kind, 7, payload))
+        self.loop._take_message()
+        request_id, result = struct.unpack_from("<II", self._ours.recv(MESSAGE_BYTES))
+        assert request_id == 7
+        return int(result)
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+@pytest.fixture
+def kernel(device: ZonedDevice) -> Iterator[Kernel]:
+    made = Kernel(device)
+    yield made
+    made.close()
+
+
+def test_an_unforeseen_error_costs_its_message(
+    kernel: Kernel, device: ZonedDevice, expect_warning: Callable[[str], None]
+) -> None:
+    """A socket refuses what the kernel is asked when a driver comes."""
+    expect_warning("internal error in vduse, message 1 of the kernel: OSError")
+    assert kernel.ask(Message.SET_STATUS, bytes([STATUS_DRIVER_OK])) == RESULT_FAILED
+    assert device.statistics()["internal_errors"] == 1
+    assert all(queue.ring is None and not queue.enabled for queue in kernel.loop.queues)
+    assert kernel.ask(Message.SET_STATUS, bytes([0])) == RESULT_OK
+    assert kernel.ask(Message.UPDATE_IOTLB, struct.pack("<QQ", 0, 4095)) == RESULT_OK
+    assert kernel.ask(Message.GET_VQ_STATE, bytes(4)) == RESULT_OK
+    expect_warning("the VDUSE device is served no more")
+    kernel.loop.start()
+    kernel.loop.join()
+
+
+def test_a_loop_that_dies_says_so(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("the VDUSE device is served no more")
+    kernel.loop.start()
+    assert kernel.ended.wait(60)
+    kernel.loop.join()
+    assert isinstance(kernel.loop.failure, OSError)
+    assert kernel.loop.queues[0].kick_fd < 0, "closed"
+
+
+def test_a_message_that_is_not_known_is_refused(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("a message that is not known: 99")
+    assert kernel.ask(99) == RESULT_FAILED
+    expect_warning("the VDUSE device is served no more")
+    kernel.loop.start()
+    kernel.loop.join()
