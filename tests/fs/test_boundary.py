@@ -21,6 +21,7 @@ from tests.fs.mounts import Mounted, mounted
 from tests.fs.test_mount import wait_until
 from tests.fs.test_operations import CTX, Kernel
 from zonefs_emu.device.counters import Counter
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.fs import boundary, mount as mount_module
 from zonefs_emu.fs.boundary import HANDLERS
@@ -201,6 +202,29 @@ def test_an_unmount_is_clean_although_a_file_cannot_be_closed(
         monkeypatch.setattr(fs.server.mount.volume, "close", lambda: 1 // 0)  # type: ignore[union-attr]  # it is there
         assert fs.size("seq/0") == 0
     assert not fs.path.is_mount()
+
+
+@pytest.mark.fuse
+def test_a_remount_that_fails_leaves_the_mount_as_it_is(
+    bench: Bench, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("read-only from now on")
+    expect_warning("internal error in zonefs, making the mount read-only: RuntimeError: a bug")
+
+    def failing(_: Path) -> None:
+        msg = "a bug"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(mount_module, "remount_readonly", failing)
+    with mounted(bench) as fs:
+        fd = fs.open("seq/0", APPEND_DIRECT)
+        bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(fd, blocks(1))
+        wait_until(lambda: nr_contained(bench) == 1)
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.write(fd, blocks(1))
+        assert fs.size("seq/0") == 0
 
 
 # -- every function below the boundary -------------------------------------------------------------------------
