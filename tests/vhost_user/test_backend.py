@@ -1,21 +1,32 @@
 import gc
 import select
 import socket
+import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.vhost_user.serving import ZONE, Daemon, blk_model, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.rules import Rule
+from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
-from zonefs_emu.virtio import blk
+from zonefs_emu.vhost_user.connection import Connection
+from zonefs_emu.vhost_user.messages import Request
+from zonefs_emu.vhost_user.session import Session
+from zonefs_emu.virtio import blk, scsi
+from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.scsi import ScsiModel
+from zonefs_emu.virtqueue.server import QueueServer
 
 
 def test_one_front_end_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:
@@ -183,3 +194,197 @@ def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> 
         assert select.select([events.call_fd], [], [], 10)[0]
         _, parts = events.wait(buffers[0])
         assert parts[0][:4] == b"\3\0\0\0"
+
+
+# -- boundaries --------------------------------------------------------------------------------------------------------
+
+
+def raise_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+    """Let the function *name* of *owner* meet a bug the next time."""
+    real = getattr(owner, name)
+    left = [1]
+
+    def broken(*args: Any, **options: Any) -> Any:
+        if left:
+            left.pop()
+            raise RuntimeError("a bug")
+        return real(*args, **options)
+
+    monkeypatch.setattr(owner, name, broken)
+
+
+@pytest.mark.parametrize(
+    ("kind", "readable", "writable"), [(blk.T_IN, [], [512]), (blk.T_FLUSH, [], []), (blk.T_OUT, [512], [])]
+)
+def test_a_bug_costs_the_request_that_meets_it(
+    *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, readable: list[int],
+    writable: list[int], expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    """At once, by the worker, or in a write: that one is answered with IOERR, noted and counted."""
+    expect_warning("internal error in vhost-user-blk, a request of queue 0: RuntimeError: a bug")
+    name = {blk.T_IN: "_port_read", blk.T_FLUSH: "_execute", blk.T_OUT: "_port_write"}[kind]
+    model = blk_model(device)
+    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
+        frontend.start()
+        queue = frontend.queues[0]
+        raise_once(monkeypatch, model._blk, name)
+        parts = [BlkDriver.header(kind, 0), *map(bytes, readable)]
+        numbers = [queue.submit(parts, [*writable, 1], kick=False) for _ in range(3)]
+        queue.kick()
+        assert [queue.wait(number)[1][-1][0] for number in numbers] == [blk.S_IOERR, blk.S_OK, blk.S_OK]
+    assert device.statistics()["internal_errors"] == 1
+    assert device.refusals.last(1)[0].rule is Rule.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Session, "_get_queue_num"),
+        (Session, "handle"),
+        (Connection, "receive"),
+        (Backend, "_take_messages"),
+        (QueueServer, "_take_events"),
+        (QueueServer, "serve"),
+    ],
+)
+def test_a_bug_outside_of_requests_costs_the_connection(
+    *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str,
+    expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_warning("internal error in vhost-user-blk, the connection: RuntimeError: a bug")
+    raise_once(monkeypatch, owner, name)
+    with serving(device, blk_model(device), tmp_path / "socket"):
+        # The loop may meet it before there is a connection.
+        with suppress(PeerError, OSError), Frontend(tmp_path / "socket") as frontend:
+            frontend.start()
+            frontend.ask_number(Request.GET_QUEUE_NUM)
+        assert device.statistics()["internal_errors"] == 1
+        with Frontend(tmp_path / "socket") as frontend:
+            frontend.start()
+            assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["_count", "_let_go", "_forget"])
+def test_a_bug_at_the_end_of_a_connection_leaves_nothing_behind(
+    *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+    expect_warning: Callable[[str], None],
+) -> None:  # fmt: skip
+    expect_warning("RuntimeError: a bug")
+    with serving(device, blk_model(device), tmp_path / "socket"):
+        with Frontend(tmp_path / "socket") as frontend:
+            frontend.start()
+            raise_once(monkeypatch, Backend if name == "_count" else Session, name)
+        for _ in range(2):
+            with Frontend(tmp_path / "socket") as frontend:
+                frontend.start()
+                assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
+
+
+def test_the_end_waits_neither_for_a_delay_nor_for_a_guest_that_meets_one(device: ZonedDevice, tmp_path: Path) -> None:
+    hour = 3600 * 1_000_000_000
+    flushes = frozenset((Operation.FLUSH,))
+    device.inject(Fault(effect=Effect.DELAY, operations=flushes, every=True, delay_min_ns=hour, delay_max_ns=hour))
+    with serving(device, blk_model(device), tmp_path / "socket"):
+        for nr_flushes in range(2):  # the first goes, and the second is there at the end
+            frontend = Frontend(tmp_path / "socket")
+            frontend.start()
+            number = frontend.queues[0].submit([BlkDriver.header(blk.T_FLUSH, 0)], [1])
+            while device.statistics()["flushes"] == nr_flushes:
+                time.sleep(0.01)
+            frontend.stop_queue(frontend.queues[0])
+            assert frontend.queues[0].wait(number)[1] == [b"\0"], "a queue that is stopped has nothing under way"
+            frontend.close()
+    device.stop_waiting()
+
+
+# -- lengths -----------------------------------------------------------------------------------------------------------
+
+_MIB: Final = 1 << 20
+#: Where the buffers lie that all name the same memory, in a guest of 16 MiB.
+_DATA: Final = GUEST_BASE + 4 * _MIB
+LENGTHS = st.sampled_from([1, 16, 511, 512, 4096, _MIB - 1, _MIB, 8 * _MIB])
+RUNS = st.lists(st.tuples(LENGTHS, st.sampled_from([1, 2, 130, 500])), max_size=2)
+BLK_HEADERS = st.tuples(
+    st.sampled_from([blk.T_IN, blk.T_OUT, blk.T_FLUSH, blk.T_GET_ID, blk.T_WRITE_ZEROES, blk.T_SCSI_CMD,
+                     blk.T_ZONE_APPEND, blk.T_ZONE_REPORT, blk.T_ZONE_RESET_ALL, 77]),
+    st.sampled_from([0, 2 * ZONE, 31 * ZONE, (1 << 64) - 1]),
+).map(lambda pair: BlkDriver.header(*pair))  # fmt: skip
+CDBS = st.sampled_from(
+    [
+        "00", "12 00 00 ffff", "88 00 0000000000000000 00000008", "8a 00 0000000000001000 00000008",
+        "88 00 0000000000000000 ffffffff", "2f 02 00001000 00 ffff", "8f 02 0000000000001000 00010000",
+        "95 00 0000000000000000 ffffffff", "94 14 0000000000000000 0000 01", "55 10 00000000 00 ffff", "35",
+        "a3 0c 00 00 0000 ffffffff", "a0 00 00 000000 ffffffff", "ee",
+    ]
+)  # fmt: skip
+SCSI_HEADERS = CDBS.map(lambda cdb: b"\x01\0\x40" + bytes(16) + bytes.fromhex(cdb).ljust(32, b"\0"))
+CONTROL_HEADERS = st.tuples(st.integers(0, 3), st.integers(0, 9)).map(
+    lambda pair: struct.pack("<II8sQ", *pair, b"\x01\0\x40" + bytes(5), 0)
+)
+
+
+@pytest.fixture(params=["blk", "scsi"])
+def served(request: pytest.FixtureRequest, device: ZonedDevice, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    model = blk_model(device, nr_queues=2) if request.param == "blk" else ScsiModel(device, serial="x")
+    with serving(device, model, tmp_path / "socket"):
+        yield request.param, tmp_path / "socket"
+
+
+def answers(kind: str, frontend: Frontend) -> None:
+    """The last queue is served."""
+    if kind == "blk":
+        assert BlkDriver(frontend.queues[-1]).read(0, 512)[0] == 0
+    else:
+        header = b"\x01\0\x40" + bytes(16) + bytes(32)
+        _, parts = frontend.queues[-1].request([header], [108])
+        assert parts[0][11] == scsi.Response.OK  # its status may be a unit attention
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+def test_any_lengths_cost_their_ring_at_most(served: tuple[str, Path], packed: bool, data: st.DataObject) -> None:
+    """Chains whose descriptors all name the same memory; each is answered, or its ring broken, and the others go on."""
+    kind, path = served
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Frontend(path, nr_queues=2 if kind == "blk" else 3, queue_size=1024, packed=packed, indirect=True) as frontend,
+    ):
+        patch.setattr(LimitedLog, "warning", lambda *_: None)  # a broken ring is allowed
+        frontend.start()
+        index = 0 if kind == "blk" else data.draw(st.integers(0, 2))
+        queue = frontend.queues[index]
+        headers = BLK_HEADERS if kind == "blk" else SCSI_HEADERS if index == 2 else CONTROL_HEADERS
+        numbers = []
+        for _ in range(data.draw(st.integers(1, 3))):
+            header, out, into = data.draw(headers), data.draw(RUNS), data.draw(RUNS)
+            place = frontend.heap.take(len(header))
+            frontend.memory[place.offset : place.offset + len(header)] = header
+            answer = frontend.heap.take(108)
+            room = [(GUEST_BASE + answer.offset, 1 if kind == "blk" else 108, True)]
+            chain = [
+                (GUEST_BASE + place.offset, len(header), False),
+                *((_DATA, length, False) for length, count in out for _ in range(count)),
+                *(room if kind == "scsi" else ()),
+                *((_DATA, length, True) for length, count in into for _ in range(count)),
+                *(room if kind == "blk" and data.draw(st.booleans()) else ()),
+            ]
+            table = frontend.heap.take(16 * len(chain)) if data.draw(st.booleans()) else None
+            if queue.ring.nr_free < (1 if table else len(chain)):
+                break
+            numbers.append(queue.ring.add(chain, table))
+            queue.kick(always=True)
+        broken = False
+        if index != 1 or kind == "blk":
+            while not broken and set(numbers) - set(queue.order):
+                broken = queue.is_broken
+                queue.reap()
+                time.sleep(0.001)
+        if kind == "blk" or index != 2:
+            answers(kind, frontend)
+        elif not broken:
+            queue._done.clear()
+            answers(kind, frontend)
+    with Frontend(path, nr_queues=2 if kind == "blk" else 3) as frontend:
+        frontend.start()
+        answers(kind, frontend)

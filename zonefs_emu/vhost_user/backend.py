@@ -9,6 +9,7 @@ import socket
 import threading
 from contextlib import ExitStack
 from functools import partial
+from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
@@ -17,6 +18,9 @@ from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.server import QueueServer
+
+#: So many failed turns of the loop in a row are no matter of one connection.
+_FAILED_TURNS_MAX: Final = 10
 
 
 class Backend:
@@ -44,6 +48,8 @@ class Backend:
         self._session: Session | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
+        #: Turns of the loop that failed one after the other.
+        self._nr_failed_turns = 0
 
     def stop(self) -> None:
         """Make :meth:`run` return; from any thread."""
@@ -87,10 +93,13 @@ class Backend:
             self._tell_changes()
             server.serve()
         except Exception as error:
-            if self._session is None:
-                raise  # there is nothing to give up: this front-end ends, and is reported
+            self._nr_failed_turns += 1
+            if self._nr_failed_turns >= _FAILED_TURNS_MAX:
+                raise  # it is no connection that makes the loop fail: this front-end ends, and is reported
             server.service.contain("the connection", error)
             self._disconnect()
+        else:
+            self._nr_failed_turns = 0
 
     def _timeout(self) -> float:
         due_ns = self._model.changes.due_ns() if self._session is not None else None
