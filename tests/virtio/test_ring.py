@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio.memory import GuestMemory, Region
-from zonefs_emu.virtio.ring import TRANSFER_BYTES_MAX, BrokenRingError, Chain, OversizedChainError, check_size
+from zonefs_emu.virtio.ring import (
+    CHAIN_BYTES_MAX,
+    TRANSFER_BYTES_MAX,
+    BrokenRingError,
+    Chain,
+    OversizedChainError,
+    check_size,
+)
 
 both = pytest.mark.parametrize("is_packed", [False, True], ids=["split", "packed"])
 
@@ -169,6 +176,7 @@ def test_chains_are_limited_in_bytes_however_they_are_made(
     with pytest.MonkeyPatch.context() as patch:
         for module in ("ring", "split", "packed"):
             patch.setattr(f"zonefs_emu.virtio.{module}.CHAIN_BYTES_MAX", chain_bytes_max)
+        patch.setattr("zonefs_emu.virtio.packed._UNUSUAL", -1)
         pair = Pair(is_packed=is_packed, size=256)
         half = MEMORY_BYTES // 2
         memory = GuestMemory(
@@ -212,10 +220,19 @@ def test_lengths_whose_sum_passes_32_bits(is_packed: bool) -> None:
     huge = memoryview(mmap.mmap(fd, (1 << 32) - 4096))
     os.close(fd)
     pair.ring.memory = GuestMemory([Region(GUEST_BASE, len(huge), 0, huge)])
-    for writable in ([len(huge), 4095, 1, 1], [len(huge)] * 200, [len(huge) - 1], [TRANSFER_BYTES_MAX, 1]):
+    eighth = CHAIN_BYTES_MAX // 8
+    for writable in (
+        [len(huge), 4095, 1, 1],
+        [len(huge)] * 200,
+        [len(huge) - 1],
+        [TRANSFER_BYTES_MAX, 1],
+        [CHAIN_BYTES_MAX - 16],
+        [CHAIN_BYTES_MAX - 15],
+        *([eighth + more] * count for more in (-8200, -1, 0, 1, 100) for count in (6, 7, 8)),
+    ):
         pair.driver.add([(GUEST_BASE, 16, False), *((GUEST_BASE, length, True) for length in writable)], None)
         ((chain, was_oversized),) = take_all(pair, 64)
-        assert was_oversized == (len(writable) != 2)
+        assert was_oversized == (sum(writable) + 16 > CHAIN_BYTES_MAX)
         pair.ring.push([chain], [0])
         assert len(pair.driver.reap()) == 1
 

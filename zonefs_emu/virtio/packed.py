@@ -36,6 +36,10 @@ EVENT_DESC: Final = 2
 EVENT_BYTES: Final = 4
 
 _NONE: Final[tuple[Chain, ...]] = ()
+#: The common chain has so many descriptors at most, and none that is indirect or has so many bytes that all of them
+#: together could be too long.
+_USUAL_DESCRIPTORS: Final = 8
+_UNUSUAL: Final = DESC_INDIRECT << 48 | -(1 << (CHAIN_BYTES_MAX // _USUAL_DESCRIPTORS).bit_length() - 1) & 0xFFFFFFFF
 _TABLE_ENTRY: Final = struct.Struct("<QIHH")
 
 
@@ -146,23 +150,19 @@ class PackedRing(Ring):
                 self._fence()
             readable: list[memoryview] = []
             writable: list[memoryview] = []
-            left = CHAIN_BYTES_MAX
             # The common chain, as in SplitRing.pop.
-            for _ in range(8):
+            for _ in range(_USUAL_DESCRIPTORS):
                 meta = desc[2 * slot + 1]
                 address = desc[2 * slot]
-                length = meta & 0xFFFFFFFF
-                stop = address + length
-                left -= length
+                stop = address + (meta & 0xFFFFFFFF)
                 place += 1
                 if (
                     address < hot_start
                     or stop > hot_end
                     or stop == address
-                    or meta & (DESC_INDIRECT << 48)
+                    or meta & _UNUSUAL
                     or self.logged is not None
                     or place > end
-                    or left < 0
                 ):
                     place = self._take(first, end, chains)
                     break
