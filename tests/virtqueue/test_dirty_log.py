@@ -1,4 +1,5 @@
 import os
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,16 @@ def test_each_page_has_a_bit(fd: int, offset: int) -> None:
     bits = [index for index in range(512) if data[index // 8] >> index % 8 & 1]
     assert bits == [0, 9, 10, 70]
     assert os.pread(fd, 8192, 0).replace(data, b"").strip(b"\0") == b""
+
+
+def test_runs_that_overlap_and_the_whole_of_a_memory(fd: int) -> None:
+    log = DirtyLog(fd, 2, 0)
+    tracemalloc.start()
+    log.mark([(3 * 4096, 3 * 4096), (4 * 4096, 100), (2 * 4096, 2 * 4096), (8 * 4096, 1 << 40), (0, 1 << 10)])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert os.pread(fd, 2, 0) == b"\x3d\xff"
+    assert peak < 1 << 16
 
 
 def test_pages_beyond_the_log_are_left_out(fd: int) -> None:

@@ -41,11 +41,13 @@ class DirtyLog:
 
     def mark(self, runs: Iterable[tuple[int, int]]) -> None:
         """Mark the pages of *runs* (guest address, bytes), each page once."""
-        pages: set[int] = set()
-        for address, length in runs:
-            if length > 0:
-                pages.update(range(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) + 1))
-        for page in pages:
-            if page < self._nr_pages:
+        # In order, and without a set of the pages: runs may be the whole of the memory, and many may be the same page.
+        following = 0
+        for address, length in sorted(runs):
+            if length <= 0:
+                continue
+            end = min((address + length - 1 >> PAGE_SHIFT) + 1, self._nr_pages)
+            for page in range(max(address >> PAGE_SHIFT, following), end):
                 byte = self._address + (page >> 3)
                 set_bit(byte & ~3, (byte & 3) * 8 + (page & 7))
+            following = max(following, end)
