@@ -174,7 +174,7 @@ def test_opening_heals_what_one_copy_lost() -> None:
 
 
 def test_random_damage_never_crashes() -> None:
-    """Whole sectors overwritten: the right state, or an ImageError, or (zones of it) the state of an earlier flush."""
+    """Whole sectors overwritten: the image opens, or an ImageError says where it is wrong."""
     rng = random.Random(1)
     for case in CASES:
         backing, boot_id = left_behind(case)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import threading
 from collections.abc import Iterator
 
@@ -91,6 +92,10 @@ def test_closing_cancels_what_is_out_and_can_be_done_twice(ring: Ring) -> None:
     ring.close()
     ring.close()
     os.close(reader)
+    # The request that was out would have kept the reading end open.
+    poller = select.poll()
+    poller.register(writer, 0)
+    assert poller.poll(60_000) == [(writer, select.POLLERR)]
     os.close(writer)
 
 
