@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import fails, ok
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import FaultTable
 
 
 def test_a_write_fails_once_without_advance(image: Path) -> None:
@@ -81,3 +83,23 @@ def test_faults_last_from_daemon_to_command(fresh: Path) -> None:
     assert "(IO_ERROR)" in fails("reset", fresh, "--zone", 3)
     assert "(IO_ERROR)" in fails("reset", fresh, "--all")
     assert json.loads(ok("inject", fresh, "--json"))["faults"][0]["seen"] == 2
+
+
+def test_entries_of_a_later_version_are_listed_and_removed(fresh: Path) -> None:
+    device = ZonedDevice.open(fresh)
+    later = b'{"effect":"explode","how":"' + b"x" * 300 + b'"}'
+    device.faults = FaultTable.decode(b'[[0,4],{"effect":"recommend-reset","id":1},' + later + b"]")
+    device.save_faults()
+    device.close()
+    listed = ok("inject", fresh, "--list")
+    assert listed == ok("inject", fresh)
+    first, second = listed.splitlines()
+    assert first == "1: recommend-reset in all zones"
+    assert second.startswith('2: not known to this version, does nothing: {"effect":"explode","')
+    assert second.endswith("...")
+    faults = json.loads(ok("inject", fresh, "--json"))["faults"]
+    assert faults[1]["unknown"].startswith('{"effect":"explode"')
+    ok("inject", fresh, "fail", "--on", "flush")
+    assert json.loads(ok("inject", fresh, "--json"))["faults"][1] == faults[1]
+    ok("inject", fresh, "--clear")
+    assert json.loads(ok("inject", fresh, "--list", "--json")) == {"faults": []}

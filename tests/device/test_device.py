@@ -18,6 +18,7 @@ from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.layout import SectionKind
 
 OPEN, CLOSE, FINISH, RESET = MANAGEMENT
@@ -762,3 +763,77 @@ def test_threads_that_are_refused_together(device: ZonedDevice) -> None:
     run_threads(reader, writer, reader, writer)
     assert device.refusals.last_seq == 800
     assert [refusal.seq for refusal in device.refusals.last(200)] == list(range(601, 801))
+
+
+# -- closing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_beside_closing_never_reads_another_file(make_device: Maker, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret--" * 8192)
+    for _ in range(30):
+        (tmp_path / "a.img").unlink(missing_ok=True)
+        device = make_device()
+        port = device.port("test", VIRTIO)
+        assert not port.write(0, 8, [b"ours----" * 512])
+        started = threading.Barrier(4)
+        found: set[bytes] = set()
+        statuses: set[Status] = set()
+
+        def read(port: Port, started: threading.Barrier, found: set[bytes], statuses: set[Status]) -> None:
+            started.wait()
+            while not statuses.intersection((Status.IO_ERROR,)):
+                buffer = bytearray(4096)
+                status = port.read(0, 8, [buffer])
+                statuses.add(status)
+                if not status:
+                    found.add(bytes(buffer[:8]))
+
+        threads = [threading.Thread(target=read, args=(port, started, found, statuses)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        started.wait()
+        device.close()
+        others = [os.open(secret, os.O_RDONLY) for _ in range(5)]
+        for thread in threads:
+            thread.join()
+        for other in others:
+            os.close(other)
+        assert found <= {b"ours----"}
+        assert statuses <= {Status.OK, Status.IO_ERROR}
+
+
+def test_a_read_between_letting_the_file_go_and_the_ports(
+    make_device: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(b"secret--" * 8192)
+    device = make_device()
+    port = device.port("test", VIRTIO)
+    assert not port.write(0, 8, [b"ours----" * 512])
+    buffer = bytearray(4096)
+    close = device.image.close
+
+    def closed() -> None:
+        close()
+        other = os.open(tmp_path / "secret", os.O_RDONLY)
+        assert port.read(0, 8, [buffer]) is Status.IO_ERROR
+        assert port.write(0, 8, [b"x" * 4096]) is Status.POISONED
+        os.close(other)
+
+    monkeypatch.setattr(device.image, "close", closed)
+    device.close()
+    assert buffer == bytes(4096)
+
+
+def test_faults_that_cannot_be_kept_keep_no_lock(make_device: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make_device()
+    device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+
+    def failing(data: bytes, offset: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device.image.backing, "pwrite", failing)
+        with pytest.raises(PoisonedError):
+            device.close()
+    Image.open(device.image.backing.path).close()  # type: ignore[attr-defined]  # a FileBacking

@@ -2,6 +2,7 @@ import ctypes
 import errno
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,47 @@ def test_resizing(path: Path) -> None:
     backing.resize(5000)
     assert (backing.length, backing.pread(9, 4090)) == (5000, b"abc" + bytes(6))
     backing.close()
+
+
+def test_a_closed_file_is_let_go_and_its_number_stays_taken(path: Path) -> None:
+    backing = FileBacking.create(path, MIB, [(0, MIB)])
+    backing.pwrite(b"ours", 0)
+    preadv, fd = backing.preadv, backing._fd
+    backing.close()
+    backing.close()
+    secret = path.with_name("secret")
+    secret.write_bytes(b"secret" * 1000)
+    others = [os.open(secret, os.O_RDWR) for _ in range(20)]
+    assert fd not in others
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: preadv([bytearray(16)], 0),
+        lambda: backing.pwritev([b"x"], 0),
+        lambda: backing.pread(16, 0),
+        lambda: backing.pwrite(b"x", 0),
+        backing.sync,
+        lambda: backing.punch(0, 4096),
+        lambda: list(backing.extents(0, MIB)),
+        lambda: backing.reserve(0, 4096),
+        lambda: backing.resize(0),
+    )
+    for call in calls:
+        with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument"):
+            call()
+    assert secret.read_bytes() == b"secret" * 1000
+    backing._release()  # what the end of the object does
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    for other in others:
+        os.close(other)
+
+
+def test_who_still_looks_at_mapped_memory_does_not_keep_the_lock(path: Path) -> None:
+    backing = FileBacking.create(path, MIB, [(0, MIB)])
+    view = backing.map(0, 4096)
+    view[:4] = b"kept"
+    part = view[:4]
+    words = view.cast("Q")
+    backing.close()
+    again = FileBacking.open(path)
+    assert again.pread(4, 0) == bytes(part) == words.tobytes()[:4] == b"kept"
+    again.close()

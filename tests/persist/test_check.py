@@ -1,3 +1,5 @@
+import random
+import shutil
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 
 from tests.persist.worlds import BOOT, GEOMETRY, NEXT_BOOT, UUID_OF_TESTS, WIDE_GEOMETRY, World, fresh_memory
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import ImageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
@@ -15,6 +18,7 @@ from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.check import Finding, Severity, check_backing, check_image, lasting
 from zonefs_emu.persist.image import Image, read_header
 from zonefs_emu.persist.layout import Header, SectionKind, plan_header
+from zonefs_emu.persist.repair import repair_image
 from zonefs_emu.testing.backings import MemoryBacking
 
 MIB = 2048  # sectors
@@ -228,3 +232,47 @@ def test_faults_and_features() -> None:
     messages = only(Severity.WARNING, findings_of(memory))
     assert messages[0] == "the features 0x2 are not known here, so it can only be read"
     assert "the first copy of the header is damaged: it differs from the second" in messages[1]
+
+
+#: What is done to each section so that the image cannot be opened; the others have nothing that opening relies on.
+DAMAGED = {
+    SectionKind.HEADER: (30,),
+    SectionKind.STATE: (30,),
+    SectionKind.TABLE: (30,),
+    SectionKind.JOURNAL: (40,),
+    SectionKind.LIVE: (3,),
+    SectionKind.FAULTS: (0, 40),
+}
+
+
+@pytest.mark.parametrize("kind", SectionKind)
+def test_what_keeps_an_image_from_opening_is_an_error(kind: SectionKind, path: Path) -> None:
+    device = ZonedDevice.open(path)
+    device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+    assert not device.port("test", VIRTIO).write(MIB + 8, 8, [bytes(4096)])
+    shutil.copy(path, path.with_name("killed"))  # with a live table that counts
+    device.close()
+    path = path.with_name("killed") if kind is SectionKind.LIVE else path
+    sections = [section for section in header_of(path).sections if section.kind is kind]
+    for section in sections:
+        if kind in DAMAGED:
+            for at in DAMAGED[kind]:
+                flip(path, section.offset + at)
+        else:
+            with path.open("r+b") as file:
+                file.seek(section.offset)
+                file.write(random.Random(kind).randbytes(section.length))
+    findings = check_image(path)
+    if kind not in DAMAGED:
+        ZonedDevice.open(path).close()
+        assert findings == []
+        return
+    for readonly in (False, True):
+        with pytest.raises(ImageError):
+            ZonedDevice.open(path, readonly=readonly)
+    assert findings[0].severity is Severity.ERROR
+    assert [finding.severity for finding in findings].count(Severity.ERROR) == 1
+    if kind is not SectionKind.HEADER:  # of which nothing says where the others are
+        repair_image(path)
+        ZonedDevice.open(path).close()
+        assert not any(finding.severity is Severity.ERROR for finding in check_image(path))

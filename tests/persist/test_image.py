@@ -1,6 +1,7 @@
 """The image where nothing crashes but the host fails, others come, or the file is odd. For crashes: test_crashes.py."""
 
 import errno
+import inspect
 import itertools
 import json
 import os
@@ -12,9 +13,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType, FrameType
 
 import pytest
 
+import zonefs_emu
 from tests.persist.test_crashes import check_power_cuts
 from tests.persist.worlds import (
     BOOT,
@@ -36,12 +39,13 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.image import Image, holder, read_header
-from zonefs_emu.persist.layout import SectionKind
+from zonefs_emu.persist.layout import Mode, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 
 SETUP = "w1:4 w2:2 k0:8 f w3:1 f"
 PROGRAM = "w2:1 k2:3 r1 w1:2 f3 f a2:1 c2 R f w2:3 w1:1"
 MIB = 2048  # sectors
+PACKAGE = str(Path(zonefs_emu.__file__).parent)
 HEADER = layout.plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
 
 
@@ -597,3 +601,77 @@ def test_an_image_may_be_copied_while_nobody_holds_it(tmp_path: Path) -> None:
     device = ZonedDevice.open(copied)
     assert device.port("test", VIRTIO).zone(1).wp == 10
     device.close()
+
+
+# -- an open that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [f"{SETUP} Q", SETUP], ids=["stopped", "killed"])
+def test_an_open_that_fails_does_not_leave_the_image_in_use(left: str) -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run(left)
+    expected = Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True)
+    damaged = HEADER.section(SectionKind.TABLE, 1).offset + 30
+    for is_damaged in (False, True):
+        counting = FailingBacking(bytearray(memory))
+        counting.memory[damaged] ^= 0xFF if is_damaged else 0
+        Image.load(counting, len(memory), BOOT)
+        for fail_at in range(1, counting.calls + 1):
+            backing = FailingBacking(bytearray(memory), fail_at=fail_at)
+            backing.memory[damaged] ^= 0xFF if is_damaged else 0
+            with pytest.raises(OSError, match="Input/output error"):
+                Image.load(backing, len(memory), BOOT)
+            after = Image.load(MemoryBacking(bytearray(backing.memory)), len(memory), BOOT, readonly=True)
+            assert (after.conds, after.wps) == (expected.conds, expected.wps), fail_at
+            # What fails before anything says LIVE leaves the image as it was.
+            assert after._state.mode is Mode.CLEAN or (left == SETUP and fail_at <= 2), fail_at
+
+
+def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
+    """Every function that opening calls raises once; what only observes is switched off by that."""
+    expect_warning("is switched off")
+    path = tmp_path / "a.img"
+    ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    functions: dict[CodeType, int] = {}
+
+    def called(frame: FrameType, event: str, _argument: object) -> None:
+        # A generator is also called to be closed, where nobody hears what it raises.
+        is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE) and not is_generator:
+            functions[frame.f_code] = functions.get(frame.f_code, 0) + 1
+
+    def traced(trace: Callable[[FrameType, str, object], None]) -> None:
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            device = ZonedDevice.open(path)
+        finally:
+            sys.settrace(before)
+        device.close()
+
+    traced(called)
+    assert len(functions) > 40
+    kept = []
+    for code, count in list(functions.items()):
+        for nth in sorted({1, count}):
+            left = nth
+
+            def raising(frame: FrameType, event: str, _argument: object, code: CodeType = code) -> None:
+                nonlocal left
+                if event == "call" and frame.f_code is code:
+                    left -= 1
+                    if not left:
+                        raise PlantedError
+
+            try:
+                traced(raising)
+            except PlantedError as error:
+                kept.append(error)  # and with it every frame, and what lives in them
+            image = Image.open(path, readonly=True)
+            assert image._state.mode is Mode.CLEAN, code.co_qualname
+            image.close()
+    assert len(kept) > 40
+
+
+class PlantedError(Exception):
+    """No exception of the project's."""

@@ -16,6 +16,8 @@ from zonefs_emu.units import SECTOR_BYTES
 
 _EFFECTS = ("fail", "partial", "readonly", "offline", "delay", "lie", "recommend-reset")
 _FAILURES = tuple(status.name.lower().replace("_", "-") for status in Status if status)
+#: How much of an entry that means nothing here is shown, in characters.
+_TEXT_MAX = 200
 _ON_REPORT = ("lie", "recommend-reset")
 
 
@@ -43,6 +45,7 @@ _ON_REPORT = ("lie", "recommend-reset")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="delay: where the random times begin.")
 @click.option("--remove", "fault_id", type=click.IntRange(min=1), metavar="ID", help="Remove this fault.")
 @click.option("--clear", is_flag=True, help="Remove all faults.")
+@click.option("--list", "_listing", is_flag=True, help="List the faults, as without EFFECT.")
 @json_option
 def inject(
     *,
@@ -60,6 +63,7 @@ def inject(
     seed: int,
     fault_id: int | None,
     clear: bool,
+    _listing: bool,
     as_json: bool,
 ) -> None:
     """Make operations on IMG fail in a way, at a time, that you choose; without EFFECT, list the faults.
@@ -80,14 +84,16 @@ def inject(
       zonefs-emu inject small.img offline --zone 7
       zonefs-emu inject small.img --remove 1
 
-    A fault lasts until it is removed, across mounts and restarts, and every front-end meets it.
+    A fault lasts until it is removed, across mounts and restarts, and every front-end meets it. An entry of a later
+    version of the program is kept as it is, and does nothing.
     """
     with open_target(image) as target:
         if fault_id is not None:
             call(target, {"verb": "remove-fault", "id": fault_id})
         elif clear:
-            for fault in _faults(target):
-                call(target, {"verb": "remove-fault", "id": number_of(fault, "id")})
+            # An id once: entries of a later version may share one, and go together.
+            for number in dict.fromkeys(number_of(fault, "id") for fault in _faults(target)):
+                call(target, {"verb": "remove-fault", "id": number})
         elif effect in ("readonly", "offline") and not operations:
             _fail_now(target, effect, zone_no, count)
         elif effect is not None:
@@ -160,7 +166,11 @@ def _add_amount(fault: dict[str, Json], size: int | None, delay_ns: tuple[int, i
 
 
 def _sentence(fault: dict[str, Json]) -> str:
-    """Return one line on *fault*, as :meth:`Fault.as_dict` gives it."""
+    """Return one line on *fault*, as :meth:`Fault.as_dict` or :meth:`UnknownFault.as_dict` gives it."""
+    if "unknown" in fault:
+        text = "".join(character if character.isprintable() else "?" for character in str(fault["unknown"]))
+        text = text if len(text) <= _TEXT_MAX else f"{text[:_TEXT_MAX]}..."
+        return f"{fault['id']}: not known to this version, does nothing: {text}"
     nr_zones, first = number_of(fault, "nr_zones"), number_of(fault, "first_zone")
     where = "in all zones" if not nr_zones else f"in zone {first}"
     if nr_zones > 1:

@@ -10,7 +10,7 @@ from typing import Final
 
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.faults import Effect, Fault, UnknownFault
 from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
 from zonefs_emu.errors import ImageError, UsageError, host_sentence
 
@@ -59,7 +59,7 @@ class FaultVerbs:
         yield {"fault": fault}, b""
 
     def _faults(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        faults: list[Json] = [_json(fault) for fault in self._device.faults.faults]
+        faults: list[Json] = [_json(entry) for entry in self._device.faults.entries]
         yield {"faults": faults}, b""
 
     def _remove_fault(self, request: Request, _payload: bytes) -> Iterator[Message]:
@@ -136,8 +136,8 @@ def _sentences() -> Iterator[None]:
         raise UsageError(host_sentence(error), exit_code=1) from None
 
 
-def _json(fault: Fault) -> dict[str, Json]:
-    plain = fault.as_dict()
+def _json(entry: Fault | UnknownFault) -> dict[str, Json]:
+    plain = entry.as_dict()
     assert all(isinstance(value, (int, str, list)) for value in plain.values())
     return plain  # type: ignore[return-value]  # as the assertion says
 

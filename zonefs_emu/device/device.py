@@ -28,7 +28,7 @@ from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, expl
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.device.unforeseen import UnforeseenErrors
-from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status
+from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status, UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine, indices_of
 from zonefs_emu.model.transitions import Dialect, Operation
@@ -99,7 +99,7 @@ class ZonedDevice:
         self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
         for switch in (self.counters.switch, self.refusals.switch, self.refusals.listener_switch):
             switch.report_to(self.unforeseen.observer_failed)
-        self.faults = FaultTable.decode(image.load_faults())
+        self.faults = FaultTable.decode(image.load_faults(), image.faults_version)
         self._saving_faults = threading.Lock()
         self._delays_cut = threading.Event()
         #: The clock that injected delays wait on; tests drive their own.
@@ -125,9 +125,12 @@ class ZonedDevice:
         image = Image.open(path, readonly=readonly, owner=owner)
         try:
             return cls(image)
-        except ImageError as error:
-            image.close()
-            error.path = str(path)
+        except BaseException as error:
+            # Whatever it is: the lock goes, and the image is left as after a stop in order.
+            with suppress(ImageError):
+                image.close()
+            if isinstance(error, ImageError):
+                error.path = str(path)
             raise
 
     @property
@@ -248,7 +251,11 @@ class ZonedDevice:
             UsageError: there are too many. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.faults.add(fault)
-        self.save_faults()
+        try:
+            self.save_faults()
+        except UsageError:  # it does not fit beside what is kept of a later version
+            self.faults.remove(fault.id)
+            raise
         return fault
 
     def remove_fault(self, fault_id: int) -> None:
@@ -268,6 +275,7 @@ class ZonedDevice:
         """
         # Of two threads the one that counted later must not be the first to write.
         with self._saving_faults:
+            self.image.faults_version = self.faults.version
             self.image.save_faults(self.faults.encode(), durably=durably)
 
     def power_cycle(self) -> None:

@@ -5,15 +5,17 @@ what the faults say. Deterministic: a fault counts the operations that match it 
 from the nth on; a delay is drawn from the fault's own seed and that count.
 
 The table is kept in the image (:meth:`FaultTable.encode`), so that faults last across restarts and reach every
-front-end.
+front-end. An image of a later version may have entries, or a whole table, that mean nothing here. They do nothing, are
+shown, and stay byte for byte as they are until they are removed: an image opens whatever its fault table says.
 """
 
 import json
 import random
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
+from itertools import count as count_from
 from typing import Final
 
 from zonefs_emu.errors import Status, UsageError
@@ -24,6 +26,9 @@ from zonefs_emu.units import Sector
 NR_FAULTS_MAX: Final = 64
 DELAY_NS_MAX: Final = 3600 * 1_000_000_000
 _COUNT_DIGITS: Final = 20
+#: The version of the table's text that is written here.
+VERSION: Final = 0
+_BLANKS: Final = " \t\n\r"
 
 
 class Effect(Enum):
@@ -186,12 +191,38 @@ _PARSERS: Final[dict[str, Callable[[object], object]]] = {
 }
 
 
-class FaultTable:
-    """The faults of one device. An empty one is falsy: that is all that the read and write paths look at."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownFault:
+    """An entry of the table that means nothing here: its *text*, and the text of its *count* ("null" if it has none).
 
-    def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        """Start with *faults*."""
-        self.faults = list(faults)
+    *id* is the one that it is shown and removed by; where the entry does not say one, it is a number that is free.
+    """
+
+    id: int
+    text: str
+    count: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the entry as JSON takes it: no fault, as its parts mean nothing."""
+        return {"id": self.id, "unknown": self.text}
+
+
+class FaultTable:
+    """The faults of one device. A table without a fault that is known here is falsy.
+
+    That is all that the read and write paths look at.
+    """
+
+    def __init__(
+        self, entries: Iterable[Fault | UnknownFault] = (), *, version: int = VERSION, opaque: bytes | None = None
+    ) -> None:
+        """Start with *entries*; or with the *opaque* text of a table that cannot be read, which *version* is of."""
+        #: All entries in the order of the image, the faults among them, and what the front-ends meet: the faults.
+        self.entries = list(entries)
+        self.faults = [entry for entry in self.entries if isinstance(entry, Fault)]
+        #: The version of what :meth:`encode` gives.
+        self.version = version
+        self._opaque = opaque
         #: Grows with each match of a fault that had not fired for the last time.
         self.nr_counted = 0
         # Of two threads that count at once, one would be lost; and nobody counts while a fault goes.
@@ -205,27 +236,35 @@ class FaultTable:
         """Add *fault* under the next free id.
 
         Raises:
-            UsageError: there are NR_FAULTS_MAX already.
+            UsageError: there are NR_FAULTS_MAX already, or a table that cannot be read is in the way.
         """
-        if len(self.faults) >= NR_FAULTS_MAX:
+        if self._opaque is not None:
+            message = "the image has a fault table of another version, which a new fault would destroy: remove it first"
+            raise UsageError(message, exit_code=1)
+        if len(self.entries) >= NR_FAULTS_MAX:
             message = f"{NR_FAULTS_MAX} faults are all that an image holds: remove one first"
             raise UsageError(message)
-        fault.id = max((other.id for other in self.faults), default=0) + 1
+        fault.id = max((entry.id for entry in self.entries), default=0) + 1
+        self.entries.append(fault)
         self.faults.append(fault)
         return fault
 
     def remove(self, fault_id: int) -> None:
-        """Remove the fault *fault_id*.
+        """Remove the entry *fault_id*.
 
         Raises:
             UsageError: there is none of that id.
         """
         with self._counting:
-            kept = [fault for fault in self.faults if fault.id != fault_id]
-            if len(kept) == len(self.faults):
+            kept = [entry for entry in self.entries if entry.id != fault_id]
+            if len(kept) == len(self.entries):
                 message = f"there is no fault {fault_id}"
                 raise UsageError(message)
-            self.faults[:] = kept
+            self.entries = kept
+            self.faults[:] = [entry for entry in kept if isinstance(entry, Fault)]
+            if self._opaque is not None:
+                self._opaque = None
+                self.version = VERSION
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> list[tuple[Fault, int]]:
         """Count *operation* on the *nr_zones* zones from *zone_no* on.
@@ -255,37 +294,92 @@ class FaultTable:
 
     def encode(self) -> bytes:
         """Return the table for the image: the counts first, all of one width, as nothing else changes often."""
-        faults = tuple(self.faults)
-        if not faults:
+        if self._opaque is not None:
+            return self._opaque
+        entries = tuple(self.entries)
+        if not entries:
             return b"[]"
-        counts = ",".join(str(fault.seen).rjust(_COUNT_DIGITS) for fault in faults)
-        plain = [fault.as_dict() for fault in faults]
-        for part in plain:
-            del part["seen"]
-        return f"[[{counts}],{json.dumps(plain, separators=(',', ':'))[1:]}".encode()
+        counts = ",".join(_count(entry).rjust(_COUNT_DIGITS) for entry in entries)
+        return f"[[{counts}],{','.join(map(_text, entries))}]".encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> "FaultTable":
-        """Return the table of *data*.
-
-        Raises:
-            UsageError: not a table of faults.
-        """
+    def decode(cls, data: bytes, version: int = VERSION) -> "FaultTable":
+        """Return the table of *data*, a text of *version*. Whatever it is, it is kept."""
         try:
-            plain = json.loads(data or b"[]")
-        except ValueError:
-            plain = None
-        counts: list[object] | None = None
-        # Images of before this have each count with its fault.
-        if isinstance(plain, list) and plain and isinstance(plain[0], list):
-            counts, *plain = plain
-        if (
-            not isinstance(plain, list)
-            or not all(isinstance(item, dict) for item in plain)
-            or (counts is not None and len(counts) != len(plain))
-        ):
-            message = "the image's fault table is no list of faults"
-            raise UsageError(message)
-        if counts is not None:
-            plain = [item | {"seen": seen} for item, seen in zip(plain, counts, strict=True)]
-        return cls(Fault.from_dict(item) for item in plain)
+            if version == VERSION:
+                return cls(_entries(data.decode()))
+        except (ValueError, RecursionError):
+            pass  # no table of this version: no list of objects with a count each, or no JSON at all
+        unknown = UnknownFault(id=1, text=data.decode(errors="backslashreplace"), count="null")
+        return cls([unknown], version=version, opaque=data)
+
+
+def _count(entry: Fault | UnknownFault) -> str:
+    return str(entry.seen) if isinstance(entry, Fault) else entry.count
+
+
+def _text(entry: Fault | UnknownFault) -> str:
+    if isinstance(entry, UnknownFault):
+        return entry.text
+    plain = entry.as_dict()
+    del plain["seen"]
+    return json.dumps(plain, separators=(",", ":"))
+
+
+def _entries(text: str) -> list[Fault | UnknownFault]:
+    """Return the entries of a table's *text*.
+
+    Raises:
+        ValueError: it is no list of objects, or the counts that it begins with are not one for each.
+    """
+    items = _items(text or "[]")
+    counts = ["null"] * len(items)
+    # Images of before this have each count with its fault.
+    if items and items[0].startswith("["):
+        counts, items = _items(items[0]), items[1:]
+    entries: list[Fault | UnknownFault] = []
+    for item, count in zip(items, counts, strict=True):
+        plain = json.loads(item)
+        if not isinstance(plain, dict):
+            raise ValueError(item)  # noqa: TRY004  (of the text, not of an argument)
+        try:
+            entries.append(Fault.from_dict(plain if count == "null" else plain | {"seen": json.loads(count)}))
+        except UsageError:
+            given = plain.get("id")
+            entry_id = given if isinstance(given, int) and given > 0 else 0
+            entries.append(UnknownFault(id=entry_id, text=item, count=count))
+    # The lowest that are free, so that they are the same again when faults have been added.
+    taken = {entry.id for entry in entries}
+    free = (number for number in count_from(1) if number not in taken)
+    return [replace(entry, id=next(free)) if not entry.id else entry for entry in entries]
+
+
+def _items(text: str) -> list[str]:
+    """Return the texts of the items of the JSON list *text*, each as it stands there.
+
+    Raises:
+        ValueError: it is no list.
+    """
+    decoder = json.JSONDecoder()
+    at = _skip(text, 0)
+    if text[at : at + 1] != "[":
+        raise ValueError(text)
+    items: list[str] = []
+    at = _skip(text, at + 1)
+    while text[at : at + 1] != "]" or items:
+        _, end = decoder.raw_decode(text, at)
+        items.append(text[at:end])
+        at = _skip(text, end)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            raise ValueError(text)
+        at = _skip(text, at + 1)
+    if _skip(text, at + 1) != len(text):
+        raise ValueError(text)
+    return items
+
+
+def _skip(text: str, at: int) -> int:
+    """Return the place of the first character from *at* on that is no blank."""
+    return len(text) - len(text[at:].lstrip(_BLANKS))

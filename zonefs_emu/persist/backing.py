@@ -9,7 +9,9 @@ import fcntl
 import mmap
 import os
 import stat
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -87,12 +89,18 @@ class Backing(Protocol):
 
 
 class FileBacking:
-    """A file of the host, under a lock."""
+    """A file of the host, under a lock.
+
+    Once it is closed, everything fails with EBADF for as long as this object lives. The file is let go at once, but its
+    number stays taken: another thread may be about to use it, and must not find another file under it.
+    """
 
     def __init__(self, path: Path, fd: int) -> None:
         """Take over *fd*."""
         self.path = path
         self._fd = fd
+        self._is_closed = False
+        self._release = weakref.finalize(self, os.close, fd)
         self._maps: list[tuple[mmap.mmap, memoryview]] = []
         self.preadv: Callable[[Sequence[Buffer], int], int] = partial(os.preadv, fd)
         self.pwritev: Callable[[Sequence[Buffer], int], int] = partial(os.pwritev, fd)
@@ -241,13 +249,27 @@ class FileBacking:
 
     def close(self) -> None:
         """Release everything, the lock included."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for mapping, view in self._maps:
-            view.release()
-            mapping.close()
+            # A thread that is reading a part of it right now unmaps it when it is done.
+            with suppress(BufferError):
+                view.release()
+            with suppress(BufferError):
+                mapping.close()
         self._maps.clear()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        # Not left to the last close: a mapping or a system call under way would keep the lock.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        try:
+            nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # no number is free
+            self._release()
+            return
+        try:
+            os.dup2(nothing, self._fd, inheritable=False)
+        finally:
+            os.close(nothing)
 
 
 def _open_regular(path: Path, flags: int) -> int:

@@ -76,6 +76,7 @@ from zonefs_emu.persist.layout import (
     encode_record,
     encode_state,
     encode_table,
+    faults_version,
     pack_word,
     pack_words,
     plan_header,
@@ -148,6 +149,8 @@ class Image:
         self._journal_seq = 0
         self._journal_at = 0
         self._faults_generation = 0
+        #: The version of the text that :meth:`load_faults` gave and :meth:`save_faults` takes.
+        self.faults_version = 0
         self._dirty: set[int] = set()
         #: Told of each stage of each checkpoint, with the lock held.
         self.checkpoint_listener: Callable[[Stage], None] | None = None
@@ -258,6 +261,9 @@ class Image:
         image._table_first = 1 if table.base == 0 else 0
         if state.mode is Mode.LIVE:
             image._recover(boot_id)
+        # Not what it says, but whether it can be read: whatever keeps an image from being opened is found before
+        # anything is changed.
+        image.load_faults()
         if readonly:
             refusals = header.section(SectionKind.REFUSALS)
             image.refusals = memoryview(backing.pread(refusals.length, refusals.offset))
@@ -288,24 +294,34 @@ class Image:
         *mend*: the table as it was read, if it is to be written anew because something differs from it.
         """
         backing, header = self.backing, self.header
+        words = pack_words(self.conds, self.wps)
         section = header.section(SectionKind.LIVE)
         # What an earlier process wrote may not be durable yet, and what follows relies on it.
         backing.sync()
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
             backing.reserve(offset, length)
-        words = pack_words(self.conds, self.wps)
         backing.pwrite(encode_live(words), section.offset)
         self._live = backing.map(section.offset, 8 * self.geometry.nr_zones).cast("Q")
         refusals = header.section(SectionKind.REFUSALS)
         self.refusals = backing.map(refusals.offset, refusals.length)
-        self._write_state(replace(self._state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
-        if mend is not None:
-            self._mend(mend)
-            self._fold(words)
-        if self.recovery:
-            # Only now: until the fold, the last checkpoint may have pointed at these bytes.
-            self._punch(self._empty_with_data())
+        try:
+            self._write_state(replace(self._state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
+            if mend is not None:
+                self._mend(mend)
+                self._fold(words)
+            if self.recovery:
+                # Only now: until the fold, the last checkpoint may have pointed at these bytes.
+                self._punch(self._empty_with_data())
+        except BaseException:
+            # The image is not to say that it is in use. Where the host fails this as well it stays LIVE, and the live
+            # table has all that was found.
+            with suppress(OSError, ImageError):
+                if mend is not None:
+                    self._mend(mend)
+                self._fold(words)
+                self._mark_clean()
+            raise
 
     def _empty_with_data(self) -> list[int]:
         """Return the EMPTY zones that still take space: their reset was answered, and then came the crash."""
@@ -338,8 +354,10 @@ class Image:
                     self._checkpoint()
                     self._mark_clean()
         finally:
-            self._live.release()
-            self.refusals.release()
+            for view in (self._live, self.refusals):
+                # A thread that is reading a part of it right now is no reason to keep the lock.
+                with suppress(BufferError):
+                    view.release()
             self.backing.close()
 
     def _mark_clean(self) -> None:
@@ -540,6 +558,7 @@ class Image:
         copies = [self.backing.pread(section.length, section.offset) for section in sections]
         offsets = [section.offset for section in sections]
         self._faults_generation, data, newest = choose_faults(copies, self._seed, offsets=offsets)
+        self.faults_version = faults_version(copies[newest]) if self._faults_generation else 0
         self._faults_first = 1 - newest
         return data
 
@@ -554,7 +573,7 @@ class Image:
             UsageError: it does not fit. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self._require_healthy()
-        block = encode_faults(data, self._faults_generation + 1, self._seed)
+        block = encode_faults(data, self._faults_generation + 1, self._seed, version=self.faults_version)
         try:
             if not durably:
                 # Of two good copies the other one stays, whatever becomes of this.

@@ -48,9 +48,11 @@ _RUN: Final = struct.Struct("<II")
 _STATE: Final = struct.Struct("<8sIIQ16sQQI4x128s")
 _TABLE_HEAD: Final = struct.Struct("<IIQ")
 _RECORD_HEAD: Final = struct.Struct("<4sIQQII")
+#: Where in the fault section the version of its text stands.
+_FAULTS_VERSION_OFFSET: Final = 22
 #: Where in a record its epoch stands.
 _RECORD_EPOCH_OFFSET: Final = 8
-_FAULTS_HEAD: Final = struct.Struct("<8sIQI")
+_FAULTS_HEAD: Final = struct.Struct("<8sIQHH")
 _ENTRY: Final = struct.Struct("<QQ")
 _CRC: Final = struct.Struct("<I")
 _OWN_OFFSET: Final = struct.Struct("<QQ")
@@ -658,8 +660,8 @@ def apply_records(conds: bytearray, wps: "array[int]", records: Iterable[Record]
 # -- faults ---------------------------------------------------------------------------------------------------------
 
 
-def encode_faults(data: bytes, generation: int, seed: int) -> bytes:
-    """Return the fault section that holds *data*, an opaque text of the layer above.
+def encode_faults(data: bytes, generation: int, seed: int, *, version: int = 0) -> bytes:
+    """Return the fault section that holds *data*, a text of the layer above in the *version* of that layer.
 
     Raises:
         UsageError: *data* does not fit.
@@ -668,7 +670,7 @@ def encode_faults(data: bytes, generation: int, seed: int) -> bytes:
         message = f"the faults take {len(data)} bytes; the image holds {FAULTS_BYTES - _FAULTS_HEAD.size}"
         raise UsageError(message)
     block = bytearray(FAULTS_BYTES)
-    _FAULTS_HEAD.pack_into(block, 0, FAULTS_MAGIC, 0, generation, len(data))
+    _FAULTS_HEAD.pack_into(block, 0, FAULTS_MAGIC, 0, generation, len(data), version)
     block[_FAULTS_HEAD.size : _FAULTS_HEAD.size + len(data)] = data
     _seal(block, 8, seed)
     return bytes(block)
@@ -676,12 +678,17 @@ def encode_faults(data: bytes, generation: int, seed: int) -> bytes:
 
 def decode_faults(copy: bytes, seed: int) -> tuple[int, bytes] | None:
     """Return (generation, data) of one *copy* of the fault section, or None if it is not whole."""
-    magic, crc, generation, length = _FAULTS_HEAD.unpack_from(copy)
+    magic, crc, generation, length, _version = _FAULTS_HEAD.unpack_from(copy)
     block = bytearray(copy)
     block[8:12] = bytes(4)
     if magic != FAULTS_MAGIC or length > len(copy) - _FAULTS_HEAD.size or zlib.crc32(block, seed) != crc:
         return None
     return generation, copy[_FAULTS_HEAD.size : _FAULTS_HEAD.size + length]
+
+
+def faults_version(copy: bytes) -> int:
+    """Return the version of the text in a whole *copy* of the fault section; 0 if it was never written."""
+    return int.from_bytes(copy[_FAULTS_VERSION_OFFSET : _FAULTS_HEAD.size], "little")
 
 
 def choose_faults(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[int, bytes, int]:
