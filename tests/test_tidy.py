@@ -34,6 +34,8 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
 TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "vduse/test_loop.py": "the thread of vduse/server.py, without a guest",
+        "cli/test_readonly.py": "mounts what cannot be written",
+        "cli/test_broken_arguments.py": "every verb with every kind of broken path",
         "test_tidy.py": "tests the repository",
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_conftest.py": "tests the tests' own rules",

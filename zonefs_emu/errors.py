@@ -19,6 +19,8 @@ sense, kernel block status) each have a total table from it.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
@@ -142,9 +144,27 @@ def _escape(found: "re.Match[str]") -> str:
     return f"\\x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else repr(found[0])[1:-1]
 
 
+@contextmanager
+def trying(operation: str) -> Iterator[None]:
+    """Note on the OSError that leaves the context, if there is none yet, what was tried and with which file.
+
+    *operation* follows "cannot": "open a.img for writing". The exception of a failed system call knows its errno, and a
+    file name at best.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not getattr(error, "__notes__", ()):
+            error.add_note(operation)
+        raise
+
+
 def host_sentence(error: OSError) -> str:
     """Return what the host refused, and of which file if that is known, as one sentence."""
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    reason = error.strerror or str(error)
+    for operation in getattr(error, "__notes__", ())[:1]:
+        return f"cannot {operation}: {reason}"
+    return f"{error.filename}: {reason}" if error.filename else reason
 
 
 class PeerError(ZonedError):

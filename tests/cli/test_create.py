@@ -116,5 +116,8 @@ def test_a_full_host_is_one_sentence_that_names_the_file(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     image = tmp_path / "a.img"
-    assert fails("create", image, "--preset", "small") == f"zonefs-emu: {image}: No space left on device"
+    assert (
+        fails("create", image, "--preset", "small")
+        == f"zonefs-emu: cannot reserve room for {image}: No space left on device"
+    )
     assert not image.exists()

@@ -1,6 +1,7 @@
 """``attach``: an image as a block device of this host, or as a device for a virtual machine."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -91,7 +92,7 @@ def attach(
     way = left[0][0].via if left else choose(via, driver, geometry_of(info))
     check_name(way, name)
     # The process in the background has / as its directory.
-    image = image.resolve(strict=True)
+    image = Path(os.path.realpath(image, strict=True))
     front_end = left[0][0] if left else BlockFrontEnd(way, name=name, driver=driver, nr_queues=nr_queues)
 
     def serve(ready: Callable[[], None]) -> None:

@@ -87,7 +87,8 @@ class TextType(click.ParamType[str]):
 
 TEXT: Final = TextType()
 SIZE: Final = SizeType()
-FILE: Final = click.Path(path_type=Path)
+#: Nothing is asked of a path beforehand: the operation on it says what is wrong, in one way for all verbs.
+FILE: Final = click.Path(path_type=Path, readable=False)
 #: What FILE_OR_STREAM returns for a standard stream: this very object, and not a path that equals it.
 STREAM: Final = Path("-")
 

@@ -62,7 +62,7 @@ def _detach_left_behind(what: Path, *, force: bool) -> None:
             raise UsageError(msg, exit_code=1)
     from zonefs_emu.cli.block_front_end import left_behind  # noqa: PLC0415  (takes a while to load)
 
-    image = what.resolve()
+    image = Path(os.path.realpath(what))
     left = left_behind(image, str(info["uuid"]))
     if not left:
         msg = f"{what} is not attached"

@@ -1,5 +1,6 @@
 """``mkfs``: make a zonefs, as mkzonefs does."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -59,7 +60,7 @@ def format_image(target: Target, image: Path, *, features: str, label: str, forc
         "features": features,
         "label": label,
         "force": force,
-        "name": str(image.resolve()),
+        "name": str(Path(os.path.realpath(image))),
     }
     try:
         for reply, _ in target.stream(request):

@@ -18,13 +18,13 @@ from zonefs_emu.cli.mkfs import format_image
 from zonefs_emu.daemon import rendezvous, session
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.daemon.client import open_target
-from zonefs_emu.daemon.holders import user_name
 from zonefs_emu.daemon.session import Session
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, host_sentence
 from zonefs_emu.fs.kernel import take_away
 from zonefs_emu.fs.mount_table import mount_at
 from zonefs_emu.fs.options import MountOptions, parse_options
 from zonefs_emu.model.presets import build_geometry
+from zonefs_emu.persist.backing import user_name
 
 
 class ZonefsFrontEnd:
@@ -53,7 +53,7 @@ def mountable(directory: Path) -> Path:
     Raises:
         UsageError: it cannot be mounted on; says why.
     """
-    place = directory.resolve()
+    place = Path(os.path.realpath(directory))
     while True:
         try:
             # Attributes come from the kernel's cache; this is asked of the file system, if it is FUSE.
@@ -126,14 +126,23 @@ def mount(
         with open_target(image) as target:
             list(format_image(target, image, features="", label="", force=False))
     # The process in the background has / as its directory.
-    image = image.resolve(strict=True)
+    image = Path(os.path.realpath(image, strict=True))
     record_file = record_file and record_file.absolute()
 
     def serve(ready: Callable[[], None]) -> None:
         # A daemon's log is read later, so its lines say when.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         front_end = ZonefsFrontEnd(place, mount_options)
-        session.run(image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file)
+        try:
+            session.run(
+                image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file,
+                readonly=mount_options.readonly,
+            )  # fmt: skip
+        except OSError as error:
+            if error.filename == str(image) and os.access(image, os.R_OK) and not os.access(image, os.W_OK):
+                msg = f"{host_sentence(error)}; an image that cannot be written can be mounted with -o ro"
+                raise UsageError(msg, exit_code=1) from None
+            raise
 
     if foreground:
         serve(lambda: say(f"{image} is mounted at {place}", err=True))

@@ -9,10 +9,10 @@ import click
 
 from zonefs_emu.cli.common import FILE
 from zonefs_emu.daemon.client import find_serving
-from zonefs_emu.daemon.holders import user_name
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.kernel import take_away
 from zonefs_emu.fs.mount_table import mount_at
+from zonefs_emu.persist.backing import user_name
 
 #: How long the daemon may take to write back and let the image go.
 _END_S: Final = 60.0
@@ -29,7 +29,7 @@ def umount(*, directory: Path) -> None:
 
     Refused while a file under DIR is open or a process works in it.
     """
-    place = directory.resolve()
+    place = Path(os.path.realpath(directory))
     entry = mount_at(place)
     if entry is None:
         msg = f"no zonefs of ours is mounted at {directory}"

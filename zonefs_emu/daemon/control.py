@@ -21,9 +21,10 @@ import trio
 
 from zonefs_emu.daemon import framing
 from zonefs_emu.daemon.framing import Json, Message
-from zonefs_emu.daemon.holders import peer_of, user_name
+from zonefs_emu.daemon.holders import peer_of
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.errors import PeerError
+from zonefs_emu.persist.backing import user_name
 
 CONNECTIONS_MAX: Final = 32
 #: How long a peer may take to send the rest of a message that it began, and to take in a reply.

@@ -5,13 +5,14 @@ it cannot have: the lock of the image, and the right to write to it.
 """
 
 import os
-import pwd
 import socket
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+
+from zonefs_emu.persist.backing import user_name
 
 _UCRED: Final = struct.Struct("3i")
 #: Source: Linux include/uapi/asm-generic/socket.h; the module socket has no name for it.
@@ -46,14 +47,6 @@ def peer_of(connection: _Connection) -> Peer:
     """Return the process at the other end of *connection*. Source: unix(7), SO_PEERCRED."""
     pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Peer(pid=pid, uid=uid)
-
-
-def user_name(uid: int) -> str:
-    """Return the name of the user *uid*, or the number of one who has none."""
-    try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
-        return f"user {uid}"
 
 
 def lock_holders(image: Path) -> set[int]:

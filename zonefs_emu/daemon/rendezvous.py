@@ -27,8 +27,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from zonefs_emu.daemon.holders import lock_holders, may_write, peer_of, user_name
+from zonefs_emu.daemon.holders import lock_holders, may_write, peer_of
 from zonefs_emu.errors import UsageError
+from zonefs_emu.persist.backing import user_name
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ was not, is reported in the log and leaves ``info``; the others go on. The contr
 boundaries as well.
 """
 
+import errno
 import logging
 import os
 import time
@@ -46,6 +47,8 @@ front_end_log.setLevel(logging.INFO)
 _POLL_S: Final = 0.02
 #: Everything that a daemon creates has a mode of its own: its umask takes nothing away.
 _RECORD_MODE: Final = 0o644
+#: What opening a file for writing is answered that can only be read: by its mode, its file system, its attributes.
+_UNWRITABLE: Final = frozenset((errno.EACCES, errno.EROFS, errno.EPERM))
 #: How often a daemon writes its counters: what a kill may cost of them.
 _COUNTERS_S: Final = 5.0
 
@@ -122,8 +125,11 @@ def run(
     ready: Callable[[], None],
     owner: str,
     record_file: Path | None = None,
+    readonly: bool = False,
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
+
+    *readonly*: no front-end writes, so that an image will do that this user or this file system does not let us write.
 
     *ready* is called when all can be used. *owner* is what others are told who find the image busy. What is asked of
     the device, and answered, goes to the new file *record_file*, for ``replay``.
@@ -136,7 +142,7 @@ def run(
         ZonedError, OSError: what the last front-end that failed raised, or *record_file* cannot be written or exists.
     """
     with ExitStack() as held:
-        device = _open(path, owner)
+        device = _open(path, owner, readonly=readonly)
         ending = EndBySignal()
         held.callback(_close, device, ending)
         device.refusals.listener = _CauseLog(device).hear
@@ -178,12 +184,21 @@ class _CauseLog:
             refusal_log.info("%s; %s", self._device.explain(refusal), sentence(answers(refusal)))
 
 
-def _open(path: Path, owner: str) -> ZonedDevice:
-    """Open the image, waiting for a short command that holds it, but not for another daemon."""
+def _open(path: Path, owner: str, *, readonly: bool) -> ZonedDevice:
+    """Open the image, waiting for a short command that holds it, but not for another daemon.
+
+    One that is to be *readonly*, but can be written, is opened for writing: other verbs may change it meanwhile.
+    """
     deadline = time.monotonic() + BUSY_S
     while True:
         try:
-            return ZonedDevice.open(path, owner=owner)
+            try:
+                return ZonedDevice.open(path, owner=owner)
+            except OSError as error:
+                if not readonly or error.errno not in _UNWRITABLE:
+                    raise
+            # Alone nevertheless: an image has one daemon, through which all others see it.
+            return ZonedDevice.open(path, owner=owner, readonly=True, alone=True)
         except ImageBusyError:
             peer = connect(path)
             if peer is not None:

@@ -120,9 +120,11 @@ class ZonedDevice:
         Image.create(path, geometry, uuid=uuid, label=label)
 
     @classmethod
-    def open(cls, path: Path, *, readonly: bool = False, owner: str = "zonefs-emu") -> "ZonedDevice":
+    def open(
+        cls, path: Path, *, readonly: bool = False, alone: bool = False, owner: str = "zonefs-emu"
+    ) -> "ZonedDevice":
         """Open the image *path*; see :meth:`zonefs_emu.persist.image.Image.open`."""
-        image = Image.open(path, readonly=readonly, owner=owner)
+        image = Image.open(path, readonly=readonly, alone=alone, owner=owner)
         try:
             return cls(image)
         except BaseException as error:

@@ -156,7 +156,7 @@ def _directory(mountpoint: Path) -> Path:
     if not mountpoint.is_dir():
         msg = f"{mountpoint} is no directory to mount on"
         raise UsageError(msg, 1)
-    return mountpoint.resolve()
+    return Path(os.path.realpath(mountpoint))
 
 
 async def _run(mount: Mount, news: "_News", task_status: trio.TaskStatus[Mount]) -> None:

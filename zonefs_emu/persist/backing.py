@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import pwd
 import stat
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from zonefs_emu.errors import ImageBusyError, ImageError
+from zonefs_emu.errors import ImageBusyError, ImageError, trying
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -119,7 +120,8 @@ class FileBacking:
             FileExistsError: creating never overwrites.
             OSError: the host has no room; nothing is left behind.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions)
+        with trying(f"create {path}"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions)
         backing = cls(path, fd)
         try:
             backing._lock(exclusive=True)
@@ -133,17 +135,18 @@ class FileBacking:
         return backing
 
     @classmethod
-    def open(cls, path: Path, *, readonly: bool = False) -> "FileBacking":
-        """Open *path*: exclusively, or beside other readers if *readonly*.
+    def open(cls, path: Path, *, readonly: bool = False, alone: bool = False) -> "FileBacking":
+        """Open *path*: exclusively, or beside other readers if *readonly* and not *alone*.
 
         Raises:
             ImageBusyError: another process holds it. ImageError: it is no regular file.
             OSError: it cannot be opened.
         """
-        fd = _open_regular(path, os.O_RDONLY if readonly else os.O_RDWR)
+        with trying(f"open {path}{'' if readonly else ' for writing'}"):
+            fd = _open_regular(path, os.O_RDONLY if readonly else os.O_RDWR)
         backing = cls(path, fd)
         try:
-            backing._lock(exclusive=not readonly)
+            backing._lock(exclusive=alone or not readonly)
         except BaseException:
             backing.close()
             raise
@@ -156,7 +159,8 @@ class FileBacking:
         Raises:
             ImageError: it is no regular file. OSError: it cannot be opened.
         """
-        return cls(path, _open_regular(path, os.O_RDONLY))
+        with trying(f"open {path}"):
+            return cls(path, _open_regular(path, os.O_RDONLY))
 
     def _lock(self, *, exclusive: bool) -> None:
         try:
@@ -182,19 +186,22 @@ class FileBacking:
 
     def pread(self, length: int, offset: int) -> bytes:
         """Return up to *length* bytes."""
-        return os.pread(self._fd, length, offset)
+        with trying(f"read {self.path}"):
+            return os.pread(self._fd, length, offset)
 
     def pwrite(self, data: bytes, offset: int) -> None:
         """Write all of *data*."""
         view = memoryview(data)
-        while view:
-            done = os.pwrite(self._fd, view, offset)
-            view = view[done:]
-            offset += done
+        with trying(f"write to {self.path}"):
+            while view:
+                done = os.pwrite(self._fd, view, offset)
+                view = view[done:]
+                offset += done
 
     def sync(self) -> None:
         """Make everything written so far durable."""
-        os.fdatasync(self._fd)
+        with trying(f"sync {self.path}"):
+            os.fdatasync(self._fd)
 
     def sync_name(self) -> None:
         """Make the file's name durable: without it a power cut takes a new file away, however often it was synced."""
@@ -206,11 +213,13 @@ class FileBacking:
 
     def reserve(self, offset: int, length: int) -> None:
         """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
-        os.posix_fallocate(self._fd, offset, length)
+        with trying(f"reserve room for {self.path}"):
+            os.posix_fallocate(self._fd, offset, length)
 
     def resize(self, length: int) -> None:
         """Cut the file to *length*, or add a hole up to it."""
-        os.ftruncate(self._fd, length)
+        with trying(f"set the length of {self.path}"):
+            os.ftruncate(self._fd, length)
 
     def punch(self, offset: int, length: int) -> None:
         """Turn the range into zeros and give its space back; where the file system cannot punch, write nothing.
@@ -282,7 +291,21 @@ def _open_regular(path: Path, flags: int) -> int:
     if kind is not None:
         message = f"{path} is {kind}, and an image is a regular file"
         raise ImageError(message)
-    return os.open(path, flags | os.O_CLOEXEC)
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except PermissionError as error:
+        status = path.stat()
+        # Most often it is somebody else's, and then it helps to know whose.
+        whose = f"it belongs to {user_name(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"
+        raise OSError(error.errno, f"{error.strerror} ({whose})", str(path)) from None
+
+
+def user_name(uid: int) -> str:
+    """Return the name of the user *uid*, or the number of one who has none."""
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
 
 
 def current_boot_id() -> bytes:

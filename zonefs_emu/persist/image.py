@@ -201,10 +201,11 @@ class Image:
         backing.sync()
 
     @classmethod
-    def open(cls, path: Path, *, readonly: bool = False, owner: str = "zonefs-emu") -> "Image":
+    def open(cls, path: Path, *, readonly: bool = False, alone: bool = False, owner: str = "zonefs-emu") -> "Image":
         """Open the image *path*, recovering it if it was not stopped in order.
 
-        *readonly* takes a shared lock and writes nothing at all, not even what a recovery found. *owner* is what others
+        *readonly* writes nothing at all, not even what a recovery found, and takes a shared lock unless it is to be
+        *alone*. *owner* is what others
         are told who find the image busy.
 
         Raises:
@@ -214,7 +215,7 @@ class Image:
         """
         require_little_endian()
         try:
-            backing = FileBacking.open(path, readonly=readonly)
+            backing = FileBacking.open(path, readonly=readonly, alone=alone)
         except ImageBusyError:
             raise ImageBusyError(str(path), holder(path)) from None
         try:
