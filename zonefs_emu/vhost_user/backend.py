@@ -97,7 +97,10 @@ class Backend:
             if self._nr_failed_turns >= _FAILED_TURNS_MAX:
                 raise  # it is no connection that makes the loop fail: this front-end ends, and is reported
             server.service.contain("the connection", error)
-            self._disconnect()
+            try:
+                self._disconnect()
+            except Exception as another:
+                server.service.contain("the end of the connection", another)
         else:
             self._nr_failed_turns = 0
 
@@ -119,7 +122,12 @@ class Backend:
         except OSError as error:
             self._log.info("a front-end went away before it was accepted: %s", error)
             return
-        self._connect(connected)
+        try:
+            self._connect(connected)
+        except BaseException:
+            if self._connection is None:  # else it is given up as a whole
+                connected.close()
+            raise
 
     def _connect(self, connected: socket.socket) -> None:
         """Serve a front-end. Others wait in the socket's queue until it is gone."""

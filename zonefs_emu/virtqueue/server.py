@@ -93,13 +93,14 @@ class QueueServer:
         Raises:
             OSError: it is nothing that can be waited for.
         """
+        self.unwatch(fd)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET if edges else select.EPOLLIN)
         self._reactions[fd] = react
 
     def unwatch(self, fd: int) -> None:
-        """Look at *fd* no more, which is still open."""
-        del self._reactions[fd]
-        self._epoll.unregister(fd)
+        """Look at *fd* no more, which is still open; without having looked, do nothing."""
+        if self._reactions.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def watch_kicks(self, queue: Queue, old: int = -1) -> None:
         """Watch the queue's kick descriptor, and no more the *old* one; serve what came while nobody watched.
