@@ -814,6 +814,11 @@ def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Stat
     assert (conds_of(machine), list(machine.wps)) == before
 
 
+def test_states_of_another_number_of_zones_are_a_bug() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        fresh(PLAIN).load(bytearray([EM] * 6), array("Q", [0] * 5))
+
+
 # -- cost -----------------------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,26 @@ def test_presets_are_the_drives_that_they_say() -> None:
     assert max(preset.size_bytes for preset in PRESETS.values()) < 16 << 40
 
 
+def test_presets_in_numbers() -> None:
+    """Written down once more: whoever uses a preset counts on its shape."""
+    mib = 1 << 20
+    numbers = {
+        name: (p.size_bytes, p.zone_size_bytes, p.zone_capacity_bytes, p.nr_conv, p.block_size_bytes, p.max_open_zones,
+               p.max_active_zones, p.max_append_bytes)
+        for name, p in PRESETS.items()
+    }  # fmt: skip
+    assert numbers == {
+        "small": (1024 * mib, 16 * mib, 16 * mib, 4, 4096, 8, 12, 512 << 10),
+        "zn540": (904 * 2048 * mib, 2048 * mib, 1077 * mib, 0, 4096, 14, 14, 128 << 10),
+        "smr-hm": (52156 * 256 * mib, 256 * mib, 256 * mib, 524, 4096, 128, 0, 512 << 10),
+    }
+    plain = build_geometry(size=1 << 30)
+    assert (plain.zone_size, plain.zone_capacity, plain.conventional, plain.block_size_bytes) == (
+        64 * MIB, 64 * MIB, (), 4096,
+    )  # fmt: skip
+    assert (plain.max_open_zones, plain.max_active_zones, plain.max_append) == (0, 0, MIB // 2)
+
+
 def test_the_small_preset_suits_everybody() -> None:
     assert list(warnings(build_geometry(preset=PRESETS["small"]))) == []
 
@@ -54,13 +74,27 @@ def test_a_warning_names_who_refuses(shape: Geometry, who: str) -> None:
     assert re.search(who, warning)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        geometry(size=8 * MIB),  # two zones: one for the super block, one for data
+        geometry(zone_capacity=3 * MIB, conventional=((0, 16),)),  # a conventional zone is writable in full
+        geometry(conventional=((0, 1), (3, 2))),
+        geometry(zone_size=1 << 31, zone_capacity=1 << 31, size=1 << 33),
+    ],
+)
+def test_what_nobody_refuses_needs_no_warning(shape: Geometry) -> None:
+    assert list(warnings(shape)) == []
+
+
 def test_gap_zones_and_a_smaller_last_zone_do_not_go_together() -> None:
     found = list(warnings(geometry(size=66 * MIB, zone_capacity=3 * MIB)))
     assert any(re.search(r"Linux.*will refuse this disk for its last zone", warning) for warning in found)
 
 
 def test_a_small_device_gets_small_zones() -> None:
-    assert default_zone_size(1 << 40) == 64 << 20
+    assert default_zone_size(1 << 40) == default_zone_size(16 * 64 << 20) == 64 << 20
+    assert default_zone_size(15 * 64 << 20) == default_zone_size((1 << 30) - 4096) == 32 << 20
     assert default_zone_size(256 << 20) == 16 << 20
     assert default_zone_size(4096) == 64 << 10
 
