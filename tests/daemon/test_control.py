@@ -284,6 +284,28 @@ async def test_an_unforeseen_error_is_the_answer_to_its_verb(
     device.close()
 
 
+def _broken_afterwards(_request: object, _payload: bytes) -> Iterator[Message]:
+    yield {"done": True}, b""
+    msg = "a bug that nobody waits for"
+    raise AssertionError(msg)
+
+
+async def test_nothing_follows_the_last_reply(image: Path, nursery: trio.Nursery) -> None:
+    """An error after it would be taken for the reply to the next request, and each reply for that of the next."""
+    device = ZonedDevice.open(image)
+    await serve(image, device, nursery, broken=_broken_afterwards)
+
+    def ask_and_go_on() -> None:
+        with open_target(image) as target:
+            for _ in range(3):
+                assert call(target, {"verb": "broken"})[0] == {"done": True}
+                assert call(target, {"verb": "info"})[0]["label"] == "test"
+
+    await trio.to_thread.run_sync(ask_and_go_on)
+    nursery.cancel_scope.cancel()
+    device.close()
+
+
 async def test_an_unforeseen_error_costs_its_connection(
     server: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
 ) -> None:

@@ -134,10 +134,14 @@ class ControlServer:
 
 
 def _next(verbs: Verbs, replies: Generator[Message], name: Json) -> tuple[bytes, bool]:
-    """Return the next reply as it is sent, and whether there may be more; nothing after the last."""
+    """Return the next reply as it is sent, and whether another one follows.
+
+    What a verb does after its last reply is not asked for: an error of that would be read as the reply to the client's
+    next request.
+    """
     try:
-        reply = next(replies, None)
-        return (b"", False) if reply is None else (framing.encode(*reply), True)
+        reply, payload = next(replies)
+        return framing.encode(reply, payload), reply.get("more") is True
     except Exception as error:  # the boundary of a verb
         return framing.encode(*verbs.contain(f"verb {name}", error)), False
 
