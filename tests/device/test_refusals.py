@@ -329,7 +329,8 @@ OPEN_CLAUSE = "[ZBC-2 INSUFFICIENT ZONE RESOURCES; virtio 1.4 blk, ZONE_OPEN_RES
             (
                 "fuse: flush was refused (POISONED): nothing is written: the image is "
                 "open read-only, or an earlier host "
-                "failure left it in doubt [docs/image-format.md]"
+                "failure left it in doubt until it is opened again (unmount it and mount it, or restart the daemon "
+                "that serves it) [docs/errors.md, after a host failure]"
             ),
         ),
         (
