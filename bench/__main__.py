@@ -13,7 +13,7 @@ from typing import Final
 
 from bench.harness import RESULTS, Row, format_table, machine, progress
 
-AREAS: Final = ("device", "scale", "fuse", "vhost", "guest", "attach")
+AREAS: Final = ("device", "locks", "scale", "fuse", "vhost", "guest", "attach")
 
 
 def main() -> int:

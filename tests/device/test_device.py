@@ -10,13 +10,14 @@ from typing import Any, Final
 from uuid import UUID
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from zonefs_emu.device.device import Port, ZonedDevice
-from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.faults import FAULTY, Effect, Fault
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
+from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.layout import SectionKind
@@ -184,7 +185,7 @@ def test_a_refused_command_returns_its_status_and_changes_nothing(
     before = port.report(0, 8)
     assert command(port) == status
     assert port.report(0, 8) == before
-    assert not device.image.old_extents
+    assert not any(device.image.old_extents)
     refusal = port.last_refusal
     assert refusal is not None
     assert (refusal.status, refusal.rule, refusal.front_end) == (status, Rule(status), "test")
@@ -837,3 +838,83 @@ def test_faults_that_cannot_be_kept_keep_no_lock(make_device: Maker, monkeypatch
         with pytest.raises(PoisonedError):
             device.close()
     Image.open(device.image.backing.path).close()  # type: ignore[attr-defined]  # a FileBacking
+
+
+# -- any numbers ----------------------------------------------------------------------------------------------------
+
+NUMBERED = Geometry(
+    size=8 * 64, zone_size=64, zone_capacity=48, conventional=((0, 2),), max_open_zones=2, max_active_zones=3
+)
+#: All that fits into 64 bits, with a sign or without, and near what the device has.
+ANY_NUMBERS = st.one_of(
+    st.integers(-2, 8 * 64 + 2),
+    st.integers(-(1 << 63), (1 << 64) - 1),
+    st.builds(lambda power, more: (1 << power) + more, st.integers(0, 63), st.integers(-1, 1)),
+    st.integers(0, 8).map(lambda zone_no: zone_no * 64),
+)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZonedDevice]:
+    path = tmp_path_factory.mktemp("numbers") / "image"
+    ZonedDevice.create(path, NUMBERED, uuid=UUID_HERE)
+    device = ZonedDevice.open(path)
+    yield device
+    device.close()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dialect=st.sampled_from(DIALECTS),
+    operation=st.sampled_from(Operation),
+    sector=ANY_NUMBERS,
+    number=ANY_NUMBERS,
+    cond=st.sampled_from(Condition),
+    faulty=st.booleans(),
+)
+@example(DIALECTS[0], Operation.WRITE, (1 << 64) - 1, (1 << 64) - 1, Condition.EMPTY, True)
+@example(DIALECTS[1], Operation.READ, -1, 1 << 63, Condition.EMPTY, True)
+@example(DIALECTS[0], Operation.FINISH, 2 * 64, 1 << 63, Condition.EMPTY, True)
+def test_every_command_ends_in_a_status(  # noqa: PLR0917  (all are drawn)
+    numbered: ZonedDevice,
+    dialect: object,
+    operation: Operation,
+    sector: int,
+    number: int,
+    cond: Condition,
+    faulty: bool,
+) -> None:
+    port = numbered.port("numbers", dialect)  # type: ignore[arg-type]  # one of DIALECTS
+    rare = Fault(effect=Effect.FAIL, operations=frozenset(FAULTY), first_zone=3, nr_zones=2, nth=1 << 30)
+    fault = numbered.inject(rare) if faulty else None
+    try:
+        status = carry_out(port, operation, sector, number, cond)
+        assert isinstance(status, Status)
+        if status and operation is not Operation.FLUSH:
+            refusal = port.last_refusal
+            assert refusal is not None
+            assert numbered.explain(refusal)
+            assert numbered.refusals.last(1)[0].status is status
+        assert isinstance(port.is_unsettled(abs(sector) // 64), bool)
+        assert len(port.report(abs(sector), number)) <= 8
+        assert port.count(abs(sector), frozenset(Condition)) <= 8
+    finally:
+        if fault is not None:
+            numbered.remove_fault(fault.id)
+    assert not numbered.holds.held
+
+
+def carry_out(port: Port, operation: Operation, sector: int, number: int, cond: Condition) -> Status:
+    # A front-end has buffers for what it asks for; what is beyond the device is refused before they count.
+    data = bytearray(512 * number if 0 <= number <= NUMBERED.size else 0)
+    if operation is Operation.READ:
+        return port.read(sector, number, [data])
+    if operation is Operation.WRITE:
+        return port.write(sector, number, [data])
+    if operation is Operation.APPEND:
+        return port.append(sector, number, [data])[0]
+    if operation in MANAGEMENT:
+        return port.manage(operation, sector, number) or port.manage_all(operation)
+    if operation is Operation.SET_COND:
+        return port.set_cond(sector, cond)
+    return port.flush()

@@ -786,18 +786,21 @@ def test_power_cycle() -> None:
     assert (machine.nr_open, machine.nr_active, machine.open_zones) == (0, 3, set())
 
 
-def test_load() -> None:
+def test_states_that_are_loaded() -> None:
     machine = limited(2, 3)
     write(machine, 0, 4)
     machine.touched.clear()
-    machine.load(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2]))
+    conds, wps = machine.conds, machine.wps
+    machine.take_over(machine.loaded(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2])))
     assert conds_of(machine) == [EM, OI, OE, CL, FU, RO]
     assert list(machine.wps) == [0, 3, 0, 1, 16, 2]
-    assert machine.touched == [0, 1, 2, 3, 4, 5]
+    assert machine.conds is conds
+    assert machine.wps is wps
+    assert not machine.touched
     assert (machine.nr_open, machine.nr_active, machine.open_zones) == (2, 3, {1, 2})
-    machine.touched.clear()
-    machine.load(bytearray([EM, OI, OE, CL, FU, EM]), array("Q", [0, 4, 0, 1, 16, 0]))
-    assert machine.touched == [1, 5]
+    # The accounts are those of the new states: zone 1 is the one that can be closed for another, which is not active.
+    machine.manage(OPEN, 48, 1, VIRTIO)
+    assert conds_of(machine) == [EM, CL, OE, OE, FU, RO]
 
 
 @pytest.mark.parametrize(
@@ -809,7 +812,7 @@ def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Stat
     write(machine, 0, 4)
     before = conds_of(machine), list(machine.wps)
     with pytest.raises(CommandError) as refused:
-        machine.load(bytearray(conds), array("Q", [1] * 6))
+        machine.loaded(bytearray(conds), array("Q", [1] * 6))
     assert refused.value.status == status
     assert (conds_of(machine), list(machine.wps)) == before
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.vhost_user.serving import Daemon, blk_model, create
+from zonefs_emu.device import device as device_module
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import PeerError
@@ -248,7 +249,11 @@ def only_our_garbage() -> Iterator[None]:
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Answers, instants and final contents of a life that nobody ends."""
     packed: bool = request.param
-    path = create(tmp_path_factory.mktemp("undisturbed") / "image", GEOMETRY)
+    return undisturbed_life(tmp_path_factory.mktemp("undisturbed"), packed=packed)
+
+
+def undisturbed_life(directory: Path, *, packed: bool) -> Any:
+    path = create(directory / "image", GEOMETRY)
     guest = Guest(packed=packed)
     answers, instants = play(path, guest, ())
     guest.close()
@@ -276,6 +281,19 @@ def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_at_every_instant(tmp_path: Path, undisturbed: Any) -> None:
+    for fatal in range(undisturbed[2] + 1):
+        check_life(tmp_path, undisturbed, [fatal])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_killed_at_every_instant_of_writes_without_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
+) -> None:
+    """Long writes open their zone, move their bytes without the lock, and then the write pointer; here all are long."""
+    monkeypatch.setattr(device_module, "_LONG_WRITE_SECTORS", 0)
+    undisturbed = undisturbed_life(tmp_path, packed=packed)
     for fatal in range(undisturbed[2] + 1):
         check_life(tmp_path, undisturbed, [fatal])
 

@@ -15,10 +15,11 @@ import struct
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from heapq import nsmallest
-from itertools import chain
+from itertools import chain, islice
 from typing import Final
 
 from zonefs_emu.device.switch import Switch
@@ -79,6 +80,7 @@ class Counters:
         self.rows: dict[int, list[int]] = {}
         #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.
         self._sums: dict[int, int] = {}
+        self._noted: deque[tuple[int, Counter]] = deque()
         self.switch = Switch("the counters")
         self.device = self._fetch(-1)
         self._sums[-1] = sum(self.device)
@@ -105,7 +107,7 @@ class Counters:
         if row is None:
             with self._moving:
                 if len(self.rows) >= _ROWS_MAX:
-                    self._save()
+                    self._write_back(list(islice(self.rows, _RUN_ROWS)), forget=True)
                 row = self.rows.get(zone_no)
                 if row is None:
                     row = self._fetch(zone_no)
@@ -116,6 +118,18 @@ class Counters:
     def count(self, zone_no: int, counter: Counter) -> None:
         """Add one to *counter* of *zone_no*."""
         self.load(zone_no)[counter] += 1
+
+    def note(self, zone_no: int, counter: Counter) -> None:
+        """Do what :meth:`count` does without waiting for the file, and so with the device's lock held."""
+        row = self.rows.get(zone_no)
+        if row is not None:
+            row[counter] += 1
+        else:
+            self._noted.append((zone_no, counter))
+
+    def _count_noted(self) -> None:
+        while self._noted:
+            self.count(*self._noted.popleft())
 
     def count_all(self, zone_numbers: Sequence[int], counter: Counter) -> None:
         """Add one to *counter* of all *zone_numbers* (rising).
@@ -162,6 +176,7 @@ class Counters:
 
     def save(self) -> None:
         """Write all rows back."""
+        self._count_noted()
         with self._moving:
             self._save()
 
@@ -169,22 +184,26 @@ class Counters:
         self._saved_ns = time.monotonic_ns()
         if self._readonly:
             return
-        if self.switch.error is None:
-            try:
-                for zone_no, row in [*self.rows.items(), (-1, self.device)]:
-                    # The sum first: what is counted from here on is written the next time.
-                    total = sum(row)
-                    if total != self._sums[zone_no]:
-                        self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
-                        self._sums[zone_no] = total
-            except Exception as error:  # the boundary of observers
-                self.switch.put_off(error)
-        if len(self.rows) >= _ROWS_MAX:
-            self.rows.clear()
-            self._sums = {-1: self._sums[-1]}
+        self._write_back([*self.rows, -1], forget=False)
+
+    def _write_back(self, zone_numbers: Sequence[int], *, forget: bool) -> None:
+        """Write the rows of *zone_numbers* (-1: the device's) if they have changed; *forget*: not kept in memory."""
+        for zone_no in zone_numbers:
+            row = self.device if zone_no < 0 else self.rows[zone_no]
+            # The sum first: what is counted from here on is written the next time.
+            total = sum(row)
+            if total != self._sums[zone_no] and self.switch.error is None and not self._readonly:
+                try:
+                    self._backing.pwrite(_ROW.pack(*row), self._place(zone_no))
+                except Exception as error:  # the boundary of observers
+                    self.switch.put_off(error)
+                self._sums[zone_no] = total
+            if forget:
+                del self.rows[zone_no], self._sums[zone_no]
 
     def zone(self, zone_no: int) -> dict[str, int]:
         """Return the counters of *zone_no* by name; nothing if the counters are off, or go off by this."""
+        self._count_noted()
         row = self.rows.get(zone_no) or self._fetch(zone_no)
         if self.switch.error is not None:
             return {}
@@ -204,6 +223,7 @@ class Counters:
         return {}
 
     def _totals(self) -> dict[str, int]:
+        self._count_noted()
         sums = list(self.device)
         for zone_no, row in list(self.rows.items()):
             stored = self._read_row(zone_no)
@@ -225,6 +245,7 @@ class Counters:
         return []
 
     def _top(self, counter: Counter, count: int) -> list[tuple[int, int]]:
+        self._count_noted()
         kept = {zone_no: row[counter] for zone_no, row in list(self.rows.items())}
         stored = (
             (zone_no, number)

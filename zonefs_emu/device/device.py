@@ -6,14 +6,19 @@ How a command runs: take the device's lock; let the machine decide; move the byt
 changed to the image; answer. Nothing is changed before everything has been checked, and nothing is answered before
 it would survive the death of this process.
 
+What takes long lets go of the lock in between, and keeps others off its zones by a hold (:mod:`holds`): no command has
+the lock for longer than some milliseconds, whatever the number of zones and bytes.
+
 Reads take no lock: they look at one zone's condition and write pointer, and a read that runs beside a reset may see the
 zone before or after it, as on a drive.
 """
 
 import errno
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,6 +29,7 @@ from weakref import WeakSet
 from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
+from zonefs_emu.device.holds import Hold, Holds
 from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.switch import Switch
@@ -32,8 +38,8 @@ from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedEr
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine, indices_of
 from zonefs_emu.model.transitions import Dialect, Operation
-from zonefs_emu.model.zone import Condition, Zone
-from zonefs_emu.persist.image import Image, is_full
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
+from zonefs_emu.persist.image import PORTION_ZONES, Image, is_full
 from zonefs_emu.persist.layout import check_words, pack_words, unpack_words
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
@@ -55,6 +61,8 @@ ALL_ZONES: Final = (1 << 32) - 1
 
 #: The host failed, or is full: both carry the status of the answer.
 _HOST_ERRORS: Final = (PoisonedError, NoSpaceError)
+#: A longer write moves its bytes without the lock.
+_LONG_WRITE_SECTORS: Final = 2048
 _LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
 #: The most buffers that preadv and pwritev take at once (UIO_MAXIOV); with more they fail.
 _IOV_MAX: Final = 1024
@@ -65,6 +73,10 @@ _SCAN_PORTION: Final = 1 << 16
 #: What is stored where a read finds no data.
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
+#: The order in which many zones are published: those first that give resources back.
+_PUBLISHING_ORDER: Final = {
+    cond: 2 if cond in OPEN_CONDITIONS else 1 if cond in ACTIVE_CONDITIONS else 0 for cond in Condition
+}
 _MANAGEMENT_COUNTER: Final = {
     Operation.OPEN: Counter.OPENS,
     Operation.CLOSE: Counter.CLOSES,
@@ -94,6 +106,8 @@ class ZonedDevice:
         self.geometry: Geometry = image.geometry
         self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
         self.lock = image.lock
+        self.holds = Holds(image.lock)
+        self.machine.writing = self.holds.writing
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
         self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
@@ -200,16 +214,18 @@ class ZonedDevice:
         """Call *tap* before each write to the image, until :meth:`untap_writes`.
 
         Both *tap* and *begin*, which is called after the last write that *tap* does not see, are called with the lock
-        held. A tap looks at what is about to be overwritten. If it raises, the write goes on, *tap* is not called
-        again, *observer* is reported as switched off, and *failed* is called with the error.
+        held, for long writes too. A tap looks at what is about to be overwritten. If it raises, the write goes on,
+        *tap* is not called again, *observer* is reported as switched off, and *failed* is called with the error.
         """
         switch = Switch(observer)
         switch.report_to(self.unforeseen.observer_failed)
-        with self.lock, self._subscribing:
-            if begin is not None:
-                begin()
-            self._taps.append((tap, switch, failed))
-            self._spread_taps()
+        with self.lock:
+            self.holds.wait(0, self.geometry.nr_zones)
+            with self._subscribing:
+                if begin is not None:
+                    begin()
+                self._taps.append((tap, switch, failed))
+                self._spread_taps()
 
     def untap_writes(self, tap: Tap) -> None:
         """Have ports write past *tap* again; without it, do nothing."""
@@ -221,6 +237,12 @@ class ZonedDevice:
         self.pwritev = self._tapped if self._taps else self.image.backing.pwritev
         for port in self._ports:
             port.pwritev = self.pwritev
+            port.short_sectors = self._short_sectors
+
+    @property
+    def _short_sectors(self) -> int:
+        """The longest write that moves its bytes with the lock held: any, while there are taps."""
+        return sys.maxsize if self._taps else _LONG_WRITE_SECTORS
 
     def _tapped(self, buffers: "Sequence[Buffer]", offset: int) -> int:
         """Stand in for the image's pwritev while there are taps."""
@@ -287,20 +309,51 @@ class ZonedDevice:
             PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.image.flush()
-        with self.lock:
-            self.machine.power_cycle()
-            self.publish_touched()
-            self._tell_all()
+        with self._holding_all():
+            for _ in self._each_under_lock(self.machine.begin_power_cycle()):
+                self.publish_touched()
+            with self.lock:
+                self._tell_all()
         self.counters.device[Counter.POWER_CYCLES] += 1
         self.image.flush()
 
+    @contextmanager
+    def _holding_all(self) -> Iterator[None]:
+        """Keep all commands that change something off, without the lock."""
+        nr_zones = self.geometry.nr_zones
+        with self.lock:
+            self.holds.wait(0, nr_zones)
+            hold = self.holds.take(0, nr_zones)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.holds.give_back(hold)
+
+    def _each_under_lock(self, portions: Iterator[int]) -> Iterator[int]:
+        """Go through *portions*: each, and what the caller does after it, with the lock held; let others in between."""
+        while True:
+            with self.lock:
+                at = next(portions, None)
+                if at is None:
+                    return
+                yield at
+            self.image.let_others_in()
+
     def save_zones(self) -> bytes:
         """Return the state of all zones at one instant: for each 8 bytes, sectors with data · 16 + condition."""
+        nr_zones = self.geometry.nr_zones
+        # Memory that was touched before: only copying is done under the lock.
+        conds, wps = bytearray(b"\1") * nr_zones, array("Q", b"\1" * 8 * nr_zones)
         with self.lock:
-            return pack_words(self.machine.conds, self.machine.wps)
+            conds[:] = self.machine.conds
+            wps[:] = self.machine.wps
+        return pack_words(conds, wps)
 
     def load_zones(self, words: bytes) -> None:
         """Put all zones into the states that :meth:`save_zones` gave, of a device of the same geometry.
+
+        For other commands that is one instant. Waits for a checkpoint and for commands that are under way.
 
         Raises:
             CorruptImageError: a state is impossible in this geometry; nothing has changed.
@@ -309,14 +362,33 @@ class ZonedDevice:
         """
         conds, wps = unpack_words(words)
         check_words(self.geometry, conds, wps, what="zone states to load", offset=0)
+        loaded = self.machine.loaded(conds, wps)
         # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
         # they may get their data back.
-        with self.image.between_checkpoints(), self.lock:
-            if self.image.poison:
-                raise PoisonedError(self.image.poison)
-            self.machine.load(conds, wps)
-            self.publish_touched()
-            self._tell_all()
+        with self.image.between_checkpoints(), self._holding_all():
+            # Nothing changes meanwhile, so no lock is needed to look.
+            machine = self.machine
+            changed = [
+                zone_no
+                for zone_no, (cond, wp) in enumerate(zip(conds, wps, strict=True))
+                if machine.conds[zone_no] != cond or machine.wps[zone_no] != wp
+            ]
+            # If the process is killed while they are published, no more zones are open or active than may be.
+            changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(conds[zone_no])])
+            with self.lock:
+                if self.image.poison:
+                    raise PoisonedError(self.image.poison)
+                machine.take_over(loaded)
+            for _ in self._each_under_lock(self._publishing(changed)):
+                pass
+            with self.lock:
+                self._tell_all()
+
+    def _publishing(self, zone_numbers: Sequence[int]) -> Iterator[int]:
+        """Publish in portions, each of which yields how many are done."""
+        for first in range(0, len(zone_numbers), PORTION_ZONES):
+            self.image.publish_all(zone_numbers[first : first + PORTION_ZONES])
+            yield first
 
     def _sleep_ns(self, duration_ns: int) -> None:
         """Wait for *duration_ns*, or until :meth:`stop_waiting`."""
@@ -346,7 +418,9 @@ class ZonedDevice:
         finally:
             # Also where the faults could not be kept: the lock is not to outlive this call.
             try:
-                self.image.close()
+                # Long commands end first: they need the file.
+                with self._holding_all():
+                    self.image.close()
             finally:
                 for port in self._ports:
                     port.let_go()
@@ -357,7 +431,7 @@ class ZonedDevice:
         self.image.publish_all(machine.touched)
         machine.touched.clear()
         for zone_no in machine.implicitly_closed:
-            self.counters.count(zone_no, Counter.IMPLICIT_CLOSES)
+            self.counters.note(zone_no, Counter.IMPLICIT_CLOSES)
         machine.implicitly_closed.clear()
 
 
@@ -383,9 +457,12 @@ class Port:
         self.witnessing: Witnessing | None = None
         # What the read and write paths need, so that they look up one name where a chain would be three.
         self._lock: threading.Lock = device.lock
+        self._holds = device.holds
+        self._held = device.holds.held
         self._image = device.image
         self._machine = device.machine
         self._zone_size = device.geometry.zone_size
+        self._nr_zones = device.geometry.nr_zones
         self._faults = device.faults.faults
         self._rows = device.counters.rows
         self._load_row = device.counters.load
@@ -398,6 +475,8 @@ class Port:
         self._commit_write = device.machine.commit_write
         self._preadv = device.image.backing.preadv
         self.pwritev = device.pwritev
+        #: The longest write that moves its bytes with the lock held.
+        self.short_sectors = _LONG_WRITE_SECTORS
 
     def let_go(self) -> None:
         """Refuse reads from now on: the device is closed. Writes are refused by the image."""
@@ -484,21 +563,38 @@ class Port:
         return self._write(sector, nr_sectors, buffers)
 
     def _write(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
-        with self._lock:
-            try:
-                zone_no = self._begin_write(sector, nr_sectors, self.dialect)
-            except CommandError as error:
-                return self._refused(Operation.WRITE, error, sector, nr_sectors)
-            if self._image.poison:
-                return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
-            if not nr_sectors:  # an empty write is checked like any other, and then there is nothing to do
-                return _OK
-            if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
-                return self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
-        # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the lock
-        # itself, so the command starts again after it.
-        status = self._settle(Operation.WRITE, sector, nr_sectors)
-        return status or self._write(sector, nr_sectors, buffers)
+        hold: Hold | None = None
+        while True:
+            with self._lock:
+                if self._held:
+                    self._wait_for_zones(sector, nr_sectors)
+                try:
+                    zone_no = self._begin_write(sector, nr_sectors, self.dialect)
+                except CommandError as error:
+                    if self._held and self._may_change(error):
+                        continue
+                    return self._refused(Operation.WRITE, error, sector, nr_sectors)
+                if self._image.poison:
+                    return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
+                if not nr_sectors:  # an empty write is checked like any other, and then there is nothing to do
+                    return _OK
+                if not self._old_extents[zone_no] or not self._image.is_unsettled(zone_no):
+                    if nr_sectors <= self.short_sectors:
+                        status = self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
+                    else:
+                        hold = self._begin_long(Operation.WRITE, zone_no, sector, nr_sectors)
+                    break
+            # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the
+            # lock itself, so the command starts again after it.
+            if status := self._settle(Operation.WRITE, sector, nr_sectors):
+                return status
+        if hold is not None:
+            status = self._write_long(Operation.WRITE, hold, sector, nr_sectors, buffers)
+        if not status:
+            row = self._rows.get(zone_no) or self._load_row(zone_no)
+            row[_WRITES] += 1
+            row[_WRITTEN_SECTORS] += nr_sectors
+        return status
 
     def append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
         """Append *buffers*, *nr_sectors* in total, to the zone that starts at *sector*.
@@ -513,22 +609,38 @@ class Port:
         return self._append(sector, nr_sectors, buffers)
 
     def _append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
-        with self._lock:
-            try:
-                append_sector = self._machine.begin_append(sector, nr_sectors, self.dialect)
-            except CommandError as error:
-                return self._refused(Operation.APPEND, error, sector, nr_sectors), sector
-            zone_no = sector // self.geometry.zone_size
-            if self._image.poison:
-                poisoned = CommandError(Status.POISONED, zone_no)
-                return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
-            if not nr_sectors:
-                return _OK, append_sector
-            if zone_no not in self._old_extents or not self._image.is_unsettled(zone_no):
-                status = self._write_now(Operation.APPEND, zone_no, append_sector, nr_sectors, buffers)
-                return status, append_sector
-        status = self._settle(Operation.APPEND, sector, nr_sectors)
-        return (status, sector) if status else self._append(sector, nr_sectors, buffers)
+        zone_no = sector // self._zone_size
+        hold: Hold | None = None
+        while True:
+            with self._lock:
+                if self._held:
+                    self._holds.wait(zone_no, zone_no + 1)
+                try:
+                    landing = self._machine.begin_append(sector, nr_sectors, self.dialect)
+                except CommandError as error:
+                    if self._held and self._may_change(error):
+                        continue
+                    return self._refused(Operation.APPEND, error, sector, nr_sectors), sector
+                if self._image.poison:
+                    poisoned = CommandError(Status.POISONED, zone_no)
+                    return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
+                if not nr_sectors:
+                    return _OK, landing
+                if not self._old_extents[zone_no] or not self._image.is_unsettled(zone_no):
+                    if nr_sectors <= self.short_sectors:
+                        status = self._write_now(Operation.APPEND, zone_no, landing, nr_sectors, buffers)
+                    else:
+                        hold = self._begin_long(Operation.APPEND, zone_no, landing, nr_sectors)
+                    break
+            if status := self._settle(Operation.APPEND, sector, nr_sectors):
+                return status, sector
+        if hold is not None:
+            status = self._write_long(Operation.APPEND, hold, landing, nr_sectors, buffers)
+        if not status:
+            row = self._rows.get(zone_no) or self._load_row(zone_no)
+            row[_APPENDS] += 1
+            row[_WRITTEN_SECTORS] += nr_sectors
+        return status, landing
 
     def _write_now(
         self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
@@ -545,6 +657,13 @@ class Port:
             if witness:
                 witness.withdraw()
             return self._failed(operation, error, sector, nr_sectors)
+        self._commit(zone_no, nr_sectors)
+        if witness:
+            witness.landed()
+        return _OK
+
+    def _commit(self, zone_no: int, nr_sectors: int) -> None:
+        """Advance wp over what was written; with the lock held."""
         self._commit_write(zone_no, nr_sectors)
         if self._touched:  # zone_no is among them
             self._publish_and_notify()
@@ -552,15 +671,45 @@ class Port:
             self._publish(zone_no)
             if self.listeners:
                 self._tell(self.listeners, zone_no, 1)
+
+    def _begin_long(self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int) -> Hold:
+        """Take a hold for a write that the machine has agreed to, and open its zone; with the lock held.
+
+        Open already, as the commit must not need a resource that is then gone. A write that fails leaves it open.
+        """
+        hold = self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
+        witness = self.witnessing.current.witness if self.witnessing else None
         if witness:
-            witness.landed()
-        row = self._rows.get(zone_no) or self._load_row(zone_no)
-        row[_WRITES if operation is Operation.WRITE else _APPENDS] += 1
-        row[_WRITTEN_SECTORS] += nr_sectors
-        return _OK
+            witness.intend(operation, sector, nr_sectors, 0)
+        self._machine.open_to_write(zone_no)
+        self._publish_and_notify()
+        return hold
+
+    def _write_long(
+        self, operation: Operation, hold: Hold, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+    ) -> Status:
+        """Move the bytes without the lock, under *hold*, which is given back; then wp."""
+        status = Status.IO_ERROR  # should anything be raised that is not the host's failure
+        try:
+            self._write_rest(sector, nr_sectors, buffers, 0)
+            status = _OK
+        except OSError as error:
+            status = self._failed(operation, error, sector, nr_sectors)
+        finally:
+            with self._lock:
+                witness = self.witnessing.current.witness if self.witnessing else None
+                self._holds.give_back(hold)
+                if status:
+                    if witness:
+                        witness.withdraw()
+                else:
+                    self._commit(hold[0], nr_sectors)
+                    if witness:
+                        witness.landed()
+        return status
 
     def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
-        """Write what the first pwritev left: there are many buffers, or the host is about to run out of space."""
+        """Write what is left after *done* bytes: it is long, or of many buffers, or the host is almost full."""
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         length = total_bytes(views)
         assert length == nr_sectors << SECTOR_SHIFT, f"{length} bytes given for {nr_sectors} sectors"
@@ -569,6 +718,23 @@ class Port:
             if not written:
                 raise OSError(errno.EIO, "the host writes nothing")
             done += written
+
+    def _wait_for_zones(self, sector: Sector, nr_sectors: int) -> None:
+        """Wait until no other command holds the zones of a write; with the lock held, which is let go meanwhile."""
+        self._holds.wait(sector // self._zone_size, self._end_of(sector, nr_sectors))
+
+    def _end_of(self, sector: Sector, nr_sectors: int) -> int:
+        return (sector + max(nr_sectors, 1) - 1) // self._zone_size + 1
+
+    def _may_change(self, error: CommandError) -> bool:
+        """Say whether a command that met *error* is to be judged again, after waiting for other commands under way.
+
+        A zone that is being written to cannot be closed for another one: after that write it can.
+        """
+        if error.status is not Status.OPEN_RESOURCE:
+            return False
+        self._holds.wait_for_change()
+        return True
 
     def _settle(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
         try:
@@ -580,7 +746,7 @@ class Port:
 
     def is_unsettled(self, zone_no: int) -> bool:
         """Say whether the next write to *zone_no* first waits for a flush: wp moved back since the last."""
-        return zone_no in self._old_extents and self._image.is_unsettled(zone_no)
+        return zone_no < self._nr_zones and self._old_extents[zone_no] > 0 and self._image.is_unsettled(zone_no)
 
     def flush(self) -> Status:
         """Make everything answered so far survive a power cut. Blocks: call it off the event loop.
@@ -611,23 +777,78 @@ class Port:
             return answer[0]
         if self._faults and (status := self._injected(operation, sector, 0, nr_zones=nr_zones)):
             return status
-        with self._lock:
-            witness = self.witnessing.current.witness if self.witnessing else None
-            if witness and 0 <= sector < self.geometry.size:
-                witness.intend(operation, sector, 0, self._machine.conds[sector // self._zone_size])
-            try:
-                self._require_writable(sector)
-                self._machine.manage(operation, sector, nr_zones, self.dialect)
-            except CommandError as error:
-                if witness:
-                    witness.withdraw()
-                return self._refused(operation, error, sector, 0)
-            self._publish_and_notify()
-            if witness:
-                witness.landed()
-        zone_no = sector // self._zone_size
-        self.device.counters.count_all(range(zone_no, zone_no + nr_zones), _MANAGEMENT_COUNTER[operation])
+        first = sector // self._zone_size
+        end = first + nr_zones
+        whole = self._needs_all(operation) and nr_zones > PORTION_ZONES
+        reach = (0, self.geometry.nr_zones) if whole else (first, end)
+        hold: Hold | None = None
+        while True:
+            with self._lock:
+                if self._held:
+                    self._holds.wait(*reach)
+                witness = self.witnessing.current.witness if self.witnessing else None
+                if witness and 0 <= sector < self.geometry.size:
+                    witness.intend(operation, sector, 0, self._machine.conds[first])
+                try:
+                    self._require_writable(sector)
+                    portions = self._machine.begin_manage(operation, sector, nr_zones, self.dialect)
+                except CommandError as error:
+                    if self._held and self._may_change(error):
+                        continue
+                    if witness:
+                        witness.withdraw()
+                    return self._refused(operation, error, sector, 0)
+                if nr_zones <= PORTION_ZONES:
+                    for _ in portions:
+                        pass
+                    self._publish_and_notify()
+                    if witness:
+                        witness.landed()
+                else:
+                    hold = self._holds.take(*reach)
+                break
+        if hold is None:
+            self.device.counters.count_all(range(first, end), _MANAGEMENT_COUNTER[operation])
+        else:
+            for done, at, _ in self._in_portions(portions, hold, end, shrinking=not whole):
+                self.device.counters.count_all(range(max(done, first), at), _MANAGEMENT_COUNTER[operation])
         return Status.OK
+
+    def _needs_all(self, operation: Operation) -> bool:
+        """Say whether *operation* on many zones needs resources, which no other command may take before its end."""
+        limited = self.geometry.max_open_zones or self.geometry.max_active_zones
+        return bool(limited) and operation in (Operation.OPEN, Operation.FINISH)
+
+    def _in_portions(
+        self, portions: Iterator[int], hold: Hold, end: int, *, shrinking: bool
+    ) -> Iterator[tuple[int, int, Sequence[int]]]:
+        """Go through the *portions* of a command on zones up to *end*, under *hold*, which is given back.
+
+        Yields (first, end of a portion, the zones of it that were asked for and have changed), without the lock. With
+        *shrinking*, the zones of a portion are given back with it.
+        """
+        at = hold[0]
+        is_first = True
+        try:
+            while at < end:
+                if not is_first:
+                    self._image.let_others_in()
+                is_first = False
+                done = at
+                with self._lock:
+                    at = next(portions)
+                    # What the machine closed to make room comes first among the touched zones.
+                    asked = self._touched[len(self._machine.implicitly_closed) :]
+                    self._publish_and_notify()
+                    if at >= end:
+                        if self.witnessing and (witness := self.witnessing.current.witness):
+                            witness.landed()
+                    elif shrinking:
+                        self._holds.advance(hold, at)
+                yield done, at, asked
+        finally:
+            with self._lock:
+                self._holds.give_back(hold)
 
     def manage_all(self, operation: Operation) -> Status:
         """Open, close, finish or reset all zones whose condition the ALL form acts on.
@@ -636,30 +857,30 @@ class Port:
         """
         if self.witnessing and (answer := self.witnessing.answer(self, operation, 0, ALL_ZONES)):
             return answer[0]
-        if self._faults and (status := self._injected(operation, 0, 0, nr_zones=self.geometry.nr_zones)):
+        nr_zones = self.geometry.nr_zones
+        if self._faults and (status := self._injected(operation, 0, 0, nr_zones=nr_zones)):
             return status
         with self._lock:
+            self._holds.wait(0, nr_zones)
             witness = self.witnessing.current.witness if self.witnessing else None
             if witness:
                 witness.intend(operation, 0, ALL_ZONES, 0)
             try:
                 self._require_writable(0)
-                self._machine.manage_all(operation, self.dialect)
+                portions = self._machine.begin_manage_all(operation, self.dialect)
             except CommandError as error:
                 if witness:
                     witness.withdraw()
                 return self._refused(operation, error, 0, 0)
-            # What the machine closed to make room comes first among the touched zones.
-            asked = self._touched[len(self._machine.implicitly_closed) :]
-            self._publish_and_notify()
-            if witness:
-                witness.landed()
-        self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
+            hold = self._holds.take(0, nr_zones)
+        for _, _, asked in self._in_portions(portions, hold, nr_zones, shrinking=not self._needs_all(operation)):
+            self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
         return Status.OK
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
         """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible."""
         with self._lock:
+            self._holds.wait(zone_no, zone_no + 1)
             sector = zone_no * self.geometry.zone_size
             try:
                 self._require_writable(sector)

@@ -6,13 +6,14 @@ at wp) and an append twice would be doubled data. So every change leaves a mark 
 
     lock · check · intend(what) · move the bytes · publish wp · landed() · unlock
 
-*intend* comes after the command has been found good and before anything changes; *landed* comes before the lock is
-released. A kill leaves one of three pictures, each of which is decidable:
+A long command lets go of the lock in between, but not of its zones. *intend* comes after the command has been found
+good and before anything changes; *landed* comes before the lock is released. A kill leaves one of three pictures, each
+of which is decidable:
 
 * no intent: nothing has changed. Execute it.
 * an intent and its landed mark: it is done. Answer it from the record.
-* an intent only: the lock was held, so in the whole image no other command has run since, and the zone itself says
-  what became of this one (:func:`has_landed`).
+* an intent only: the lock was held, or the zones were (:mod:`holds`), so no other command has changed them since, and
+  the zone itself says what became of this one (:func:`has_landed`).
 
 The last picture is decidable only while nobody else has changed the zone since the restart; ``contested`` says of
 which zones that is no longer true, and such a request is answered with IO_ERROR instead of being guessed at.

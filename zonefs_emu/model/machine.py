@@ -14,11 +14,15 @@ Invariants:
 * ``touched`` lists, in order, the zones whose condition changed since the caller last cleared it: an implicit close
   comes before the open that caused it, so that whoever copies the changes one by one passes only through legal states.
   ``implicitly_closed`` lists those among them that the machine closed to make room; the caller clears it too.
+* A command on many zones is checked completely, and then carried out in portions, between which the caller may let
+  others look. It has to see to it that until the end no other command touches the zones that are left; for opening and
+  finishing where there are limits, none at all.
 """
 
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
 from sortedcontainers import SortedDict
@@ -40,6 +44,13 @@ _OFFLINE: Final = Condition.OFFLINE
 _OPEN: Final = frozenset(map(int, OPEN_CONDITIONS))
 _ACTIVE: Final = frozenset(map(int, ACTIVE_CONDITIONS))
 _CONDITIONS: Final = frozenset(map(int, Condition))
+#: The most zones that one portion of a command changes, and the most that it looks through, at the speed of a scan.
+PORTION_ZONES: Final = 1024
+_SCAN_ZONES: Final = 1 << 16
+
+
+#: What :meth:`ZoneMachine.take_over` takes besides the states themselves.
+_ACCOUNTS: Final = ("nr_open", "nr_active", "open_zones", "active_zones", "_order", "_keys", "_last_written", "_tick")
 
 
 def fresh_zones(geometry: Geometry) -> tuple[bytearray, "array[int]"]:
@@ -56,6 +67,11 @@ def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> It
         pattern = re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
         for match in pattern.finditer(cond_codes):
             yield match.start()
+
+
+def _first_in(wanted: frozenset[Condition], conds: bytearray) -> int:
+    """Return the place of the first of *conds* that is *wanted*; there is one."""
+    return min(at for cond in wanted if (at := conds.find(cond)) >= 0)
 
 
 class ZoneMachine:
@@ -85,6 +101,7 @@ class ZoneMachine:
         "open_zones",
         "touched",
         "wps",
+        "writing",
     )
 
     def __init__(self, geometry: Geometry, conds: bytearray, wps: "array[int]") -> None:
@@ -95,6 +112,8 @@ class ZoneMachine:
         self.wps = wps
         self.touched: list[int] = []
         self.implicitly_closed: list[int] = []
+        #: Ranges [first, end) of zones to which the caller is writing after :meth:`open_to_write`: these stay open.
+        self.writing: Sequence[Sequence[int]] = ()
         self._size = geometry.size
         self._zone_size = geometry.zone_size
         self._capacity = geometry.zone_capacity
@@ -303,6 +322,16 @@ class ZoneMachine:
         self.begin_write(append_sector, nr_sectors, dialect)
         return append_sector
 
+    def open_to_write(self, zone_no: int) -> None:
+        """Open *zone_no* now for a write that :meth:`begin_write` allowed and that takes long; then commit it.
+
+        Until the caller takes the zone out of ``writing``, it stays open, so that the commit needs no resource.
+        """
+        cond = self.conds[zone_no]
+        if cond != _NOT_WP and cond not in _OPEN:
+            self._make_room(zone_no, cond)
+            self._set_cond(zone_no, _IMP_OPEN)
+
     def commit_write(self, zone_no: int, nr_sectors: int) -> None:
         """Advance wp of *zone_no* by the *nr_sectors* that :meth:`begin_write` allowed and that are now written."""
         wp = self.wps[zone_no] + nr_sectors
@@ -331,40 +360,48 @@ class ZoneMachine:
             CommandError: OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, ZONE_READONLY, ZONE_OFFLINE, BAD_TRANSITION by the
                 dialect's table, ACTIVE_RESOURCE, OPEN_RESOURCE. The machine is then unchanged.
         """
-        if not 0 <= sector < self._size or nr_zones < 1:
-            raise CommandError(Status.OUT_OF_RANGE)
-        zone_no, offset = divmod(sector, self._zone_size)
-        if offset:
-            raise CommandError(Status.NOT_ZONE_START, zone_no)
-        if zone_no + nr_zones > self._nr_zones:
-            raise CommandError(Status.OUT_OF_RANGE)
-        row = dialect.table[operation]
-        changes = self._zones_to_move(row, zone_no, zone_no + nr_zones)
-        if operation is Operation.OPEN:
-            self._check_opening(changes)
-        elif operation is Operation.FINISH and dialect.finish_needs_open:
-            self._check_finishing(changes)
-        self._move_all(changes, row, dialect)
+        for _ in self.begin_manage(operation, sector, nr_zones, dialect):
+            pass
 
-    def _zones_to_move(self, row: Mapping[Condition, Condition | Status], first: int, end: int) -> Sequence[int]:
-        """Return the zones from *first* to before *end* that *row* gives another condition; at the speed of a scan.
+    def begin_manage(self, operation: Operation, sector: Sector, nr_zones: int, dialect: Dialect) -> Iterator[int]:
+        """Check what :meth:`manage` does, and return what does it: each step is one portion, and yields where it ends.
+
+        The last step yields the end of the range. Nothing has changed before the first.
 
         Raises:
-            CommandError: *row* refuses one of them; the first of those.
+            CommandError: as :meth:`manage`.
         """
-        conds = self.conds
-        moving: set[Condition] = set()
-        refused: list[tuple[int, Status]] = []
-        for cond in map(Condition, set(conds[first:end])):
-            target = row[cond]
-            if isinstance(target, Status):
-                refused.append((conds.find(cond, first, end), target))
-            elif target != cond:
-                moving.add(cond)
+        if not 0 <= sector < self._size or nr_zones < 1:
+            raise CommandError(Status.OUT_OF_RANGE)
+        first, offset = divmod(sector, self._zone_size)
+        if offset:
+            raise CommandError(Status.NOT_ZONE_START, first)
+        end = first + nr_zones
+        if end > self._nr_zones:
+            raise CommandError(Status.OUT_OF_RANGE)
+        row = dialect.table[operation]
+        conds = self.conds[first:end]  # what follows looks at a copy of the range, at the speed of a scan
+        self._require_allowed(row, conds, first)
+        moving = frozenset(cond for cond, target in row.items() if target != cond and not isinstance(target, Status))
+        nr_closed = 0
+        if operation is Operation.OPEN:
+            nr_closed = self._check_opening(moving, conds, first)
+        elif operation is Operation.FINISH and dialect.finish_needs_open:
+            nr_closed = self._check_finishing(moving, conds, first)
+        return self._in_portions(moving, row, dialect, nr_closed=nr_closed, first=first, end=end)
+
+    @staticmethod
+    def _require_allowed(row: Mapping[Condition, Condition | Status], conds: bytearray, first: int) -> None:
+        """Raise CommandError for the first zone that *row* refuses; *conds* are those from zone *first* on."""
+        few = len(conds) <= PORTION_ZONES
+        refused = [
+            (at, target)
+            for cond in map(Condition, set(conds) if few else _CONDITIONS)
+            if isinstance(target := row[cond], Status) and (at := conds.find(cond)) >= 0
+        ]
         if refused:
-            zone_no, status = min(refused)
-            raise CommandError(status, zone_no)
-        return list(self.zones_in(frozenset(moving), first, end))
+            at, status = min(refused)
+            raise CommandError(status, first + at)
 
     def manage_all(self, operation: Operation, dialect: Dialect) -> None:
         """Open, close, finish or reset all zones that the dialect's ALL form acts on.
@@ -373,11 +410,19 @@ class ZoneMachine:
             CommandError: ACTIVE_RESOURCE or OPEN_RESOURCE for OPEN; nothing is then opened (ZBC-2, OPEN ZONE with the
                 ALL bit set: all of the closed zones, or none).
         """
+        for _ in self.begin_manage_all(operation, dialect):
+            pass
+
+    def begin_manage_all(self, operation: Operation, dialect: Dialect) -> Iterator[int]:
+        """Check what :meth:`manage_all` does, and return what does it, as :meth:`begin_manage` does.
+
+        Raises:
+            CommandError: as :meth:`manage_all`.
+        """
         row = dialect.all_zones[operation]
-        changes = list(self.zones_in(frozenset(row)))
-        if operation is Operation.OPEN:
-            self._check_opening(changes)
-        self._move_all(changes, row, dialect)
+        moving = frozenset(row)
+        nr_closed = self._check_opening(moving, self.conds[:], 0) if operation is Operation.OPEN else 0
+        return self._in_portions(moving, row, dialect, nr_closed=nr_closed, first=0, end=self._nr_zones)
 
     def set_cond(self, zone_no: int, cond: Condition) -> None:
         """Put zone *zone_no* into *cond*, as a failing or repaired medium would.
@@ -409,33 +454,41 @@ class ZoneMachine:
             self.wps[zone_no] = 0
         self._set_cond(zone_no, cond)
 
-    def load(self, conds: bytearray, wps: "array[int]") -> None:
-        """Put all zones into the states given, which the caller has checked against the geometry.
+    def loaded(self, conds: bytearray, wps: "array[int]") -> "ZoneMachine":
+        """Return a machine of this geometry in the states given, which the caller has checked against it.
 
         Raises:
-            CommandError: OPEN_RESOURCE or ACTIVE_RESOURCE if more zones are open or active than may be; nothing has
-                changed then.
+            CommandError: OPEN_RESOURCE or ACTIVE_RESOURCE if more zones are open or active than may be.
         """
-        nr_open = sum(conds.count(cond) for cond in OPEN_CONDITIONS)
+        loaded = ZoneMachine(self.geometry, conds, wps)
         geometry = self.geometry
-        if geometry.max_active_zones and nr_open + conds.count(_CLOSED) > geometry.max_active_zones:
+        if geometry.max_active_zones and loaded.nr_active > geometry.max_active_zones:
             raise CommandError(Status.ACTIVE_RESOURCE)
-        if geometry.max_open_zones and nr_open > geometry.max_open_zones:
+        if geometry.max_open_zones and loaded.nr_open > geometry.max_open_zones:
             raise CommandError(Status.OPEN_RESOURCE)
-        for zone_no, (cond, wp) in enumerate(zip(conds, wps, strict=True)):
-            if self.conds[zone_no] != cond or self.wps[zone_no] != wp:
-                self.touched.append(zone_no)
-        self.conds[:] = conds
-        self.wps[:] = wps
-        self._recount()
+        return loaded
+
+    def take_over(self, other: "ZoneMachine") -> None:
+        """Put all zones into the states of *other*, which is not used afterwards; touches none, in one short step."""
+        self.conds[:] = other.conds
+        self.wps[:] = other.wps
+        for name in _ACCOUNTS:
+            setattr(self, name, getattr(other, name))
 
     def power_cycle(self) -> None:
         """Change every zone as cutting and restoring power does: open zones come back CLOSED, or EMPTY."""
-        for zone_no in self.zones_in(ACTIVE_CONDITIONS):
-            cond = Condition(self.conds[zone_no])
-            target = after_power_cycle(cond, self.wps[zone_no])
-            if target != cond:
-                self._set_cond(zone_no, target)
+        for _ in self.begin_power_cycle():
+            pass
+
+    def begin_power_cycle(self) -> Iterator[int]:
+        """Return what :meth:`power_cycle` does, in portions as :meth:`begin_manage`."""
+        for found, end in self._portions(ACTIVE_CONDITIONS, 0, self._nr_zones):
+            for zone_no in found:
+                cond = Condition(self.conds[zone_no])
+                target = after_power_cycle(cond, self.wps[zone_no])
+                if target != cond:
+                    self._set_cond(zone_no, target)
+            yield end
 
     # -- limits -----------------------------------------------------------------------------------------------
 
@@ -449,82 +502,115 @@ class ZoneMachine:
         geometry = self.geometry
         if cond != _CLOSED and geometry.max_active_zones and self.nr_active >= geometry.max_active_zones:
             raise CommandError(Status.ACTIVE_RESOURCE, zone_no)
-        if self._limited and self.nr_open >= geometry.max_open_zones and not self._order:
+        if self._limited and self.nr_open >= geometry.max_open_zones and not self._nr_closable():
             raise CommandError(Status.OPEN_RESOURCE, zone_no)
 
-    def _check_opening(self, changes: Sequence[int]) -> None:
-        """Raise unless all zones of *changes* can be explicitly open at once; then make room for them."""
-        if not changes:
-            return
-        geometry = self.geometry
-        conds = self.conds
-        nr_opened = sum(conds[zone_no] not in _OPEN for zone_no in changes)
-        nr_activated = sum(conds[zone_no] not in ACTIVE_CONDITIONS for zone_no in changes)
-        if geometry.max_active_zones and self.nr_active + nr_activated > geometry.max_active_zones:
-            raise CommandError(Status.ACTIVE_RESOURCE, changes[0])
-        if not self._limited:
-            return
-        excess = self.nr_open + nr_opened - geometry.max_open_zones
-        if excess <= 0:
-            return
-        asked = frozenset(changes)
-        nr_closable = len(self._order) - sum(conds[zone_no] == _IMP_OPEN for zone_no in asked)
-        if nr_closable < excess:
-            raise CommandError(Status.OPEN_RESOURCE, changes[0])
-        for _ in range(excess):
-            self._implicit_close(asked)
+    def _nr_closable(self, nr_spared: int = 0) -> int:
+        """Return how many zones could be closed to make room; *nr_spared* implicitly open ones are not."""
+        return len(self._order) - nr_spared - sum(self.conds[first:end].count(_IMP_OPEN) for first, end in self.writing)
 
-    def _check_finishing(self, changes: Sequence[int]) -> None:
-        """Raise unless the zones of *changes* can be opened, one after the other, to be finished; then make room.
+    def _check_opening(self, moving: frozenset[Condition], conds: bytearray, first: int) -> int:
+        """Raise unless all zones in *moving* conditions can be explicitly open at once; return how many must close.
+
+        *conds* are the conditions from zone *first* on.
+        """
+        geometry = self.geometry
+        number = {cond: conds.count(cond) for cond in moving}
+        if not any(number.values()):
+            return 0
+        nr_activated = sum(number[cond] for cond in moving - ACTIVE_CONDITIONS)
+        if geometry.max_active_zones and self.nr_active + nr_activated > geometry.max_active_zones:
+            raise CommandError(Status.ACTIVE_RESOURCE, first + _first_in(moving, conds))
+        if not self._limited:
+            return 0
+        excess = self.nr_open + sum(number[cond] for cond in moving - OPEN_CONDITIONS) - geometry.max_open_zones
+        if excess > 0 and self._nr_closable(number.get(_IMP_OPEN, 0)) < excess:
+            raise CommandError(Status.OPEN_RESOURCE, first + _first_in(moving, conds))
+        return max(excess, 0)
+
+    def _check_finishing(self, moving: frozenset[Condition], conds: bytearray, first: int) -> int:
+        """Raise unless the zones in *moving* conditions can be opened, one after the other, to be finished.
+
+        Returns how many others must close to make room: one, or none.
 
         Source: ZBC-2, FINISH ZONE of an EMPTY or CLOSED zone manages open resources (libzbc's tests 140 to 145).
         """
         # A zone among them that is open gives its own resource back for the others.
-        if not changes or any(self.conds[zone_no] in _OPEN for zone_no in changes):
-            return
-        if self._limited and self.nr_open >= self.geometry.max_open_zones:
-            if not self._order:
-                raise CommandError(Status.OPEN_RESOURCE, changes[0])
-            self._implicit_close(frozenset())
+        if any(cond in conds for cond in OPEN_CONDITIONS) or not any(cond in conds for cond in moving):
+            return 0
+        if not self._limited or self.nr_open < self.geometry.max_open_zones:
+            return 0
+        if not self._nr_closable():
+            raise CommandError(Status.OPEN_RESOURCE, first + _first_in(moving, conds))
+        return 1
 
     def _make_room(self, zone_no: int, cond: int) -> None:
         """Close the least recently written implicitly open zone if opening *zone_no* needs its resource."""
         self._check_resources(zone_no, cond)
         if self._limited and self.nr_open >= self.geometry.max_open_zones:
-            self._implicit_close(frozenset())
+            self._close_oldest(1)
 
-    def _implicit_close(self, spared: frozenset[int]) -> None:
-        """Close the least recently written implicitly open zone that is not in *spared*.
+    def _close_oldest(self, count: int, first: int = 0, end: int = 0) -> list[int]:
+        """Close the *count* least recently written implicitly open zones, but none from *first* to before *end*.
 
-        Source: ZBC-2 "managing implicitly open zones"; virtio 1.4: the device may close an implicitly open zone.
-        """
-        zone_no = self._oldest(spared)
-        self._set_cond(zone_no, _CLOSED)
-        self.implicitly_closed.append(zone_no)
-
-    def _oldest(self, spared: frozenset[int]) -> int:
-        """Return the least recently written implicitly open zone outside *spared*.
+        Returns those that it closed.
 
         An entry whose key is older than the zone's last write is moved to where it belongs, so the first entry that is
         not stale is the oldest. Each write makes at most one entry stale: the cost is paid once for it.
+
+        Source: ZBC-2 "managing implicitly open zones"; virtio 1.4: the device may close an implicitly open zone.
         """
         index = 0
-        while True:
+        closed: list[int] = []
+        while len(closed) < count:
             key, zone_no = self._order.peekitem(index)
             tick = self._last_written[zone_no]
-            if zone_no in spared:
+            if first <= zone_no < end or any(start <= zone_no < stop for start, stop in self.writing):
                 index += 1
             elif key == tick:
-                return zone_no
+                self._set_cond(zone_no, _CLOSED)
+                closed.append(zone_no)
             else:
                 del self._order[key]
                 self._place(zone_no, tick)
+        self.implicitly_closed += closed
+        return closed
 
     def _place(self, zone_no: int, key: int) -> None:
         self._order[key] = zone_no
         self._keys[zone_no] = key
 
-    # -- changing one zone ------------------------------------------------------------------------------------
+    # -- changing zones ---------------------------------------------------------------------------------------
+
+    def _in_portions(
+        self,
+        moving: frozenset[Condition],
+        row: Mapping[Condition, Condition | Status],
+        dialect: Dialect,
+        *,
+        nr_closed: int,
+        first: int,
+        end: int,
+    ) -> Iterator[int]:
+        """Close *nr_closed* zones to make room, then put those in *moving* conditions into what *row* gives them."""
+        spared = (first, end) if _IMP_OPEN in moving else (0, 0)
+        closed: set[int] = set()  # none of these was asked for, also where CLOSED is a moving condition
+        while nr_closed > PORTION_ZONES:
+            closed.update(self._close_oldest(PORTION_ZONES, *spared))
+            nr_closed -= PORTION_ZONES
+            yield first
+        closed.update(self._close_oldest(nr_closed, *spared))
+        for found, done in self._portions(moving, first, end):
+            self._move_all([zone_no for zone_no in found if zone_no not in closed] if closed else found, row, dialect)
+            yield done
+
+    def _portions(self, conds: frozenset[Condition], first: int, end: int) -> Iterator[tuple[list[int], int]]:
+        """Yield (zones in one of *conds*, up to which zone it was looked) until *end* is reached; see PORTION_ZONES."""
+        while first < end:
+            stop = min(first + _SCAN_ZONES, end)
+            found = list(islice(self.zones_in(conds, first, stop), PORTION_ZONES))
+            first = found[-1] + 1 if len(found) == PORTION_ZONES else stop
+            yield found, first
 
     def _move_all(self, changes: Sequence[int], row: Mapping[Condition, Condition | Status], dialect: Dialect) -> None:
         """Put each zone of *changes* into the condition that *row* gives it."""

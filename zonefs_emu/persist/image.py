@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from enum import Enum
@@ -97,6 +97,9 @@ NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 #: The most zones that are gone through one by one while the lock is held. More are copied as whole arrays, or gone
 #: through in portions.
 PORTION_ZONES: Final = 1024
+#: More changed zones than these do not fit into any journal.
+_CHANGED_ZONES_MAX: Final = 1 << 16
+_RUN_ZONES: Final = 1024
 #: Between two portions others get the lock. A plain lock goes to the thread that asks first, which without a pause
 #: would be the one that has just let it go.
 _PAUSE_SECONDS: Final = 50e-6
@@ -104,6 +107,23 @@ _PAUSE_SECONDS: Final = 50e-6
 
 class SyncFailedError(OSError):
     """A sync failed: what the host had accepted before it may be lost, even if it failed because the host is full."""
+
+
+class EveryZone(set[int]):
+    """Stands for so many zones that a checkpoint writes the whole table: more need not be noted.
+
+    A set of a million zones grows in steps that take longer than the lock may be held.
+    """
+
+    def __len__(self) -> int:
+        """Return more than a journal has room for."""
+        return 1 << 32
+
+    def add(self, element: int) -> None:
+        """Do nothing: it is among them."""
+
+    def update(self, *others: Iterable[int]) -> None:
+        """Do nothing: they are among them."""
 
 
 class Stage(Enum):
@@ -158,7 +178,9 @@ class Image:
         self.erase_listener: Callable[[Sequence[int]], None] | None = None
         #: For zones whose write pointer moved back: how many sectors from the zone's start hold bytes of before. See
         #: :meth:`is_unsettled`. Not the durable write pointers instead: data that was never flushed takes space, too.
-        self.old_extents: dict[int, int] = {}
+        #: 0 for all other zones. The runs of _RUN_ZONES in which there are some are in _moved_runs.
+        self.old_extents = array("Q", bytes(8 * len(wps)))
+        self._moved_runs: set[int] = set()
         # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
         self._captured_conds = bytearray()
         self._captured_wps = array("Q")
@@ -397,13 +419,16 @@ class Image:
             before = live[zone_no] // LIVE_PRIME >> COND_BITS
             # Only what had data can have durable data: a zone that was opened and closed again needs no settling.
             if wp < before:
-                self.old_extents[zone_no] = max(before, self.old_extents.get(zone_no, 0))
+                self.old_extents[zone_no] = max(before, self.old_extents[zone_no])
+                self._moved_runs.add(zone_no // _RUN_ZONES)
             live[zone_no] = (wp << COND_BITS | conds[zone_no]) * LIVE_PRIME
         self._dirty.update(zone_numbers)
+        if len(self._dirty) > _CHANGED_ZONES_MAX:
+            self._dirty = EveryZone()
 
     def is_unsettled(self, zone_no: int) -> bool:
         """Say whether *zone_no* may not be written before :meth:`settle`: at wp lie bytes of before wp moved back."""
-        return self.wps[zone_no] < self.old_extents.get(zone_no, 0)
+        return self.wps[zone_no] < self.old_extents[zone_no]
 
     def settle(self) -> None:
         """Make all resets durable and give their space back. Blocks; call without the lock.
@@ -432,8 +457,8 @@ class Image:
         """Sync the data, then write and sync what zones it belongs to; with *_flushing* held."""
         if not self._captured_conds:
             self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
-        # Entries leave this dictionary only here. One that is added from now on is the next checkpoint's to settle.
-        moved_back = list(self.old_extents)
+        # What is noted from now on is the next checkpoint's to settle.
+        moved_back = self._moved_back()
         with self.lock:
             dirty, self._dirty = self._dirty, set()
             room = self.header.section(SectionKind.JOURNAL).length - self._journal_at
@@ -455,12 +480,12 @@ class Image:
             # What was written may be found after a power cut, in part. It is true: the data was synced before.
             with self.lock:
                 dirty.update(self._dirty)
-                self._dirty = dirty
+                self._dirty = EveryZone() if len(self._dirty) > _CHANGED_ZONES_MAX else dirty
             raise self._refuse_or_fail(error, "the image could not be synced", distrust=True) from None
         if self.checkpoint_listener is not None:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
-        self._settle(sorted(moved_back), captured_wps)
+        self._settle(moved_back, captured_wps)
 
     def _write_checkpoint(self, dirty: set[int], entries: list[tuple[int, int]], *, fits: bool) -> None:
         """Write and sync a record of the *dirty* zones, or the whole table where none *fits*.
@@ -494,7 +519,22 @@ class Image:
                 for zone_no in zone_numbers[first : first + PORTION_ZONES]:
                     # A zone that was reset meanwhile has lost what the checkpoint points at.
                     if self.wps[zone_no] >= captured_wps[zone_no]:
-                        del self.old_extents[zone_no]
+                        self.old_extents[zone_no] = 0
+        for run in {zone_no // _RUN_ZONES for zone_no in zone_numbers}:
+            with self.lock:
+                if not any(self.old_extents[run * _RUN_ZONES : (run + 1) * _RUN_ZONES]):
+                    self._moved_runs.discard(run)
+
+    def _moved_back(self) -> list[int]:
+        """Return the zones that have an old extent, ascending."""
+        return [
+            zone_no
+            for run in sorted(self._moved_runs)
+            for zone_no, extent in enumerate(
+                self.old_extents[run * _RUN_ZONES : (run + 1) * _RUN_ZONES], run * _RUN_ZONES
+            )
+            if extent
+        ]
 
     @staticmethod
     def let_others_in() -> None:
