@@ -31,6 +31,7 @@ from tests.persist.worlds import (
     snapshot,
 )
 from tests.requires import requires
+from tests.served import Served
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PoisonedError, Status, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
@@ -275,6 +276,35 @@ def test_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path, expect_w
                 mount / "second", Geometry(size=1 << 30, zone_size=1 << 10, zone_capacity=1 << 10), uuid=UUID_OF_TESTS
             )
         assert not (mount / "second").exists()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_daemon_on_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path) -> None:
+    """Its memory is mapped from the image: a store to what the full host has not allocated would be its end."""
+    requires("root", "mount", "umount")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        with Served(mount, create="--size 64MiB --zone-size 1MiB --nr-conv 0 --max-append 1MiB") as served:
+            served.wait_until_ready()
+            served.verb("append", "--zone", "1", data=b"1" * (64 << 10))
+            with pytest.raises(AssertionError, match="the host has no space left for the image"):
+                served.verb("append", "--zone", "2", data=b"2" * (1 << 20))
+            # A refusal is stored to mapped memory, and a flush writes a checkpoint: both have their place.
+            assert [refusal["status"] for refusal in served.refusals()][-1:] == ["NO_SPACE"]
+            served.verb("finish", "--zone", "3")
+            served.verb("reset", "--zone", "1")
+            served.verb("append", "--zone", "4", data=b"4" * 4096)
+            written = served.written(2)
+            assert served.written(4) == 8
+            served.kill()
+            served.start()
+            served.wait_until_ready()
+            assert (served.written(2), served.written(4)) == (written, 8)
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
