@@ -108,6 +108,7 @@ class ZonedDevice:
         self.lock = image.lock
         self.holds = Holds(image.lock)
         self.machine.writing = self.holds.writing
+        image.before_closing = partial(self.holds.wait, 0, image.geometry.nr_zones)
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
         self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
@@ -319,10 +320,16 @@ class ZonedDevice:
 
     @contextmanager
     def _holding_all(self) -> Iterator[None]:
-        """Keep all commands that change something off, without the lock."""
+        """Keep all commands that change something off, without the lock.
+
+        Raises:
+            PoisonedError: the image takes no changes.
+        """
         nr_zones = self.geometry.nr_zones
         with self.lock:
             self.holds.wait(0, nr_zones)
+            if self.image.poison:
+                raise PoisonedError(self.image.poison)
             hold = self.holds.take(0, nr_zones)
         try:
             yield
@@ -376,8 +383,6 @@ class ZonedDevice:
             # If the process is killed while they are published, no more zones are open or active than may be.
             changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(conds[zone_no])])
             with self.lock:
-                if self.image.poison:
-                    raise PoisonedError(self.image.poison)
                 machine.take_over(loaded)
             for _ in self._each_under_lock(self._publishing(changed)):
                 pass
@@ -418,9 +423,7 @@ class ZonedDevice:
         finally:
             # Also where the faults could not be kept: the lock is not to outlive this call.
             try:
-                # Long commands end first: they need the file.
-                with self._holding_all():
-                    self.image.close()
+                self.image.close()
             finally:
                 for port in self._ports:
                     port.let_go()

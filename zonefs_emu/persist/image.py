@@ -181,6 +181,8 @@ class Image:
         #: 0 for all other zones. The runs of _RUN_ZONES in which there are some are in _moved_runs.
         self.old_extents = array("Q", bytes(8 * len(wps)))
         self._moved_runs: set[int] = set()
+        #: Called with the lock held, which it may let go, before closing refuses all changes.
+        self.before_closing: Callable[[], None] = lambda: None
         # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
         self._captured_conds = bytearray()
         self._captured_wps = array("Q")
@@ -369,8 +371,9 @@ class Image:
         try:
             with self._flushing:
                 # From here on every writer is refused, so that nothing is answered that the last checkpoint lacks; with
-                # the lock, so that no writer is under way.
+                # the lock, so that no writer is under way, nor any that has let go of the lock for a while.
                 with self.lock:
+                    self.before_closing()
                     is_healthy = not self.poison
                     self.poison = self.poison or "the image is closed"
                 if is_healthy:
