@@ -818,8 +818,8 @@ def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Stat
 
 
 def test_states_of_another_number_of_zones_are_a_bug() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        fresh(PLAIN).load(bytearray([EM] * 6), array("Q", [0] * 5))
+    with pytest.raises(AssertionError):
+        fresh(PLAIN).loaded(bytearray([EM] * 6), array("Q", [0] * 5))
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------
