@@ -1,11 +1,21 @@
+import io
+import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from zonefs_emu.daemon import control, ending
+from tests.served import CHECKOUT, Served
+from zonefs_emu.daemon import control, ending, framing
+from zonefs_emu.daemon.rendezvous import connect
 from zonefs_emu.fs import mount
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.virtio.blk import T_IN
 
 # Takes the times of the module as seconds, and what to do as an argument.
 SCRIPT = """
@@ -96,3 +106,109 @@ def test_other_flushes_end(name: str) -> None:
 def test_five_seconds_are_kept() -> None:
     """What waits for a peer at the end leaves time for the rest."""
     assert max(control.LAST_REPLY_S, mount.UNMOUNT_SECONDS) < ending.END_S < 5
+
+
+# -- daemons at work --------------------------------------------------------------------------------------------------
+#
+# All that is under way would go on for much longer than the limit of Served.stop(), which asserts exit code 0.
+
+
+def wait_for_delays(served: Served, count: int) -> None:
+    """Wait until *count* requests are held up by the one fault."""
+    while json.loads(served.verb("inject", "--json"))["faults"][0]["seen"] < count:
+        threading.Event().wait(0.05)
+
+
+def cli(served: Served, *words: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "zonefs_emu", *words, str(served.image)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+    )  # fmt: skip
+
+
+def test_delays_of_verbs_and_guests_are_cut_short(tmp_path: Path) -> None:
+    with Served(tmp_path, create="--size 64M --zone-size 4M", front_ends=("blk",)) as served:
+        served.wait_until_ready()
+        served.verb("write", "--zone", "0", data=bytes(4096))
+        served.verb("inject", "delay", "--on", "read", "--delay", "3600s", "--every")
+        with Frontend(served.blk_socket) as guest, cli(served, "read", "--zone", "0") as verb:
+            guest.start()
+            guest.queues[0].submit([BlkDriver.header(T_IN, 0)], [4096, 1])
+            wait_for_delays(served, 2)
+            served.stop()
+            verb.wait(60)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("operation", ["read", "flush", "write"])
+def test_delays_of_a_mount_are_cut_short(operation: str, tmp_path: Path) -> None:
+    served = Served(tmp_path, create="--size 64M --zone-size 4M --nr-conv 2", front_ends=("blk", "mount"))
+    served.verb("mkfs")
+    served.verb("write", "--zone", "2", data=bytes(4096))
+    commands = {
+        "read": "dd if=seq/0 bs=4k count=1 iflag=direct",
+        "write": "dd if=/dev/zero of=seq/0 bs=4k count=1 oflag=direct,append conv=notrunc",
+        "flush": "dd if=/dev/zero of=cnv/0 bs=4k count=1 conv=notrunc,fsync",
+    }
+    with served:
+        served.wait_until_ready()
+        served.verb("inject", "delay", "--on", operation, "--delay", "3600s", "--every")
+        with subprocess.Popen(
+            commands[operation].split(), cwd=served.mount_point, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as user:
+            wait_for_delays(served, 1)
+            served.stop()
+            user.wait(60)
+
+
+def test_a_client_that_does_not_read_is_left(tmp_path: Path) -> None:
+    with Served(tmp_path, create="--size 64M --zone-size 4M", front_ends=("blk",)) as served:
+        served.wait_until_ready()
+        peer = connect(served.image)
+        assert peer is not None
+        with peer:
+            peer.sendall(framing.encode({"verb": "read", "sector": 0, "nr_sectors": 32768}) * 3)
+            peer.recv(1)
+            served.stop()
+
+
+def read_on(replies: io.BufferedReader) -> None:
+    # What the daemon had not taken of our requests resets the connection.
+    with suppress(ConnectionResetError):
+        replies.read()
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_a_long_report_ends_between_portions(reads_on: bool, tmp_path: Path) -> None:
+    with Served(tmp_path, create="--size 64000M --zone-size 64K --block-size 512", front_ends=("blk",)) as served:
+        served.wait_until_ready()
+        peer = connect(served.image)
+        assert peer is not None
+        with peer, peer.makefile("rb") as replies:
+            # So many that no report ends before the signal comes.
+            peer.sendall(framing.encode({"verb": "report"}) * 1000)
+            replies.read(1 << 20)
+            reader = threading.Thread(target=read_on, args=(replies,))
+            if reads_on:
+                reader.start()
+            served.stop()
+            if reads_on:
+                reader.join()
+
+
+def test_a_dump_ends_between_portions(tmp_path: Path) -> None:
+    served = Served(tmp_path, create="--size 1G --zone-size 64M --nr-conv 15", front_ends=("blk",))
+    with served.image.open("r+b") as image:
+        for _ in range(512):
+            image.write(os.urandom(1 << 20))
+    target = tmp_path / "copy"
+    with served:
+        served.wait_until_ready()
+        peer = connect(served.image)
+        assert peer is not None
+        with peer:
+            peer.sendall(framing.encode({"verb": "dump", "path": str(target)}))
+            peer.recv(1)
+            served.stop()
+    # Given up, or just done.
+    assert not target.exists() or served.cli("check", str(target))
