@@ -19,7 +19,7 @@ from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.image import LOST, Image
 from zonefs_emu.persist.layout import SectionKind
 
 OPEN, CLOSE, FINISH, RESET = MANAGEMENT
@@ -918,3 +918,70 @@ def carry_out(port: Port, operation: Operation, sector: int, number: int, cond: 
     if operation is Operation.SET_COND:
         return port.set_cond(sector, cond)
     return port.flush()
+
+
+# -- a file that is cut or overwritten under us ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "overwritten"])
+@pytest.mark.parametrize("first", ["write", "reset", "read", "flush", "tick"])
+def test_a_file_that_is_lost_is_an_io_error_and_one_line(
+    make_device: Maker, expect_warning: Callable[[str], None], caplog: pytest.LogCaptureFixture, how: str, first: str
+) -> None:
+    expect_warning("the image's file was cut or overwritten by another program while it was in use")
+    device = make_device()
+    port = device.port("test", VIRTIO)
+    assert not write(port, 128, 4)
+    path: Path = device.image.backing.path  # type: ignore[attr-defined]  # a FileBacking
+    length = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(length - 4096 if how == "cut" else 0)
+        if how == "overwritten":
+            file.truncate(length)
+    cut_behind_the_live_table = how == "cut"
+    match first:
+        case "write":
+            status = write(port, 132, 4)
+        case "reset":
+            status = port.manage(RESET, 128)
+        case "read":
+            status = port.read(128, 4, [bytearray(2048)])
+        case "flush":
+            status = port.flush()
+        case _:
+            device.look_after_image()
+            status = Status.IO_ERROR
+    # Of what lies where nothing is missing, a flush or the next look finds out.
+    if first in ("write", "reset", "read") and (cut_behind_the_live_table or how == "overwritten"):
+        device.look_after_image()
+    else:
+        assert status is Status.IO_ERROR
+    late = device.port("late", VIRTIO)
+    for each in (port, late):
+        assert each.read(128, 4, [bytearray(2048)]) is Status.IO_ERROR
+        assert each.write(136, 4, [bytes(2048)]) is Status.IO_ERROR
+        assert each.manage(RESET, 128) is Status.IO_ERROR
+        assert each.flush() is Status.IO_ERROR
+    assert device.refusals.last(1)[0].rule is Rule.LOST
+    assert "restore it from a copy" in device.explain(device.refusals.last(1)[0])
+    assert device.image.poison == LOST
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+    assert device.unforeseen.observers_off == {}
+    device.close()
+    assert path.stat().st_size <= length
+
+
+def test_a_file_that_got_another_name_or_grew_is_the_same(make_device: Maker, tmp_path: Path) -> None:
+    device = make_device()
+    port = device.port("test", VIRTIO)
+    path = tmp_path / "a.img"
+    path.rename(tmp_path / "b.img")
+    path.write_bytes(b"another")
+    assert not write(port, 128, 4)
+    assert not port.flush()
+    device.look_after_image()
+    assert not device.image.poison
+    device.close()
+    again = ZonedDevice.open(tmp_path / "b.img")
+    assert again.machine.wps[2] == 4
+    again.close()

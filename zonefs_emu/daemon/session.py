@@ -315,11 +315,19 @@ async def _serve_control(server: ControlServer, device: ZonedDevice, *, task_sta
             device.unforeseen.contain("cli", "the control socket", leaf)
 
 
+def _look_after(device: ZonedDevice) -> None:
+    device.look_after_image()
+    device.counters.save()
+
+
 async def keep_counters(device: ZonedDevice) -> None:
-    """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last."""
+    """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last.
+
+    Look after the image's file as well: what another program did to it is noticed although nobody asks for anything.
+    """
     while True:
         await trio.sleep(_COUNTERS_S)
         try:
-            await trio.to_thread.run_sync(device.counters.save)
+            await trio.to_thread.run_sync(_look_after, device)
         except Exception as error:  # the boundary of a periodic task
             device.unforeseen.contain("daemon", "writing the counters", error)

@@ -14,6 +14,7 @@ zone before or after it, as on a drive.
 """
 
 import errno
+import logging
 import sys
 import threading
 from array import array
@@ -39,7 +40,7 @@ from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine, indices_of
 from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
-from zonefs_emu.persist.image import PORTION_ZONES, Image, is_full
+from zonefs_emu.persist.image import LOST, PORTION_ZONES, Image, is_full
 from zonefs_emu.persist.layout import check_words, pack_words, unpack_words
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
@@ -97,6 +98,9 @@ def _unreadable(sector: Sector, nr_sectors: int, dialect: Dialect) -> int:  # no
     raise CommandError(Status.IO_ERROR)
 
 
+log = logging.getLogger(__name__)
+
+
 class ZonedDevice:
     """One image, opened by one process. Front-ends work through :meth:`port`."""
 
@@ -122,6 +126,7 @@ class ZonedDevice:
         # Weak: who makes a port for one request need not give it back. The lock is for this and the listeners.
         self._ports: WeakSet[Port] = WeakSet()
         self._subscribing = threading.Lock()
+        self._is_loss_noticed = False
         #: How the ports write to the image; see :meth:`tap_writes`.
         self.pwritev = image.backing.pwritev
         self._taps: list[tuple[Tap, Switch, Callable[[Exception], None]]] = []
@@ -176,6 +181,8 @@ class ZonedDevice:
         with self._subscribing:
             self._ports.add(port)
             self._spread_listeners()
+        if self.image.is_lost:
+            port.let_go()
         return port
 
     def subscribe(self, listener: Listener, *, port: "Port | None" = None) -> None:
@@ -406,6 +413,23 @@ class ZonedDevice:
         """
         self._delays_cut.set()
 
+    def look_after_image(self) -> None:
+        """Notice it if another program cut or overwrote the image's file; a daemon calls this now and then."""
+        self.image.look_after()
+        if self.image.is_lost:
+            self.notice_loss()
+
+    def notice_loss(self) -> None:
+        """Say once that the image's file is lost, and let reads fail as well as writes."""
+        with self._subscribing:
+            is_news, self._is_loss_noticed = not self._is_loss_noticed, True
+        if not is_news:
+            return
+        log.error("%s", LOST)
+        self.counters.switch.close()
+        for port in list(self._ports):
+            port.let_go()
+
     def close(self) -> None:
         """Flush and let the image go; a second time does nothing. Injected delays under way are cut short.
 
@@ -594,6 +618,8 @@ class Port:
         if hold is not None:
             status = self._write_long(Operation.WRITE, hold, sector, nr_sectors, buffers)
         if not status:
+            if self._image.is_lost:
+                return self._lost(Operation.WRITE, sector, nr_sectors, zone_no)
             row = self._rows.get(zone_no) or self._load_row(zone_no)
             row[_WRITES] += 1
             row[_WRITTEN_SECTORS] += nr_sectors
@@ -640,6 +666,8 @@ class Port:
         if hold is not None:
             status = self._write_long(Operation.APPEND, hold, landing, nr_sectors, buffers)
         if not status:
+            if self._image.is_lost:
+                return self._lost(Operation.APPEND, landing, nr_sectors, zone_no), sector
             row = self._rows.get(zone_no) or self._load_row(zone_no)
             row[_APPENDS] += 1
             row[_WRITTEN_SECTORS] += nr_sectors
@@ -815,7 +843,7 @@ class Port:
         else:
             for done, at, _ in self._in_portions(portions, hold, end, shrinking=not whole):
                 self.device.counters.count_all(range(max(done, first), at), _MANAGEMENT_COUNTER[operation])
-        return Status.OK
+        return self._lost(operation, sector, 0, first) if self._image.is_lost else Status.OK
 
     def _needs_all(self, operation: Operation) -> bool:
         """Say whether *operation* on many zones needs resources, which no other command may take before its end."""
@@ -878,7 +906,7 @@ class Port:
             hold = self._holds.take(0, nr_zones)
         for _, _, asked in self._in_portions(portions, hold, nr_zones, shrinking=not self._needs_all(operation)):
             self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
-        return Status.OK
+        return self._lost(operation, 0, 0) if self._image.is_lost else Status.OK
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
         """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible."""
@@ -891,7 +919,7 @@ class Port:
             except CommandError as error:
                 return self._refused(Operation.SET_COND, error, sector, 0)
             self._publish_and_notify()
-        return Status.OK
+        return self._lost(Operation.SET_COND, sector, 0, zone_no) if self._image.is_lost else Status.OK
 
     def power_cycle(self) -> None:
         """Do what :meth:`ZonedDevice.power_cycle` does.
@@ -1063,13 +1091,23 @@ class Port:
             counters.device[Counter.REFUSED] += 1
         return status
 
+    def _lost(self, operation: Operation, sector: Sector, nr_sectors: int, zone_no: int = -1) -> Status:
+        """Refuse an operation because the image's file is lost: nothing that is done now would last."""
+        self.device.notice_loss()
+        return self.refuse(Rule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
+
     def _refused(self, operation: Operation, error: CommandError, sector: Sector, nr_sectors: int) -> Status:
+        if self._image.is_lost:
+            return self._lost(operation, sector, nr_sectors, error.zone_no)
         return self.refuse(Rule(error.status), operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
 
     def _failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
         """Turn a failure of the host into a status; one that concerns writing poisons the image, unless it is full."""
         status = Status.NO_SPACE if is_full(error) else Status.IO_ERROR
         zone_no = sector // self.geometry.zone_size
+        self._image.look_after()
+        if self._image.is_lost:
+            return self._lost(operation, sector, nr_sectors, zone_no)
         if operation is not Operation.READ:
             if status is Status.NO_SPACE:
                 self._give_back(zone_no, sector, nr_sectors)

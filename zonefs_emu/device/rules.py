@@ -34,6 +34,7 @@ class Rule(IntEnum):
     UNSUPPORTED = Status.UNSUPPORTED
     INJECTED = 90
     INTERNAL = 91
+    LOST = 92
     # zonefs' own
     FS_WRITE_PROTECTED = 100
     FS_OFFLINE = 101
@@ -156,6 +157,11 @@ RULES: Final[dict[Rule, RuleText]] = {
     Rule.POISONED: RuleText(
         sentence="nothing is written: the image is open read-only, or an earlier host failure left it in doubt until "
         "it is opened again (unmount it and mount it, or restart the daemon that serves it)",
+        clause="docs/errors.md, after a host failure",
+    ),
+    Rule.LOST: RuleText(
+        sentence="the image's file was cut or overwritten by another program while it was in use, so nothing is read "
+        "from it or written to it any more: end what uses it, and restore it from a copy",
         clause="docs/errors.md, after a host failure",
     ),
     Rule.INTERNAL: RuleText(

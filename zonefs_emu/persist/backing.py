@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zonefs_emu.errors import ImageBusyError, ImageError, trying
+from zonefs_emu.persist import sigbus
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -80,8 +81,11 @@ class Backing(Protocol):
         """Cut the file to *length*, or add zeros up to it; nothing of it is mapped. For repairs only."""
         ...
 
-    def map(self, offset: int, length: int) -> memoryview:
-        """Return the range as memory that survives the end of this process."""
+    def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:
+        """Return the range as memory that survives the end of this process.
+
+        *lost* is called when an access finds that the file has lost that memory; see :mod:`zonefs_emu.persist.sigbus`.
+        """
         ...
 
     def close(self) -> None:
@@ -103,6 +107,7 @@ class FileBacking:
         self._is_closed = False
         self._release = weakref.finalize(self, os.close, fd)
         self._maps: list[tuple[mmap.mmap, memoryview]] = []
+        self._watched: list[int] = []
         self.preadv: Callable[[Sequence[Buffer], int], int] = partial(os.preadv, fd)
         self.pwritev: Callable[[Sequence[Buffer], int], int] = partial(os.pwritev, fd)
 
@@ -190,7 +195,13 @@ class FileBacking:
             return os.pread(self._fd, length, offset)
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        """Write all of *data*."""
+        """Write all of *data*, within the file: one that was cut under us is not made longer again.
+
+        Raises:
+            OSError: EIO if the file is shorter; what the host says.
+        """
+        if offset + len(data) > self.length:
+            raise OSError(errno.EIO, "the file was cut", str(self.path))
         view = memoryview(data)
         with trying(f"write to {self.path}"):
             while view:
@@ -248,11 +259,16 @@ class FileBacking:
             yield offset, hole - offset
             offset = hole
 
-    def map(self, offset: int, length: int) -> memoryview:
-        """Return the range, page aligned, as shared memory of the file."""
+    def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:
+        """Return the range, page aligned, as shared memory of the file.
+
+        *lost* is called when an access finds that the file was cut, or that the host cannot read it.
+        """
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         mapping = mmap.mmap(self._fd, offset + length - start, offset=start)
         view = memoryview(mapping)[offset - start :]
+        if lost is not None:
+            self._watched.append(sigbus.watch(view, lost))
         self._maps.append((mapping, view))
         return view
 
@@ -261,6 +277,8 @@ class FileBacking:
         if self._is_closed:
             return
         self._is_closed = True
+        for address in self._watched:
+            sigbus.unwatch(address)
         for mapping, view in self._maps:
             # A thread that is reading a part of it right now unmaps it when it is done.
             with suppress(BufferError):

@@ -105,6 +105,13 @@ _RUN_ZONES: Final = 1024
 _PAUSE_SECONDS: Final = 50e-6
 
 
+#: Why an image whose file is lost takes no commands.
+LOST: Final = (
+    "the image's file was cut or overwritten by another program while it was in use: nothing is read from it or "
+    "written to it any more; end what uses it, and restore it from a copy"
+)
+
+
 class SyncFailedError(OSError):
     """A sync failed: what the host had accepted before it may be lost, even if it failed because the host is full."""
 
@@ -154,9 +161,12 @@ class Image:
         #: Why nothing is written any more; None while all is well.
         self.poison: str | None = "the image is open read-only" if readonly else None
         self.is_closed = False
+        #: Whether the file was cut, overwritten or torn away under us: nothing more is read from or written to it.
+        self.is_lost = False
         self.recovery = ""
         self._flushing = threading.Lock()
         self._seed = header.seed
+        self._headers: tuple[bytes, ...] = ()
         self._live = memoryview(b"")
         self.refusals = memoryview(b"")
         self._state = State(generation=0, mode=Mode.CLEAN, boot_id=NO_BOOT)
@@ -321,15 +331,17 @@ class Image:
         backing, header = self.backing, self.header
         words = pack_words(self.conds, self.wps)
         section = header.section(SectionKind.LIVE)
+        sections = [header.section(SectionKind.HEADER, copy) for copy in (0, 1)]
+        self._headers = tuple(backing.pread(section.length, section.offset) for section in sections)
         # What an earlier process wrote may not be durable yet, and what follows relies on it.
         backing.sync()
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
             backing.reserve(offset, length)
         backing.pwrite(encode_live(words), section.offset)
-        self._live = backing.map(section.offset, 8 * self.geometry.nr_zones).cast("Q")
+        self._live = backing.map(section.offset, 8 * self.geometry.nr_zones, self._note_loss).cast("Q")
         refusals = header.section(SectionKind.REFUSALS)
-        self.refusals = backing.map(refusals.offset, refusals.length)
+        self.refusals = backing.map(refusals.offset, refusals.length, self._note_loss)
         try:
             self._write_state(replace(self._state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
             if mend is not None:
@@ -448,6 +460,7 @@ class Image:
             PoisonedError: the host failed to write or sync, now or earlier.
             NoSpaceError: the host has no room for a checkpoint. The last one stays, and the next one covers everything.
         """
+        self.look_after()
         with self._flushing:
             self._require_healthy()
             self._checkpoint()
@@ -561,16 +574,44 @@ class Image:
             return NoSpaceError(f"{what} ({error.strerror}): free some space on the host and try again")
         return self._fail(error, what, distrust=distrust)
 
+    def _note_loss(self) -> None:
+        """Refuse everything from now on; called in the middle of a store to the live table, so it takes no lock."""
+        self.is_lost = True
+        self.poison = LOST
+
+    def look_after(self) -> None:
+        """Note it if the file is no longer the one that was opened: it was cut, or both its headers changed."""
+        if self.is_closed or self.readonly or self.is_lost:
+            return
+        try:
+            # What was added to a file that has grown lies behind all that is ours.
+            if self.backing.length >= self.header.file_bytes and self._has_its_header():
+                return
+        except OSError:
+            return  # the host's trouble with one block: a command that needs it says so
+        if not self.is_closed:
+            self._note_loss()
+
+    def _has_its_header(self) -> bool:
+        """Say whether one of the two copies of the header is as it was when the image was opened."""
+        for copy, block in enumerate(self._headers):
+            if self.backing.pread(BLOCK_BYTES, self.header.section(SectionKind.HEADER, copy).offset) == block:
+                return True
+        return False
+
     def fail(self, error: OSError, what: str) -> None:
         """Refuse all further changes because the host failed to write; say so once."""
         self._fail(error, what)
 
     def _fail(self, error: OSError, what: str, *, distrust: bool = False) -> PoisonedError:
-        """Poison the image. With *distrust* the live table is not believed at the next open either.
+        """Poison the image, unless its file is lost. With *distrust* the next open does not believe the live table.
 
         After a failed sync nobody knows which pages reached the medium, so the next open goes back to the last
         checkpoint, as after a power cut.
         """
+        self.look_after()
+        if self.is_lost:
+            return PoisonedError(LOST, Status.IO_ERROR)
         self.poison = (
             f"{what} ({error.strerror}); nothing more is written until the image is reopened: "
             "unmount it and mount it again, or restart the daemon that serves it"

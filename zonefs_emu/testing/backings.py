@@ -79,7 +79,7 @@ class MemoryBacking:
         del self.memory[length:]
         self.memory.extend(bytes(length - len(self.memory)))
 
-    def map(self, offset: int, length: int) -> memoryview:
+    def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:  # noqa: ARG002  (cannot be lost)
         """Return the range itself."""
         return memoryview(self.memory)[offset : offset + length]
 
