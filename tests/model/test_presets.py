@@ -65,6 +65,7 @@ def test_the_small_preset_suits_everybody() -> None:
         (geometry(zone_size=1 << 32, zone_capacity=1 << 32, size=1 << 34), "virtio-blk"),
         (geometry(zone_capacity=3 * MIB), r"SCSI \(ZBC\).*Linux before 5.19"),
         (geometry(conventional=((4, 2),)), "btrfs and f2fs"),
+        (geometry(conventional=((1, 2),)), "btrfs and f2fs"),
         (geometry(size=4 * MIB), "mkfs"),
         (geometry(size=66 * MIB), "btrfs and QEMU's NVMe"),
     ],
