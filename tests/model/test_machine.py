@@ -817,6 +817,32 @@ def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Stat
     assert (conds_of(machine), list(machine.wps)) == before
 
 
+def test_addresses_before_the_device_are_not_those_of_its_last_zone() -> None:
+    machine = fresh(PLAIN)
+    write(machine, 80, 8)  # zone 5 is written up to the sector that -8 would be, counted from the end
+    for command in (
+        lambda: machine.check_read(-16, 4, ZBC),
+        lambda: machine.begin_write(-8, 4, ZBC),
+        lambda: machine.begin_append(-1, 4, VIRTIO),
+        lambda: machine.begin_append(-16, 4, VIRTIO),
+    ):
+        assert refusal(machine, command)[0] == Status.OUT_OF_RANGE
+    # The last zone has no short way; the one that does is never meant by a negative address.
+    assert machine.begin_write(88, 4, ZBC) == 5
+
+
+def test_a_conventional_write_into_a_sequential_zone_by_one_sector() -> None:
+    machine = fresh(MIXED)
+    assert refusal(machine, lambda: write(machine, 8, 9)) == (Status.ZONE_BOUNDARY, 0)
+    write(machine, 8, 8)
+
+
+def test_a_refused_finish_names_the_first_zone_of_its_range() -> None:
+    machine = limited(1)
+    machine.manage(OPEN, 80, 1, ZBC)
+    assert refusal(machine, lambda: machine.manage(FINISH, 16, 2, ZBC)) == (Status.OPEN_RESOURCE, 1)
+
+
 def test_states_of_another_number_of_zones_are_a_bug() -> None:
     with pytest.raises(AssertionError):
         fresh(PLAIN).loaded(bytearray([EM] * 6), array("Q", [0] * 5))
@@ -919,9 +945,9 @@ def test_the_common_reads_and_writes_take_the_short_way() -> None:
         for zone_no in range(4):
             start = zone_no * 64
             write(machine, start, 32)
-            for sector, nr_sectors in ((start, 32), (start, 8), (start + 24, 8)):
+            for sector, nr_sectors in ((start, 32), (start, 8), (start + 24, 8), (start, block_size_bytes // 512)):
                 reads.add(lines_and_bytes(partial(machine.check_read, sector, nr_sectors, ZBC))[0])
-            for nr_sectors in (8, 16):
+            for nr_sectors in (8, 16, block_size_bytes // 512):
                 writes.add(lines_and_bytes(partial(machine.begin_write, start + 32, nr_sectors, ZBC))[0])
             longer.add(lines_and_bytes(partial(machine.check_read, start + 32, 8, ZBC))[0])
     assert len(reads) == len(writes) == 1
