@@ -43,6 +43,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "cli/test_paths.py": "images and directories of any name, through all verbs",
         "cli/test_finding.py": "daemons that are found, and traps that are not taken for one, through the verbs",
         "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
+        "vhost_user/test_lost_memory.py": "a front-end that cuts its memory, and a daemon with another guest",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",
         "guest/test_migration.py": "a guest that moves from QEMU to QEMU",

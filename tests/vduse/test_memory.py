@@ -9,6 +9,7 @@ import pytest
 from zonefs_emu.vduse.memory import VduseMemory
 from zonefs_emu.vduse.protocol import ACCESS_RO, Mapping
 from zonefs_emu.virtio.memory import BadAddressError
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 PAGE = mmap.PAGESIZE
 
@@ -41,7 +42,7 @@ def kernel() -> Kernel:
 def test_what_is_there_is_mapped(kernel: Kernel) -> None:
     kernel.add(0, 2, letter=b"a")
     kernel.add(8 * PAGE, 1, offset=PAGE, letter=b"b")
-    memory = VduseMemory(kernel.find)
+    memory = VduseMemory(kernel.find, PeerMemory())
     asked = kernel.asked
     assert memory.read(PAGE, 4) == b"aaaa"
     assert memory.read(8 * PAGE, PAGE) == b"b" * PAGE
@@ -53,7 +54,7 @@ def test_what_is_there_is_mapped(kernel: Kernel) -> None:
 
 def test_what_comes_later_is_asked_for(kernel: Kernel) -> None:
     kernel.add(1 << 30, 1, letter=b"r")
-    memory = VduseMemory(kernel.find)
+    memory = VduseMemory(kernel.find, PeerMemory())
     ring = memory.at_user_address(1 << 30, 16)
     with pytest.raises(BadAddressError):
         memory.slices(0, 16)
@@ -70,7 +71,7 @@ def test_what_comes_later_is_asked_for(kernel: Kernel) -> None:
 
 def test_memory_that_may_only_be_read(kernel: Kernel) -> None:
     kernel.add(0, 1, access=ACCESS_RO)
-    (view,) = VduseMemory(kernel.find).slices(0, 4)
+    (view,) = VduseMemory(kernel.find, PeerMemory()).slices(0, 4)
     assert view.readonly
     assert bytes(view) == b"xxxx"
 
@@ -78,7 +79,7 @@ def test_memory_that_may_only_be_read(kernel: Kernel) -> None:
 def test_descriptors_are_closed(kernel: Kernel) -> None:
     kernel.add(0, 1)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    memory = VduseMemory(kernel.find)
+    memory = VduseMemory(kernel.find, PeerMemory())
     for _ in range(5):
         with pytest.raises(BadAddressError):
             memory.slices(1 << 50, 1)
@@ -89,4 +90,4 @@ def test_descriptors_are_closed(kernel: Kernel) -> None:
 def test_memory_to_the_end_of_all_addresses(kernel: Kernel) -> None:
     start = (1 << 64) - PAGE
     kernel.add(start, 1)
-    assert VduseMemory(kernel.find).read(start, 2) == b"xx"
+    assert VduseMemory(kernel.find, PeerMemory()).read(start, 2) == b"xx"

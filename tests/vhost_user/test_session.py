@@ -40,7 +40,7 @@ from zonefs_emu.vhost_user.messages import (
     encode_header,
     encode_payload,
 )
-from zonefs_emu.vhost_user.session import MEM_SLOTS_MAX, map_file
+from zonefs_emu.vhost_user.session import MEM_SLOTS_MAX
 from zonefs_emu.virtio import blk, features as bits
 
 
@@ -223,19 +223,6 @@ def test_memory_that_moves_while_the_rings_rest(
             while backend._server._active:
                 time.sleep(0.001)
             frontend.tell(Request.SET_MEM_TABLE, MemoryTable(regions), fds=[frontend.memory_fd] * len(regions))
-
-
-def test_unaligned_regions(tmp_path: Path) -> None:
-    fd = os.memfd_create("memory")
-    os.ftruncate(fd, 0x3B10 + 100)
-    os.pwrite(fd, b"abc", 0x1001)
-    view = map_file(fd, 0x3B10, 100)
-    assert len(view) == 0x3B10
-    assert bytes(view[0x1001 - 100 : 0x1004 - 100]) == b"abc"
-    for size, offset in ((0x3B10 + 1, 100), (0, 0), (1 << 62, 1 << 62), (1, 1 << 63)):
-        with pytest.raises(PeerError):
-            map_file(fd, size, offset)
-    os.close(fd)
 
 
 def test_a_broken_ring_is_the_only_one(path: Path, expect_warning: object) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from zonefs_emu.errors import PeerError
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def fd() -> Iterator[int]:
 
 @pytest.mark.parametrize("offset", [0, 5, 4096])
 def test_each_page_has_a_bit(fd: int, offset: int) -> None:
-    log = DirtyLog(fd, 64, offset)
+    log = DirtyLog(PeerMemory(), fd, 64, offset)
     log.mark([(0, 1), (9 * 4096, 4097), (70 * 4096 + 4095, 1), (3 * 4096, 0)])
     data = os.pread(fd, 64, offset)
     bits = [index for index in range(512) if data[index // 8] >> index % 8 & 1]
@@ -27,7 +28,7 @@ def test_each_page_has_a_bit(fd: int, offset: int) -> None:
 
 
 def test_runs_that_overlap_and_the_whole_of_a_memory(fd: int) -> None:
-    log = DirtyLog(fd, 2, 0)
+    log = DirtyLog(PeerMemory(), fd, 2, 0)
     tracemalloc.start()
     log.mark([(3 * 4096, 3 * 4096), (4 * 4096, 100), (2 * 4096, 2 * 4096), (8 * 4096, 1 << 40), (0, 1 << 10)])
     _, peak = tracemalloc.get_traced_memory()
@@ -37,11 +38,11 @@ def test_runs_that_overlap_and_the_whole_of_a_memory(fd: int) -> None:
 
 
 def test_pages_beyond_the_log_are_left_out(fd: int) -> None:
-    DirtyLog(fd, 2, 0).mark([(14 * 4096, 100 * 4096), (1 << 63, 1)])
+    DirtyLog(PeerMemory(), fd, 2, 0).mark([(14 * 4096, 100 * 4096), (1 << 63, 1)])
     assert os.pread(fd, 8, 0) == b"\0\xc0" + bytes(6)
 
 
 @pytest.mark.parametrize(("size", "offset"), [(0, 0), (8193, 0), (1, 8192), (1 << 62, 0)])
 def test_a_log_that_the_file_does_not_have(fd: int, size: int, offset: int) -> None:
-    with pytest.raises(PeerError, match="cannot be mapped"):
-        DirtyLog(fd, size, offset)
+    with pytest.raises(PeerError, match="bytes at"):
+        DirtyLog(PeerMemory(), fd, size, offset)

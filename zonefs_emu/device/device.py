@@ -1102,21 +1102,26 @@ class Port:
         return self.refuse(Rule(error.status), operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
 
     def _failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
-        """Turn a failure of the host into a status; one that concerns writing poisons the image, unless it is full."""
+        """Turn a failure of the host into a status.
+
+        One that concerns writing poisons the image, unless the host is full or the buffers were at fault: the kernel
+        answers EFAULT where a peer has cut the file of the memory that it shares.
+        """
         status = Status.NO_SPACE if is_full(error) else Status.IO_ERROR
         zone_no = sector // self.geometry.zone_size
         self._image.look_after()
         if self._image.is_lost:
             return self._lost(operation, sector, nr_sectors, zone_no)
+        rule = Rule.LOST_BUFFER if error.errno == errno.EFAULT else Rule(status)
         if operation is not Operation.READ:
-            if status is Status.NO_SPACE:
+            if status is Status.NO_SPACE or rule is Rule.LOST_BUFFER:
                 self._give_back(zone_no, sector, nr_sectors)
             else:
                 self._image.fail(error, "the image could not be written")
-        return self.refuse(Rule(status), operation, status, sector, nr_sectors, zone_no=zone_no)
+        return self.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
 
     def _give_back(self, zone_no: int, sector: Sector, nr_sectors: int) -> None:
-        """Give back the space of what a write to a full host had written beyond wp; no checkpoint points there.
+        """Give back the space of what a write that failed half-way had written beyond wp; no checkpoint points there.
 
         An EMPTY zone would else keep it for ever, as resetting it changes nothing. In a conventional zone each sector
         is old or new.

@@ -35,6 +35,7 @@ class Rule(IntEnum):
     INJECTED = 90
     INTERNAL = 91
     LOST = 92
+    LOST_BUFFER = 93
     # zonefs' own
     FS_WRITE_PROTECTED = 100
     FS_OFFLINE = 101
@@ -163,6 +164,11 @@ RULES: Final[dict[Rule, RuleText]] = {
         sentence="the image's file was cut or overwritten by another program while it was in use, so nothing is read "
         "from it or written to it any more: end what uses it, and restore it from a copy",
         clause="docs/errors.md, after a host failure",
+    ),
+    Rule.LOST_BUFFER: RuleText(
+        sentence="the memory of the request's data is gone: the guest's virtual machine monitor cut the file that it "
+        "shares",
+        clause="docs/errors.md, memory of peers",
     ),
     Rule.INTERNAL: RuleText(
         sentence="zonefs_emu met an error of its own, which the daemon's log has with a traceback",

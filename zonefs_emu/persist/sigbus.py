@@ -5,25 +5,32 @@ that is gone raises SIGBUS, whose default action ends the process in silence. Py
 they run between two bytecodes, and the access is repeated before that. So this module installs a C-level handler, a
 callback of ctypes. SIGBUS is synchronous: the callback runs in the thread that made the access, which is inside one
 store or load of Python's own and holds nothing that the callback needs. It puts an empty anonymous page under the
-address and calls the listener of that memory. Then the access is repeated and succeeds, and the listener has noted that
-nothing of it will last.
+address, or under the whole of that memory, and calls its listener. Then the access is repeated and succeeds, and the
+listener has noted that nothing of it will last.
 
 This costs the stores nothing. The rejected alternative, writing the live table with pwrite, costs a system call for
 each write of a guest, and notices nothing: a pwrite beyond the end of a file that was cut makes it longer again.
+
+System calls that are given such memory do not raise the signal: they fail with EFAULT.
 
 A SIGBUS at any other address is given back to the handler that was there before.
 """
 
 import ctypes
+import itertools
 import mmap
 import signal
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _MASK_BYTES: Final = 128
 _SA_SIGINFO: Final = 4
 _MAP_FIXED: Final = 0x10
+_MAP_NORESERVE: Final = 0x4000
 _WORD_BYTES: Final = ctypes.sizeof(ctypes.c_void_p)
 #: Where in a siginfo_t the address stands: after three int, aligned like a pointer.
 _ADDRESS_OFFSET: Final = -(-12 // _WORD_BYTES) * _WORD_BYTES
@@ -44,6 +51,17 @@ class _SigAction(ctypes.Structure):
     ]
 
 
+class _PyBuffer(ctypes.Structure):
+    """The interpreter's Py_buffer, of which only the address counts."""
+
+    _fields_ = [("buf", ctypes.c_void_p), ("rest", ctypes.c_void_p * 16)]  # type: ignore[mutable-override]  # as above
+
+
+_get_buffer: Final = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int)
+_release_buffer: Final = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (ctypes.POINTER(_PyBuffer),)
+_release_buffer.restype = None
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _mmap: Final = _libc.mmap
 _mmap.restype = ctypes.c_void_p
@@ -51,39 +69,55 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _sigaction: Final = _libc.sigaction
 _sigaction.argtypes = (ctypes.c_int, ctypes.POINTER(_SigAction), ctypes.POINTER(_SigAction))
 
-#: (address, end, listener) of the memory that is watched. A new tuple for each change: the handler reads it unlocked.
-_watched: tuple[tuple[int, int, Listener], ...] = ()
+#: By number: (address, end, listener, whole) of the memory that is watched. It is changed and copied by single calls
+#: without a lock: the handler may interrupt a thread that has the lock, and so may a mapping that is collected.
+_watched: Final[dict[int, tuple[int, int, Listener, bool]]] = {}
+_numbers: Final = itertools.count(1)
 _before = _SigAction()
 _changing: Final = threading.Lock()
 
 
-def watch(memory: memoryview, listener: Listener) -> int:
-    """Call *listener* when the file under *memory*, a writable mapping, has lost a page that is accessed.
+def watch(memory: "Buffer", listener: Listener, *, whole: bool = False) -> int:
+    """Call *listener* when the file under *memory*, which is mapped, has lost a page that is accessed.
 
-    Returns the address of the memory, for :func:`unwatch`. The listener may be called several times, once for a page.
+    The listener may be called several times, once for a page. With *whole*, *memory* begins at a page, and all of it is
+    replaced at the first loss: this works for huge pages, of which a part cannot be replaced, and it keeps a peer
+    from making us meet one signal, and hold one mapping, for each page of its memory.
+
+    Returns a number for :func:`unwatch`, which is to be called before the memory is unmapped.
     """
-    global _watched  # noqa: PLW0603  (signals are the process's, and so is this list)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = _address_of(memory)
     with _changing:
         _install()
-        _watched = (*_watched, (address, address + memory.nbytes, listener))
+    number = next(_numbers)
+    _watched[number] = address, address + memoryview(memory).nbytes, listener, whole
+    return number
+
+
+def unwatch(number: int) -> None:
+    """End the watch *number*; without one, do nothing. Takes no lock, so a finalizer may call it."""
+    _watched.pop(number, None)
+
+
+def _address_of(memory: "Buffer") -> int:
+    """Return where *memory* is; ctypes' own from_buffer refuses memory that is read-only."""
+    buffer = _PyBuffer()
+    _get_buffer(memory, ctypes.byref(buffer), 0)
+    address = buffer.buf or 0
+    _release_buffer(ctypes.byref(buffer))
     return address
-
-
-def unwatch(address: int) -> None:
-    """Call the listener of the memory at *address* no more; without one, do nothing."""
-    global _watched  # noqa: PLW0603
-    with _changing:
-        _watched = tuple(entry for entry in _watched if entry[0] != address)
 
 
 def _handle(_number: int, info: int, _context: int) -> None:
     address = ctypes.c_void_p.from_address(info + _ADDRESS_OFFSET).value or 0
-    for start, end, listener in _watched:
+    for start, end, listener, whole in tuple(_watched.values()):
         if start <= address < end:
-            page = address - address % mmap.PAGESIZE
-            flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            if _mmap(page, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != _FAILED:
+            if whole:
+                at, length = start, -(-(end - start) // mmap.PAGESIZE) * mmap.PAGESIZE
+            else:
+                at, length = address - address % mmap.PAGESIZE, mmap.PAGESIZE
+            flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+            if _mmap(at, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != _FAILED:
                 listener()
                 return
     # The access is repeated, and then it is the earlier handler's.

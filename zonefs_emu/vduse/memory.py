@@ -12,6 +12,7 @@ from typing import Final
 
 from zonefs_emu.vduse.protocol import ACCESS_RO, Mapping
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory, Region
+from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
 
 #: find(start, last) -> what lies first in that range, and a descriptor that is the caller's, or None.
 Find = Callable[[int, int], tuple[Mapping, int] | None]
@@ -24,12 +25,13 @@ class VduseMemory(GuestMemory):
     Unlike its base it grows. It never shrinks: when the kernel takes something back, a new object takes its place.
     """
 
-    __slots__ = ("_find",)
+    __slots__ = ("_find", "_shared")
 
-    def __init__(self, find: Find) -> None:
-        """Map what *find* has now."""
+    def __init__(self, find: Find, shared: PeerMemory) -> None:
+        """Map what *find* has now, as a part of what is *shared*: a virtual machine's files can be cut."""
         self._find = find
-        super().__init__(_regions(find))
+        self._shared = shared
+        super().__init__(_regions(find, shared))
 
     def slices(self, address: int, length: int) -> list[memoryview]:
         """Return the memory at *address*; see :meth:`GuestMemory.slices`."""
@@ -51,11 +53,12 @@ class VduseMemory(GuestMemory):
 
     def _grow(self) -> bool:
         known = len(self.regions)
-        super().__init__((*self.regions, *_regions(self._find, {region.guest_address for region in self.regions})))
+        found = {region.guest_address for region in self.regions}
+        super().__init__((*self.regions, *_regions(self._find, self._shared, found)))
         return len(self.regions) > known
 
 
-def _regions(find: Find, known: "set[int] | frozenset[int]" = frozenset()) -> Iterator[Region]:
+def _regions(find: Find, shared: PeerMemory, known: "set[int] | frozenset[int]" = frozenset()) -> Iterator[Region]:
     """Yield all memory that *find* has, mapped, but for what begins at an address in *known*."""
     start = 0
     while (found := find(start, _ADDRESS_LAST)) is not None:
@@ -64,7 +67,8 @@ def _regions(find: Find, known: "set[int] | frozenset[int]" = frozenset()) -> It
             if mapping.start not in known:
                 size = mapping.last - mapping.start + 1
                 access = mmap.PROT_READ if mapping.access == ACCESS_RO else mmap.PROT_READ | mmap.PROT_WRITE
-                view = memoryview(mmap.mmap(fd, size, mmap.MAP_SHARED, access, offset=mapping.offset))
+                mapped = shared.watch(PeerMap(fd, size, mmap.MAP_SHARED, access, offset=mapping.offset))
+                view = memoryview(mapped)
                 # Addresses of rings are the driver's, as those in the rings are.
                 yield Region(mapping.start, size, mapping.start, view)
         finally:

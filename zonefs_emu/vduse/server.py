@@ -37,6 +37,7 @@ from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import BlkOptions
 from zonefs_emu.virtqueue.blk import BlkModel
 from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
 from zonefs_emu.virtqueue.queue import Queue, RingAddresses
 from zonefs_emu.virtqueue.server import QueueServer
 
@@ -206,11 +207,13 @@ class _Loop(threading.Thread):
         self._records = records
         self._ended = ended
         self._server = server = QueueServer(model)
+        #: The driver's memory, which may be a virtual machine's.
+        self._shared = PeerMemory()
         self.queues: list[VduseQueue] = []
         for index in range(model.nr_queues):
             queue = VduseQueue(
                 index, model.witnessing, model.handler(index), server.service,
-                faults=model.port.device.faults.faults,
+                faults=model.port.device.faults.faults, shared=self._shared,
             )  # fmt: skip
             queue.device_fd = fd
             queue.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -236,8 +239,10 @@ class _Loop(threading.Thread):
             nr_bad_turns = 0
             while not server.stopping:
                 try:
-                    server.serve()
                     server.wait()
+                    server.serve()
+                    if self._shared.is_lost:
+                        self._give_up_memory()
                     nr_bad_turns = 0
                 except Exception as error:  # the boundary of a turn
                     nr_bad_turns += 1
@@ -310,7 +315,7 @@ class _Loop(threading.Thread):
         fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
         features = int.from_bytes(features_raw, "little")
         self._model.accept(features)
-        memory = VduseMemory(self._find_memory)
+        memory = VduseMemory(self._find_memory, self._shared)
         for queue in self.queues:
             info_raw = protocol.encode_queue_query(queue.index)
             fcntl.ioctl(self._fd, protocol.VQ_GET_INFO, info_raw)
@@ -347,6 +352,14 @@ class _Loop(threading.Thread):
         for queue in self.queues:
             queue.abandon()
             queue.ring, queue.enabled = None, False
+
+    def _give_up_memory(self) -> None:
+        """Serve no ring in memory of which a part is gone; what the driver sets up next is new."""
+        log.warning("the driver's rings are served no more until it sets the device up again: %s", LOST)
+        self._drop_rings()
+        self._shared = PeerMemory()
+        for queue in self.queues:
+            queue.shared = self._shared
 
     def _forget_memory(self) -> None:
         """Stop using all memory: what the driver's addresses mean has changed. The rings go on after the answer."""

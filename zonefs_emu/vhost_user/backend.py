@@ -17,6 +17,7 @@ from zonefs_emu.vhost_user.connection import Connection
 from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.server import QueueServer
 
 #: So many failed turns of the loop in a row are no matter of one connection.
@@ -92,6 +93,9 @@ class Backend:
             server.wait(self._timeout())
             self._tell_changes()
             server.serve()
+            if self._session is not None and self._session.shared.is_lost:
+                self._log.warning("%s: the connection ends: %s by the front-end", self._model.name, LOST)
+                self._disconnect()
         except Exception as error:
             self._nr_failed_turns += 1
             if self._nr_failed_turns >= _FAILED_TURNS_MAX:

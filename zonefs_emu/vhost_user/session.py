@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
@@ -47,6 +47,7 @@ from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
 from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Service
 
 MEM_SLOTS_MAX: Final = 509  #: what the kernel's vhost has; must never shrink between connections
@@ -89,6 +90,8 @@ class Session:
         self._connection = connection
         self._device = device
         self._model = model
+        #: All that the front-end shares; once some of it is lost, the connection is to end.
+        self.shared = PeerMemory()
         self.queues = [
             Queue(
                 index,
@@ -97,6 +100,7 @@ class Session:
                 service,
                 events=model.events(index),
                 faults=device.faults.faults,
+                shared=self.shared,
             )
             for index in range(model.nr_queues)
         ]
@@ -112,7 +116,7 @@ class Session:
         self._memory = GuestMemory()
         self._log: DirtyLog | None = None
         self._log_fd = -1
-        self._inflight: mmap.mmap | None = None
+        self._inflight: PeerMap | None = None
         self._inflight_shape = Inflight(0, 0, 0, 0)
         self._backend_requests: Connection | None = None
         self._status = 0
@@ -246,7 +250,7 @@ class Session:
             region.guest_address,
             region.size,
             region.user_address,
-            map_file(fd, region.size, region.mmap_offset),
+            self.shared.view(fd, region.size, region.mmap_offset),
         )
 
     def _set_mem_table(self, payload: MemoryTable, fds: list[int]) -> bool:
@@ -295,7 +299,7 @@ class Session:
         if len(fds) != 1:
             msg = f"a dirty log with {len(fds)} descriptors"
             raise PeerError(msg)
-        self._log = DirtyLog(fds[0], payload.size, payload.offset)
+        self._log = DirtyLog(self.shared, fds[0], payload.size, payload.offset)
         for queue in self.queues:
             self._log_queue(queue)
         if self._has(ProtocolFeature.LOG_SHMFD):
@@ -459,7 +463,7 @@ class Session:
         if any(queue.ring is not None for queue in self.queues):
             msg = "the in-flight region is changed while rings run"
             raise PeerError(msg)
-        self._inflight = open_map(fds[0], payload.mmap_size, payload.mmap_offset)
+        self._inflight = self.shared.map(fds[0], payload.mmap_size, payload.mmap_offset)
         self._inflight_shape = payload
         return False
 
@@ -619,38 +623,3 @@ class Session:
         self._memory = GuestMemory()
         self._inflight = None
         self._handlers = {}
-
-
-def map_file(fd: int, size: int, offset: int) -> memoryview:
-    """Map *size* bytes at *offset* of *fd*, neither of which need be whole pages.
-
-    Raises:
-        PeerError: the file does not have them.
-    """
-    start = offset % mmap.ALLOCATIONGRANULARITY
-    return memoryview(open_map(fd, size, offset))[start : start + size]
-
-
-def open_map(fd: int, size: int, offset: int) -> mmap.mmap:
-    """Map the pages that hold *size* bytes at *offset* of *fd*; the first byte is at offset % ALLOCATIONGRANULARITY.
-
-    Raises:
-        PeerError: as :func:`map_file`.
-    """
-    start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    length = offset + size - start
-    try:
-        status = os.fstat(fd)
-        # Touching what lies beyond the end of a file is a SIGBUS.
-        if size <= 0 or status.st_size < offset + size:
-            msg = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
-            raise PeerError(msg)
-        with suppress(OSError):
-            # Huge pages are unmapped as wholes only.
-            huge = os.fstatvfs(fd).f_bsize
-            if huge > mmap.PAGESIZE and status.st_size % huge == 0 and start % huge == 0:
-                length = min(-(-length // huge) * huge, status.st_size - start)
-        return mmap.mmap(fd, length, offset=start)
-    except (OSError, ValueError, OverflowError) as error:
-        msg = f"{size} bytes at {offset} of a file cannot be mapped: {error}"
-        raise PeerError(msg) from None

@@ -9,12 +9,11 @@ Source: vhost-user.rst, "Migration": "bit 0 of byte 0 is page 0".
 
 import ctypes
 import mmap
-import os
 from collections.abc import Iterable
 from typing import Final
 
-from zonefs_emu.errors import PeerError
 from zonefs_emu.virtqueue.atomic import set_bit
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 PAGE_SHIFT: Final = 12
 
@@ -22,25 +21,25 @@ PAGE_SHIFT: Final = 12
 class DirtyLog:
     """A mapped log of *size* bytes at *offset* of a file."""
 
-    def __init__(self, fd: int, size: int, offset: int) -> None:
-        """Map it; *fd* stays the caller's.
+    def __init__(self, shared: PeerMemory, fd: int, size: int, offset: int) -> None:
+        """Map it as a part of what is *shared*; *fd* stays the caller's.
 
         Raises:
             PeerError: it cannot be mapped.
         """
-        start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        try:
-            if size <= 0 or offset < 0 or os.fstat(fd).st_size < offset + size:
-                raise ValueError("the file is too short")
-            self._map = mmap.mmap(fd, offset + size - start, offset=start)
-        except (OSError, ValueError, OverflowError) as error:
-            msg = f"a dirty log of {size} bytes at {offset} cannot be mapped: {error}"
-            raise PeerError(msg) from None
+        self._shared = shared
+        self._map = shared.map(fd, size, offset)
         self._nr_pages = size * 8
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + offset - start
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + offset % mmap.ALLOCATIONGRANULARITY
 
     def mark(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Mark the pages of *runs* (guest address, bytes), each page once."""
+        """Mark the pages of *runs* (guest address, bytes), each page once; if the log is cut, note its loss."""
+        try:
+            self._mark(runs)
+        except OSError:  # the kernel sets the bits: it raises no signal, and answers EFAULT
+            self._shared.note_loss()
+
+    def _mark(self, runs: Iterable[tuple[int, int]]) -> None:
         # In order, and without a set of the pages: runs may be the whole of the memory, and many may be the same page.
         following = 0
         for address, length in sorted(runs):

@@ -28,6 +28,7 @@ from zonefs_emu.virtqueue.atomic import ORDERED
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import QueueRecord
 from zonefs_emu.virtqueue.limited_log import LimitedLog
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
@@ -90,8 +91,12 @@ class Queue:
         *,
         events: EventSource | None = None,
         faults: Sequence[object] = (),
+        shared: PeerMemory | None = None,
     ) -> None:
-        """Serve requests with *handler*, or events from *events*; *faults* are those that are injected, if any."""
+        """Serve requests with *handler*, or events from *events*; *faults* are those that are injected, if any.
+
+        *shared*: what the peer shares, if it is a peer that can take memory away.
+        """
         self.index = index
         self.size = 0
         self.address: RingAddresses | None = None
@@ -112,6 +117,8 @@ class Queue:
         self._fence = service.fence
         self._events = events
         self._faults = faults
+        #: What the peer shares, if it can take that away.
+        self.shared = shared
         self._record: QueueRecord | None = None
         self._witness: Witness | None = None
         self._backlog: Sequence[Chain] = ()
@@ -475,6 +482,8 @@ class Queue:
         """Serve this ring no more and tell the front-end; the others go on."""
         self.broken = True
         self._backlog = ()
+        if self.shared is not None and self.shared.is_lost:
+            return  # the ring reads as zeros, and the transport gives the peer up
         reason = str(error)
         if not isinstance(error, PeerError):
             self._service.contain(f"the ring of queue {self.index}", error)

@@ -1,0 +1,82 @@
+"""What a peer shares with us: files that it can cut at any time, mapped.
+
+An access to a page that the peer cut off raises SIGBUS, which would end the process and with it all other guests. So
+every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): it turns into memory that is empty and
+nobody's, and the loss is noted. The transport looks at the note after each turn of its loop and gives the peer up;
+until then requests find zeros, which a guest could have written itself.
+
+May not know: what the memory is used for.
+"""
+
+import mmap
+import os
+from contextlib import suppress
+from typing import Final
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.persist import sigbus
+
+#: What is said of a peer that is given up for it.
+LOST: Final = "a file of the memory that it shares was cut"
+
+
+class PeerMap(mmap.mmap):
+    """A mapping of a peer's file, which is no longer watched once it is unmapped."""
+
+    watch_no = 0
+
+    def __del__(self) -> None:
+        """End the watch: the addresses may soon be those of other memory."""
+        sigbus.unwatch(self.watch_no)
+
+
+class PeerMemory:
+    """The memory of one peer, and whether it took some of it away."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.is_lost = False
+
+    def note_loss(self) -> None:
+        """Note that some of it is gone; called in the middle of an access, so it takes no lock."""
+        self.is_lost = True
+
+    def watch(self, mapping: PeerMap) -> PeerMap:
+        """Notice it when the peer cuts the file of *mapping*, which is returned."""
+        mapping.watch_no = sigbus.watch(mapping, self.note_loss, whole=True)
+        return mapping
+
+    def view(self, fd: int, size: int, offset: int) -> memoryview:
+        """Map *size* bytes at *offset* of *fd*, neither of which need be whole pages.
+
+        Raises:
+            PeerError: the file does not have them.
+        """
+        start = offset % mmap.ALLOCATIONGRANULARITY
+        return memoryview(self.map(fd, size, offset))[start : start + size]
+
+    def map(self, fd: int, size: int, offset: int) -> PeerMap:
+        """Map the pages that hold *size* bytes at *offset* of *fd*.
+
+        The first byte is at offset % ALLOCATIONGRANULARITY.
+
+        Raises:
+            PeerError: as :meth:`view`.
+        """
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        length = offset + size - start
+        try:
+            status = os.fstat(fd)
+            # A file that is too short from the beginning is a fault that can be named.
+            if size <= 0 or status.st_size < offset + size:
+                msg = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
+                raise PeerError(msg)
+            with suppress(OSError):
+                # Huge pages are unmapped as wholes only.
+                huge = os.fstatvfs(fd).f_bsize
+                if huge > mmap.PAGESIZE and status.st_size % huge == 0 and start % huge == 0:
+                    length = min(-(-length // huge) * huge, status.st_size - start)
+            return self.watch(PeerMap(fd, length, offset=start))
+        except (OSError, ValueError, OverflowError) as error:
+            msg = f"{size} bytes at {offset} of a file cannot be mapped: {error}"
+            raise PeerError(msg) from None
