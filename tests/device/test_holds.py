@@ -13,6 +13,7 @@ import pytest
 
 from zonefs_emu.device import device as device_module
 from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.holds import Holds
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
@@ -243,6 +244,71 @@ def test_a_long_write_of_conventional_zones_and_of_many_buffers(tmp_path: Path) 
     assert port.write(4 * ZONE, LONG, pieces) is Status.OK
     assert read(port, 4 * ZONE, LONG) == b"".join(pieces)
     device.close()
+
+
+def test_a_zone_beside_a_held_one_is_not_waited_for() -> None:
+    lock = threading.Lock()
+    holds = Holds(lock)
+    background = Background()
+
+    def wait(first: int, end: int) -> str:
+        with lock:
+            holds.wait(first, end)
+        return "free"
+
+    with lock:
+        hold = holds.take(2, 4)
+    background.start("before", lambda: wait(0, 2))
+    background.start("behind", lambda: wait(4, 6))
+    assert background.join() == {"before": "free", "behind": "free"}
+    waiting = [background.start("first", lambda: wait(1, 3)), background.start("last", lambda: wait(3, 5))]
+    for thread in waiting:
+        thread.join(0.05)
+        assert thread.is_alive()
+    with lock:
+        holds.give_back(hold)
+    assert background.join()["last"] == "free"
+
+
+def test_zones_that_a_hold_is_done_with_are_free_at_once() -> None:
+    lock = threading.Lock()
+    holds = Holds(lock)
+    background = Background()
+
+    def wait() -> int:
+        with lock:
+            holds.wait(0, 3)
+            return hold[0]
+
+    with lock:
+        hold = holds.take(0, 8)
+    waiting = background.start("early", wait)
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    with lock:
+        holds.advance(hold, 3)
+    assert background.join()["early"] == 3
+    assert holds.held == [[3, 8]]
+
+
+def test_a_change_is_waited_for_and_not_asked_for_again_and_again() -> None:
+    lock = threading.Lock()
+    holds = Holds(lock)
+    background = Background()
+
+    def wait() -> str:
+        with lock:
+            holds.wait_for_change()
+        return "changed"
+
+    with lock:
+        hold = holds.take(0, 1)
+    waiting = background.start("change", wait)
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    with lock:
+        holds.give_back(hold)
+    assert background.join()["change"] == "changed"
 
 
 # -- how much is done under one hold of the lock ----------------------------------------------------------------------
