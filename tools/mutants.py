@@ -5,33 +5,44 @@
     tools/mutants.py model virtqueue/queue.py     some of it
     tools/mutants.py --report                     what the last run found, without running anything
 
-Each mutant is tried in a copy of the checkout by the fast tests of the directory that belongs to its module, those of
-its own test file first. All processors are used. A run that is interrupted goes on where it was, from the results in
-build/mutants. What was killed stays so, also after a change of the module's other lines; what survived is tried again,
-because that is what a test was written for since. Remove build/mutants to begin anew.
+Each mutant is tried in a copy of the checkout by those fast tests of the directory that belongs to its module that run
+the changed statement, the fastest first; a run without a mutant, under coverage, tells which these are. A mutant that
+no test runs survives. pytest runs in a fork of a process that has imported the libraries already. All processors are
+used. A run that is interrupted goes on where it was, from the results in build/mutants. What was killed stays so, also
+after a change of the module's other lines; what survived is tried again, because that is what a test was written for
+since. Remove build/mutants to begin anew.
 
 The mutants are those of cosmic-ray, but for two things. Of the eleven ways to replace an operator one or two are made,
 the likely slips: the others die of the same tests. And statements are removed, which cosmic-ray does not do.
 """
 
 import argparse
+import ast
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
+import cosmic_ray.mutating
 import cosmic_ray.plugins
+import coverage
+import hypothesis.stateful  # noqa: F401  (for the forks: it takes longer to import than most mutants to die)
+import pytest
+import trio.testing  # noqa: F401  (as hypothesis)
 from cosmic_ray.commands.init import init
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
@@ -43,22 +54,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 SESSIONS: Final = ROOT / "build" / "mutants"
 #: What is mutated, below zonefs_emu/: directories and files.
 MUTATED: Final = ("model", "device", "persist/image.py", "virtqueue")
-#: Tests that take longest, so that they come last and see only what nothing else noticed.
-LAST: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {
-        "model": ("test_machine.py",),
-        "device": ("test_faults.py", "test_device.py"),
-        "persist": ("test_image.py", "test_crashes.py"),
-        "virtqueue": (),
-    }
-)
 #: Tests of a directory that say nothing about its mutated modules.
 OTHERS: Final = frozenset({"persist/test_corruption.py", "persist/test_kill.py", "persist/test_salvage.py"})
 #: Tests of the source of all modules.
 OF_ALL: Final = "tests/test_tidy.py::test_dataclasses_are_frozen_slotted_and_keyword_only"
-#: A mutant that makes a test hang counts as killed after this many times what the tests take, and not sooner than this.
+#: A mutant that makes a test hang counts as killed after this many times what its longest test takes, and this.
 TIMEOUT_FACTOR: Final = 6
-TIMEOUT_SECONDS: Final = 30
+TIMEOUT_SECONDS: Final = 10
 #: A mutant that asks for all memory is to die by itself.
 MEMORY_BYTES: Final = 6 << 30
 
@@ -127,13 +129,76 @@ class RemoveStatement:
         return ()
 
 
+class Reach(NamedTuple):
+    """What a run without a mutant told of the tests of a directory."""
+
+    #: How long each test took, by its node id.
+    seconds: Mapping[str, float]
+    #: The tests that run each line of each module; "" stands for its import.
+    lines: Mapping[str, Mapping[int, frozenset[str]]]
+
+
 class Job(NamedTuple):
-    """One mutant to try: *command* runs the tests of its module, for *timeout* seconds at most."""
+    """One mutant to try by *tests*, in their order, each for *timeout* seconds at most."""
 
     session: Path
     item: WorkItem
-    command: str
-    timeout: float
+    tests: tuple[str, ...]
+    timeout: int
+
+
+class Chosen:
+    """A plugin of pytest: runs *tests* only, in their order."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        """Take the node ids."""
+        self._rank = {test: rank for rank, test in enumerate(tests)}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave out what was not chosen."""
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self._rank), key=lambda item: self._rank[item.nodeid]
+        )
+
+
+class CoverageByTest(coverage.Coverage):
+    """Tells tests apart, where tests/conftest.py names their files only."""
+
+    def switch_context(self, _new_context: str) -> None:
+        """Do nothing; called by tests/conftest.py."""
+
+    def enter(self, test: str) -> None:
+        """Lines are run by *test* from now on."""
+        super().switch_context(test)
+
+
+class Observer:
+    """A plugin of pytest: notes for each test which lines it runs and how long it takes."""
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        """Measure *sources*, from now on."""
+        self._coverage = CoverageByTest(data_file=None, config_file=False, include=sources)
+        self._coverage.start()
+        self._seconds: dict[str, float] = {}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Come before the fixtures of the test."""
+        self._coverage.enter(nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Come after each phase of a test."""
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
+
+    def reach(self) -> Reach:
+        """Stop measuring, and return what was found."""
+        self._coverage.stop()
+        data = self._coverage.get_data()
+        lines: dict[str, dict[int, frozenset[str]]] = {}
+        for path in data.measured_files():
+            by_line = data.contexts_by_lineno(path)
+            lines[str(Path(path).relative_to(Path.cwd()))] = {line: frozenset(of) for line, of in by_line.items()}
+        return Reach(self._seconds, lines)
 
 
 def main() -> int:
@@ -141,12 +206,13 @@ def main() -> int:
     options = _arguments()
     cosmic_ray.plugins.OPERATOR_PROVIDERS["zonefs_emu"] = {"RemoveStatement": RemoveStatement}
     cosmic_ray.plugins.operator_names = lambda: _OPERATORS
+    cosmic_ray.mutating.run_tests = _run_tests
     modules = _modules(options.modules)
     if options.report:
         sessions = {module: found[-1] for module in modules if (found := _sessions(module))}
     else:
         sessions = {module: _session(module) for module in modules}
-        _run(sessions, options.jobs)
+        _run(sessions, options.jobs, options.budget, options.sample)
     report = _report(sessions)
     print(report, end="")
     (SESSIONS / "report.txt").write_text(report)
@@ -161,6 +227,16 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("modules", nargs="*", default=MUTATED, help="directories or files below zonefs_emu/")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="mutants tried at once")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="a quick look: of the tests that run a mutant, the first that take so long together",
+    )
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="a quick look: N mutants of each module, always the same"
+    )
     parser.add_argument("--report", action="store_true", help="print what the last run found, and run nothing")
     return parser.parse_args()
 
@@ -226,44 +302,67 @@ def _places(items: Iterable[WorkItem], source: str) -> dict[tuple[str, ...], str
     return places
 
 
-def _tests(module: Path) -> list[str]:
-    """Return the test files that tell whether *module* works, the likeliest to notice and the fastest first."""
-    directory = Path("tests", *module.parts[1:-1])
-    own = directory / f"test_{module.name}"
-    last = LAST[directory.name]
-
-    def order(path: Path) -> tuple[bool, int, str]:
-        return path != own, last.index(path.name) if path.name in last else -1, path.name
-
-    files = (path.relative_to(ROOT) for path in (ROOT / directory).glob("test_*.py"))
-    return [str(path) for path in sorted(files, key=order) if f"{directory.name}/{path.name}" not in OTHERS]
+def _tests(directory: Path) -> list[str]:
+    """Return the test files that tell whether the modules of *directory* work."""
+    files = sorted((ROOT / "tests" / Path(*directory.parts[1:])).glob("test_*.py"))
+    return [str(path.relative_to(ROOT)) for path in files if f"{directory.name}/{path.name}" not in OTHERS]
 
 
-def _command(module: Path) -> str:
-    words = [
-        sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider",
-        "-m", "'not fuse and not qemu and not slow'", *_tests(module), OF_ALL,
-    ]  # fmt: skip
-    return " ".join(words)
+def _statements(source: str) -> dict[int, range]:
+    """Return the lines of the innermost statement of each line of *source*, of a compound one those of its head."""
+    found: dict[int, range] = {}
+    for node in ast.walk(ast.parse(source)):  # breadth first: inner statements come later
+        if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+            first = node.pattern if isinstance(node, ast.match_case) else node
+            inner = getattr(node, "body", None)
+            begin = min([first.lineno, *(line.lineno for line in getattr(node, "decorator_list", ()))])
+            end = max(inner[0].lineno, begin + 1) if inner else (first.end_lineno or begin) + 1
+            found.update(dict.fromkeys(range(begin, end), range(begin, end)))
+    return found
 
 
-def _run(sessions: Mapping[Path, Path], nr_jobs: int) -> None:
+def _chosen(module: Path, reach: Reach, source: str) -> dict[int, tuple[str, ...]]:
+    """Return the tests for a mutant of each line: those of the module's own test file first, then the fastest."""
+    own = f"/test_{module.name}::"
+
+    def order(test: str) -> tuple[float, str]:
+        return reach.seconds[test] + (own not in test), test
+
+    everything = (*sorted(reach.seconds, key=order), OF_ALL)
+    lines = reach.lines.get(str(module), {})
+    chosen: dict[int, tuple[str, ...]] = {}
+    for line, statement in _statements(source).items():
+        tests = frozenset().union(*(lines.get(number, frozenset()) for number in statement))
+        chosen[line] = everything if "" in tests else tuple(sorted(tests, key=order))
+    return chosen
+
+
+def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int | None) -> None:
     """Try every mutant of *sessions* that was not killed yet."""
     jobs: list[Job] = []
-    timeouts: dict[Path, float] = {}
+    reaches: dict[Path, Reach] = {}
     with multiprocessing.get_context("fork").Pool(nr_jobs, _enter_copy, (os.getpid(), list(sessions))) as pool:
         try:
             for module, path in sessions.items():
                 with use_db(str(path), WorkDB.Mode.open) as session:
                     survived = {job for job, result in session.results if not result.is_killed}
                     done = {job for job, _ in session.results} - survived
-                    items = [item for item in session.work_items if item.job_id not in done]
-                if items and module.parent not in timeouts:
+                    items = sorted(session.work_items, key=lambda item: (item.mutations[0].start_pos, item.job_id))
+                if sample is not None:
+                    items = random.Random(0).sample(items, min(sample, len(items)))
+                items = [item for item in items if item.job_id not in done]
+                if items and module.parent not in reaches:
                     print(f"{module.parent}: the tests without a mutant ", end="", flush=True)
-                    seconds = pool.apply(_baseline, (_command(module),))
-                    timeouts[module.parent] = max(TIMEOUT_FACTOR * seconds, TIMEOUT_SECONDS)
-                    print(f"take {seconds:.0f} s")
-                jobs += [Job(path, item, _command(module), timeouts[module.parent]) for item in items]
+                    reaches[module.parent] = pool.apply(_baseline, (module.parent,))
+                    print(f"take {sum(reaches[module.parent].seconds.values()):.0f} s")
+                chosen = _chosen(module, reaches[module.parent], (ROOT / module).read_text()) if items else {}
+                for item in items:
+                    seconds = reaches[module.parent].seconds
+                    of_line = chosen[item.mutations[0].start_pos[0]]
+                    spent = list(itertools.accumulate(seconds.get(test, 1.0) for test in of_line))
+                    tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
+                    longest = max((seconds.get(test, 1.0) for test in tests), default=0)
+                    jobs.append(Job(path, item, tests, int(TIMEOUT_FACTOR * longest) + TIMEOUT_SECONDS))
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
             begin = time.monotonic()
             for number, (job, result) in enumerate(pool.imap_unordered(_try, jobs), 1):
@@ -301,27 +400,96 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
     scratch = copy / "t"
     scratch.mkdir()
     os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if path != str(ROOT))]
     os.environ.update(PYTHONPATH=str(copy), TMPDIR=str(scratch), ZONEFS_EMU_HYPOTHESIS="mutants")
     # Compiled once here, with pytest's rewritten tests; the processes that try mutants write no compiled code, so that
     # none of a mutant is left behind.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    directories = sorted({str(Path(test).parent) for module in modules for test in _tests(module)})
+    directories = sorted({str(Path(test).parent) for module in modules for test in _tests(module.parent)})
     collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *directories]
     subprocess.run(collect, env=environment, check=True, capture_output=True)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def _baseline(command: str) -> float:
-    """Run the tests without a mutant; return the seconds that it took."""
-    begin = time.monotonic()
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"failed\n{done.stdout}{done.stderr}\ntools/mutants.py: the tests fail without a mutant")
-    return time.monotonic() - begin
+def _pytest(files: Sequence[str], plugin: Chosen | Observer, timeout: int = 600) -> int:
+    """Run the fast tests of *files*, in this process; return pytest's exit status.
+
+    A test that takes more than *timeout* seconds ends the process. An exception in its place would make hypothesis run
+    the example again, without a timeout.
+    """
+    sys.dont_write_bytecode = True
+    arguments = [
+        "-x", "-q", "--no-header", "--tb=line", "-p", "no:randomly", "-p", "no:cacheprovider",
+        "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not fuse and not qemu and not slow",
+        "-o", f"timeout={timeout}", "-o", "timeout_method=thread", "-o", "faulthandler_timeout=0",
+    ]  # fmt: skip
+    return int(pytest.main([*arguments, *files], plugins=[plugin]))
+
+
+def _baseline(directory: Path) -> Reach:
+    """Run the tests of *directory* without a mutant."""
+    reading, writing = multiprocessing.get_context("fork").Pipe(duplex=False)
+    with tempfile.TemporaryFile() as output:
+        child = _fork(output.fileno())
+        if not child:
+            observer = Observer([str(Path(directory, "*"))])
+            status = _pytest(_tests(directory), observer)
+            if not status:
+                writing.send(observer.reach())
+            sys.stdout.flush()
+            os._exit(status)
+        writing.close()
+        try:
+            reach: Reach = reading.recv()
+        except EOFError:
+            output.seek(0)
+            message = f"failed\n{output.read().decode()}\ntools/mutants.py: the tests fail without a mutant"
+            raise SystemExit(message) from None
+        finally:
+            os.waitpid(child, 0)
+    return reach
+
+
+def _fork(output: int) -> int:
+    """Fork; the child leads a session of its own and writes to the descriptor *output*."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdin.close()
+    return child
+
+
+def _run_tests(tests: tuple[str, ...], timeout: int) -> tuple[TestOutcome, str]:
+    """Run *tests*, each for *timeout* seconds at most. Stands for cosmic-ray's function, which starts a command."""
+    if not tests:
+        return TestOutcome.SURVIVED, "no test runs it"
+    with tempfile.TemporaryFile() as output:
+        child = _fork(output.fileno())
+        if not child:
+            status = 1
+            # For what hangs while tests are collected; it is killed by the signal.
+            signal.alarm(timeout * 3)
+            try:
+                files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
+                status = _pytest(files, Chosen(tests), timeout)
+                sys.stdout.flush()
+            finally:
+                os._exit(status)
+        status = os.waitpid(child, 0)[1]
+        with suppress(ProcessLookupError):  # what the tests started and a mutant left behind
+            os.killpg(child, signal.SIGKILL)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if status and (os.WIFSIGNALED(status) or "+ Timeout +" in said):
+        return TestOutcome.KILLED, "timeout"
+    return (TestOutcome.KILLED if status else TestOutcome.SURVIVED), said
 
 
 def _try(job: Job) -> tuple[Job, WorkResult]:
-    return job, mutate_and_test(job.item.mutations, job.command, job.timeout)
+    return job, mutate_and_test(job.item.mutations, job.tests, job.timeout)
 
 
 def _report(sessions: Mapping[Path, Path]) -> str:
