@@ -868,6 +868,24 @@ def test_0655_looking_costs_few_requests(bench: Bench, monkeypatch: pytest.Monke
 
 
 @pytest.mark.fuse
+@pytest.mark.parametrize("looked", [False, True], ids=["not looked at before", "looked at before"])
+def test_0656_a_file_has_the_size_that_zonefs_remembers(bench: Bench, looked: bool) -> None:
+    """Whether or not the file had been looked at, and until the next mount; the device's report has the truth."""
+    bench.write_raw(3, BLOCK)
+    with mounted(bench) as fs:
+        if looked:
+            assert (fs.size("seq/0"), fs.size("seq/1")) == (0, BLOCK)
+        for zone_no in (2, 3):
+            bench.write_raw(zone_no, BLOCK)
+        assert (fs.size("seq/0"), fs.size("seq/1")) == (0, BLOCK)
+        for name, size in (("seq/0", 0), ("seq/1", BLOCK)):
+            for flags in (os.O_RDONLY, os.O_RDONLY | os.O_DIRECT):
+                assert os.preadv(fs.open(name, flags), [mmap.mmap(-1, 4 * BLOCK)], 0) == size
+    with mounted(bench) as fs:
+        assert (fs.size("seq/0"), fs.size("seq/1")) == (BLOCK, 2 * BLOCK)
+
+
+@pytest.mark.fuse
 def test_0660_a_failed_asynchronous_write_does_not_reset_the_zone(bench: Bench) -> None:
     """The kernel truncates a file to the size that it believes after a failed AIO write; here it believes in 0."""
     with mounted(bench, "errors=repair") as fs:
