@@ -1,5 +1,6 @@
 """The thread that serves a device, on a socket that plays the kernel: it keeps messages apart, and knows no ioctl."""
 
+import os
 import socket
 import struct
 import threading
@@ -8,11 +9,20 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.vduse.protocol import MESSAGE_BYTES, RESULT_FAILED, RESULT_OK, Message, encode_request
+from zonefs_emu.vduse.memory import VduseMemory
+from zonefs_emu.vduse.protocol import (
+    MESSAGE_BYTES,
+    RESULT_FAILED,
+    RESULT_OK,
+    Mapping,
+    Message,
+    encode_request,
+)
 from zonefs_emu.vduse.server import QUEUE_SIZE, _Loop, _VduseModel
 from zonefs_emu.virtio.blk import BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
 from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.queue import RingAddresses
 
 
 class Kernel:
@@ -77,3 +87,42 @@ def test_a_message_that_is_not_known_is_refused(kernel: Kernel, expect_warning: 
     expect_warning("the VDUSE device is served no more")
     kernel.loop.start()
     kernel.loop.join()
+
+
+def test_memory_that_is_cut_costs_the_rings(
+    kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may be a virtual machine, whose memory is a file: see tests/vhost_user/test_lost_memory.py."""
+    loop = kernel.loop
+    (queue,) = loop.queues
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, 1 << 16)
+    mapping = Mapping(offset=0, start=0, last=(1 << 16) - 1, access=3)
+
+    def start_queues() -> None:
+        memory = VduseMemory(lambda start, _last: (mapping, os.dup(fd)) if not start else None, loop._shared)
+        queue.size, queue.address = 64, RingAddresses(0, 4096, 8192)
+        queue.start(memory, 0, None, None)
+        queue.enabled = True
+        loop._server.activate(queue)
+        os.ftruncate(fd, 0)
+
+    dropped = threading.Event()
+    give_up = loop._give_up_memory
+
+    def give_up_memory() -> None:
+        give_up()
+        dropped.set()
+
+    monkeypatch.setattr(loop, "_start_queues", start_queues)
+    monkeypatch.setattr(loop, "_give_up_memory", give_up_memory)
+    expect_warning(
+        "rings are served no more until it sets the device up again: a file of the memory that it shares was"
+    )
+    loop.start()
+    assert dropped.wait(60)
+    assert (queue.ring, queue.enabled, loop._shared.is_lost) == (None, False, False)
+    assert queue.shared is loop._shared
+    loop.stop()
+    assert loop.failure is None
+    os.close(fd)
