@@ -1,6 +1,7 @@
 """ZonedDevice and Port on a real image: each command's answer and effect, failures of the host, threads."""
 
 import errno
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -415,6 +416,33 @@ def test_a_write_that_the_host_fails_poisons_the_image(
     port = make_device().port("test", VIRTIO)
     assert read(port, 128, 8) == pattern(128, 4) + bytes(4 * 512)
     assert write(port, 132, 4) == Status.OK
+
+
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize("start", [0, 2 * 64], ids=["conventional", "sequential"])
+def test_buffers_that_are_gone_fail_the_command_and_leave_the_image_alone(
+    device: ZonedDevice, port: Port, monkeypatch: pytest.MonkeyPatch, is_long: bool, start: int
+) -> None:
+    """The kernel moves what is there and answers EFAULT for the rest."""
+    fd = os.memfd_create("memory")
+    os.ftruncate(fd, 8 * 4096)
+    gone = mmap.mmap(fd, 8 * 4096)
+    os.ftruncate(fd, 4096)
+    if is_long:
+        monkeypatch.setattr(port, "short_sectors", 0)
+    assert port.write(start, 8, [b"a" * 4096]) == Status.OK
+    at = 0 if not start else start + 8
+    assert port.write(at, 16, [memoryview(gone)[: 2 * 4096]]) == Status.IO_ERROR
+    assert port.write(at, 8, [memoryview(gone)[4096 : 2 * 4096]]) == Status.IO_ERROR
+    if start:
+        assert port.append(start, 8, [memoryview(gone)[4096 : 2 * 4096]])[0] == Status.IO_ERROR
+        assert port.zone(2).wp == start + 8
+        assert device.image.backing.pread(4096, (start + 8) * 512) == bytes(4096), "given back"
+    assert port.read(start, 8, [memoryview(gone)[4096 : 2 * 4096]]) == Status.IO_ERROR
+    assert {refusal.rule for refusal in device.refusals.last(9)} == {Rule.LOST_BUFFER}
+    assert device.image.poison is None
+    assert port.write(at, 8, [b"b" * 4096]) == Status.OK
+    os.close(fd)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
