@@ -214,3 +214,25 @@ def test_conventional_writes_are_never_contested(port: Port, notes: Notes) -> No
     port.witnessing.current.witness = notes
     notes.recalled = recalled(Operation.WRITE, 5, 1, landed=False)
     assert port.write(5, 1, [bytes(512)]) is Status.OK
+
+
+def test_a_record_of_another_zone_than_the_request_is_of_is_no_answer(port: Port, notes: Notes) -> None:
+    notes.recalled = recalled(Operation.APPEND, START, 1, landed=True)
+    assert port.append(START + ZONE, 1, [bytes(512)]) == (Status.OK, START + ZONE)
+    assert port.zone(4).wp == START + ZONE + 1
+
+
+def test_a_record_of_a_zone_behind_the_end_is_no_answer(port: Port, notes: Notes) -> None:
+    end = port.geometry.size
+    notes.recalled = recalled(Operation.APPEND, end, 1, landed=True)
+    assert port.append(end, 1, [bytes(512)])[0] is not Status.OK
+    assert notes.told == []
+
+
+def test_a_write_to_a_contested_sequential_zone_is_not_guessed_at(port: Port, notes: Notes) -> None:
+    nine = 9 * ZONE
+    notes.recalled = recalled(Operation.WRITE, nine, 1, landed=False)
+    assert port.write(nine, 1, [bytes(512)]) is Status.IO_ERROR
+    assert port.last_refusal is not None
+    assert port.last_refusal.rule is Rule.CONTESTED
+    assert port.zone(9).wp == nine

@@ -33,13 +33,13 @@ from tests.persist.worlds import (
 from tests.requires import requires
 from tests.served import Served
 from zonefs_emu.device.device import Port, ZonedDevice
-from zonefs_emu.errors import ImageBusyError, PoisonedError, Status, UnsupportedVersionError
+from zonefs_emu.errors import CorruptImageError, ImageBusyError, PoisonedError, Status, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
-from zonefs_emu.persist.image import Image, holder, read_header
+from zonefs_emu.persist.image import Image, header_blocks, holder, read_header
 from zonefs_emu.persist.layout import Mode, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 
@@ -155,6 +155,67 @@ def test_after_a_failed_sync_the_live_table_is_not_believed() -> None:
     image = Image.load(MemoryBacking(memory), len(memory), BOOT)
     assert (image.conds[1], image.wps[1]) == (Condition.CLOSED, 2)
     assert image.recovery.startswith("the last process could not sync the image: everything up to the last completed")
+
+
+class SyncsFail(MemoryBacking):
+    """Once *fails*, no sync succeeds, and no write to *spoiled*: the offset of a copy that the medium does not take."""
+
+    def __init__(self, memory: bytearray, spoiled: int) -> None:
+        super().__init__(memory)
+        self.fails = False
+        self.spoiled = spoiled
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        if self.fails and offset == self.spoiled:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().pwrite(data, offset)
+
+    def sync(self) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+def test_after_a_failed_sync_one_copy_of_the_state_is_enough_to_say_so(copy: int) -> None:
+    memory = fresh_memory()
+    backing = SyncsFail(memory, HEADER.section(SectionKind.STATE, copy).offset)
+    world = World(backing)
+    world.run("w1:2 f w1:1")
+    backing.fails = True
+    assert world.step("f") is Status.IO_ERROR
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert (image.conds[1], image.wps[1]) == (Condition.CLOSED, 2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_faults_are_what_was_saved_last_and_after_a_power_cut_what_was_saved_durably(seed: int) -> None:
+    """Saved in both ways and opened anew in any order. A text that was not saved durably may be torn."""
+    rng = random.Random(seed)
+    memory = fresh_memory()
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    durable = b""
+    for number in range(12):
+        text = b"text %d" % number
+        durably = rng.random() < 0.5
+        before = bytes(memory)
+        image.save_faults(text, durably=durably)
+        # A reader beside it: load_faults() of the image itself is for its beginning.
+        assert Image.load(MemoryBacking(bytearray(memory)), len(memory), BOOT, readonly=True).load_faults() == text
+        if durably:
+            durable = text
+        else:
+            # None of the sectors that were written is whole.
+            torn = bytearray(memory)
+            for offset in range(0, len(memory), 512):
+                if memory[offset : offset + 512] != before[offset : offset + 512]:
+                    torn[offset : offset + 512] = rng.randbytes(512)
+            assert Image.load(MemoryBacking(torn), len(torn), BOOT, readonly=True).load_faults() == durable
+        if rng.random() < 0.5:
+            image.close()
+            image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+            assert image.load_faults() == text
+            durable = text  # closing syncs everything
+    image.close()
 
 
 class Full(CrashBacking):
@@ -346,6 +407,96 @@ def test_only_a_zone_that_had_data_is_settled_before_it_is_written() -> None:
     assert world.port.is_unsettled(1)
     assert [kind for kind, _ in events_of(world, "w1:1")][:2] == [sync, write]
     assert not world.port.is_unsettled(1)
+
+
+def test_a_zone_that_is_reset_during_a_checkpoint_is_settled_by_the_next() -> None:
+    """Its space is not given back by the checkpoint under way, which covers its data, and it is not forgotten."""
+    world = World(MemoryBacking(fresh_memory()))
+    world.run("w1:2 w2:2 f r1")
+
+    def reset_another(_zone_numbers: object) -> None:
+        world.image.erase_listener = None
+        world.run("r2")
+
+    world.image.erase_listener = reset_another
+    world.run("f")
+    assert not world.image.is_unsettled(1)
+    assert world.image.is_unsettled(2)
+    world.run("f")
+    assert not world.image.is_unsettled(2)
+    assert not any(world.snapshot()[2][1])
+    world.run("w2:1 f")
+
+
+@pytest.mark.parametrize("zone_no", [1, 3, 5])
+def test_a_reset_that_was_not_flushed_gives_its_space_back_at_the_next_open(zone_no: int) -> None:
+    """Neighbours keep what they have, and the end of the last zone is the end of the search.
+
+    Zones of whole blocks, as space is given back in those.
+    """
+    geometry = Geometry(size=6 * 16, zone_size=16, zone_capacity=16)
+    memory = fresh_memory(geometry)
+    world = World(MemoryBacking(memory))
+    world.run(" ".join(f"w{number}:16" for number in range(6)))
+    before = world.snapshot()
+    world.run(f"f r{zone_no}")
+    again = World(MemoryBacking(memory))
+    assert again.image.recovery
+    start = zone_no * 16 * 512
+    assert memory[start : start + 16 * 512] == bytes(16 * 512)
+    found = again.snapshot()
+    assert found[:zone_no] + found[zone_no + 1 :] == before[:zone_no] + before[zone_no + 1 :]
+    assert found[zone_no] == (Condition.EMPTY, b"")
+
+
+def test_a_clean_image_whose_journal_ends_early_says_where() -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run("w1:1 f w1:1 f w1:1 f Q")
+    sections = [HEADER.section(SectionKind.JOURNAL, copy) for copy in (0, 1)]
+    for section in sections:
+        offset = section.offset + 2 * 512
+        memory[offset : offset + 512] = bytes(512)
+    with pytest.raises(CorruptImageError) as raised:
+        World(MemoryBacking(memory))
+    assert raised.value.offset == sections[0].offset + 2 * 512
+    assert raised.value.found.startswith("record 2 of epoch 1")
+    assert raised.value.expected.startswith("record 3 of epoch 1")
+
+
+def test_where_both_headers_are_damaged_the_last_one_is_named() -> None:
+    memory = fresh_memory()
+    for copy in (0, 1):
+        memory[HEADER.section(SectionKind.HEADER, copy).offset + 100] ^= 1
+    with pytest.raises(CorruptImageError) as raised:
+        read_header(MemoryBacking(memory), len(memory))
+    assert len(memory) - layout.BLOCK_BYTES <= raised.value.offset < len(memory)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_headers_are_looked_for_at_all_blocks_from_the_end(seed: int) -> None:
+    """Compared with going through all blocks one by one, in a file with holes and of any length."""
+    rng = random.Random(seed)
+    block_bytes = layout.BLOCK_BYTES
+    memory = bytearray((3 << 20) + rng.choice([0, 1, 512, block_bytes, block_bytes + 7]))
+    for _ in range(60):
+        at = rng.randrange(len(memory) // block_bytes + 1) * block_bytes
+        run = rng.choice([1, 1, 3, 300]) * block_bytes
+        piece = memory[at : at + run]
+        memory[at : at + run] = b"\x55" * len(piece)
+    last = len(memory) // block_bytes * block_bytes
+    places = [0, last, (1 << 20) - block_bytes, 1 << 20, (2 << 20) - block_bytes]
+    places += [rng.randrange(len(memory) // block_bytes) * block_bytes for _ in range(20)]
+    for at in places:
+        memory[at : at + 8] = layout.HEADER_MAGIC[: len(memory) - at]
+        wrong = at + 8 * rng.randrange(1, 500)
+        memory[wrong : wrong + 8] = layout.HEADER_MAGIC[: max(len(memory) - wrong, 0)]
+    expected = [
+        (at, bytes(memory[at : at + block_bytes]))
+        for at in range(last, -1, -block_bytes)
+        if memory.startswith(layout.HEADER_MAGIC, at)
+    ]
+    assert len(expected) > 10
+    assert list(header_blocks(MemoryBacking(memory), len(memory))) == expected
 
 
 def test_the_journal_is_folded_once_in_many_flushes() -> None:
