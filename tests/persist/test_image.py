@@ -39,7 +39,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
-from zonefs_emu.persist.image import Image, header_blocks, holder, read_header
+from zonefs_emu.persist.image import PORTION_ZONES, Image, header_blocks, holder, read_header
 from zonefs_emu.persist.layout import Mode, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 
@@ -447,6 +447,64 @@ def test_a_reset_that_was_not_flushed_gives_its_space_back_at_the_next_open(zone
     found = again.snapshot()
     assert found[:zone_no] + found[zone_no + 1 :] == before[:zone_no] + before[zone_no + 1 :]
     assert found[zone_no] == (Condition.EMPTY, b"")
+
+
+def test_the_space_of_all_resets_that_were_not_flushed_is_given_back() -> None:
+    """Of zones that lie apart, of neighbours, and of one whose data has a hole; and of no other."""
+    geometry = Geometry(size=9 * 32, zone_size=32, zone_capacity=32)
+    memory = fresh_memory(geometry)
+    world = World(MemoryBacking(memory))
+    world.run("w1:32 w3:32 w5:32 w6:32 w7:32")
+    assert world.port.write(8 * 32, 32, [b"1" * 4096 + bytes(8192) + b"2" * 4096]) is Status.OK
+    kept = bytes(memory[6 * 16384 : 7 * 16384])
+    world.run("f r1 r3 r5 r7 r8")
+    again = World(MemoryBacking(memory))
+    assert again.image.recovery
+    assert memory[: 6 * 16384] == bytes(6 * 16384)
+    assert memory[6 * 16384 : 7 * 16384] == kept
+    assert memory[7 * 16384 : 9 * 16384] == bytes(2 * 16384)
+
+
+@pytest.mark.parametrize("nr_zones", [PORTION_ZONES, PORTION_ZONES + 1, 3 * PORTION_ZONES + 1])
+def test_a_checkpoint_of_as_many_zones_as_a_portion_and_more(nr_zones: int) -> None:
+    """All of them are durable, and all that lost their data are settled, in whichever portion they lie."""
+    geometry = Geometry(size=2 * nr_zones, zone_size=2, zone_capacity=2)
+    memory = fresh_memory(geometry)
+    world = World(MemoryBacking(memory))
+    for zone_no in range(nr_zones):
+        assert world.port.write(2 * zone_no, 1, [b"%-512d" % zone_no]) is Status.OK
+    chosen = sorted({0, 1, PORTION_ZONES - 1, nr_zones // 2, nr_zones - 1})
+    for flushed in (lambda: None, lambda: world.run("f")):
+        flushed()
+        for zone_no in chosen:
+            world.run(f"r{zone_no}" if world.image.wps[zone_no] else f"w{zone_no}:1")
+    world.run("f")
+    assert World(MemoryBacking(bytearray(memory)), NEXT_BOOT).snapshot() == power_cycled(world.snapshot())
+    assert not any(world.image.old_extents)
+    world.run("R f")
+    assert not any(world.image.old_extents)
+    assert memory[: geometry.size * 512] == bytes(geometry.size * 512)
+    assert World(MemoryBacking(bytearray(memory)), NEXT_BOOT).snapshot() == world.snapshot()
+
+
+def test_zones_of_several_runs_are_settled_each_by_the_checkpoint_after_its_reset() -> None:
+    last = 2 * PORTION_ZONES + 7
+    geometry = Geometry(size=2 * (last + 1), zone_size=2, zone_capacity=2)
+    world = World(MemoryBacking(fresh_memory(geometry)))
+    zones = (3, PORTION_ZONES + 5, last)
+    world.run(" ".join(f"w{zone_no}:2" for zone_no in zones) + " f")
+    meanwhile = list(zones)
+
+    def reset_next(_zone_numbers: object) -> None:
+        if meanwhile:
+            world.run(f"r{meanwhile.pop()}")
+
+    world.image.erase_listener = reset_next
+    for nr_settled in range(4):
+        world.run("f")
+        waiting = zones[: len(zones) - nr_settled][-1:]
+        assert [zone_no for zone_no in zones if world.image.is_unsettled(zone_no)] == list(waiting)
+    world.run(" ".join(f"w{zone_no}:1" for zone_no in zones))
 
 
 def test_a_clean_image_whose_journal_ends_early_says_where() -> None:
