@@ -51,6 +51,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "guest/test_nested.py": "attached devices and a virtual machine that uses them",
         "guest/test_failures.py": "injected failures and a real kernel",
         "persist/test_corruption.py": "every byte and every length of an image's metadata",
+        "device/test_take_back.py": "exceptions in every function that changes zones, device and machine alike",
         "persist/test_kill.py": "a real process, really killed",
         "persist/test_golden.py": "images that earlier versions wrote",
         "persist/test_crashes.py": "the image's promises, at every point where a process or a host can die",

@@ -288,7 +288,7 @@ def test_zones_that_a_hold_is_done_with_are_free_at_once() -> None:
     with lock:
         holds.advance(hold, 3)
     assert background.join()["early"] == 3
-    assert holds.held == [[3, 8]]
+    assert list(holds.held.values()) == [[3, 8]]
 
 
 def test_a_change_is_waited_for_and_not_asked_for_again_and_again() -> None:

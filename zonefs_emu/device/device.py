@@ -111,7 +111,7 @@ class ZonedDevice:
         self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
         self.lock = image.lock
         self.holds = Holds(image.lock)
-        self.machine.writing = self.holds.writing
+        self.machine.writing = self.holds.writing.values()
         image.before_closing = partial(self.holds.wait, 0, image.geometry.nr_zones)
         self.counters = Counters(image.backing, image.header, readonly=image.readonly)
         self.refusals = RefusalLog(image.refusals)
@@ -347,7 +347,7 @@ class ZonedDevice:
     def _each_under_lock(self, portions: Iterator[int]) -> Iterator[int]:
         """Go through *portions*: each, and what the caller does after it, with the lock held; let others in between."""
         while True:
-            with self.lock:
+            with self.lock, self.changing():
                 at = next(portions, None)
                 if at is None:
                     return
@@ -389,7 +389,7 @@ class ZonedDevice:
             ]
             # If the process is killed while they are published, no more zones are open or active than may be.
             changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(conds[zone_no])])
-            with self.lock:
+            with self.lock, self.changing():
                 machine.take_over(loaded)
             for _ in self._each_under_lock(self._publishing(changed)):
                 pass
@@ -451,6 +451,30 @@ class ZonedDevice:
             finally:
                 for port in self._ports:
                     port.let_go()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the machine and publish that in the context, with the lock held; see :meth:`take_back`."""
+        try:
+            yield
+        except CommandError:
+            raise  # a refused command has changed nothing
+        except Exception:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Bring the machine back to what the image has: after an exception in mid-change, with the lock held.
+
+        The machine may be half changed: a zone open that no limit counts, a write pointer that a kill would lose. Every
+        later command of any front-end would meet that. What the image has is what a kill at this instant leaves, and
+        that is a legal state between any two lines (docs/concurrency.md). With a million zones it takes a fraction of a
+        second, for which a bug holds up other commands.
+        """
+        machine = self.machine
+        machine.take_over(machine.loaded(*self.image.published()))
+        machine.touched.clear()
+        machine.implicitly_closed.clear()
 
     def publish_touched(self) -> None:
         """Copy the machine's changes to the image; with the lock held."""
@@ -616,7 +640,11 @@ class Port:
             if status := self._settle(Operation.WRITE, sector, nr_sectors):
                 return status
         if hold is not None:
-            status = self._write_long(Operation.WRITE, hold, sector, nr_sectors, buffers)
+            try:
+                status = self._write_long(Operation.WRITE, hold, sector, nr_sectors, buffers)
+            finally:
+                with self._lock:
+                    self._holds.give_back(hold)
         if not status:
             if self._image.is_lost:
                 return self._lost(Operation.WRITE, sector, nr_sectors, zone_no)
@@ -664,7 +692,11 @@ class Port:
             if status := self._settle(Operation.APPEND, sector, nr_sectors):
                 return status, sector
         if hold is not None:
-            status = self._write_long(Operation.APPEND, hold, landing, nr_sectors, buffers)
+            try:
+                status = self._write_long(Operation.APPEND, hold, landing, nr_sectors, buffers)
+            finally:
+                with self._lock:
+                    self._holds.give_back(hold)
         if not status:
             if self._image.is_lost:
                 return self._lost(Operation.APPEND, landing, nr_sectors, zone_no), sector
@@ -695,49 +727,49 @@ class Port:
 
     def _commit(self, zone_no: int, nr_sectors: int) -> None:
         """Advance wp over what was written; with the lock held."""
-        self._commit_write(zone_no, nr_sectors)
-        if self._touched:  # zone_no is among them
-            self._publish_and_notify()
-        else:
-            self._publish(zone_no)
-            if self.listeners:
-                self._tell(self.listeners, zone_no, 1)
+        try:  # device.changing(), which a write cannot afford
+            self._commit_write(zone_no, nr_sectors)
+            if self._touched:  # zone_no is among them
+                self._publish_and_notify()
+            else:
+                self._publish(zone_no)
+                if self.listeners:
+                    self._tell(self.listeners, zone_no, 1)
+        except Exception:
+            self.device.take_back()
+            raise
 
     def _begin_long(self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int) -> Hold:
         """Take a hold for a write that the machine has agreed to, and open its zone; with the lock held.
 
         Open already, as the commit must not need a resource that is then gone. A write that fails leaves it open.
         """
-        hold = self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
         witness = self.witnessing.current.witness if self.witnessing else None
         if witness:
             witness.intend(operation, sector, nr_sectors, 0)
-        self._machine.open_to_write(zone_no)
-        self._publish_and_notify()
-        return hold
+        with self.device.changing():
+            self._machine.open_to_write(zone_no)
+            self._publish_and_notify()
+        return self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
 
     def _write_long(
         self, operation: Operation, hold: Hold, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
     ) -> Status:
-        """Move the bytes without the lock, under *hold*, which is given back; then wp."""
-        status = Status.IO_ERROR  # should anything be raised that is not the host's failure
+        """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
+        witness = self.witnessing.current.witness if self.witnessing else None
         try:
             self._write_rest(sector, nr_sectors, buffers, 0)
-            status = _OK
         except OSError as error:
             status = self._failed(operation, error, sector, nr_sectors)
-        finally:
             with self._lock:
-                witness = self.witnessing.current.witness if self.witnessing else None
-                self._holds.give_back(hold)
-                if status:
-                    if witness:
-                        witness.withdraw()
-                else:
-                    self._commit(hold[0], nr_sectors)
-                    if witness:
-                        witness.landed()
-        return status
+                if witness:
+                    witness.withdraw()
+            return status
+        with self._lock:
+            self._commit(hold[0], nr_sectors)
+            if witness:
+                witness.landed()
+        return _OK
 
     def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
         """Write what is left after *done* bytes: it is long, or of many buffers, or the host is almost full."""
@@ -830,9 +862,10 @@ class Port:
                         witness.withdraw()
                     return self._refused(operation, error, sector, 0)
                 if nr_zones <= PORTION_ZONES:
-                    for _ in portions:
-                        pass
-                    self._publish_and_notify()
+                    with self.device.changing():
+                        for _ in portions:
+                            pass
+                        self._publish_and_notify()
                     if witness:
                         witness.landed()
                 else:
@@ -841,8 +874,12 @@ class Port:
         if hold is None:
             self.device.counters.count_all(range(first, end), _MANAGEMENT_COUNTER[operation])
         else:
-            for done, at, _ in self._in_portions(portions, hold, end, shrinking=not whole):
-                self.device.counters.count_all(range(max(done, first), at), _MANAGEMENT_COUNTER[operation])
+            try:
+                for done, at, _ in self._in_portions(portions, hold, end, shrinking=not whole):
+                    self.device.counters.count_all(range(max(done, first), at), _MANAGEMENT_COUNTER[operation])
+            finally:
+                with self._lock:
+                    self._holds.give_back(hold)
         return self._lost(operation, sector, 0, first) if self._image.is_lost else Status.OK
 
     def _needs_all(self, operation: Operation) -> bool:
@@ -853,33 +890,30 @@ class Port:
     def _in_portions(
         self, portions: Iterator[int], hold: Hold, end: int, *, shrinking: bool
     ) -> Iterator[tuple[int, int, Sequence[int]]]:
-        """Go through the *portions* of a command on zones up to *end*, under *hold*, which is given back.
+        """Go through the *portions* of a command on zones up to *end*, under *hold*, which the caller gives back.
 
         Yields (first, end of a portion, the zones of it that were asked for and have changed), without the lock. With
         *shrinking*, the zones of a portion are given back with it.
         """
         at = hold[0]
         is_first = True
-        try:
-            while at < end:
-                if not is_first:
-                    self._image.let_others_in()
-                is_first = False
-                done = at
-                with self._lock:
+        while at < end:
+            if not is_first:
+                self._image.let_others_in()
+            is_first = False
+            done = at
+            with self._lock:
+                with self.device.changing():
                     at = next(portions)
                     # What the machine closed to make room comes first among the touched zones.
                     asked = self._touched[len(self._machine.implicitly_closed) :]
                     self._publish_and_notify()
-                    if at >= end:
-                        if self.witnessing and (witness := self.witnessing.current.witness):
-                            witness.landed()
-                    elif shrinking:
-                        self._holds.advance(hold, at)
-                yield done, at, asked
-        finally:
-            with self._lock:
-                self._holds.give_back(hold)
+                if at >= end:
+                    if self.witnessing and (witness := self.witnessing.current.witness):
+                        witness.landed()
+                elif shrinking:
+                    self._holds.advance(hold, at)
+            yield done, at, asked
 
     def manage_all(self, operation: Operation) -> Status:
         """Open, close, finish or reset all zones whose condition the ALL form acts on.
@@ -904,8 +938,12 @@ class Port:
                     witness.withdraw()
                 return self._refused(operation, error, 0, 0)
             hold = self._holds.take(0, nr_zones)
-        for _, _, asked in self._in_portions(portions, hold, nr_zones, shrinking=not self._needs_all(operation)):
-            self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
+        try:
+            for _, _, asked in self._in_portions(portions, hold, nr_zones, shrinking=not self._needs_all(operation)):
+                self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
+        finally:
+            with self._lock:
+                self._holds.give_back(hold)
         return self._lost(operation, 0, 0) if self._image.is_lost else Status.OK
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
@@ -915,10 +953,11 @@ class Port:
             sector = zone_no * self.geometry.zone_size
             try:
                 self._require_writable(sector)
-                self._machine.set_cond(zone_no, cond)
+                with self.device.changing():
+                    self._machine.set_cond(zone_no, cond)
+                    self._publish_and_notify()
             except CommandError as error:
                 return self._refused(Operation.SET_COND, error, sector, 0)
-            self._publish_and_notify()
         return self._lost(Operation.SET_COND, sector, 0, zone_no) if self._image.is_lost else Status.OK
 
     def power_cycle(self) -> None:

@@ -22,15 +22,15 @@ class Holds:
     def __init__(self, lock: threading.Lock) -> None:
         """*lock* is the device's."""
         self._changed = threading.Condition(lock)
-        #: All holds, of which no two overlap. Empty but while something long is under way: that is all that the write
-        #: path looks at.
-        self.held: list[Hold] = []
+        #: All holds, by identity, of which no two overlap. Empty but while something long is under way: the write path
+        #: looks at no more than that.
+        self.held: dict[int, Hold] = {}
         #: Those of long writes. The machine leaves their zones open.
-        self.writing: list[Hold] = []
+        self.writing: dict[int, Hold] = {}
 
     def wait(self, first: int, end: int) -> None:
         """Wait until no command holds a zone from *first* to before *end*."""
-        while any(start < end and first < stop for start, stop in self.held):
+        while any(start < end and first < stop for start, stop in self.held.values()):
             self._changed.wait()
 
     def wait_for_change(self) -> None:
@@ -40,9 +40,9 @@ class Holds:
     def take(self, first: int, end: int, *, writing: bool = False) -> Hold:
         """Hold the zones from *first* to before *end*, which the caller has waited for."""
         hold = [first, end]
-        self.held.append(hold)
+        self.held[id(hold)] = hold
         if writing:
-            self.writing.append(hold)
+            self.writing[id(hold)] = hold
         return hold
 
     def advance(self, hold: Hold, first: int) -> None:
@@ -51,8 +51,10 @@ class Holds:
         self._changed.notify_all()
 
     def give_back(self, hold: Hold) -> None:
-        """Give all zones of *hold* back."""
-        for holds in (self.held, self.writing):
-            # By identity: equal holds may be in the list, once they are empty.
-            holds[:] = [other for other in holds if other is not hold]
+        """Give all zones of *hold* back; a second time does nothing.
+
+        Called after every error, so it must not meet one itself: no function of ours is called here.
+        """
+        self.held.pop(id(hold), None)
+        self.writing.pop(id(hold), None)
         self._changed.notify_all()

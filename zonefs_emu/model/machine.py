@@ -21,7 +21,7 @@ Invariants:
 
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -113,7 +113,7 @@ class ZoneMachine:
         self.touched: list[int] = []
         self.implicitly_closed: list[int] = []
         #: Ranges [first, end) of zones to which the caller is writing after :meth:`open_to_write`: these stay open.
-        self.writing: Sequence[Sequence[int]] = ()
+        self.writing: Collection[Sequence[int]] = ()
         self._size = geometry.size
         self._zone_size = geometry.zone_size
         self._capacity = geometry.zone_capacity

@@ -441,6 +441,16 @@ class Image:
         if len(self._dirty) > _CHANGED_ZONES_MAX:
             self._dirty = EveryZone()
 
+    def published(self) -> "tuple[bytearray, array[int]]":
+        """Return conditions and write pointers of all zones as they would be after a kill now; with the lock held.
+
+        The next checkpoint has all zones in it: which of them an interrupted command has published is not known.
+        """
+        section = self.header.section(SectionKind.LIVE)
+        conds, wps = unpack_words(decode_live(bytes(self._live), offset=section.offset))
+        self._dirty = EveryZone()
+        return conds, wps
+
     def is_unsettled(self, zone_no: int) -> bool:
         """Say whether *zone_no* may not be written before :meth:`settle`: at wp lie bytes of before wp moved back."""
         return self.wps[zone_no] < self.old_extents[zone_no]
