@@ -485,29 +485,36 @@ class Image:
             self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
         # What is noted from now on is the next checkpoint's to settle.
         moved_back = self._moved_back()
-        with self.lock:
-            dirty, self._dirty = self._dirty, set()
-            room = self.header.section(SectionKind.JOURNAL).length - self._journal_at
-            fits = record_bytes(len(dirty)) <= room
-            captured_wps: Mapping[int, int] | Sequence[int]
-            if fits and max(len(dirty), len(moved_back)) <= PORTION_ZONES:
-                entries = [(zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in sorted(dirty)]
-                captured_wps = {zone_no: self.wps[zone_no] for zone_no in moved_back}
-            else:
-                entries = []
-                self._captured_conds[:] = self.conds
-                self._captured_wps[:] = captured_wps = self.wps
-            if self.checkpoint_listener is not None:
-                self.checkpoint_listener(Stage.BEGUN)
+        dirty: set[int] = set()
+        is_durable = False
         try:
+            with self.lock:
+                dirty, self._dirty = self._dirty, set()
+                room = self.header.section(SectionKind.JOURNAL).length - self._journal_at
+                fits = record_bytes(len(dirty)) <= room
+                captured_wps: Mapping[int, int] | Sequence[int]
+                if fits and max(len(dirty), len(moved_back)) <= PORTION_ZONES:
+                    entries = [
+                        (zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in sorted(dirty)
+                    ]
+                    captured_wps = {zone_no: self.wps[zone_no] for zone_no in moved_back}
+                else:
+                    entries = []
+                    self._captured_conds[:] = self.conds
+                    self._captured_wps[:] = captured_wps = self.wps
+                if self.checkpoint_listener is not None:
+                    self.checkpoint_listener(Stage.BEGUN)
             self._sync()
             self._write_checkpoint(dirty, entries, fits=fits)
+            is_durable = True
         except OSError as error:
             # What was written may be found after a power cut, in part. It is true: the data was synced before.
-            with self.lock:
-                dirty.update(self._dirty)
-                self._dirty = EveryZone() if len(self._dirty) > _CHANGED_ZONES_MAX else dirty
             raise self._refuse_or_fail(error, "the image could not be synced", distrust=True) from None
+        finally:
+            if not is_durable:  # whatever was raised: the next checkpoint covers what this one should have
+                with self.lock:
+                    dirty.update(self._dirty)
+                    self._dirty = EveryZone() if len(self._dirty) > _CHANGED_ZONES_MAX else dirty
         if self.checkpoint_listener is not None:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
