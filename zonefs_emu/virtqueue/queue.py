@@ -436,10 +436,12 @@ class Queue:
 
     def _take_back(self, job_no: int, outcome: int | Exception) -> None:
         """Give back the request that was the worker's; never raises."""
-        if job_no != self._nr_jobs or not self.busy:
-            return  # it was abandoned
-        self.busy = False
-        if self.ring is None or self.broken:
+        was_abandoned = job_no != self._nr_jobs or not self.busy
+        if not was_abandoned:
+            self.busy = False
+        if was_abandoned or self.ring is None or self.broken:
+            if isinstance(outcome, Exception) and not isinstance(outcome, PeerError):
+                self._service.contain(f"a request of queue {self.index} that is answered no more", outcome)
             return
         try:  # the boundary of a ring; what the request met is contained as in _run_batch
             chain = self._backlog[0]
@@ -450,6 +452,8 @@ class Queue:
             self._give_back((chain,), (outcome,))
             self._backlog = self._backlog[1:]
         except Exception as error:
+            if isinstance(outcome, Exception) and outcome is not error:
+                error.__context__ = outcome  # its traceback is told with this one
             self._break(error)
 
     def abandon(self) -> None:

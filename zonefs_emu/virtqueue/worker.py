@@ -100,6 +100,8 @@ class Worker(Generic[T]):
             try:  # the boundary of an answer: where it cannot be delivered, what was raised is
                 then(result)
             except Exception as error:
+                if isinstance(result, Exception):
+                    error.__context__ = result  # its traceback is told with this one
                 then(error)
         return found
 
@@ -135,6 +137,7 @@ class Worker(Generic[T]):
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
         if self._thread.is_alive():
             log.warning("a request that waits for the host's disk is left behind")
+        self.collect()  # no queue takes a result any more, but what was raised is to be told
         with self._changed:
             self._is_closed = True
             self._late.clear()
