@@ -20,7 +20,7 @@ from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.server import QueueServer
 
-#: So many failed turns of the loop in a row are no matter of one connection.
+#: So many failed turns of the loop in a row without a connection, and the loop cannot be expected to succeed again.
 _FAILED_TURNS_MAX: Final = 10
 
 
@@ -49,7 +49,7 @@ class Backend:
         self._session: Session | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
-        #: Turns of the loop that failed one after the other.
+        #: Turns of the loop that failed one after the other, without a connection that could be given up.
         self._nr_failed_turns = 0
 
     def stop(self) -> None:
@@ -97,14 +97,18 @@ class Backend:
                 self._log.warning("%s: the connection ends: %s by the front-end", self._model.name, LOST)
                 self._disconnect()
         except Exception as error:
-            self._nr_failed_turns += 1
-            if self._nr_failed_turns >= _FAILED_TURNS_MAX:
-                raise  # it is no connection that makes the loop fail: this front-end ends, and is reported
+            if self._session is None:
+                self._nr_failed_turns += 1
+                if self._nr_failed_turns >= _FAILED_TURNS_MAX:
+                    raise  # this front-end ends, and is reported: to fail for ever would take a processor
             server.service.contain("the connection", error)
-            try:
-                self._disconnect()
-            except Exception as another:
-                server.service.contain("the end of the connection", another)
+            for _ in range(2):  # what fails once may leave the peer waiting for an answer
+                try:
+                    self._disconnect()
+                except Exception as another:
+                    server.service.contain("the end of the connection", another)
+                else:
+                    break
         else:
             self._nr_failed_turns = 0
 
@@ -126,12 +130,13 @@ class Backend:
         except OSError as error:
             self._log.info("a front-end went away before it was accepted: %s", error)
             return
-        try:
+        try:  # the boundary of a connection that begins
             self._connect(connected)
-        except BaseException:
-            if self._connection is None:  # else it is given up as a whole
-                connected.close()
-            raise
+        except Exception as error:
+            if self._connection is not None:
+                raise  # it is given up as a whole
+            connected.close()
+            self._server.service.contain("the connection", error)
 
     def _connect(self, connected: socket.socket) -> None:
         """Serve a front-end. Others wait in the socket's queue until it is gone."""
