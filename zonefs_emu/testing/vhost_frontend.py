@@ -399,14 +399,18 @@ class FrontendQueue:
 
         Raises:
             TimeoutError: none comes.
-            PeerError: the back-end has gone.
+            PeerError: the back-end has gone, or has given the ring up (:attr:`is_broken` says so once more).
         """
         poll = select.poll()
         poll.register(self.call_fd, select.POLLIN)
+        poll.register(self.err_fd, select.POLLIN)
         poll.register(self.frontend.fileno(), 0)
         ready = dict(poll.poll(timeout * 1000)) if timeout > 0 else {}
         if self.call_fd in ready:
             os.eventfd_read(self.call_fd)
+        elif self.err_fd in ready:
+            msg = f"queue {self.index}: the back-end has given the ring up"
+            raise PeerError(msg)
         elif ready:
             msg = f"queue {self.index}: the back-end closed the connection"
             raise PeerError(msg)
@@ -517,9 +521,9 @@ class Frontend:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 sock.connect(str(self._path))
-            except (FileNotFoundError, ConnectionRefusedError):
+            except OSError as error:
                 sock.close()
-                if time.monotonic() > deadline:
+                if not isinstance(error, FileNotFoundError | ConnectionRefusedError) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
             else:
@@ -615,8 +619,8 @@ class Frontend:
         ours, theirs = socket.socketpair()
         self._close_backend_requests()
         self.backend_requests = ours
-        self.tell(Request.SET_BACKEND_REQ_FD, Nothing(), fds=(theirs.fileno(),))
-        theirs.close()
+        with theirs:
+            self.tell(Request.SET_BACKEND_REQ_FD, Nothing(), fds=(theirs.fileno(),))
         self.send(Request.SET_OWNER, Nothing())
         self.ask_number(Request.GET_FEATURES)
         for queue in self.queues:
