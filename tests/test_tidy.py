@@ -77,6 +77,7 @@ CLOCKS_IN_TESTS: Final[Mapping[str, str]] = MappingProxyType(
         "guest/test_migration.py move": "a deadline for a migration, with its last state",
         "guest/test_restart.py wait_while_records_come": "a deadline for progress, with how far the guest came",
         "served.py wait_until_ready": "a deadline for a daemon's start, with its log",
+        "soak/test_planting.py run_until_nothing_new": "a deadline, so that a load that hangs fails the test",
         "soak/test_crowd.py test_everybody_gets_something_done_through_kills_and_stops": "a deadline for first results",
     }
 )

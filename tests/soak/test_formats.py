@@ -25,7 +25,7 @@ def test_every_format_has_its_turn(tmp_path: Path) -> None:
 def test_a_reader_that_raises_anything_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Formats(tmp_path, seed=3)
 
-    def decode(data: bytes) -> FaultTable:
+    def decode(data: bytes, version: int = 0) -> FaultTable:
         raise KeyError(data)
 
     monkeypatch.setattr(FaultTable, "decode", decode)

@@ -1,8 +1,9 @@
 """Everything at once for a long time: ``make soak``, or ``python -m tools.soak --seconds 60``.
 
-Four parts share the time: all front-ends under load with faults on, where memory must stay flat; the same with the
-daemon killed again and again, where nothing acknowledged may be lost; damaged files of every format; and the zone
-machine against its reference, with the hypothesis profile ``soak``. Ends with 0 if nothing was found, with 1 otherwise.
+Five parts share the time: all front-ends under load with faults on, where memory must stay flat; the same with the
+daemon killed again and again, where nothing acknowledged may be lost; the same with unforeseen exceptions, each of
+which may cost one request; damaged files of every format; and the zone machine against its reference, with the
+hypothesis profile ``soak``. Ends with 0 if nothing was found, with 1 otherwise.
 """
 
 import argparse
@@ -27,6 +28,8 @@ _PROGRESS_SECONDS: Final = 10
 _GROWTH_KIB_MAX: Final = 8 << 10
 _EXAMPLES_A_ROUND: Final = 20
 _READING_SECONDS_MAX: Final = 60
+#: How many of the calls below a boundary raise, where exceptions are planted.
+_PLANTING: Final = "0.0003"
 
 
 class Progress:
@@ -86,6 +89,20 @@ def kills(crowd: Crowd, seconds: float, rng: random.Random) -> str:
     return f"{rounds} rounds, everything acknowledged is there"
 
 
+def unforeseen(crowd: Crowd, seconds: float) -> str:
+    """Run the crowd without a break on a daemon in which any call may raise."""
+    progress = Progress("exceptions", seconds)
+    crowd.begin(faulty=False)
+    while progress.elapsed < 1:
+        time.sleep(0.5)
+        crowd.check_alive()
+        doing = ", ".join(f"{load.name} {load.nr_done}" for load in crowd.loads)
+        progress.say(f"{doing}; {crowd.daemon.nr_planted} exceptions")
+    crowd.end()
+    felt = sum(crowd.refused.values()) + sum(crowd.lost.values())
+    return f"{crowd.daemon.nr_planted} exceptions, {felt} requests felt them, everything answered is there"
+
+
 def formats(files: Formats, seconds: float) -> str:
     """Read damaged files."""
     progress = Progress("formats", seconds)
@@ -131,10 +148,14 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="zonefs-soak-"))
     print(f"soak: {options.seconds:.0f} s, seed {seed}, in {directory}", flush=True)
     crowd = Crowd(directory, seed)
+    planted = directory / "planted"
+    planted.mkdir()
+    victims = Crowd(planted, seed, _PLANTING)
     files = Formats(directory, seed)
     parts: list[tuple[str, Callable[[], str]]] = [
-        ("all front-ends", lambda: steady(crowd, options.seconds * 0.4)),
-        ("kill -9", lambda: kills(crowd, options.seconds * 0.3, rng)),
+        ("all front-ends", lambda: steady(crowd, options.seconds * 0.35)),
+        ("kill -9", lambda: kills(crowd, options.seconds * 0.25, rng)),
+        ("exceptions", lambda: unforeseen(victims, options.seconds * 0.1)),
         ("formats", lambda: formats(files, options.seconds * 0.1)),
         ("zone machine", lambda: stateful(options.seconds * 0.2, rng)),
     ]
@@ -148,8 +169,9 @@ def main() -> int:
             traceback.print_exc()
             summary.append(f"  {name:16} FAILED")
         finally:
-            if crowd.daemon.is_running:
-                crowd.daemon.kill()
+            for some in (crowd, victims):
+                if some.daemon.is_running:
+                    some.daemon.kill()
     print("\n".join(["soak:", *summary]))
     if failed:
         print(f"what it left is in {directory}; seed {seed}")

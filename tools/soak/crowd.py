@@ -10,23 +10,26 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 from uuid import uuid4
 
 from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
+from tools.soak.planting import PLANTED_VARIABLE
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.client import Target, call, open_target
 from zonefs_emu.daemon.framing import MAGIC, Json, unpack_zones
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.unforeseen import REPORT_VARIABLE
 from zonefs_emu.errors import PeerError, UsageError
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.scsi.commands import READ_CAPACITY_16, REPORT_SUPPORTED_OPERATION_CODES, Opcode
 from zonefs_emu.scsi.sense import SenseKey
 from zonefs_emu.testing import scsi_driver
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend, FrontendQueue
+from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend, FrontendQueue
 from zonefs_emu.virtio import blk
 
 ZONE: Final = 4096
@@ -46,6 +49,12 @@ NR_FAULTS: Final = 12
 _START_SECONDS: Final = 60
 _ANSWER_SECONDS: Final = 60
 _ENDING_SECONDS: Final = 10
+_HOSTILE_MEMORY_BYTES: Final = 16 << 20
+#: Exceptions are planted into what a client does after a loss as well, so it tries again: more often than functions
+#: lie on its way.
+_RECOVERIES_MAX: Final = 1000
+#: How often a load asks for something other than data.
+_LOOK_SHARE: Final = 0.05
 #: How often a disk is unplugged and plugged in again, which lets others have its socket.
 _UNPLUG_SHARE: Final = 0.002
 _GONE_ERRNOS: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV))
@@ -56,13 +65,27 @@ class GoneError(Exception):
     """The daemon is not there any more."""
 
 
-class Daemon:
-    """``zonefs-emu serve`` with every front-end that it has."""
+class LostConnectionError(Exception):
+    """An answer, a connection or a ring was lost to an exception that was planted; the daemon goes on."""
 
-    def __init__(self, directory: Path) -> None:
+
+class Daemon:
+    """``zonefs-emu serve`` with every front-end that it has.
+
+    *planting*: how exceptions are planted into it (:mod:`tools.soak.planting`: ``once``, or a probability), or None.
+    """
+
+    def __init__(self, directory: Path, planting: str | None = None) -> None:
+        self.planting = planting
+        #: A line for each exception that was planted.
+        self.planted = directory / "planted"
+        #: What the daemon contained, as ZONEFS_EMU_INTERNAL_ERRORS has it.
+        self.contained = directory / "contained"
         self.image = directory / "soak.img"
         self.mountpoint = directory / "mnt"
         self.blk, self.scsi = directory / "blk.sock", directory / "scsi.sock"
+        #: The same disks, for guests that mean harm.
+        self.hostile_blk, self.hostile_scsi = directory / "hostile-blk.sock", directory / "hostile-scsi.sock"
         self.log = directory / "daemon.log"
         self.mountpoint.mkdir()
         ZonedDevice.create(self.image, GEOMETRY, uuid=uuid4(), label="soak")
@@ -75,6 +98,11 @@ class Daemon:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def nr_planted(self) -> int:
+        """How many exceptions were planted so far."""
+        return self.planted.read_bytes().count(b"\n") if self.planted.exists() else 0
+
+    @property
     def resident_kib(self) -> int:
         """Resident memory now."""
         assert self._process is not None
@@ -83,17 +111,23 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
-        for path in (self.blk, self.scsi):
+        for path in (self.blk, self.scsi, self.hostile_blk, self.hostile_scsi):
             path.unlink(missing_ok=True)
+        program: Sequence[str] = _PROGRAM
+        environment = dict(os.environ)
+        if self.planting is not None:
+            program = (sys.executable, "-m", "tools.soak.planting", self.planting)
+            environment |= {PLANTED_VARIABLE: str(self.planted), REPORT_VARIABLE: str(self.contained)}
         with self.log.open("ab") as log:
             before = log.tell()
             self._process = subprocess.Popen(
                 [
-                    *_PROGRAM, "serve", str(self.image), "--vhost-user-blk", str(self.blk),
-                    "--vhost-user-scsi", str(self.scsi), "--mount", str(self.mountpoint),
+                    *program, "serve", str(self.image), "--vhost-user-blk", str(self.blk),
+                    "--vhost-user-scsi", str(self.scsi), "--vhost-user-blk", str(self.hostile_blk),
+                    "--vhost-user-scsi", str(self.hostile_scsi), "--mount", str(self.mountpoint),
                     "--mount-options", "errors=repair",
                 ],
-                stdout=subprocess.DEVNULL, stderr=log,
+                stdout=subprocess.DEVNULL, stderr=log, env=environment,
             )  # fmt: skip
         deadline = time.monotonic() + _START_SECONDS
         while b"is served" not in self.log.read_bytes()[before:]:
@@ -129,6 +163,8 @@ class Load(threading.Thread):
         self.failure: BaseException | None = None
         self.nr_done = 0
         self.nr_refused = 0
+        #: Answers, connections and rings that planted exceptions cost.
+        self.nr_lost = 0
 
     def run(self) -> None:
         """Take steps until told to stop, or until the daemon is gone."""
@@ -162,6 +198,51 @@ class DataLoad(Load):
         self.ledgers = ledgers
 
     def step(self) -> None:
+        """Do one thing; after a loss, connect again and learn what became of the request under way."""
+        try:
+            self.use_a_zone()
+        except LostConnectionError as loss:
+            self._recover(loss)
+
+    def _recover(self, loss: LostConnectionError) -> None:
+        for _ in range(_RECOVERIES_MAX):
+            self.nr_lost += 1
+            try:
+                self.connect_again()
+                with self.losing():
+                    for zone in self.ledgers:
+                        if zone.trying or zone.resetting:
+                            zone.settle(self.written_sectors(zone))
+            except LostConnectionError as another:
+                loss = another
+            else:
+                return
+        raise loss
+
+    def connect_again(self) -> None:
+        """Connect again after a loss."""
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Turn what the end of a connection raises into :meth:`lost`, where calls do not do so themselves."""
+        yield
+
+    def lost(self, error: Exception) -> NoReturn:
+        """Say what the loss of an answer, a connection or a ring means.
+
+        Raises:
+            GoneError: the daemon is gone, or going. LostConnectionError: exceptions are planted in it, and this is one.
+        """
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while self.target.is_running:
+            if self.target.planting is not None:
+                raise LostConnectionError from error
+            if time.monotonic() > deadline:
+                raise error
+            time.sleep(0.02)
+        raise GoneError from error
+
+    def use_a_zone(self) -> None:
         """Do one thing to one zone."""
         zone, dice = self.rng.choice(self.ledgers), self.rng.random()
         if zone.acknowledged + WRITE_BLOCKS_MAX >= ZONE_BLOCKS or (zone.acknowledged and dice < 0.02):
@@ -193,7 +274,8 @@ class DataLoad(Load):
         if done:
             zone.was_reset()
         else:
-            zone.resetting = False
+            # A fault refuses before anything is done. A planted exception may come afterwards.
+            zone.resetting = self.target.planting is not None
             zone.settle(self.written_sectors(zone))
         self._note(done=done)
 
@@ -234,13 +316,20 @@ class FileLoad(DataLoad):
             self._fds: dict[int, int] = {}
             for zone in self.ledgers:
                 path = self.target.mountpoint / "seq" / str(zone.zone_no - GEOMETRY.nr_conventional)
-                try:
-                    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
-                except OSError as error:
-                    raise GoneError from error
+                fd = self._open(path)
                 stack.callback(self._close, fd)
                 self._fds[zone.zone_no] = fd
             yield
+
+    def _open(self, path: Path) -> int:
+        for _ in range(_RECOVERIES_MAX):
+            try:
+                return os.open(path, os.O_RDWR | os.O_DIRECT)
+            except OSError as error:
+                if error.errno != errno.EIO or self.target.planting is None:
+                    raise GoneError from error
+                self.nr_lost += 1
+        raise GoneError
 
     @staticmethod
     def _close(fd: int) -> None:
@@ -289,36 +378,84 @@ class FileLoad(DataLoad):
         try:
             return os.fstat(self._fds[zone.zone_no]).st_size // 512
         except OSError as error:
-            raise GoneError from error
+            self.lost(error)
+
+    def use_a_zone(self) -> None:
+        """Look at something, or use a file."""
+        if self.rng.random() < _LOOK_SHARE:
+            self._look()
+        else:
+            super().use_a_zone()
+
+    def _look(self) -> None:
+        """Do what file managers and backup programs do: look, and try what a zonefs refuses."""
+        top = self.target.mountpoint
+        file = top / "seq" / str(self.rng.choice(self.ledgers).zone_no - GEOMETRY.nr_conventional)
+        looks: list[tuple[Callable[[], object], int]] = [
+            (lambda: list(self.rng.choice((top, top / "seq", top / "cnv")).iterdir()), 0),
+            (file.stat, 0),
+            (lambda: os.statvfs(top), 0),
+            (lambda: os.utime(file), 0),
+            (file.read_bytes, 0),
+            (lambda: os.getxattr(file, "user.x"), errno.ENOTSUP),
+            (lambda: file.rename(top / "cnv" / "0"), errno.EPERM),
+            (file.unlink, errno.EPERM),
+            ((top / "seq" / "new").touch, errno.ENOENT),
+            (lambda: os.truncate(file, 4096), errno.EPERM),
+        ]  # fmt: skip
+        look, refusal = self.rng.choice(looks)
+        try:
+            look()
+        except OSError as error:
+            if error.errno in _GONE_ERRNOS:
+                raise GoneError from error
+            if error.errno == refusal:
+                return
+            if error.errno != errno.EIO:
+                raise
+            self.nr_refused += 1
+        else:
+            assert not refusal, f"what {errno.errorcode[refusal]} refuses was done"
 
 
 class _Asking:
-    """The control socket, for loads."""
+    """The control socket, for loads. *lost* says what the loss of a connection means, and never returns.
 
-    def __init__(self, target: Target) -> None:
+    *strict*: only injected faults refuse anything.
+    """
+
+    def __init__(self, target: Target, lost: Callable[[Exception], NoReturn], *, strict: bool) -> None:
         self._target = target
+        self._lost = lost
+        self._strict = strict
 
     def ask(self, verb: str, payload: bytes = b"", **facts: Json) -> tuple[dict[str, Json], bytes] | None:
         """Ask for a verb with one reply; None if a fault refused it."""
         try:
             reply, data = call(self._target, {"verb": verb, **facts}, payload)
         except PeerError as error:
-            raise GoneError from error
+            self._lost(error)
         except UsageError as error:
-            if "injected" not in str(error):
+            if "switched off" in str(error) and not self._strict:
+                return {}, b""  # the answer where an exception has hit the counters
+            if "injected" not in str(error) and self._strict:
                 raise
             return None
         return dict(reply), data
 
 
+def _gone(error: Exception) -> NoReturn:
+    raise GoneError from error
+
+
 @contextmanager
-def _asking(daemon: Daemon) -> Iterator[_Asking]:
+def _asking(daemon: Daemon, lost: Callable[[Exception], NoReturn] = _gone) -> Iterator[_Asking]:
     try:
         held = open_target(daemon.image)
-    except PeerError as error:
-        raise GoneError from error
+    except (PeerError, UsageError) as error:
+        lost(error)
     with held as target:
-        yield _Asking(target)
+        yield _Asking(target, lost, strict=daemon.planting is None)
 
 
 class VerbLoad(DataLoad):
@@ -327,24 +464,48 @@ class VerbLoad(DataLoad):
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Connect to the control socket."""
-        with _asking(self.target) as self._daemon:
+        with ExitStack() as self._connection:
+            self.connect_again()
             yield
 
-    def step(self) -> None:
+    def connect_again(self) -> None:
+        """Connect to the control socket, in place of the connection that was lost."""
+        for _ in range(_RECOVERIES_MAX):
+            self._connection.close()
+            try:
+                self._daemon = self._connection.enter_context(_asking(self.target, self.lost))
+            except LostConnectionError:
+                self.nr_lost += 1
+            else:
+                return
+        raise GoneError
+
+    def use_a_zone(self) -> None:
         """Look at something, or use a zone."""
         dice = self.rng.random()
         if dice < 0.002:
             words = self.rng.choice((["report"], ["stats", "--json"], ["why", "-n", "3"], ["info"]))
             done = subprocess.run([*_PROGRAM, words[0], str(self.target.image), *words[1:]], check=False,
                                   capture_output=True, timeout=_ANSWER_SECONDS)  # fmt: skip
-            if done.returncode and self.target.is_running:
+            if done.returncode and self.target.planting is not None:
+                assert b"Traceback" not in done.stderr, done.stderr.decode()
+                self.nr_lost += 1
+            elif done.returncode and self.target.is_running:
                 message = f"{words[0]} ended with exit code {done.returncode}: {done.stderr.decode()}"
                 raise AssertionError(message)
-        elif dice < 0.02:
-            self._daemon.ask("why", count=20)
-            self._daemon.ask("stats", top=5)
+        elif dice < _LOOK_SHARE:
+            self._look()
         else:
-            super().step()
+            super().use_a_zone()
+
+    def _look(self) -> None:
+        zone_no = self.rng.choice(self.ledgers).zone_no
+        questions: list[tuple[str, dict[str, Json]]] = [
+            ("why", {"count": 20}), ("stats", {"top": 5}), ("stats", {"zone_no": zone_no}), ("info", {}),
+            ("faults", {}),
+        ]  # fmt: skip
+        verb, facts = self.rng.choice(questions)
+        self._note(done=self._daemon.ask(verb, b"", **facts) is not None)
 
     def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
         """Use the verb read."""
@@ -366,12 +527,16 @@ class VerbLoad(DataLoad):
 
     def written_sectors(self, zone: Ledger) -> int:
         """Report."""
-        with open_target(self.target.image) as target:
-            request: dict[str, Json] = {"verb": "report", "zone_no": zone.zone_no, "count": 1}
-            try:
+        request: dict[str, Json] = {"verb": "report", "zone_no": zone.zone_no, "count": 1}
+        try:
+            with open_target(self.target.image) as target:
                 zones = [zone for _, payload in target.stream(request) for zone in unpack_zones(payload)]
-            except PeerError as error:
-                raise GoneError from error
+        except PeerError as error:
+            self.lost(error)
+        except UsageError as error:
+            if self.target.planting is None:
+                raise
+            raise LostConnectionError from error
         return zones[0].wp - zones[0].start
 
 
@@ -384,47 +549,67 @@ class DiskLoad(DataLoad):
     def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger], path: Path) -> None:
         super().__init__(daemon, name, seed, ledgers)
         self._path = path
+        self._frontend: Frontend | None = None
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Connect, with a split or packed ring."""
-        with self._losing():
-            self._plug()
+        self.connect_again()
         try:
             yield
         finally:
-            self._frontend.close()
+            if self._frontend is not None:
+                self._frontend.close()
+
+    def connect_again(self) -> None:
+        """Plug the disk in again after a loss."""
+        for _ in range(_RECOVERIES_MAX):
+            if self._frontend is not None:
+                self._frontend.close()
+            try:
+                with self.losing():
+                    self._plug()
+            except LostConnectionError:
+                self.nr_lost += 1
+            else:
+                return
+        raise GoneError
 
     def _plug(self) -> None:
-        self._frontend = Frontend(self._path, packed=self.rng.random() < 0.5, nr_queues=self.queue_no + 1)
-        self._frontend.timeout_seconds = _ANSWER_SECONDS
+        frontend = Frontend(self._path, packed=self.rng.random() < 0.5, nr_queues=self.queue_no + 1)
+        frontend.timeout_seconds = _ANSWER_SECONDS
         try:
-            self._frontend.start()
+            frontend.start()
         except BaseException:
-            self._frontend.close()
+            frontend.close()
             raise
-        self.use(self._frontend.queues[self.queue_no])
+        self._frontend = frontend
+        self.use(frontend.queues[self.queue_no])
 
     @contextmanager
-    def _losing(self) -> Iterator[None]:
+    def losing(self) -> Iterator[None]:
         """Turn the end of the connection into the end of the load, if the daemon is gone; it may just be ending."""
         try:
             yield
         except (OSError, PeerError) as error:
-            deadline = time.monotonic() + _ENDING_SECONDS
-            while self.target.is_running:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-            raise GoneError from error
+            self.lost(error)
 
-    def step(self) -> None:
-        """Do one thing to one zone; now and then after another start of everything."""
-        with self._losing():
-            if self.rng.random() < _UNPLUG_SHARE:
+    def use_a_zone(self) -> None:
+        """Look at something, or use a zone; now and then after another start of everything."""
+        dice = self.rng.random()
+        with self.losing():
+            if dice < _UNPLUG_SHARE:
+                assert self._frontend is not None
                 self._frontend.close()
                 self._plug()
-            super().step()
+            if dice < _LOOK_SHARE:
+                self.look()
+            else:
+                super().use_a_zone()
+
+    def look(self) -> None:
+        """Ask for something other than data."""
+        raise NotImplementedError
 
     def use(self, queue: FrontendQueue) -> None:
         """Send requests to *queue* from now on."""
@@ -470,8 +655,32 @@ class BlkLoad(DiskLoad):
     def written_sectors(self, zone: Ledger) -> int:
         """Report."""
         status, zones = self._driver.report(zone.zone_no * ZONE, 1)
-        assert not status, "a report was refused"
+        if status:
+            self.lost(PeerError("a report was refused"))
         return zones[0].wp - zones[0].start
+
+    def look(self) -> None:
+        """Ask who the disk is, for many zones, and for what it has not."""
+        driver, rng = self._driver, self.rng
+        start = rng.choice(self.ledgers).zone_no * ZONE
+        match rng.randrange(5):
+            case 0:
+                driver.identity()
+            case 1:
+                status, _ = driver.report(0, rng.choice((1, 30, 200)))
+                self._note(done=self._is_done(status))
+            case 2:
+                assert self._frontend is not None
+                self._frontend.config()
+            case 3:  # nothing to close in an empty zone, or it is done
+                assert driver.manage(blk.T_ZONE_CLOSE, start) in (
+                    blk.S_OK, blk.S_IOERR, blk.S_ZONE_INVALID_CMD
+                )  # fmt: skip
+            case _:
+                assert driver.manage(rng.choice((99, 2)), start) in (blk.S_UNSUPP, blk.S_IOERR)
+
+
+_DONE_OR_FAILED: Final = frozenset((SenseKey.NO_SENSE, SenseKey.MEDIUM_ERROR, SenseKey.HARDWARE_ERROR))
 
 
 class ScsiLoad(DiskLoad):
@@ -487,7 +696,7 @@ class ScsiLoad(DiskLoad):
     def _is_done(reply: Reply) -> bool:
         """Say whether it was done; all that faults make of a command is a medium error."""
         key = reply.sense[0] if reply.sense is not None else SenseKey.NO_SENSE
-        assert key in (SenseKey.NO_SENSE, SenseKey.MEDIUM_ERROR), f"the vhost-user-scsi disk answers {reply.sense}"
+        assert key in _DONE_OR_FAILED, f"the vhost-user-scsi disk answers {reply.sense}"
         return key == SenseKey.NO_SENSE
 
     def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
@@ -511,6 +720,27 @@ class ScsiLoad(DiskLoad):
         """Do REPORT ZONES."""
         (found,) = self._driver.report(zone.zone_no * ZONE_BLOCKS, 1)
         return (found.wp - found.start) * BLOCK_SECTORS
+
+    def look(self) -> None:
+        """Ask what Linux and its tools ask a disk, and for what it has not."""
+        first = self.rng.choice(self.ledgers).zone_no * ZONE_BLOCKS
+        cdb = self.rng.choice(
+            (
+                bytes(6),  # TEST UNIT READY
+                bytes((Opcode.INQUIRY, 0, 0, 0, 96, 0)),
+                *(bytes((Opcode.INQUIRY, 1, page, 0, 255, 0)) for page in (0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB6, 0x77)),
+                bytes((Opcode.MODE_SENSE_6, 0, 0x3F, 0, 192, 0)),
+                bytes((Opcode.READ_CAPACITY_10, *bytes(9))),
+                bytes((Opcode.SERVICE_ACTION_IN_16, READ_CAPACITY_16, *bytes(11), 32, 0, 0)),
+                bytes((Opcode.REPORT_LUNS, *bytes(8), 64, 0, 0)),
+                bytes((Opcode.MAINTENANCE_IN, REPORT_SUPPORTED_OPERATION_CODES, *bytes(6), 4, 0, 0, 0)),
+                bytes((Opcode.VERIFY_10, 0)) + first.to_bytes(4, "big") + bytes((0, 0, 1, 0)),
+                b"\xff" + bytes(15),
+            )
+        )
+        reply = self._driver.command(cdb, room=1024)
+        refused = reply.sense is not None and reply.sense[0] == SenseKey.ILLEGAL_REQUEST
+        self._note(done=refused or self._is_done(reply))
 
 
 class FaultLoad(Load):
@@ -604,19 +834,87 @@ class GarbageLoad(Load):
                 return bytes(rng.randrange(64))
 
 
+class HostileLoad(Load):
+    """A guest that means harm: chains of any length, made of descriptors that name the same memory or none.
+
+    It writes to zone 1 only, which no other load uses. What it gets for an answer is its own affair: an error, a broken
+    ring, an end of the connection.
+    """
+
+    def __init__(self, daemon: Daemon, name: str, seed: int, path: Path, *, nr_queues: int) -> None:
+        super().__init__(daemon, name, seed)
+        self._path = path
+        self._nr_queues = nr_queues
+
+    def step(self) -> None:
+        """Connect, send some chains, and go."""
+        rng = self.rng
+        try:
+            with Frontend(
+                self._path, packed=rng.random() < 0.5, indirect=rng.random() < 0.5, queue_size=1024,
+                memory_bytes=_HOSTILE_MEMORY_BYTES, nr_queues=self._nr_queues,
+            ) as frontend:  # fmt: skip
+                frontend.timeout_seconds = 1
+                frontend.start()
+                for _ in range(rng.randrange(1, 10)):
+                    self._send(frontend, rng.choice(frontend.queues))
+        except (OSError, PeerError, MemoryError):
+            if not self.target.is_running:
+                raise GoneError from None
+        self.nr_done += 1
+        self.stopping.wait(0.02)
+
+    def _send(self, frontend: Frontend, queue: FrontendQueue) -> None:
+        rng = self.rng
+        head = frontend.heap.take(64)
+        if self._nr_queues == 1:
+            kind = rng.choice(
+                (blk.T_IN, blk.T_OUT, blk.T_ZONE_REPORT, blk.T_ZONE_APPEND, blk.T_GET_ID, rng.randrange(64))
+            )
+            if kind in (blk.T_ZONE_RESET_ALL, blk.T_WRITE_ZEROES, blk.T_DISCARD):
+                kind = blk.T_FLUSH
+            content = blk.HEADER.pack(kind, 0, ZONE + rng.randrange(ZONE))
+        else:
+            opcode = rng.choice(
+                (Opcode.TEST_UNIT_READY, Opcode.INQUIRY, Opcode.READ_16, Opcode.WRITE_16, Opcode.VERIFY_16)
+            )
+            cdb = bytes((opcode, 0)) + (ZONE_BLOCKS).to_bytes(8, "big") + rng.randrange(1 << 16).to_bytes(4, "big")
+            content = b"\x01\0\x40\0\0\0\0\0" + bytes(11) + cdb.ljust(32, b"\0")
+        frontend.memory[head.offset : head.offset + len(content)] = content
+        body_bytes = rng.choice((512, 4096, 1 << 20, _HOSTILE_MEMORY_BYTES // 2, rng.randrange(1 << 32)))
+        count = rng.choice((1, 2, 200, 700, 1020))
+        to_device = rng.random() < 0.5
+        body = (GUEST_BASE + _HOSTILE_MEMORY_BYTES // 2, body_bytes, not to_device)
+        chain = [(GUEST_BASE + head.offset, len(content), False)]
+        if to_device:
+            chain += [body] * count
+        chain.append((GUEST_BASE + head.offset, rng.choice((1, 16, 108)), True))
+        if not to_device:
+            chain += [body] * count
+        table = frontend.heap.take(16 * len(chain)) if frontend.indirect else None
+        if queue.ring.nr_free < len(chain):
+            return
+        queue.ring.add(chain, table)
+        queue.kick()
+        deadline = time.monotonic() + 1
+        while not queue.ring.reap() and not queue.is_broken and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
 class Crowd:
     """The daemon and everybody who uses it."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.daemon = Daemon(directory)
+    def __init__(self, directory: Path, seed: int, planting: str | None = None) -> None:
+        self.daemon = Daemon(directory, planting)
         self.ledgers = [Ledger(zone_no) for zone_no in LOADED]
         self.loads: list[Load] = []
         self.done: dict[str, int] = {}
         self.refused: dict[str, int] = {}
+        self.lost: dict[str, int] = {}
         self._seed = seed
 
-    def begin(self) -> None:
-        """Start the daemon, and everybody after it."""
+    def begin(self, *, faulty: bool = True) -> None:
+        """Start the daemon, and everybody after it; *faulty*: faults and garbage among them."""
         self.daemon.start()
         self._seed += 1
         daemon, seed = self.daemon, self._seed
@@ -629,9 +927,14 @@ class Crowd:
             VerbLoad(daemon, "verbs", seed, those(VERBS)),
             BlkLoad(daemon, "blk", seed, those(BLK), daemon.blk),
             ScsiLoad(daemon, "scsi", seed, those(SCSI), daemon.scsi),
-            FaultLoad(daemon, "faults", seed),
-            GarbageLoad(daemon, "garbage", seed),
         ]
+        if faulty:
+            self.loads += [
+                FaultLoad(daemon, "faults", seed),
+                GarbageLoad(daemon, "garbage", seed),
+                HostileLoad(daemon, "hostile-blk", seed, daemon.hostile_blk, nr_queues=1),
+                HostileLoad(daemon, "hostile-scsi", seed, daemon.hostile_scsi, nr_queues=FIRST_REQUEST_QUEUE + 1),
+            ]
         for load in self.loads:
             load.start()
 
@@ -656,6 +959,13 @@ class Crowd:
             load.stopping.set()
         self._join()
         assert self.daemon.is_running, f"the daemon ended by itself: see {self.daemon.log}"
+        if self.daemon.planting is None:
+            self._remove_faults()
+        self.daemon.stop()
+        self._check_log()
+        self.compare()
+
+    def _remove_faults(self) -> None:
         with _asking(self.daemon) as asking:
             reply = asking.ask("faults")
             assert reply is not None
@@ -664,9 +974,6 @@ class Crowd:
             for fault in faults:
                 assert isinstance(fault, dict)
                 asking.ask("remove-fault", id=fault["id"])
-        self.daemon.stop()
-        self._check_log()
-        self.compare()
 
     def _join(self) -> None:
         for load in self.loads:
@@ -674,12 +981,15 @@ class Crowd:
             assert not load.is_alive(), f"the load {load.name} hangs"
             self.done[load.name] = self.done.get(load.name, 0) + load.nr_done
             self.refused[load.name] = self.refused.get(load.name, 0) + load.nr_refused
+            self.lost[load.name] = self.lost.get(load.name, 0) + load.nr_lost
         for load in self.loads:
             if load.failure is not None:
                 raise load.failure
         self.loads = []
 
     def _check_log(self) -> None:
+        if self.daemon.planting is not None:
+            return  # full of them
         assert b"Traceback" not in self.daemon.log.read_bytes(), f"the daemon raised: see {self.daemon.log}"
 
     def compare(self) -> None:
