@@ -14,7 +14,10 @@ from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.queue import BATCH, Queue, RingAddresses, Service
 
 USER = 1 << 40
@@ -230,6 +233,79 @@ def test_stopped_in_the_middle_it_goes_on_there(bench: Bench) -> None:
     while bench.queue.run():
         pass
     assert [done.request_id for done in bench.pair.driver.reap()] == numbers
+
+
+def test_a_record_says_where_to_go_on_whatever_the_front_end_says(bench: Bench) -> None:
+    """A process that was killed has not told the front-end how far it came. Round the ring more than once."""
+    record = memoryview(bytearray(record_bytes(64)))
+    base = bench.queue.base
+    for _ in range(9):
+        bench.queue.base = base
+        bench.queue.start(bench.memory, bench.features, record, None)
+        numbers = [bench.pair.add([bytes([65 + index])], [1]) for index in range(15)]
+        while bench.queue.run():
+            pass
+        assert [done.request_id for done in bench.pair.driver.reap()] == numbers
+    assert bench.queue.requests == 9 * 15
+
+
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_a_record_of_a_packed_ring_that_goes_on_outside_of_it_is_refused(*, is_ours: bool) -> None:
+    bench = Bench(is_packed=True)
+    record = memoryview(bytearray(record_bytes(64)))
+    bench.queue.start(bench.memory, bench.features, record, None)
+    words = record.cast("Q")
+    words[1] = words[2] = 0x8000 | (63 if is_ours else 64)
+    if is_ours:
+        bench.queue.start(bench.memory, bench.features, record, None)
+        assert bench.queue.stop() == 0x803F803F
+    else:
+        with pytest.raises(PeerError, match="the record of queue 0 goes on at 64 of 64"):
+            bench.queue.start(bench.memory, bench.features, record, None)
+    bench.queue.close()
+
+
+def test_the_pages_that_a_queue_writes_are_logged_while_there_is_a_log(bench: Bench) -> None:
+    """What requests may write, and of the ring what is written: a packed one's descriptors, a split one's used ring."""
+    fd = os.memfd_create("log")
+    nr_bytes = (GUEST_BASE + MEMORY_BYTES >> 15) + 1
+    os.ftruncate(fd, nr_bytes)
+    is_packed = bool(bench.features & bits.RING_PACKED)
+    # The tenth element of the used ring is the first on its second page.
+    used = 7 * 4096 - 4 - 8 * 9
+    address = bench.queue.address
+    assert address is not None
+    bench.queue.address = RingAddresses(address.desc, address.driver, address.device, used)
+    bench.start()
+    place = bench.pair.heap.take(1)
+    buffers = [(GUEST_BASE + place.offset, 1, False), (GUEST_BASE + place.offset, 1, True)]
+
+    def pages_after(nr_requests: int) -> set[int]:
+        os.pwrite(fd, bytes(nr_bytes), 0)
+        for _ in range(nr_requests):
+            bench.pair.driver.add(buffers, None)
+        bench.queue.run()
+        bench.pair.driver.reap()
+        data = os.pread(fd, nr_bytes, 0)
+        return {page for page in range(8 * nr_bytes) if data[page >> 3] >> (page & 7) & 1}
+
+    written = {GUEST_BASE + place.offset >> 12}
+    first, last = (GUEST_BASE + bench.pair.areas[0].offset + at >> 12 for at in (0, 16 * 64 - 1))
+    of_ring = {first, last} if is_packed else {6}
+    assert pages_after(1) == set()
+    bench.queue.set_log(DirtyLog(PeerMemory(), fd, nr_bytes, 0))
+    assert pages_after(1) == written | of_ring
+    assert pages_after(7) == written | of_ring
+    if not is_packed:
+        assert pages_after(1) == written | {6, 7}, "the index and the tenth"
+        assert pages_after(5) == written | {6, 7}
+        bench.queue.set_used_log_address(-1)
+        assert pages_after(1) == written | {6, 7}, "no address is no change"
+        bench.queue.set_used_log_address(0)
+        assert pages_after(1) == written | {0}
+    bench.queue.set_log(None)
+    assert pages_after(1) == set()
+    os.close(fd)
 
 
 @pytest.mark.parametrize("texts", [(b"a", b"x", b"b"), (b"a", b"w")])
