@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -127,6 +128,10 @@ class RemoveStatement:
     def arguments(cls) -> tuple[()]:
         """Return what the operator can be told: nothing."""
         return ()
+
+
+#: The exit status of a process in which pytest itself met an exception.
+_NOT_RUN: Final = 99
 
 
 class Reach(NamedTuple):
@@ -401,7 +406,9 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
     scratch.mkdir()
     os.chdir(copy)
     sys.path[:] = [str(copy), *(path for path in sys.path if path != str(ROOT))]
-    os.environ.update(PYTHONPATH=str(copy), TMPDIR=str(scratch), ZONEFS_EMU_HYPOTHESIS="mutants")
+    os.environ.update(
+        PYTHONPATH=str(copy), TMPDIR=str(scratch), PYTEST_DEBUG_TEMPROOT=str(scratch), ZONEFS_EMU_HYPOTHESIS="mutants"
+    )
     # Compiled once here, with pytest's rewritten tests; the processes that try mutants write no compiled code, so that
     # none of a mutant is left behind.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -432,12 +439,17 @@ def _baseline(directory: Path) -> Reach:
     with tempfile.TemporaryFile() as output:
         child = _fork(output.fileno())
         if not child:
-            observer = Observer([str(Path(directory, "*"))])
-            status = _pytest(_tests(directory), observer)
-            if not status:
-                writing.send(observer.reach())
-            sys.stdout.flush()
-            os._exit(status)
+            status = _NOT_RUN
+            try:
+                observer = Observer([str(Path(directory, "*"))])
+                status = _pytest(_tests(directory), observer)
+                if not status:
+                    writing.send(observer.reach())
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
         writing.close()
         try:
             reach: Reach = reading.recv()
@@ -469,14 +481,16 @@ def _run_tests(tests: tuple[str, ...], timeout: int) -> tuple[TestOutcome, str]:
     with tempfile.TemporaryFile() as output:
         child = _fork(output.fileno())
         if not child:
-            status = 1
+            status = _NOT_RUN
             # For what hangs while tests are collected; it is killed by the signal.
             signal.alarm(timeout * 3)
             try:
                 files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
                 status = _pytest(files, Chosen(tests), timeout)
-                sys.stdout.flush()
+            except BaseException:
+                traceback.print_exc()
             finally:
+                sys.stdout.flush()
                 os._exit(status)
         status = os.waitpid(child, 0)[1]
         with suppress(ProcessLookupError):  # what the tests started and a mutant left behind
@@ -485,6 +499,13 @@ def _run_tests(tests: tuple[str, ...], timeout: int) -> tuple[TestOutcome, str]:
         said = output.read().decode(errors="replace")
     if status and (os.WIFSIGNALED(status) or "+ Timeout +" in said):
         return TestOutcome.KILLED, "timeout"
+    # An end of pytest for another reason than a test that failed or could not be collected says nothing of the mutant.
+    if os.waitstatus_to_exitcode(status) in (
+        pytest.ExitCode.INTERNAL_ERROR,
+        pytest.ExitCode.NO_TESTS_COLLECTED,
+        _NOT_RUN,
+    ):
+        raise RuntimeError(said)
     return (TestOutcome.KILLED if status else TestOutcome.SURVIVED), said
 
 
