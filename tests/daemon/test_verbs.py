@@ -56,7 +56,10 @@ def test_a_dump_says_how_far_it_is(verbs: Verbs, tmp_path: Path, monkeypatch: py
     assert next(replies) == ({"more": True, "done": 2048}, b"")
     assert "try again when it has ended" in error(verbs, verb="dump", path=str(tmp_path / "again"))[0]
     assert list(replies)[-1] == ({}, b"")
-    assert error(verbs, verb="dump", path=str(tmp_path / "dump")) == (f"{tmp_path / 'dump'}: File exists", 1)
+    assert error(verbs, verb="dump", path=str(tmp_path / "dump")) == (
+        f"cannot create {tmp_path / 'dump'}: File exists",
+        1,
+    )
     assert error(verbs, verb="dump", path="here") == ("'path' must be an absolute path, not 'here'", 2)
 
 

@@ -49,12 +49,12 @@ def _fill(backing: FileBacking, image: Path) -> None:
     length = 0
     try:
         while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+            backing.resize(length + len(chunk))
             for start in range(0, len(chunk), _HOLE_BYTES):
                 piece = chunk[start : start + _HOLE_BYTES]
                 if piece != _ZEROS:
                     backing.pwrite(piece, length + start)
             length += len(chunk)
-        backing.resize(length)
         backing.sync()
         backing.sync_name()
     except OSError as error:

@@ -78,7 +78,7 @@ class Backing(Protocol):
         ...
 
     def resize(self, length: int) -> None:
-        """Cut the file to *length*, or add zeros up to it; nothing of it is mapped. For repairs only."""
+        """Cut the file to *length*, or add zeros up to it; nothing of it is mapped. For repairs and streams."""
         ...
 
     def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:
