@@ -39,9 +39,10 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
-from zonefs_emu.persist.image import PORTION_ZONES, Image, header_blocks, holder, read_header
+from zonefs_emu.persist.image import LOST, PORTION_ZONES, EveryZone, Image, header_blocks, holder, read_header
 from zonefs_emu.persist.layout import Mode, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
+from zonefs_emu.units import to_bytes
 
 SETUP = "w1:4 w2:2 k0:8 f w3:1 f"
 PROGRAM = "w2:1 k2:3 r1 w1:2 f3 f a2:1 c2 R f w2:3 w1:1"
@@ -185,6 +186,48 @@ def test_after_a_failed_sync_one_copy_of_the_state_is_enough_to_say_so(copy: int
     assert world.step("f") is Status.IO_ERROR
     image = Image.load(MemoryBacking(memory), len(memory), BOOT)
     assert (image.conds[1], image.wps[1]) == (Condition.CLOSED, 2)
+
+
+def test_after_faults_could_not_be_synced_the_live_table_is_not_believed() -> None:
+    """A sync tells of lost pages once, and those may have been of anything."""
+    memory = fresh_memory()
+    backing = SyncsFail(memory, spoiled=-1)
+    world = World(backing)
+    world.run("w1:2 f w1:1")
+    backing.fails = True
+    with pytest.raises(PoisonedError, match="the faults could not be written"):
+        world.image.save_faults(b"text", durably=True)
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert (image.conds[1], image.wps[1]) == (Condition.CLOSED, 2)
+
+
+@pytest.mark.parametrize("copies", [(0,), (1,), (0, 1)])
+def test_an_image_without_any_of_its_headers_is_lost(
+    copies: tuple[int, ...], expect_warning: Callable[[str], None]
+) -> None:
+    """One that has changed may be a medium's fault; where both have, another program has written over the file."""
+    memory = fresh_memory()
+    world = World(MemoryBacking(memory))
+    world.run("w1:1")
+    for copy in copies:
+        memory[HEADER.section(SectionKind.HEADER, copy).offset + 8] ^= 1
+    is_lost = copies == (0, 1)
+    if is_lost:
+        expect_warning("cut or overwritten by another program")
+    assert world.step("f") is (Status.IO_ERROR if is_lost else Status.OK)
+    assert world.image.is_lost is is_lost
+    assert world.image.poison == (LOST if is_lost else None)
+    data = bytes(memory[: to_bytes(GEOMETRY.size)])
+    assert world.step("w1:1") is (Status.IO_ERROR if is_lost else Status.OK)
+    assert (memory[: len(data)] == data) is is_lost
+
+
+def test_every_zone_is_more_than_any_journal_takes() -> None:
+    zones = EveryZone()
+    zones.add(1)
+    zones.update([2, 3])
+    assert layout.record_bytes(len(zones)) > HEADER.section(SectionKind.JOURNAL).length
+    assert len(zones) > 1 << 30
 
 
 @pytest.mark.parametrize("seed", range(20))

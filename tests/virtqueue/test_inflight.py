@@ -6,6 +6,7 @@ import pytest
 
 from zonefs_emu.device.device import ALL_ZONES
 from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.virtqueue.inflight import MAGIC, QueueRecord, record_bytes
 
 SIZE = 4
@@ -163,3 +164,57 @@ def test_packed(memory: memoryview) -> None:
     again.before_packed(0x8003)
     again.finish_packed()
     assert words(memory)[1] == 2 << 16 | 0x8003
+
+
+@pytest.mark.parametrize(("packed", "stamp"), [(False, 0x0004_00_01_5A564946), (True, 0x0004_01_01_5A564946)])
+def test_what_other_versions_know_a_record_by(memory: memoryview, *, packed: bool, stamp: int) -> None:
+    record = QueueRecord(memory, SIZE, packed=packed)
+    if packed:
+        record.start_packed(0)
+    else:
+        record.start_split(0)
+    assert words(memory)[0] == stamp
+
+
+@pytest.mark.parametrize(("finished", "is_ours"), [((1 << 47) - 1, True), (1 << 47, False)])
+def test_a_packed_record_of_more_requests_than_there_can_be_is_none(
+    memory: memoryview, finished: int, *, is_ours: bool
+) -> None:
+    QueueRecord(memory, SIZE, packed=True).start_packed(0)
+    memory.cast("Q")[1] = memory.cast("Q")[2] = finished << 16 | 0x8003
+    again = QueueRecord(memory, SIZE, packed=True)
+    assert again.start_packed(0x8001) == (0x8003 if is_ours else None)
+    if is_ours:
+        assert again.settle_packed(given_back=False) == 0x8003
+        assert again.finished == finished
+
+
+@pytest.mark.parametrize("given_back", [False, True])
+def test_a_packed_ring_that_gave_nothing_back_goes_on_where_it_began(memory: memoryview, *, given_back: bool) -> None:
+    """A descriptor of earlier use may look as if it had been given back."""
+    QueueRecord(memory, SIZE, packed=True).start_packed(0x8002)
+    again = QueueRecord(memory, SIZE, packed=True)
+    assert again.start_packed(0) == 0x8002
+    assert again.settle_packed(given_back=given_back) == 0x8002
+    assert again.finished == 0
+
+
+def test_a_packed_ring_is_recovering_until_every_request_of_the_earlier_process_is_finished(memory: memoryview) -> None:
+    QueueRecord(memory, SIZE, packed=True).start_packed(0x8000)
+    again = QueueRecord(memory, SIZE, packed=True)
+    again.start_packed(0)
+    again.settle_packed(given_back=False)
+    recovering = []
+    for number in range(SIZE + 1):
+        recovering.append(again.recovering)
+        again.before_packed(0x8000 + number + 1)
+        again.finish_packed()
+    assert recovering == [True] * SIZE + [False]
+
+
+@pytest.mark.parametrize("cond", Condition)
+def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -> None:
+    crash(memory).intend(Operation.CLOSE, 4096, 0, cond)
+    found = crash(memory).recall(Operation.CLOSE, 4096, 0)
+    assert found is not None
+    assert found.cond is cond
