@@ -218,3 +218,38 @@ def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -
     found = crash(memory).recall(Operation.CLOSE, 4096, 0)
     assert found is not None
     assert found.cond is cond
+
+
+@pytest.mark.parametrize("ahead", range(SIZE))
+@pytest.mark.parametrize("nr_spans", [0, 1, 2])
+def test_what_is_withdrawn_is_forgotten_and_nothing_else(memory: memoryview, ahead: int, nr_spans: int) -> None:
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(SIZE + 1)  # positions are beyond the first round
+    for position in range(SIZE):
+        record.begin(position, ())
+        record.intend(Operation.WRITE, position * 8, 8, 0)
+    before = words(memory)
+    record.begin(ahead, [(number * 8, 8) for number in range(nr_spans)])
+    record.withdraw()
+    forgotten = {8 + 4 * ((SIZE + 1 + ahead + number) % SIZE) for number in range(max(nr_spans, 1))}
+    assert words(memory) == tuple(0 if index in forgotten else word for index, word in enumerate(before))
+
+
+def test_the_record_of_merged_writes_word_by_word(memory: memoryview) -> None:
+    """Over entries of earlier requests, one of which was the third change of its request."""
+    record = QueueRecord(memory, SIZE, packed=False)
+    record.start_split(6)
+    for position in range(SIZE):
+        record.begin(position, ())
+        for _ in range(2):
+            record.landed()
+        record.intend(Operation.APPEND, 1 << 40, 99, 2)
+    record.finish_split(SIZE)
+    record.begin(1, [(4096, 3), (4099, 5)])
+    record.intend(Operation.WRITE, 4096, 8, 3)
+    found = words(memory)
+    for position, sector, nr_sectors in ((11, 4096, 3), (12, 4099, 5)):
+        entry = found[8 + 4 * (position % SIZE) :][:4]
+        assert entry == (position + 1, sector, nr_sectors | Operation.WRITE << 32 | 3 << 40, 0)
+    record.landed()
+    assert words(memory)[3] == 12 << 16 | 1
