@@ -63,7 +63,6 @@ class QueueRecord:
         """Use *memory* (:func:`record_bytes`), which the front-end keeps; what it holds counts if it is ours."""
         self._words = memory.cast("Q")
         self._size = queue_size
-        self._packed = packed
         self._stamp = MAGIC | _VERSION << 32 | int(packed) << 40 | queue_size << 48
         self._position = 0
         self._spans: Sequence[tuple[int, int]] = ()
