@@ -196,6 +196,28 @@ def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> 
         assert parts[0][:4] == b"\3\0\0\0"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_buffer_for_events_that_is_too_long_breaks_its_queue_alone(
+    *, device: ZonedDevice, tmp_path: Path, packed: bool, expect_warning: Callable[[str], None]
+) -> None:
+    """It is no request, so there is nothing to answer."""
+    expect_warning("queue 1 is broken: a chain of more than .* bytes")
+    model = ScsiModel(device, serial="serial")
+    with (
+        serving(device, model, tmp_path / "socket"),
+        Frontend(tmp_path / "socket", nr_queues=3, queue_size=256, packed=packed) as frontend,
+    ):
+        frontend.start()
+        _, events, requests = frontend.queues
+        events.ring.add([(GUEST_BASE, frontend.memory.nbytes, True)] * 100, None)
+        events.kick()
+        device.port("command line", model.port.dialect).write(4 * ZONE, 1, [bytes(512)])
+        assert select.select([events.err_fd], [], [], 10)[0]
+        inquiry = b"\x01\0\x40" + bytes(5) + bytes(11) + bytes.fromhex("12 00 00 0024 00").ljust(32, b"\0")
+        assert requests.request([inquiry], [108, 36])[1][1][0] == 0x14
+    assert device.statistics()["internal_errors"] == 0
+
+
 # -- boundaries --------------------------------------------------------------------------------------------------------
 
 

@@ -273,7 +273,7 @@ class Queue:
                     return False
             self._run_batch(chains)
         except OversizedChainError as error:
-            return self._refuse_oversized(error.chain)
+            return self._refuse_oversized(error)
         except Exception as error:
             self._break(error)
             return False
@@ -397,10 +397,12 @@ class Queue:
         self._service.contain(f"a request of queue {self.index}", error)
         return self._handler.fail(chain)
 
-    def _refuse_oversized(self, chain: Chain) -> bool:
+    def _refuse_oversized(self, oversized: OversizedChainError) -> bool:
         """Answer a chain that is too long; True if there was room for that, else the ring is broken."""
         try:  # the boundary of a ring
-            assert self._handler is not None
+            if self._handler is None:
+                raise oversized  # a buffer for events is no request: there is nothing to answer
+            chain = oversized.chain
             self._give_back((chain,), (self._handler.refuse_oversized(chain),))
         except Exception as error:
             self._break(error)
