@@ -381,6 +381,19 @@ def test_a_request_beyond_the_device_fails_no_zone(device: ZonedDevice) -> None:
     assert all(zone.cond is not Condition.OFFLINE for zone in port.report(0, 16))
 
 
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
+def test_half_of_a_request_beyond_the_device_that_has_no_data(device: ZonedDevice, operation: Operation) -> None:
+    """A front-end that leaves the refusal to the device passes what buffers there are."""
+    device.inject(Fault(effect=Effect.PARTIAL, operations=frozenset((operation,)), nr_sectors=8, every=True))
+    port = device.port("test", VIRTIO)
+    start, size = 4 * device.geometry.zone_size, device.geometry.size
+    if operation is Operation.WRITE:
+        assert port.write(start, size, []) is Status.IO_ERROR
+    else:
+        assert port.append(start, size, [])[0] is Status.IO_ERROR
+    assert port.zone(4).wp == start
+
+
 def test_reads_and_flushes_fail(device: ZonedDevice) -> None:
     port = device.port("test", VIRTIO)
     device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.READ, Operation.FLUSH)), nth=1))

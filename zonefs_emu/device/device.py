@@ -1065,8 +1065,13 @@ class Port:
         return self.refuse(Rule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
 
     def _write_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
-        """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted."""
-        data = carve([memoryview(buffer).cast("B") for buffer in buffers], 0, nr_sectors << SECTOR_SHIFT)
+        """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted.
+
+        A request that ends beyond the device may come without its data, as the device refuses it before it needs them.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        nr_sectors = min(nr_sectors, total_bytes(views) >> SECTOR_SHIFT)
+        data = carve(views, 0, nr_sectors << SECTOR_SHIFT)
         if operation is Operation.WRITE:
             self._write(sector, nr_sectors, data)
         else:
