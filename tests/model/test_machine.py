@@ -1201,3 +1201,28 @@ TestZoneMachineComparison = ZoneMachineComparison.TestCase
 TestZoneMachineComparison.settings = settings(
     max_examples=3 * settings().max_examples, stateful_step_count=max(60, settings().stateful_step_count)
 )
+
+
+def test_a_zone_that_is_opened_to_be_written_stays_open() -> None:
+    geometry = Geometry(size=8 * 64, zone_size=64, zone_capacity=64, conventional=((0, 1),), max_open_zones=2)
+    machine = ZoneMachine(geometry, *fresh_zones(geometry))
+    machine.open_to_write(0)  # a conventional zone has nothing to open
+    assert machine.nr_open == 0
+    for zone_no in (1, 1, 2):
+        machine.open_to_write(zone_no)
+    machine.writing = ((1, 2),)
+    machine.open_to_write(3)  # closes the oldest that is not being written
+    assert [machine.conds[zone_no] for zone_no in (1, 2, 3)] == [
+        Condition.IMP_OPEN, Condition.CLOSED, Condition.IMP_OPEN
+    ]  # fmt: skip
+
+
+def test_many_zones_are_closed_in_portions_to_make_room() -> None:
+    nr_zones = 3000
+    geometry = Geometry(size=nr_zones * 64, zone_size=64, zone_capacity=64, max_open_zones=1500)
+    machine = ZoneMachine(geometry, *fresh_zones(geometry))
+    for zone_no in range(1500):
+        machine.commit_write(machine.begin_write(zone_no * 64, 1, VIRTIO), 1)
+    machine.manage(Operation.OPEN, 1500 * 64, 1500, VIRTIO)
+    assert machine.conds.count(Condition.CLOSED) == 1500
+    assert machine.conds.count(Condition.EXP_OPEN) == machine.nr_open == 1500
