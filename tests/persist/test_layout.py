@@ -432,6 +432,13 @@ def test_faults_round_trip(data: bytes, generation: int) -> None:
     assert layout.choose_faults([block, bytes(FAULTS_BYTES)], SEED, offsets=[0, 0]) == (generation, data, 0)
 
 
+def test_the_version_of_the_faults() -> None:
+    assert layout.faults_version(bytes(FAULTS_BYTES)) == 0
+    newer = layout.encode_faults(b"[]", 1, SEED, version=7)
+    assert layout.faults_version(newer) == 7
+    assert layout.decode_faults(newer, SEED) == (1, b"[]")
+
+
 def test_damaged_faults() -> None:
     zeros = bytes(FAULTS_BYTES)
     good = layout.encode_faults(b"[]", 1, SEED)
