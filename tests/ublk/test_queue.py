@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
@@ -36,10 +36,10 @@ class Driver:
         ZonedDevice.create(image, geometry, uuid=UUID(int=1))
         self.device = ZonedDevice.open(image)
         self.port = self.device.port("ublk", VIRTIO)
-        witnessing = self.port.witnessing = Witnessing(contested=lambda _: False)
+        intents = self.port.intents = Intents(contested=lambda _: False)
         self.records = Records(directory / "records", device_tag=1, nr_tags=8, go_on=False)
         self.fd = os.open(directory / "node", os.O_RDWR | os.O_CREAT)
-        self.hands = Hands(self.port, witnessing, self.fd, self.records, queue_number=0, depth=8)
+        self.hands = Hands(self.port, intents, self.fd, self.records, queue_number=0, depth=8)
         self.hands.begin()
 
     def ask(self, request: Request, sector: int = 0, count: int = 0, *, flags: int = 0, data: bytes = b"") -> int:
@@ -280,10 +280,10 @@ def test_an_unforeseen_error_costs_its_request(
         return real(*args)
 
     monkeypatch.setattr(driver.port, method, broken)
-    assert driver.port.witnessing is not None
+    assert driver.port.intents is not None
     os.ftruncate(driver.fd, buffer_offset(0, 8))
     queue = Queue(
-        driver.port, driver.port.witnessing, driver.fd, driver.records, number=0, depth=8, ended=lambda: None
+        driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=lambda: None
     )  # fmt: skip
     kernel = Kernel(driver, [asked, asked, (Request.READ, 4, 0)], 8)
     kernel.serve(queue)
@@ -295,10 +295,10 @@ def test_an_unforeseen_error_costs_its_request(
 
 def test_a_queue_that_the_kernel_refuses_ends_and_says_so(driver: Driver) -> None:
     """A plain file takes no commands of ublk: all tags are out of service at once."""
-    assert driver.port.witnessing is not None
+    assert driver.port.intents is not None
     ended = threading.Event()
     os.ftruncate(driver.fd, buffer_offset(0, 8))
-    queue = Queue(driver.port, driver.port.witnessing, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
+    queue = Queue(driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
     queue.start()
     assert ended.wait(60)
     queue.join()

@@ -10,13 +10,13 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.device.device import Port, ZonedDevice
-from zonefs_emu.device.witness import Recalled, Witnessing
+from zonefs_emu.device.intent_log import Intent, Intents
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.ublk import records as records_module
-from zonefs_emu.ublk.records import FREE, Records, TagWitness
+from zonefs_emu.ublk.records import FREE, Records, TagIntentLog
 
 ZONE = 128
 GEOMETRY = Geometry(
@@ -33,23 +33,23 @@ def image(tmp_path: Path) -> Path:
 
 
 class Server:
-    """What a process has: the image, a port, the records, and one thread's witness."""
+    """What a process has: the image, a port, the records, and one thread's intent log."""
 
     def __init__(self, image: Path, *, go_on: bool, device_tag: int = 77) -> None:
         self.device = ZonedDevice.open(image)
         self.port: Port = self.device.port("ublk", VIRTIO)
-        witnessing = self.port.witnessing = Witnessing(contested=lambda _: False)
+        intents = self.port.intents = Intents(contested=lambda _: False)
         self.records = Records(image.with_name("records"), device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
-        self.witness = witnessing.current.witness = TagWitness(self.records, self.port)
+        self.intent_log = intents.current.log = TagIntentLog(self.records, self.port)
 
     def append(self, tag: int, zone_no: int, data: bytes) -> int:
-        self.witness.number, self.witness.payload = tag, (data,)
+        self.intent_log.number, self.intent_log.payload = tag, (data,)
         status, landed = self.port.append(zone_no * ZONE, len(data) // 512, (data,))
         assert status is Status.OK
         return landed
 
     def write(self, tag: int, sector: int, data: bytes) -> Status:
-        self.witness.number, self.witness.payload = tag, (data,)
+        self.intent_log.number, self.intent_log.payload = tag, (data,)
         return self.port.write(sector, len(data) // 512, (data,))
 
     def answered(self, tag: int) -> None:
@@ -92,24 +92,24 @@ def run_and_die(body: Callable[[], None]) -> None:
     assert os.WIFSIGNALED(status), "the child was not killed"
 
 
-class DyingWitness(TagWitness):
+class DyingIntentLog(TagIntentLog):
     """Dies before or after one of its own steps: that is around every change of the image."""
 
     def __init__(self, records: Records, port: Port, step: str) -> None:
         super().__init__(records, port)
         self.step = step
 
-    def intend(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:
+    def begin(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:
         if self.step == "before intent":
             die()
-        super().intend(operation, sector, nr_sectors, cond)
+        super().begin(operation, sector, nr_sectors, cond)
         if self.step == "after intent":
             die()
 
-    def landed(self) -> None:
+    def commit(self) -> None:
         if self.step == "before mark":
             die()
-        super().landed()
+        super().commit()
         if self.step == "after mark":
             die()
 
@@ -119,15 +119,15 @@ STEPS = ["before intent", "after intent", "before mark", "after mark"]
 
 def start_dying(image: Path, step: str, *, go_on: bool = False) -> Server:
     server = Server(image, go_on=go_on)
-    server.witness = DyingWitness(server.records, server.port, "")
-    assert server.port.witnessing is not None
-    server.port.witnessing.current.witness = server.witness
+    server.intent_log = DyingIntentLog(server.records, server.port, "")
+    assert server.port.intents is not None
+    server.port.intents.current.log = server.intent_log
     return server
 
 
 def arm(server: Server, step: str) -> None:
-    assert isinstance(server.witness, DyingWitness)
-    server.witness.step = step
+    assert isinstance(server.intent_log, DyingIntentLog)
+    server.intent_log.step = step
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -282,9 +282,9 @@ def test_prefix_of_a_write_that_grew(image: Path) -> None:
 
     run_and_die(body)
     with serving(image, go_on=True) as server:
-        assert server.witness.prefix(ZONE, 12) == 4
-        assert server.witness.prefix(ZONE, 4) == 0
-        assert server.witness.prefix(ZONE + 4, 12) == 0
+        assert server.intent_log.prefix(ZONE, 12) == 4
+        assert server.intent_log.prefix(ZONE, 4) == 0
+        assert server.intent_log.prefix(ZONE + 4, 12) == 0
 
 
 @pytest.mark.parametrize(("go_on", "device_tag"), [(False, 77), (True, 78)])
@@ -342,7 +342,7 @@ def test_recalled_is_complete(image: Path) -> None:
 
     run_and_die(body)
     with serving(image, go_on=True) as server:
-        server.witness.payload = (pattern("a"),)
-        assert server.witness.recall(Operation.APPEND, ZONE, 4) == Recalled(
-            Operation.APPEND, ZONE, 4, Condition.NOT_WP, landed=True, all_zones=False
+        server.intent_log.payload = (pattern("a"),)
+        assert server.intent_log.recall(Operation.APPEND, ZONE, 4) == Intent(
+            Operation.APPEND, ZONE, 4, Condition.NOT_WP, committed=True, all_zones=False
         )

@@ -125,7 +125,7 @@ class Life:
                 setattr(port, name, pwritev)
         device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
         service = Service(self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")))
-        self.queue = Queue(0, self.model.witnessing, self.model.handler(0), service)
+        self.queue = Queue(0, self.model.intents, self.model.handler(0), service)
         areas = guest.queue.areas
         desc, driver, used = (USER_BASE + area.offset for area in areas)
         self.queue.size = QUEUE_SIZE

@@ -26,14 +26,14 @@ def test_layout(memory: memoryview) -> None:
     assert record_bytes(3) % 64 == 0
     record = QueueRecord(memory, SIZE, packed=False)
     record.start_split(10)
-    record.begin(1, ())
-    record.intend(Operation.APPEND, 4096, 8, 2)
-    record.landed()
+    record.start_request(1, ())
+    record.begin(Operation.APPEND, 4096, 8, 2)
+    record.commit()
     record.finish_split(2)
     found = words(memory)
     assert found[0] == MAGIC | 1 << 32 | SIZE << 48  # magic, version 1, split, size
     assert found[1] == 12  # finished
-    assert found[3] == 11 << 16 | 1  # landed
+    assert found[3] == 11 << 16 | 1  # committed
     entry = found[8 + 4 * (11 % SIZE) :][:4]
     assert entry == (12, 4096, 8 | Operation.APPEND << 32 | 2 << 40, 0)
 
@@ -49,12 +49,12 @@ def test_what_is_not_ours_is_cleared(memory: memoryview) -> None:
 def test_a_ring_that_is_far_from_the_record_is_a_new_one(memory: memoryview) -> None:
     record = QueueRecord(memory, SIZE, packed=False)
     record.start_split(0)
-    record.begin(0, ())
-    record.intend(Operation.RESET, 0, 0, 0)
+    record.start_request(0, ())
+    record.begin(Operation.RESET, 0, 0, 0)
     again = QueueRecord(memory, SIZE, packed=False)
     again.start_split(100)
     assert not again.recovering
-    again.begin(0, ())
+    again.start_request(0, ())
     assert again.recall(Operation.RESET, 0, 0) is None
 
 
@@ -73,26 +73,26 @@ def test_the_used_index_is_the_truth_also_when_it_wraps(memory: memoryview) -> N
 def crash(memory: memoryview) -> QueueRecord:
     again = QueueRecord(memory, SIZE, packed=False)
     again.start_split(0)
-    again.begin(0, ())
+    again.start_request(0, ())
     return again
 
 
 def test_recall(memory: memoryview) -> None:
     record = crash(memory)
-    record.intend(Operation.APPEND, 4100, 8, 0)
+    record.begin(Operation.APPEND, 4100, 8, 0)
     found = crash(memory).recall(Operation.APPEND, 4096, 8)
     assert found is not None
-    assert (found.sector, found.landed, found.all_zones) == (4100, False, False)
-    record.landed()
+    assert (found.sector, found.committed, found.all_zones) == (4100, False, False)
+    record.commit()
     found = crash(memory).recall(Operation.APPEND, 4096, 8)
     assert found is not None
-    assert found.landed
-    record.withdraw()
+    assert found.committed
+    record.abort()
     assert words(memory)[8] == 0
 
 
 def test_a_request_that_is_not_the_recorded_one_is_executed(memory: memoryview) -> None:
-    crash(memory).intend(Operation.WRITE, 4096, 8, 0)
+    crash(memory).begin(Operation.WRITE, 4096, 8, 0)
     for operation, sector, nr_sectors in (
         (Operation.WRITE, 4096, 9),
         (Operation.WRITE, 4097, 8),
@@ -101,12 +101,12 @@ def test_a_request_that_is_not_the_recorded_one_is_executed(memory: memoryview) 
     ):
         assert crash(memory).recall(operation, sector, nr_sectors) is None
     other = crash(memory)
-    other.begin(1, ())
+    other.start_request(1, ())
     assert other.recall(Operation.WRITE, 4096, 8) is None
 
 
 def test_all_zones(memory: memoryview) -> None:
-    crash(memory).intend(Operation.RESET, 0, ALL_ZONES, 0)
+    crash(memory).begin(Operation.RESET, 0, ALL_ZONES, 0)
     found = crash(memory).recall(Operation.RESET, 0, ALL_ZONES)
     assert found is not None
     assert found.all_zones
@@ -114,34 +114,34 @@ def test_all_zones(memory: memoryview) -> None:
 
 def test_merged_writes_are_recalled_one_by_one(memory: memoryview) -> None:
     record = crash(memory)
-    record.begin(0, [(0, 2), (2, 3), (5, 1)])
-    record.intend(Operation.WRITE, 0, 6, 0)
-    for landed in (False, True):
-        if landed:
-            record.landed()
+    record.start_request(0, [(0, 2), (2, 3), (5, 1)])
+    record.begin(Operation.WRITE, 0, 6, 0)
+    for committed in (False, True):
+        if committed:
+            record.commit()
         again = crash(memory)
         for ahead, (sector, nr_sectors) in enumerate([(0, 2), (2, 3), (5, 1)]):
-            again.begin(ahead, ())
+            again.start_request(ahead, ())
             found = again.recall(Operation.WRITE, sector, nr_sectors)
             assert found is not None
-            assert found.landed is landed
-            if landed:
-                again.landed()
+            assert found.committed is committed
+            if committed:
+                again.commit()
 
 
 def test_a_request_of_several_changes(memory: memoryview) -> None:
-    """WRITE ZEROES of a long range: what has landed of it is not done again, and the next part is."""
+    """WRITE ZEROES of a long range: what has committed of it is not done again, and the next part is."""
     record = crash(memory)
     for part in range(2):
-        record.intend(Operation.WRITE, part * 8, 8, 0)
-        record.landed()
-    record.intend(Operation.WRITE, 16, 8, 0)
+        record.begin(Operation.WRITE, part * 8, 8, 0)
+        record.commit()
+    record.begin(Operation.WRITE, 16, 8, 0)
     again = crash(memory)
-    for part, landed in ((0, True), (1, True), (2, False)):
+    for part, committed in ((0, True), (1, True), (2, False)):
         found = again.recall(Operation.WRITE, part * 8, 8)
         assert found is not None
-        assert found.landed is landed
-        again.landed()
+        assert found.committed is committed
+        again.commit()
     assert again.recall(Operation.WRITE, 24, 8) is None
 
 
@@ -214,7 +214,7 @@ def test_a_packed_ring_is_recovering_until_every_request_of_the_earlier_process_
 
 @pytest.mark.parametrize("cond", Condition)
 def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -> None:
-    crash(memory).intend(Operation.CLOSE, 4096, 0, cond)
+    crash(memory).begin(Operation.CLOSE, 4096, 0, cond)
     found = crash(memory).recall(Operation.CLOSE, 4096, 0)
     assert found is not None
     assert found.cond is cond
@@ -222,15 +222,15 @@ def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -
 
 @pytest.mark.parametrize("ahead", range(SIZE))
 @pytest.mark.parametrize("nr_spans", [0, 1, 2])
-def test_what_is_withdrawn_is_forgotten_and_nothing_else(memory: memoryview, ahead: int, nr_spans: int) -> None:
+def test_what_is_aborted_is_forgotten_and_nothing_else(memory: memoryview, ahead: int, nr_spans: int) -> None:
     record = QueueRecord(memory, SIZE, packed=False)
     record.start_split(SIZE + 1)  # positions are beyond the first round
     for position in range(SIZE):
-        record.begin(position, ())
-        record.intend(Operation.WRITE, position * 8, 8, 0)
+        record.start_request(position, ())
+        record.begin(Operation.WRITE, position * 8, 8, 0)
     before = words(memory)
-    record.begin(ahead, [(number * 8, 8) for number in range(nr_spans)])
-    record.withdraw()
+    record.start_request(ahead, [(number * 8, 8) for number in range(nr_spans)])
+    record.abort()
     forgotten = {8 + 4 * ((SIZE + 1 + ahead + number) % SIZE) for number in range(max(nr_spans, 1))}
     assert words(memory) == tuple(0 if index in forgotten else word for index, word in enumerate(before))
 
@@ -240,16 +240,16 @@ def test_the_record_of_merged_writes_word_by_word(memory: memoryview) -> None:
     record = QueueRecord(memory, SIZE, packed=False)
     record.start_split(6)
     for position in range(SIZE):
-        record.begin(position, ())
+        record.start_request(position, ())
         for _ in range(2):
-            record.landed()
-        record.intend(Operation.APPEND, 1 << 40, 99, 2)
+            record.commit()
+        record.begin(Operation.APPEND, 1 << 40, 99, 2)
     record.finish_split(SIZE)
-    record.begin(1, [(4096, 3), (4099, 5)])
-    record.intend(Operation.WRITE, 4096, 8, 3)
+    record.start_request(1, [(4096, 3), (4099, 5)])
+    record.begin(Operation.WRITE, 4096, 8, 3)
     found = words(memory)
     for position, sector, nr_sectors in ((11, 4096, 3), (12, 4099, 5)):
         entry = found[8 + 4 * (position % SIZE) :][:4]
         assert entry == (position + 1, sector, nr_sectors | Operation.WRITE << 32 | 3 << 40, 0)
-    record.landed()
+    record.commit()
     assert words(memory)[3] == 12 << 16 | 1

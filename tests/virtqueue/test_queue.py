@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from tests.virtio.rings import MEMORY_BYTES, Pair
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import features as bits
@@ -77,7 +77,7 @@ class Bench:
             lambda where, error: self.contained.append((where, error)),
             LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
         )
-        self.queue = Queue(0, Witnessing(lambda _: False), self.echo, service)
+        self.queue = Queue(0, Intents(lambda _: False), self.echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64

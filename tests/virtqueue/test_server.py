@@ -10,7 +10,7 @@ import pytest
 from tests.vhost_user.serving import blk_model
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import features as bits
@@ -58,7 +58,7 @@ class Line:
     def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
         self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
         service = server.service._replace(fence=self.pair.fence)
-        self.queue = Queue(index, Witnessing(lambda _: False), echo, service)
+        self.queue = Queue(index, Intents(lambda _: False), echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64

@@ -47,7 +47,7 @@ from zonefs_emu.units import SECTOR_SHIFT, Sector
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from zonefs_emu.device.witness import Witnessing
+    from zonefs_emu.device.intent_log import Intents
 
 #: Called with (first zone_no, number of zones) after a change of zones by another port is in the image: quick, thread
 #: safe. The device's lock is held: a listener notes what it was told and calls nothing of the device. One that raises
@@ -57,7 +57,7 @@ Listener: TypeAlias = Callable[[int, int], None]
 #: Called with (byte offset, bytes) of what is about to be written to the image, with the device's lock held.
 Tap: TypeAlias = Callable[[int, int], None]
 
-#: What a witness is told instead of a number of sectors for a change of all zones at once.
+#: What an intent log is told instead of a number of sectors for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
 
 #: The host failed, or is full: both carry the status of the answer.
@@ -505,7 +505,7 @@ class Port:
         #: able to answer later; the command is carried out at once then.
         self.hold_up: Callable[[int], None] | None = None
         #: Who keeps a record of this port's changes, where requests come again after a crash.
-        self.witnessing: Witnessing | None = None
+        self.intents: Intents | None = None
         # What the read and write paths need, so that they look up one name where a chain would be three.
         self._lock: threading.Lock = device.lock
         self._holds = device.holds
@@ -607,7 +607,7 @@ class Port:
         ACTIVE_RESOURCE, OPEN_RESOURCE: nothing has changed then. NO_SPACE: wp has not moved; with room the same write
         succeeds. IO_ERROR, POISONED: wp has not moved, and the device takes no further writes.
         """
-        if self.witnessing and (answer := self.witnessing.answer(self, Operation.WRITE, sector, nr_sectors)):
+        if self.intents and (answer := self.intents.answer(self, Operation.WRITE, sector, nr_sectors)):
             return answer[0]
         if self._faults and (status := self._injected(Operation.WRITE, sector, nr_sectors, buffers)):
             return status
@@ -659,7 +659,7 @@ class Port:
         Returns (OK, the sector where they landed), or a status as :meth:`write` gives, and CONVENTIONAL,
         NOT_ZONE_START, APPEND_LIMIT, with *sector*.
         """
-        if self.witnessing and (answer := self.witnessing.answer(self, Operation.APPEND, sector, nr_sectors)):
+        if self.intents and (answer := self.intents.answer(self, Operation.APPEND, sector, nr_sectors)):
             return answer
         if self._faults and (status := self._injected(Operation.APPEND, sector, nr_sectors, buffers)):
             return status, sector
@@ -709,20 +709,20 @@ class Port:
         self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
     ) -> Status:
         """Move the bytes, then wp: with the lock held, after the machine has agreed."""
-        witness = self.witnessing.current.witness if self.witnessing else None
-        if witness:
-            witness.intend(operation, sector, nr_sectors, 0)
+        intent_log = self.intents.current.log if self.intents else None
+        if intent_log:
+            intent_log.begin(operation, sector, nr_sectors, 0)
         try:
             done = self.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= _IOV_MAX else 0
             if done != nr_sectors << SECTOR_SHIFT:
                 self._write_rest(sector, nr_sectors, buffers, done)
         except OSError as error:
-            if witness:
-                witness.withdraw()
+            if intent_log:
+                intent_log.abort()
             return self._failed(operation, error, sector, nr_sectors)
         self._commit(zone_no, nr_sectors)
-        if witness:
-            witness.landed()
+        if intent_log:
+            intent_log.commit()
         return _OK
 
     def _commit(self, zone_no: int, nr_sectors: int) -> None:
@@ -744,9 +744,9 @@ class Port:
 
         Open already, as the commit must not need a resource that is then gone. A write that fails leaves it open.
         """
-        witness = self.witnessing.current.witness if self.witnessing else None
-        if witness:
-            witness.intend(operation, sector, nr_sectors, 0)
+        intent_log = self.intents.current.log if self.intents else None
+        if intent_log:
+            intent_log.begin(operation, sector, nr_sectors, 0)
         with self.device.changing():
             self._machine.open_to_write(zone_no)
             self._publish_and_notify()
@@ -756,19 +756,19 @@ class Port:
         self, operation: Operation, hold: Hold, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
     ) -> Status:
         """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
-        witness = self.witnessing.current.witness if self.witnessing else None
+        intent_log = self.intents.current.log if self.intents else None
         try:
             self._write_rest(sector, nr_sectors, buffers, 0)
         except OSError as error:
             status = self._failed(operation, error, sector, nr_sectors)
             with self._lock:
-                if witness:
-                    witness.withdraw()
+                if intent_log:
+                    intent_log.abort()
             return status
         with self._lock:
             self._commit(hold[0], nr_sectors)
-            if witness:
-                witness.landed()
+            if intent_log:
+                intent_log.commit()
         return _OK
 
     def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
@@ -836,7 +836,7 @@ class Port:
         Returns OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, ZONE_READONLY, ZONE_OFFLINE, BAD_TRANSITION,
         ACTIVE_RESOURCE, OPEN_RESOURCE or POISONED; nothing has changed then.
         """
-        if self.witnessing and (answer := self.witnessing.answer(self, operation, sector, 0)):
+        if self.intents and (answer := self.intents.answer(self, operation, sector, 0)):
             return answer[0]
         if self._faults and (status := self._injected(operation, sector, 0, nr_zones=nr_zones)):
             return status
@@ -849,25 +849,25 @@ class Port:
             with self._lock:
                 if self._held:
                     self._holds.wait(*reach)
-                witness = self.witnessing.current.witness if self.witnessing else None
-                if witness and 0 <= sector < self.geometry.size:
-                    witness.intend(operation, sector, 0, self._machine.conds[first])
+                intent_log = self.intents.current.log if self.intents else None
+                if intent_log and 0 <= sector < self.geometry.size:
+                    intent_log.begin(operation, sector, 0, self._machine.conds[first])
                 try:
                     self._require_writable(sector)
                     portions = self._machine.begin_manage(operation, sector, nr_zones, self.dialect)
                 except CommandError as error:
                     if self._held and self._may_change(error):
                         continue
-                    if witness:
-                        witness.withdraw()
+                    if intent_log:
+                        intent_log.abort()
                     return self._refused(operation, error, sector, 0)
                 if nr_zones <= PORTION_ZONES:
                     with self.device.changing():
                         for _ in portions:
                             pass
                         self._publish_and_notify()
-                    if witness:
-                        witness.landed()
+                    if intent_log:
+                        intent_log.commit()
                 else:
                     hold = self._holds.take(*reach)
                 break
@@ -909,8 +909,8 @@ class Port:
                     asked = self._touched[len(self._machine.implicitly_closed) :]
                     self._publish_and_notify()
                 if at >= end:
-                    if self.witnessing and (witness := self.witnessing.current.witness):
-                        witness.landed()
+                    if self.intents and (intent_log := self.intents.current.log):
+                        intent_log.commit()
                 elif shrinking:
                     self._holds.advance(hold, at)
             yield done, at, asked
@@ -920,22 +920,22 @@ class Port:
 
         Returns ACTIVE_RESOURCE or OPEN_RESOURCE (nothing has changed then), or POISONED.
         """
-        if self.witnessing and (answer := self.witnessing.answer(self, operation, 0, ALL_ZONES)):
+        if self.intents and (answer := self.intents.answer(self, operation, 0, ALL_ZONES)):
             return answer[0]
         nr_zones = self.geometry.nr_zones
         if self._faults and (status := self._injected(operation, 0, 0, nr_zones=nr_zones)):
             return status
         with self._lock:
             self._holds.wait(0, nr_zones)
-            witness = self.witnessing.current.witness if self.witnessing else None
-            if witness:
-                witness.intend(operation, 0, ALL_ZONES, 0)
+            intent_log = self.intents.current.log if self.intents else None
+            if intent_log:
+                intent_log.begin(operation, 0, ALL_ZONES, 0)
             try:
                 self._require_writable(0)
                 portions = self._machine.begin_manage_all(operation, self.dialect)
             except CommandError as error:
-                if witness:
-                    witness.withdraw()
+                if intent_log:
+                    intent_log.abort()
                 return self._refused(operation, error, 0, 0)
             hold = self._holds.take(0, nr_zones)
         try:

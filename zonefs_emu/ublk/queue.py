@@ -21,8 +21,8 @@ from queue import SimpleQueue
 from typing import Final
 
 from zonefs_emu.device.device import Port
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.device.rules import Rule
-from zonefs_emu.device.witness import Witnessing
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.ublk.protocol import (
@@ -37,7 +37,7 @@ from zonefs_emu.ublk.protocol import (
     buffer_offset,
     encode_zones,
 )
-from zonefs_emu.ublk.records import FREE, Records, TagWitness
+from zonefs_emu.ublk.records import FREE, Records, TagIntentLog
 from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POLLIN, SQE_BYTES, Ring
 from zonefs_emu.units import SECTOR_SHIFT
 
@@ -70,27 +70,27 @@ log = logging.getLogger(__name__)
 
 
 class Hands:
-    """What one thread needs to carry requests out: a buffer, and its own witness."""
+    """What one thread needs to carry requests out: a buffer, and its own intent log."""
 
     def __init__(
-        self, port: Port, witnessing: Witnessing, node_fd: int, records: Records, *, queue_number: int, depth: int
+        self, port: Port, intents: Intents, node_fd: int, records: Records, *, queue_number: int, depth: int
     ) -> None:
         """Work on the requests of queue *queue_number* of the character device open as *node_fd*."""
         self._port = port
-        self._witnessing = witnessing
+        self._intents = intents
         self._fd = node_fd
         self._buffer = memoryview(mmap.mmap(-1, MAX_IO_BYTES))
         self._parts: dict[int, tuple[memoryview]] = {}
         self._offsets = [buffer_offset(queue_number, tag) for tag in range(depth)]
         self._number_base = queue_number * depth
-        self._witness = TagWitness(records, port)
+        self._intent_log = TagIntentLog(records, port)
         self._records = records
         #: Sector where the last append landed.
         self.landed = 0
 
     def begin(self) -> None:
         """Make the calling thread the one whose hands these are."""
-        self._witnessing.current.witness = self._witness
+        self._intents.current.log = self._intent_log
 
     def execute(self, tag: int, op_flags: int, count: int, sector: int) -> int:
         """Carry request *tag* out; returns its result: bytes, or a negative errno."""
@@ -100,7 +100,7 @@ class Hands:
                 buffers = self._parts.get(count) or self._part(count)
                 status = self._port.read(sector, count, buffers)
                 return RESULTS[status] if status else os.pwrite(self._fd, buffers[0], self._offsets[tag])
-            self._witness.number = self._number_base + tag
+            self._intent_log.number = self._number_base + tag
             if operation in (_WRITE, _APPEND):
                 return self._write(tag, op_flags, count, sector)
             return self._manage(tag, operation, count, sector)
@@ -143,11 +143,11 @@ class Hands:
     def _write_again(self, operation: int, sector: int, count: int) -> Status:
         """Write or append what an earlier process may have written already, in whole or in its first part."""
         buffer = self._buffer[: count << SECTOR_SHIFT]
-        witness = self._witness
-        done = witness.prefix(sector, count) if operation == _WRITE else 0
+        intent_log = self._intent_log
+        done = intent_log.prefix(sector, count) if operation == _WRITE else 0
         for first, last in ((0, done), (done, count)):
             if first < last:
-                part = witness.payload = (buffer[first << SECTOR_SHIFT : last << SECTOR_SHIFT],)
+                part = intent_log.payload = (buffer[first << SECTOR_SHIFT : last << SECTOR_SHIFT],)
                 if operation == _WRITE:
                     status = self._port.write(sector + first, last - first, part)
                 else:
@@ -186,7 +186,7 @@ class Queue(threading.Thread):
     def __init__(
         self,
         port: Port,
-        witnessing: Witnessing,
+        intents: Intents,
         node_fd: int,
         records: Records,
         *,
@@ -197,14 +197,14 @@ class Queue(threading.Thread):
         """Prepare to serve queue *number* of the character device open as *node_fd*; *ended* is called at the end."""
         super().__init__(name=f"ublk-queue-{number}", daemon=True)
         self._port = port
-        self._witnessing = witnessing
+        self._intents = intents
         self._fd = node_fd
         self._number = number
         self._depth = depth
         self._records = records
         self._ended = ended
-        self._hands = Hands(port, witnessing, node_fd, records, queue_number=number, depth=depth)
-        self._slow_hands = Hands(port, witnessing, node_fd, records, queue_number=number, depth=depth)
+        self._hands = Hands(port, intents, node_fd, records, queue_number=number, depth=depth)
+        self._slow_hands = Hands(port, intents, node_fd, records, queue_number=number, depth=depth)
         # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
         page_bytes = mmap.PAGESIZE
         stride = -(-MAX_QUEUE_DEPTH * IO_DESC.size // page_bytes) * page_bytes

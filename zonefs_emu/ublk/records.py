@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.witness import Recalled
+from zonefs_emu.device.intent_log import Intent
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector, to_bytes
@@ -93,7 +93,7 @@ class Records:
         self._old_until = time.monotonic() + SECONDS_MAX
 
     def change(self, at: int) -> tuple[int, Sector, int, int, bool]:
-        """Return what slot *at* says: operation, sector, nr_sectors, condition before, landed."""
+        """Return what slot *at* says: operation, sector, nr_sectors, condition before, committed."""
         state, sector, what = self.words[at : at + 3]
         return what >> 32 & 0xFF, sector, what & 0xFFFFFFFF, what >> 40 & 0xFF, state == LANDED
 
@@ -121,8 +121,8 @@ class Records:
         self.path.unlink(missing_ok=True)
 
 
-class TagWitness:
-    """A :class:`zonefs_emu.device.witness.Witness` for one thread; *number* says which tag it executes."""
+class TagIntentLog:
+    """A :class:`zonefs_emu.device.intent_log.IntentLog` for one thread; *number* says which tag it executes."""
 
     def __init__(self, records: Records, port: Port) -> None:
         """Keep the records of what the calling thread asks of *port*."""
@@ -133,7 +133,7 @@ class TagWitness:
         self._slots = records.slots
         self._port = port
 
-    def intend(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
+    def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
         """Record a change; see the protocol."""
         words = self._words
         at = self._slots[self.number]
@@ -141,17 +141,17 @@ class TagWitness:
         words[at + 2] = nr_sectors | operation << 32 | cond << 40
         words[at] = INTENDED
 
-    def landed(self) -> None:
+    def commit(self) -> None:
         """Record that it has happened; see the protocol."""
         self._words[self._slots[self.number]] = LANDED
 
-    def withdraw(self) -> None:
+    def abort(self) -> None:
         """Forget it; see the protocol."""
         self._words[self._slots[self.number]] = FREE
 
     # -- after a restart --------------------------------------------------------------------------------------
 
-    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Recalled | None:
+    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
         """Return what has been done of a request that comes again; None if it is to be done."""
         records = self._records
         if not records.old:
@@ -164,11 +164,11 @@ class TagWitness:
             if operation is Operation.CLOSE:
                 if where == sector and self._cond(sector) is Condition.EMPTY:
                     return self._found(
-                        at, Recalled(operation, sector, 0, Condition(cond), landed=True, all_zones=False)
+                        at, Intent(operation, sector, 0, Condition(cond), committed=True, all_zones=False)
                     )
             elif length == nr_sectors and self._is_at(operation, sector, where) and self._holds(where, nr_sectors):
                 return self._found(
-                    at, Recalled(operation, where, nr_sectors, Condition(cond), landed=True, all_zones=False)
+                    at, Intent(operation, where, nr_sectors, Condition(cond), committed=True, all_zones=False)
                 )
         return None
 
@@ -183,9 +183,9 @@ class TagWitness:
                 return length
         return 0
 
-    def _found(self, at: int, recalled: Recalled) -> Recalled:
+    def _found(self, at: int, intent: Intent) -> Intent:
         self._records.take_over(at, self.number)
-        return recalled
+        return intent
 
     def _cond(self, sector: Sector) -> Condition:
         return self._port.zone(self._port.geometry.zone_no(sector)).cond

@@ -17,7 +17,7 @@ from typing import Final
 from uuid import UUID
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model import linux
 from zonefs_emu.model.geometry import Geometry
@@ -65,7 +65,7 @@ class UblkDevice:
         self._device = device
         self._port = device.port("ublk", VIRTIO)
         # The records decide by the bytes in the image, whoever else has written to it.
-        self._port.witnessing = self._witnessing = Witnessing(contested=lambda _: False)
+        self._port.intents = self._intents = Intents(contested=lambda _: False)
         self._records_path = records
         self._records: Records | None = None
         self._number = number
@@ -173,7 +173,7 @@ class UblkDevice:
         self._queues = [
             Queue(
                 self._port,
-                self._witnessing,
+                self._intents,
                 self._fd,
                 records,
                 number=number,

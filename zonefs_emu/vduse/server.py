@@ -212,7 +212,7 @@ class _Loop(threading.Thread):
         self.queues: list[VduseQueue] = []
         for index in range(model.nr_queues):
             queue = VduseQueue(
-                index, model.witnessing, model.handler(index), server.service,
+                index, model.intents, model.handler(index), server.service,
                 faults=model.port.device.faults.faults, shared=self._shared,
             )  # fmt: skip
             queue.device_fd = fd

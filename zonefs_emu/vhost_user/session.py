@@ -95,7 +95,7 @@ class Session:
         self.queues = [
             Queue(
                 index,
-                model.witnessing,
+                model.intents,
                 model.handler(index),
                 service,
                 events=model.events(index),

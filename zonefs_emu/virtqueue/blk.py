@@ -3,7 +3,7 @@
 import logging
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.virtio import blk
 from zonefs_emu.virtio.blk import Blk, BlkOptions
@@ -24,7 +24,7 @@ class BlkModel:
         """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard has it."""
         self.changes = ZoneChanges()
         self.port = device.port(self.name, VIRTIO)
-        self.witnessing = self.port.witnessing = Witnessing(self.changes.contested)
+        self.intents = self.port.intents = Intents(self.changes.contested)
         device.subscribe(self.changes, port=self.port)
         self._blk = Blk(self.port, options)
         self._strict = strict

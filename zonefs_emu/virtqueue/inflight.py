@@ -2,7 +2,7 @@
 
 Requests are executed and given back in the order of the ring, so *which* requests are unfinished needs no record: those
 from the used index on. What is recorded is how many were finished (to number requests for all time), and for each
-request that changes a zone what it is about to change, and that it has (:mod:`zonefs_emu.device.witness`).
+request that changes a zone what it is about to change, and that it has (:mod:`zonefs_emu.device.intent_log`).
 
 The layout is our own business: the front-end (or with VDUSE, a file) only keeps the memory. All fields are 8-byte
 words, each stored at once, so a kill between two stores leaves one of the pictures below and never half a word.
@@ -13,7 +13,7 @@ words, each stored at once, so a kill between two stores leaves one of the pictu
     header (8 words)              0  magic, version, packed or split, queue size
                                   1  requests finished; packed: that << 16 | position of the next used descriptor
                                   2  packed: word 1 as it will be once the ring shows the next one given back
-                                  3  landed: position << 16 | n: n changes of the request at position have happened
+                                  3  committed: position << 16 | n: n changes of the request at position have happened
                                 4-7  0
     entry (4 words)               0  position + 1, or 0: no record
     at position % queue size      1  sector; of an append: where it lands
@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from zonefs_emu.device.device import ALL_ZONES
-from zonefs_emu.device.witness import Recalled
+from zonefs_emu.device.intent_log import Intent
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
@@ -57,7 +57,7 @@ def record_bytes(queue_size: int) -> int:
 
 
 class QueueRecord:
-    """The record of one queue; a :class:`zonefs_emu.device.witness.Witness`."""
+    """The record of one queue; a :class:`zonefs_emu.device.intent_log.IntentLog`."""
 
     def __init__(self, memory: memoryview, queue_size: int, *, packed: bool) -> None:
         """Use *memory* (:func:`record_bytes`), which the front-end keeps; what it holds counts if it is ours."""
@@ -133,15 +133,15 @@ class QueueRecord:
         self.finished += 1
         self._words[1] = self._words[2]
 
-    # -- witness ----------------------------------------------------------------------------------------------
+    # -- intent log -------------------------------------------------------------------------------------------
 
-    def begin(self, ahead: int, spans: Sequence[tuple[int, int]]) -> None:
+    def start_request(self, ahead: int, spans: Sequence[tuple[int, int]]) -> None:
         """Note that the request *ahead* of those finished is executed now; *spans*: several at once, as one write."""
         self._position = self.finished + ahead
         self._spans = spans
         self._count = 0
 
-    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Recalled | None:
+    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
         """Return the record of a change of the present request; see the protocol."""
         position = self._position
         if position >= self._recover_end:
@@ -150,12 +150,12 @@ class QueueRecord:
         at = _HEADER_WORDS + position % self._size * _ENTRY_WORDS
         has_entry = words[at] == position + 1
         ordinal = words[at + 3]
-        landed = words[3]
-        if landed >> 16 == position:
-            has_landed = self._count < landed & _COUNT_MASK
+        committed = words[3]
+        if committed >> 16 == position:
+            is_done = self._count < committed & _COUNT_MASK
         else:
-            has_landed = landed >> 16 > position and has_entry and self._count <= ordinal
-        if not has_landed and not (has_entry and ordinal == self._count):
+            is_done = committed >> 16 > position and has_entry and self._count <= ordinal
+        if not is_done and not (has_entry and ordinal == self._count):
             return None
         where, cond = sector, Condition.NOT_WP
         if has_entry and ordinal == self._count:
@@ -166,14 +166,14 @@ class QueueRecord:
             if (where != sector and operation is not Operation.APPEND) or number not in _CONDITIONS:
                 return None
             cond = Condition(number)
-        return Recalled(operation, where, nr_sectors, cond, has_landed, all_zones=nr_sectors == ALL_ZONES)
+        return Intent(operation, where, nr_sectors, cond, is_done, all_zones=nr_sectors == ALL_ZONES)
 
     @property
     def recovering(self) -> bool:
         """Whether the next request may be one that an earlier process had begun; such are executed one by one."""
         return self.finished < self._recover_end
 
-    def intend(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
+    def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
         """Record a change; see the protocol."""
         words = self._words
         size = self._size
@@ -196,17 +196,17 @@ class QueueRecord:
         words[at + 3] = self._count
         words[at] = position + 1
 
-    def landed(self) -> None:
+    def commit(self) -> None:
         """Record that the change has happened; see the protocol."""
         if self._spans:
             word = (self._position + len(self._spans) - 1) << 16 | 1
         else:
             self._count += 1
             word = self._position << 16 | self._count
-        # Never back: while old requests are answered from the record, later ones of theirs have landed as well.
+        # Never back: while old requests are answered from the record, later ones of theirs have committed as well.
         self._words[3] = max(self._words[3], word)
 
-    def withdraw(self) -> None:
-        """Forget the change that was intended; see the protocol."""
+    def abort(self) -> None:
+        """Forget the change that was begun; see the protocol."""
         for position in range(self._position, self._position + max(len(self._spans), 1)):
             self._words[_HEADER_WORDS + position % self._size * _ENTRY_WORDS] = 0

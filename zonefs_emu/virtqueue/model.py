@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtqueue.changes import ZoneChanges
 from zonefs_emu.virtqueue.queue import EventSource
@@ -19,7 +19,7 @@ class DeviceModel(Protocol):
     #: Feature bits of the device type and the rings.
     offered: int
     port: Port
-    witnessing: Witnessing
+    intents: Intents
     changes: ZoneChanges
     nr_queues: int
 

@@ -16,7 +16,7 @@ from time import monotonic_ns
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from zonefs_emu.device.buffers import scatter, total_bytes
-from zonefs_emu.device.witness import Witness, Witnessing
+from zonefs_emu.device.intent_log import IntentLog, Intents
 from zonefs_emu.errors import PeerError
 from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.handler import Deferred, Handler
@@ -85,7 +85,7 @@ class Queue:
     def __init__(
         self,
         index: int,
-        witnessing: Witnessing,
+        intents: Intents,
         handler: Handler | None,
         service: Service,
         *,
@@ -111,7 +111,7 @@ class Queue:
         #: How many requests were given to the worker, or taken from it: tells late answers from expected ones.
         self._nr_jobs = 0
         self.ring: SplitRing | PackedRing | None = None
-        self._witnessing = witnessing
+        self._intents = intents
         self._handler = handler
         self._service = service
         self._fence = service.fence
@@ -120,7 +120,7 @@ class Queue:
         #: What the peer shares, if it can take that away.
         self.shared = shared
         self._record: QueueRecord | None = None
-        self._witness: Witness | None = None
+        self._intent_log: IntentLog | None = None
         self._backlog: Sequence[Chain] = ()
         self._pushed = 0
         self._log: DirtyLog | None = None
@@ -183,7 +183,7 @@ class Queue:
                 ordered=ORDERED,
             )  # fmt: skip
             self._used_log_address = address.log
-        self._witness = self._record
+        self._intent_log = self._record
         self._backlog = ()
         self._pushed = 0
         self.broken = False
@@ -228,9 +228,9 @@ class Queue:
             position = packed.position_of(ring.used_place, ring.size)
             self.base = position | position << 16
         self._backlog = ()
-        self._record = self._witness = self._log = None
+        self._record = self._intent_log = self._log = None
         # The record lies in the front-end's memory, which may go now.
-        self._witnessing.current.witness = None
+        self._intents.current.log = None
         return self.base
 
     def close(self) -> None:
@@ -303,7 +303,7 @@ class Queue:
     def _run_batch(self, chains: Sequence[Chain]) -> None:
         handler, faults = self._handler, self._faults
         assert handler is not None
-        self._witnessing.current.witness = self._witness
+        self._intents.current.log = self._intent_log
         step, begin = handler.step, self._begin
         lengths: list[int] = []
         pushed = self._pushed = 0
@@ -328,7 +328,7 @@ class Queue:
     def _begin(self, index: int, spans: Sequence[tuple[int, int]]) -> None:
         record = self._record
         if record is not None:
-            record.begin(index - self._pushed, spans)
+            record.start_request(index - self._pushed, spans)
 
     def _give_back(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
         ring, record, dirty = self.ring, self._record, self._log
@@ -418,15 +418,15 @@ class Queue:
         self._begin(index, ())
         chain = chains[index]
         self._backlog = chains[index:]
-        witnessing, witness = self._witnessing, self._witness
+        intents, intent_log = self._intents, self._intent_log
         work = partial(handler.execute, chain) if deferred is None else deferred.execute
 
         def execute() -> int:
-            witnessing.current.witness = witness
+            intents.current.log = intent_log
             try:
                 return work()
             finally:
-                witnessing.current.witness = None
+                intents.current.log = None
 
         self._nr_jobs += 1
         self.busy = True

@@ -3,7 +3,7 @@
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.witness import Witnessing
+from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.target import Target
 from zonefs_emu.virtio import features as bits, scsi
@@ -34,7 +34,7 @@ class ScsiModel:
         """
         self.changes = ZoneChanges()
         self.port = device.port(self.name, ZBC)
-        self.witnessing = self.port.witnessing = Witnessing(self.changes.contested)
+        self.intents = self.port.intents = Intents(self.changes.contested)
         device.subscribe(self.changes, port=self.port)
         self.target = Target(self.port, serial=serial, power_on=False)
         self._control = ControlQueue(self.target)

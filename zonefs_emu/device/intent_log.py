@@ -4,16 +4,16 @@ A transport whose peer outlives this process (vhost-user: the guest keeps the ri
 its unfinished requests again after a restart. Executing a write twice would be an error for the guest (it is no longer
 at wp) and an append twice would be doubled data. So every change leaves a mark in memory that the peer keeps:
 
-    lock · check · intend(what) · move the bytes · publish wp · landed() · unlock
+    lock · check · begin(what) · move the bytes · publish wp · commit() · unlock
 
-A long command lets go of the lock in between, but not of its zones. *intend* comes after the command has been found
-good and before anything changes; *landed* comes before the lock is released. A kill leaves one of three pictures, each
+A long command lets go of the lock in between, but not of its zones. *begin* comes after the command has been found
+good and before anything changes; *commit* comes before the lock is released. A kill leaves one of three pictures, each
 of which is decidable:
 
 * no intent: nothing has changed. Execute it.
 * an intent and its landed mark: it is done. Answer it from the record.
 * an intent only: the lock was held, or the zones were (:mod:`holds`), so no other command has changed them since, and
-  the zone itself says what became of this one (:func:`has_landed`).
+  the zone itself says what became of this one (:func:`is_done`).
 
 The last picture is decidable only while nobody else has changed the zone since the restart; ``contested`` says of
 which zones that is no longer true, and such a request is answered with IO_ERROR instead of being guessed at.
@@ -33,52 +33,52 @@ if TYPE_CHECKING:
     from zonefs_emu.device.device import Port
 
 
-class Recalled(NamedTuple):
+class Intent(NamedTuple):
     """One change of an unfinished request, as its record says. *cond*: the zone's condition before it."""
 
     operation: Operation
     sector: Sector
     nr_sectors: int
     cond: Condition
-    landed: bool
+    committed: bool
     #: Of all zones at once.
     all_zones: bool
 
 
-class Witness(Protocol):
+class IntentLog(Protocol):
     """Keeps the record of the requests of one queue, of which one is executed at a time.
 
     One request may make several changes, one after the other; *operation* is never READ. *sector* is where an append
     lands; for management it is the start of the zone, and *nr_sectors* is 0, or device.ALL_ZONES.
     """
 
-    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Recalled | None:
-        """Return the record of the change that is asked for now, if an earlier process intended it."""
+    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
+        """Return the record of the change that is asked for now, if an earlier process began it."""
         ...
 
-    def intend(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
+    def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
         """Note that the change is about to happen."""
         ...
 
-    def landed(self) -> None:
-        """Note that the change that was intended or recalled last has happened."""
+    def commit(self) -> None:
+        """Note that the change that was begun or recalled last has happened."""
         ...
 
-    def withdraw(self) -> None:
-        """Forget the change that was intended last: it was refused, or the host failed."""
+    def abort(self) -> None:
+        """Forget the change that was begun last: it was refused, or the host failed."""
         ...
 
 
 class _Current(threading.local):
-    """The witness of the request that this thread is executing."""
+    """The intent log of the request that this thread is executing."""
 
-    witness: Witness | None = None
+    log: IntentLog | None = None
 
 
-class Witnessing:
-    """Makes a port's changes witnessed: ``port.witnessing = Witnessing(...)``.
+class Intents:
+    """Logs the changes of a port: ``port.intents = Intents(...)``.
 
-    ``witnessing.current.witness = w`` says who witnesses what this thread asks for from now on; None where the
+    ``intents.current.log = log``: the changes that this thread asks for from now on go to *log*; None where the
     transport cannot recover.
     """
 
@@ -91,41 +91,41 @@ class Witnessing:
         self, port: "Port", operation: Operation, sector: Sector, nr_sectors: int
     ) -> tuple[Status, Sector] | None:
         """Return the answer to a request that an earlier process began, or None if it has to be executed."""
-        witness = self.current.witness
-        recalled = witness.recall(operation, sector, nr_sectors) if witness else None
-        if witness is None or recalled is None:
+        intent_log = self.current.log
+        intent = intent_log.recall(operation, sector, nr_sectors) if intent_log else None
+        if intent_log is None or intent is None:
             return None
-        zone_no = -1 if recalled.all_zones else port.geometry.zone_no(recalled.sector)
-        if not recalled.all_zones and (zone_no != port.geometry.zone_no(sector) or sector >= port.geometry.size):
+        zone_no = -1 if intent.all_zones else port.geometry.zone_no(intent.sector)
+        if not intent.all_zones and (zone_no != port.geometry.zone_no(sector) or sector >= port.geometry.size):
             return None  # of what cannot have been: who keeps the record has changed it
-        if not recalled.landed:
+        if not intent.committed:
             # Writing the same bytes again to where they were meant to be is what the guest asked for, once or twice.
-            again = recalled.operation is Operation.WRITE and port.geometry.is_conventional(zone_no)
+            again = intent.operation is Operation.WRITE and port.geometry.is_conventional(zone_no)
             if self._contested(zone_no) and not again:
                 status = port.refuse(
-                    Rule.CONTESTED, operation, Status.IO_ERROR, recalled.sector, nr_sectors, zone_no=zone_no
+                    Rule.CONTESTED, operation, Status.IO_ERROR, intent.sector, nr_sectors, zone_no=zone_no
                 )
-                return status, recalled.sector
-            if not has_landed(port, recalled):
+                return status, intent.sector
+            if not is_done(port, intent):
                 return None
-        witness.landed()
-        return Status.OK, recalled.sector
+        intent_log.commit()
+        return Status.OK, intent.sector
 
 
-def has_landed(port: "Port", recalled: Recalled) -> bool:
-    """Say whether a change that was intended, and after which the process died, is in the zone.
+def is_done(port: "Port", intent: Intent) -> bool:
+    """Say whether a change that was begun, and after which the process died, is in the zone.
 
     Writes to a sequential zone start at wp, so wp has passed the end exactly if the write landed (FULL zones keep count
     of their data, too). Opening, finishing and resetting a zone a second time changes nothing, so those are executed
     again. So is CLOSE, but for the one case in which the second is refused: closing an open zone without data makes it
     EMPTY.
     """
-    if recalled.all_zones:
+    if intent.all_zones:
         return False
     device = port.device
     with device.lock:  # not port.zone(): that says what an injected fault wants hosts to see
-        zone = device.machine.zone(port.geometry.zone_no(recalled.sector))
-    if recalled.operation in (Operation.WRITE, Operation.APPEND):
+        zone = device.machine.zone(port.geometry.zone_no(intent.sector))
+    if intent.operation in (Operation.WRITE, Operation.APPEND):
         conventional = port.geometry.is_conventional(zone.zone_no)
-        return not conventional and zone.wp >= recalled.sector + recalled.nr_sectors
-    return recalled.operation is Operation.CLOSE and recalled.cond in OPEN_CONDITIONS and zone.cond is Condition.EMPTY
+        return not conventional and zone.wp >= intent.sector + intent.nr_sectors
+    return intent.operation is Operation.CLOSE and intent.cond in OPEN_CONDITIONS and zone.cond is Condition.EMPTY
