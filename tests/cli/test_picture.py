@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zonefs_emu.cli.picture import fill_of, fold, svg, terminal
+from zonefs_emu.cli.picture import aggregate, fill_of, svg, terminal
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 
 C = Condition
@@ -88,14 +88,14 @@ def test_fill() -> None:
 
 
 def test_folding_counts_every_zone_once() -> None:
-    folded = fold((z for z in SEVEN), nr_zones=7, max_cells=3)
-    assert folded.zones_per_cell == 3
-    assert [(cell.first, cell.count, cell.cond) for cell in folded.cells] == [
+    aggregated = aggregate((z for z in SEVEN), nr_zones=7, max_cells=3)
+    assert aggregated.zones_per_cell == 3
+    assert [(cell.first, cell.count, cell.cond) for cell in aggregated.cells] == [
         (0, 3, C.IMP_OPEN),
         (3, 3, C.EXP_OPEN),
         (6, 1, C.OFFLINE),
     ]
-    assert sum(folded.counts.values()) == 7
+    assert sum(aggregated.counts.values()) == 7
 
 
 def test_svg_is_well_formed_and_has_a_square_per_zone() -> None:

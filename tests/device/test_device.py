@@ -530,14 +530,14 @@ def test_a_write_to_a_zone_that_was_reset_waits_for_the_reset(device: ZonedDevic
         write(port, 128, 4)
         port.flush()
         port.manage(RESET, 128)
-        assert port.is_unsettled(2)
-        assert not port.is_unsettled(3)
+        assert port.has_pending_reset(2)
+        assert not port.has_pending_reset(3)
         assert command() == Status.OK
-        assert not port.is_unsettled(2)
+        assert not port.has_pending_reset(2)
         assert read(port, 128, 8) == pattern(128, 8, generation=1)
         port.manage(RESET, 128)
         port.flush()
-        assert not port.is_unsettled(2)
+        assert not port.has_pending_reset(2)
 
 
 def test_settling_that_the_host_fails(device: ZonedDevice, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,27 +638,27 @@ def test_ports_that_nobody_holds_are_forgotten(device: ZonedDevice, port: Port) 
 
 
 def test_taps_of_writes_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
-    taps: list[tuple[str, int]] = []
+    hooks: list[tuple[str, int]] = []
 
-    def tap(name: str, offset: int, nr_bytes: int) -> None:
+    def hook(name: str, offset: int, nr_bytes: int) -> None:
         assert nr_bytes == 512
-        taps.append((name, offset >> 9))
+        hooks.append((name, offset >> 9))
 
     def not_failed(error: Exception) -> None:
         raise AssertionError from error
 
-    older, newer = partial(tap, "older"), partial(tap, "newer")
+    older, newer = partial(hook, "older"), partial(hook, "newer")
     kept = device.port("kept", VIRTIO)
     begun: list[int] = []
-    device.tap_writes(older, observer="older", failed=not_failed)
+    device.add_write_hook(older, observer="older", failed=not_failed)
     assert write(port, 128, 1) == Status.OK
-    device.tap_writes(newer, observer="newer", failed=not_failed, begin=lambda: begun.append(len(taps)))
+    device.add_write_hook(newer, observer="newer", failed=not_failed, begin=lambda: begun.append(len(hooks)))
     assert write(kept, 129, 1) == Status.OK
-    device.untap_writes(older)
+    device.remove_write_hook(older)
     assert write(device.port("later", VIRTIO), 130, 1) == Status.OK
-    device.untap_writes(newer)
+    device.remove_write_hook(newer)
     assert write(port, 131, 1) == Status.OK
-    assert (taps, begun) == ([("older", 128), ("newer", 129), ("older", 129), ("newer", 130)], [1])
+    assert (hooks, begun) == ([("older", 128), ("newer", 129), ("older", 129), ("newer", 130)], [1])
     assert device.pwritev is port.pwritev is device.image.backing.pwritev
 
 
@@ -923,7 +923,7 @@ def test_every_command_ends_in_a_status(  # noqa: PLR0917  (all are drawn)
             assert refusal is not None
             assert numbered.explain(refusal)
             assert numbered.refusals.last(1)[0].status is status
-        assert isinstance(port.is_unsettled(abs(sector) // 64), bool)
+        assert isinstance(port.has_pending_reset(abs(sector) // 64), bool)
         assert len(port.report(abs(sector), number)) <= 8
         assert port.count(abs(sector), frozenset(Condition)) <= 8
     finally:

@@ -176,7 +176,7 @@ def test_others_go_on_during_a_long_write_and_its_zone_waits(device: ZonedDevice
         lambda port: PowerCutLab(port.device).close(),
         lambda port: port.device.close(),
     ],
-    ids=["reset all", "reset a range", "power cycle", "load", "tap", "close"],
+    ids=["reset all", "reset a range", "power cycle", "load", "hook", "close"],
 )
 def test_what_is_on_all_zones_waits_for_a_long_write(device: ZonedDevice, command: Callable[[Port], object]) -> None:
     writer, other = device.port("writer", VIRTIO), device.port("other", VIRTIO)

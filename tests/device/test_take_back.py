@@ -50,7 +50,7 @@ def commands(port: Port) -> list[Callable[[], object]]:
         lambda: port.manage(Operation.OPEN, 1 * START),
         lambda: port.manage(Operation.FINISH, 2 * START, 2),
         lambda: port.manage(Operation.RESET, 2 * START, 1050),  # in portions
-        lambda: port.write(3 * START, 8, data),  # settles first
+        lambda: port.write(3 * START, 8, data),  # applies pending resets first
         lambda: port.set_cond(7, Condition.READONLY),
         port.flush,
         port.device.power_cycle,

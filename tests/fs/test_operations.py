@@ -425,7 +425,7 @@ async def test_writes_to_a_zone_just_reset_wait_for_a_flush_in_order(kernel: Ker
     await kernel.operations.write(fh, 0, blocks(3))
     await kernel.operations.fsync(fh, False)
     await kernel.setattr(2, size=0, fh=fh)
-    assert kernel.volume.port.is_unsettled(2)
+    assert kernel.volume.port.has_pending_reset(2)
     other = await kernel.open(seq(kernel.volume, 1), APPEND_DIRECT)
     reader = await kernel.open(file, READ_DIRECT)
     async with trio.open_nursery() as nursery:
@@ -436,8 +436,8 @@ async def test_writes_to_a_zone_just_reset_wait_for_a_flush_in_order(kernel: Ker
             await trio.testing.wait_all_tasks_blocked(0.0)
     data = await kernel.read(reader, 0, CAPACITY)
     assert data[::BLOCK] == b"ABCDEFGHIJ"
-    assert not kernel.operations._turns
-    assert not kernel.volume.port.is_unsettled(2)
+    assert not kernel.operations._file_locks
+    assert not kernel.volume.port.has_pending_reset(2)
 
 
 # -- the automatic truncate -----------------------------------------------------------------------------------

@@ -129,6 +129,6 @@ def test_fio_continues_on_error(guest: Guest, tmp_path: Path) -> None:
         # Mended: everything can be written.
         served.verb("inject", "--clear")
         guest.run(["blkzone", "reset", disk.path])
-        guest.run(f"{fio} --name=mended --rw=write --offset=16M --size=16M", timeout=100)
+        guest.run(f"{fio} --name=repaired --rw=write --offset=16M --size=16M", timeout=100)
         assert served.conds()[4:8] == ["fu"] * 4
         disk.detach()

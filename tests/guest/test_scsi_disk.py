@@ -178,7 +178,7 @@ def test_zones_change_behind_the_guest(guest: Guest, tmp_path: Path) -> None:
             "1",
             "2",
         ]
-        # The guest keeps wp itself. A write that fails makes it doubt that, and the next report mends it.
+        # The guest keeps wp itself. A write that fails makes it doubt that, and the next report corrects it.
         stale = [f"w {number * zone + 64} 8 3" for number in (8, 9, 10)]
         assert direct_io(guest, disk, *stale) == ["EREMOTEIO", "EREMOTEIO", "EREMOTEIO"]
         rules = [refusal["rule"] for refusal in served.refusals()]

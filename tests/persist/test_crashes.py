@@ -157,7 +157,7 @@ def test_power_cut_around_what_another_thread_does_during_a_checkpoint(before: s
 
     def meanwhile() -> None:
         steps = beside.split()
-        while steps and steps[0] != "L" and not (steps[0].startswith("w1") and world.port.is_unsettled(1)):
+        while steps and steps[0] != "L" and not (steps[0].startswith("w1") and world.port.has_pending_reset(1)):
             world.run(steps.pop(0))
         # What waits for the checkpoint to end needs a thread of its own.
         if steps:

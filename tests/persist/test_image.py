@@ -440,19 +440,19 @@ def test_a_flush_costs_two_syncs_and_a_record_whatever_the_number_of_zones() -> 
     assert events_of(conventional, "k0:1 f") == [(write, 512), (sync, 0)]
 
 
-def test_only_a_zone_that_had_data_is_settled_before_it_is_written() -> None:
+def test_only_a_zone_that_had_data_has_its_reset_applied_before_it_is_written() -> None:
     world = World(CrashBacking(fresh_memory()))
     write, sync = EventKind.WRITE, EventKind.SYNC
     assert events_of(world, "o1 c1 w1:1") == [(write, 512)]
     assert events_of(world, "f2 r2 w2:1") == [(write, 512)]
     # Once reset, other zones' data do not wait.
     assert events_of(world, "r1 w2:1") == [(write, 512)]
-    assert world.port.is_unsettled(1)
+    assert world.port.has_pending_reset(1)
     assert [kind for kind, _ in events_of(world, "w1:1")][:2] == [sync, write]
-    assert not world.port.is_unsettled(1)
+    assert not world.port.has_pending_reset(1)
 
 
-def test_a_zone_that_is_reset_during_a_checkpoint_is_settled_by_the_next() -> None:
+def test_a_zone_that_is_reset_during_a_checkpoint_has_its_reset_applied_by_the_next() -> None:
     """Its space is not given back by the checkpoint under way, which covers its data, and it is not forgotten."""
     world = World(MemoryBacking(fresh_memory()))
     world.run("w1:2 w2:2 f r1")
@@ -463,10 +463,10 @@ def test_a_zone_that_is_reset_during_a_checkpoint_is_settled_by_the_next() -> No
 
     world.image.erase_listener = reset_another
     world.run("f")
-    assert not world.image.is_unsettled(1)
-    assert world.image.is_unsettled(2)
+    assert not world.image.has_pending_reset(1)
+    assert world.image.has_pending_reset(2)
     world.run("f")
-    assert not world.image.is_unsettled(2)
+    assert not world.image.has_pending_reset(2)
     assert not any(world.snapshot()[2][1])
     world.run("w2:1 f")
 
@@ -510,7 +510,7 @@ def test_the_space_of_all_resets_that_were_not_flushed_is_given_back() -> None:
 
 @pytest.mark.parametrize("nr_zones", [PORTION_ZONES, PORTION_ZONES + 1, 3 * PORTION_ZONES + 1])
 def test_a_checkpoint_of_as_many_zones_as_a_portion_and_more(nr_zones: int) -> None:
-    """All of them are durable, and all that lost their data are settled, in whichever portion they lie."""
+    """All of them are durable, and all that lost their data are reset, in whichever portion they lie."""
     geometry = Geometry(size=2 * nr_zones, zone_size=2, zone_capacity=2)
     memory = fresh_memory(geometry)
     world = World(MemoryBacking(memory))
@@ -530,7 +530,7 @@ def test_a_checkpoint_of_as_many_zones_as_a_portion_and_more(nr_zones: int) -> N
     assert World(MemoryBacking(bytearray(memory)), NEXT_BOOT).snapshot() == world.snapshot()
 
 
-def test_zones_of_several_runs_are_settled_each_by_the_checkpoint_after_its_reset() -> None:
+def test_zones_of_several_runs_are_reset_each_by_the_checkpoint_after_its_reset() -> None:
     last = 2 * PORTION_ZONES + 7
     geometry = Geometry(size=2 * (last + 1), zone_size=2, zone_capacity=2)
     world = World(MemoryBacking(fresh_memory(geometry)))
@@ -543,10 +543,10 @@ def test_zones_of_several_runs_are_settled_each_by_the_checkpoint_after_its_rese
             world.run(f"r{meanwhile.pop()}")
 
     world.image.erase_listener = reset_next
-    for nr_settled in range(4):
+    for nr_reset in range(4):
         world.run("f")
-        waiting = zones[: len(zones) - nr_settled][-1:]
-        assert [zone_no for zone_no in zones if world.image.is_unsettled(zone_no)] == list(waiting)
+        waiting = zones[: len(zones) - nr_reset][-1:]
+        assert [zone_no for zone_no in zones if world.image.has_pending_reset(zone_no)] == list(waiting)
     world.run(" ".join(f"w{zone_no}:1" for zone_no in zones))
 
 
@@ -638,7 +638,7 @@ def test_closing_twice_and_using_it_afterwards() -> None:
     assert world.port.write(8, 1, [bytes(512)]) is Status.POISONED
     assert world.port.flush() is Status.POISONED
     with pytest.raises(PoisonedError, match="the image is closed"):
-        world.image.settle()
+        world.image.apply_pending_resets()
 
 
 def test_writers_flushes_and_resets_from_many_threads(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_choose_table_takes_each_block_from_the_copy_that_has_it() -> None:
     zones = [(1, 0)] * (2 * WORDS_PER_BLOCK)
     old = bytearray(layout.encode_table(packed(zones), 4, SEED))
     new = bytearray(layout.encode_table(packed([(2, 3), *zones[1:]]), 5, SEED))
-    # A fold in the first copy stopped after one block of two: the old table counts, and is whole in the second copy.
+    # A compaction stopped in the first copy after one block of two: the old table counts, and the second copy is whole.
     torn = new[:BLOCK_BYTES] + old[BLOCK_BYTES:]
     found = layout.choose_table([bytes(torn), bytes(old)], len(zones), SEED, offsets=[0, 0])
     assert (found.generation, found.newest, found.base, found.is_sound) == (4, 5, 1, False)

@@ -270,7 +270,7 @@ def test_a_block_that_is_older_than_the_journal() -> None:
     journal_of(memory, WIDE, [record(1, (0, FU, 8), epoch=6)])
     memory[4096:8192] = b"d" * 4096
     zones = zones_of(memory, WIDE)
-    assert zones.is_sound  # a fold that was interrupted: the records of epoch 6 cannot be there, and do not count
+    assert zones.is_sound  # a compaction that was interrupted: the records of epoch 6 cannot be there, and do not count
     spoil(memory, WIDE, SectionKind.TABLE, at=BLOCK_BYTES)
     assert states(zones_of(memory, WIDE))[:3] == [(EM, 0), (FU, 8), (EM, 0)]
 

@@ -13,22 +13,22 @@ def test_a_block_says_where_and_when_it_was_written() -> None:
 @pytest.mark.parametrize("written", [80, 88, 96])
 def test_what_was_under_way_may_be_there_in_part(written: int) -> None:
     ledger = Ledger(7, life=1, acknowledged=10, trying=2)
-    ledger.settle(written)
+    ledger.reconcile(written)
     assert (ledger.acknowledged, ledger.trying) == (written // 8, 0)
 
 
 @pytest.mark.parametrize("written", [0, 72, 79, 84, 104])
 def test_less_or_more_than_was_asked_for_is_an_error(written: int) -> None:
     with pytest.raises(LostError, match="zone 7"):
-        Ledger(7, life=1, acknowledged=10, trying=2).settle(written)
+        Ledger(7, life=1, acknowledged=10, trying=2).reconcile(written)
 
 
 def test_a_reset_under_way_is_done_or_not() -> None:
     ledger = Ledger(7, life=1, acknowledged=10, resetting=True)
-    ledger.settle(80)
+    ledger.reconcile(80)
     assert (ledger.life, ledger.acknowledged, ledger.resetting) == (1, 10, False)
     ledger.resetting = True
-    ledger.settle(0)
+    ledger.reconcile(0)
     assert (ledger.life, ledger.acknowledged, ledger.resetting) == (2, 0, False)
 
 

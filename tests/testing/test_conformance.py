@@ -1,4 +1,4 @@
-"""All doors beside the device's own; and that a door that lies is found out."""
+"""All adapters beside the device's own; and that an adapter that lies is found out."""
 
 from contextlib import ExitStack
 from functools import cache
@@ -10,13 +10,13 @@ import pytest
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.conformance import (
-    DOORS,
+    ADAPTERS,
     SCENARIOS,
     SHAPES,
+    Adapter,
     Answer,
-    DeviceDoor,
-    Door,
-    FuseDoor,
+    DeviceAdapter,
+    FuseAdapter,
     Place,
     Result,
     View,
@@ -34,9 +34,9 @@ def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @cache
 def reference(shape: str) -> list[Result]:
-    """What the device itself does; the same for every door."""
+    """What the device itself does; the same for every adapter."""
     with TemporaryDirectory() as directory:
-        return run(SHAPES[shape], DeviceDoor, Path(directory) / "device")
+        return run(SHAPES[shape], DeviceAdapter, Path(directory) / "device")
 
 
 def report(sentences: list[str]) -> str:
@@ -45,12 +45,15 @@ def report(sentences: list[str]) -> str:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    "door",
-    [pytest.param(door, id=door.name, marks=[pytest.mark.fuse] if door is FuseDoor else []) for door in DOORS],
+    "adapter",
+    [
+        pytest.param(adapter, id=adapter.name, marks=[pytest.mark.fuse] if adapter is FuseAdapter else [])
+        for adapter in ADAPTERS
+    ],
 )
-def test_every_door_leads_to_the_same_device(tmp_path: Path, door: type[Door], shape: str) -> None:
-    found = run(SHAPES[shape], door, tmp_path / door.name)
-    assert report(differences(reference(shape), found, door.name)) == ""
+def test_every_adapter_leads_to_the_same_device(tmp_path: Path, adapter: type[Adapter], shape: str) -> None:
+    found = run(SHAPES[shape], adapter, tmp_path / adapter.name)
+    assert report(differences(reference(shape), found, adapter.name)) == ""
 
 
 def test_every_status_of_a_zone_rule_occurs() -> None:
@@ -58,12 +61,12 @@ def test_every_status_of_a_zone_rule_occurs() -> None:
     assert {step.expected for scenario in SCENARIOS for step in scenario.steps} == set(Status) - of_the_host
 
 
-def test_what_a_door_cannot_say_changes_nothing() -> None:
+def test_what_a_adapter_cannot_say_changes_nothing() -> None:
     """Else the zones behind it would not be those behind the others."""
     assert all(step.expected for scenario in SCENARIOS for step in scenario.steps if step.cannot or step.unlike)
 
 
-class LyingDoor(DeviceDoor):
+class LyingAdapter(DeviceAdapter):
     """Wrong in one way at a time."""
 
     lie = ""
@@ -101,16 +104,16 @@ class LyingDoor(DeviceDoor):
         ("another wp", "writes follow one another, step 0 (WRITE): written of zone 3 is shown as 1, not 0"),
     ],
 )
-def test_a_door_that_lies_is_found_out(tmp_path: Path, lie: str, sentence: str) -> None:
-    def lying(device: DeviceUnderTest, stack: ExitStack) -> Door:
-        door = LyingDoor(device, stack)
-        door.lie = lie
-        return door
+def test_a_adapter_that_lies_is_found_out(tmp_path: Path, lie: str, sentence: str) -> None:
+    def lying(device: DeviceUnderTest, stack: ExitStack) -> Adapter:
+        adapter = LyingAdapter(device, stack)
+        adapter.lie = lie
+        return adapter
 
     found = differences(reference("4096"), run(SHAPES["4096"], lying, tmp_path / "device"), "device")
     assert sentence in report(found)
 
 
-def test_a_door_that_ends_early_is_found_out() -> None:
+def test_a_adapter_that_ends_early_is_found_out() -> None:
     steps = reference("512")
     assert differences(steps, steps[:-1], "device") == [f"it took {len(steps) - 1} steps, not {len(steps)}"]

@@ -16,7 +16,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
-from zonefs_emu.ublk.queue import Hands, Queue
+from zonefs_emu.ublk.queue import Executor, Queue
 from zonefs_emu.ublk.records import FREE, LANDED, Records
 
 ZONE = 128
@@ -39,13 +39,13 @@ class Driver:
         intents = self.port.intents = Intents(contested=lambda _: False)
         self.records = Records(directory / "records", device_tag=1, nr_tags=8, go_on=False)
         self.fd = os.open(directory / "node", os.O_RDWR | os.O_CREAT)
-        self.hands = Hands(self.port, intents, self.fd, self.records, queue_number=0, depth=8)
-        self.hands.begin()
+        self.executor = Executor(self.port, intents, self.fd, self.records, queue_number=0, depth=8)
+        self.executor.begin()
 
     def ask(self, request: Request, sector: int = 0, count: int = 0, *, flags: int = 0, data: bytes = b"") -> int:
         if data:
             os.pwrite(self.fd, data, buffer_offset(0, TAG))
-        return self.hands.execute(TAG, request | flags, count, sector)
+        return self.executor.execute(TAG, request | flags, count, sector)
 
     def data(self, length: int) -> bytes:
         return os.pread(self.fd, length, buffer_offset(0, TAG))
@@ -72,7 +72,7 @@ def test_write_and_read(driver: Driver) -> None:
 def test_append_says_where(driver: Driver) -> None:
     for number in range(3):
         assert driver.ask(Request.ZONE_APPEND, 2 * ZONE, 4, data=b"b" * 2048) == 2048
-        assert driver.hands.landed == 2 * ZONE + 4 * number
+        assert driver.executor.landed == 2 * ZONE + 4 * number
 
 
 def test_a_write_with_fua_is_flushed(driver: Driver) -> None:
@@ -147,7 +147,7 @@ def test_data_that_the_kernel_does_not_take(driver: Driver, expect_warning: Call
     expect_warning("does not take or give")
     os.close(driver.fd)
     driver.fd = os.open(os.devnull, os.O_RDONLY)
-    driver.hands._fd = driver.fd
+    driver.executor._fd = driver.fd
     assert driver.ask(Request.READ, ZONE, 4) == -errno.EBADF
     assert driver.ask(Request.REPORT_ZONES, 0, 8) == -errno.EBADF
     assert [refusal.request for refusal in driver.device.refusals.last(10)] == [
@@ -183,12 +183,12 @@ def test_an_append_comes_again(driver: Driver) -> None:
     records = driver.records
     records.old.append(records.slots[TAG])
     records.slots[TAG] = max(records.slots) + 4
-    driver.hands.landed = 0
+    driver.executor.landed = 0
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
-    assert driver.hands.landed == ZONE
+    assert driver.executor.landed == ZONE
     assert records.old == []
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
-    assert driver.hands.landed == ZONE + 4
+    assert driver.executor.landed == ZONE + 4
 
 
 class Kernel:
@@ -256,7 +256,7 @@ class Kernel:
         ("write", (Request.WRITE, 4, ZONE)),
         ("append", (Request.ZONE_APPEND, 4, ZONE)),
         ("manage", (Request.ZONE_OPEN, 0, ZONE)),
-        ("is_unsettled", (Request.WRITE, 4, ZONE)),
+        ("has_pending_reset", (Request.WRITE, 4, ZONE)),
         ("flush", (Request.FLUSH, 0, 0)),
         ("flush", (Request.WRITE | FUA, 4, 0)),
         ("manage_all", (Request.ZONE_RESET_ALL, 0, 0)),

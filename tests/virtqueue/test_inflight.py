@@ -151,15 +151,15 @@ def test_packed(memory: memoryview) -> None:
     record.before_packed(0x8002)
     again = QueueRecord(memory, SIZE, packed=True)
     assert again.start_packed(0x8000) == 0x8000
-    assert again.settle_packed(given_back=False) == 0x8000
+    assert again.recover_packed(given_back=False) == 0x8000
     assert again.finished == 0
     record = QueueRecord(memory, SIZE, packed=True)
     record.start_packed(0x8000)
-    record.settle_packed(given_back=False)
+    record.recover_packed(given_back=False)
     record.before_packed(0x8002)
     again = QueueRecord(memory, SIZE, packed=True)
     again.start_packed(0x8000)
-    assert again.settle_packed(given_back=True) == 0x8002
+    assert again.recover_packed(given_back=True) == 0x8002
     assert again.finished == 1
     again.before_packed(0x8003)
     again.finish_packed()
@@ -185,7 +185,7 @@ def test_a_packed_record_of_more_requests_than_there_can_be_is_none(
     again = QueueRecord(memory, SIZE, packed=True)
     assert again.start_packed(0x8001) == (0x8003 if is_ours else None)
     if is_ours:
-        assert again.settle_packed(given_back=False) == 0x8003
+        assert again.recover_packed(given_back=False) == 0x8003
         assert again.finished == finished
 
 
@@ -195,7 +195,7 @@ def test_a_packed_ring_that_gave_nothing_back_goes_on_where_it_began(memory: mem
     QueueRecord(memory, SIZE, packed=True).start_packed(0x8002)
     again = QueueRecord(memory, SIZE, packed=True)
     assert again.start_packed(0) == 0x8002
-    assert again.settle_packed(given_back=given_back) == 0x8002
+    assert again.recover_packed(given_back=given_back) == 0x8002
     assert again.finished == 0
 
 
@@ -203,7 +203,7 @@ def test_a_packed_ring_is_recovering_until_every_request_of_the_earlier_process_
     QueueRecord(memory, SIZE, packed=True).start_packed(0x8000)
     again = QueueRecord(memory, SIZE, packed=True)
     again.start_packed(0)
-    again.settle_packed(given_back=False)
+    again.recover_packed(given_back=False)
     recovering = []
     for number in range(SIZE + 1):
         recovering.append(again.recovering)

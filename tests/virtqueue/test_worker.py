@@ -52,8 +52,8 @@ def test_a_result_that_is_held_back_holds_up_no_other() -> None:
     found: list[str | Exception] = []
 
     def slow() -> str:
-        worker.hold_up(3)
-        worker.hold_up(4)
+        worker.defer(3)
+        worker.defer(4)
         return "slow"
 
     worker.submit(slow, found.append)
@@ -81,7 +81,7 @@ def test_what_is_held_back_is_not_waited_for(end: str) -> None:
     found: list[str | Exception] = []
 
     def slow() -> str:
-        worker.hold_up(3600 * 1_000_000_000)
+        worker.defer(3600 * 1_000_000_000)
         return "slow"
 
     worker.submit(slow, found.append)
@@ -152,6 +152,6 @@ def test_a_job_that_the_host_keeps_is_left_behind(
 def test_on_another_thread_it_waits_there() -> None:
     slept: list[int] = []
     worker: Worker[None] = Worker("worker-of-tests", slept.append)
-    worker.hold_up(5)
+    worker.defer(5)
     assert slept == [5]
     worker.close()

@@ -212,7 +212,7 @@ class DataLoad(Load):
                 with self.losing():
                     for zone in self.ledgers:
                         if zone.trying or zone.resetting:
-                            zone.settle(self.written_sectors(zone))
+                            zone.reconcile(self.written_sectors(zone))
             except LostConnectionError as another:
                 loss = another
             else:
@@ -265,7 +265,7 @@ class DataLoad(Load):
                 zone.acknowledged += zone.trying
                 zone.trying = 0
             else:
-                zone.settle(self.written_sectors(zone))
+                zone.reconcile(self.written_sectors(zone))
             self._note(done=done)
 
     def _reset(self, zone: Ledger) -> None:
@@ -276,7 +276,7 @@ class DataLoad(Load):
         else:
             # A fault refuses before anything is done. A planted exception may come afterwards.
             zone.resetting = self.target.planting is not None
-            zone.settle(self.written_sectors(zone))
+            zone.reconcile(self.written_sectors(zone))
         self._note(done=done)
 
     def _note(self, *, done: bool) -> None:
@@ -998,7 +998,7 @@ class Crowd:
         try:
             machine, preadv = device.machine, device.image.backing.preadv
             for ledger in self.ledgers:
-                ledger.settle(machine.wps[ledger.zone_no])
+                ledger.reconcile(machine.wps[ledger.zone_no])
                 found = bytearray(ledger.acknowledged * BLOCK_BYTES)
                 preadv([found], ledger.zone_no * ZONE * 512)
                 ledger.compare(0, ledger.acknowledged, bytes(found))

@@ -38,7 +38,7 @@ class Ledger:
         self.acknowledged = self.trying = 0
         self.resetting = False
 
-    def settle(self, written_sectors: int) -> None:
+    def reconcile(self, written_sectors: int) -> None:
         """Learn how far a request came that was refused or never answered.
 
         Raises:

@@ -20,7 +20,7 @@ from zonefs_emu.cli.common import (
     zones_of,
 )
 from zonefs_emu.cli.conditions import COND_CODES
-from zonefs_emu.cli.picture import fold, svg, terminal
+from zonefs_emu.cli.picture import aggregate, svg, terminal
 from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import printable
@@ -60,7 +60,7 @@ def map_(
             f"{_limit(info, 'open')}, {_limit(info, 'active')}"
         )
         if as_json:
-            picture = fold(zones, nr_zones=nr_zones, max_cells=_JSON_CELLS)
+            picture = aggregate(zones, nr_zones=nr_zones, max_cells=_JSON_CELLS)
             cells: list[Json] = [
                 {"zone_no": c.first, "count": c.count, "cond": COND_CODES[c.cond], "fill": round(c.fill, 4)}
                 for c in picture.cells

@@ -1,8 +1,8 @@
 """The picture of all zones: condition and fill, for a terminal or as SVG.
 
-Pure: zones in, text out; the caller says how wide the terminal is and whether it has colours. Zones are folded into at
-most so many cells, so that a million of them still fit on a screen; a cell of several zones shows the condition that
-deserves attention most, and the mean fill.
+Pure: zones in, text out; the caller says how wide the terminal is and whether it has colours. Zones are aggregated
+into a limited number of cells, so that a million of them still fit on a screen. A cell of several zones shows the
+condition that deserves attention most, and the mean fill.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """All zones, folded into cells, and how many zones are in each condition."""
+    """All zones, aggregated into cells, and how many zones are in each condition."""
 
     cells: tuple[Cell, ...]
     zones_per_cell: int
@@ -85,7 +85,7 @@ def fill_of(zone: Zone) -> float:
     return (zone.wp - zone.start) / zone.capacity
 
 
-def fold(zones: Iterable[Zone], *, nr_zones: int, max_cells: int) -> Picture:
+def aggregate(zones: Iterable[Zone], *, nr_zones: int, max_cells: int) -> Picture:
     """Fold *nr_zones* *zones* into at most *max_cells* cells."""
     per_cell = max(1, -(-nr_zones // max_cells))
     totals = dict.fromkeys(_ORDER, 0)
@@ -119,11 +119,11 @@ def terminal(zones: Iterable[Zone], *, nr_zones: int, width: int, colour: bool) 
     columns = _round_columns(room // 4)
     dense = nr_zones > columns * _DETAILED_ROWS
     if not dense:
-        picture = fold(zones, nr_zones=nr_zones, max_cells=nr_zones)
+        picture = aggregate(zones, nr_zones=nr_zones, max_cells=nr_zones)
         texts = [f"{COND_CODES[cell.cond]}{_glyph(cell)} " for cell in picture.cells]
     else:
         columns = _round_columns(room)
-        picture = fold(zones, nr_zones=nr_zones, max_cells=columns * _DENSE_ROWS)
+        picture = aggregate(zones, nr_zones=nr_zones, max_cells=columns * _DENSE_ROWS)
         texts = [_glyph(cell) if colour else _dense_glyph(cell) for cell in picture.cells]
     for row in range(0, len(texts), columns):
         painted = _paint(picture.cells[row : row + columns], texts[row : row + columns], colour=colour)
@@ -185,7 +185,7 @@ def _legend(picture: Picture, *, colour: bool, dense: bool) -> Iterator[str]:
 
 def svg(zones: Iterable[Zone], *, nr_zones: int, title: str) -> Iterator[str]:
     """Yield an SVG document: a square per zone (or per group of zones), filled from below by what is written."""
-    picture = fold(zones, nr_zones=nr_zones, max_cells=_SVG_CELLS)
+    picture = aggregate(zones, nr_zones=nr_zones, max_cells=_SVG_CELLS)
     pitch = _SVG_CELL + _SVG_GAP
     columns = min(_SVG_COLUMNS, len(picture.cells))
     rows = -(-len(picture.cells) // columns)

@@ -110,7 +110,7 @@ class FrontEnd(Protocol):
     """Something that serves the device until it ends by itself or is cancelled.
 
     It calls ``task_status.started()`` once it can be used, cleans up when cancelled, and raises a ZonedError or OSError
-    for what a user can mend. Raised before it was started, that ends the session; later, this front-end.
+    for what a user can repair. Raised before it was started, that ends the session; later, this front-end.
     """
 
     def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:

@@ -263,12 +263,12 @@ class Verbs:
         delays_ns: list[int] = []
         with self._placing:
             # An injected delay keeps the answer back, and not those who wait for the lock.
-            self._port.hold_up = delays_ns.append
+            self._port.defer = delays_ns.append
             try:
                 sector = self._port.zone(zone_no).wp
                 status = self._port.write(sector, nr_sectors, [payload])
             finally:
-                self._port.hold_up = None
+                self._port.defer = None
         for delay_ns in delays_ns:
             self._device.sleep_ns(delay_ns)
         return sector, status

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 Listener: TypeAlias = Callable[[int, int], None]
 
 #: Called with (byte offset, bytes) of what is about to be written to the image, with the device's lock held.
-Tap: TypeAlias = Callable[[int, int], None]
+WriteHook: TypeAlias = Callable[[int, int], None]
 
 #: What an intent log is told instead of a number of sectors for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
@@ -127,9 +127,9 @@ class ZonedDevice:
         self._ports: WeakSet[Port] = WeakSet()
         self._subscribing = threading.Lock()
         self._is_loss_noticed = False
-        #: How the ports write to the image; see :meth:`tap_writes`.
+        #: How the ports write to the image; see :meth:`add_write_hook`.
         self.pwritev = image.backing.pwritev
-        self._taps: list[tuple[Tap, Switch, Callable[[Exception], None]]] = []
+        self._write_hooks: list[tuple[WriteHook, Switch, Callable[[Exception], None]]] = []
         #: What :meth:`port` makes: an operation log puts its recording ports here.
         self.port_factory: Callable[[str, Dialect], Port] = partial(Port, self)
         self._listeners: list[tuple[Port | None, Listener]] = []
@@ -211,19 +211,19 @@ class ZonedDevice:
         """Tell every listener that all zones may have changed; with the lock held."""
         self.tell([listener for _, listener in self._listeners], 0, self.geometry.nr_zones)
 
-    def tap_writes(
+    def add_write_hook(
         self,
-        tap: Tap,
+        hook: WriteHook,
         *,
         observer: str,
         failed: Callable[[Exception], None],
         begin: Callable[[], None] | None = None,
     ) -> None:
-        """Call *tap* before each write to the image, until :meth:`untap_writes`.
+        """Call *hook* before each write to the image, until :meth:`remove_write_hook`.
 
-        Both *tap* and *begin*, which is called after the last write that *tap* does not see, are called with the lock
-        held, for long writes too. A tap looks at what is about to be overwritten. If it raises, the write goes on,
-        *tap* is not called again, *observer* is reported as switched off, and *failed* is called with the error.
+        Both *hook* and *begin*, which is called after the last write that *hook* does not see, are called with the lock
+        held, for long writes too. A hook looks at what is about to be overwritten. If it raises, the write goes on,
+        *hook* is not called again, *observer* is reported as switched off, and *failed* is called with the error.
         """
         switch = Switch(observer)
         switch.report_to(self.unforeseen.observer_failed)
@@ -232,32 +232,32 @@ class ZonedDevice:
             with self._subscribing:
                 if begin is not None:
                     begin()
-                self._taps.append((tap, switch, failed))
+                self._write_hooks.append((hook, switch, failed))
                 self._spread_taps()
 
-    def untap_writes(self, tap: Tap) -> None:
-        """Have ports write past *tap* again; without it, do nothing."""
+    def remove_write_hook(self, hook: WriteHook) -> None:
+        """Have ports write past *hook* again; without it, do nothing."""
         with self.lock, self._subscribing:
-            self._taps = [entry for entry in self._taps if entry[0] != tap]
+            self._write_hooks = [entry for entry in self._write_hooks if entry[0] != hook]
             self._spread_taps()
 
     def _spread_taps(self) -> None:
-        self.pwritev = self._tapped if self._taps else self.image.backing.pwritev
+        self.pwritev = self._pwritev_hooked if self._write_hooks else self.image.backing.pwritev
         for port in self._ports:
             port.pwritev = self.pwritev
             port.short_sectors = self._short_sectors
 
     @property
     def _short_sectors(self) -> int:
-        """The longest write that moves its bytes with the lock held: any, while there are taps."""
-        return sys.maxsize if self._taps else _LONG_WRITE_SECTORS
+        """The longest write that moves its bytes with the lock held: any, while there are hooks."""
+        return sys.maxsize if self._write_hooks else _LONG_WRITE_SECTORS
 
-    def _tapped(self, buffers: "Sequence[Buffer]", offset: int) -> int:
-        """Stand in for the image's pwritev while there are taps."""
-        for tap, switch, failed in reversed(self._taps):
+    def _pwritev_hooked(self, buffers: "Sequence[Buffer]", offset: int) -> int:
+        """Stand in for the image's pwritev while there are hooks."""
+        for hook, switch, failed in reversed(self._write_hooks):
             if switch.error is None:
                 try:
-                    tap(offset, sum(memoryview(buffer).nbytes for buffer in buffers))
+                    hook(offset, sum(memoryview(buffer).nbytes for buffer in buffers))
                 except Exception as error:  # the boundary of observers
                     switch.put_off(error)
                     failed(error)
@@ -503,7 +503,7 @@ class Port:
         self.last_refusal: Refusal | None = None
         #: Called in place of the device's sleep_ns with the length of an injected delay, where the front-end is itself
         #: able to answer later; the command is carried out at once then.
-        self.hold_up: Callable[[int], None] | None = None
+        self.defer: Callable[[int], None] | None = None
         #: Who keeps a record of this port's changes, where requests come again after a crash.
         self.intents: Intents | None = None
         # What the read and write paths need, so that they look up one name where a chain would be three.
@@ -629,7 +629,7 @@ class Port:
                     return self._refused(Operation.WRITE, CommandError(Status.POISONED, zone_no), sector, nr_sectors)
                 if not nr_sectors:  # an empty write is checked like any other, and then there is nothing to do
                     return _OK
-                if not self._old_extents[zone_no] or not self._image.is_unsettled(zone_no):
+                if not self._old_extents[zone_no] or not self._image.has_pending_reset(zone_no):
                     if nr_sectors <= self.short_sectors:
                         status = self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
                     else:
@@ -637,7 +637,7 @@ class Port:
                     break
             # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the
             # lock itself, so the command starts again after it.
-            if status := self._settle(Operation.WRITE, sector, nr_sectors):
+            if status := self._apply_pending_resets(Operation.WRITE, sector, nr_sectors):
                 return status
         if hold is not None:
             try:
@@ -683,13 +683,13 @@ class Port:
                     return self._refused(Operation.APPEND, poisoned, sector, nr_sectors), sector
                 if not nr_sectors:
                     return _OK, landing
-                if not self._old_extents[zone_no] or not self._image.is_unsettled(zone_no):
+                if not self._old_extents[zone_no] or not self._image.has_pending_reset(zone_no):
                     if nr_sectors <= self.short_sectors:
                         status = self._write_now(Operation.APPEND, zone_no, landing, nr_sectors, buffers)
                     else:
                         hold = self._begin_long(Operation.APPEND, zone_no, landing, nr_sectors)
                     break
-            if status := self._settle(Operation.APPEND, sector, nr_sectors):
+            if status := self._apply_pending_resets(Operation.APPEND, sector, nr_sectors):
                 return status, sector
         if hold is not None:
             try:
@@ -799,17 +799,17 @@ class Port:
         self._holds.wait_for_change()
         return True
 
-    def _settle(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
+    def _apply_pending_resets(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
         try:
-            self._image.settle()
+            self._image.apply_pending_resets()
         except _HOST_ERRORS as poisoned:
             error = CommandError(poisoned.status, sector // self.geometry.zone_size)
             return self._refused(operation, error, sector, nr_sectors)
         return Status.OK
 
-    def is_unsettled(self, zone_no: int) -> bool:
+    def has_pending_reset(self, zone_no: int) -> bool:
         """Say whether the next write to *zone_no* first waits for a flush: wp moved back since the last."""
-        return zone_no < self._nr_zones and self._old_extents[zone_no] > 0 and self._image.is_unsettled(zone_no)
+        return zone_no < self._nr_zones and self._old_extents[zone_no] > 0 and self._image.has_pending_reset(zone_no)
 
     def flush(self) -> Status:
         """Make everything answered so far survive a power cut. Blocks: call it off the event loop.
@@ -1030,7 +1030,7 @@ class Port:
         for fault, zone_no in fired:
             match fault.effect:
                 case Effect.DELAY:
-                    (self.hold_up or self.device.sleep_ns)(fault.delay_ns())
+                    (self.defer or self.device.sleep_ns)(fault.delay_ns())
                 case Effect.COND:
                     self.set_cond(zone_no, fault.cond)
                 case Effect.FAIL:

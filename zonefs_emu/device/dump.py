@@ -41,11 +41,11 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
 
     copy = Copy(image.backing, image.header, target)
     try:
-        device.tap_writes(write, observer="the dump", failed=copy.fail, begin=begin)
+        device.add_write_hook(write, observer="the dump", failed=copy.fail, begin=begin)
         try:
             yield from copy.run()
         finally:
-            device.untap_writes(write)
+            device.remove_write_hook(write)
             if image.erase_listener is erase:
                 image.erase_listener = None
         copy.seal()

@@ -131,7 +131,7 @@ class PowerCutLab:
             conds, wps = read_zones(self._image.backing, self._image.header)
             self._baseline = (bytes(conds), wps)
             device.subscribe(self._published)
-            device.tap_writes(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
+            device.add_write_hook(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
 
     def _begin_watching(self) -> None:
         """Take up the watch after the last write that is not seen; called with the device's lock held."""
@@ -142,7 +142,7 @@ class PowerCutLab:
         """Stop watching."""
         self._image.checkpoint_listener = None
         self._device.unsubscribe(self._published)
-        self._device.untap_writes(self._look)
+        self._device.remove_write_hook(self._look)
 
     def _fail(self, error: Exception) -> None:
         """Be off from now on, because of *error*: what has been noted is not complete."""

@@ -5,7 +5,7 @@ Here are the guards that FUSE needs and the kernel's own zonefs does not; docs/f
 * The hot path (read, write) makes no await: requests are answered in the order in which the kernel queued them.
 * What must wait (a flush) waits in a thread. A write that has to wait first takes a turn on its file, and everything
   that would change the file then queues behind it, first come first served.
-* An injected delay keeps the answer back, not the event loop: see :meth:`ZonefsOperations._be_late`.
+* An injected delay keeps the answer back, not the event loop: see :meth:`ZonefsOperations._wait_deferred`.
 """
 
 import errno
@@ -46,16 +46,16 @@ class ZonefsOperations(ContainedOperations):
         self._last_handle = 0
         #: How many of the handles use the kernel's page cache.
         self.nr_cached_handles = 0
-        #: Files on which a request waits; see :meth:`_turn`.
-        self._turns: dict[int, trio.Lock] = {}
+        #: Files on which a request waits; see :meth:`_file_lock`.
+        self._file_locks: dict[int, trio.Lock] = {}
         # Looked up once, because they are used in each request.
         self._read = volume.read
         self._write = volume.write
-        self._is_unsettled = volume.port.is_unsettled
+        self._has_pending_reset = volume.port.has_pending_reset
         #: Injected delays that the request in progress has met and not yet waited for.
         self._late_ns = 0
         self._thread = threading.get_ident()
-        volume.port.hold_up = self._hold_up
+        volume.port.defer = self._defer
         #: Called when a handle that can write has been closed.
         self.on_writer_gone: Callable[[], None] = _nothing
         #: Called between the kernel's first request and its answer.
@@ -78,14 +78,14 @@ class ZonefsOperations(ContainedOperations):
         if file is not None:
             self.volume.take_stock(file)
 
-    def _hold_up(self, duration_ns: int) -> None:
+    def _defer(self, duration_ns: int) -> None:
         """Note an injected delay of the request in progress; in a thread that may block, wait."""
         if threading.get_ident() == self._thread:
             self._late_ns += duration_ns
         else:
             self.volume.port.device.sleep_ns(duration_ns)
 
-    async def _be_late(self) -> None:
+    async def _wait_deferred(self) -> None:
         """Keep an answer back for as long as the request was delayed.
 
         What was asked for is done by then, so nothing can come between; only the answer waits, and others are served.
@@ -264,8 +264,8 @@ class ZonefsOperations(ContainedOperations):
         entry = self._node_attributes(file, stat.S_IFREG)
         entry.st_ino = file.zone_no
         entry.st_nlink = 1
-        if file.told_size != file.size:
-            file.told_before, file.told_size = file.told_size, file.size
+        if file.notified_size != file.size:
+            file.notified_before, file.notified_size = file.notified_size, file.size
         entry.st_size = file.size
         # The most that the file can hold, not what it holds.
         entry.st_blocks = file.capacity >> 9
@@ -303,15 +303,15 @@ class ZonefsOperations(ContainedOperations):
             else:
                 volume.check_changeable(file, Operation.RESET)
                 if fields.update_size:
-                    async with self._turn(file):
+                    async with self._file_lock(file):
                         volume.truncate(file, attr.st_size)
-                        file.told_size = file.size
+                        file.notified_size = file.size
                         await self._drop_pages(file)
         except FileError as error:
             raise FUSEError(error.errno) from None
         finally:
             if self._late_ns:
-                await self._be_late()
+                await self._wait_deferred()
         if fields.update_mode:
             node.mode = stat.S_IMODE(attr.st_mode)
         if fields.update_uid:
@@ -349,7 +349,7 @@ class ZonefsOperations(ContainedOperations):
         handle = self.handles[fh]
         file = handle.file
         failed, handle.failed = handle.failed, False
-        return failed and size != file.size and size in {file.told_size, file.told_before}
+        return failed and size != file.size and size in {file.notified_size, file.notified_before}
 
     def _file(self, inode: int) -> ZoneFile | None:
         if inode == ROOT_NODE_ID or self.volume.tree.group_of_inode(inode) is not None:
@@ -403,17 +403,17 @@ class ZonefsOperations(ContainedOperations):
         handle: Handle | None = None
         try:
             if flags & os.O_TRUNC:
-                async with self._turn(file):
+                async with self._file_lock(file):
                     handle = self.volume.open(file, flags)
-                    file.told_size = 0
+                    file.notified_size = 0
                     await self._drop_pages(file)
             else:
                 handle = self.volume.open(file, flags)
             if self._late_ns:
-                await self._be_late()
+                await self._wait_deferred()
         except FileError as error:
             if self._late_ns:
-                await self._be_late()
+                await self._wait_deferred()
             raise FUSEError(error.errno) from None
         except BaseException:
             # The kernel gets no handle, so no RELEASE follows that would count the writer down.
@@ -437,7 +437,7 @@ class ZonefsOperations(ContainedOperations):
         if handle.writable:
             self.on_writer_gone()
         if self._late_ns:
-            await self._be_late()
+            await self._wait_deferred()
 
     async def flush(self, fh: int) -> None:
         """Do nothing at close(2): nothing is held back, and only fsync(2) promises durability."""
@@ -448,11 +448,11 @@ class ZonefsOperations(ContainedOperations):
             data = self._read(self.handles[fh], off, size)
         except FileError as error:
             if self._late_ns:
-                await self._be_late()
+                await self._wait_deferred()
             raise FUSEError(error.errno) from None
         if self._late_ns:
             data = bytes(data)
-            await self._be_late()
+            await self._wait_deferred()
         return data  # type: ignore[return-value]  # any buffer will do
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -460,8 +460,8 @@ class ZonefsOperations(ContainedOperations):
         handle = self.handles[fh]
         file = handle.file
         try:
-            if self._turns or self._is_unsettled(file.zone_no):
-                count = await self._write_in_turn(handle, off, buf)
+            if self._file_locks or self._has_pending_reset(file.zone_no):
+                count = await self._write_locked(handle, off, buf)
             else:
                 count = self._write(handle, off, buf)
             if not handle.cached:
@@ -473,34 +473,34 @@ class ZonefsOperations(ContainedOperations):
         except FileError as error:
             handle.failed = True
             if self._late_ns:
-                await self._be_late()
+                await self._wait_deferred()
             raise FUSEError(error.errno) from None
-        file.told_size = max(file.told_size, off + count)
-        file.told_before = -1
+        file.notified_size = max(file.notified_size, off + count)
+        file.notified_before = -1
         if self._late_ns:
-            await self._be_late()
+            await self._wait_deferred()
         return count
 
-    async def _write_in_turn(self, handle: Handle, offset: int, data: bytes) -> int:
+    async def _write_locked(self, handle: Handle, offset: int, data: bytes) -> int:
         file = handle.file
-        async with self._turn(file):
-            if self._is_unsettled(file.zone_no):
+        async with self._file_lock(file):
+            if self._has_pending_reset(file.zone_no):
                 # The zone was reset since the last flush: its old data must not be overwritten before that is durable.
                 # The outcome of the flush is the write's to find out.
                 await trio.to_thread.run_sync(self.volume.port.flush)
             return self._write(handle, offset, data)
 
     @asynccontextmanager
-    async def _turn(self, file: ZoneFile) -> AsyncIterator[None]:
+    async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
         """Wait for all who came to *file* before. Who comes while somebody is waiting must come here too."""
         zone_no = file.zone_no
-        lock = self._turns.setdefault(zone_no, trio.Lock())
+        lock = self._file_locks.setdefault(zone_no, trio.Lock())
         async with lock:
             try:
                 yield
             finally:
                 if not lock.statistics().tasks_waiting:
-                    del self._turns[zone_no]
+                    del self._file_locks[zone_no]
 
     async def _drop_pages(self, file: ZoneFile) -> None:
         """Make cached readers of *file* read again; sizes and times alone would not tell the kernel to."""

@@ -65,13 +65,13 @@ class Node:
 class ZoneFile(Node):
     """One file. *readonly* and *offline* are zonefs' marks, which can be there without the zone being so.
 
-    *nr_cached* counts the handles that use the kernel's page cache. *told_size* is the size that the kernel believes,
-    as far as we told it; *told_before* what it believed before an answer that surprised it, -1 if there was none.
+    *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that the kernel was
+    given last; *notified_before* is the one before it, if the kernel may still use that, else -1.
     """
 
     __slots__ = (
-        "active", "capacity", "immutable", "nr_cached", "nr_writers", "nr_zones", "offline", "path", "readonly",
-        "sequential", "size", "start", "told_before", "told_size", "wp", "zone_no", "zone_open",
+        "active", "capacity", "immutable", "notified_before", "notified_size", "nr_cached", "nr_writers", "nr_zones",
+        "offline", "path", "readonly", "sequential", "size", "start", "wp", "zone_no", "zone_open",
     )  # fmt: skip
 
     def __init__(self, zone_no: int, nr_zones: int, path: str, *, sequential: bool, node: Node) -> None:
@@ -91,8 +91,8 @@ class ZoneFile(Node):
         self.active = False
         self.nr_writers = 0
         self.nr_cached = 0
-        self.told_size = 0
-        self.told_before = -1
+        self.notified_size = 0
+        self.notified_before = -1
 
 
 class Handle:
@@ -273,7 +273,7 @@ class Volume:
             file.size = file.wp = sum(self._mount_sizes[zone_no : zone_no + nr_zones])
         file.active = file.sequential and not file.immutable and 0 < file.wp < file.capacity
         # All that a file which is not kept can have told.
-        file.told_size = file.size
+        file.notified_size = file.size
         return file
 
     # -- open and close ---------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ Invariants:
 * Data is synced before a checkpoint that covers it is written, and a checkpoint is synced before a flush is answered:
   a durable wp never covers bytes that are not.
 * Bytes that a write pointer moved back over are neither overwritten nor punched out before that is durable
-  (``old_extents``; :meth:`Image.settle`): the last checkpoint, or the one being written, may still point at them.
+  (``old_extents``; :meth:`Image.apply_pending_resets`): the last checkpoint, or the one being written, may still
+  point at them.
   Whether a zone has such bytes follows from its write pointer at the time of asking, so a zone that gets its write
   pointer back (a loaded state) has none any more.
 * Of two copies of anything, the one that may be the only good one is never overwritten first.
@@ -136,7 +137,7 @@ class EveryZone(set[int]):
 class Stage(Enum):
     """How far a checkpoint is."""
 
-    BEGUN = 0  #: what it will cover is settled
+    BEGUN = 0  #: what it will cover is decided
     DURABLE = 1
 
 
@@ -144,7 +145,7 @@ class Image:
     """One image, opened. ``conds`` and ``wps`` are the zone states; the machine works on these very arrays.
 
     *lock* guards the arrays and everything said of them here: whoever changes a zone holds it from the decision to
-    :meth:`publish`. :meth:`flush` and :meth:`settle` take it themselves.
+    :meth:`publish`. :meth:`flush` and :meth:`apply_pending_resets` take it themselves.
     """
 
     def __init__(
@@ -187,7 +188,8 @@ class Image:
         #: Told which zones were erased before their space is given back and they may be written; without the lock.
         self.erase_listener: Callable[[Sequence[int]], None] | None = None
         #: For zones whose write pointer moved back: how many sectors from the zone's start hold bytes of before. See
-        #: :meth:`is_unsettled`. Not the durable write pointers instead: data that was never flushed takes space, too.
+        #: :meth:`has_pending_reset`. Not the durable write pointers instead: data that was never flushed takes space,
+        #: too.
         #: 0 for all other zones. The runs of _RUN_ZONES in which there are some are in _moved_runs.
         self.old_extents = array("Q", bytes(8 * len(wps)))
         self._moved_runs: set[int] = set()
@@ -323,10 +325,10 @@ class Image:
         why = "the last process could not sync the image" if self._state.boot_id == NO_BOOT else "the host lost power"
         self.recovery = f"{why}: everything up to the last completed flush is here"
 
-    def _start(self, boot_id: bytes, owner: str, mend: Table | None) -> None:
+    def _start(self, boot_id: bytes, owner: str, repaired: Table | None) -> None:
         """Make the image LIVE, in an order that leaves a good image at every instant.
 
-        *mend*: the table as it was read, if it is to be written anew because something differs from it.
+        *repaired*: the table as it was read, if it is to be written anew because something differs from it.
         """
         backing, header = self.backing, self.header
         words = pack_words(self.conds, self.wps)
@@ -344,19 +346,19 @@ class Image:
         self.refusals = backing.map(refusals.offset, refusals.length, self._note_loss)
         try:
             self._write_state(replace(self._state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
-            if mend is not None:
-                self._mend(mend)
-                self._fold(words)
+            if repaired is not None:
+                self._repair(repaired)
+                self._compact(words)
             if self.recovery:
-                # Only now: until the fold, the last checkpoint may have pointed at these bytes.
+                # Only now: until the compaction, the last checkpoint may have pointed at these bytes.
                 self._punch(self._empty_with_data())
         except BaseException:
             # The image is not to say that it is in use. Where the host fails this as well it stays LIVE, and the live
             # table has all that was found.
             with suppress(OSError, ImageError):
-                if mend is not None:
-                    self._mend(mend)
-                self._fold(words)
+                if repaired is not None:
+                    self._repair(repaired)
+                self._compact(words)
                 self._mark_clean()
             raise
 
@@ -451,11 +453,11 @@ class Image:
         self._dirty = EveryZone()
         return conds, wps
 
-    def is_unsettled(self, zone_no: int) -> bool:
-        """Say whether *zone_no* may not be written before :meth:`settle`: at wp lie bytes of before wp moved back."""
+    def has_pending_reset(self, zone_no: int) -> bool:
+        """Say whether *zone_no* must wait for :meth:`apply_pending_resets`: old bytes lie at wp, which moved back."""
         return self.wps[zone_no] < self.old_extents[zone_no]
 
-    def settle(self) -> None:
+    def apply_pending_resets(self) -> None:
         """Make all resets durable and give their space back. Blocks; call without the lock.
 
         Raises:
@@ -483,7 +485,7 @@ class Image:
         """Sync the data, then write and sync what zones it belongs to; with *_flushing* held."""
         if not self._captured_conds:
             self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
-        # What is noted from now on is the next checkpoint's to settle.
+        # What is noted from now on is for the next checkpoint.
         moved_back = self._moved_back()
         dirty: set[int] = set()
         is_durable = False
@@ -518,7 +520,7 @@ class Image:
         if self.checkpoint_listener is not None:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
-        self._settle(moved_back, captured_wps)
+        self._clear_pending_resets(moved_back, captured_wps)
 
     def _write_checkpoint(self, dirty: set[int], entries: list[tuple[int, int]], *, fits: bool) -> None:
         """Write and sync a record of the *dirty* zones, or the whole table where none *fits*.
@@ -526,17 +528,19 @@ class Image:
         *entries*: the words of the zones, if they are few; else all states lie in the captured arrays.
         """
         if not fits:
-            self._fold(pack_words(self._captured_conds, self._captured_wps))
+            self._compact(pack_words(self._captured_conds, self._captured_wps))
         elif dirty:
             conds, wps = self._captured_conds, self._captured_wps
             entries = entries or [(zone_no, pack_word(conds[zone_no], wps[zone_no])) for zone_no in sorted(dirty)]
             self._append_record(tuple(entries))
 
-    def _settle(self, zone_numbers: Sequence[int], captured_wps: "Mapping[int, int] | Sequence[int]") -> None:
+    def _clear_pending_resets(
+        self, zone_numbers: Sequence[int], captured_wps: "Mapping[int, int] | Sequence[int]"
+    ) -> None:
         """Give the space of those zones back that the durable checkpoint has without data, and let all be written.
 
         *captured_wps* says what the checkpoint has. No lock while punching: nothing else writes to these zones, as
-        writers wait for :meth:`settle`, and a state is loaded between checkpoints.
+        writers wait for :meth:`apply_pending_resets`, and a state is loaded between checkpoints.
         """
         empty = [zone_no for zone_no in zone_numbers if not captured_wps[zone_no]]
         try:
@@ -706,7 +710,7 @@ class Image:
         self._journal_seq += 1
         self._journal_at += len(record)
 
-    def _mend(self, table: Table) -> None:
+    def _repair(self, table: Table) -> None:
         """Make one copy of the table whole with what both together gave, and durable; the other one is free then.
 
         Nothing is lost if that is torn: a block that differs from *table* was of no use. And a copy that was read from
@@ -719,11 +723,11 @@ class Image:
         )
         self.backing.sync()
 
-    def _fold(self, words: bytes) -> None:
+    def _compact(self, words: bytes) -> None:
         """Write the whole table, one copy after the other is durable, and begin an empty journal.
 
-        A fold that the full host interrupts leaves a good image: its number is used up, so that no later fold is
-        completed by its blocks, and a copy that it made whole counts and is not overwritten first.
+        A compaction that a full host interrupts leaves a good image: its number is not used again, so that its blocks
+        cannot complete a later compaction, and a copy that it made whole counts and is not overwritten first.
         """
         self._newest_epoch += 1
         table = encode_table(words, self._newest_epoch, self._seed)
@@ -845,7 +849,7 @@ def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
     """Return the zone table, and the journal that belongs to it.
 
     Raises:
-        CorruptImageError: damaged beyond what two copies can mend.
+        CorruptImageError: damaged beyond what two copies can repair.
     """
 
     def copies(kind: SectionKind) -> tuple[list[bytes], list[int]]:
@@ -862,7 +866,7 @@ def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]
     """Return the conditions and data extents that the last checkpoint on *backing* says.
 
     Raises:
-        CorruptImageError: damaged beyond what two copies can mend.
+        CorruptImageError: damaged beyond what two copies can repair.
     """
     table, journal = read_checkpoint(backing, header)
     conds, wps = unpack_words(table.words)

@@ -163,8 +163,8 @@ class Table:
     """The zone table that the two copies give together.
 
     *generation* is the newest that is complete, *words* its content. *newest* is the highest that any good block has: a
-    fold must number higher, or it could be completed by blocks that an interrupted one left. *base* is a copy that is
-    complete by itself and so must be the last to be overwritten; None if only both together are.
+    compaction must number higher, or blocks of an interrupted one could complete it. *base* is a copy that is complete
+    by itself and so must be the last to be overwritten; None if only both together are.
     *is_sound*: both copies are complete and equal.
     """
 
@@ -529,8 +529,8 @@ def table_words(table: bytes, index: int) -> bytes:
 def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: Sequence[int]) -> Table:
     """Return the newest complete table that the two *copies* give together.
 
-    A fold makes one copy durable before it writes to the other, so at any instant one generation is complete. Blocks
-    that are damaged in one copy are taken from the other.
+    A compaction makes one copy durable before it writes to the other, so one generation is complete at any instant.
+    Blocks that are damaged in one copy are taken from the other.
 
     Raises:
         CorruptImageError: no generation is complete; names the first block that is damaged in both.

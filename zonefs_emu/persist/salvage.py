@@ -332,7 +332,7 @@ def _pieces(
         if generation < epoch or generation < 0 or (generation == epoch and missing):
             first = index * WORDS_PER_BLOCK
             unknown.update(range(first, min(first + WORDS_PER_BLOCK, geometry.nr_zones)))
-    # Without a table block beside them nobody knows whether the records are not from before the last fold.
+    # Without a table block beside them nobody knows whether the records are not from before the last compaction.
     if stop or newest == epoch:
         unknown.difference_update(
             zone_no for record in current if record.seq > missing for zone_no, _ in record.entries

@@ -1,14 +1,14 @@
-"""One truth through every door: the same zone scenarios by the device itself, virtio-blk, SCSI and zonefs.
+"""One truth through every adapter: the same zone scenarios by the device itself, virtio-blk, SCSI and zonefs.
 
-    expected = run(shape, DeviceDoor, directory)
-    for door in (BlkDoor, ScsiDoor, FuseDoor):
-        assert not differences(expected, run(shape, door, directory))
+    expected = run(shape, DeviceAdapter, directory)
+    for adapter in (BlkAdapter, ScsiAdapter, FuseAdapter):
+        assert not differences(expected, run(shape, adapter, directory))
 
-A *scenario* is data: steps, each an operation on a zone and the status that the standards want for it. A *door* says a
-step in its own protocol and says what the answer can mean: every protocol flattens (SCSI has one code for four of our
-statuses, zonefs makes EIO of most), so an answer is right if the expected status is one of its meanings. After each
-step the zones must be as they are behind the device's own door, as the daemon says and as the protocol reports them,
-and after each scenario so must the data.
+A *scenario* is data: steps, each an operation on a zone and the status that the standards want for it. An
+*adapter* says a step in its own protocol and says what the answer can mean: every protocol flattens (SCSI has one
+code for four of our statuses, zonefs makes EIO of most), so an answer is right if the expected status is one of its
+meanings. After each step the zones must be as they are behind the device's own adapter, as the daemon says and as the
+protocol reports them, and after each scenario so must the data.
 
 The meanings are written down here, from the standards, and not taken from the tables of the front-ends: those are what
 is tested.
@@ -50,7 +50,7 @@ CONVENTIONAL: Final = -1
 BEYOND: Final = -2
 #: Of a step: the capacity of its zone, as a length, and as a place to count from.
 CAPACITY: Final = -1
-#: Zone 0 holds the super block of zonefs, so that all doors have the same zones to themselves.
+#: Zone 0 holds the super block of zonefs, so that all adapters have the same zones to themselves.
 _CONVENTIONAL_ZONE: Final = 1
 _NR_CONVENTIONAL: Final = 2
 
@@ -69,8 +69,8 @@ class Step:
 
     *zone*: of those that the scenario has, from 0, or CONVENTIONAL, or BEYOND. *at*: sectors from its start, or with
     *from_end* from its capacity. *nr_sectors* may be CAPACITY. *cond*: what SET_COND puts the zone into.
-    *expected*: the device's answer. *unlike*: another answer that a door's own standard wants. *cannot*: doors that
-    have no way to say it, or to whose standard it means something else; allowed for steps that change nothing.
+    *expected*: the device's answer. *unlike*: another answer that an adapter's own standard wants. *cannot*: adapters
+    that have no way to say it, or to whose standard it means something else; allowed for steps that change nothing.
     """
 
     operation: Operation
@@ -140,9 +140,9 @@ def _set_cond(zone: int, cond: Condition) -> Step:
     return Step(operation=_O.SET_COND, zone=zone, cond=cond)
 
 
-#: Why a door cannot: zonefs has no way to say it (there is no such file, no such call, or it writes what fits).
+#: Why an adapter cannot: zonefs has no way to say it (there is no such file, no such call, or it writes what fits).
 _NOT_ZONEFS: Final = ("fuse",)
-#: ZBC has no append; the door writes at wp, as Linux does, which is another thing where an append is refused.
+#: ZBC has no append; the adapter writes at wp, as Linux does, which is another thing where an append is refused.
 _NOT_APPEND: Final = ("scsi", "fuse")
 
 SCENARIOS: Final = (
@@ -380,7 +380,7 @@ SHAPES: Final[Mapping[str, Geometry]] = MappingProxyType(
 )
 
 
-# -- doors ------------------------------------------------------------------------------------------------------------
+# -- adapters --------------------------------------------------------------------------------------------------------
 
 
 class Answer(NamedTuple):
@@ -412,8 +412,8 @@ class Place(NamedTuple):
     data: bytes
 
 
-class Door(Protocol):
-    """A way to the device. *device* is served or not, as the door needs it, and has a zonefs."""
+class Adapter(Protocol):
+    """A way to the device. *device* is served or not, as the adapter needs it, and has a zonefs."""
 
     name: str
 
@@ -433,18 +433,18 @@ class Door(Protocol):
 _OK: Final = frozenset((_S.OK,))
 
 
-class DeviceDoor:
+class DeviceAdapter:
     """The device's own port: what the others are compared with."""
 
     name = "device"
 
     def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         del stack
         self._port: Port = device.port
 
     def do(self, place: Place) -> Answer:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         port, step, buffer, landed = self._port, place.step, bytearray(), -1
         match step.operation:
             case Operation.READ:
@@ -461,7 +461,7 @@ class DeviceDoor:
         return Answer(frozenset((status,)), status.name, bytes(buffer) if not status else b"", landed)
 
     def views(self) -> list[View]:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         return [view_of(zone) for zone in self._port.report(0, self._port.geometry.nr_zones)]
 
 
@@ -488,20 +488,20 @@ _BLK_KINDS: Final[Mapping[Operation, int]] = MappingProxyType(
 _BLK_RESET_ALL: Final = 26
 
 
-class BlkDoor:
+class BlkAdapter:
     """virtio-blk: requests on a ring that a daemon serves."""
 
     name = "blk"
 
     def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         frontend = stack.enter_context(Frontend(device.serve("blk")))
         frontend.start()
         self._driver = BlkDriver(frontend.queues[0])
         self._geometry = device.geometry
 
     def do(self, place: Place) -> Answer | None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         driver, step, data, landed = self._driver, place.step, b"", -1
         match step.operation:
             case Operation.READ:
@@ -519,7 +519,7 @@ class BlkDoor:
         return Answer(_BLK_MEANINGS[status], f"virtio-blk {status}", data if not status else b"", landed)
 
     def views(self) -> list[View]:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         status, zones = self._driver.report(0, self._geometry.nr_zones)
         assert not status, f"a report answers virtio-blk {status}"
         return [
@@ -555,13 +555,13 @@ _SCSI_ACTIONS: Final[Mapping[Operation, int]] = MappingProxyType(
 _GAP: Final = 5
 
 
-class ScsiDoor:
+class ScsiAdapter:
     """SCSI commands in virtio-scsi requests on a ring that a daemon serves."""
 
     name = "scsi"
 
     def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         frontend = stack.enter_context(Frontend(device.serve("scsi"), nr_queues=FIRST_REQUEST_QUEUE + 1))
         frontend.start()
         self._geometry = device.geometry
@@ -569,7 +569,7 @@ class ScsiDoor:
         self._driver = ScsiDriver(frontend.queues[FIRST_REQUEST_QUEUE], device.geometry.block_size_bytes)
 
     def do(self, place: Place) -> Answer:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         driver, step, landed = self._driver, place.step, -1
         lba = place.sector // self._unit
         match step.operation:
@@ -588,7 +588,7 @@ class ScsiDoor:
         return Answer(_SCSI_MEANINGS.get(reply.sense, frozenset()), code, reply.data, landed)
 
     def views(self) -> list[View]:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         unit, zone_size = self._unit, self._geometry.zone_size
         zones = self._driver.report(0, 2 * self._geometry.nr_zones)
         # They cover the disk, gaps included.
@@ -618,13 +618,13 @@ _FUSE_MEANINGS: Final[Mapping[int, frozenset[Status]]] = MappingProxyType(
 )
 
 
-class FuseDoor:
+class FuseAdapter:
     """zonefs, mounted: files are zones, their sizes are write pointers."""
 
     name = "fuse"
 
     def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         del stack  # the device unmounts
         self._root = device.mount("errors=repair")
         self._geometry = device.geometry
@@ -636,7 +636,7 @@ class FuseDoor:
         return self._root / "seq" / str(zone_no - _NR_CONVENTIONAL)
 
     def do(self, place: Place) -> Answer | None:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         operation, landed, data = place.step.operation, -1, b""
         if operation in (Operation.OPEN, Operation.CLOSE):
             return None
@@ -663,7 +663,7 @@ class FuseDoor:
         return Answer(_OK, "done", data, landed)
 
     def views(self) -> list[View]:
-        """See :class:`Door`."""
+        """See :class:`Adapter`."""
         views = []
         for zone_no in range(1, self._geometry.nr_zones):
             status = self._path(zone_no).stat()
@@ -713,7 +713,7 @@ def _direct_write(path: Path, data: bytes, sector: Sector | None) -> Sector:
             os.close(fd)
 
 
-DOORS: Final[tuple[type[Door], ...]] = (DeviceDoor, BlkDoor, ScsiDoor, FuseDoor)
+ADAPTERS: Final[tuple[type[Adapter], ...]] = (DeviceAdapter, BlkAdapter, ScsiAdapter, FuseAdapter)
 
 
 # -- running ----------------------------------------------------------------------------------------------------------
@@ -740,11 +740,11 @@ def view_of(zone: Zone) -> View:
 
 
 class _Run:
-    """One door and all scenarios, on one new device."""
+    """One adapter and all scenarios, on one new device."""
 
-    def __init__(self, device: DeviceUnderTest, door: Door) -> None:
+    def __init__(self, device: DeviceUnderTest, adapter: Adapter) -> None:
         self._device = device
-        self._door = door
+        self._adapter = adapter
         self._geometry = device.geometry
         self._next_zone = _NR_CONVENTIONAL
         self._nr_steps = 0
@@ -768,12 +768,12 @@ class _Run:
     def _do(self, where: str, step: Step, first: int) -> Result:
         self._nr_steps += 1
         answer = None
-        if self._door.name not in step.cannot:
+        if self._adapter.name not in step.cannot:
             place = self._place(step, first)
-            answer = self._by_hand(place) if step.operation is _O.SET_COND else self._door.do(place)
+            answer = self._by_hand(place) if step.operation is _O.SET_COND else self._adapter.do(place)
             if answer is None:
                 answer = self._by_hand(place)
-        return Result(where, step, answer, self._device.report(), self._door.views())
+        return Result(where, step, answer, self._device.report(), self._adapter.views())
 
     def _place(self, step: Step, first: int) -> Place:
         geometry = self._geometry
@@ -797,7 +797,7 @@ class _Run:
         return Place(step, zone_no, sector, nr_sectors, data)
 
     def _by_hand(self, place: Place) -> Answer:
-        """Do what the door has no words for through the daemon's control socket."""
+        """Do what the adapter has no words for through the daemon's control socket."""
         operation = place.step.operation
         if operation is _O.SET_COND:
             self._device.set_cond(place.zone_no, place.step.cond)
@@ -811,11 +811,13 @@ class _Run:
         return Answer(_OK, "done by hand")
 
 
-def run(shape: Geometry, make_door: Callable[[DeviceUnderTest, ExitStack], Door], directory: Path) -> list[Result]:
-    """Run all scenarios on a new device of *shape* in *directory* through the door that *make_door* makes.
+def run(
+    shape: Geometry, make_adapter: Callable[[DeviceUnderTest, ExitStack], Adapter], directory: Path
+) -> list[Result]:
+    """Run all scenarios on a new device of *shape* in *directory* through the adapter that *make_adapter* makes.
 
     Raises:
-        UsageError: the door cannot be opened here; says why (FUSE needs /dev/fuse).
+        UsageError: the adapter cannot be opened here; says why (FUSE needs /dev/fuse).
     """
     directory.mkdir()
     device = DeviceUnderTest(directory, shape)
@@ -823,27 +825,27 @@ def run(shape: Geometry, make_door: Callable[[DeviceUnderTest, ExitStack], Door]
         examine(device.port)
         format_device(device.port, parse_features("", uuid=uuid4(), label=""))
         with ExitStack() as stack:
-            return list(_Run(device, make_door(device, stack)).results())
+            return list(_Run(device, make_adapter(device, stack)).results())
     finally:
         device.close()
 
 
-def differences(expected: Sequence[Result], found: Sequence[Result], door: str) -> list[str]:
-    """Return a sentence for each thing that is not behind *door* as it is behind the device's own."""
+def differences(expected: Sequence[Result], found: Sequence[Result], adapter: str) -> list[str]:
+    """Return a sentence for each thing that is not behind *adapter* as it is behind the device's own."""
     sentences = []
     for ours, theirs in zip(expected, found, strict=False):
-        sentences += [f"{theirs.where}: {what}" for what in _differences(ours, theirs, door)]
+        sentences += [f"{theirs.where}: {what}" for what in _differences(ours, theirs, adapter)]
     if len(expected) != len(found):
         # A zone that is READONLY or OFFLINE is not reset at the end of its scenario.
         sentences.append(f"it took {len(found)} steps, not {len(expected)}")
     return sentences
 
 
-def _differences(ours: Result, theirs: Result, door: str) -> Iterator[str]:
+def _differences(ours: Result, theirs: Result, adapter: str) -> Iterator[str]:
     step, answer = ours.step, theirs.answer
     assert ours.answer is not None
     if answer is not None:
-        wanted = step.unlike.get(door, step.expected)
+        wanted = step.unlike.get(adapter, step.expected)
         if wanted not in answer.meanings:
             yield f"{answer.code} does not mean {wanted.name}"
         if answer.data != ours.answer.data:

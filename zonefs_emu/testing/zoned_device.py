@@ -294,7 +294,7 @@ class DeviceUnderTest:
             call(target, {"verb": "remove-fault", "id": fault_id})
 
     def set_cond(self, zone: int, cond: Condition) -> None:
-        """Put a zone into a condition, as a drive that fails does: READONLY or OFFLINE; and EMPTY mends it.
+        """Put a zone into a condition, as a drive that fails does: READONLY or OFFLINE; and EMPTY repairs it.
 
         Raises:
             UsageError: the device refuses; says why.

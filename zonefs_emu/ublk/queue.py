@@ -69,7 +69,7 @@ _MANAGEMENT: Final = {
 log = logging.getLogger(__name__)
 
 
-class Hands:
+class Executor:
     """What one thread needs to carry requests out: a buffer, and its own intent log."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Hands:
         self.landed = 0
 
     def begin(self) -> None:
-        """Make the calling thread the one whose hands these are."""
+        """Make the calling thread the one that uses this executor."""
         self._intents.current.log = self._intent_log
 
     def execute(self, tag: int, op_flags: int, count: int, sector: int) -> int:
@@ -203,8 +203,8 @@ class Queue(threading.Thread):
         self._depth = depth
         self._records = records
         self._ended = ended
-        self._hands = Hands(port, intents, node_fd, records, queue_number=number, depth=depth)
-        self._slow_hands = Hands(port, intents, node_fd, records, queue_number=number, depth=depth)
+        self._executor = Executor(port, intents, node_fd, records, queue_number=number, depth=depth)
+        self._slow_executor = Executor(port, intents, node_fd, records, queue_number=number, depth=depth)
         # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
         page_bytes = mmap.PAGESIZE
         stride = -(-MAX_QUEUE_DEPTH * IO_DESC.size // page_bytes) * page_bytes
@@ -257,13 +257,13 @@ class Queue(threading.Thread):
         for tag in range(depth):
             payload = IO_CMD.pack(number, tag, 0, 0)
             ring.place(tag, OP_URING_CMD, fd, tag, command=COMMIT_AND_FETCH_REQ, payload=payload)
-        self._hands.begin()
+        self._executor.begin()
         with memoryview(ring.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
             self._serve_requests(ring, results, landed)
 
     def _serve_requests(self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]") -> None:
-        hands, depth, slow_wake = self._hands, self._depth, self._slow_wake
-        execute, may_wait, push = hands.execute, self._may_wait, ring.push
+        executor, depth, slow_wake = self._executor, self._depth, self._slow_wake
+        execute, may_wait, push = executor.execute, self._may_wait, ring.push
         descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
         words, slots, base = self._records.words, self._records.slots, self._number * depth
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
@@ -314,30 +314,30 @@ class Queue(threading.Thread):
                         recorded.append(tag)
                     result = execute(tag, op_flags, count, sector)
                 except Exception as error:  # the boundary of a request
-                    result = hands.contain(op_flags, count, sector, error)
+                    result = executor.contain(op_flags, count, sector, error)
                 results[tag * result_words + _RESULT_WORD] = result
-                landed[tag * landed_words + _LANDED_WORD] = hands.landed if operation == _APPEND else 0
+                landed[tag * landed_words + _LANDED_WORD] = executor.landed if operation == _APPEND else 0
                 push(tag)
 
     def _may_wait(self, op_flags: int, count: int, sector: int) -> bool:
         """Say whether a request, no read, may wait for the host's disk."""
         operation = op_flags & 0xFF
         if operation in (_WRITE, _APPEND):
-            return bool(op_flags & _FUA) or self._port.is_unsettled(self._port.geometry.zone_no(sector))
+            return bool(op_flags & _FUA) or self._port.has_pending_reset(self._port.geometry.zone_no(sector))
         if operation == Request.REPORT_ZONES:
             return count > _QUICK_ZONES
         return operation in (Request.FLUSH, Request.ZONE_RESET_ALL)
 
     def _work_slowly(self) -> None:
         """Carry out what may wait, one after the other, on a thread of its own."""
-        hands = self._slow_hands
-        hands.begin()
+        executor = self._slow_executor
+        executor.begin()
         while (tag := self._slow_work.get()) is not None:
             op_flags, count, sector, _ = IO_DESC.unpack_from(self._descriptors, tag * IO_DESC.size)
-            hands.landed = 0
+            executor.landed = 0
             try:
-                result = hands.execute(tag, op_flags, count, sector)
+                result = executor.execute(tag, op_flags, count, sector)
             except Exception as error:  # the boundary of a request
-                result = hands.contain(op_flags, count, sector, error)
-            self._slow_done.append((tag, result, hands.landed if op_flags & 0xFF == _APPEND else 0))
+                result = executor.contain(op_flags, count, sector, error)
+            self._slow_done.append((tag, result, executor.landed if op_flags & 0xFF == _APPEND else 0))
             os.eventfd_write(self._slow_wake, 1)

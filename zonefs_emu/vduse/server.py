@@ -9,7 +9,7 @@ One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.server`). The k
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
 
 Boundaries (docs/errors.md) are the requests and rings of :mod:`zonefs_emu.virtqueue`, each message, which is answered
-as failed, and each turn of the loop.
+as failed, and each step of the loop.
 
 Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
 after that message was answered.
@@ -44,7 +44,7 @@ from zonefs_emu.virtqueue.server import QueueServer
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
 #: Turns of the loop that may fail one after the other, before it is given up: then nothing gets better.
-_BAD_TURNS_MAX: Final = 8
+_BAD_STEPS_MAX: Final = 8
 _NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses the first; the second gains nothing
 
 log = logging.getLogger(__name__)
@@ -236,19 +236,19 @@ class _Loop(threading.Thread):
         try:
             # A device that a dead server left behind may be running; of a new one no queue is ready.
             self._start_queues()
-            nr_bad_turns = 0
+            nr_bad_steps = 0
             while not server.stopping:
                 try:
                     server.wait()
                     server.serve()
                     if self._shared.is_lost:
                         self._give_up_memory()
-                    nr_bad_turns = 0
-                except Exception as error:  # the boundary of a turn
-                    nr_bad_turns += 1
-                    if nr_bad_turns > _BAD_TURNS_MAX:
+                    nr_bad_steps = 0
+                except Exception as error:  # the boundary of a step
+                    nr_bad_steps += 1
+                    if nr_bad_steps > _BAD_STEPS_MAX:
                         raise
-                    server.service.contain("a turn of the loop", error)
+                    server.service.contain("a step of the loop", error)
         except BaseException as error:
             self.failure = error
             log.exception("the VDUSE device is served no more")

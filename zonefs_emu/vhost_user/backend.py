@@ -21,7 +21,7 @@ from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.server import QueueServer
 
 #: So many failed turns of the loop in a row without a connection, and the loop cannot be expected to succeed again.
-_FAILED_TURNS_MAX: Final = 10
+_FAILED_STEPS_MAX: Final = 10
 
 
 class Backend:
@@ -50,7 +50,7 @@ class Backend:
         self._connection: Connection | None = None
         self._nr_requests = 0
         #: Turns of the loop that failed one after the other, without a connection that could be given up.
-        self._nr_failed_turns = 0
+        self._nr_failed_steps = 0
 
     def stop(self) -> None:
         """Make :meth:`run` return; from any thread."""
@@ -77,7 +77,7 @@ class Backend:
                 self._listener.settimeout(0)
                 server.watch(self._listener.fileno(), partial(self._accept, self._listener))
             while not server.stopping and (self._listener is not None or self._session is not None):
-                self._turn()
+                self._step()
         finally:
             self._model.changes.wake = lambda: None
             with ExitStack() as ending:  # each step is done, whatever the others raise
@@ -86,7 +86,7 @@ class Backend:
                 ending.callback(server.close)
                 ending.callback(self._disconnect)
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         """Wait for something to do, and do it."""
         server = self._server
         try:  # the boundary of a connection
@@ -98,8 +98,8 @@ class Backend:
                 self._disconnect()
         except Exception as error:
             if self._session is None:
-                self._nr_failed_turns += 1
-                if self._nr_failed_turns >= _FAILED_TURNS_MAX:
+                self._nr_failed_steps += 1
+                if self._nr_failed_steps >= _FAILED_STEPS_MAX:
                     raise  # this front-end ends, and is reported: to fail for ever would take a processor
             server.service.contain("the connection", error)
             for _ in range(2):  # what fails once may leave the peer waiting for an answer
@@ -110,7 +110,7 @@ class Backend:
                 else:
                     break
         else:
-            self._nr_failed_turns = 0
+            self._nr_failed_steps = 0
 
     def _timeout(self) -> float:
         due_ns = self._model.changes.due_ns() if self._session is not None else None

@@ -212,7 +212,7 @@ class Blk:
         self._serial = options.serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0")
         self._port_read = port.read
         self._port_write = port.write
-        self._is_unsettled = port.is_unsettled
+        self._has_pending_reset = port.has_pending_reset
         self.offered = self._offered()
         self.wce = True
         self.accept(self.offered)
@@ -343,7 +343,7 @@ class Blk:
     ) -> int | Deferred:
         """Execute the write at ``chains[index]`` and those that follow on it, as one write if the device takes it."""
         zone_no = sector // self._zone_size
-        if self._is_unsettled(zone_no):
+        if self._has_pending_reset(zone_no):
             return self._defer(chains[index], T_OUT, sector)
         data = chains[index][1][1:]
         nr_bytes = len(data[0]) if len(data) == 1 else sum(map(len, data))
@@ -435,7 +435,7 @@ class Blk:
         if kind in (T_FLUSH, T_FLUSH_OUT, T_WRITE_ZEROES, T_ZONE_RESET_ALL):
             return True
         if kind in (T_OUT, T_ZONE_APPEND):
-            if self._write_through or self._is_unsettled(sector // self._zone_size):
+            if self._write_through or self._has_pending_reset(sector // self._zone_size):
                 return True
             return total_bytes(chain[1]) > LONG_BYTES
         return total_bytes(chain[2]) > (_QUICK_REPORT_BYTES if kind == T_ZONE_REPORT else LONG_BYTES)

@@ -96,7 +96,7 @@ class QueueRecord:
         """Begin, or go on after a restart, with a packed ring.
 
         Returns the position of the next used descriptor of an earlier life, for which the caller then asks
-        :meth:`settle_packed`; or None if there was none, and the ring begins at *position*.
+        :meth:`recover_packed`; or None if there was none, and the ring begins at *position*.
         """
         words = self._words
         if words[0] != self._stamp or max(words[1], words[2]) >> 16 >= _POSITION_MAX:
@@ -107,7 +107,7 @@ class QueueRecord:
             return None
         return words[1] & 0xFFFF
 
-    def settle_packed(self, *, given_back: bool) -> int:
+    def recover_packed(self, *, given_back: bool) -> int:
         """Return the position to go on at; *given_back*: the ring shows what was being given back."""
         words = self._words
         state = words[2] if given_back and words[1] != words[2] else words[1]

@@ -202,7 +202,7 @@ class Queue:
             raise PeerError(msg)
         meta = desc.cast("Q")[2 * slot + 1]
         given_back = packed.is_given_back(meta, packed.place_of(position, self.size), self.size)
-        position = record.settle_packed(given_back=given_back)
+        position = record.recover_packed(given_back=given_back)
         return position | position << 16
 
     def set_log(self, dirty: DirtyLog | None) -> None:

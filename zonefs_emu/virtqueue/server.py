@@ -54,7 +54,7 @@ class QueueServer:
         self.queues: Sequence[Queue] = ()
         self.worker: Worker[int] = Worker(f"{model.name}-worker", model.port.device.sleep_ns)
         # An injected delay of one request is not to hold up the queues of others.
-        model.port.hold_up = self.worker.hold_up
+        model.port.defer = self.worker.defer
         contain = partial(model.port.device.unforeseen.contain, model.port.name)
         #: What the queues need of this server.
         self.service = Service(

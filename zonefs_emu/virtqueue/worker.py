@@ -23,7 +23,7 @@ _END_S: Final = 2.0
 class Worker(Generic[T]):
     """Runs functions one after the other on a thread of its own; *wake_fd* is readable when results are there.
 
-    A result may be held back (:meth:`hold_up`): it waits on a thread of its own, and the next function runs meanwhile.
+    A result may be held back (:meth:`defer`): it waits on a thread of its own, and the next function runs meanwhile.
 
     Invariant: each job's callback is called, unless the worker is closed before. What a job raises is its result.
     """
@@ -33,7 +33,7 @@ class Worker(Generic[T]):
         self._sleep_ns = sleep_ns
         self._late_ns = 0
         #: Results that are held back, by the thread that waits for each.
-        self._late: dict[threading.Thread, tuple[T, Then[T]]] = {}
+        self._deferred: dict[threading.Thread, tuple[T, Then[T]]] = {}
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._jobs: SimpleQueue[tuple[Callable[[], T], Then[T]] | None] = SimpleQueue()
         self._results: deque[tuple[T | Exception, Then[T]]] = deque()
@@ -62,11 +62,11 @@ class Worker(Generic[T]):
                 self._deliver(error, then)
 
     def _hold_back(self, duration_ns: int, result: T, then: Then[T]) -> None:
-        late = threading.Thread(target=self._deliver_late, args=(duration_ns,), daemon=True)
+        deferred = threading.Thread(target=self._deliver_deferred, args=(duration_ns,), daemon=True)
         with self._changed:
-            self._late[late] = result, then
+            self._deferred[deferred] = result, then
             self._changed.notify_all()  # wait() may have begun before
-        late.start()
+        deferred.start()
 
     def _deliver(self, result: T | Exception, then: Then[T]) -> None:
         with self._changed:
@@ -75,16 +75,16 @@ class Worker(Generic[T]):
                 self._changed.notify_all()
                 os.eventfd_write(self.wake_fd, 1)
 
-    def _deliver_late(self, duration_ns: int) -> None:
+    def _deliver_deferred(self, duration_ns: int) -> None:
         try:
             self._sleep_ns(duration_ns)
         finally:
             with self._changed:
-                held_back = self._late.pop(threading.current_thread(), None)
+                held_back = self._deferred.pop(threading.current_thread(), None)
             if held_back is not None:  # else it was wanted earlier
                 self._deliver(*held_back)
 
-    def hold_up(self, duration_ns: int) -> None:
+    def defer(self, duration_ns: int) -> None:
         """Hold the result of the function that runs back for *duration_ns*; on any other thread, wait."""
         if threading.current_thread() is self._thread:
             self._late_ns += duration_ns
@@ -114,8 +114,8 @@ class Worker(Generic[T]):
         deadline = time.monotonic() + _WAIT_S
         while not condition():
             with self._changed:
-                while self._late:
-                    self._results.append(self._late.popitem()[1])
+                while self._deferred:
+                    self._results.append(self._deferred.popitem()[1])
                 if not self._results:
                     left = min(deadline, self._end_at) - time.monotonic()
                     if left <= 0:
@@ -140,5 +140,5 @@ class Worker(Generic[T]):
         self.collect()  # no queue takes a result any more, but what was raised is to be told
         with self._changed:
             self._is_closed = True
-            self._late.clear()
+            self._deferred.clear()
             os.close(self.wake_fd)
