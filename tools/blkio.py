@@ -47,7 +47,7 @@ class Blkio:
         """Connect to *socket_path* and start, with *library* (a path of libblkio.so.1).
 
         Raises:
-            BlkioError: nobody is there, or the library does not like what the back-end says.
+            BlkioError: no back-end listens, or the library refuses what it says.
         """
         self._lib = ctypes.CDLL(library)
         self._lib.blkio_get_error_msg.restype = ctypes.c_char_p

@@ -68,7 +68,7 @@ class CommandError(ZonedError):
 class ImageError(ZonedError):
     """The image file is not what it should be.
 
-    *path* is set by whoever knows which file it is about, where the sentence does not say so itself.
+    *path* names the file where the sentence does not; it is set where the file is known.
     """
 
     path = ""

@@ -17,7 +17,7 @@ def test_for_people(image: Path) -> None:
 def test_json_says_who_holds_it(fresh: Path) -> None:
     info = json.loads(ok("info", fresh, "--json"))
     assert (info["pid"], info["front_ends"], info["max_open_zones"]) == (None, [], 3)
-    assert "held by:            nobody" in ok("info", fresh)
+    assert "held by:            no process" in ok("info", fresh)
 
 
 def test_live_it_names_the_process(fresh: Path, daemon: "object") -> None:

@@ -239,5 +239,5 @@ def test_attached_disk_survives_its_backend(guest: Guest, kit: Kit, tmp_path: Pa
 
 
 def test_attaching_nothing_says_so(guest: Guest, tmp_path: Path) -> None:
-    with pytest.raises(GuestTimeoutError, match=r"nobody has listened on .*/none for 0\.2 s"):
+    with pytest.raises(GuestTimeoutError, match=r"no process has listened on .*/none for 0\.2 s"):
         guest.attach("scsi", tmp_path / "none", timeout=0.2)

@@ -1,4 +1,4 @@
-"""An unforeseen exception in any function below a boundary costs the request that meets it, and nobody else."""
+"""An unforeseen exception in any function below a boundary costs the request that meets it and no other."""
 
 import re
 import time

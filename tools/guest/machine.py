@@ -322,13 +322,13 @@ class Guest:
 
         Raises:
             QmpError: QEMU refuses what the back-end says.
-            GuestTimeoutError: nobody listens on the socket, or no disk appears.
+            GuestTimeoutError: no process listens on the socket, or no disk appears.
         """
         deadline = time.monotonic() + timeout
         # QEMU itself would stand still until it is connected.
         while not _is_listening(socket_path):
             if time.monotonic() > deadline:
-                message = f"nobody has listened on {socket_path} for {timeout:g} s"
+                message = f"no process has listened on {socket_path} for {timeout:g} s"
                 raise GuestTimeoutError(message)
             time.sleep(0.02)
         driver, modules = _VHOST_USER_DRIVERS[kind]

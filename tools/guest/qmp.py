@@ -19,7 +19,7 @@ class QmpError(Exception):
 
 
 class QmpClient:
-    """One connection, used by one thread; events are kept until somebody asks for them."""
+    """One connection, used by one thread; events are kept until they are asked for."""
 
     def __init__(self, connection: socket.socket, *, timeout: float) -> None:
         """Greet QEMU over *connection*, which the caller closes in the end; *timeout* in seconds."""

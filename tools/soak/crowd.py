@@ -660,7 +660,7 @@ class BlkLoad(DiskLoad):
         return zones[0].wp - zones[0].start
 
     def look(self) -> None:
-        """Ask who the disk is, for many zones, and for what it has not."""
+        """Ask for the identity of the disk, for many zones, and for pages that it does not have."""
         driver, rng = self._driver, self.rng
         start = rng.choice(self.ledgers).zone_no * ZONE
         match rng.randrange(5):
@@ -902,7 +902,7 @@ class HostileLoad(Load):
 
 
 class Crowd:
-    """The daemon and everybody who uses it."""
+    """The daemon and all its users."""
 
     def __init__(self, directory: Path, seed: int, planting: str | None = None) -> None:
         self.daemon = Daemon(directory, planting)
@@ -914,7 +914,7 @@ class Crowd:
         self._seed = seed
 
     def begin(self, *, faulty: bool = True) -> None:
-        """Start the daemon, and everybody after it; *faulty*: faults and garbage among them."""
+        """Start the daemon, then its users; *faulty*: with faults and garbage among them."""
         self.daemon.start()
         self._seed += 1
         daemon, seed = self.daemon, self._seed
@@ -954,7 +954,7 @@ class Crowd:
         self.compare()
 
     def end(self) -> None:
-        """Stop everybody in order, the daemon last, and compare."""
+        """Stop all users, then the daemon, and compare."""
         for load in self.loads:
             load.stopping.set()
         self._join()

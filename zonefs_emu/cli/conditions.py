@@ -1,4 +1,4 @@
-"""The names of zone conditions and types, ours and everybody else's.
+"""The names of zone conditions and types: those of this program and those of other tools.
 
 Pure. We print the two-letter codes of zbd; what blkzone, nvme-cli, xNVMe, libzbc and Linux call a condition is
 accepted wherever a condition is asked for.
@@ -60,7 +60,7 @@ def parse_cond(text: str) -> Condition:
     """Return the condition called *text*: a code, any tool's name, or its number (0xe).
 
     Raises:
-        UsageError: nobody calls a condition so.
+        UsageError: no tool has a condition of that name.
     """
     name = text.strip().lower().translate({ord(char): None for char in " -_"})
     for prefix in _PREFIXES:

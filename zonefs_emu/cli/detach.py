@@ -69,7 +69,7 @@ def _detach_left_behind(what: Path, *, force: bool) -> None:
         raise UsageError(msg, exit_code=1)
     for front_end, node in left:
         _require_unused(node, force=force)
-        # What was in flight is answered first, so whoever waits for it gets what was asked for.
+        # Requests in flight are answered first, so that their callers get the data.
         front_end.end_at_once = True
         session.run(image, [front_end], ready=lambda: None, owner="zonefs-emu detach")
 

@@ -1,4 +1,4 @@
-"""Zone reports in everybody's format, to the byte.
+"""Zone reports in the formats of other tools, to the byte.
 
 Pure functions: an iterable of Zone in, lines out, one zone at a time, so that a report of a million zones streams.
 Each foreign format follows the source of its tool. Where the tool prints what the kernel says, it is what Linux says of

@@ -1,4 +1,4 @@
-"""``info``: what the image is, and who uses it."""
+"""``info``: what the image is, and which process uses it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from zonefs_emu.errors import printable
 from zonefs_emu.units import human_bytes, to_bytes
 
 
-@click.command(short_help="Show what an image is and who uses it.")
+@click.command(short_help="Show what an image is and which process uses it.")
 @image_argument
 @json_option
 def info(
@@ -20,7 +20,7 @@ def info(
     image: Path,
     as_json: bool,
 ) -> None:
-    """Show the geometry and limits of IMG, how many zones are open and active, and who uses it.
+    """Show the geometry and limits of IMG, how many zones are open and active, and which process uses it.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         ("longest append", size("max_append")),
         ("open zones", zones("open")),
         ("active zones", zones("active")),
-        ("held by", "nobody" if record["pid"] is None else f"process {record['pid']}"),
+        ("held by", "no process" if record["pid"] is None else f"process {record['pid']}"),
     ]
     if record["poison"] and record["pid"] is not None:
         rows.append(("refuses changes", record["poison"]))

@@ -24,7 +24,7 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
       zonefs-emu mount small.img mnt --record bug.log
       zonefs-emu create again.img --preset small && zonefs-emu replay bug.log again.img
 
-    FILE is what mount or serve wrote with --record. IMG must be held by nobody, and may have another geometry: where
+    FILE is what mount or serve wrote with --record. No process may hold IMG. It may have another geometry: where
     zone sizes differ, zone number and offset in the zone count. Written data is the sectors' numbers. Exit code 1 if an
     answer differs.
     """

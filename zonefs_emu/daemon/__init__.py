@@ -2,7 +2,7 @@
 
     framing      pure: messages on the control socket
     rendezvous   where the control socket of an image is
-    verbs        the one implementation of every verb, for whoever holds the device
+    verbs        the one implementation of every verb, for the process that holds the device
     client       a verb's way to the image: through the daemon that holds it, else by opening it
     control      the control socket's server
     session      opens an image, runs front-ends and the control socket, ends in order

@@ -44,7 +44,7 @@ def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) 
             os._exit(0)
         _become_daemon(body, writer, said, log)
     os.close(writer)
-    # Where whoever started us ignores SIGCHLD, the kernel collects the child.
+    # If SIGCHLD is ignored, as inherited from the parent, the kernel collects the child.
     with suppress(ChildProcessError):
         os.waitpid(child, 0)
     with os.fdopen(reader, "rb") as pipe, os.fdopen(said, "rb") as early:
@@ -95,7 +95,7 @@ def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, said
 
 
 def _clean(writer: int, said: int) -> int:
-    """Inherit nothing of whoever started us but the descriptor *writer*; returns its number, which is a new one.
+    """Drop what was inherited from the parent process, except the descriptor *writer*; return its new number.
 
     Source: daemon(7), "SysV Daemons". The standard streams are the null device and the file *said*. Everything that a
     daemon creates has a mode of its own, because the umask takes nothing away.

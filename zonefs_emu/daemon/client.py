@@ -43,7 +43,7 @@ class Target(Protocol):
         """Ask for a verb with several replies, and yield them.
 
         Raises:
-            UsageError: refused; the sentence says why, the exit code says by whom.
+            UsageError: refused; the exit code tells a refusal by the device (1) from wrong usage (2).
             PeerError: the daemon went away.
         """
         ...
@@ -84,7 +84,7 @@ class _LiveTarget:
         self._answering = False
 
     def say_hello(self) -> None:
-        """Make sure that somebody is there to answer: a daemon that is about to end still has its socket.
+        """Make sure that the daemon answers: one that is about to end still has its socket.
 
         Raises:
             _GoneError: it ended. PeerError: it does not answer, or in another language.
@@ -94,7 +94,7 @@ class _LiveTarget:
         self._peer.settimeout(_REPLY_S)
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
-        # Replies that nobody took would be taken for the answers to the next request.
+        # Replies that were not read yet would be taken for the answers to the next request.
         assert not self._answering
         self._answering = True
         try:
@@ -150,7 +150,7 @@ def open_target(image: Path, *, readonly: bool = False) -> AbstractContextManage
     """Open *image*, through its daemon if it has one; *readonly* where nothing is to be changed.
 
     Raises:
-        ImageBusyError: somebody else than a daemon of ours holds it; says who.
+        ImageBusyError: a process that is no daemon of this program holds it; the sentence names it.
         ImageError: it cannot be opened. OSError: the host refuses.
     """
     deadline = time.monotonic() + BUSY_S

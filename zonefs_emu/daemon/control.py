@@ -1,8 +1,8 @@
 """The control socket's server: verbs for other processes of the same user, and for root's.
 
-Whoever connects is checked by the kernel's word (SO_PEERCRED), not by what it says. A peer that breaks the protocol
-loses its connection and nothing else; what one connection can cost is bounded in memory and, once a message has begun,
-in time.
+The kernel tells which user connects (SO_PEERCRED); what a peer says of itself is not used. A peer that breaks the
+protocol loses its connection and nothing else. The memory that one connection can cost is bounded, and so is the time
+once a message has begun.
 
 Each verb and each connection is a boundary: an error that the code does not foresee is the answer to that verb, or the
 end of that connection. Verbs have a pool of threads to themselves, so that verbs that wait (for an injected delay, for

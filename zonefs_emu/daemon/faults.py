@@ -26,7 +26,7 @@ class FaultVerbs:
     def __init__(self, device: ZonedDevice) -> None:
         self._device = device
         self._lab: PowerCutLab | None = None
-        #: Whether the lab stays when it has nothing to do, because somebody may want to cut later.
+        #: Whether the lab stays when it has nothing to do, for a power cut that may be asked for later.
         self._watching = False
         self.verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
             "inject": self._inject,
@@ -127,7 +127,7 @@ class FaultVerbs:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Turn what the host refuses into a sentence for who asked."""
+    """Turn what the host refuses into a sentence for the client."""
     try:
         yield
     except ImageError as error:

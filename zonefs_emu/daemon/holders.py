@@ -1,7 +1,7 @@
-"""Which processes hold an image, and who is at the other end of a socket: the kernel's word for both.
+"""Which processes hold an image, and which process is at the other end of a socket, both as the kernel says.
 
-Nothing that a process says of itself is used here. A process that could be someone else's trap is recognised by what
-it cannot have: the lock of the image, and the right to write to it.
+What a process says of itself is not used. An impostor is recognised by what it cannot have: the lock of the image, and
+the right to write to it.
 """
 
 import os
@@ -33,7 +33,7 @@ class Peer:
     uid: int
 
     def __str__(self) -> str:
-        """Return who that is, for people."""
+        """Return the name of that process, for messages."""
         return f"process {self.pid} of {user_name(self.uid)}"
 
 

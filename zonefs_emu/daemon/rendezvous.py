@@ -4,9 +4,9 @@ They are found from the image alone, by whatever name: they are called after the
 daemon listens at two.
 
 * An abstract one, whose name belongs to no directory: it is found whatever environment and user the daemon and its
-  client have. Such names belong to the network namespace, and any process there may take one; so a client asks the
-  kernel who listens (:mod:`zonefs_emu.daemon.holders`) and believes only a process of its own user or, being root, one
-  that holds the image's lock and may write to the image.
+  client have. Such names belong to the network namespace, and any process there may take one. So a client asks the
+  kernel which process listens (:mod:`zonefs_emu.daemon.holders`) and believes only a process of its own user or, if
+  the client is root, one that holds the image's lock and may write to the image.
 * One in a directory that only its user can enter, which is found from another network namespace too (a container's).
   There are two such directories, because a daemon that was started from cron or sudo has no $XDG_RUNTIME_DIR where a
   login has one: a daemon takes the first that works, a client looks into both.
@@ -84,10 +84,10 @@ def make_directory() -> Path:
 def open_directory(place: Path) -> Iterator[int]:
     """Open *place* and make sure that it is ours alone.
 
-    In a directory that others can write to (the temporary one) somebody may have been there first.
+    In a directory that others can write to, as the temporary one, another user may have created *place* first.
 
     Raises:
-        PermissionError: it belongs to somebody else, or others can enter it.
+        PermissionError: it belongs to another user, or others can enter it.
         OSError: it cannot be opened.
     """
     fd = os.open(place, _DIRECTORY_FLAGS)
@@ -246,7 +246,7 @@ def _connect_abstract(name: str) -> socket.socket | None:
 
 def _connect_in_directories(name: str) -> socket.socket | None:
     for place in directories():
-        # No directory, no socket, nobody behind it any more, or not our directory: no daemon there.
+        # No directory, no socket, no listener behind it, or another user's directory: there is no daemon.
         with suppress(OSError), open_directory(place) as fd:
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             # A queue of clients that is full fails at once with a timeout set, and blocks without.

@@ -323,7 +323,7 @@ def _look_after(device: ZonedDevice) -> None:
 async def keep_counters(device: ZonedDevice) -> None:
     """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last.
 
-    Look after the image's file as well: what another program did to it is noticed although nobody asks for anything.
+    The image's file is looked at as well, so that a change by another program is noticed without any request.
     """
     while True:
         await trio.sleep(_COUNTERS_S)

@@ -1,6 +1,6 @@
 """Every verb, once: a request (JSON object + payload) in, replies (JSON object + payload) out.
 
-Used by the control socket and by the command line on an image that nobody holds. A request comes from outside: each
+Used by the control socket and by the command line on an image that no process holds. A request comes from outside: each
 field is checked before use, and whatever is wrong with it becomes a reply, never an exception.
 
 A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usage) is the last one. A reply with
@@ -115,7 +115,7 @@ class Verbs:
         return {"error": sentence, "exit_code": 1}, b""
 
     def execute(self, request: Request, payload: bytes) -> Generator[Message]:
-        """Yield the replies to *request*; who wants no more of them closes the generator."""
+        """Yield the replies to *request*; a caller that wants no more of them closes the generator."""
         try:
             name = request.get("verb")
             verb = self._verbs.get(name) if isinstance(name, str) else None
@@ -262,7 +262,7 @@ class Verbs:
         """Write where the write pointer of *zone_no* is; returns where that was, and the status."""
         delays_ns: list[int] = []
         with self._placing:
-            # An injected delay keeps the answer back, and not those who wait for the lock.
+            # An injected delay holds back the answer, not the requests that wait for the lock.
             self._port.defer = delays_ns.append
             try:
                 sector = self._port.zone(zone_no).wp
@@ -358,7 +358,7 @@ class Verbs:
             return
         refusal = self._port.last_refusal
         assert refusal is not None
-        # Who asked knows that it was the command line.
+        # The prefix names the command line as the front-end, which its user knows.
         raise UsageError(self._device.explain(refusal).removeprefix(f"{refusal.front_end}: "), exit_code=1)
 
     def _zone_no(self, request: Request) -> int:

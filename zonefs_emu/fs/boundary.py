@@ -40,7 +40,7 @@ class ContainedOperations(pyfuse3.Operations):
             setattr(cls, name, _contained_handler(name, vars(cls)[name]))
 
     def take_stock(self, handler: str, *arguments: object) -> None:
-        """Mend what *handler*, called with *arguments*, may have left half done when it met such an exception."""
+        """Complete or undo what *handler*, called with *arguments*, left half done when it met such an exception."""
 
 
 def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:

@@ -22,7 +22,7 @@ _FUSERMOUNT_SECONDS: Final = 20
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
-    """Unmount *mountpoint* if nobody uses it; say whether it is gone.
+    """Unmount *mountpoint* unless it is in use; say whether it is gone.
 
     Blocks, and needs the file system to be served meanwhile; not if *lazy*, which takes it away from its users too.
     """

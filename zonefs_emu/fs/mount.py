@@ -5,10 +5,10 @@ One process has at most one mount: pyfuse3 keeps its session in global variables
     async with trio.open_nursery() as nursery:
         mount = await nursery.start(partial(serve, device, Path("mnt"), MountOptions(), source="disk.img"))
         print(mount.statistics())
-        # ends when somebody unmounts, or when cancelled
+        # ends after an unmount, or when cancelled
 
-The end comes in one of two ways. Somebody unmounts: then nobody has a file open, and the main loop returns. Or the
-caller cancels: then the mount is taken away in order if nobody uses it, and by force if somebody does.
+A mount ends in one of two ways. After umount(8), which fails while files are open, the main loop returns. When the
+caller cancels, the mount point is unmounted in order if it is not in use, and lazily if it is.
 """
 
 import errno
@@ -108,7 +108,7 @@ async def serve(
             volume.close()
         pyfuse3.close(unmount=True)
         with trio.CancelScope(shield=True):
-            # As umount(8) does. A failure is noted by the port, and told by whoever closes the device.
+            # As umount(8) does. The port notes a failure, and closing the device reports it.
             await trio.to_thread.run_sync(port.flush)
 
 
@@ -215,7 +215,7 @@ class _News:
 
     def zones_changed(self, zone_no: int, nr_zones: int) -> None:
         """Take note; called by any thread, with the device's lock held."""
-        # Most of the time nobody has cached anything, and then another front-end's writes cost nothing here.
+        # Another front-end's writes cost nothing here as long as no handle uses the page cache, which is usual.
         if self._mount.operations.nr_cached_handles:
             self._changed_zones.append((zone_no, nr_zones))
             self._token.run_sync_soon(self._wake_up, idempotent=True)
@@ -244,7 +244,7 @@ class _News:
             with contained(self._unforeseen, f"dropping the cached pages of {file.path}"):
                 await _in_thread(partial(self._mount.operations.drop_pages_sync, file))
         for file in resized:
-            # Dropping attributes does not make the kernel ask for the size; somebody who looks does.
+            # The kernel does not ask for the size when attributes are dropped, but when the file is looked at.
             with contained(self._unforeseen, f"telling the kernel the size of {file.path}"):
                 await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
 
@@ -260,7 +260,7 @@ class _News:
     async def make_readonly(self) -> None:
         """Once an error made the file system read-only, make the mount so too, when the last writer is gone.
 
-        Our own answers are EROFS from the first instant; this is for /proc/mounts and for who asks the kernel.
+        Requests that change something fail with EROFS at once; the remount makes /proc/mounts and statvfs(3) say so.
         """
         await self._readonly.wait()
         with contained(self._unforeseen, "making the mount read-only"):

@@ -18,7 +18,7 @@ _USER: Final = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 class MountEntry:
     """A mount as the kernel lists it.
 
-    *is_ours*: it is a zonefs of this program; *uid* is then the user who mounted it, as this process sees users.
+    *is_ours*: it is a zonefs of this program; *uid* is then its owner, as numbered in this process's user namespace.
     """
 
     directory: Path

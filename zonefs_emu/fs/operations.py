@@ -3,8 +3,8 @@
 Here are the guards that FUSE needs and the kernel's own zonefs does not; docs/fuse.md explains each.
 
 * The hot path (read, write) makes no await: requests are answered in the order in which the kernel queued them.
-* What must wait (a flush) waits in a thread. A write that has to wait first takes a turn on its file, and everything
-  that would change the file then queues behind it, first come first served.
+* A flush waits in a thread. A write that must wait for a flush takes the lock of its file, and every later request
+  that changes the file queues behind it, in order.
 * An injected delay keeps the answer back, not the event loop: see :meth:`ZonefsOperations._wait_deferred`.
 """
 
@@ -28,8 +28,8 @@ from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_o
 from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile
 from zonefs_emu.model.transitions import Operation
 
-#: How long the kernel may keep what never changes behind its back: every name, because the tree is fixed, and the
-#: attributes of directories, which only change by requests of the kernel itself.
+#: How long the kernel may cache what changes by its own requests only: every name, because the tree is fixed, and the
+#: attributes of directories.
 KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
 
@@ -88,8 +88,8 @@ class ZonefsOperations(ContainedOperations):
     async def _wait_deferred(self) -> None:
         """Keep an answer back for as long as the request was delayed.
 
-        What was asked for is done by then, so nothing can come between; only the answer waits, and others are served.
-        Where the request had to wait for something else first, one that came meanwhile may be late in its place.
+        The request has been carried out by then, so no other can come between; only its answer waits. If the request
+        had to wait for something else first, the delay may fall on one that came meanwhile.
         """
         duration_ns, self._late_ns = self._late_ns, 0
         await trio.sleep(duration_ns / 1e9)
@@ -323,7 +323,7 @@ class ZonefsOperations(ContainedOperations):
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
         if fields.update_size and fh is not None:
-            # truncate(2) changes no time. ftruncate(2) changes two, and the kernel leaves that to who has the file.
+            # truncate(2) changes no time. ftruncate(2) changes two, which the kernel leaves to the file system.
             node.mtime_ns = node.ctime_ns = volume.now_ns()
         elif fields.update_mtime or fields.update_mode or fields.update_uid or fields.update_gid:
             node.ctime_ns = volume.now_ns()
@@ -486,13 +486,13 @@ class ZonefsOperations(ContainedOperations):
         async with self._file_lock(file):
             if self._has_pending_reset(file.zone_no):
                 # The zone was reset since the last flush: its old data must not be overwritten before that is durable.
-                # The outcome of the flush is the write's to find out.
+                # The write itself finds out whether the flush succeeded.
                 await trio.to_thread.run_sync(self.volume.port.flush)
             return self._write(handle, offset, data)
 
     @asynccontextmanager
     async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
-        """Wait for all who came to *file* before. Who comes while somebody is waiting must come here too."""
+        """Hold the lock of *file*: while one request waits for it, later ones must queue behind to keep their order."""
         zone_no = file.zone_no
         lock = self._file_locks.setdefault(zone_no, trio.Lock())
         async with lock:

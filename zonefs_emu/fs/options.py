@@ -32,7 +32,7 @@ _FOR_MOUNT: Final = frozenset({
 })  # fmt: skip
 #: Comments in fstab, for mount(8) and for other programs.
 _COMMENTS: Final = ("x-", "X-", "comment=")
-#: Who may mount, and what such a mount may not have unless it is given later. Source: mount(8).
+#: Options that let ordinary users mount, and what each implies unless a later option says otherwise. Source: mount(8).
 _BY_USERS: Final = MappingProxyType({
     "user": ("noexec", "nosuid", "nodev"), "users": ("noexec", "nosuid", "nodev"), "owner": ("nosuid", "nodev"),
     "group": ("nosuid", "nodev"),

@@ -29,7 +29,7 @@ def find_signature(port: Port) -> str | None:
     """Return what the device appears to contain, as the end of a sentence; None if nothing. Blocks.
 
     Raises:
-        UsageError: nobody can tell; says why.
+        UsageError: libblkid cannot probe the device; the sentence gives the reason.
 
     Source: zonefs-tools src/zonefs_dev.c, zonefs_check_overwrite, and its words.
     """

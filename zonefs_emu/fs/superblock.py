@@ -30,7 +30,7 @@ SUPER_BLOCK_BYTES: Final = 4096
 MAGIC: Final = 0x5A4F4653
 LABEL_BYTES: Final = 64
 DEFAULT_PERM: Final = 0o640
-#: (uid_t)-1 and (gid_t)-1 mean "nobody asked" in every interface, so they are no owner.
+#: (uid_t)-1 and (gid_t)-1 mean "leave as it is" in chown(2) and its relatives, so they cannot be an owner.
 INVALID_ID: Final = 0xFFFFFFFF
 
 _FIELDS: Final = struct.Struct("<II64s16sQIII")
@@ -139,7 +139,7 @@ def decode(block: bytes) -> SuperBlock:
     if any(reserved):
         index = next(index for index, byte in enumerate(reserved) if byte)
         raise _corrupt("reserved bytes", _FIELDS.size + index, f"{reserved[index]:#04x}", "zero")
-    # Without its bit a field may hold anything, and nobody looks at it.
+    # A field whose feature bit is clear may hold anything and is not read.
     return SuperBlock(
         uuid=UUID(bytes=uuid),
         label=label.partition(b"\0")[0],

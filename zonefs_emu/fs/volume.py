@@ -125,7 +125,7 @@ class ZonefsStatistics:
 class Volume:
     """The file system on the device behind *port*.
 
-    *owner* (uid, gid) is who files belong to where formatting did not say. ``on_readonly`` is called when an error
+    *owner* (uid, gid) owns the files if formatting set no owner. ``on_readonly`` is called when an error
     makes the file system read-only, ``on_resized`` when error recovery changed a file and the kernel does not know.
 
     Raises:
@@ -198,7 +198,7 @@ class Volume:
         return Node(perm, uid, gid, self.root.ctime_ns)
 
     def _close_open_zones(self) -> None:
-        """Close what somebody left open, so that all resources are there. Source: zonefs_init_zgroup."""
+        """Close zones that were left open, so that all open resources are free. Source: zonefs_init_zgroup."""
         if self.port.device.image.readonly:
             return
         zone_no = 1
@@ -244,7 +244,7 @@ class Volume:
         return file
 
     def look_at(self, zone_no: int) -> ZoneFile:
-        """Return the same as :meth:`file`, not to be changed: what nobody opened or changed yet is not kept."""
+        """Return the same as :meth:`file`, to be read only: a file that was never opened or changed is not kept."""
         return self.files.get(zone_no) or self._make_file(zone_no)
 
     def find(self, group: Group, name: bytes) -> ZoneFile | None:

@@ -12,7 +12,7 @@ Invariants:
 * ``nr_open`` and ``nr_active`` always equal a count over ``conds``. No command costs more for more zones, but for those
   that ask for many zones.
 * ``touched`` lists, in order, the zones whose condition changed since the caller last cleared it: an implicit close
-  comes before the open that caused it, so that whoever copies the changes one by one passes only through legal states.
+  comes before the open that caused it, so that a reader that copies one change at a time meets legal states only.
   ``implicitly_closed`` lists those among them that the machine closed to make room; the caller clears it too.
 * A command on many zones is checked completely, and then carried out in portions, between which the caller may let
   others look. It has to see to it that until the end no other command touches the zones that are left; for opening and
@@ -342,7 +342,7 @@ class ZoneMachine:
             if cond not in _OPEN:
                 self._make_room(zone_no, cond)
                 cond = _IMP_OPEN
-            # wp first: whoever copies `touched` zones then sees the new condition with the new wp.
+            # wp first: a reader that copies `touched` zones then sees the new condition with the new wp.
             self.wps[zone_no] = wp
             reached_capacity = wp == self._zone_capacity(zone_no)
             self._set_cond(zone_no, after_write(Condition(cond), reached_capacity=reached_capacity))

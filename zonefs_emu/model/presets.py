@@ -99,7 +99,7 @@ def build_geometry(
     """Return the geometry of *preset* with all that is not None in its place; sizes in bytes.
 
     Raises:
-        UsageError: the shape is impossible, or nobody said how large it is to be.
+        UsageError: the shape is impossible, or no size was given.
     """
     if preset is None:
         if size is None:
@@ -152,7 +152,7 @@ def _sectors(name: str, nr_bytes: int) -> int:
 
 
 def warnings(geometry: Geometry) -> Iterator[str]:
-    """Yield a sentence for each property of *geometry* that somebody refuses or cannot express, naming who."""
+    """Yield a sentence for each property of *geometry* that a front-end or tool refuses or cannot express."""
     zone_size = to_bytes(geometry.zone_size)
     if zone_size & (zone_size - 1):
         yield (

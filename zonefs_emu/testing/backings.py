@@ -23,10 +23,10 @@ Piece: TypeAlias = tuple[int, bytes]
 
 
 class MemoryBacking:
-    """A file of fixed length in memory. Whoever shares *memory* sees what a process after this one would see."""
+    """A file of fixed length in memory. A second backing of the same *memory* sees what a later process would see."""
 
     def __init__(self, memory: bytearray) -> None:
-        """Use *memory* in place; nobody else may resize it."""
+        """Use *memory* in place; its other users may not resize it."""
         self.memory = memory
         self.preadv: Callable[[Sequence[Buffer], int], int] = self._preadv
         self.pwritev: Callable[[Sequence[Buffer], int], int] = self._pwritev
@@ -84,7 +84,7 @@ class MemoryBacking:
         return memoryview(self.memory)[offset : offset + length]
 
     def close(self) -> None:
-        """Note that nobody uses it any more."""
+        """Note that the backing is not used any more."""
         self.is_closed = True
 
     def _preadv(self, buffers: Sequence["Buffer"], offset: int) -> int:
@@ -206,7 +206,7 @@ class CrashBacking(MemoryBacking):
         super().punch(offset, length)
 
     def resize(self, length: int) -> None:
-        """Cut the memory or add to it, which is durable at once: whoever does it must have synced."""
+        """Cut the memory or add to it, which is durable at once, so the caller must have synced."""
         self.events.append(Event(kind=EventKind.RESIZE, offset=length))
         super().resize(length)
 

@@ -1,6 +1,6 @@
 """A vhost-user front-end: plays QEMU's and libblkio's part, and the guest's driver on the rings.
 
-For tests and benchmarks, and for whoever wants to see a back-end at work without a virtual machine::
+For tests and benchmarks, and to try a back-end without a virtual machine::
 
     with Frontend(path) as frontend:
         frontend.start()

@@ -7,8 +7,8 @@
     device.close()
 
 One process has the image at a time: this one, until :meth:`DeviceUnderTest.mount` or :meth:`DeviceUnderTest.serve`
-starts a real ``zonefs-emu`` in a process of its own, and again after :meth:`DeviceUnderTest.stop`. What is asked by
-:meth:`~DeviceUnderTest.inject`, :meth:`~DeviceUnderTest.report` and their like goes to whoever has it.
+starts a real ``zonefs-emu`` in a process of its own, and again after :meth:`DeviceUnderTest.stop`. Requests such as
+:meth:`~DeviceUnderTest.inject` and :meth:`~DeviceUnderTest.report` go to the process that has it.
 """
 
 import shutil
