@@ -1,6 +1,8 @@
 """Run the benchmarks: ``python -m bench [--runs N] [--write] [AREA …]``.
 
-Measures the areas named (all of them where none is), prints the table; --write puts it into bench/results.md.
+Measures the areas named (all of them where none is) and prints the table, and what got worse since the last run on this
+machine by more than the noise. --write keeps the run: bench/results.md and bench/results.svg, if all areas were
+measured, and a line of ratios in bench/history.jsonl.
 """
 
 import argparse
@@ -11,8 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from bench.harness import RESULTS, Row, format_table, machine, progress
+from bench import history
+from bench.harness import Row, format_table, machine, progress
+from bench.picture import PICTURE, svg
 
+RESULTS: Final = Path(__file__).parent / "results.md"
 AREAS: Final = ("device", "locks", "scale", "fuse", "vhost", "guest", "attach")
 
 
@@ -21,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n\n")[2])
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}")
     parser.add_argument("--runs", type=int, default=5, help="pairs of runs a figure; the median counts (5)")
-    parser.add_argument("--write", action="store_true", help="write bench/results.md")
+    parser.add_argument("--write", action="store_true", help="keep this run in bench/")
     options = parser.parse_args()
     if unknown := set(options.areas) - set(AREAS):
         parser.error(f"no such area: {', '.join(sorted(unknown))}; there are {', '.join(AREAS)}")
@@ -32,14 +37,33 @@ def main() -> int:
     progress("")
     table = format_table(rows)
     print(table)
+    run = history.run_of(rows, commit=history.commit(), machine=machine())
+    for sentence in history.worse(history.read(), run):
+        print(f"worse: {sentence}")
+    if noisy := sum(row.verdict == "too noisy" for row in rows):
+        print(f"the machine was too noisy to judge {noisy} of {len(rows)} rows; measure them again when it is quiet")
     if options.write:
-        command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
-        RESULTS.write_text(
-            f"# Measured\n\nOn {machine()}.\n\n"
-            f"Command: `{command}`. Each ratio is the median of {options.runs} pairs of runs, ours against the peer's; "
-            f"above 1 ours does more. In brackets the least and the greatest.\n\n{table}\n"
-        )
+        history.append(run)
+        if not options.areas:
+            command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
+            RESULTS.write_text(_page(table, command, run.commit, options.runs))
+            PICTURE.write_text(svg(rows))
     return 0
+
+
+def _page(table: str, command: str, commit: str, nr_runs: int) -> str:
+    """Return bench/results.md."""
+    return f"""# Measured
+
+On {machine()}, commit {commit}.
+
+Command: `{command}`. Each ratio is the median of {nr_runs} pairs of runs, ours against the peer's; above 1 ours does
+more. In brackets the least and the greatest. Noise is the spread of the peer against itself.
+
+![Ratios of all areas](results.svg)
+
+{table}
+"""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from bench.harness import PROJECT, Row, progress
+from bench.harness import PROJECT, Row, progress, spread
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 
@@ -102,5 +102,6 @@ def _row(via: str, what: str, figures: Mapping[str, list[float]], peer: str) -> 
         peer=peer,
         peers=statistics.median(figures[peer]),
         ratios=tuple(a / b for a, b in zip(figures[via], figures[peer], strict=True)),
+        noise=spread(figures[peer]),
         goal=GOAL if peer == NVME else None,
     )

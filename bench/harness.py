@@ -1,4 +1,4 @@
-"""What all benchmarks share: measuring in pairs, the table, and bench/results.md."""
+"""What all benchmarks share: measuring in pairs, judging, and the table."""
 
 import json
 import os
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-RESULTS: Final = Path(__file__).parent / "results.md"
 PROJECT: Final = Path(__file__).parent.parent
+
+
+#: A peer whose figures are further apart than this, by their median, says that the machine was busy with other work.
+NOISE_MAX: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +24,9 @@ class Row:
     """One comparison.
 
     *ours* and *peers* are medians in *unit*; *ratios* one per pair of runs, ours against the peer's, so that more is
-    better whatever the unit. *goal* is the ratio to reach, or None where nothing was promised. A row without a peer
-    has no ratios; its goal is a *limit* in *unit*, which less is better than.
+    better whatever the unit. *goal* is the ratio to reach, or None where nothing was promised. *noise* is the spread of
+    the peer against itself: the range of its figures by their median. A row without a peer has no ratios; its goal is a
+    *limit* in *unit*, which less is better than.
     """
 
     area: str
@@ -32,6 +36,7 @@ class Row:
     peer: str = ""
     peers: float | None = None
     ratios: tuple[float, ...] = ()
+    noise: float = 0.0
     goal: float | None = None
     limit: float | None = None
 
@@ -42,8 +47,13 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Say whether the goal was met in this run."""
+        """Say whether the goal was met in this run, or that the machine was too noisy to tell.
+
+        Noise does not matter where each single pair gives the same verdict.
+        """
         if self.ratio is not None and self.goal is not None:
+            if self.noise > NOISE_MAX and min(self.ratios) < self.goal <= max(self.ratios):
+                return "too noisy"
             return "met" if self.ratio >= self.goal else "MISSED"
         if self.limit is not None:
             return "met" if self.ours <= self.limit else "MISSED"
@@ -76,8 +86,14 @@ def compare(
         peer=peer,
         peers=statistics.median(b for _, b in pairs),
         ratios=ratios,
+        noise=spread([b for _, b in pairs]),
         goal=goal,
     )
+
+
+def spread(figures: Sequence[float]) -> float:
+    """Return how far *figures* are apart: their range by their median."""
+    return (max(figures) - min(figures)) / statistics.median(figures)
 
 
 def limit(area: str, what: str, unit: str, ours: Callable[[], float], *, runs: int, at_most: float) -> Row:
@@ -94,13 +110,15 @@ def progress(text: str) -> None:
 
 def format_table(rows: Sequence[Row]) -> str:
     """Return *rows* as a Markdown table that also reads well in a terminal."""
-    head = ("area", "what", "ours", "peer", "peer's", "ratio (min to max)", "goal", "")
+    head = ("area", "what", "ours", "peer", "peer's", "ratio (min to max)", "noise", "goal", "")
     body = []
     for row in rows:
         ratio = f"{row.ratio:.2f} ({min(row.ratios):.2f} to {max(row.ratios):.2f})" if row.ratio is not None else ""
         goal = f"≥ {row.goal:g}" if row.goal is not None else f"≤ {row.limit:g} {row.unit}" if row.limit else ""
         peers = f"{_figure(row.peers)} {row.unit}" if row.peers is not None else ""
-        body.append((row.area, row.what, f"{_figure(row.ours)} {row.unit}", row.peer, peers, ratio, goal, row.verdict))
+        noise = f"{100 * row.noise:.0f} %" if row.ratios else ""
+        ours = f"{_figure(row.ours)} {row.unit}"
+        body.append((row.area, row.what, ours, row.peer, peers, ratio, noise, goal, row.verdict))
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
              for line in (head, *body)]  # fmt: skip

@@ -38,6 +38,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "cli/test_broken_arguments.py": "every verb with every kind of broken path",
         "test_tidy.py": "tests the repository",
         "test_demo.py": "tests tools/demo, which is not Python",
+        "test_bench.py": "tests bench/, which is not part of the package",
         "test_conftest.py": "tests the tests' own rules",
         "vhost_user/test_libblkio.py": "somebody else's front-end",
         "cli/test_paths.py": "images and directories of any name, through all verbs",

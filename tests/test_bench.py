@@ -1,0 +1,106 @@
+"""The benchmarks' own judgement: what counts as met, as noise and as worse; and the picture."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bench import history
+from bench.harness import Row, compare, format_table, spread
+from bench.picture import svg
+
+
+def row(*ratios: float, noise: float = 0.0, goal: float | None = 1.0, area: str = "FUSE", what: str = "reads") -> Row:
+    return Row(
+        area=area, what=what, unit="/s", ours=2.0, peer="C", peers=1.0, ratios=ratios, noise=noise, goal=goal,
+    )  # fmt: skip
+
+
+def run(commit: str, *rows: Row, machine: str = "m") -> history.Run:
+    return history.run_of(rows, commit=commit, machine=machine)
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (row(0.9, 1.1, 1.2), "met"),
+        (row(0.8, 0.9, 1.2), "MISSED"),
+        (row(0.9, 1.1, 1.2, noise=0.5), "too noisy"),
+        (row(0.8, 0.9, 1.2, noise=0.5), "too noisy"),
+        (row(1.1, 1.2, noise=0.5), "met"),
+        (row(0.8, 0.9, noise=0.5), "MISSED"),
+        (row(0.8, noise=0.5, goal=None), ""),
+        (Row(area="device", what="refused", unit="µs", ours=11, limit=10), "MISSED"),
+        (Row(area="device", what="refused", unit="µs", ours=9, limit=10), "met"),
+    ],
+)
+def test_verdict(found: Row, verdict: str) -> None:
+    assert found.verdict == verdict
+
+
+def test_the_noise_is_the_spread_of_the_peer_against_itself() -> None:
+    assert spread([90, 100, 120]) == pytest.approx(0.3)
+    peers = iter((90, 120, 100))
+    found = compare("a", "b", "/s", lambda: 50, peer="C", peers=lambda: next(peers), runs=3)
+    assert found.noise == pytest.approx(0.3)
+    assert "| 30 %" in format_table([found])
+
+
+def test_a_run_is_kept_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    assert history.read(path) == []
+    first, second = run("a", row(1.5, noise=0.25)), run("b", row(2.0), row(3.0, area="vhost"))
+    history.append(first, path)
+    history.append(second, path)
+    assert history.read(path) == [first, second]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"commit": "a"}', '{"commit": "a", "machine": "m", "rows": [{}]}'])
+def test_a_damaged_history_is_named_with_its_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "history.jsonl"
+    history.append(run("a", row(1.5)), path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"history\.jsonl, line 2: not a run of the benchmarks"):
+        history.read(path)
+
+
+def test_worse_is_what_is_lower_than_the_last_run_beyond_the_noise() -> None:
+    earlier = [
+        run("old", row(4.0), row(1.0, what="writes")),
+        run("other", row(9.0), machine="another"),
+        run("new", row(2.0, noise=0.2)),
+    ]
+    assert list(history.worse(earlier, run("now", row(1.7)))) == [], "within the noise of the earlier run"
+    assert list(history.worse(earlier, run("now", row(1.6)))) == ["FUSE: reads, against C: 2.00 at new, 1.60 now"]
+    assert list(history.worse(earlier, run("now", row(1.6, noise=0.3)))) == [], "within the noise of this run"
+    assert list(history.worse(earlier, run("now", row(0.9, what="writes")))) == [
+        "FUSE: writes, against C: 1.00 at old, 0.90 now"
+    ]
+    assert list(history.worse(earlier, run("now", row(0.1, what="syncs")))) == []
+
+
+def test_rows_without_a_peer_are_not_kept() -> None:
+    assert run("a", Row(area="device", what="refused", unit="µs", ours=9, limit=10)).ratios == {}
+
+
+def test_the_picture_has_a_bar_for_each_row_with_a_peer() -> None:
+    rows = [
+        row(0.4, 0.5, 0.6), row(2.0, area="ublk", what="4 KiB <read>"), row(99.0, goal=None),
+        Row(area="device", what="refused", unit="µs", ours=9, limit=10),
+    ]  # fmt: skip
+    picture = ET.fromstring(svg(rows))
+    name = "{http://www.w3.org/2000/svg}"
+    bars = picture.findall(f"{name}rect")
+    texts = [text.text for text in picture.findall(f"{name}text")]
+    assert len(bars) == 3
+    assert [text for text in texts if text in {"FUSE", "ublk"}] == ["FUSE", "ublk"]
+    assert "4 KiB <read>, against C" in texts
+    assert [text for text in texts if text and text.endswith("0 ×")] == ["0.50 ×", "99.00 ×", "2.00 ×"]
+    # A ratio below 1 ends where the peer's line is, one above begins there.
+    below, _, above = (float(bar.get("x", 0)) for bar in bars)
+    assert below + float(bars[0].get("width", 0)) == pytest.approx(above)
+    width, height = map(float, picture.get("viewBox", "").split()[2:])
+    for bar in bars:
+        assert 0 <= float(bar.get("x", 0)) <= width - float(bar.get("width", 0))
+        assert float(bar.get("y", 0)) < height
