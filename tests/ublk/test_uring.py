@@ -5,10 +5,14 @@ import os
 import select
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
-from zonefs_emu.ublk.uring import OP_NOP, OP_POLL_ADD, OP_URING_CMD, POLLIN, Ring
+from zonefs_emu.ublk.uring import OP_POLL_ADD, OP_URING_CMD, POLLIN, Ring
+
+#: Does nothing and completes at once.
+OP_NOP: Final = 0
 
 
 @pytest.fixture(params=[False, True], ids=["any thread", "one thread"])

@@ -12,14 +12,11 @@ def from_hex(text: str) -> bytes:
 
 
 def test_ioctls() -> None:
-    assert protocol.GET_API_VERSION == 0x80088100
     assert protocol.SET_API_VERSION == 0x40088101
     assert protocol.CREATE_DEV == 0x41508102  # 336 bytes
     assert protocol.DESTROY_DEV == 0x41008103
     assert protocol.IOTLB_GET_FD == 0xC0208110
     assert protocol.DEV_GET_FEATURES == 0x80088111
-    assert protocol.DEV_SET_CONFIG == 0x40088112
-    assert protocol.DEV_INJECT_CONFIG_IRQ == 0x00008113
     assert protocol.VQ_SETUP == 0x40208114
     assert protocol.VQ_GET_INFO == 0xC0308115
     assert protocol.VQ_SETUP_KICKFD == 0x40088116

@@ -26,6 +26,7 @@ from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.ublk.protocol import (
+    BLK_ZONE_BYTES,
     COMMIT_AND_FETCH_REQ,
     FETCH_REQ,
     IO_CMD,
@@ -42,7 +43,7 @@ from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POL
 from zonefs_emu.units import SECTOR_SHIFT
 
 MAX_IO_BYTES: Final = 1 << 20
-_ZONES_MAX: Final = MAX_IO_BYTES // 64
+_ZONES_MAX: Final = MAX_IO_BYTES // BLK_ZONE_BYTES
 #: A longer report is made by the thread that may wait.
 _QUICK_ZONES: Final = 1024
 #: How long the kernel is looked at for the next request before the thread sleeps: who sends one after the other gets

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Final
 
-OP_NOP: Final = 0
 OP_POLL_ADD: Final = 6
 OP_URING_CMD: Final = 46
 POLLIN: Final = 1

@@ -18,7 +18,6 @@ _VQ_INFO: Final = struct.Struct("<IIQQQHHHHB7x")
 _VQ_EVENTFD: Final = struct.Struct("<Ii")
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
-_CONFIG_DATA_BYTES: Final = 8
 #: type, request_id, reserved; then 128 bytes that depend on the type.
 _REQUEST: Final = struct.Struct("<II16x")
 _RESPONSE: Final = struct.Struct("<II16x")
@@ -35,14 +34,11 @@ def _ioctl(direction: int, number: int, size: int) -> int:
 
 
 _WRITE, _READ = 1, 2
-GET_API_VERSION: Final = _ioctl(_READ, 0x00, _U64.size)
 SET_API_VERSION: Final = _ioctl(_WRITE, 0x01, _U64.size)
 CREATE_DEV: Final = _ioctl(_WRITE, 0x02, _DEV_CONFIG.size)
 DESTROY_DEV: Final = _ioctl(_WRITE, 0x03, NAME_BYTES)
 IOTLB_GET_FD: Final = _ioctl(_READ | _WRITE, 0x10, _IOTLB_ENTRY.size)
 DEV_GET_FEATURES: Final = _ioctl(_READ, 0x11, _U64.size)
-DEV_SET_CONFIG: Final = _ioctl(_WRITE, 0x12, _CONFIG_DATA_BYTES)
-DEV_INJECT_CONFIG_IRQ: Final = _ioctl(0, 0x13, 0)
 VQ_SETUP: Final = _ioctl(_WRITE, 0x14, _VQ_CONFIG.size)
 VQ_GET_INFO: Final = _ioctl(_READ | _WRITE, 0x15, _VQ_INFO.size)
 VQ_SETUP_KICKFD: Final = _ioctl(_WRITE, 0x16, _VQ_EVENTFD.size)

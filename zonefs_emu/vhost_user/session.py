@@ -115,7 +115,6 @@ class Session:
         self._protocol_features = 0
         self._memory = GuestMemory()
         self._log: DirtyLog | None = None
-        self._log_fd = -1
         self._inflight: PeerMap | None = None
         self._inflight_shape = Inflight(0, 0, 0, 0)
         self._backend_requests: Connection | None = None
@@ -306,10 +305,9 @@ class Session:
             self._connection.reply(Request.SET_LOG_BASE, Number(0))
         return True
 
-    def _set_log_fd(self, _payload: object, fds: list[int]) -> bool:
-        if self._log_fd >= 0:
-            os.close(self._log_fd)
-        self._log_fd = fds.pop() if fds else -1
+    def _set_log_fd(self, _payload: object, _fds: list[int]) -> bool:
+        # The eventfd tells a front-end that pages were logged. QEMU, which is the only one that migrates, reads the log
+        # at its own pace and never sends one, so it is accepted and closed.
         return False
 
     def _log_queue(self, queue: Queue) -> None:
@@ -600,8 +598,6 @@ class Session:
                 ending.callback(self._backend_requests.close)
             if self._transfer is not None:
                 ending.callback(self._transfer.end)
-            if self._log_fd >= 0:
-                ending.callback(os.close, self._log_fd)
             ending.callback(self._forget)
             for queue in self.queues:
                 ending.callback(self._let_go, queue)

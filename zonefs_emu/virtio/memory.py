@@ -3,8 +3,9 @@
 May not know: where the bytes come from (vhost_user maps them), nor what they are used for. Addresses and lengths come
 from the guest and are believed in nothing.
 
-Invariant: regions do not overlap, and every slice handed out lies within one of them. The object is never changed: a
-new set of regions is a new GuestMemory, so that whoever holds the old one never sees half a change.
+Invariants: regions do not overlap, and every slice handed out lies within one of them. No region is ever taken away
+or moved within an object: memory that the front-end removes is left out of a new GuestMemory, so code that still holds
+the old one works on the memory it has begun with. A subclass may add regions (:mod:`zonefs_emu.vduse.memory`).
 """
 
 from bisect import bisect_right
