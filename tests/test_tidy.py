@@ -25,7 +25,7 @@ TESTS: Final = ROOT / "tests"
 UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
-        "virtqueue/model.py": "a Protocol; its two implementations have tests",
+        "virtqueue/virtio_device.py": "a Protocol; its two implementations have tests",
         "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }
@@ -33,7 +33,7 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
 # Test files that belong to no one source file, and why.
 TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "vduse/test_loop.py": "the thread of vduse/server.py, without a guest",
+        "vduse/test_loop.py": "the thread of vduse/vduse_device.py, without a guest",
         "cli/test_readonly.py": "mounts what cannot be written",
         "cli/test_broken_arguments.py": "every verb with every kind of broken path",
         "test_tidy.py": "tests the repository",

@@ -2,7 +2,7 @@
 """Mutation testing: change the source in small ways, one at a time, and see whether a test notices.
 
     make mutants                                  everything in MUTATED
-    tools/mutants.py model virtqueue/queue.py     some of it
+    tools/mutants.py model virtqueue/virtqueue.py     some of it
     tools/mutants.py --report                     what the last run found, without running anything
 
 Each mutant is tried in a copy of the checkout by those fast tests of the directory that belongs to its module that run

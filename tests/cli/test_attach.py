@@ -8,7 +8,7 @@ import pytest
 
 from tests.attaching import Place
 from tests.cli.conftest import fails, ok
-from zonefs_emu.ublk.control import CONTROL_NODE
+from zonefs_emu.ublk.control_device import CONTROL_NODE
 
 
 @pytest.mark.skipif(CONTROL_NODE.exists(), reason="this kernel has ublk")

@@ -7,7 +7,7 @@ from zonefs_emu.cli.block_front_end import check_name, choose, geometry_of, ublk
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.vduse.control import Driver
+from zonefs_emu.vduse.vdpa_bus import Driver
 
 GEOMETRY = Geometry(
     size=8 * 2048,

@@ -24,9 +24,9 @@ def test_boundaries_are_found_in_the_source() -> None:
     assert {
         "daemon/control.py",
         "fs/boundary.py",
-        "virtqueue/queue.py",
+        "virtqueue/virtqueue.py",
         "virtqueue/worker.py",
-        "ublk/queue.py",
+        "ublk/io_queue.py",
     } <= found
 
 

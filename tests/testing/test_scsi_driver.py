@@ -12,7 +12,7 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.testing import scsi_driver
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver, ScsiZone
 from zonefs_emu.testing.vhost_frontend import Frontend
-from zonefs_emu.virtqueue.scsi import ScsiModel
+from zonefs_emu.virtqueue.scsi_host import ScsiModel
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.vduse.memory import VduseMemory
+from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import (
     MESSAGE_BYTES,
     RESULT_FAILED,
@@ -18,11 +18,11 @@ from zonefs_emu.vduse.protocol import (
     Message,
     encode_request,
 )
-from zonefs_emu.vduse.server import QUEUE_SIZE, _Loop, _VduseModel
+from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseModel
 from zonefs_emu.virtio.blk import BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
 from zonefs_emu.virtqueue.inflight import record_bytes
-from zonefs_emu.virtqueue.queue import RingAddresses
+from zonefs_emu.virtqueue.virtqueue import RingAddresses
 
 
 class Kernel:

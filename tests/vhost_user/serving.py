@@ -16,8 +16,8 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.virtio.blk import BlkOptions
-from zonefs_emu.virtqueue.blk import BlkModel
-from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.blk_device import BlkModel
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
 
 ZONE: Final = 2048
 GEOMETRY: Final = Geometry(

@@ -25,8 +25,8 @@ from zonefs_emu.vhost_user.messages import Request
 from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtio import blk, scsi
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.scsi import ScsiModel
-from zonefs_emu.virtqueue.server import QueueServer
+from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.scsi_host import ScsiModel
 
 
 def test_one_front_end_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:

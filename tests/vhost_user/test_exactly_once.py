@@ -29,7 +29,7 @@ from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses, Service
 
 QUEUE_SIZE = 64
 MEMORY_BYTES = 1 << 18

@@ -75,7 +75,7 @@ def attach(
         geometry_of,
         left_behind,
     )
-    from zonefs_emu.vduse.control import Driver  # noqa: PLC0415
+    from zonefs_emu.vduse.vdpa_bus import Driver  # noqa: PLC0415
 
     driver = Driver.VM if user == "vm" else Driver.HOST
     if driver is Driver.VM and via == "ublk":

@@ -16,10 +16,10 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model import linux
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.ublk import server as ublk
-from zonefs_emu.ublk.control import control_device
-from zonefs_emu.vduse import control as vdpa, server as vduse
-from zonefs_emu.vduse.control import Driver
+from zonefs_emu.ublk import ublk_device as ublk
+from zonefs_emu.ublk.control_device import control_device
+from zonefs_emu.vduse import vdpa_bus as vdpa, vduse_device as vduse
+from zonefs_emu.vduse.vdpa_bus import Driver
 
 #: The records of a VDUSE device have its name in theirs, so that it is found again.
 _VDUSE_SUFFIX: Final = ".vduse-"

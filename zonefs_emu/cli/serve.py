@@ -22,9 +22,9 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.options import parse_options
 from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
-from zonefs_emu.virtqueue.blk import BlkModel
-from zonefs_emu.virtqueue.model import DeviceModel
-from zonefs_emu.virtqueue.scsi import ScsiModel
+from zonefs_emu.virtqueue.blk_device import BlkModel
+from zonefs_emu.virtqueue.scsi_host import ScsiModel
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
 
 #: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
 _SCSI_QUEUES: Final = 16

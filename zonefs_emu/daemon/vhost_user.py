@@ -23,7 +23,7 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.vhost_user.backend import Backend
-from zonefs_emu.virtqueue.model import DeviceModel
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.connection import Connection
 from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.peer_memory import LOST
-from zonefs_emu.virtqueue.server import QueueServer
+from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
 
 #: So many failed turns of the loop in a row without a connection, and the loop cannot be expected to succeed again.
 _FAILED_STEPS_MAX: Final = 10

@@ -46,9 +46,9 @@ from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
 from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
-from zonefs_emu.virtqueue.model import DeviceModel
 from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
-from zonefs_emu.virtqueue.queue import Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses, Service
 
 MEM_SLOTS_MAX: Final = 509  #: what the kernel's vhost has; must never shrink between connections
 _IN_FLIGHT_QUEUES_MAX: Final = 1024

@@ -5,7 +5,7 @@ from the guest and are believed in nothing.
 
 Invariants: regions do not overlap, and every slice handed out lies within one of them. No region is ever taken away
 or moved within an object: memory that the front-end removes is left out of a new GuestMemory, so code that still holds
-the old one works on the memory it has begun with. A subclass may add regions (:mod:`zonefs_emu.vduse.memory`).
+the old one works on the memory it has begun with. A subclass may add regions (:mod:`zonefs_emu.vduse.driver_memory`).
 """
 
 from bisect import bisect_right

@@ -15,8 +15,8 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.ublk.io_queue import Executor, Queue
 from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
-from zonefs_emu.ublk.queue import Executor, Queue
 from zonefs_emu.ublk.records import FREE, LANDED, Records
 
 ZONE = 128

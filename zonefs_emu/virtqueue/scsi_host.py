@@ -10,7 +10,7 @@ from zonefs_emu.virtio import features as bits, scsi
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue
 from zonefs_emu.virtqueue.changes import ZoneChanges
-from zonefs_emu.virtqueue.queue import EventSource
+from zonefs_emu.virtqueue.virtqueue import EventSource
 
 _CONTROL: Final = 0
 _EVENT: Final = 1
@@ -18,7 +18,7 @@ _FIRST_REQUEST: Final = 2
 
 
 class ScsiModel:
-    """A :class:`zonefs_emu.virtqueue.model.DeviceModel` of a SCSI host with one zoned disk.
+    """A :class:`zonefs_emu.virtqueue.virtio_device.DeviceModel` of a SCSI host with one zoned disk.
 
     The configuration space is the front-end's own: CONFIG must not be offered ("QEMU does not").
     """

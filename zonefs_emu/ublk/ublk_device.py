@@ -22,9 +22,9 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.model import linux
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.ublk.control import CONTROL_NODE, ControlDevice, control_device
+from zonefs_emu.ublk.control_device import CONTROL_NODE, ControlDevice, control_device
+from zonefs_emu.ublk.io_queue import MAX_IO_BYTES, Queue
 from zonefs_emu.ublk.protocol import MAX_QUEUE_DEPTH, DeviceInfo, DeviceState, Flag, encode_params
-from zonefs_emu.ublk.queue import MAX_IO_BYTES, Queue
 from zonefs_emu.ublk.records import Records
 from zonefs_emu.units import human_bytes, to_bytes
 

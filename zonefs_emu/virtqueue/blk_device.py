@@ -9,13 +9,13 @@ from zonefs_emu.virtio import blk
 from zonefs_emu.virtio.blk import Blk, BlkOptions
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtqueue.changes import ZoneChanges
-from zonefs_emu.virtqueue.queue import EventSource
+from zonefs_emu.virtqueue.virtqueue import EventSource
 
 log = logging.getLogger(__name__)
 
 
 class BlkModel:
-    """A :class:`zonefs_emu.virtqueue.model.DeviceModel` of a zoned block device."""
+    """A :class:`zonefs_emu.virtqueue.virtio_device.DeviceModel` of a zoned block device."""
 
     name = "vhost-user-blk"
     device_id = blk.DEVICE_ID

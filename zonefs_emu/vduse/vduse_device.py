@@ -5,7 +5,7 @@ it and the driver. The kernel keeps the device, its rings and their requests whe
 begun is in a file of records (:mod:`zonefs_emu.virtqueue.inflight`), so that the next server goes on with each exactly
 once.
 
-One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.server`). The kernel waits for the answers to its
+One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.queue_server`). The kernel waits for the answers to its
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
 
 Boundaries (docs/errors.md) are the requests and rings of :mod:`zonefs_emu.virtqueue`, each message, which is answered
@@ -29,17 +29,17 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError, UsageError
 from zonefs_emu.model import linux
-from zonefs_emu.vduse import control, protocol
-from zonefs_emu.vduse.control import Driver
-from zonefs_emu.vduse.memory import VduseMemory
+from zonefs_emu.vduse import protocol, vdpa_bus
+from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import Message, Request
+from zonefs_emu.vduse.vdpa_bus import Driver
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import BlkOptions
-from zonefs_emu.virtqueue.blk import BlkModel
+from zonefs_emu.virtqueue.blk_device import BlkModel
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
-from zonefs_emu.virtqueue.queue import Queue, RingAddresses
-from zonefs_emu.virtqueue.server import QueueServer
+from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
@@ -80,13 +80,13 @@ class VduseDevice:
         Raises:
             UsageError: the kernel cannot, or would refuse the geometry; says what would help.
         """
-        control.check_name(name)
+        vdpa_bus.check_name(name)
         if not 0 < nr_queues <= QUEUES_MAX:
             message = f"a device has 1 to {QUEUES_MAX} queues"
             raise UsageError(message)
         if driver is Driver.HOST and (refusals := linux.refusals(device.geometry)):
             raise UsageError(refusals[0], exit_code=1)
-        control.check_host(driver)
+        vdpa_bus.check_host(driver)
         if left_behind(name):
             if not records.exists():
                 message = f"there is a VDUSE device {name} already, and not of this image: choose another name"
@@ -121,7 +121,7 @@ class VduseDevice:
         nr_queues = self._model.nr_queues
         try:
             try:
-                self._fd = control.open_device(self.name)
+                self._fd = vdpa_bus.open_device(self.name)
                 self.recovered = True
             except FileNotFoundError:
                 # It tells whose the device is, should we die before it is filled.
@@ -132,8 +132,8 @@ class VduseDevice:
             self._loop.start()
             try:
                 # A device that goes on keeps its driver, and who has it open.
-                node = control.node_of(self.name) if self.recovered else None
-                return node or control.bind(self.name, self._driver)
+                node = vdpa_bus.node_of(self.name) if self.recovered else None
+                return node or vdpa_bus.bind(self.name, self._driver)
             except BaseException:
                 self.stop()
                 raise
@@ -150,28 +150,28 @@ class VduseDevice:
         offered = (self._model.offered | bits.ACCESS_PLATFORM) & ~_NOT_FOR_US
         config = self._model.config()
         assert config is not None
-        control.create(
+        vdpa_bus.create(
             self.name, device_id=self._model.device_id, features=offered, nr_queues=nr_queues, config=config
         )  # fmt: skip
         try:
-            self._fd = control.open_device(self.name)
+            self._fd = vdpa_bus.open_device(self.name)
             for index in range(nr_queues):
                 fcntl.ioctl(self._fd, protocol.VQ_SETUP, protocol.encode_queue(index, QUEUE_SIZE))
         except BaseException:
             if self._fd >= 0:
                 os.close(self._fd)
-            control.destroy(self.name)
+            vdpa_bus.destroy(self.name)
             raise
 
     def stop(self) -> None:
         """Take the device off the bus and delete it; what is in flight is answered first."""
         with contextlib.suppress(OSError):  # somebody else has done so
-            control.unbind(self.name)
+            vdpa_bus.unbind(self.name)
         assert self._loop is not None
         self._loop.stop()
         os.close(self._fd)
         with contextlib.suppress(OSError):
-            control.destroy(self.name)
+            vdpa_bus.destroy(self.name)
         self._records_path.unlink(missing_ok=True)
 
 
@@ -179,7 +179,7 @@ def left_behind(name: str) -> list[str]:
     """Return the node of the device *name*, or its name where it has none, if there is such a device."""
     if not Path(f"/sys/class/vduse/{name}").exists():
         return []
-    return [str(control.node_of(name) or name)]
+    return [str(vdpa_bus.node_of(name) or name)]
 
 
 def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]:

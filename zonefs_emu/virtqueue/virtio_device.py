@@ -6,7 +6,7 @@ from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtqueue.changes import ZoneChanges
-from zonefs_emu.virtqueue.queue import EventSource
+from zonefs_emu.virtqueue.virtqueue import EventSource
 
 
 class DeviceModel(Protocol):

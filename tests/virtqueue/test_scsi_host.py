@@ -10,7 +10,7 @@ from tests.vhost_user.serving import ZONE, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.messages import ConfigSpace, ProtocolFeature, Request
-from zonefs_emu.virtqueue.scsi import ScsiModel
+from zonefs_emu.virtqueue.scsi_host import ScsiModel
 
 DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
 

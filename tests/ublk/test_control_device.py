@@ -9,9 +9,9 @@ import pytest
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.ublk import control, server
-from zonefs_emu.ublk.control import CONTROL_NODE, control_device
-from zonefs_emu.ublk.server import UblkDevice, refusals_of
+from zonefs_emu.ublk import ublk_device
+from zonefs_emu.ublk.control_device import CONTROL_NODE, control_device
+from zonefs_emu.ublk.ublk_device import UblkDevice, refusals_of
 
 ZONE = 128
 
@@ -39,7 +39,7 @@ def test_a_kernel_without_ublk_says_what_would_help(tmp_path: Path) -> None:
         UblkDevice(device, records=tmp_path / "records", nr_queues=17)
     assert not (tmp_path / "records").exists()
     device.close()
-    assert server.left_behind(str(UUID(int=1))) == []
+    assert ublk_device.left_behind(str(UUID(int=1))) == []
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_kernel_without_ublk_says_what_would_help(tmp_path: Path) -> None:
 def test_what_is_no_control_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str, sentence: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
-    monkeypatch.setattr(control, "CONTROL_NODE", tmp_path / node)
+    monkeypatch.setattr("zonefs_emu.ublk.control_device.CONTROL_NODE", tmp_path / node)
     with pytest.raises(UsageError, match=sentence) as caught, control_device():
         pass
     assert caught.value.exit_code == 1
@@ -64,6 +64,6 @@ def test_without_permission(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(*_: object) -> int:
         raise OSError(code, "no")
 
-    monkeypatch.setattr("zonefs_emu.ublk.control.os.open", refuse)
+    monkeypatch.setattr("zonefs_emu.ublk.control_device.os.open", refuse)
     with pytest.raises(UsageError, match="may not be opened by this user: attach as root"), control_device():
         pass

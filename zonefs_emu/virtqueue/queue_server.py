@@ -27,8 +27,8 @@ from typing import Final
 from zonefs_emu.errors import PeerError
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.model import DeviceModel
-from zonefs_emu.virtqueue.queue import Queue, Service
+from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.virtqueue import Queue, Service
 from zonefs_emu.virtqueue.worker import Worker
 
 #: Bounds of how long empty rings are looked at, if at all. An answer's way through a guest's driver and the next

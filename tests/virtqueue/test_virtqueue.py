@@ -18,7 +18,7 @@ from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
-from zonefs_emu.virtqueue.queue import BATCH, Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtqueue import BATCH, Queue, RingAddresses, Service
 
 USER = 1 << 40
 
@@ -144,7 +144,7 @@ def test_who_sends_one_after_the_other_is_told_of_each(bench: Bench) -> None:
 
 def test_who_goes_on_untold_is_told_of_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = [0]
-    monkeypatch.setattr("zonefs_emu.virtqueue.queue.monotonic_ns", lambda: now_ns[0])
+    monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: now_ns[0])
     bench.start()
     calls(bench)
     # Something has come before the first was given back: there is more than one under way.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zonefs_emu.vduse.memory import VduseMemory
+from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import ACCESS_RO, Mapping
 from zonefs_emu.virtio.memory import BadAddressError
 from zonefs_emu.virtqueue.peer_memory import PeerMemory

@@ -17,8 +17,8 @@ from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import Chain
-from zonefs_emu.virtqueue.queue import Queue, RingAddresses
-from zonefs_emu.virtqueue.server import QueueServer
+from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses
 
 USER = 1 << 40
 
