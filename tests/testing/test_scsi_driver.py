@@ -12,14 +12,14 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.testing import scsi_driver
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver, ScsiZone
 from zonefs_emu.testing.vhost_frontend import Frontend
-from zonefs_emu.virtqueue.scsi_host import ScsiModel
+from zonefs_emu.virtqueue.scsi_host import ScsiHost
 
 
 @pytest.fixture
 def driver(tmp_path: Path) -> Iterator[ScsiDriver]:
     device = ZonedDevice.open(create(tmp_path / "image"))
     with (
-        serving(device, ScsiModel(device, serial="serial"), tmp_path / "socket"),
+        serving(device, ScsiHost(device, serial="serial"), tmp_path / "socket"),
         Frontend(tmp_path / "socket", nr_queues=FIRST_REQUEST_QUEUE + 1) as frontend,
     ):
         frontend.start()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.serving import blk_model, create, serving
+from tests.vhost_user.serving import blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, Heap
@@ -29,7 +29,7 @@ def test_heap() -> None:
 def test_memory_is_cut_without_gaps(regions: int, tmp_path: Path) -> None:
     device = ZonedDevice.open(create(tmp_path / "image"))
     with (
-        serving(device, blk_model(device), tmp_path / "socket"),
+        serving(device, blk_device(device), tmp_path / "socket"),
         Frontend(tmp_path / "socket", regions=regions, memory_bytes=(1 << 20) + 100) as frontend,
     ):
         found = frontend.memory_regions()
@@ -46,7 +46,7 @@ def test_memory_is_cut_without_gaps(regions: int, tmp_path: Path) -> None:
 
 def test_an_answer_that_does_not_come(tmp_path: Path) -> None:
     device = ZonedDevice.open(create(tmp_path / "image"))
-    with serving(device, blk_model(device), tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
+    with serving(device, blk_device(device), tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
         frontend.negotiate()  # but the queues are not started
         number = frontend.queues[0].submit([BlkDriver.header(0, 0)], [512, 1])
         with pytest.raises(TimeoutError, match="no answer"):

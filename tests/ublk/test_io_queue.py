@@ -15,7 +15,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.ublk.io_queue import Executor, Queue
+from zonefs_emu.ublk.io_queue import Executor, IoQueue
 from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
 from zonefs_emu.ublk.records import FREE, LANDED, Records
 
@@ -206,7 +206,7 @@ class Kernel:
         self._wake = -1
         self._ask()
 
-    def serve(self, queue: Queue) -> None:
+    def serve(self, queue: IoQueue) -> None:
         self._wake = queue._slow_wake
         queue._slow_thread.start()
         with memoryview(self.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
@@ -282,7 +282,7 @@ def test_an_unforeseen_error_costs_its_request(
     monkeypatch.setattr(driver.port, method, broken)
     assert driver.port.intents is not None
     os.ftruncate(driver.fd, buffer_offset(0, 8))
-    queue = Queue(
+    queue = IoQueue(
         driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=lambda: None
     )  # fmt: skip
     kernel = Kernel(driver, [asked, asked, (Request.READ, 4, 0)], 8)
@@ -298,7 +298,7 @@ def test_a_queue_that_the_kernel_refuses_ends_and_says_so(driver: Driver) -> Non
     assert driver.port.intents is not None
     ended = threading.Event()
     os.ftruncate(driver.fd, buffer_offset(0, 8))
-    queue = Queue(driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
+    queue = IoQueue(driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
     queue.start()
     assert ended.wait(60)
     queue.join()

@@ -18,7 +18,7 @@ from zonefs_emu.vduse.protocol import (
     Message,
     encode_request,
 )
-from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseModel
+from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseBlkDevice
 from zonefs_emu.virtio.blk import BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
 from zonefs_emu.virtqueue.inflight import record_bytes
@@ -33,8 +33,8 @@ class Kernel:
         theirs.setblocking(False)
         self._theirs = theirs
         records = [memoryview(bytearray(record_bytes(QUEUE_SIZE)))]
-        model = _VduseModel(device, BlkOptions(serial="0", nr_queues=1))
-        self.loop = _Loop(theirs.fileno(), model, records, self.ended.set)
+        virtio_device = _VduseBlkDevice(device, BlkOptions(serial="0", nr_queues=1))
+        self.loop = _Loop(theirs.fileno(), virtio_device, records, self.ended.set)
 
     def ask(self, kind: int, payload: bytes = b"") -> int:
         """Send a message and have it answered; returns the result."""

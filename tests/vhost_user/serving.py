@@ -16,8 +16,8 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.virtio.blk import BlkOptions
-from zonefs_emu.virtqueue.blk_device import BlkModel
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.blk_device import BlkDevice
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 ZONE: Final = 2048
 GEOMETRY: Final = Geometry(
@@ -31,17 +31,17 @@ def create(path: Path, geometry: Geometry = GEOMETRY) -> Path:
     return path
 
 
-def blk_model(device: ZonedDevice, *, nr_queues: int = 1, strict: bool = False) -> BlkModel:
-    return BlkModel(device, BlkOptions(serial="serial-of-tests", nr_queues=nr_queues), strict=strict)
+def blk_device(device: ZonedDevice, *, nr_queues: int = 1, strict: bool = False) -> BlkDevice:
+    return BlkDevice(device, BlkOptions(serial="serial-of-tests", nr_queues=nr_queues), strict=strict)
 
 
 @contextmanager
-def serving(device: ZonedDevice, model: DeviceModel, path: Path) -> Iterator[Backend]:
-    """Serve *model* at socket *path* on a thread."""
+def serving(device: ZonedDevice, virtio_device: VirtioDevice, path: Path) -> Iterator[Backend]:
+    """Serve *virtio_device* at socket *path* on a thread."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    backend = Backend(device, model, listener=listener)
+    backend = Backend(device, virtio_device, listener=listener)
     thread = serve_in_thread(backend, "backend")
     try:
         yield backend
@@ -84,7 +84,7 @@ def _main(image: Path, path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
-    backend = Backend(device, blk_model(device), listener=listener)
+    backend = Backend(device, blk_device(device), listener=listener)
     signal.signal(signal.SIGTERM, lambda *_: backend.stop())
     thread = serve_in_thread(backend, "backend")
     while thread.is_alive():

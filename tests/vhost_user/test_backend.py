@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.vhost_user.serving import ZONE, Daemon, blk_model, create, serving
+from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.rules import Rule
@@ -26,11 +26,11 @@ from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtio import blk, scsi
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.queue_server import QueueServer
-from zonefs_emu.virtqueue.scsi_host import ScsiModel
+from zonefs_emu.virtqueue.scsi_host import ScsiHost
 
 
 def test_one_front_end_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:
-    with serving(device, blk_model(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket"):
         for number in range(4):
             with Frontend(tmp_path / "socket") as frontend:
                 frontend.start()
@@ -38,7 +38,7 @@ def test_one_front_end_after_the_other(device: ZonedDevice, tmp_path: Path) -> N
 
 
 def test_a_second_front_end_waits_for_the_first_to_leave(device: ZonedDevice, tmp_path: Path) -> None:
-    with serving(device, blk_model(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket"):
         with Frontend(tmp_path / "socket") as first:
             first.start()
             second = Frontend(tmp_path / "socket")
@@ -53,7 +53,7 @@ def test_a_second_front_end_waits_for_the_first_to_leave(device: ZonedDevice, tm
 
 def test_a_socket_that_is_connected_already_is_served_once(device: ZonedDevice) -> None:
     ours, theirs = socket.socketpair()
-    thread = serve_in_thread(Backend(device, blk_model(device), connected=ours), "backend")
+    thread = serve_in_thread(Backend(device, blk_device(device), connected=ours), "backend")
     with Frontend(connected=theirs) as frontend:
         frontend.start()
         assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
@@ -63,8 +63,8 @@ def test_a_socket_that_is_connected_already_is_served_once(device: ZonedDevice) 
 
 def test_several_front_ends_see_one_truth(device: ZonedDevice, tmp_path: Path) -> None:
     with (
-        serving(device, blk_model(device), tmp_path / "a"),
-        serving(device, blk_model(device), tmp_path / "b"),
+        serving(device, blk_device(device), tmp_path / "a"),
+        serving(device, blk_device(device), tmp_path / "b"),
         Frontend(tmp_path / "a") as first,
         Frontend(tmp_path / "b") as second,
     ):
@@ -109,7 +109,7 @@ def test_nothing_is_left_behind(device: ZonedDevice, tmp_path: Path) -> None:
         return found
 
     def use(path: Path) -> None:
-        with serving(device, blk_model(device), path):
+        with serving(device, blk_device(device), path):
             for _ in range(3):
                 with Frontend(path) as frontend:
                     frontend.start()
@@ -126,17 +126,17 @@ def test_nothing_is_left_behind(device: ZonedDevice, tmp_path: Path) -> None:
 def test_requests_that_wait_do_not_stop_other_queues(
     device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = blk_model(device, nr_queues=2)
+    virtio_device = blk_device(device, nr_queues=2)
     entered, leave = threading.Event(), threading.Event()
-    real_flush = model.port.flush
+    real_flush = virtio_device.port.flush
 
     def slow_flush() -> object:
         entered.set()
         assert leave.wait(20)
         return real_flush()
 
-    monkeypatch.setattr(model.port, "flush", slow_flush)
-    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
+    monkeypatch.setattr(virtio_device.port, "flush", slow_flush)
+    with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
         frontend.start()
         first, second = frontend.queues
         flush = first.submit([BlkDriver.header(blk.T_FLUSH, 0)], [1])
@@ -162,8 +162,8 @@ def test_an_injected_delay_keeps_its_own_answer_back_and_no_other_queues(device:
     device.sleep_ns = clock
     writes = frozenset((Operation.WRITE,))
     device.inject(Fault(effect=Effect.DELAY, operations=writes, delay_min_ns=7, delay_max_ns=7))
-    model = blk_model(device, nr_queues=2)
-    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
+    virtio_device = blk_device(device, nr_queues=2)
+    with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
         frontend.start()
         first, second = (BlkDriver(queue) for queue in frontend.queues)
         late = first.submit_write(2 * ZONE, b"a" * 512)
@@ -179,8 +179,8 @@ def test_an_injected_delay_keeps_its_own_answer_back_and_no_other_queues(device:
 
 def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> None:
     """Its buffers are kept, its kicks cost nothing, and what others change is told through it."""
-    model = ScsiModel(device, serial="serial")
-    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=3) as frontend:
+    virtio_device = ScsiHost(device, serial="serial")
+    with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=3) as frontend:
         frontend.start()
         _, events, requests = frontend.queues
         buffers = [events.submit([], [16]) for _ in range(4)]
@@ -189,7 +189,7 @@ def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> 
         assert parts[1][0] == 0x14  # a host-managed zoned block device
         events.reap()
         assert not events.order
-        other = device.port("command line", model.port.dialect)
+        other = device.port("command line", virtio_device.port.dialect)
         other.write(4 * ZONE, 1, [bytes(512)])
         assert select.select([events.call_fd], [], [], 10)[0]
         _, parts = events.wait(buffers[0])
@@ -202,16 +202,16 @@ def test_a_buffer_for_events_that_is_too_long_breaks_its_queue_alone(
 ) -> None:
     """It is no request, so there is nothing to answer."""
     expect_warning("queue 1 is broken: a chain of more than .* bytes")
-    model = ScsiModel(device, serial="serial")
+    virtio_device = ScsiHost(device, serial="serial")
     with (
-        serving(device, model, tmp_path / "socket"),
+        serving(device, virtio_device, tmp_path / "socket"),
         Frontend(tmp_path / "socket", nr_queues=3, queue_size=256, packed=packed) as frontend,
     ):
         frontend.start()
         _, events, requests = frontend.queues
         events.ring.add([(GUEST_BASE, frontend.memory.nbytes, True)] * 100, None)
         events.kick()
-        device.port("command line", model.port.dialect).write(4 * ZONE, 1, [bytes(512)])
+        device.port("command line", virtio_device.port.dialect).write(4 * ZONE, 1, [bytes(512)])
         assert select.select([events.err_fd], [], [], 10)[0]
         inquiry = b"\x01\0\x40" + bytes(5) + bytes(11) + bytes.fromhex("12 00 00 0024 00").ljust(32, b"\0")
         assert requests.request([inquiry], [108, 36])[1][1][0] == 0x14
@@ -245,11 +245,11 @@ def test_a_bug_costs_the_request_that_meets_it(
     """At once, by the worker, or in a write: that one is answered with IOERR, noted and counted."""
     expect_warning("internal error in vhost-user-blk, a request of queue 0: RuntimeError: a bug")
     name = {blk.T_IN: "_port_read", blk.T_FLUSH: "_execute", blk.T_OUT: "_port_write"}[kind]
-    model = blk_model(device)
-    with serving(device, model, tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
+    virtio_device = blk_device(device)
+    with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
         frontend.start()
         queue = frontend.queues[0]
-        raise_once(monkeypatch, model._blk, name)
+        raise_once(monkeypatch, virtio_device._blk, name)
         parts = [BlkDriver.header(kind, 0), *map(bytes, readable)]
         numbers = [queue.submit(parts, [*writable, 1], kick=False) for _ in range(3)]
         queue.kick()
@@ -278,7 +278,7 @@ def test_a_bug_outside_of_requests_costs_the_connection(
 ) -> None:  # fmt: skip
     expect_warning("internal error in vhost-user-blk, the connection: RuntimeError: a bug")
     raise_once(monkeypatch, owner, name)
-    with serving(device, blk_model(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket"):
         # The loop may meet it before there is a connection.
         with suppress(PeerError, OSError), Frontend(tmp_path / "socket") as frontend:
             frontend.start()
@@ -295,7 +295,7 @@ def test_a_bug_at_the_end_of_a_connection_leaves_nothing_behind(
     expect_warning: Callable[[str], None],
 ) -> None:  # fmt: skip
     expect_warning("RuntimeError: a bug")
-    with serving(device, blk_model(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket"):
         with Frontend(tmp_path / "socket") as frontend:
             frontend.start()
             raise_once(monkeypatch, Backend if name == "_count" else Session, name)
@@ -309,7 +309,7 @@ def test_the_end_waits_neither_for_a_delay_nor_for_a_guest_that_meets_one(device
     hour = 3600 * 1_000_000_000
     flushes = frozenset((Operation.FLUSH,))
     device.inject(Fault(effect=Effect.DELAY, operations=flushes, every=True, delay_min_ns=hour, delay_max_ns=hour))
-    with serving(device, blk_model(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket"):
         for nr_flushes in range(2):  # the first goes, and the second is there at the end
             frontend = Frontend(tmp_path / "socket")
             frontend.start()
@@ -350,8 +350,8 @@ CONTROL_HEADERS = st.tuples(st.integers(0, 3), st.integers(0, 9)).map(
 
 @pytest.fixture(params=["blk", "scsi"])
 def served(request: pytest.FixtureRequest, device: ZonedDevice, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    model = blk_model(device, nr_queues=2) if request.param == "blk" else ScsiModel(device, serial="x")
-    with serving(device, model, tmp_path / "socket"):
+    virtio_device = blk_device(device, nr_queues=2) if request.param == "blk" else ScsiHost(device, serial="x")
+    with serving(device, virtio_device, tmp_path / "socket"):
         yield request.param, tmp_path / "socket"
 
 

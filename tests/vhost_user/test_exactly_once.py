@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from tests.vhost_user.serving import Daemon, blk_model, create
+from tests.vhost_user.serving import Daemon, blk_device, create
 from zonefs_emu.device import device as device_module
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
@@ -29,7 +29,7 @@ from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
 QUEUE_SIZE = 64
 MEMORY_BYTES = 1 << 18
@@ -107,7 +107,7 @@ class Life:
     def __init__(self, path: Path, guest: Guest, fatal: int) -> None:
         self.clock = clock = Clock(fatal)
         self.device = device = ZonedDevice.open(path)
-        self.model = blk_model(device)
+        self.virtio_device = blk_device(device)
         backing = device.image.backing
         real_pwritev = backing.pwritev
 
@@ -119,13 +119,13 @@ class Life:
             clock.tick()
             return done
 
-        port = self.model.port
+        port = self.virtio_device.port
         for name in ("_pwritev", "pwritev"):
             if hasattr(port, name):
                 setattr(port, name, pwritev)
         device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
         service = Service(self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")))
-        self.queue = Queue(0, self.model.intents, self.model.handler(0), service)
+        self.queue = Virtqueue(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
         areas = guest.queue.areas
         desc, driver, used = (USER_BASE + area.offset for area in areas)
         self.queue.size = QUEUE_SIZE
@@ -330,8 +330,8 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
             assert life.run()
             guest.queue.reap()
             assert guest.queue._collect(number)[1][-1][0] == blk.S_IOERR
-            assert life.model.port.last_refusal is not None
-            assert life.model.port.last_refusal.rule is Rule.CONTESTED
+            assert life.virtio_device.port.last_refusal is not None
+            assert life.virtio_device.port.last_refusal.rule is Rule.CONTESTED
             life.device.close()
             guest.close()
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.serving import ZONE, blk_model, serving
+from tests.vhost_user.serving import ZONE, blk_device, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import Rule
 
@@ -97,8 +97,8 @@ def test_reads_writes_and_is_held_to_the_rules(device: ZonedDevice, tmp_path: Pa
 
     kit = find_kit()
     assert kit is not None
-    model = blk_model(device)
-    with serving(device, model, tmp_path / "socket"):
+    virtio_device = blk_device(device)
+    with serving(device, virtio_device, tmp_path / "socket"):
         for round_no in range(2):  # one after the other
             blkio = Blkio(str(kit.library("libblkio.so.1")), tmp_path / "socket")
             assert blkio.capacity() == 32 * ZONE * 512
@@ -106,8 +106,8 @@ def test_reads_writes_and_is_held_to_the_rules(device: ZonedDevice, tmp_path: Pa
             assert blkio.write(at, b"a" * 8192) == 0
             # It does not accept ZONED, so it is told of an I/O error.
             assert blkio.write(at, b"b" * 4096) == -errno.EIO
-            assert model.port.last_refusal is not None
-            assert model.port.last_refusal.rule is Rule.UNALIGNED_WP
+            assert virtio_device.port.last_refusal is not None
+            assert virtio_device.port.last_refusal.rule is Rule.UNALIGNED_WP
             assert blkio.read(at, 12288) == (0, b"a" * 8192 + bytes(4096))
             assert blkio.flush() == 0
             blkio.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.vhost_user.serving import GEOMETRY, ZONE, blk_model, create, serving
+from tests.vhost_user.serving import GEOMETRY, ZONE, blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -46,7 +46,7 @@ from zonefs_emu.virtio import blk, features as bits
 
 @pytest.fixture
 def path(device: ZonedDevice, tmp_path: Path) -> Iterator[Path]:
-    with serving(device, blk_model(device, nr_queues=4), tmp_path / "socket"):
+    with serving(device, blk_device(device, nr_queues=4), tmp_path / "socket"):
         yield tmp_path / "socket"
 
 
@@ -161,7 +161,7 @@ def test_strict_refuses_a_driver_without_zoned(
     device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
 ) -> None:
     expect_warning("a driver that does not accept zones is refused")
-    with serving(device, blk_model(device, strict=True), tmp_path / "strict"):
+    with serving(device, blk_device(device, strict=True), tmp_path / "strict"):
         with (
             Frontend(tmp_path / "strict", features=(1 << 64) - 1 - blk.F_ZONED) as frontend,
             pytest.raises((PeerError, OSError)),
@@ -212,7 +212,7 @@ def test_memory_that_moves_while_the_rings_rest(
     device: ZonedDevice, tmp_path: Path, *, packed: bool, event_idx: bool
 ) -> None:
     with (
-        serving(device, blk_model(device), tmp_path / "socket") as backend,
+        serving(device, blk_device(device), tmp_path / "socket") as backend,
         Frontend(tmp_path / "socket", packed=packed, event_idx=event_idx) as frontend,
     ):
         frontend.start()
@@ -311,7 +311,7 @@ def test_state_moves_from_one_daemon_to_another(frontend: Frontend, tmp_path: Pa
     stream, code = frontend.save_state()
     assert code == 0
     target = ZonedDevice.open(create(tmp_path / "target"))
-    with serving(target, blk_model(target), tmp_path / "other"), Frontend(tmp_path / "other") as other:
+    with serving(target, blk_device(target), tmp_path / "other"), Frontend(tmp_path / "other") as other:
         other.negotiate()
         assert other.load_state(stream) == 0
         other.start_queues()
@@ -327,7 +327,7 @@ def test_state_of_another_geometry_is_refused(frontend: Frontend, tmp_path: Path
     frontend.negotiate()
     stream, _ = frontend.save_state()
     target = ZonedDevice.open(create(tmp_path / "target", replace(GEOMETRY, conventional=())))
-    with serving(target, blk_model(target), tmp_path / "other"), Frontend(tmp_path / "other") as other:
+    with serving(target, blk_device(target), tmp_path / "other"), Frontend(tmp_path / "other") as other:
         other.negotiate()
         assert other.load_state(stream) == 1
         other.start_queues()
@@ -392,7 +392,7 @@ def test_the_end_of_the_server_does_not_wait_for_a_state(
     device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
 ) -> None:
     expect_warning("the device state was not moved")
-    with serving(device, blk_model(device), tmp_path / "other") as backend, Frontend(tmp_path / "other") as frontend:
+    with serving(device, blk_device(device), tmp_path / "other") as backend, Frontend(tmp_path / "other") as frontend:
         frontend.negotiate()
         writer = begin_load(frontend, b"")
         frontend.send(Request.CHECK_DEVICE_STATE, Nothing())

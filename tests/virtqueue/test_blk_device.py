@@ -2,7 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.vhost_user.serving import ZONE, blk_model
+from tests.vhost_user.serving import ZONE, blk_device
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.virtio import blk, features as bits
@@ -12,7 +12,7 @@ def test_strict_insists_on_zoned(
     device: ZonedDevice, expect_warning: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     expect_warning("a driver that does not accept zones is refused, as --strict-features asks")
-    tolerant, strict = blk_model(device), blk_model(device, strict=True)
+    tolerant, strict = blk_device(device), blk_device(device, strict=True)
     without = bits.VERSION_1 | blk.F_FLUSH
     assert tolerant.accept(without) is None
     reason = strict.accept(without)
@@ -24,28 +24,28 @@ def test_strict_insists_on_zoned(
 
 
 def test_all_queues_are_served_alike(device: ZonedDevice) -> None:
-    model = blk_model(device, nr_queues=3)
-    assert [model.handler(index) is not None for index in range(-1, 4)] == [False, True, True, True, False]
-    assert model.events(0) is None
+    virtio_device = blk_device(device, nr_queues=3)
+    assert [virtio_device.handler(index) is not None for index in range(-1, 4)] == [False, True, True, True, False]
+    assert virtio_device.events(0) is None
 
 
 def test_cache_mode_is_reset(device: ZonedDevice) -> None:
-    model = blk_model(device)
-    model.accept(model.offered)
-    model.set_config(32, b"\0")
-    config = model.config()
+    virtio_device = blk_device(device)
+    virtio_device.accept(virtio_device.offered)
+    virtio_device.set_config(32, b"\0")
+    config = virtio_device.config()
     assert config is not None
     assert config[32] == 0
-    model.reset()
-    assert model.config() != config
+    virtio_device.reset()
+    assert virtio_device.config() != config
 
 
 def test_changes_by_others_are_noticed_and_its_own_are_not(device: ZonedDevice) -> None:
-    model = blk_model(device)
-    model.port.write(2 * ZONE, 1, [bytes(512)])
-    assert model.changes.due_ns() is None
+    virtio_device = blk_device(device)
+    virtio_device.port.write(2 * ZONE, 1, [bytes(512)])
+    assert virtio_device.changes.due_ns() is None
     device.port("other", VIRTIO).write(3 * ZONE, 1, [bytes(512)])
-    assert model.changes.due_ns() == 0
-    assert model.changes.contested(3)
-    assert not model.changes.contested(2)
-    assert model.zones_changed()
+    assert virtio_device.changes.due_ns() == 0
+    assert virtio_device.changes.contested(3)
+    assert not virtio_device.changes.contested(2)
+    assert virtio_device.zones_changed()

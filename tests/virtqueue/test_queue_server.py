@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vhost_user.serving import blk_model
+from tests.vhost_user.serving import blk_device
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
@@ -18,7 +18,7 @@ from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import Chain
 from zonefs_emu.virtqueue.queue_server import QueueServer
-from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses
+from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
 USER = 1 << 40
 
@@ -58,7 +58,7 @@ class Line:
     def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
         self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
         service = server.service._replace(fence=self.pair.fence)
-        self.queue = Queue(index, Intents(lambda _: False), echo, service)
+        self.queue = Virtqueue(index, Intents(lambda _: False), echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
@@ -87,7 +87,7 @@ class Bench:
     """A server of two queues."""
 
     def __init__(self, device: ZonedDevice, *, is_packed: bool) -> None:
-        self.server = QueueServer(blk_model(device))
+        self.server = QueueServer(blk_device(device))
         self.echo = Echo()
         self.lines = [Line(self.server, index, self.echo, is_packed=is_packed) for index in range(2)]
         self.server.queues = [line.queue for line in self.lines]
@@ -252,6 +252,6 @@ def test_the_transport_gets_its_turn_while_a_ring_is_never_empty(bench: Bench) -
 
 
 def test_a_wake_after_the_end_is_nothing(device: ZonedDevice) -> None:
-    server = QueueServer(blk_model(device))
+    server = QueueServer(blk_device(device))
     server.close()
     server.stop()

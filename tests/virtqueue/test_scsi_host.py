@@ -10,7 +10,7 @@ from tests.vhost_user.serving import ZONE, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.messages import ConfigSpace, ProtocolFeature, Request
-from zonefs_emu.virtqueue.scsi_host import ScsiModel
+from zonefs_emu.virtqueue.scsi_host import ScsiHost
 
 DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
 
@@ -19,7 +19,7 @@ DISK = b"\x01\x00\x40\x00\x00\x00\x00\x00"
 def frontend(tmp_path: Path) -> Iterator[Frontend]:
     device = ZonedDevice.open(create(tmp_path / "image"))
     with (
-        serving(device, ScsiModel(device, serial="serial", nr_request_queues=2), tmp_path / "socket"),
+        serving(device, ScsiHost(device, serial="serial", nr_request_queues=2), tmp_path / "socket"),
         Frontend(tmp_path / "socket", nr_queues=4) as frontend,
     ):
         frontend.start()

@@ -18,7 +18,7 @@ from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
-from zonefs_emu.virtqueue.virtqueue import BATCH, Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtqueue import BATCH, RingAddresses, Service, Virtqueue
 
 USER = 1 << 40
 
@@ -77,7 +77,7 @@ class Bench:
             lambda where, error: self.contained.append((where, error)),
             LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
         )
-        self.queue = Queue(0, Intents(lambda _: False), self.echo, service)
+        self.queue = Virtqueue(0, Intents(lambda _: False), self.echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64

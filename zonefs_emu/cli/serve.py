@@ -22,9 +22,9 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.options import parse_options
 from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
-from zonefs_emu.virtqueue.blk_device import BlkModel
-from zonefs_emu.virtqueue.scsi_host import ScsiModel
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.blk_device import BlkDevice
+from zonefs_emu.virtqueue.scsi_host import ScsiHost
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 #: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
 _SCSI_QUEUES: Final = 16
@@ -45,14 +45,14 @@ def serial_of(device: ZonedDevice) -> str:
     return device.uuid.hex[:20].upper()
 
 
-def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> DeviceModel:
+def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
     """Make the virtio block device."""
-    return BlkModel(device, BlkOptions(serial=serial_of(device), nr_queues=nr_queues), strict=strict)
+    return BlkDevice(device, BlkOptions(serial=serial_of(device), nr_queues=nr_queues), strict=strict)
 
 
-def scsi_model(device: ZonedDevice) -> DeviceModel:
+def scsi_model(device: ZonedDevice) -> VirtioDevice:
     """Make the virtio SCSI host."""
-    return ScsiModel(device, serial=serial_of(device), nr_request_queues=_SCSI_QUEUES)
+    return ScsiHost(device, serial=serial_of(device), nr_request_queues=_SCSI_QUEUES)
 
 
 def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
@@ -156,7 +156,7 @@ def serve(
         raise UsageError(msg)
     front_ends: list[FrontEnd] = []
     make_blk = partial(blk_model, nr_queues=nr_queues, strict=strict)
-    makers: dict[str, Callable[[ZonedDevice], DeviceModel]] = {"scsi": scsi_model, "blk": make_blk}
+    makers: dict[str, Callable[[ZonedDevice], VirtioDevice]] = {"scsi": scsi_model, "blk": make_blk}
     if socket_path is not None and fd is not None:
         msg = "--socket-path and --fd exclude each other"
         raise UsageError(msg)

@@ -23,7 +23,7 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.vhost_user.backend import Backend
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class VhostUserFrontEnd:
     """
 
     def __init__(
-        self, make_model: Callable[[ZonedDevice], DeviceModel], *, path: Path | None = None, fd: int = -1
+        self, make_model: Callable[[ZonedDevice], VirtioDevice], *, path: Path | None = None, fd: int = -1
     ) -> None:
         """Take one of *path* and *fd*."""
         assert (path is None) != (fd < 0)

@@ -181,7 +181,7 @@ def _describe(operation: int, count: int, sector: int) -> str:
     return f"{name} of {count} {'zones' if operation == Request.REPORT_ZONES else 'sectors'} at sector {sector}"
 
 
-class Queue(threading.Thread):
+class IoQueue(threading.Thread):
     """One queue of the device, served by this thread from start() until the kernel aborts all its tags."""
 
     def __init__(

@@ -23,7 +23,7 @@ from zonefs_emu.model import linux
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.ublk.control_device import CONTROL_NODE, ControlDevice, control_device
-from zonefs_emu.ublk.io_queue import MAX_IO_BYTES, Queue
+from zonefs_emu.ublk.io_queue import MAX_IO_BYTES, IoQueue
 from zonefs_emu.ublk.protocol import MAX_QUEUE_DEPTH, DeviceInfo, DeviceState, Flag, encode_params
 from zonefs_emu.ublk.records import Records
 from zonefs_emu.units import human_bytes, to_bytes
@@ -73,7 +73,7 @@ class UblkDevice:
         self._depth = queue_depth
         self._ended = ended
         self._control = ControlDevice()
-        self._queues: list[Queue] = []
+        self._queues: list[IoQueue] = []
         self._fd = -1
         self._info: DeviceInfo | None = None
         self._tag = device_tag(device.uuid)
@@ -171,7 +171,7 @@ class UblkDevice:
             self._records_path, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
         )
         self._queues = [
-            Queue(
+            IoQueue(
                 self._port,
                 self._intents,
                 self._fd,

@@ -35,11 +35,11 @@ from zonefs_emu.vduse.protocol import Message, Request
 from zonefs_emu.vduse.vdpa_bus import Driver
 from zonefs_emu.virtio import blk, features as bits
 from zonefs_emu.virtio.blk import BlkOptions
-from zonefs_emu.virtqueue.blk_device import BlkModel
+from zonefs_emu.virtqueue.blk_device import BlkDevice
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
 from zonefs_emu.virtqueue.queue_server import QueueServer
-from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses
+from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
@@ -50,11 +50,11 @@ _NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses t
 log = logging.getLogger(__name__)
 
 
-class _VduseModel(BlkModel):
+class _VduseBlkDevice(BlkDevice):
     name = "vduse"
 
 
-class VduseQueue(Queue):
+class VduseQueue(Virtqueue):
     """A queue whose driver is called through the kernel."""
 
     device_fd = -1
@@ -96,7 +96,7 @@ class VduseDevice:
         self._driver = driver
         self._records_path = records
         self._ended = ended
-        self._model = _VduseModel(device, BlkOptions(serial=str(device.uuid)[:20], nr_queues=nr_queues))
+        self._virtio_device = _VduseBlkDevice(device, BlkOptions(serial=str(device.uuid)[:20], nr_queues=nr_queues))
         self._fd = -1
         self._loop: _Loop | None = None
         #: Whether the device was there already, left behind by a server that died.
@@ -118,7 +118,7 @@ class VduseDevice:
         Raises:
             UsageError: the kernel refuses the device.
         """
-        nr_queues = self._model.nr_queues
+        nr_queues = self._virtio_device.nr_queues
         try:
             try:
                 self._fd = vdpa_bus.open_device(self.name)
@@ -128,7 +128,7 @@ class VduseDevice:
                 self._records_path.touch(mode=0o600)
                 self._create(nr_queues)
             records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
-            self._loop = _Loop(self._fd, self._model, records, self._ended)
+            self._loop = _Loop(self._fd, self._virtio_device, records, self._ended)
             self._loop.start()
             try:
                 # A device that goes on keeps its driver, and who has it open.
@@ -147,11 +147,11 @@ class VduseDevice:
             raise UsageError(message, exit_code=1) from None
 
     def _create(self, nr_queues: int) -> None:
-        offered = (self._model.offered | bits.ACCESS_PLATFORM) & ~_NOT_FOR_US
-        config = self._model.config()
+        offered = (self._virtio_device.offered | bits.ACCESS_PLATFORM) & ~_NOT_FOR_US
+        config = self._virtio_device.config()
         assert config is not None
         vdpa_bus.create(
-            self.name, device_id=self._model.device_id, features=offered, nr_queues=nr_queues, config=config
+            self.name, device_id=self._virtio_device.device_id, features=offered, nr_queues=nr_queues, config=config
         )  # fmt: skip
         try:
             self._fd = vdpa_bus.open_device(self.name)
@@ -200,20 +200,20 @@ def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]
 class _Loop(threading.Thread):
     """The thread that serves messages and rings."""
 
-    def __init__(self, fd: int, model: BlkModel, records: list[memoryview], ended: Callable[[], None]) -> None:
+    def __init__(self, fd: int, virtio_device: BlkDevice, records: list[memoryview], ended: Callable[[], None]) -> None:
         super().__init__(name="vduse", daemon=True)
         self._fd = fd
-        self._model = model
+        self._virtio_device = virtio_device
         self._records = records
         self._ended = ended
-        self._server = server = QueueServer(model)
+        self._server = server = QueueServer(virtio_device)
         #: The driver's memory, which may be a virtual machine's.
         self._shared = PeerMemory()
         self.queues: list[VduseQueue] = []
-        for index in range(model.nr_queues):
+        for index in range(virtio_device.nr_queues):
             queue = VduseQueue(
-                index, model.intents, model.handler(index), server.service,
-                faults=model.port.device.faults.faults, shared=self._shared,
+                index, virtio_device.intents, virtio_device.handler(index), server.service,
+                faults=virtio_device.port.device.faults.faults, shared=self._shared,
             )  # fmt: skip
             queue.device_fd = fd
             queue.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -303,7 +303,7 @@ class _Loop(threading.Thread):
             for record in self._records:
                 # After a reset the driver asks for nothing again.
                 record[:] = bytes(len(record))
-            self._model.reset()
+            self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:
             self._start_queues()
 
@@ -314,7 +314,7 @@ class _Loop(threading.Thread):
         features_raw = bytearray(8)
         fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
         features = int.from_bytes(features_raw, "little")
-        self._model.accept(features)
+        self._virtio_device.accept(features)
         memory = VduseMemory(self._find_memory, self._shared)
         for queue in self.queues:
             info_raw = protocol.encode_queue_query(queue.index)

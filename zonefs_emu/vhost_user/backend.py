@@ -18,14 +18,14 @@ from zonefs_emu.vhost_user.session import Session
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.queue_server import QueueServer
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 #: So many failed turns of the loop in a row without a connection, and the loop cannot be expected to succeed again.
 _FAILED_STEPS_MAX: Final = 10
 
 
 class Backend:
-    """Serves *model* to one front-end after the other. All methods but stop() belong to the thread of run().
+    """Serves *virtio_device* to one front-end after the other. All methods but stop() belong to the thread of run().
 
     *listener*: a listening socket; or *connected*: a socket whose front-end is there already, after whose end run()
     returns. The sockets are closed at the end.
@@ -34,17 +34,17 @@ class Backend:
     def __init__(
         self,
         device: ZonedDevice,
-        model: DeviceModel,
+        virtio_device: VirtioDevice,
         *,
         listener: socket.socket | None = None,
         connected: socket.socket | None = None,
     ) -> None:
         """Serve, once :meth:`run` is called."""
         self._device = device
-        self._model = model
+        self._virtio_device = virtio_device
         self._listener = listener
         self._connected = connected
-        self._server = QueueServer(model)
+        self._server = QueueServer(virtio_device)
         self._log = LimitedLog(logging.getLogger(__name__))
         self._session: Session | None = None
         self._connection: Connection | None = None
@@ -69,7 +69,7 @@ class Backend:
     def run(self) -> None:
         """Serve until :meth:`stop`, or until the one connection ends."""
         server = self._server
-        self._model.changes.wake = server.wake
+        self._virtio_device.changes.wake = server.wake
         try:
             if self._connected is not None:
                 self._connect(self._connected)
@@ -79,7 +79,7 @@ class Backend:
             while not server.stopping and (self._listener is not None or self._session is not None):
                 self._step()
         finally:
-            self._model.changes.wake = lambda: None
+            self._virtio_device.changes.wake = lambda: None
             with ExitStack() as ending:  # each step is done, whatever the others raise
                 if self._listener is not None:
                     ending.callback(self._listener.close)
@@ -94,7 +94,7 @@ class Backend:
             self._tell_changes()
             server.serve()
             if self._session is not None and self._session.shared.is_lost:
-                self._log.warning("%s: the connection ends: %s by the front-end", self._model.name, LOST)
+                self._log.warning("%s: the connection ends: %s by the front-end", self._virtio_device.name, LOST)
                 self._disconnect()
         except Exception as error:
             if self._session is None:
@@ -113,11 +113,11 @@ class Backend:
             self._nr_failed_steps = 0
 
     def _timeout(self) -> float:
-        due_ns = self._model.changes.due_ns() if self._session is not None else None
+        due_ns = self._virtio_device.changes.due_ns() if self._session is not None else None
         return -1 if due_ns is None else due_ns / 1e9 + 0.001
 
     def _tell_changes(self) -> None:
-        if self._session is not None and self._model.changes.take():
+        if self._session is not None and self._virtio_device.changes.take():
             self._session.zones_changed()
             for queue in self._session.queues:
                 self._server.activate(queue)
@@ -142,7 +142,7 @@ class Backend:
         """Serve a front-end. Others wait in the socket's queue until it is gone."""
         connection = Connection(connected)
         server = self._server
-        session = Session(connection, self._device, self._model, server.service)
+        session = Session(connection, self._device, self._virtio_device, server.service)
         session.kick_changed, session.wait_idle = server.watch_kicks, server.wait_idle
         session.is_ending = lambda: server.stopping
         self._connection, self._session = connection, session
@@ -150,7 +150,7 @@ class Backend:
         server.watch(connection.fileno(), partial(self._take_messages, connection))
         if self._listener is not None:
             server.unwatch(self._listener.fileno())
-        self._log.info("%s: a front-end has connected", self._model.name)
+        self._log.info("%s: a front-end has connected", self._virtio_device.name)
 
     def _disconnect(self) -> None:
         """Give up the connection, if there is one, and take the next."""
@@ -178,7 +178,7 @@ class Backend:
             while (message := connection.receive()) is not None:
                 session.handle(message)
         except (PeerError, OSError) as error:  # OSError: a descriptor that is not what the message says
-            self._log.info("%s: the connection ends: %s", self._model.name, error)
+            self._log.info("%s: the connection ends: %s", self._virtio_device.name, error)
             self._disconnect()
 
 

@@ -47,8 +47,8 @@ from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
-from zonefs_emu.virtqueue.virtqueue import Queue, RingAddresses, Service
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
+from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
 MEM_SLOTS_MAX: Final = 509  #: what the kernel's vhost has; must never shrink between connections
 _IN_FLIGHT_QUEUES_MAX: Final = 1024
@@ -74,9 +74,9 @@ _PROTOCOL_FEATURES: Final = (
 )
 
 
-def protocol_features(model: DeviceModel) -> int:
-    """Return the protocol features that we offer with *model*."""
-    mask = ProtocolFeature.CONFIG.mask if model.config() is not None else 0
+def protocol_features(virtio_device: VirtioDevice) -> int:
+    """Return the protocol features that we offer with *virtio_device*."""
+    mask = ProtocolFeature.CONFIG.mask if virtio_device.config() is not None else 0
     for feature in _PROTOCOL_FEATURES:
         mask |= feature.mask
     return mask
@@ -85,29 +85,31 @@ def protocol_features(model: DeviceModel) -> int:
 class Session:
     """A connected front-end."""
 
-    def __init__(self, connection: Connection, device: ZonedDevice, model: DeviceModel, service: Service) -> None:
-        """Serve *model* on *connection*."""
+    def __init__(
+        self, connection: Connection, device: ZonedDevice, virtio_device: VirtioDevice, service: Service
+    ) -> None:
+        """Serve *virtio_device* on *connection*."""
         self._connection = connection
         self._device = device
-        self._model = model
+        self._virtio_device = virtio_device
         #: All that the front-end shares; once some of it is lost, the connection is to end.
         self.shared = PeerMemory()
         self.queues = [
-            Queue(
+            Virtqueue(
                 index,
-                model.intents,
-                model.handler(index),
+                virtio_device.intents,
+                virtio_device.handler(index),
                 service,
-                events=model.events(index),
+                events=virtio_device.events(index),
                 faults=device.faults.faults,
                 shared=self.shared,
             )
-            for index in range(model.nr_queues)
+            for index in range(virtio_device.nr_queues)
         ]
         #: Told when the set of kick descriptors changed: (queue, old descriptor or -1).
-        self.kick_changed: Callable[[Queue, int], None] = lambda _queue, _fd: None
+        self.kick_changed: Callable[[Virtqueue, int], None] = lambda _queue, _fd: None
         #: Waits until the worker has nothing of a queue; False if it had to be left behind.
-        self.wait_idle: Callable[[Queue], bool] = lambda _queue: True
+        self.wait_idle: Callable[[Virtqueue], bool] = lambda _queue: True
         #: Says whether the server is about to end, so that nothing may wait any more.
         self.is_ending: Callable[[], bool] = lambda: False
         self._service = service
@@ -193,7 +195,7 @@ class Session:
         return bool(self._protocol_features & feature.mask)
 
     def _get_features(self, _payload: Nothing, _fds: list[int]) -> bool:
-        offered = self._model.offered | bits.PROTOCOL_FEATURES
+        offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES
         if HAS_ATOMIC_OR:
             offered |= bits.LOG_ALL
         self._connection.reply(Request.GET_FEATURES, Number(offered))
@@ -201,13 +203,13 @@ class Session:
 
     def _set_features(self, payload: Number, _fds: list[int]) -> bool:
         features = payload.value
-        offered = self._model.offered | bits.PROTOCOL_FEATURES | bits.LOG_ALL
+        offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES | bits.LOG_ALL
         if features & ~offered:
             msg = f"features {features & ~offered:#x} were accepted that are not offered"
             raise PeerError(msg)
         logged_before = self._features & bits.LOG_ALL
         self._features = features
-        reason = self._model.accept(features)
+        reason = self._virtio_device.accept(features)
         if reason is not None:
             raise PeerError(reason)
         if not features & bits.PROTOCOL_FEATURES:
@@ -227,11 +229,11 @@ class Session:
         return False
 
     def _get_protocol_features(self, _payload: Nothing, _fds: list[int]) -> bool:
-        self._connection.reply(Request.GET_PROTOCOL_FEATURES, Number(protocol_features(self._model)))
+        self._connection.reply(Request.GET_PROTOCOL_FEATURES, Number(protocol_features(self._virtio_device)))
         return True
 
     def _set_protocol_features(self, payload: Number, _fds: list[int]) -> bool:
-        unknown = payload.value & ~protocol_features(self._model)
+        unknown = payload.value & ~protocol_features(self._virtio_device)
         if unknown:
             msg = f"protocol features {unknown:#x} were accepted that are not offered"
             raise PeerError(msg)
@@ -239,7 +241,7 @@ class Session:
         return False
 
     def _get_queue_num(self, _payload: Nothing, _fds: list[int]) -> bool:
-        self._connection.reply(Request.GET_QUEUE_NUM, Number(self._model.nr_queues))
+        self._connection.reply(Request.GET_QUEUE_NUM, Number(self._virtio_device.nr_queues))
         return True
 
     # -- memory -----------------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ class Session:
         # at its own pace and never sends one, so it is accepted and closed.
         return False
 
-    def _log_queue(self, queue: Queue) -> None:
+    def _log_queue(self, queue: Virtqueue) -> None:
         """Log what *queue* writes if the front-end wants it.
 
         The flag of SET_VRING_ADDR is about the used ring alone, and front-ends set both together.
@@ -319,13 +321,13 @@ class Session:
 
     # -- rings ------------------------------------------------------------------------------------------------
 
-    def _queue(self, index: int) -> Queue:
+    def _queue(self, index: int) -> Virtqueue:
         if not 0 <= index < len(self.queues):
             msg = f"queue {index} of {len(self.queues)}"
             raise PeerError(msg)
         return self.queues[index]
 
-    def _stopped_queue(self, index: int) -> Queue:
+    def _stopped_queue(self, index: int) -> Virtqueue:
         queue = self._queue(index)
         if queue.ring is not None:
             msg = f"queue {index} is changed while it runs"
@@ -362,7 +364,7 @@ class Session:
         self._connection.reply(Request.GET_VRING_BASE, VringState(payload.queue_no, base))
         return True
 
-    def _stop(self, queue: Queue) -> int:
+    def _stop(self, queue: Virtqueue) -> int:
         """Stop *queue*; return what GET_VRING_BASE answers.
 
         Raises:
@@ -373,7 +375,7 @@ class Session:
             raise PeerError(msg)
         return queue.stop()
 
-    def _vring_fd(self, payload: Number, fds: list[int]) -> tuple[Queue, int]:
+    def _vring_fd(self, payload: Number, fds: list[int]) -> tuple[Virtqueue, int]:
         queue = self._queue(payload.value & VRING_INDEX_MASK)
         if payload.value & VRING_NO_FD:
             return queue, -1
@@ -392,7 +394,7 @@ class Session:
             self._start_queue(queue)
         return False
 
-    def _take_kick(self, queue: Queue, fd: int) -> None:
+    def _take_kick(self, queue: Virtqueue, fd: int) -> None:
         old, queue.kick_fd = queue.kick_fd, fd
         self.kick_changed(queue, old)
         if old >= 0:
@@ -424,7 +426,7 @@ class Session:
         self.kick_changed(queue, queue.kick_fd)
         return False
 
-    def _start_queue(self, queue: Queue) -> None:
+    def _start_queue(self, queue: Virtqueue) -> None:
         record: memoryview | None = None
         shape = self._inflight_shape
         if self._inflight is not None and queue.index < shape.nr_queues:
@@ -468,7 +470,7 @@ class Session:
     # -- configuration ----------------------------------------------------------------------------------------
 
     def _get_config(self, payload: ConfigSpace, _fds: list[int]) -> bool:
-        config = self._model.config()
+        config = self._virtio_device.config()
         if config is None:
             # "an empty payload indicates an error to the front-end"
             self._connection.reply(Request.GET_CONFIG, ConfigSpace(payload.offset, 0, payload.flags, b""))
@@ -478,7 +480,7 @@ class Session:
         return True
 
     def _set_config(self, payload: ConfigSpace, _fds: list[int]) -> bool:
-        self._model.set_config(payload.offset, payload.data)
+        self._virtio_device.set_config(payload.offset, payload.data)
         return False
 
     def _set_backend_req_fd(self, _payload: Nothing, fds: list[int]) -> bool:
@@ -499,7 +501,11 @@ class Session:
 
     def zones_changed(self) -> None:
         """Tell the driver that others changed zones."""
-        if not self._model.zones_changed() or self._backend_requests is None or not self._has(ProtocolFeature.CONFIG):
+        if (
+            not self._virtio_device.zones_changed()
+            or self._backend_requests is None
+            or not self._has(ProtocolFeature.CONFIG)
+        ):
             return
         try:
             self._backend_requests.send(BackendRequest.CONFIG_CHANGE_MSG, Nothing())
@@ -532,7 +538,7 @@ class Session:
             queue.enabled = not self._features & bits.PROTOCOL_FEATURES
             queue.base = 0
             self._take_kick(queue, -1)
-        self._model.reset()
+        self._virtio_device.reset()
 
     # -- state transfer ---------------------------------------------------------------------------------------
 
@@ -602,7 +608,7 @@ class Session:
             for queue in self.queues:
                 ending.callback(self._let_go, queue)
 
-    def _let_go(self, queue: Queue) -> None:
+    def _let_go(self, queue: Virtqueue) -> None:
         """Stop *queue* and close its descriptors."""
         old, queue.kick_fd = queue.kick_fd, -1
         with ExitStack() as ending:

@@ -14,8 +14,8 @@ from zonefs_emu.virtqueue.virtqueue import EventSource
 log = logging.getLogger(__name__)
 
 
-class BlkModel:
-    """A :class:`zonefs_emu.virtqueue.virtio_device.DeviceModel` of a zoned block device."""
+class BlkDevice:
+    """A :class:`zonefs_emu.virtqueue.virtio_device.VirtioDevice` of a zoned block device."""
 
     name = "vhost-user-blk"
     device_id = blk.DEVICE_ID

@@ -27,8 +27,8 @@ from typing import Final
 from zonefs_emu.errors import PeerError
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.limited_log import LimitedLog
-from zonefs_emu.virtqueue.virtio_device import DeviceModel
-from zonefs_emu.virtqueue.virtqueue import Queue, Service
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
+from zonefs_emu.virtqueue.virtqueue import Service, Virtqueue
 from zonefs_emu.virtqueue.worker import Worker
 
 #: Bounds of how long empty rings are looked at, if at all. An answer's way through a guest's driver and the next
@@ -42,27 +42,27 @@ _SERVE_NS_MAX: Final = 100_000_000
 
 
 class QueueServer:
-    """Serves the queues of *model*. All methods but stop() and wake() belong to one thread.
+    """Serves the queues of *virtio_device*. All methods but stop() and wake() belong to one thread.
 
     It calls :meth:`wait` and :meth:`serve` in turn until it is :attr:`stopping`, stops the queues, and calls
     :meth:`close`.
     """
 
-    def __init__(self, model: DeviceModel) -> None:
+    def __init__(self, virtio_device: VirtioDevice) -> None:
         """Start the worker."""
         #: All queues, whether they run or not.
-        self.queues: Sequence[Queue] = ()
-        self.worker: Worker[int] = Worker(f"{model.name}-worker", model.port.device.sleep_ns)
+        self.queues: Sequence[Virtqueue] = ()
+        self.worker: Worker[int] = Worker(f"{virtio_device.name}-worker", virtio_device.port.device.sleep_ns)
         # An injected delay of one request is not to hold up the queues of others.
-        model.port.defer = self.worker.defer
-        contain = partial(model.port.device.unforeseen.contain, model.port.name)
+        virtio_device.port.defer = self.worker.defer
+        contain = partial(virtio_device.port.device.unforeseen.contain, virtio_device.port.name)
         #: What the queues need of this server.
         self.service = Service(
             self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue"))
         )
         #: Somebody has called :meth:`stop`.
         self.stopping = False
-        self._active: list[Queue] = []
+        self._active: list[Virtqueue] = []
         self._spin_ns = _SPIN_NS_MAX
         self._epoll = select.epoll()
         self._reactions: dict[int, Callable[[], object]] = {}
@@ -102,7 +102,7 @@ class QueueServer:
         if self._reactions.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def watch_kicks(self, queue: Queue, old: int = -1) -> None:
+    def watch_kicks(self, queue: Virtqueue, old: int = -1) -> None:
         """Watch the queue's kick descriptor, and no more the *old* one; serve what came while nobody watched.
 
         Raises:
@@ -121,14 +121,14 @@ class QueueServer:
                     raise PeerError(msg) from None
             self.activate(queue)
 
-    def activate(self, queue: Queue) -> None:
+    def activate(self, queue: Virtqueue) -> None:
         """Serve *queue* until it is empty, if it runs."""
         if queue.ring is not None:
             queue.wake()
             if queue not in self._active:
                 self._active.append(queue)
 
-    def wait_idle(self, queue: Queue) -> bool:
+    def wait_idle(self, queue: Virtqueue) -> bool:
         """Wait until the worker has nothing of *queue*; False if the host's disk keeps its request for too long.
 
         Such a request is abandoned: the queue can be stopped, but what becomes of the request is unknown.

@@ -17,8 +17,8 @@ _EVENT: Final = 1
 _FIRST_REQUEST: Final = 2
 
 
-class ScsiModel:
-    """A :class:`zonefs_emu.virtqueue.virtio_device.DeviceModel` of a SCSI host with one zoned disk.
+class ScsiHost:
+    """A :class:`zonefs_emu.virtqueue.virtio_device.VirtioDevice` of a SCSI host with one zoned disk.
 
     The configuration space is the front-end's own: CONFIG must not be offered ("QEMU does not").
     """

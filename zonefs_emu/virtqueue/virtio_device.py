@@ -9,7 +9,7 @@ from zonefs_emu.virtqueue.changes import ZoneChanges
 from zonefs_emu.virtqueue.virtqueue import EventSource
 
 
-class DeviceModel(Protocol):
+class VirtioDevice(Protocol):
     """A virtio device, ready to be offered. It outlives drivers and connections."""
 
     #: For people and the log: "vhost-user-blk".

@@ -79,7 +79,7 @@ class Service(NamedTuple):
     log: LimitedLog
 
 
-class Queue:
+class Virtqueue:
     """A virtqueue. Stopped until :meth:`start`."""
 
     def __init__(
