@@ -35,9 +35,10 @@ mutants: ## Change the source in small ways and see whether a test notices; hour
 	.venv/bin/python -m pip install -q --editable ".[mutants]"
 	PYTHONPATH=. .venv/bin/python tools/mutants.py $(MODULES)
 
-docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md.
+docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md, docs/zones.svg.
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md
 	PYTHONPATH=. .venv/bin/python tools/state_machine.py >docs/state-machine.md
+	PYTHONPATH=. .venv/bin/python tools/zones_picture.py >docs/zones.svg
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -12,7 +12,8 @@ from typing import Final
 import click
 import pytest
 
-from tools import manual
+from tests.test_documents import PAGES
+from tools import manual, zones_picture
 from zonefs_emu.cli.main import cli
 from zonefs_emu.errors import Status
 from zonefs_emu.model.zone import Condition
@@ -39,6 +40,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "test_tidy.py": "tests the repository",
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_bench.py": "tests bench/, which is not part of the package",
+        "test_documents.py": "runs the commands of documents",
         "test_conftest.py": "tests the tests' own rules",
         "vhost_user/test_libblkio.py": "somebody else's front-end",
         "cli/test_paths.py": "images and directories of any name, through all verbs",
@@ -251,7 +253,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 #: Documents that still have wider lines.
 WIDE_DOCUMENTS: Final = frozenset(
     {
-        "CONTRIBUTING.md", "CHANGELOG.md", "README.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
+        "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
         "docs/cli.md", "docs/concurrency.md", "docs/errors.md", "docs/faults.md", "docs/fuse.md", "docs/glossary.md",
         "docs/image-format.md", "docs/mutants.md", "docs/scsi.md", "docs/state-machine.md", "docs/test-guest.md",
         "docs/testing.md", "docs/vhost-user.md",
@@ -318,6 +320,11 @@ def test_the_manual_is_what_the_program_says() -> None:
     assert (ROOT / "docs/commands.md").read_text().split() == manual.manual().split()
 
 
+def test_the_picture_of_the_readme_is_what_the_program_draws() -> None:
+    """Made by ``make docs``."""
+    assert (ROOT / "docs/zones.svg").read_text() == zones_picture.picture()
+
+
 #: What a sentence of the docs says if it promises that something is there after an accident.
 PROMISE: Final = re.compile(r"surviv|outliv|kill -9|killed at any|is killed|killing the process|power cut|power is cut")
 #: A link to the test that shows a promise: the path from docs/, and the name of the test.
@@ -340,7 +347,8 @@ NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
 def blocks_of_docs() -> Iterator[tuple[Path, str]]:
     """Each paragraph, list item and table row of the docs that are written by hand; no headings, no code."""
     for path in sorted((ROOT / "docs").glob("*.md")):
-        if path.name in {"commands.md", "state-machine.md", "test-guest.md"}:
+        # Generated, or on tests, or shown by their own commands, which tests/test_documents.py runs.
+        if path.name in {"commands.md", "state-machine.md", "test-guest.md"} or f"docs/{path.name}" in PAGES:
             continue
         text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
         for block in re.split(r"\n\s*\n|\n(?=\||[*-] |\d+\. )", text):
