@@ -28,6 +28,10 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
         "virtqueue/virtio_device.py": "a Protocol; its two implementations have tests",
         "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
+        "fs/rules.py": "texts; daemon/test_answers.py looks at those of all packages",
+        "scsi/rules.py": "the same",
+        "ublk/rules.py": "the same",
+        "virtio/rules.py": "the same",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }
 )

@@ -1,29 +1,44 @@
 import errno
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import pytest
+import trio
 
-from zonefs_emu.daemon.answers import answers, sentence
+from zonefs_emu.daemon.answers import EXPLAINER, FRONT_ENDS, Explainer
+from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.session import Session, run
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule, FrontEndAnswers, Rule
 from zonefs_emu.errors import Status
+from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.scsi.rules import HostRule, ScsiRule
+from zonefs_emu.ublk.rules import UblkRule
+from zonefs_emu.virtio.rules import BlkRule
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
 
-def refusal(rule: Rule, status: Status, operation: Operation | None) -> Refusal:
+def refusal(rule: int, status: Status, operation: Operation | None) -> Refusal:
     return Refusal(
         seq=1, time_ns=0, front_end="x", operation=operation, status=status, rule=rule, zone_no=1,
         cond=Condition.EMPTY, wp=0, sector=0, nr_sectors=8, nr_open=0, nr_active=0,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", list(Rule))
+@pytest.mark.parametrize("rule", EXPLAINER.rules.values())
 @pytest.mark.parametrize("operation", list(Operation))
 def test_every_rule_has_an_answer_to_every_operation(rule: Rule, operation: Operation) -> None:
     for status in set(Status) - {Status.OK}:
-        found = answers(refusal(rule, status, operation))
+        found = EXPLAINER.answers(refusal(rule, status, operation))
         assert found
         assert found.keys() <= {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}
         assert "S_OK" not in found.values()
@@ -32,20 +47,33 @@ def test_every_rule_has_an_answer_to_every_operation(rule: Rule, operation: Oper
 
 
 def test_a_rule_of_one_front_end_is_met_there_only() -> None:
-    assert answers(refusal(Rule.FS_TOO_BIG, Status.ZONE_BOUNDARY, Operation.WRITE)) == {"zonefs": "EFBIG"}
-    assert answers(refusal(Rule.SCSI_GAP, Status.ZONE_BOUNDARY, Operation.WRITE)) == {"scsi": "ILLEGAL_REQUEST 21h/09h"}
-    boundary = answers(refusal(Rule.SCSI_READ_TYPES, Status.READ_BOUNDARY, Operation.READ))
+    assert EXPLAINER.answers(refusal(ZonefsRule.FS_TOO_BIG, Status.ZONE_BOUNDARY, Operation.WRITE)) == {
+        "zonefs": "EFBIG"
+    }
+    assert EXPLAINER.answers(refusal(ScsiRule.SCSI_GAP, Status.ZONE_BOUNDARY, Operation.WRITE)) == {
+        "scsi": "ILLEGAL_REQUEST 21h/09h"
+    }
+    boundary = EXPLAINER.answers(refusal(ScsiRule.SCSI_READ_TYPES, Status.READ_BOUNDARY, Operation.READ))
     assert boundary == {"scsi": "ILLEGAL_REQUEST 21h/07h"}
 
 
 def test_the_operation_decides_where_a_standard_says_so() -> None:
-    wrong_range = refusal(Rule.OUT_OF_RANGE, Status.OUT_OF_RANGE, Operation.RESET)
-    assert answers(wrong_range)["virtio-blk"] == "S_ZONE_INVALID_CMD"
-    wrong_range = refusal(Rule.OUT_OF_RANGE, Status.OUT_OF_RANGE, Operation.READ)
-    assert answers(wrong_range)["virtio-blk"] == "S_IOERR"
-    assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.WRITE))["scsi"] == "MEDIUM_ERROR 0Ch/00h"
-    assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.APPEND))["scsi"] == "MEDIUM_ERROR 0Ch/00h"
-    assert answers(refusal(Rule.IO_ERROR, Status.IO_ERROR, Operation.READ))["scsi"] == "MEDIUM_ERROR 11h/00h"
+    wrong_range = refusal(DeviceRule.OUT_OF_RANGE, Status.OUT_OF_RANGE, Operation.RESET)
+    assert EXPLAINER.answers(wrong_range)["virtio-blk"] == "S_ZONE_INVALID_CMD"
+    wrong_range = refusal(DeviceRule.OUT_OF_RANGE, Status.OUT_OF_RANGE, Operation.READ)
+    assert EXPLAINER.answers(wrong_range)["virtio-blk"] == "S_IOERR"
+    assert (
+        EXPLAINER.answers(refusal(DeviceRule.IO_ERROR, Status.IO_ERROR, Operation.WRITE))["scsi"]
+        == "MEDIUM_ERROR 0Ch/00h"
+    )
+    assert (
+        EXPLAINER.answers(refusal(DeviceRule.IO_ERROR, Status.IO_ERROR, Operation.APPEND))["scsi"]
+        == "MEDIUM_ERROR 0Ch/00h"
+    )
+    assert (
+        EXPLAINER.answers(refusal(DeviceRule.IO_ERROR, Status.IO_ERROR, Operation.READ))["scsi"]
+        == "MEDIUM_ERROR 11h/00h"
+    )
 
 
 def test_users_of_a_block_device_see_an_errno() -> None:
@@ -56,12 +84,8 @@ def test_users_of_a_block_device_see_an_errno() -> None:
         (Status.NO_SPACE, "ENOSPC", "EIO"),  # virtio has no word for it
         (Status.UNSUPPORTED, "ENOTSUP", "ENOTSUP"),  # the same number as EOPNOTSUPP
     ):
-        found = answers(refusal(Rule.IO_ERROR, status, Operation.WRITE))
+        found = EXPLAINER.answers(refusal(DeviceRule.IO_ERROR, status, Operation.WRITE))
         assert (found["ublk"], found["vduse"]) == (ublk, vduse)
-
-
-def test_front_ends_that_answer_the_same_are_named_together() -> None:
-    assert sentence({"a": "EIO", "b": "X", "c": "EIO"}) == "answered as EIO (a, c), X (b)"
 
 
 def test_a_real_refusal(image: Path) -> None:
@@ -71,7 +95,8 @@ def test_a_real_refusal(image: Path) -> None:
         assert port.manage(Operation.OPEN, port.geometry.zone_start(zone_no)) == 0
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
     assert port.last_refusal is not None
-    assert sentence(answers(port.last_refusal)) == (
+    assert EXPLAINER.explain_all(port.last_refusal, device.geometry) == (
+        f"{EXPLAINER.explain(port.last_refusal, device.geometry)}; "
         "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
     )
     device.close()
@@ -80,24 +105,24 @@ def test_a_real_refusal(image: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        (Rule.BLK_TYPE, {"virtio-blk": "S_UNSUPP", "vduse": "ENOTSUP"}),
-        (Rule.BLK_REPORT_ROOM, {"virtio-blk": "S_ZONE_INVALID_CMD", "vduse": "EIO"}),
-        (Rule.SCSI_OPERATION_CODE, {"scsi": "ILLEGAL_REQUEST 20h/00h"}),
-        (Rule.SCSI_MISCOMPARE, {"scsi": "MISCOMPARE 1Dh/00h"}),
-        (Rule.VSCSI_OVERRUN, {"scsi": "S_OVERRUN"}),
-        (Rule.VSCSI_TASK, {"scsi": "S_FUNCTION_REJECTED"}),
-        (Rule.UBLK_OPERATION, {"ublk": "ENOTSUP"}),
-        (Rule.FS_CREATE, {"zonefs": "ENOENT"}),
+        (BlkRule.BLK_TYPE, {"virtio-blk": "S_UNSUPP", "vduse": "ENOTSUP"}),
+        (BlkRule.BLK_REPORT_ROOM, {"virtio-blk": "S_ZONE_INVALID_CMD", "vduse": "EIO"}),
+        (ScsiRule.SCSI_OPERATION_CODE, {"scsi": "ILLEGAL_REQUEST 20h/00h"}),
+        (ScsiRule.SCSI_MISCOMPARE, {"scsi": "MISCOMPARE 1Dh/00h"}),
+        (HostRule.VSCSI_OVERRUN, {"scsi": "S_OVERRUN"}),
+        (HostRule.VSCSI_TASK, {"scsi": "S_FUNCTION_REJECTED"}),
+        (UblkRule.UBLK_OPERATION, {"ublk": "ENOTSUP"}),
+        (ZonefsRule.FS_CREATE, {"zonefs": "ENOENT"}),
     ],
 )
 def test_requests_that_are_no_operation(rule: Rule, expected: dict[str, str]) -> None:
-    assert answers(refusal(rule, Status.UNSUPPORTED, None)) == expected
+    assert EXPLAINER.answers(refusal(rule, Status.UNSUPPORTED, None)) == expected
 
 
 def test_every_rule_of_a_front_ends_own_is_met_there_only() -> None:
-    for rule in Rule:
-        front_ends = answers(refusal(rule, Status.UNSUPPORTED, None)).keys()
-        if rule >= 100 and rule is not Rule.CONTESTED:
+    for rule in EXPLAINER.rules.values():
+        front_ends = EXPLAINER.answers(refusal(rule, Status.UNSUPPORTED, None)).keys()
+        if not isinstance(rule, DeviceRule):
             prefix, _, _ = rule.name.partition("_")
             expected = {
                 "FS": {"zonefs"}, "BLK": {"virtio-blk", "vduse"}, "SCSI": {"scsi"}, "VSCSI": {"scsi"}, "UBLK": {"ublk"},
@@ -105,3 +130,121 @@ def test_every_rule_of_a_front_ends_own_is_met_there_only() -> None:
             assert front_ends == expected, rule.name
         else:
             assert front_ends == {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}, rule.name
+
+
+# -- all rules together ---------------------------------------------------------------------------------------------
+
+
+def rules_of_packages() -> dict[str, list[Rule]]:
+    """Return package -> the rules that its module rules.py states."""
+    found = {}
+    for path in sorted((ROOT / "zonefs_emu").glob("*/rules.py")):
+        package = path.parent.name
+        module = importlib.import_module(f"zonefs_emu.{package}.rules")
+        kinds = [
+            kind
+            for kind in vars(module).values()
+            if isinstance(kind, type) and issubclass(kind, Rule) and kind.__module__ == module.__name__
+        ]
+        found[package] = [rule for kind in kinds for rule in kind]
+    return found
+
+
+RULES: Final = rules_of_packages()
+
+
+def documented_ranges() -> Iterator[tuple[str, range]]:
+    """Yield package and range of numbers for each row of the table in the docs."""
+    text = (ROOT / "docs/errors.md").read_text()
+    for first, last, package in re.findall(r"^\| (\d+) to (\d+) \| `(\w+)` \|", text, re.MULTILINE):
+        yield package, range(int(first), int(last) + 1)
+
+
+def test_what_a_package_states_is_joined() -> None:
+    """Every refusal can be explained: a rule is a member of an enumeration, and there are no others."""
+    assert {rule for rules in RULES.values() for rule in rules} == set(EXPLAINER.rules.values())
+    for rule in EXPLAINER.rules.values():
+        assert EXPLAINER.name(refusal(rule, Status.IO_ERROR, None)) == rule.name
+        assert rule.sentence
+        assert rule.clause
+        assert not rule.sentence.endswith(".")
+        assert ";" not in rule.sentence, "explain() joins its parts with semicolons"
+
+
+def test_numbers_names_and_sentences_are_unique() -> None:
+    rules = [rule for rules in RULES.values() for rule in rules]
+    for values in ([rule.value for rule in rules], [rule.name for rule in rules], [rule.sentence for rule in rules]):
+        assert len(set(values)) == len(rules)
+
+
+def test_each_package_keeps_to_its_documented_numbers() -> None:
+    ranges = list(documented_ranges())
+    numbers = [number for _, range_ in ranges for number in range_]
+    assert len(set(numbers)) == len(numbers), "ranges overlap"
+    for package, rules in RULES.items():
+        own = {number for owner, range_ in ranges if owner == package for number in range_}
+        assert {rule.value for rule in rules} <= own, package
+    assert max(numbers) < 1 << 16, "an image has 16 bits for them"
+
+
+# -- a front-end of somebody else -----------------------------------------------------------------------------------
+
+
+class ToyRule(Rule):
+    TOY_COLOUR = 60000, "a toy has three colours", "the toy's manual"
+
+
+TOY: Final = FrontEndAnswers(
+    name="toy",
+    of_status=lambda status, _operation: f"TOY_{status.name}",
+    of_rule={ToyRule.TOY_COLOUR: "TOY_SORRY"},
+)
+
+
+def why(image: Path) -> tuple[Json, Json, Json]:
+    """Return rule, answers and sentence of the last refusal on *image*."""
+    with open_target(image) as target:
+        refusals = call(target, {"verb": "why"})[0]["refusals"]
+    assert isinstance(refusals, list)
+    (said,) = refusals
+    assert isinstance(said, dict)
+    return said["rule"], said["answers"], said["sentence"]
+
+
+def test_a_front_end_brings_its_rules_and_no_layer_below_changes(image: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = []
+
+    async def toy(session: Session, *, task_status: trio.TaskStatus[None]) -> None:
+        port = session.device.port("toy", VIRTIO)
+        task_status.started()
+        port.refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
+        said.append(await trio.to_thread.run_sync(why, image))
+
+    run(image, [toy], ready=lambda: None, owner="a toy", explainer=Explainer([*FRONT_ENDS, TOY]))
+    expected = (
+        "toy: paint it green was refused (UNSUPPORTED): a toy has three colours [the toy's manual]; "
+        "answered as TOY_SORRY (toy)"
+    )
+    assert expected in caplog.messages
+    assert said == [("TOY_COLOUR", {"toy": "TOY_SORRY"}, expected)]
+
+
+def test_it_answers_to_the_rules_of_the_device_too() -> None:
+    explainer = Explainer([TOY])
+    assert explainer.answers(refusal(DeviceRule.ZONE_FULL, Status.ZONE_FULL, None)) == {"toy": "TOY_ZONE_FULL"}
+
+
+def test_a_rule_of_a_later_version_is_shown_as_such(image: Path) -> None:
+    with closing(ZonedDevice.open(image)) as device:
+        device.port("toy", VIRTIO).refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
+    sentence = "toy: paint it green was refused (UNSUPPORTED): by rule 60000, which only a later version knows"
+    assert why(image) == ("RULE_60000", {}, sentence)
+
+
+def test_two_rules_of_one_number_are_a_bug() -> None:
+    class OtherRule(Rule):
+        OTHER = 60000, "another", "elsewhere"
+
+    other = FrontEndAnswers(name="other", of_status=TOY.of_status, of_rule={OtherRule.OTHER: "NO"})
+    with pytest.raises(AssertionError, match="60000"):
+        Explainer([TOY, other])

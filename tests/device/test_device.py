@@ -13,9 +13,10 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.faults import FAULTY, Effect, Fault
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule
 from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
@@ -189,10 +190,10 @@ def test_a_refused_command_returns_its_status_and_changes_nothing(
     assert not any(device.image.old_extents)
     refusal = port.last_refusal
     assert refusal is not None
-    assert (refusal.status, refusal.rule, refusal.front_end) == (status, Rule(status), "test")
+    assert (refusal.status, refusal.rule, refusal.front_end) == (status, RULE_OF_STATUS[status], "test")
     (logged,) = device.refusals.last(10)
     assert (logged.seq, logged.status, logged.zone_no) == (1, status, refusal.zone_no)
-    assert device.explain(logged).startswith("test: ")
+    assert EXPLAINER.explain(logged, device.geometry).startswith("test: ")
     assert device.statistics()["refused"] == 1
 
 
@@ -248,7 +249,7 @@ def test_limits_of_resources_name_their_holders(device: ZonedDevice, port: Port)
     assert list(port.last_refusal.holders) == [3, 5]
     assert port.manage(OPEN, 384) == Status.ACTIVE_RESOURCE
     assert list(port.last_refusal.holders) == [2, 3, 5]
-    assert device.explain(port.last_refusal).count("3 zones are active: 2, 3, 5") == 1
+    assert EXPLAINER.explain(port.last_refusal, device.geometry).count("3 zones are active: 2, 3, 5") == 1
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -439,7 +440,7 @@ def test_buffers_that_are_gone_fail_the_command_and_leave_the_image_alone(
         assert port.zone(2).wp == start + 8
         assert device.image.backing.pread(4096, (start + 8) * 512) == bytes(4096), "given back"
     assert port.read(start, 8, [memoryview(gone)[4096 : 2 * 4096]]) == Status.IO_ERROR
-    assert {refusal.rule for refusal in device.refusals.last(9)} == {Rule.LOST_BUFFER}
+    assert {refusal.rule for refusal in device.refusals.last(9)} == {DeviceRule.LOST_BUFFER}
     assert device.image.poison is None
     assert port.write(at, 8, [b"b" * 4096]) == Status.OK
     os.close(fd)
@@ -470,7 +471,7 @@ def test_a_write_to_a_full_host_changes_nothing(
     assert write(port, 320, 4, generation=1) == Status.NO_SPACE
     assert [tuple(zone) for zone in port.report(0, 100)] == before
     assert port.last_refusal is not None
-    assert "reset zones and flush" in device.explain(port.last_refusal)
+    assert "reset zones and flush" in EXPLAINER.explain(port.last_refusal, device.geometry)
     assert port.flush() == Status.OK
     assert port.manage(FINISH, 128) == Status.OK
     assert read(port, 128, 8) == pattern(128, 4) + bytes(4 * 512)
@@ -515,7 +516,7 @@ def test_a_device_that_is_open_for_reading(make_device: Maker) -> None:
     # The refusals of the past can be read; those of a reader are kept for itself.
     assert [refusal.status for refusal in device.refusals.last(10)] == [Status.UNALIGNED_WP]
     assert port.last_refusal is not None
-    assert "the image is open read-only" in device.explain(port.last_refusal)
+    assert "the image is open read-only" in EXPLAINER.explain(port.last_refusal, device.geometry)
 
 
 # -- settling -------------------------------------------------------------------------------------------------------
@@ -553,7 +554,7 @@ def test_settling_that_the_host_fails(device: ZonedDevice, port: Port, monkeypat
     assert write(port, 128, 4) == Status.IO_ERROR
     assert port.append(128, 4, [bytes(2048)]) == (Status.POISONED, 128)
     assert port.last_refusal is not None
-    assert "unmount it and mount it" in device.explain(port.last_refusal)
+    assert "unmount it and mount it" in EXPLAINER.explain(port.last_refusal, device.geometry)
     assert port.zone(2).wp == 128
 
 
@@ -921,7 +922,7 @@ def test_every_command_ends_in_a_status(  # noqa: PLR0917  (all are drawn)
         if status and operation is not Operation.FLUSH:
             refusal = port.last_refusal
             assert refusal is not None
-            assert numbered.explain(refusal)
+            assert EXPLAINER.explain(refusal, numbered.geometry)
             assert numbered.refusals.last(1)[0].status is status
         assert isinstance(port.has_pending_reset(abs(sector) // 64), bool)
         assert len(port.report(abs(sector), number)) <= 8
@@ -990,8 +991,8 @@ def test_a_file_that_is_lost_is_an_io_error_and_one_line(
         assert each.write(136, 4, [bytes(2048)]) is Status.IO_ERROR
         assert each.manage(RESET, 128) is Status.IO_ERROR
         assert each.flush() is Status.IO_ERROR
-    assert device.refusals.last(1)[0].rule is Rule.LOST
-    assert "restore it from a copy" in device.explain(device.refusals.last(1)[0])
+    assert device.refusals.last(1)[0].rule == DeviceRule.LOST
+    assert "restore it from a copy" in EXPLAINER.explain(device.refusals.last(1)[0], device.geometry)
     assert device.image.poison == LOST
     assert [record.levelname for record in caplog.records].count("ERROR") == 1
     assert device.unforeseen.observers_off == {}

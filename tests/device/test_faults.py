@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
 from zonefs_emu.errors import Status, UsageError
@@ -275,7 +276,7 @@ def test_a_write_fails_without_advance_and_the_next_succeeds(device: ZonedDevice
     assert port.write(ZONE + 8, 8, (bytes(4096),)) is Status.IO_ERROR
     assert port.zone(2).wp == ZONE + 8
     assert port.last_refusal is not None
-    assert "a fault was injected" in device.explain(port.last_refusal)
+    assert "a fault was injected" in EXPLAINER.explain(port.last_refusal, device.geometry)
     assert port.write(ZONE + 8, 8, (bytes(4096),)) is Status.OK
 
 

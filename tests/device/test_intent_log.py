@@ -8,7 +8,7 @@ import pytest
 from tests.vhost_user.serving import ZONE, create
 from zonefs_emu.device.device import ALL_ZONES, Port, ZonedDevice
 from zonefs_emu.device.intent_log import Intent, Intents, is_done
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
@@ -204,7 +204,7 @@ def test_contested_zones_are_not_guessed_at(port: Port, notes: Notes) -> None:
     notes.intent = intent(Operation.RESET, 0, ALL_ZONES, committed=False)
     assert port.manage_all(Operation.RESET) is Status.IO_ERROR
     assert port.last_refusal is not None
-    assert port.last_refusal.rule is Rule.CONTESTED
+    assert port.last_refusal.rule == DeviceRule.CONTESTED
     notes.intent = intent(Operation.APPEND, nine, 1, committed=True)
     assert port.append(nine, 1, [bytes(512)]) == (Status.OK, nine), "what is marked needs no guess"
 
@@ -234,5 +234,5 @@ def test_a_write_to_a_contested_sequential_zone_is_not_guessed_at(port: Port, no
     notes.intent = intent(Operation.WRITE, nine, 1, committed=False)
     assert port.write(nine, 1, [bytes(512)]) is Status.IO_ERROR
     assert port.last_refusal is not None
-    assert port.last_refusal.rule is Rule.CONTESTED
+    assert port.last_refusal.rule == DeviceRule.CONTESTED
     assert port.zone(9).wp == nine

@@ -1,30 +1,33 @@
-"""Rules are kept in images by number and shown to people by sentence."""
+"""The device's own rules. Those of all packages together are looked at by daemon/test_answers.py."""
+
+from enum import unique
 
 import pytest
 
-from zonefs_emu.device.rules import RULES, Rule
+from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule, Rule
 from zonefs_emu.errors import Status
 
 
 def test_every_status_of_a_refusal_is_a_rule_of_the_same_number() -> None:
     assert {status.name: status.value for status in Status if status} == {
-        rule.name: rule.value for rule in Rule if rule.value < 90
+        rule.name: rule.value for rule in DeviceRule if rule.value < 90
     }
+    assert all(rule.value == status.value and rule.name == status.name for status, rule in RULE_OF_STATUS.items())
+    assert set(RULE_OF_STATUS) == set(Status) - {Status.OK}
 
 
-def test_numbers_of_front_ends_never_become_a_status() -> None:
-    assert all(rule.value < 1 << 16 for rule in Rule)
-    assert max(Status) < 90
+def test_a_rule_is_its_number_and_has_its_texts() -> None:
+    class ToyRule(Rule):
+        TOY = 7, "what holds", "where that is written"
+
+    assert (ToyRule.TOY, ToyRule.TOY.value, ToyRule.TOY.name) == (7, 7, "TOY")
+    assert (ToyRule.TOY.sentence, ToyRule.TOY.clause) == ("what holds", "where that is written")
 
 
-@pytest.mark.parametrize("rule", Rule)
-def test_every_rule_has_a_sentence_and_a_source(rule: Rule) -> None:
-    text = RULES[rule]
-    assert text.clause
-    assert not text.sentence.endswith(".")
-    assert ";" not in text.sentence, "explain() joins its parts with semicolons"
+def test_a_package_cannot_use_a_number_twice() -> None:
+    with pytest.raises(ValueError, match="duplicate values"):
 
-
-def test_no_rule_is_explained_twice() -> None:
-    sentences = [text.sentence for text in RULES.values()]
-    assert len(set(sentences)) == len(sentences) == len(Rule)
+        @unique
+        class _Rule(Rule):
+            ONE = 7, "one", "here"
+            OTHER = 7, "other", "there"

@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 
 import zonefs_emu
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.dump import dump
@@ -22,7 +23,7 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.oplog import record
 from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
@@ -89,7 +90,7 @@ def asked(port: Port) -> Iterator[object]:
     buffer = bytearray(8192)
     yield port.read(ZONE, 16, [buffer])
     yield bytes(buffer)
-    yield port.refuse(Rule.UNSUPPORTED, None, Status.UNSUPPORTED, request="a request \udcff of bytes")
+    yield port.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="a request \udcff of bytes")
     port.power_cycle()
     yield port.manage_all(Operation.RESET)
     yield port.flush()
@@ -262,10 +263,13 @@ def test_counters_that_cannot_be_read_do_not_keep_an_image_shut(
 def test_text_that_is_no_utf_8_is_noted(tmp_path: Path) -> None:
     device = opened(tmp_path / "image")
     port = device.port("front\udcffend\0", VIRTIO)
-    assert port.refuse(Rule.UNSUPPORTED, None, Status.UNSUPPORTED, request="CDB \ud800 \0 €" * 50) is Status.UNSUPPORTED
+    assert (
+        port.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="CDB \ud800 \0 €" * 50)
+        is Status.UNSUPPORTED
+    )
     (refusal,) = device.refusals.last(1)
     assert (refusal.front_end, refusal.request[:11]) == ("front\\udcffend", "CDB \\ud800 ")
-    assert device.explain(refusal)
+    assert EXPLAINER.explain(refusal, device.geometry)
     assert device.unforeseen.observers_off == {}
     device.close()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.unforeseen import REPORT_END, REPORT_VARIABLE
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -28,9 +29,9 @@ def test_it_is_noted_counted_and_answered(device: ZonedDevice, expect_warning: E
     status = device.unforeseen.contain("guest", "read of queue 2", raised())
     assert status is Status.IO_ERROR
     (refusal,) = device.refusals.last(10)
-    assert (refusal.rule, refusal.status, refusal.front_end) == (Rule.INTERNAL, Status.IO_ERROR, "guest")
+    assert (refusal.rule, refusal.status, refusal.front_end) == (DeviceRule.INTERNAL, Status.IO_ERROR, "guest")
     assert refusal.request.startswith("TypeError at test_unforeseen.py:")
-    assert "read of queue 2" in device.explain(refusal)
+    assert "read of queue 2" in EXPLAINER.explain(refusal, device.geometry)
     assert device.statistics()["internal_errors"] == 1
 
 
@@ -91,7 +92,7 @@ def test_the_place_in_the_image_is_a_clean_refusal(device: ZonedDevice, expect_w
     for number in range(500):
         device.unforeseen.contain("guest", f"request {number}", raised())
     kept = [refusal.rule for refusal in device.refusals.last(1000)]
-    assert kept.count(Rule.NOT_ZONE_START) == 5
+    assert kept.count(DeviceRule.NOT_ZONE_START) == 5
 
 
 def test_an_observer_is_reported_once(device: ZonedDevice, expect_warning: ExpectWarning) -> None:

@@ -22,7 +22,7 @@ from tests.fs.test_mount import wait_until
 from tests.fs.test_operations import CTX, Kernel
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.fs import boundary, mount as mount_module
 from zonefs_emu.fs.boundary import HANDLERS
 from zonefs_emu.fs.operations import ZonefsOperations
@@ -74,7 +74,7 @@ async def test_each_handler_answers_eio_and_goes_on(
         assert caught.value.errno == errno.EIO
     assert nr_contained(bench) == 1
     refusal = bench.device.refusals.last(1)[0]
-    assert (refusal.front_end, refusal.rule) == ("zonefs", Rule.INTERNAL)
+    assert (refusal.front_end, refusal.rule) == ("zonefs", DeviceRule.INTERNAL)
     assert (await operations.statfs(CTX)).f_namemax == 16
 
 

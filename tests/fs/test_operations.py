@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, Bench, blocks, cnv, geometry, seq
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.fs.operations import KEPT_SECONDS, ZonefsOperations
 from zonefs_emu.fs.tree import ROOT_NODE_ID, ZONE_1_NODE_ID
@@ -143,7 +144,7 @@ async def test_the_tree_is_fixed(kernel: Kernel) -> None:
     assert await operations.listxattr(2, CTX) == []
     # Looking for a name that is not there is no refusal, nor is asking for an attribute.
     device = kernel.bench.device
-    assert [(refusal.rule.name, refusal.request) for refusal in device.refusals.last(20)] == [
+    assert [(EXPLAINER.name(refusal), refusal.request) for refusal in device.refusals.last(20)] == [
         ("FS_CREATE", "creating 'new'"),
         ("FS_CREATE", "creating 'new'"),
         ("FS_CREATE", "creating 'new'"),
@@ -157,7 +158,7 @@ async def test_the_tree_is_fixed(kernel: Kernel) -> None:
         ("FS_XATTR", "a change of the extended attribute 'user.a'"),
         ("FS_XATTR", "a change of the extended attribute 'user.a'"),
     ]
-    assert device.explain(device.refusals.last(20)[0]) == (
+    assert EXPLAINER.explain(device.refusals.last(20)[0], device.geometry) == (
         "zonefs: creating 'new' was refused (UNSUPPORTED): ENOENT, there is one file for each zone, and no other can "
         "be created [zonefs.rst, Zone type sub-directories]"
     )
@@ -231,7 +232,7 @@ async def test_setattr_of_directories(kernel: Kernel, node: int) -> None:
             await kernel.setattr(node, mode=stat.S_IFDIR | mode)
     with fails(errno.EISDIR):
         await kernel.setattr(node, size=0)
-    rules = [refusal.rule.name for refusal in kernel.bench.device.refusals.last(10)]
+    rules = [EXPLAINER.name(refusal) for refusal in kernel.bench.device.refusals.last(10)]
     assert rules == ["FS_DIRECTORY_MODE"] * 4 + ["FS_DIRECTORY_SIZE"]
 
 

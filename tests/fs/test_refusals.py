@@ -2,9 +2,9 @@
 
 import errno
 
-from zonefs_emu.device.rules import RULES, Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES, FileError
+from zonefs_emu.fs.rules import ZonefsRule
 
 
 def test_every_status_has_an_errno() -> None:
@@ -19,10 +19,10 @@ def test_every_status_has_an_errno() -> None:
 
 
 def test_every_rule_of_zonefs_says_its_errno() -> None:
-    assert set(FS_RULES) == {rule for rule in Rule if rule.name.startswith("FS_")}
+    assert set(FS_RULES) == set(ZonefsRule)
     for rule, (status, number) in FS_RULES.items():
         assert status
-        assert RULES[rule].sentence.startswith(errno.errorcode[number] + ", ")
+        assert rule.sentence.startswith(errno.errorcode[number] + ", ")
 
 
 def test_the_error_names_its_errno() -> None:

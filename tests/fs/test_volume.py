@@ -23,12 +23,13 @@ from tests.fs.conftest import (
     refused,
     seq,
 )
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import BadMagicError, CorruptImageError, Status, UsageError
 from zonefs_emu.fs import mkfs, volume
 from zonefs_emu.fs.options import ErrorPolicy, parse_options
+from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.superblock import SuperBlock, encode
 from zonefs_emu.fs.volume import Handle, Volume, ZoneFile
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -974,9 +975,9 @@ def test_refusals_are_explained(bench: Bench) -> None:
             mounted.write(handle, 0, blocks(1))
     last = bench.device.refusals.last(10)
     assert [(refusal.rule, refusal.status, refusal.zone_no) for refusal in last] == [
-        (Rule.FS_DIRECT_ONLY, Status.UNSUPPORTED, 2)
+        (ZonefsRule.FS_DIRECT_ONLY, Status.UNSUPPORTED, 2)
     ] * 3
-    assert bench.device.explain(last[0]) == (
+    assert EXPLAINER.explain(last[0], bench.device.geometry) == (
         "zonefs: write of 8 sectors at sector 256 was refused (UNSUPPORTED): EIO, a sequential file must be opened "
         "with O_DIRECT to be written; zone 2 is EMPTY with wp at sector 256 and its capacity ends at sector 384 "
         "[zonefs.rst, Sequential zone files]"

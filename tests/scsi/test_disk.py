@@ -15,13 +15,15 @@ from tests.scsi.disks import (
     from_hex,
     new_initiator,
 )
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.daemon.answers import EXPLAINER
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import commands
 from zonefs_emu.scsi.commands import COMMANDS, ENQUIRIES
 from zonefs_emu.scsi.disk import GOOD, ScsiStatus, first_bytes, nothing_transferred, reply
+from zonefs_emu.scsi.rules import ScsiRule
 
 LBA_OUT_OF_RANGE = (0x5, 0x21, 0x00)
 UNALIGNED_WRITE = (0x5, 0x21, 0x04)
@@ -200,7 +202,7 @@ def test_maximum_transfer_length() -> None:
             cdb = struct.pack(">BBQIBB", opcode, 0, 0, 65537, 0, 0)
             assert disk.send(cdb).code == INVALID_FIELD
             assert disk.port.last_refusal is not None
-            assert disk.port.last_refusal.rule is Rule.SCSI_TRANSFER_LENGTH
+            assert disk.port.last_refusal.rule == ScsiRule.SCSI_TRANSFER_LENGTH
         assert disk.read(0, 65536).code is None
 
 
@@ -229,7 +231,7 @@ def test_reads_and_zones(geometry: Geometry) -> None:
         assert disk.read(zone - 1, 2).code is None
         assert disk.read(2 * zone - 1, 2).code == READ_BOUNDARY
         assert disk.port.last_refusal is not None
-        assert disk.port.last_refusal.rule is Rule.SCSI_READ_TYPES
+        assert disk.port.last_refusal.rule == ScsiRule.SCSI_READ_TYPES
         disk.port.set_cond(3, Condition.OFFLINE)
         assert disk.read(3 * zone, 1).code == ZONE_OFFLINE
         assert disk.read(3 * zone - 1, 2).code == ZONE_OFFLINE
@@ -295,8 +297,8 @@ def test_gap_zones_are_read_as_zeros_and_never_written(geometry: Geometry, zone_
             for lba in (gap, last):
                 assert disk.write(lba, 1).code == GAP
                 assert disk.port.last_refusal is not None
-                assert disk.port.last_refusal.rule is Rule.SCSI_GAP
-                assert "gap zone" in disk.device.explain(disk.port.last_refusal)
+                assert disk.port.last_refusal.rule == ScsiRule.SCSI_GAP
+                assert "gap zone" in EXPLAINER.explain(disk.port.last_refusal, disk.device.geometry)
             assert disk.write(gap - 1, 2).code == (INVALID_FIELD if fill_first else WRITE_BOUNDARY)
         assert disk.read(gap, 1).data == zeros
 
@@ -368,7 +370,7 @@ def test_a_gap_zone_cannot_be_opened() -> None:
             00 00 00      # 15 no field pointer
         """)
         (refusal,) = disk.device.refusals.last(10)
-        assert disk.device.explain(refusal).startswith(
+        assert EXPLAINER.explain(refusal, disk.device.geometry).startswith(
             "scsi: open at sector 3584 was refused (NOT_ZONE_START): between a zone's capacity and the next zone lies a"
             " gap zone, which can only be read, as zeros; zone 1 is EMPTY"
         )
@@ -383,11 +385,11 @@ def test_zone_commands_to_gap_zones(geometry: Geometry, zone_no: int) -> None:
             for count in (0, 1, 2):
                 assert disk.zone_command(action, gap, count=count).code == GAP
                 assert disk.port.last_refusal is not None
-                assert disk.port.last_refusal.rule is Rule.SCSI_GAP
+                assert disk.port.last_refusal.rule == ScsiRule.SCSI_GAP
             # No zone starts there, not even a gap zone.
             assert disk.zone_command(action, gap + 1).code == INVALID_FIELD
             assert disk.port.last_refusal is not None
-            assert disk.port.last_refusal.rule is Rule.NOT_ZONE_START
+            assert disk.port.last_refusal.rule == DeviceRule.NOT_ZONE_START
         assert disk.report() == zones
         # The ZONE ID is ignored, even if it is a gap zone's.
         assert disk.finish(gap, everywhere=True).code is None
@@ -595,7 +597,7 @@ def test_read_only_image() -> None:
         assert disk.read(0, 1).code is None
         assert disk.write(0, 1).code == WRITE_PROTECTED
         assert disk.port.last_refusal is not None
-        assert disk.port.last_refusal.rule is Rule.SCSI_WRITE_PROTECTED
+        assert disk.port.last_refusal.rule == ScsiRule.SCSI_WRITE_PROTECTED
         for command in (disk.open, disk.close, disk.finish, disk.reset):
             assert command(2 * ZONE).code == WRITE_PROTECTED
         assert disk.send(bytes.fromhex("1a 08 3f 00 ff 00"), room=255).data[2] == 0x90
@@ -901,7 +903,7 @@ def test_malformed_commands_are_explained(cdb: bytes, out: bytes, sentence: str,
     with new_initiator(MIXED) as disk:
         disk.send(cdb, out=out)
         (refusal,) = disk.device.refusals.last(10)
-        text = disk.device.explain(refusal)
+        text = EXPLAINER.explain(refusal, disk.device.geometry)
         assert text.startswith(f"scsi: {sentence}")
         assert text.endswith(f" [{clause}]")
         assert (refusal.zone_no, refusal.operation) == (-1, None)

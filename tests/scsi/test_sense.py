@@ -1,9 +1,9 @@
 import pytest
 
 from tests.scsi.disks import from_hex
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import sense
+from zonefs_emu.scsi.rules import ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense, SenseKey, encode
 
 
@@ -35,7 +35,7 @@ def test_codes_that_linux_and_libzbc_look_for(status: Status, code: tuple[int, i
 
 
 def test_every_rule_of_the_disks_own_has_its_sense() -> None:
-    assert set(SENSE_OF_RULE) == {rule for rule in Rule if rule.name.startswith("SCSI_")}
+    assert set(SENSE_OF_RULE) == set(ScsiRule)
 
 
 def test_fixed_format() -> None:

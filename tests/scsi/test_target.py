@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.scsi.disks import MIXED, ZONE, new_device, new_initiator
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import sense
@@ -118,12 +119,12 @@ def test_commands_to_absent_logical_units_are_explained() -> None:
     with new_initiator(MIXED) as disk:
         for lun in (7, NO_LUN, REPORT_LUNS_WLUN):
             disk.send(read, room=512, lun=lun)
-        assert [(refusal.rule.name, refusal.request) for refusal in disk.device.refusals.last(10)] == [
+        assert [(EXPLAINER.name(refusal), refusal.request) for refusal in disk.device.refusals.last(10)] == [
             ("SCSI_LUN", "READ(6) (CDB 08 00 00 00 01 00, LUN 7)"),
             ("SCSI_LUN", "READ(6) (CDB 08 00 00 00 01 00, a LUN that addresses nothing)"),
             ("SCSI_OPERATION_CODE", "READ(6) (CDB 08 00 00 00 01 00, to the REPORT LUNS unit)"),
         ]
-        assert disk.device.explain(disk.device.refusals.last(10)[0]) == (
+        assert EXPLAINER.explain(disk.device.refusals.last(10)[0], disk.device.geometry) == (
             "scsi: READ(6) (CDB 08 00 00 00 01 00, LUN 7) was refused (UNSUPPORTED): the target has a disk at LUN 0 "
             "and the REPORT LUNS well-known logical unit, and no other [SPC-4 LOGICAL UNIT NOT SUPPORTED]"
         )

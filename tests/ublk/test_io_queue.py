@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
@@ -88,7 +89,7 @@ def test_refused_writes_are_io_errors_with_a_reason(driver: Driver, sector: int)
     refusal = driver.port.last_refusal
     assert refusal is not None
     assert refusal.status in (Status.UNALIGNED_WP, Status.UNALIGNED)
-    assert "ublk: write of 4 sectors" in driver.device.explain(refusal)
+    assert "ublk: write of 4 sectors" in EXPLAINER.explain(refusal, driver.device.geometry)
 
 
 def test_management(driver: Driver) -> None:
@@ -125,7 +126,7 @@ def test_report(driver: Driver) -> None:
 def test_what_is_not_offered(driver: Driver) -> None:
     assert driver.ask(Request.DISCARD, ZONE, 4) == -errno.EOPNOTSUPP
     assert driver.ask(Request.WRITE_ZEROES, ZONE, 4) == -errno.EOPNOTSUPP
-    assert [driver.device.explain(refusal) for refusal in driver.device.refusals.last(10)] == [
+    assert [EXPLAINER.explain(refusal, driver.device.geometry) for refusal in driver.device.refusals.last(10)] == [
         f"ublk: operation {number} was refused (UNSUPPORTED): the kernel asks for reads, writes, flushes and zone "
         "operations, as the device was set up [Linux include/uapi/linux/ublk_cmd.h, UBLK_IO_OP_*]"
         for number in (3, 5)
@@ -137,7 +138,7 @@ def test_data_that_the_kernel_does_not_give(driver: Driver) -> None:
     assert driver.ask(Request.WRITE, ZONE, 4) == -errno.EIO
     assert driver.port.zone(1).cond is Condition.EMPTY
     (refusal,) = driver.device.refusals.last(10)
-    assert driver.device.explain(refusal) == (
+    assert EXPLAINER.explain(refusal, driver.device.geometry) == (
         f"ublk: write of 4 sectors at sector {ZONE} was refused (IO_ERROR): the kernel did not give or take the data "
         "of the request [Linux Documentation/block/ublk.rst, UBLK_F_USER_COPY]"
     )

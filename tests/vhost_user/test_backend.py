@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
@@ -255,7 +255,7 @@ def test_a_bug_costs_the_request_that_meets_it(
         queue.kick()
         assert [queue.wait(number)[1][-1][0] for number in numbers] == [blk.S_IOERR, blk.S_OK, blk.S_OK]
     assert device.statistics()["internal_errors"] == 1
-    assert device.refusals.last(1)[0].rule is Rule.INTERNAL
+    assert device.refusals.last(1)[0].rule == DeviceRule.INTERNAL
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from tests.vhost_user.serving import Daemon, blk_device, create
 from zonefs_emu.device import device as device_module
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
@@ -331,7 +331,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
             guest.queue.reap()
             assert guest.queue._collect(number)[1][-1][0] == blk.S_IOERR
             assert life.virtio_device.port.last_refusal is not None
-            assert life.virtio_device.port.last_refusal.rule is Rule.CONTESTED
+            assert life.virtio_device.port.last_refusal.rule == DeviceRule.CONTESTED
             life.device.close()
             guest.close()
             return

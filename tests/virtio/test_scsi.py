@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.vhost_user.serving import ZONE
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.commands import ENQUIRIES
+from zonefs_emu.scsi.rules import HostRule
 from zonefs_emu.scsi.target import Target
 from zonefs_emu.virtio.handler import Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
@@ -183,17 +184,17 @@ def test_events_wait_for_a_driver_that_wants_them() -> None:
 
 
 LAST_HOLDS = {
-    Response.OVERRUN: Rule.VSCSI_OVERRUN,
-    Response.BAD_TARGET: Rule.VSCSI_TARGET,
-    Response.FUNCTION_REJECTED: Rule.VSCSI_TASK,
-    Response.INCORRECT_LUN: Rule.VSCSI_TASK_LUN,
-    Response.FAILURE: Rule.VSCSI_OVERSIZED,
+    Response.OVERRUN: HostRule.VSCSI_OVERRUN,
+    Response.BAD_TARGET: HostRule.VSCSI_TARGET,
+    Response.FUNCTION_REJECTED: HostRule.VSCSI_TASK,
+    Response.INCORRECT_LUN: HostRule.VSCSI_TASK_LUN,
+    Response.FAILURE: HostRule.VSCSI_OVERSIZED,
 }
 
 
 def test_every_rule_on_the_way_has_its_response() -> None:
     assert {response: rule for rule, response in RESPONSE_OF_RULE.items()} == LAST_HOLDS
-    assert set(RESPONSE_OF_RULE) == {rule for rule in Rule if rule.name.startswith("VSCSI_")}
+    assert set(RESPONSE_OF_RULE) == set(HostRule)
 
 
 def test_what_the_host_refuses_is_explained(target: Target, device: ZonedDevice) -> None:
@@ -204,14 +205,14 @@ def test_what_the_host_refuses_is_explained(target: Target, device: ZonedDevice)
     control(target, struct.pack("<II8sQ", 0, 99, DISK, 7), 1)
     control(target, struct.pack("<II8sQ", 0, 5, b"\x01\0\x40\x09" + bytes(4), 7), 1)
     control(target, struct.pack("<II8sQ", 0, 5, b"\x01\x09\x40\0" + bytes(4), 7), 1)
-    assert [(refusal.rule.name, refusal.request) for refusal in device.refusals.last(10)] == [
+    assert [(EXPLAINER.name(refusal), refusal.request) for refusal in device.refusals.last(10)] == [
         ("VSCSI_OVERRUN", f"READ(16) ({cdb}, 512 bytes of buffers)"),
         ("VSCSI_TARGET", f"READ(16) ({cdb})"),
         ("VSCSI_TASK", "task management function 99"),
         ("VSCSI_TASK_LUN", "task management function 5 at LUN 9"),
         ("VSCSI_TARGET", "task management"),
     ]
-    assert device.explain(device.refusals.last(1)[0]) == (
+    assert EXPLAINER.explain(device.refusals.last(1)[0], device.geometry) == (
         "scsi: task management was refused (UNSUPPORTED): the host has one target, which is number 0 "
         "[virtio 1.4 SCSI host, VIRTIO_SCSI_S_BAD_TARGET]"
     )
@@ -284,8 +285,8 @@ def test_a_request_that_is_too_long_is_explained(target: Target, device: ZonedDe
     ):
         queue.refuse_oversized(frame)
     assert [(refusal.rule, refusal.request) for refusal in device.refusals.last(10)] == [
-        (Rule.VSCSI_OVERSIZED, "a request with 671 bytes of buffers"),
-        (Rule.VSCSI_OVERSIZED, "a request with 25 bytes of buffers"),
+        (HostRule.VSCSI_OVERSIZED, "a request with 671 bytes of buffers"),
+        (HostRule.VSCSI_OVERSIZED, "a request with 25 bytes of buffers"),
     ]
 
 

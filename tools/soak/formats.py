@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.oplog import record, replay
@@ -104,7 +105,7 @@ class Formats:
         port.flush()
         device.statistics()
         for refusal in device.refusals.last(10):
-            assert device.explain(refusal)
+            assert EXPLAINER.explain_all(refusal, device.geometry)
         device.close()
 
     def _repair_image(self) -> None:

@@ -1,86 +1,74 @@
-"""What each front-end answers to a refusal: one status, and the codes that applications, guests and drivers see.
+"""Refusals in words: which rule was broken, and what each front-end answers to that.
 
-Built from the front-ends' own tables, so that ``why`` and they cannot disagree.
+The rules of the device and of every front-end are joined here and nowhere below. A front-end's part is a
+:class:`FrontEndAnswers`, made from the tables by which it answers, so that ``why`` and the front-end cannot disagree.
 """
 
-import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES
-from zonefs_emu.model.transitions import Operation
-from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense, sense_of
-from zonefs_emu.ublk.protocol import RESULT_OF_RULE, RESULTS
-from zonefs_emu.virtio import blk
-from zonefs_emu.virtio.scsi import RESPONSE_OF_RULE
+from zonefs_emu.device.refusals import Refusal, explain
+from zonefs_emu.device.rules import DeviceRule, FrontEndAnswers, Rule
+from zonefs_emu.fs.refusals import ANSWERS as ZONEFS_ANSWERS
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.ublk.protocol import ANSWERS as UBLK_ANSWERS
+from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
 
-#: The names of virtio 1.4, block device, "Device Operation", without VIRTIO_BLK_.
-_BLK_NAMES: Final[Mapping[int, str]] = MappingProxyType(
-    {
-        blk.S_OK: "S_OK",
-        blk.S_IOERR: "S_IOERR",
-        blk.S_UNSUPP: "S_UNSUPP",
-        blk.S_ZONE_INVALID_CMD: "S_ZONE_INVALID_CMD",
-        blk.S_ZONE_UNALIGNED_WP: "S_ZONE_UNALIGNED_WP",
-        blk.S_ZONE_OPEN_RESOURCE: "S_ZONE_OPEN_RESOURCE",
-        blk.S_ZONE_ACTIVE_RESOURCE: "S_ZONE_ACTIVE_RESOURCE",
-    }
-)
-#: What users of a virtio disk get from Linux. Source: drivers/block/virtio_blk.c, virtblk_result(), and
-#: block/blk-core.c, blk_errors.
-_ERRNO_OF_BLK: Final[Mapping[int, int]] = MappingProxyType(
-    {
-        blk.S_IOERR: errno.EIO,
-        blk.S_UNSUPP: errno.EOPNOTSUPP,
-        blk.S_ZONE_INVALID_CMD: errno.EIO,
-        blk.S_ZONE_UNALIGNED_WP: errno.EIO,
-        blk.S_ZONE_OPEN_RESOURCE: errno.ETOOMANYREFS,
-        blk.S_ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
-    }
-)
-_DATA: Final = frozenset((Operation.READ, Operation.WRITE, Operation.FLUSH))
+#: The front-ends that zonefs_emu comes with.
+FRONT_ENDS: Final = (ZONEFS_ANSWERS, BLK_ANSWERS, SCSI_ANSWERS, UBLK_ANSWERS, BLK_USER_ANSWERS)
 
 
-def answers(refusal: Refusal) -> dict[str, str]:
-    """Return front-end -> code for each front-end that can meet *refusal*: errno, virtio-blk status, sense.
+class Explainer:
+    """Explains refusals by the rules of the device and of some *front_ends*."""
 
-    Of a block device of this host (ublk, vduse) it is the errno that its user gets. A rule of one front-end's own is
-    met there only.
-    """
-    if refusal.rule in FS_RULES:
-        return {"zonefs": errno.errorcode[FS_RULES[refusal.rule][1]]}
-    if refusal.rule in SENSE_OF_RULE:
-        return {"scsi": _sense_name(SENSE_OF_RULE[refusal.rule])}
-    if refusal.rule in RESPONSE_OF_RULE:
-        return {"scsi": f"S_{RESPONSE_OF_RULE[refusal.rule].name}"}
-    if refusal.rule in blk.STATUS_OF_RULE:
-        return _of_blk(blk.STATUS_OF_RULE[refusal.rule])
-    if refusal.rule in RESULT_OF_RULE:
-        return {"ublk": errno.errorcode[-RESULT_OF_RULE[refusal.rule]]}
-    codes = blk.DATA_STATUS if refusal.operation in _DATA else blk.ZONE_STATUS
-    of_blk = _of_blk(codes[refusal.status])
-    return {
-        "zonefs": errno.errorcode[ERRNO_OF[refusal.status]],
-        "virtio-blk": of_blk["virtio-blk"],
-        "scsi": _sense_name(sense_of(refusal.status, refusal.operation)),
-        "ublk": errno.errorcode[-RESULTS[refusal.status]],
-        "vduse": of_blk["vduse"],
-    }
+    def __init__(self, front_ends: Iterable[FrontEndAnswers] = FRONT_ENDS) -> None:
+        self._front_ends = tuple(front_ends)
+        rules: dict[int, Rule] = {rule.value: rule for rule in DeviceRule}
+        for front_end in self._front_ends:
+            for rule in front_end.of_rule:
+                other = rules.setdefault(rule.value, rule)
+                if other is not rule:
+                    raise AssertionError(f"{rule!r} has the number of {other!r}")
+        #: All rules, by the number that images keep.
+        self.rules: Mapping[int, Rule] = MappingProxyType(rules)
+
+    def name(self, refusal: Refusal) -> str:
+        """Return the name of the rule that *refusal* is by; one of a later version is named by its number."""
+        rule = self.rules.get(refusal.rule)
+        return f"RULE_{refusal.rule}" if rule is None else rule.name
+
+    def answers(self, refusal: Refusal) -> dict[str, str]:
+        """Return front-end -> answer for each front-end that can meet *refusal*: errno, virtio-blk status, sense.
+
+        A front-end's own rule is met there only. There is no answer to a rule of a later version: which front-ends can
+        meet it is unknown.
+        """
+        rule = self.rules.get(refusal.rule)
+        if rule is None:
+            return {}
+        if isinstance(rule, DeviceRule):
+            return {each.name: each.of_status(refusal.status, refusal.operation) for each in self._front_ends}
+        return {each.name: each.of_rule[rule] for each in self._front_ends if rule in each.of_rule}
+
+    def explain(self, refusal: Refusal, geometry: Geometry) -> str:
+        """Return one sentence that says what was asked, what stood against it, and where that is written."""
+        return explain(refusal, geometry, self.rules)
+
+    def explain_all(self, refusal: Refusal, geometry: Geometry) -> str:
+        """Return the same sentence, and what the front-ends answer."""
+        sentence = self.explain(refusal, geometry)
+        codes = self.answers(refusal)
+        return f"{sentence}; {_sentence(codes)}" if codes else sentence
 
 
-def _of_blk(code: int) -> dict[str, str]:
-    return {"virtio-blk": _BLK_NAMES[code], "vduse": errno.errorcode[_ERRNO_OF_BLK[code]]}
+#: Explains the refusals of the front-ends that zonefs_emu comes with.
+EXPLAINER: Final = Explainer()
 
 
-def sentence(codes: Mapping[str, str]) -> str:
-    """Return the end of a sentence on a refusal: who answers what."""
+def _sentence(answers: Mapping[str, str]) -> str:
+    """Return the end of a sentence on a refusal: the answers, each with the front-ends that give it."""
     front_ends: dict[str, list[str]] = {}
-    for front_end, code in codes.items():
-        front_ends.setdefault(code, []).append(front_end)
-    return "answered as " + ", ".join(f"{code} ({', '.join(names)})" for code, names in front_ends.items())
-
-
-def _sense_name(code: Sense) -> str:
-    return f"{code.key.name} {code.asc:02X}h/{code.ascq:02X}h"
+    for front_end, answer in answers.items():
+        front_ends.setdefault(answer, []).append(front_end)
+    return "answered as " + ", ".join(f"{answer} ({', '.join(names)})" for answer, names in front_ends.items())

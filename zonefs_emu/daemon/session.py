@@ -17,12 +17,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import trio
 
-from zonefs_emu.daemon.answers import answers, sentence
+from zonefs_emu.daemon.answers import EXPLAINER, Explainer
 from zonefs_emu.daemon.client import BUSY_S
 from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.ending import EndBySignal, bounded_flush
@@ -32,7 +33,6 @@ from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import record
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import ImageBusyError, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import Operation
 
@@ -126,13 +126,15 @@ def run(
     owner: str,
     record_file: Path | None = None,
     readonly: bool = False,
+    explainer: Explainer = EXPLAINER,
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
 
     *readonly*: no front-end writes, so that an image will do that this user or this file system does not let us write.
 
     *ready* is called when all can be used. *owner* is what others are told who find the image busy. What is asked of
-    the device, and answered, goes to the new file *record_file*, for ``replay``.
+    the device, and answered, goes to the new file *record_file*, for ``replay``. *explainer* puts refusals into words;
+    a front-end that zonefs_emu does not come with has its rules there.
 
     A signal ends what is under way within END_S, and the last flush within FLUSH_S: what takes longer is stuck in the
     host, and the process exits without it (:mod:`zonefs_emu.daemon.ending`).
@@ -145,7 +147,7 @@ def run(
         device = _open(path, owner, readonly=readonly)
         ending = EndBySignal()
         held.callback(_close, device, ending)
-        device.refusals.listener = _CauseLog(device).hear
+        device.refusals.listener = _CauseLog(device, explainer).hear
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
             record_file.touch(_RECORD_MODE, exist_ok=False)
@@ -156,7 +158,7 @@ def run(
                 file.close()
                 raise
         try:
-            trio.run(_run, device, path, front_ends, ready, ending)
+            trio.run(partial(_run, device, path, front_ends, ready, ending, explainer=explainer))
         except BaseExceptionGroup as group:
             raise _innermost(group) from None
 
@@ -172,16 +174,17 @@ class _CauseLog:
     An application in a loop says it only once, and ``why`` knows the others.
     """
 
-    def __init__(self, device: ZonedDevice) -> None:
+    def __init__(self, device: ZonedDevice, explainer: Explainer) -> None:
         self._device = device
-        self._heard: set[tuple[str, Operation | None, Rule]] = set()
+        self._explainer = explainer
+        self._heard: set[tuple[str, Operation | None, int]] = set()
 
     def hear(self, refusal: Refusal) -> None:
         """Log *refusal* if it is the first of its cause; called by any thread."""
         cause = (refusal.front_end, refusal.operation, refusal.rule)
         if cause not in self._heard:
             self._heard.add(cause)
-            refusal_log.info("%s; %s", self._device.explain(refusal), sentence(answers(refusal)))
+            refusal_log.info("%s", self._explainer.explain_all(refusal, self._device.geometry))
 
 
 def _open(path: Path, owner: str, *, readonly: bool) -> ZonedDevice:
@@ -217,11 +220,19 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 async def _run(
-    device: ZonedDevice, path: Path, front_ends: Sequence[FrontEnd], ready: Callable[[], None], ending: EndBySignal
+    device: ZonedDevice,
+    path: Path,
+    front_ends: Sequence[FrontEnd],
+    ready: Callable[[], None],
+    ending: EndBySignal,
+    *,
+    explainer: Explainer,
 ) -> None:
     listener, socket_path = listen(path, backlog=16)
     known = FrontEnds()
-    verbs = Verbs(device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path)
+    verbs = Verbs(
+        device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, explainer=explainer
+    )
     token = trio.lowlevel.current_trio_token()
     all_of_it = trio.CancelScope()
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final
 from uuid import uuid4
 
-from zonefs_emu.daemon.answers import answers, sentence
+from zonefs_emu.daemon.answers import EXPLAINER, Explainer
 from zonefs_emu.daemon.faults import FaultVerbs
 from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
 from zonefs_emu.device.counters import Counter
@@ -54,7 +54,7 @@ class Verbs:
     """The verbs of one opened *device*, for one client that asks for one after the other; see :meth:`for_client`.
 
     *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them, *ended_front_ends* those that have
-    ended; *pid* is the daemon's, if any, and *path* where it has the image.
+    ended; *pid* is the daemon's, if any, and *path* where it has the image. *explainer* puts refusals into words.
     """
 
     def __init__(
@@ -65,8 +65,10 @@ class Verbs:
         ended_front_ends: Callable[[], list[Json]] = list,
         pid: int | None = None,
         path: Path | None = None,
+        explainer: Explainer = EXPLAINER,
     ) -> None:
         self._device = device
+        self._explainer = explainer
         self._geometry = device.geometry
         self._front_ends = front_ends
         self._ended_front_ends = ended_front_ends
@@ -216,7 +218,7 @@ class Verbs:
 
     def _refusal_record(self, refusal: Refusal) -> dict[str, Json]:
         holders: list[Json] = list(refusal.holders)
-        codes = answers(refusal)
+        codes: dict[str, Json] = {**self._explainer.answers(refusal)}
         operation = refusal.operation
         has_zone = refusal.zone_no >= 0
         return {
@@ -226,7 +228,7 @@ class Verbs:
             "operation": None if operation is None else operation.name.lower(),
             "request": refusal.request or None,
             "status": refusal.status.name,
-            "rule": refusal.rule.name,
+            "rule": self._explainer.name(refusal),
             "zone_no": refusal.zone_no if has_zone else None,
             "cond": refusal.cond.name if has_zone else None,
             "wp": refusal.wp if has_zone else None,
@@ -235,8 +237,8 @@ class Verbs:
             "nr_open": refusal.nr_open,
             "nr_active": refusal.nr_active,
             "holders": holders,
-            "answers": {**codes},
-            "sentence": f"{self._device.explain(refusal)}; {sentence(codes)}",
+            "answers": codes,
+            "sentence": self._explainer.explain_all(refusal, self._geometry),
         }
 
     # -- data -------------------------------------------------------------------------------------------------
@@ -359,7 +361,8 @@ class Verbs:
         refusal = self._port.last_refusal
         assert refusal is not None
         # The prefix names the command line as the front-end, which its user knows.
-        raise UsageError(self._device.explain(refusal).removeprefix(f"{refusal.front_end}: "), exit_code=1)
+        sentence = self._explainer.explain(refusal, self._geometry)
+        raise UsageError(sentence.removeprefix(f"{refusal.front_end}: "), exit_code=1)
 
     def _zone_no(self, request: Request) -> int:
         nr_zones = self._geometry.nr_zones

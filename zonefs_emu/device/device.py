@@ -31,8 +31,8 @@ from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.holds import Hold, Holds
-from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, explain, now_ns
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, RefusalLog, now_ns
+from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule, Rule
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status, UsageError
@@ -271,10 +271,6 @@ class ZonedDevice:
     def statistics(self) -> dict[str, int]:
         """Return nr_open and nr_active, and what was counted since the image was created, by the counters' names."""
         return {"nr_open": self.nr_open, "nr_active": self.nr_active, **self.counters.totals()}
-
-    def explain(self, refusal: Refusal) -> str:
-        """Return one sentence on *refusal*."""
-        return explain(refusal, self.geometry)
 
     def inject(self, fault: Fault) -> Fault:
         """Add *fault*, from now on and across restarts; returns it with its id.
@@ -1062,7 +1058,7 @@ class Port:
     def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:
         # A flush is of no zone.
         place = -1 if operation is Operation.FLUSH else zone_no
-        return self.refuse(Rule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
+        return self.refuse(DeviceRule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
 
     def _write_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
         """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted.
@@ -1138,12 +1134,14 @@ class Port:
     def _lost(self, operation: Operation, sector: Sector, nr_sectors: int, zone_no: int = -1) -> Status:
         """Refuse an operation because the image's file is lost: nothing that is done now would last."""
         self.device.notice_loss()
-        return self.refuse(Rule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
+        return self.refuse(DeviceRule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
 
     def _refused(self, operation: Operation, error: CommandError, sector: Sector, nr_sectors: int) -> Status:
         if self._image.is_lost:
             return self._lost(operation, sector, nr_sectors, error.zone_no)
-        return self.refuse(Rule(error.status), operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
+        return self.refuse(
+            RULE_OF_STATUS[error.status], operation, error.status, sector, nr_sectors, zone_no=error.zone_no
+        )
 
     def _failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
         """Turn a failure of the host into a status.
@@ -1156,9 +1154,9 @@ class Port:
         self._image.look_after()
         if self._image.is_lost:
             return self._lost(operation, sector, nr_sectors, zone_no)
-        rule = Rule.LOST_BUFFER if error.errno == errno.EFAULT else Rule(status)
+        rule = DeviceRule.LOST_BUFFER if error.errno == errno.EFAULT else RULE_OF_STATUS[status]
         if operation is not Operation.READ:
-            if status is Status.NO_SPACE or rule is Rule.LOST_BUFFER:
+            if status is Status.NO_SPACE or rule is DeviceRule.LOST_BUFFER:
                 self._give_back(zone_no, sector, nr_sectors)
             else:
                 self._image.fail(error, "the image could not be written")

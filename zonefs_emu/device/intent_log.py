@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition
@@ -103,7 +103,7 @@ class Intents:
             again = intent.operation is Operation.WRITE and port.geometry.is_conventional(zone_no)
             if self._contested(zone_no) and not again:
                 status = port.refuse(
-                    Rule.CONTESTED, operation, Status.IO_ERROR, intent.sector, nr_sectors, zone_no=zone_no
+                    DeviceRule.CONTESTED, operation, Status.IO_ERROR, intent.sector, nr_sectors, zone_no=zone_no
                 )
                 return status, intent.sector
             if not is_done(port, intent):

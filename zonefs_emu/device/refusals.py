@@ -14,11 +14,11 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zonefs_emu.device.rules import RULES, Rule
+from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
@@ -48,7 +48,8 @@ class Refusal:
 
     *zone_no* is -1 where no zone is meant; *cond* and *wp* (absolute sector) are the zone's at that time. *holders*:
     up to NR_HOLDERS_MAX zones that held the open or active resources, where that limit was hit. *request*: of one that
-    is malformed or unknown, what it was in the words of the front-end; *operation* is None if it is none.
+    is malformed or unknown, what it was in the words of the front-end; *operation* is None if it is none. *rule* is the
+    number of a :class:`Rule`, perhaps of one that a later version noted and this version does not have.
     """
 
     seq: int
@@ -56,7 +57,7 @@ class Refusal:
     front_end: str
     operation: Operation | None
     status: Status
-    rule: Rule
+    rule: int
     zone_no: int
     cond: Condition
     wp: Sector
@@ -180,8 +181,7 @@ class RefusalLog:
             return Refusal(
                 seq=seq, time_ns=time_ns, front_end=front_end.rstrip(b"\0").decode(errors="replace"),
                 operation=None if operation == _NO_OPERATION else Operation(operation), status=Status(status),
-                rule=Rule(rule),
-                zone_no=-1 if zone_no == NO_ZONE else zone_no, cond=Condition(cond), wp=wp, sector=sector,
+                rule=rule, zone_no=-1 if zone_no == NO_ZONE else zone_no, cond=Condition(cond), wp=wp, sector=sector,
                 nr_sectors=nr_sectors, nr_open=nr_open, nr_active=nr_active,
                 holders=struct.unpack_from(f"<{nr_holders}I", rest), request=rest[:length].decode(errors="replace"),
             )  # fmt: skip
@@ -189,9 +189,13 @@ class RefusalLog:
             return None
 
 
-def explain(refusal: Refusal, geometry: Geometry) -> str:
-    """Return one sentence that says what was asked, what stood against it, and where that is written."""
-    text = RULES[refusal.rule]
+def explain(refusal: Refusal, geometry: Geometry, rules: Mapping[int, Rule]) -> str:
+    """Return one sentence that says what was asked, what stood against it, and where that is written.
+
+    *rules* has all rules by number. A number that it does not have is of a later version, and the sentence says so.
+    """
+    rule = rules.get(refusal.rule)
+    sentence = f"by rule {refusal.rule}, which only a later version knows" if rule is None else rule.sentence
     request = refusal.request
     if not request and refusal.operation is not None:
         request = refusal.operation.name.lower().replace("_", "-")
@@ -200,7 +204,7 @@ def explain(refusal: Refusal, geometry: Geometry) -> str:
         if refusal.operation is not Operation.FLUSH:
             request += f" at sector {refusal.sector}"
     what = f"{refusal.front_end}: {request} was refused ({refusal.status.name})"
-    parts = [f"{what}: {text.sentence}"]
+    parts = [f"{what}: {sentence}"]
     # A slot of another version, or a forged one, may name a zone that does not exist.
     if 0 <= refusal.zone_no < geometry.nr_zones:
         zone = f"zone {refusal.zone_no} is {refusal.cond.name}"
@@ -217,7 +221,7 @@ def explain(refusal: Refusal, geometry: Geometry) -> str:
             f"{nr_holding} zones are {'open' if refusal.status is Status.OPEN_RESOURCE else 'active'}: {zones}"
             + (f" and {more} more" if more > 0 else "")
         )
-    return "; ".join(parts) + f" [{text.clause}]"
+    return "; ".join(parts) + ("" if rule is None else f" [{rule.clause}]")
 
 
 _WITH_WP: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))

@@ -19,7 +19,7 @@ from typing import Final
 
 from zonefs_emu.device.counters import Counter, Counters
 from zonefs_emu.device.refusals import Refusal, RefusalLog, now_ns
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.image import Image
@@ -72,7 +72,7 @@ class UnforeseenErrors:
         self._counters.device[Counter.INTERNAL_ERRORS] += 1
         refusal = Refusal(
             seq=self._refusals.next_seq(), time_ns=now_ns(), front_end=front_end, operation=None,
-            status=Status.IO_ERROR, rule=Rule.INTERNAL, zone_no=-1, cond=Condition.NOT_WP, wp=0, sector=0,
+            status=Status.IO_ERROR, rule=DeviceRule.INTERNAL, zone_no=-1, cond=Condition.NOT_WP, wp=0, sector=0,
             nr_sectors=0, nr_open=0, nr_active=0, request=request,
         )  # fmt: skip
         if not self._image.readonly:

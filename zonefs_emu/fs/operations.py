@@ -20,10 +20,10 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.fs.boundary import ContainedOperations
 from zonefs_emu.fs.recovery import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.refusals import FileError
+from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
 from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile
 from zonefs_emu.model.transitions import Operation
@@ -168,7 +168,7 @@ class ZonefsOperations(ContainedOperations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: FBT001  (pyfuse3's signature)
         """Refuse: zonefs has no fsync for directories."""
-        raise self._refuse(Rule.FS_DIRECTORY_SYNC, "fsync of a directory")
+        raise self._refuse(ZonefsRule.FS_DIRECTORY_SYNC, "fsync of a directory")
 
     # The tree is fixed. zonefs' lookup gives an error and not a negative entry, so whatever would create a name meets
     # ENOENT before anything else; what would take one away meets EPERM if the name is there.
@@ -177,23 +177,23 @@ class ZonefsOperations(ContainedOperations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Refuse to create a file."""
-        raise self._refuse(Rule.FS_CREATE, "creating", name)
+        raise self._refuse(ZonefsRule.FS_CREATE, "creating", name)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a node."""
-        raise self._refuse(Rule.FS_CREATE, "creating", name)
+        raise self._refuse(ZonefsRule.FS_CREATE, "creating", name)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a directory."""
-        raise self._refuse(Rule.FS_CREATE, "creating", name)
+        raise self._refuse(ZonefsRule.FS_CREATE, "creating", name)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a symbolic link."""
-        raise self._refuse(Rule.FS_CREATE, "creating", name)
+        raise self._refuse(ZonefsRule.FS_CREATE, "creating", name)
 
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         """Refuse to create a link."""
-        raise self._refuse(Rule.FS_CREATE, "creating", new_name)
+        raise self._refuse(ZonefsRule.FS_CREATE, "creating", new_name)
 
     async def rename(  # noqa: PLR0917  (pyfuse3's signature)
         self,
@@ -211,20 +211,20 @@ class ZonefsOperations(ContainedOperations):
         except FUSEError as error:
             if error.errno != _NO_SUCH_FILE:
                 raise
-            raise self._refuse(Rule.FS_CREATE, "renaming to", name_new) from None
-        raise self._refuse(Rule.FS_REMOVE, "renaming", name_old)
+            raise self._refuse(ZonefsRule.FS_CREATE, "renaming to", name_new) from None
+        raise self._refuse(ZonefsRule.FS_REMOVE, "renaming", name_old)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse to remove a file."""
         self._find(parent_inode, name)
-        raise self._refuse(Rule.FS_REMOVE, "removing", name)
+        raise self._refuse(ZonefsRule.FS_REMOVE, "removing", name)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse to remove a directory."""
         self._find(parent_inode, name)
-        raise self._refuse(Rule.FS_REMOVE, "removing", name)
+        raise self._refuse(ZonefsRule.FS_REMOVE, "removing", name)
 
-    def _refuse(self, rule: Rule, what: str, name: bytes | None = None) -> FUSEError:
+    def _refuse(self, rule: ZonefsRule, what: str, name: bytes | None = None) -> FUSEError:
         """Note that *what* was refused, to the file *name* if given, and return what the application gets."""
         request = what if name is None else f"{what} {name.decode(errors='replace')!r}"
         return FUSEError(self.volume.refuse(rule, request).errno)
@@ -333,11 +333,11 @@ class ZonefsOperations(ContainedOperations):
         """Refuse to make a directory writable, even to root, and to give it a size."""
         request = "a change of the attributes of a directory"
         if self.volume.readonly:
-            raise self.volume.refuse(Rule.FS_READONLY, request)
+            raise self.volume.refuse(ZonefsRule.FS_READONLY, request)
         if fields.update_mode and attr.st_mode & WRITE_BITS:
-            raise self.volume.refuse(Rule.FS_DIRECTORY_MODE, request)
+            raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_MODE, request)
         if fields.update_size:
-            raise self.volume.refuse(Rule.FS_DIRECTORY_SIZE, request)
+            raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_SIZE, request)
 
     def _is_automatic(self, fh: int, size: int) -> bool:
         """Say whether the kernel, and not an application, asks to truncate.
@@ -382,11 +382,11 @@ class ZonefsOperations(ContainedOperations):
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Refuse."""
-        raise self._refuse(Rule.FS_XATTR, "a change of the extended attribute", name)
+        raise self._refuse(ZonefsRule.FS_XATTR, "a change of the extended attribute", name)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         """Refuse."""
-        raise self._refuse(Rule.FS_XATTR, "a change of the extended attribute", name)
+        raise self._refuse(ZonefsRule.FS_XATTR, "a change of the extended attribute", name)
 
     # -- files ------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import FrontEndAnswers
 from zonefs_emu.errors import Status, ZonedError
+from zonefs_emu.fs.rules import ZonefsRule
 
 
 class FileError(ZonedError):
@@ -32,24 +33,31 @@ ERRNO_OF: Final[Mapping[Status, int]] = MappingProxyType(
 )
 
 #: zonefs' own rules: the status that the log of refusals shows, and what the application gets.
-FS_RULES: Final[Mapping[Rule, tuple[Status, int]]] = MappingProxyType(
+FS_RULES: Final[Mapping[ZonefsRule, tuple[Status, int]]] = MappingProxyType(
     {
-        Rule.FS_WRITE_PROTECTED: (Status.ZONE_READONLY, errno.EPERM),
-        Rule.FS_OFFLINE: (Status.ZONE_OFFLINE, errno.EPERM),
-        Rule.FS_READONLY: (Status.ZONE_READONLY, errno.EROFS),
-        Rule.FS_DIRECT_ONLY: (Status.UNSUPPORTED, errno.EIO),
-        Rule.FS_TOO_BIG: (Status.ZONE_BOUNDARY, errno.EFBIG),
-        Rule.FS_UNALIGNED: (Status.UNALIGNED, errno.EINVAL),
-        Rule.FS_NOT_AT_END: (Status.UNALIGNED_WP, errno.EINVAL),
-        Rule.FS_APPEND_CONVENTIONAL: (Status.CONVENTIONAL, errno.EINVAL),
-        Rule.FS_TRUNCATE_CONVENTIONAL: (Status.CONVENTIONAL, errno.EPERM),
-        Rule.FS_TRUNCATE_SIZE: (Status.BAD_TRANSITION, errno.EPERM),
-        Rule.FS_TOO_MANY_WRITERS: (Status.OPEN_RESOURCE, errno.EBUSY),
-        Rule.FS_CREATE: (Status.UNSUPPORTED, errno.ENOENT),
-        Rule.FS_REMOVE: (Status.UNSUPPORTED, errno.EPERM),
-        Rule.FS_DIRECTORY_MODE: (Status.UNSUPPORTED, errno.EPERM),
-        Rule.FS_DIRECTORY_SIZE: (Status.UNSUPPORTED, errno.EISDIR),
-        Rule.FS_DIRECTORY_SYNC: (Status.UNSUPPORTED, errno.EINVAL),
-        Rule.FS_XATTR: (Status.UNSUPPORTED, errno.EOPNOTSUPP),
+        ZonefsRule.FS_WRITE_PROTECTED: (Status.ZONE_READONLY, errno.EPERM),
+        ZonefsRule.FS_OFFLINE: (Status.ZONE_OFFLINE, errno.EPERM),
+        ZonefsRule.FS_READONLY: (Status.ZONE_READONLY, errno.EROFS),
+        ZonefsRule.FS_DIRECT_ONLY: (Status.UNSUPPORTED, errno.EIO),
+        ZonefsRule.FS_TOO_BIG: (Status.ZONE_BOUNDARY, errno.EFBIG),
+        ZonefsRule.FS_UNALIGNED: (Status.UNALIGNED, errno.EINVAL),
+        ZonefsRule.FS_NOT_AT_END: (Status.UNALIGNED_WP, errno.EINVAL),
+        ZonefsRule.FS_APPEND_CONVENTIONAL: (Status.CONVENTIONAL, errno.EINVAL),
+        ZonefsRule.FS_TRUNCATE_CONVENTIONAL: (Status.CONVENTIONAL, errno.EPERM),
+        ZonefsRule.FS_TRUNCATE_SIZE: (Status.BAD_TRANSITION, errno.EPERM),
+        ZonefsRule.FS_TOO_MANY_WRITERS: (Status.OPEN_RESOURCE, errno.EBUSY),
+        ZonefsRule.FS_CREATE: (Status.UNSUPPORTED, errno.ENOENT),
+        ZonefsRule.FS_REMOVE: (Status.UNSUPPORTED, errno.EPERM),
+        ZonefsRule.FS_DIRECTORY_MODE: (Status.UNSUPPORTED, errno.EPERM),
+        ZonefsRule.FS_DIRECTORY_SIZE: (Status.UNSUPPORTED, errno.EISDIR),
+        ZonefsRule.FS_DIRECTORY_SYNC: (Status.UNSUPPORTED, errno.EINVAL),
+        ZonefsRule.FS_XATTR: (Status.UNSUPPORTED, errno.EOPNOTSUPP),
     }
+)
+
+#: For the explanation of refusals: the names of the errors above.
+ANSWERS: Final = FrontEndAnswers(
+    name="zonefs",
+    of_status=lambda status, _operation: errno.errorcode[ERRNO_OF[status]],
+    of_rule={rule: errno.errorcode[number] for rule, (_, number) in FS_RULES.items()},
 )

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs import superblock
 from zonefs_emu.fs.options import MountOptions
 from zonefs_emu.fs.recovery import ALL_BITS, Finding, data_size, judge
 from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES, FileError
+from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.tree import Group, Tree
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition, ZoneType
@@ -303,7 +303,7 @@ class Volume:
     def check_changeable(self, file: ZoneFile, operation: Operation) -> None:
         """Raise unless the VFS would let root change *file*: EROFS comes before EPERM."""
         if self.readonly:
-            raise self._refuse(Rule.FS_READONLY, operation, file)
+            raise self._refuse(ZonefsRule.FS_READONLY, operation, file)
         if file.immutable:
             raise self._immutable(file, operation)
 
@@ -313,7 +313,7 @@ class Volume:
             if self.explicit_open:
                 # The count of files is checked before the device is asked for anything.
                 if self.max_wro_files and self.nr_wro_files >= self.max_wro_files:
-                    raise self._refuse(Rule.FS_TOO_MANY_WRITERS, Operation.OPEN, file)
+                    raise self._refuse(ZonefsRule.FS_TOO_MANY_WRITERS, Operation.OPEN, file)
                 if file.size < file.capacity:
                     self._manage(file, Operation.OPEN)
                     file.zone_open = True
@@ -373,7 +373,7 @@ class Volume:
             self._touch(file)
         if handle.direct:
             if (offset | count) % self.block_bytes:
-                raise self._refuse(Rule.FS_UNALIGNED, Operation.READ, file, offset, count)
+                raise self._refuse(ZonefsRule.FS_UNALIGNED, Operation.READ, file, offset, count)
             lead = 0
             padded = count
         else:
@@ -417,7 +417,7 @@ class Volume:
         if file.immutable:
             raise self._immutable(file, Operation.WRITE, offset, len(data))
         if self.readonly:
-            raise self._refuse(Rule.FS_READONLY, Operation.WRITE, file, offset)
+            raise self._refuse(ZonefsRule.FS_READONLY, Operation.WRITE, file, offset)
         count = len(data)
         capacity = file.capacity
         if offset >= capacity and not handle.append:
@@ -425,24 +425,24 @@ class Volume:
             raise self._too_big(file, offset, count)
         if file.sequential:
             if not handle.direct:
-                raise self._refuse(Rule.FS_DIRECT_ONLY, Operation.WRITE, file, offset, count)
+                raise self._refuse(ZonefsRule.FS_DIRECT_ONLY, Operation.WRITE, file, offset, count)
             if handle.append:
                 # The offset is the kernel's idea of the end, which can be stale.
                 offset = file.wp
                 if offset >= capacity:
                     raise self._too_big(file, offset, count)
         elif handle.append:
-            raise self._refuse(Rule.FS_APPEND_CONVENTIONAL, Operation.WRITE, file, offset, count)
+            raise self._refuse(ZonefsRule.FS_APPEND_CONVENTIONAL, Operation.WRITE, file, offset, count)
         buffer: Buffer = data
         if offset + count > capacity:
             count = capacity - offset
             buffer = memoryview(data)[:count]
         if (offset | count) % self.block_bytes:
             if handle.direct:
-                raise self._refuse(Rule.FS_UNALIGNED, Operation.WRITE, file, offset, count)
+                raise self._refuse(ZonefsRule.FS_UNALIGNED, Operation.WRITE, file, offset, count)
             return self._write_unaligned(file, offset, buffer, count)
         if file.sequential and offset != file.wp:
-            raise self._refuse(Rule.FS_NOT_AT_END, Operation.WRITE, file, offset, count)
+            raise self._refuse(ZonefsRule.FS_NOT_AT_END, Operation.WRITE, file, offset, count)
         status = self._write(file.start + (offset >> SECTOR_SHIFT), count >> SECTOR_SHIFT, (buffer,))
         if status:
             raise self._failed(file, status, write=True)
@@ -497,9 +497,9 @@ class Volume:
         if size > self.max_file_bytes:
             raise self._too_big(file, size, 0)
         if not file.sequential:
-            raise self._refuse(Rule.FS_TRUNCATE_CONVENTIONAL, Operation.RESET, file, size)
+            raise self._refuse(ZonefsRule.FS_TRUNCATE_CONVENTIONAL, Operation.RESET, file, size)
         if size not in {0, file.capacity}:
-            raise self._refuse(Rule.FS_TRUNCATE_SIZE, Operation.RESET, file, size)
+            raise self._refuse(ZonefsRule.FS_TRUNCATE_SIZE, Operation.RESET, file, size)
         if size == file.size:
             return
         self._manage(file, Operation.FINISH if size else Operation.RESET)
@@ -619,19 +619,21 @@ class Volume:
 
     def _immutable(self, file: ZoneFile, operation: Operation, offset: int = 0, count: int = 0) -> FileError:
         if file.offline:
-            return self._refuse(Rule.FS_OFFLINE, operation, file, offset, count)
-        return self._refuse(Rule.FS_WRITE_PROTECTED, operation, file, offset, count)
+            return self._refuse(ZonefsRule.FS_OFFLINE, operation, file, offset, count)
+        return self._refuse(ZonefsRule.FS_WRITE_PROTECTED, operation, file, offset, count)
 
     def _too_big(self, file: ZoneFile, offset: int, count: int) -> FileError:
-        return self._refuse(Rule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
+        return self._refuse(ZonefsRule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
 
-    def refuse(self, rule: Rule, request: str) -> FileError:
+    def refuse(self, rule: ZonefsRule, request: str) -> FileError:
         """Note that a *request* on no file's data was refused by zonefs' own *rule*; what the application gets."""
         status, errno_no = FS_RULES[rule]
         self.port.refuse(rule, None, status, request=request)
         return FileError(errno_no)
 
-    def _refuse(self, rule: Rule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0) -> FileError:
+    def _refuse(
+        self, rule: ZonefsRule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0
+    ) -> FileError:
         """Note a refusal by zonefs' own *rule* where ``why`` finds it, and return what the application gets."""
         status, errno_no = FS_RULES[rule]
         self.port.refuse(

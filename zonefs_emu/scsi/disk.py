@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from zonefs_emu.device.buffers import Cursor, carve, gather
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule, Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi import commands, inquiry, report, sense
@@ -28,6 +28,7 @@ from zonefs_emu.scsi.commands import CDB_LENGTHS, ENQUIRIES, NACA, Opcode
 from zonefs_emu.scsi.inquiry import Identity
 from zonefs_emu.scsi.mode import ModePages, ModeParameterError, PageControl
 from zonefs_emu.scsi.report import ZoneReporter
+from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense, sense_of
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
@@ -50,7 +51,7 @@ class CommandRefusedError(Exception):
     *field*: the first wrong byte, of the CDB or (SCSI_PARAMETER_FIELD) of the parameter list.
     """
 
-    def __init__(self, rule: Rule, field: int | None = None, *, wrong: str = "") -> None:
+    def __init__(self, rule: ScsiRule | HostRule, field: int | None = None, *, wrong: str = "") -> None:
         super().__init__(rule, field)
         self.rule = rule
         self.field = field
@@ -185,13 +186,13 @@ class Disk:
         """Do the command of *cdb*, which may be longer than the command; a shorter one is refused."""
         try:
             if not len(cdb):
-                raise CommandRefusedError(Rule.SCSI_CDB_FIELD)
+                raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD)
             opcode = cdb[0]
             length = CDB_LENGTHS[opcode]
             if length > len(cdb):
-                raise CommandRefusedError(Rule.SCSI_CDB_FIELD)
+                raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD)
             if length and cdb[length - 1] & NACA:
-                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, length - 1)
+                raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, length - 1)
             return self._handlers[opcode](cdb, data_out, data_in)
         except CommandRefusedError as error:
             return self._not_understood(error, cdb, data_out, data_in)
@@ -226,12 +227,12 @@ class Disk:
     def _not_understood(self, error: CommandRefusedError, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Note *error* and return the result of *cdb*."""
         rule, field = error.rule, error.field
-        in_data = rule is Rule.SCSI_PARAMETER_FIELD
+        in_data = rule is ScsiRule.SCSI_PARAMETER_FIELD
         wrong = error.wrong
         if field is not None:
             wrong = f"byte {field} of the parameter list" if in_data else f"byte {field}"
         self.note(rule, cdb, wrong)
-        if rule is Rule.VSCSI_OVERRUN:
+        if isinstance(rule, HostRule):  # VSCSI_OVERRUN
             residual = total_bytes(data_out) + total_bytes(data_in)
             return ScsiResult(ScsiStatus.GOOD, b"", residual, overrun=True)
         return self._refused(SENSE_OF_RULE[rule], data_out, data_in, field=field, in_data=in_data)
@@ -248,14 +249,14 @@ class Disk:
         return nothing_transferred(data_out, data_in)
 
     def _broken(
-        self, rule: Rule, operation: Operation, status: Status, sector: Sector, nr_sectors: int, *, zone_no: int
+        self, rule: ScsiRule, operation: Operation, status: Status, sector: Sector, nr_sectors: int, *, zone_no: int
     ) -> Sense:
         """Note a refusal by a *rule* of the disk's own, and return its sense."""
         self._port.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
         return SENSE_OF_RULE[rule]
 
     def _unknown(self, _cdb: Cdb, _data_out: DataOut, _data_in: DataIn) -> ScsiResult:
-        raise CommandRefusedError(Rule.SCSI_OPERATION_CODE, 0)
+        raise CommandRefusedError(ScsiRule.SCSI_OPERATION_CODE, 0)
 
     # -- READ -------------------------------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class Disk:
         """Read *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: RDPROTECT, DPO (ignored), FUA."""
         if flags & (_PROTECT | _FUA):
             if flags & _PROTECT:
-                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+                raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
             # FUA: from the medium, so what is only in the cache has to get there first.
             status = self._port.flush()
             if status:
@@ -294,7 +295,7 @@ class Disk:
                 if nr_sectors > self._max_sectors:
                     return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
                 if residual < 0:
-                    raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
+                    raise CommandRefusedError(HostRule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
                 if not nr_sectors:
                     return nothing_transferred(data_out, data_in)
             buffers = first_bytes(data_in, max(0, size - residual))
@@ -327,7 +328,7 @@ class Disk:
         for zone_no in range(first, last + 1):
             if geometry.is_conventional(zone_no) != conventional:
                 return self._broken(
-                    Rule.SCSI_READ_TYPES, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
+                    ScsiRule.SCSI_READ_TYPES, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
                 )
         return None
 
@@ -337,7 +338,7 @@ class Disk:
         """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH."""
         zone_no = sector // self._zone_size
         code = self._broken(
-            Rule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
+            ScsiRule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
         )
         return self._refused(code, data_out, data_in)
 
@@ -361,7 +362,7 @@ class Disk:
     def _write(self, lba: int, nr_blocks: int, flags: int, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Write *nr_blocks* at *lba*; *flags* is byte 1 of the CDB: WRPROTECT, DPO (ignored), FUA."""
         if flags & _PROTECT:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
         size = len(data_out[0]) if len(data_out) == 1 else total_bytes(data_out)
@@ -372,7 +373,7 @@ class Disk:
                 if nr_sectors > self._max_sectors:
                     return self._too_long(Operation.WRITE, sector, nr_sectors, data_out, data_in)
                 if residual < 0:
-                    raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
+                    raise CommandRefusedError(HostRule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
                 if not nr_sectors:
                     # "A TRANSFER LENGTH field set to zero [...] shall not be considered an error" (SBC-3).
                     return nothing_transferred(data_out, data_in)
@@ -382,7 +383,7 @@ class Disk:
         if sector % self._zone_size >= self._gap_offset and self._in_gap(sector) and sector + nr_sectors <= self._size:
             zone_no = sector // self._zone_size
             code = self._broken(
-                Rule.SCSI_GAP, Operation.WRITE, Status.ZONE_BOUNDARY, sector, nr_sectors, zone_no=zone_no
+                ScsiRule.SCSI_GAP, Operation.WRITE, Status.ZONE_BOUNDARY, sector, nr_sectors, zone_no=zone_no
             )
             return self._refused(code, data_out, data_in)
         status = self._port_write(sector, nr_sectors, buffers)
@@ -404,7 +405,7 @@ class Disk:
     ) -> ScsiResult:
         zone_no = sector // self._zone_size
         code = self._broken(
-            Rule.SCSI_WRITE_PROTECTED, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
+            ScsiRule.SCSI_WRITE_PROTECTED, operation, Status.UNSUPPORTED, sector, nr_sectors, zone_no=zone_no
         )
         return self._refused(code, data_out, data_in)
 
@@ -426,7 +427,7 @@ class Disk:
         """Read *nr_blocks* at *lba* and, with BYTCHK 01b, compare them with *data_out*."""
         check = flags & _BYTE_CHECK
         if flags & _PROTECT or check > 0x02:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
         nr_bytes = nr_sectors << SECTOR_SHIFT
@@ -434,7 +435,7 @@ class Disk:
             if nr_sectors > self._max_sectors:
                 return self._too_long(Operation.READ, sector, nr_sectors, data_out, data_in)
             if check and total_bytes(data_out) < nr_bytes:
-                raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{total_bytes(data_out)} bytes of buffers")
+                raise CommandRefusedError(HostRule.VSCSI_OVERRUN, wrong=f"{total_bytes(data_out)} bytes of buffers")
         if sector % self._zone_size + nr_sectors > self._read_boundary:
             code = self._crossed(sector, nr_sectors)
             if code:
@@ -450,7 +451,7 @@ class Disk:
             if status:
                 return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
             if check and gather(given, done, len(part)) != part:
-                raise CommandRefusedError(Rule.SCSI_MISCOMPARE)
+                raise CommandRefusedError(ScsiRule.SCSI_MISCOMPARE)
             done += len(part)
             if done >= nr_bytes:
                 residual = total_bytes(data_out) + total_bytes(data_in) - (nr_bytes if check else 0)
@@ -468,7 +469,7 @@ class Disk:
         """Flush everything, whatever the range; IMMED would allow to answer earlier, which helps nobody."""
         if (lba + nr_blocks) << self._block_shift > self._size:
             status = self._port.refuse(
-                Rule.OUT_OF_RANGE, Operation.FLUSH, Status.OUT_OF_RANGE, lba << self._block_shift,
+                DeviceRule.OUT_OF_RANGE, Operation.FLUSH, Status.OUT_OF_RANGE, lba << self._block_shift,
                 nr_blocks << self._block_shift,
             )  # fmt: skip
             return self._refused(SENSE_OF_STATUS[status], data_out, data_in)
@@ -484,14 +485,14 @@ class Disk:
 
     def _report_zones(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.REPORT_ZONES:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         _, _, lba, allocation, options, _ = _CDB_16.unpack_from(cdb)
         option = options & 0x3F
         if option not in report.OPTIONS:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 14)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 14)
         sector = lba << self._block_shift
         if sector >= self._size:
-            self._port.refuse(Rule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=commands.describe(cdb))
+            self._port.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=commands.describe(cdb))
             return self._refused(sense.LBA_OUT_OF_RANGE, data_out, data_in)
         room = min(allocation, total_bytes(data_in))
         max_descriptors = max(0, room - report.HEADER_BYTES) // report.DESCRIPTOR_BYTES
@@ -509,7 +510,7 @@ class Disk:
         _, action, lba, zone_count, flags, _ = _ZONE_CDB.unpack_from(cdb)
         operation = _ZONE_OPERATIONS.get(action & 0x1F)
         if operation is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         sector = lba << self._block_shift
         if self._readonly:
             return self._write_protected(operation, sector, 0, data_out, data_in)
@@ -519,7 +520,7 @@ class Disk:
         if self._has_gaps and self._in_gap(sector) and offset == self._geometry.zone_cap(zone_no):
             # The ZONE ID is the start of a gap zone, which libzbc (05.323, 333, 343, 353) tells from one that is the
             # start of no zone.
-            code = self._broken(Rule.SCSI_GAP, operation, Status.NOT_ZONE_START, sector, 0, zone_no=zone_no)
+            code = self._broken(ScsiRule.SCSI_GAP, operation, Status.NOT_ZONE_START, sector, 0, zone_no=zone_no)
             return self._refused(code, data_out, data_in)
         status = self._port.manage(operation, sector, zone_count or 1)
         if status:
@@ -540,14 +541,14 @@ class Disk:
     def _inquiry(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         allocation = int.from_bytes(cdb[3:5], "big")
         if cdb[1] & 0x02:  # CMDDT, obsolete
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         if not cdb[1] & 0x01:
             if cdb[2]:
-                raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+                raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
             return reply(self._standard_inquiry, allocation, data_out, data_in)
         page = self._vpd_pages.get(cdb[2])
         if page is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
         return reply(page, allocation, data_out, data_in)
 
     def _read_capacity_10(self, _cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -555,19 +556,19 @@ class Disk:
 
     def _read_capacity_16(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.READ_CAPACITY_16:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         allocation = int.from_bytes(cdb[10:14], "big")
         return reply(inquiry.read_capacity_16(self._geometry), allocation, data_out, data_in)
 
     def _report_luns(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         data = inquiry.report_luns(cdb[2])
         if data is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
 
     def _report_supported_operation_codes(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         if cdb[1] & 0x1F != commands.REPORT_SUPPORTED_OPERATION_CODES:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         option = cdb[2] & 0x07
         timeouts = bool(cdb[2] & 0x80)
         data: bytes | None
@@ -578,7 +579,7 @@ class Disk:
         else:
             data = None
         if data is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[6:10], "big"), data_out, data_in)
 
     def _mode_sense_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -587,7 +588,7 @@ class Disk:
             return self._refused(sense.SAVING_PARAMETERS_NOT_SUPPORTED, data_out, data_in)
         data = self._modes.sense_6(cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08)
         if data is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
         return reply(data, cdb[4], data_out, data_in)
 
     def _mode_sense_10(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -598,7 +599,7 @@ class Disk:
             cdb[2] & 0x3F, cdb[3], control, descriptors=not cdb[1] & 0x08, long_lba=bool(cdb[1] & 0x10)
         )
         if data is None:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 2)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 2)
         return reply(data, int.from_bytes(cdb[7:9], "big"), data_out, data_in)
 
     def _mode_select_6(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
@@ -612,19 +613,19 @@ class Disk:
     ) -> ScsiResult:
         """Change mode parameters; PF (standard pages) is required, SP (save them) is not possible."""
         if not flags & 0x10 or flags & 0x01:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         if not length:
             return nothing_transferred(data_out, data_in)
         size = total_bytes(data_out)
         if size < length:
-            raise CommandRefusedError(Rule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
+            raise CommandRefusedError(HostRule.VSCSI_OVERRUN, wrong=f"{size} bytes of buffers")
         had_cache = self._modes.write_cache
         try:
             self._modes.select(b"".join(first_bytes(data_out, length)), header_bytes=header_bytes)
         except ModeParameterError as error:
             if error.field is None:
-                raise CommandRefusedError(Rule.SCSI_PARAMETER_LENGTH) from None
-            raise CommandRefusedError(Rule.SCSI_PARAMETER_FIELD, error.field) from None
+                raise CommandRefusedError(ScsiRule.SCSI_PARAMETER_LENGTH) from None
+            raise CommandRefusedError(ScsiRule.SCSI_PARAMETER_FIELD, error.field) from None
         if had_cache and not self._modes.write_cache:
             # From now on what is answered is stable; that includes what was answered before.
             status = self._port.flush()
@@ -635,9 +636,9 @@ class Disk:
     def _start_stop_unit(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """There is nothing to spin: stopping flushes, and the unit stays ready."""
         if cdb[4] & 0xF0:  # power conditions other than START_VALID
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 4)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 4)
         if cdb[4] & _LOEJ:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 4)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 4)
         if not cdb[4] & (_START | _NO_FLUSH):
             return self._flush(data_out, data_in)
         return nothing_transferred(data_out, data_in)
@@ -645,9 +646,9 @@ class Disk:
     def _send_diagnostic(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """The default self-test passes; there are no diagnostic pages."""
         if cdb[1] & ~_SELF_TEST & 0xFF:
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 1)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 1)
         if int.from_bytes(cdb[3:5], "big"):
-            raise CommandRefusedError(Rule.SCSI_CDB_FIELD, 3)
+            raise CommandRefusedError(ScsiRule.SCSI_CDB_FIELD, 3)
         return nothing_transferred(data_out, data_in)
 
 

@@ -1,7 +1,7 @@
 """Sense data: why a command was not done, in both formats, and the one place where a refusal becomes sense.
 
 May not know: commands, devices.
-Invariant: ``SENSE_OF_STATUS`` has a row for every Status, ``SENSE_OF_RULE`` for every rule of the disk's own.
+Invariant: ``SENSE_OF_STATUS`` has a row for every Status, ``SENSE_OF_RULE`` for every ScsiRule.
 
 Sources: SPC-4 "Sense data" and its annex of additional sense codes; ZBC-2 for the zoned ones; the classification of
 writes to FULL zones and of zone management outside the device follows what libzbc's 01_sk_ascq_check expects.
@@ -13,9 +13,9 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
+from zonefs_emu.scsi.rules import ScsiRule
 
 
 class SenseKey(IntEnum):
@@ -92,19 +92,19 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
 )
 
 #: What the rules that only this disk has answer.
-SENSE_OF_RULE: Final[Mapping[Rule, Sense]] = MappingProxyType(
+SENSE_OF_RULE: Final[Mapping[ScsiRule, Sense]] = MappingProxyType(
     {
-        Rule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,
-        Rule.SCSI_READ_TYPES: READ_BOUNDARY_VIOLATION,
+        ScsiRule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,
+        ScsiRule.SCSI_READ_TYPES: READ_BOUNDARY_VIOLATION,
         # "INVALID FIELD IN CDB" (SBC-3, Block Limits VPD page, MAXIMUM TRANSFER LENGTH)
-        Rule.SCSI_TRANSFER_LENGTH: INVALID_FIELD_IN_CDB,
-        Rule.SCSI_WRITE_PROTECTED: WRITE_PROTECTED,
-        Rule.SCSI_OPERATION_CODE: INVALID_OPERATION_CODE,
-        Rule.SCSI_CDB_FIELD: INVALID_FIELD_IN_CDB,
-        Rule.SCSI_PARAMETER_FIELD: INVALID_FIELD_IN_PARAMETER_LIST,
-        Rule.SCSI_PARAMETER_LENGTH: PARAMETER_LIST_LENGTH_ERROR,
-        Rule.SCSI_LUN: LUN_NOT_SUPPORTED,
-        Rule.SCSI_MISCOMPARE: MISCOMPARE_DURING_VERIFY,
+        ScsiRule.SCSI_TRANSFER_LENGTH: INVALID_FIELD_IN_CDB,
+        ScsiRule.SCSI_WRITE_PROTECTED: WRITE_PROTECTED,
+        ScsiRule.SCSI_OPERATION_CODE: INVALID_OPERATION_CODE,
+        ScsiRule.SCSI_CDB_FIELD: INVALID_FIELD_IN_CDB,
+        ScsiRule.SCSI_PARAMETER_FIELD: INVALID_FIELD_IN_PARAMETER_LIST,
+        ScsiRule.SCSI_PARAMETER_LENGTH: PARAMETER_LIST_LENGTH_ERROR,
+        ScsiRule.SCSI_LUN: LUN_NOT_SUPPORTED,
+        ScsiRule.SCSI_MISCOMPARE: MISCOMPARE_DURING_VERIFY,
     }
 )
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.FLUSH))

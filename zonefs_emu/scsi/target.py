@@ -23,7 +23,6 @@ from enum import Enum, IntEnum, auto
 from typing import Final
 
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import inquiry, sense
 from zonefs_emu.scsi.commands import CDB_LENGTHS, Opcode
@@ -39,6 +38,7 @@ from zonefs_emu.scsi.disk import (
     total_bytes,
 )
 from zonefs_emu.scsi.inquiry import Identity
+from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense
 
 #: The REPORT LUNS well-known logical unit, numbered by its first two bytes on the wire (C1h 01h).
@@ -173,7 +173,7 @@ class Target:
         """Do *cdb* at the well-known logical unit, or at one that is not there."""
         opcode = cdb[0] if len(cdb) else -1
         if opcode < 0 or len(cdb) < CDB_LENGTHS[opcode]:
-            self.disk.note(Rule.SCSI_CDB_FIELD, cdb)
+            self.disk.note(ScsiRule.SCSI_CDB_FIELD, cdb)
             return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
         well_known = lun == REPORT_LUNS_WLUN
         match opcode:
@@ -192,21 +192,21 @@ class Target:
             case Opcode.TEST_UNIT_READY if well_known:
                 return nothing_transferred(data_out, data_in)
             case _:
-                rule = Rule.SCSI_OPERATION_CODE if well_known else Rule.SCSI_LUN
+                rule = ScsiRule.SCSI_OPERATION_CODE if well_known else ScsiRule.SCSI_LUN
                 self.disk.note(rule, cdb, "to the REPORT LUNS unit" if well_known else _name_of_lun(lun))
                 return _refused(SENSE_OF_RULE[rule], data_out, data_in)
 
     def no_target(self, cdb: Cdb | None) -> None:
         """Note a request at a target that is not there: the command of *cdb*, or (None) a task management function."""
         if cdb is None:
-            self._refuse_task(Rule.VSCSI_TARGET, "task management")
+            self._refuse_task(HostRule.VSCSI_TARGET, "task management")
         else:
-            self.disk.note(Rule.VSCSI_TARGET, cdb)
+            self.disk.note(HostRule.VSCSI_TARGET, cdb)
 
     def refuse_oversized(self, nr_bytes: int) -> None:
         """Note a request whose buffers hold *nr_bytes*, more than any request may have."""
         self._port.refuse(
-            Rule.VSCSI_OVERSIZED, None, Status.UNSUPPORTED, request=f"a request with {nr_bytes} bytes of buffers"
+            HostRule.VSCSI_OVERSIZED, None, Status.UNSUPPORTED, request=f"a request with {nr_bytes} bytes of buffers"
         )
 
     # -- task management --------------------------------------------------------------------------------------
@@ -218,13 +218,13 @@ class Target:
         """
         name = f"task management function {function}"
         if function not in _TASK_FUNCTIONS:
-            self._refuse_task(Rule.VSCSI_TASK, name)
+            self._refuse_task(HostRule.VSCSI_TASK, name)
             return TaskResponse.REJECTED
         if function == TaskFunction.I_T_NEXUS_RESET:
             self.attend(sense.I_T_NEXUS_LOSS)
             return TaskResponse.COMPLETE
         if lun not in (0, REPORT_LUNS_WLUN):
-            self._refuse_task(Rule.VSCSI_TASK_LUN, f"{name} at {_name_of_lun(lun)}")
+            self._refuse_task(HostRule.VSCSI_TASK_LUN, f"{name} at {_name_of_lun(lun)}")
             return TaskResponse.INCORRECT_LUN
         match function:
             case TaskFunction.LOGICAL_UNIT_RESET:
@@ -233,12 +233,12 @@ class Target:
                     self.attend(sense.BUS_DEVICE_RESET)
                 return TaskResponse.COMPLETE
             case TaskFunction.CLEAR_ACA:  # NORMACA is 0
-                self._refuse_task(Rule.VSCSI_TASK, name)
+                self._refuse_task(HostRule.VSCSI_TASK, name)
                 return TaskResponse.REJECTED
             case _:
                 return TaskResponse.COMPLETE
 
-    def _refuse_task(self, rule: Rule, request: str) -> None:
+    def _refuse_task(self, rule: HostRule, request: str) -> None:
         self._port.refuse(rule, None, Status.UNSUPPORTED, request=request)
 
 

@@ -22,7 +22,6 @@ from typing import Final
 
 from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intents
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.ublk.protocol import (
@@ -39,6 +38,7 @@ from zonefs_emu.ublk.protocol import (
     encode_zones,
 )
 from zonefs_emu.ublk.records import FREE, Records, TagIntentLog
+from zonefs_emu.ublk.rules import UblkRule
 from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POLLIN, SQE_BYTES, Ring
 from zonefs_emu.units import SECTOR_SHIFT
 
@@ -119,7 +119,7 @@ class Executor:
     def _no_data(self, operation: int, count: int, sector: int) -> None:
         """Note that the kernel failed to move the data of a request."""
         request = _describe(operation, count, sector)
-        self._port.refuse(Rule.UBLK_DATA, None, Status.IO_ERROR, request=request)
+        self._port.refuse(UblkRule.UBLK_DATA, None, Status.IO_ERROR, request=request)
 
     def _part(self, count: int) -> tuple[memoryview]:
         part = self._parts[count] = (self._buffer[: count << SECTOR_SHIFT],)
@@ -168,7 +168,7 @@ class Executor:
             zone_no = self._port.geometry.zone_no(sector)
             zones = encode_zones(self._port.report(zone_no, min(count, _ZONES_MAX)))
             return os.pwrite(self._fd, zones, self._offsets[tag])
-        self._port.refuse(Rule.UBLK_OPERATION, None, Status.UNSUPPORTED, request=f"operation {operation}")
+        self._port.refuse(UblkRule.UBLK_OPERATION, None, Status.UNSUPPORTED, request=f"operation {operation}")
         return RESULTS[Status.UNSUPPORTED]
 
 

@@ -3,6 +3,7 @@
 Pure: bytes in, values out. Source: include/uapi/linux/ublk_cmd.h and blkzoned.h (Linux 6.12).
 """
 
+import errno
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import Final
 
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import FrontEndAnswers
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.ublk.rules import UblkRule
 from zonefs_emu.units import to_bytes, to_sectors
 
 MAX_QUEUE_DEPTH: Final = 4096
@@ -215,6 +217,12 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
     }
 )
 #: The same for the rules that only this front-end has.
-RESULT_OF_RULE: Final[Mapping[Rule, int]] = MappingProxyType(
-    {Rule.UBLK_OPERATION: RESULTS[Status.UNSUPPORTED], Rule.UBLK_DATA: _EIO}
+RESULT_OF_RULE: Final[Mapping[UblkRule, int]] = MappingProxyType(
+    {UblkRule.UBLK_OPERATION: RESULTS[Status.UNSUPPORTED], UblkRule.UBLK_DATA: _EIO}
+)
+#: For the explanation of refusals: the names of the errors that a user of the block device gets.
+ANSWERS: Final = FrontEndAnswers(
+    name="ublk",
+    of_status=lambda status, _operation: errno.errorcode[-RESULTS[status]],
+    of_rule={rule: errno.errorcode[-result] for rule, result in RESULT_OF_RULE.items()},
 )

@@ -22,7 +22,7 @@ from typing import Final
 
 from zonefs_emu.device.buffers import Cursor, carve, gather, scatter, total_bytes
 from zonefs_emu.device.device import Port
-from zonefs_emu.device.rules import Rule
+from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition, Zone
@@ -30,6 +30,7 @@ from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, to_bytes
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import LONG_BYTES, Begin, Deferred
 from zonefs_emu.virtio.ring import TRANSFER_BYTES_MAX, BrokenRingError, Chain
+from zonefs_emu.virtio.rules import BlkRule
 
 DEVICE_ID: Final = 2
 
@@ -113,17 +114,17 @@ PLAIN_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {status: code if code <= S_UNSUPP else S_IOERR for status, code in DATA_STATUS.items()}
 )
 #: What the rules that only this device has answer.
-STATUS_OF_RULE: Final[Mapping[Rule, int]] = MappingProxyType(
+STATUS_OF_RULE: Final[Mapping[BlkRule, int]] = MappingProxyType(
     {
-        Rule.BLK_TYPE: S_UNSUPP,
-        Rule.BLK_NOT_ZONED: S_UNSUPP,
-        Rule.BLK_SEGMENT: S_IOERR,
+        BlkRule.BLK_TYPE: S_UNSUPP,
+        BlkRule.BLK_NOT_ZONED: S_UNSUPP,
+        BlkRule.BLK_SEGMENT: S_IOERR,
         # "The device MUST set the status byte to VIRTIO_BLK_S_UNSUPP for discard, secure erase and write zeroes
         # commands if any unknown flag is set."
-        Rule.BLK_SEGMENT_FLAGS: S_UNSUPP,
-        Rule.BLK_APPEND_ROOM: S_IOERR,
-        Rule.BLK_REPORT_ROOM: S_ZONE_INVALID_CMD,
-        Rule.BLK_OVERSIZED: S_IOERR,
+        BlkRule.BLK_SEGMENT_FLAGS: S_UNSUPP,
+        BlkRule.BLK_APPEND_ROOM: S_IOERR,
+        BlkRule.BLK_REPORT_ROOM: S_ZONE_INVALID_CMD,
+        BlkRule.BLK_OVERSIZED: S_IOERR,
     }
 )
 
@@ -472,7 +473,7 @@ class Blk:
     def refuse_oversized(self, chain: Chain) -> int:
         """Refuse a request that is too long; see :class:`zonefs_emu.virtio.handler.Handler`."""
         nr_bytes = total_bytes(chain[1]) + total_bytes(chain[2])
-        self._broken(Rule.BLK_OVERSIZED, f"a request of {nr_bytes} bytes")
+        self._broken(BlkRule.BLK_OVERSIZED, f"a request of {nr_bytes} bytes")
         return self.fail(chain)
 
     def _execute(self, kind: int, sector: int, data_out: list[memoryview], data_in: list[memoryview]) -> int:
@@ -501,13 +502,13 @@ class Blk:
             case _ if self._zoned:
                 return self._execute_zoned(kind, sector, data_out, data_in)
             case _:
-                return self._broken(Rule.BLK_NOT_ZONED, f"{_TYPE_NAMES[kind]} at sector {sector}")
+                return self._broken(BlkRule.BLK_NOT_ZONED, f"{_TYPE_NAMES[kind]} at sector {sector}")
 
     def _unknown(self, kind: int) -> int:
         name = f" ({_TYPE_NAMES[kind]})" if kind in _TYPE_NAMES else ""
-        return self._broken(Rule.BLK_TYPE, f"a request of type {kind}{name}")
+        return self._broken(BlkRule.BLK_TYPE, f"a request of type {kind}{name}")
 
-    def _broken(self, rule: Rule, request: str) -> int:
+    def _broken(self, rule: BlkRule, request: str) -> int:
         """Note that *request* is refused by a *rule* of virtio-blk's own, and return its status."""
         self.port.refuse(rule, None, Status.UNSUPPORTED, request=request)
         return STATUS_OF_RULE[rule]
@@ -516,13 +517,15 @@ class Blk:
         """Note that the data of a request are no whole sectors, and return its status."""
         request = f"{operation.name.lower()} of {nr_bytes} bytes at sector {sector}"
         zone_no = sector // self._zone_size
-        status = self.port.refuse(Rule.UNALIGNED, operation, Status.UNALIGNED, sector, zone_no=zone_no, request=request)
+        status = self.port.refuse(
+            DeviceRule.UNALIGNED, operation, Status.UNALIGNED, sector, zone_no=zone_no, request=request
+        )
         return ZONE_STATUS[status] if operation is Operation.APPEND else self._data_status[status]
 
     def _write_protected(self, operation: Operation, sector: int) -> int:
         """Note a change that the image does not take, and return its status."""
         zone_no = sector // self._zone_size
-        return ZONE_STATUS[self.port.refuse(Rule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)]
+        return ZONE_STATUS[self.port.refuse(DeviceRule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)]
 
     def _in(self, sector: int, data_in: list[memoryview]) -> int:
         nr_bytes = total_bytes(data_in)
@@ -545,12 +548,12 @@ class Blk:
         """Do WRITE_ZEROES: the specification is silent on zones, and Linux takes it for a write at wp."""
         nr_bytes = total_bytes(data_out)
         if nr_bytes != _SEGMENT.size:  # max_write_zeroes_seg is 1
-            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES with {nr_bytes} bytes of segments")
+            return self._broken(BlkRule.BLK_SEGMENT, f"WRITE_ZEROES with {nr_bytes} bytes of segments")
         sector, nr_sectors, flags = _SEGMENT.unpack(gather(data_out, 0, nr_bytes))
         if flags & ~_UNMAP:
-            return self._broken(Rule.BLK_SEGMENT_FLAGS, f"WRITE_ZEROES at sector {sector} with flags {flags:#x}")
+            return self._broken(BlkRule.BLK_SEGMENT_FLAGS, f"WRITE_ZEROES at sector {sector} with flags {flags:#x}")
         if nr_sectors > _WRITE_ZEROES_SECTORS_MAX:
-            return self._broken(Rule.BLK_SEGMENT, f"WRITE_ZEROES of {nr_sectors} sectors at sector {sector}")
+            return self._broken(BlkRule.BLK_SEGMENT, f"WRITE_ZEROES of {nr_sectors} sectors at sector {sector}")
         if self._readonly:
             return self._write_protected(Operation.WRITE, sector)
         while nr_sectors:
@@ -581,7 +584,7 @@ class Blk:
         room = total_bytes(data_in)
         nr_bytes = total_bytes(data_out)
         if room < _APPEND_SECTOR.size:
-            return self._broken(Rule.BLK_APPEND_ROOM, f"append at sector {sector} with {room} writable bytes")
+            return self._broken(BlkRule.BLK_APPEND_ROOM, f"append at sector {sector} with {room} writable bytes")
         if self._readonly:
             return self._write_protected(Operation.APPEND, sector)
         if nr_bytes % SECTOR_BYTES:
@@ -602,9 +605,9 @@ class Blk:
         max_zones = (room - REPORT_HEADER.size) // REPORT_ZONE.size
         if sector >= geometry.size:
             request = f"zone report from sector {sector}"
-            return ZONE_STATUS[self.port.refuse(Rule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request)]
+            return ZONE_STATUS[self.port.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request)]
         if max_zones < 1:
-            return self._broken(Rule.BLK_REPORT_ROOM, f"zone report from sector {sector} with room for {room} bytes")
+            return self._broken(BlkRule.BLK_REPORT_ROOM, f"zone report from sector {sector} with room for {room} bytes")
         first = geometry.zone_no(sector)
         count = min(max_zones, geometry.nr_zones - first)
         target = Cursor(data_in)

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from zonefs_emu.device.buffers import carve, gather, scatter, total_bytes
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.scsi.disk import Cdb, DataIn, DataOut, ScsiResult
+from zonefs_emu.scsi.rules import HostRule
 from zonefs_emu.scsi.target import TaskResponse, decode_lun
 from zonefs_emu.virtio.handler import Begin, Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
@@ -73,13 +73,13 @@ class Response(IntEnum):
 
 
 #: What the rules answer that stand between the driver and the disk.
-RESPONSE_OF_RULE: Final[Mapping[Rule, Response]] = MappingProxyType(
+RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
     {
-        Rule.VSCSI_OVERRUN: Response.OVERRUN,
-        Rule.VSCSI_TARGET: Response.BAD_TARGET,
-        Rule.VSCSI_TASK: Response.FUNCTION_REJECTED,
-        Rule.VSCSI_TASK_LUN: Response.INCORRECT_LUN,
-        Rule.VSCSI_OVERSIZED: Response.FAILURE,
+        HostRule.VSCSI_OVERRUN: Response.OVERRUN,
+        HostRule.VSCSI_TARGET: Response.BAD_TARGET,
+        HostRule.VSCSI_TASK: Response.FUNCTION_REJECTED,
+        HostRule.VSCSI_TASK_LUN: Response.INCORRECT_LUN,
+        HostRule.VSCSI_OVERSIZED: Response.FAILURE,
     }
 )
 
