@@ -194,6 +194,34 @@ async def test_listing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
             assert listed == expected
 
 
+async def test_a_listing_has_the_attributes_of_each_file(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that were used since the mount, files that were not, and files of lost zones, in any order."""
+    bench = make_bench("capacity")
+    bench.write_raw(2, BLOCK)
+    bench.write_raw(5, 2 * BLOCK)
+    bench.set_cond(3, Condition.OFFLINE)
+    bench.set_cond(6, Condition.READONLY)
+    kernel = Kernel(bench)
+    await kernel.setattr(4, mode=stat.S_IFREG | 0o600, uid=3)
+    names = [name for name in pyfuse3.EntryAttributes.__dict__ if name.startswith("st_") and name != "st_ino"]
+    listed: dict[int, list[object]] = {}
+
+    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next_id: int) -> bool:
+        if name not in {b".", b".."}:
+            listed[entry.st_ino] = [getattr(entry, field) for field in names]
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    token: Any = None
+    await kernel.operations.readdir(await kernel.operations.opendir(10, CTX), 0, token)
+    assert list(listed) == [2, 3, 4, 5, 6, 7]
+    for node, attributes in listed.items():
+        found = await kernel.operations.getattr(node, CTX)
+        assert attributes == [getattr(found, field) for field in names], node
+
+
 async def test_attributes_of_files(make_bench: Callable[..., Bench]) -> None:
     kernel = Kernel(make_bench("capacity", "uid=7,gid=8,perm=600"))
     kernel.bench.write_raw(2, BLOCK)

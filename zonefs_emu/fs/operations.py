@@ -144,15 +144,36 @@ class ZonefsOperations(ContainedOperations):
             if start_id <= index and not self._list(token, fh, name, index + 1):
                 return
         first = max(start_id - 2, 0)
-        tree = self.volume.tree
-        if fh == ROOT_NODE_ID:
-            names = (group.name.encode() for group in tree.groups[first:])
-        else:
-            group = tree.group_of_inode(fh)
-            assert group is not None
-            names = (str(file_no).encode() for file_no in range(first, group.nr_files))
-        for number, name in enumerate(names, first + 3):
-            if not self._list(token, fh, name, number):
+        group = self.volume.tree.group_of_inode(fh)
+        if group is not None:
+            self._list_files(token, group, first)
+            return
+        for number, directory in enumerate(self.volume.tree.groups[first:], first + 3):
+            if not self._list(token, fh, directory.name.encode(), number):
+                return
+
+    def _list_files(self, token: pyfuse3.ReaddirToken, group: Group, first_no: int) -> None:
+        """List the files of *group* from number *first_no* on, until the kernel has enough.
+
+        Files that were not used since the mount differ in three attributes only, so one object does for all of them:
+        a directory may have a million.
+        """
+        volume, reply = self.volume, pyfuse3.readdir_reply
+        zone_cap = volume.geometry.zone_cap
+        unused: EntryAttributes | None = None
+        for file_no in range(first_no, group.nr_files):
+            zone_no, nr_zones = group.zones(file_no)
+            size = volume.unused_size(zone_no) if nr_zones == 1 else -1
+            if size >= 0 and unused is not None:
+                entry = unused
+                entry.st_size = size
+                entry.st_blocks = zone_cap(zone_no)
+            else:
+                entry = self._file_attributes(volume.look_at(zone_no))
+                if size >= 0:
+                    unused = entry
+            entry.st_ino = node_id(zone_no)
+            if not reply(token, b"%d" % file_no, entry, file_no + 3):
                 return
 
     def _list(self, token: pyfuse3.ReaddirToken, parent: int, name: bytes, next_id: int) -> bool:

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 DIRECTORY_MODE: Final = 0o555
 #: Zones asked for in one report.
 _REPORT_ZONES: Final = 4096
+#: A file of such a zone has no permissions, and its size is not known.
+_LOST: Final = frozenset((int(Condition.READONLY), int(Condition.OFFLINE)))
 _READ_BUFFER_BYTES: Final = 1 << 20
 #: relatime notes an access after this time, even if nothing has changed since the last one.
 _ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
@@ -246,6 +248,12 @@ class Volume:
     def look_at(self, zone_no: int) -> ZoneFile:
         """Return the same as :meth:`file`, to be read only: a file that was never opened or changed is not kept."""
         return self.files.get(zone_no) or self._make_file(zone_no)
+
+    def unused_size(self, zone_no: int) -> int:
+        """Return the size of the file of zone *zone_no* if it is as it was at mount and readable, otherwise -1."""
+        if zone_no in self.files or self._mount_conds[zone_no] in _LOST:
+            return -1
+        return self._mount_sizes[zone_no]
 
     def find(self, group: Group, name: bytes) -> ZoneFile | None:
         """Return the file called *name* in the directory of *group*, to be looked at."""
