@@ -1,6 +1,6 @@
 # The commands of the README; each is a script in tools/ that can be run by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak mutants docs clean
+.PHONY: help demo test bench soak mutants docs site clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
 REQUIRE := fuse,qemu,fio,blkid,blkzone
@@ -39,6 +39,11 @@ docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md,
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md
 	PYTHONPATH=. .venv/bin/python tools/state_machine.py >docs/state-machine.md
 	PYTHONPATH=. .venv/bin/python tools/zones_picture.py >docs/zones.svg
+
+site: ## Make a site of the documents in build/site; a broken link is an error.
+	tools/setup
+	.venv/bin/sphinx-build -q -W --keep-going -c docs . build/site
+	cp build/site/README.html build/site/index.html
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -139,6 +139,16 @@ def test_the_commands_of_a_page_do_what_the_page_shows(page: str, tmp_path: Path
             assert is_shown(step.shown, printed), f"$ {step.command}\n{printed}\nand not\n{step.shown}"
 
 
+@pytest.mark.slow
+def test_the_site_has_no_broken_links(tmp_path: Path) -> None:
+    """As ``make site`` builds it; also links to headings."""
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", str(tmp_path)]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, build.stderr
+    assert "docs/vm.html" in (tmp_path / "README.html").read_text()
+
+
 def workflow_steps() -> Mapping[str, str]:
     """The scripts of examples/ci.yml by the names of their steps."""
     text = (ROOT / "examples/ci.yml").read_text()
