@@ -258,7 +258,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 WIDE_DOCUMENTS: Final = frozenset(
     {
         "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
-        "docs/cli.md", "docs/concurrency.md", "docs/errors.md", "docs/faults.md", "docs/fuse.md", "docs/glossary.md",
+        "docs/cli.md", "docs/concurrency.md", "docs/errors.md", "docs/faults.md", "docs/fuse.md",
         "docs/image-format.md", "docs/mutants.md", "docs/scsi.md", "docs/state-machine.md", "docs/test-guest.md",
         "docs/testing.md", "docs/vhost-user.md",
     }
@@ -305,6 +305,65 @@ def test_every_status_is_documented() -> None:
 def test_every_condition_is_in_the_glossary() -> None:
     text = (ROOT / "docs/glossary.md").read_text()
     assert [cond.name for cond in Condition if f"| {cond.name} | {cond.value} |" not in text] == []
+
+
+#: Words of earlier versions as regular expressions, and what is written instead. Where a word is plain English as well,
+#: only names are retired.
+RETIRED_WORDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        r"witness\w*": "intent log",
+        r"\bintend\(|\blanded\(|\bwithdraw\w*": "begin, commit, abort",
+        r"\b_?taps?\b|_taps?(?![a-z])|\bun?tap_|\btap_": "write hook",
+        r"\berased\b|\b(un)?settled?\b": "pending reset",
+        r"\b_?hold_up\b|\bheld_up\b": "defer",
+        r"\b_?told_\w+|\bis_told\b|\b(self|port|device|queue)\._?told\b": "notified",
+        r"\b_turns?\b|\btake_turns?\b": "file lock",
+        r"\bdoors?\b|Door|_doors?(?![a-z])": "adapter",
+        r"\bfold(s|ed|ing)?\b|_fold(s|ed|ing)?(?![a-z])|\bfold_": "compact",
+        r"\bmend(s|ed|ing)?\b|_mend(?![a-z])": "repair",
+        r"\bHands\b|\b_hands\b|\bhands[.:=(]": "executor",
+    }
+)
+#: Files that name the retired words.
+NAMING_RETIRED_WORDS: Final = frozenset({"docs/glossary.md", "docs/mutants.md", "tests/test_tidy.py"})
+
+
+def test_retired_words_are_gone() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]!r}: write {instead}"
+        for path, text in text_files()
+        if str(path.relative_to(ROOT)) not in NAMING_RETIRED_WORDS
+        for word, instead in RETIRED_WORDS.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if (match := re.search(word, line))
+    ]
+    assert not found
+
+
+def test_the_glossary_names_what_replaced_a_retired_word() -> None:
+    text = (ROOT / "docs/glossary.md").read_text()
+    _, separator, table = text.partition("## Retired words")
+    assert separator
+    assert [instead for instead in RETIRED_WORDS.values() if f"| {instead} |" not in table] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "retired"),
+    [
+        ("def _spread_taps(self) -> None:", True),
+        ("the journal is folded", True),
+        ("the twofold answer of a folder", False),
+        ("class BlkDoor:", True),
+        ("a boundary that hands the exception on", False),
+        ("self._hands = hands", True),
+        ("each in its turn", False),
+        ("await self._turn.acquire()", True),
+        ("the append landed at sector 8", False),
+        ("log.landed()", True),
+    ],
+)
+def test_what_counts_as_a_retired_word(line: str, retired: bool) -> None:
+    assert any(re.search(word, line) for word in RETIRED_WORDS) == retired
 
 
 def test_every_verb_has_help_with_an_example() -> None:

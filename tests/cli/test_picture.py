@@ -87,7 +87,7 @@ def test_fill() -> None:
     assert fill_of(zone(1, C.READONLY, 4)) == 0.5
 
 
-def test_folding_counts_every_zone_once() -> None:
+def test_every_zone_is_counted_once() -> None:
     aggregated = aggregate((z for z in SEVEN), nr_zones=7, max_cells=3)
     assert aggregated.zones_per_cell == 3
     assert [(cell.first, cell.count, cell.cond) for cell in aggregated.cells] == [

@@ -227,14 +227,14 @@ def test_reports_by_range_and_condition(port: Port) -> None:
 
 
 def test_power_cycle(device: ZonedDevice, port: Port) -> None:
-    told: list[tuple[int, int]] = []
-    device.subscribe(lambda first, count: told.append((first, count)), port=port)
+    notified: list[tuple[int, int]] = []
+    device.subscribe(lambda first, count: notified.append((first, count)), port=port)
     write(port, 128, 4)
     port.manage(OPEN, 192)
     device.power_cycle()
     assert (cond(port, 2).name, cond(port, 3).name) == ("CLOSED", "EMPTY")
     assert (device.nr_open, device.nr_active) == (0, 1)
-    assert told == [(0, 8)]
+    assert notified == [(0, 8)]
     assert device.statistics()["power_cycles"] == 1
     assert write(port, 192, 4) == Status.OK
 
@@ -575,40 +575,40 @@ def test_settling_that_fails_for_an_append(device: ZonedDevice, port: Port, monk
 
 def test_listeners_hear_of_what_other_ports_change(device: ZonedDevice, port: Port) -> None:
     other = device.port("other", VIRTIO)
-    told: dict[str, list[tuple[int, int]]] = {"port": [], "anyone": []}
-    device.subscribe(lambda *zones: told["port"].append((zones[0], zones[1])), port=port)
-    device.subscribe(anyone := lambda *zones: told["anyone"].append((zones[0], zones[1])))
+    notified: dict[str, list[tuple[int, int]]] = {"port": [], "anyone": []}
+    device.subscribe(lambda *zones: notified["port"].append((zones[0], zones[1])), port=port)
+    device.subscribe(anyone := lambda *zones: notified["anyone"].append((zones[0], zones[1])))
 
     write(port, 128, 1)
-    assert told == {"port": [], "anyone": [(2, 1)]}
+    assert notified == {"port": [], "anyone": [(2, 1)]}
     write(other, 129, 1)
     write(other, 0, 1)
-    assert told["port"] == [(2, 1), (0, 1)]
+    assert notified["port"] == [(2, 1), (0, 1)]
     write(other, 130, 200)
     other.manage(CLOSE, 320)
-    assert told["port"] == [(2, 1), (0, 1)], "nothing is said of refused commands"
+    assert notified["port"] == [(2, 1), (0, 1)], "nothing is said of refused commands"
     late = device.port("late", VIRTIO)
     late.manage(FINISH, 320, 2)
-    assert told["port"][2:] == [(5, 2)]
+    assert notified["port"][2:] == [(5, 2)]
     late.set_cond(7, Condition.READONLY)
     late.manage_all(RESET)
-    assert told["port"][3:] == [(7, 1), (2, 1), (5, 2)]
+    assert notified["port"][3:] == [(7, 1), (2, 1), (5, 2)]
     late.manage_all(RESET)
     late.set_cond(7, Condition.READONLY)
-    assert len(told["port"]) == 6, "nothing is said of commands without effect"
+    assert len(notified["port"]) == 6, "nothing is said of commands without effect"
     device.unsubscribe(anyone)
-    nr_told = len(told["anyone"])
+    nr_notified = len(notified["anyone"])
     write(late, 128, 1)
-    assert (len(told["port"]), len(told["anyone"])) == (7, nr_told)
+    assert (len(notified["port"]), len(notified["anyone"])) == (7, nr_notified)
 
 
 def test_an_implicit_close_is_told_of(device: ZonedDevice, port: Port) -> None:
     other = device.port("other", VIRTIO)
-    told: list[tuple[int, int]] = []
-    device.subscribe(lambda first, count: told.append((first, count)), port=port)
+    notified: list[tuple[int, int]] = []
+    device.subscribe(lambda first, count: notified.append((first, count)), port=port)
     for zone_no in (7, 5, 2):
         write(other, zone_no * 64, 1)
-    assert told == [(7, 1), (5, 1), (2, 1), (7, 1)]
+    assert notified == [(7, 1), (5, 1), (2, 1), (7, 1)]
     assert cond(port, 7) == Condition.CLOSED
     assert device.statistics()["implicit_closes"] == 1
 
@@ -616,29 +616,29 @@ def test_an_implicit_close_is_told_of(device: ZonedDevice, port: Port) -> None:
 def test_many_runs_of_changed_zones_are_told_of_as_one(make_device: Maker) -> None:
     device = make_device(Geometry(size=400, zone_size=2, zone_capacity=2))
     port = device.port("test", VIRTIO)
-    told: list[tuple[int, int]] = []
+    notified: list[tuple[int, int]] = []
     for zone_no in range(10, 138, 2):
         write(port, zone_no * 2, 1)
-    device.subscribe(lambda first, count: told.append((first, count)))
+    device.subscribe(lambda first, count: notified.append((first, count)))
     port.manage_all(CLOSE)
-    assert told == [(zone_no, 1) for zone_no in range(10, 138, 2)]
+    assert notified == [(zone_no, 1) for zone_no in range(10, 138, 2)]
     write(port, 0, 1)
-    told.clear()
+    notified.clear()
     port.manage_all(RESET)
-    assert told == [(0, 137)]
+    assert notified == [(0, 137)]
 
 
 def test_ports_that_nobody_holds_are_forgotten(device: ZonedDevice, port: Port) -> None:
-    told: list[int] = []
-    device.subscribe(lambda first, _: told.append(first), port=port)
+    notified: list[int] = []
+    device.subscribe(lambda first, _: notified.append(first), port=port)
     for _ in range(100):
         assert device.port("one request", VIRTIO).manage(OPEN, 128) == Status.OK
         assert port.manage(RESET, 128) == Status.OK
-    assert told == 100 * [2]
+    assert notified == 100 * [2]
     assert len(device._ports) == 1
 
 
-def test_taps_of_writes_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
+def test_write_hooks_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
     hooks: list[tuple[str, int]] = []
 
     def hook(name: str, offset: int, nr_bytes: int) -> None:

@@ -217,7 +217,7 @@ def test_power_cut_around_states_that_are_loaded(setup: str, program: str) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("nr_spare", [0, 1, 2])
-def test_power_cut_around_a_fold_of_the_journal(nr_spare: int) -> None:
+def test_power_cut_around_a_compaction_of_the_journal(nr_spare: int) -> None:
     rng = random.Random(nr_spare)
     memory = fresh_memory()
     world = World(MemoryBacking(memory))
@@ -233,7 +233,7 @@ def test_power_cut_around_a_fold_of_the_journal(nr_spare: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_power_cut_around_a_fold_tears_the_two_copies_of_the_table() -> None:
+def test_power_cut_around_a_compaction_tears_the_two_copies_of_the_table() -> None:
     """The table has two blocks here. Folds that power cuts interrupt, one after the other, must not complete each
     other, and none may write first to the copy that is the only whole one."""
     rng = random.Random(2)

@@ -313,7 +313,7 @@ def test_a_full_host_refuses_loses_nothing_and_goes_on(lasting: int) -> None:
 
 
 @pytest.mark.parametrize("full_at", range(1, 8))
-def test_a_fold_that_a_full_host_interrupts_is_done_by_the_next_flush(full_at: int) -> None:
+def test_a_compaction_that_a_full_host_interrupts_is_done_by_the_next_flush(full_at: int) -> None:
     memory = fresh_memory(WIDE_GEOMETRY)
     world = World(MemoryBacking(memory))
     nr_records = world.image.header.section(SectionKind.JOURNAL).length // 512
@@ -600,7 +600,7 @@ def test_headers_are_looked_for_at_all_blocks_from_the_end(seed: int) -> None:
     assert list(header_blocks(MemoryBacking(memory), len(memory))) == expected
 
 
-def test_the_journal_is_folded_once_in_many_flushes() -> None:
+def test_the_journal_is_compacted_once_in_many_flushes() -> None:
     world = World(CrashBacking(fresh_memory()))
     nr_records = world.image.header.section(SectionKind.JOURNAL).length // 512
     events = events_of(world, " ".join(["o1 f c1 f"] * nr_records))

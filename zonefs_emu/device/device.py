@@ -233,15 +233,15 @@ class ZonedDevice:
                 if begin is not None:
                     begin()
                 self._write_hooks.append((hook, switch, failed))
-                self._spread_taps()
+                self._spread_write_hooks()
 
     def remove_write_hook(self, hook: WriteHook) -> None:
         """Have ports write past *hook* again; without it, do nothing."""
         with self.lock, self._subscribing:
             self._write_hooks = [entry for entry in self._write_hooks if entry[0] != hook]
-            self._spread_taps()
+            self._spread_write_hooks()
 
-    def _spread_taps(self) -> None:
+    def _spread_write_hooks(self) -> None:
         self.pwritev = self._pwritev_hooked if self._write_hooks else self.image.backing.pwritev
         for port in self._ports:
             port.pwritev = self.pwritev

@@ -185,7 +185,7 @@ class Image:
         self._dirty: set[int] = set()
         #: Told of each stage of each checkpoint, with the lock held.
         self.checkpoint_listener: Callable[[Stage], None] | None = None
-        #: Told which zones were erased before their space is given back and they may be written; without the lock.
+        #: Told which zones were reset, before their space is given back and they may be written; without the lock.
         self.erase_listener: Callable[[Sequence[int]], None] | None = None
         #: For zones whose write pointer moved back: how many sectors from the zone's start hold bytes of before. See
         #: :meth:`has_pending_reset`. Not the durable write pointers instead: data that was never flushed takes space,

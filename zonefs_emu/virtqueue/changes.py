@@ -19,7 +19,7 @@ class ZoneChanges:
         self._zones: set[int] = set()
         self._all = False
         self._pending = False
-        self._told_ns = -INTERVAL_NS
+        self._notified_ns = -INTERVAL_NS
 
     def __call__(self, zone_no: int, nr_zones: int) -> None:
         """Note that another port changed zones; called with the device's lock held, so it only passes the word on."""
@@ -42,12 +42,12 @@ class ZoneChanges:
         """Return in how many nanoseconds the front-end may be told of changes; None if there are none."""
         if not self._pending:
             return None
-        return max(0, self._told_ns + INTERVAL_NS - time.monotonic_ns())
+        return max(0, self._notified_ns + INTERVAL_NS - time.monotonic_ns())
 
     def take(self) -> bool:
         """Say whether there is something to tell now, and count it as told."""
         if not self._pending or self.due_ns() != 0:
             return False
         self._pending = False
-        self._told_ns = time.monotonic_ns()
+        self._notified_ns = time.monotonic_ns()
         return True
