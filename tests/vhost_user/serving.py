@@ -14,6 +14,7 @@ from uuid import UUID
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.virtio.blk import BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
@@ -49,6 +50,13 @@ def serving(device: ZonedDevice, virtio_device: VirtioDevice, path: Path) -> Ite
         backend.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+def still_serves(path: Path) -> None:
+    """The next front-end finds the device as it was."""
+    with Frontend(path) as frontend:
+        frontend.start()
+        assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
 
 
 class Daemon:

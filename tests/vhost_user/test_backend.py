@@ -21,8 +21,11 @@ from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.vhost_user.connection import Connection
+from zonefs_emu.vhost_user.dispatcher import Dispatcher
+from zonefs_emu.vhost_user.memory_map import MemoryMap
 from zonefs_emu.vhost_user.messages import Request
-from zonefs_emu.vhost_user.session import Session
+from zonefs_emu.vhost_user.migration import Migration
+from zonefs_emu.vhost_user.rings import Rings
 from zonefs_emu.virtio import blk, scsi
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.queue_server import QueueServer
@@ -261,12 +264,12 @@ def test_a_bug_costs_the_request_that_meets_it(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (Session, "_get_queue_num"),
-        (Session, "handle"),
+        (Dispatcher, "_get_queue_num"),
+        (Dispatcher, "handle"),
         (Connection, "receive"),
         (Connection, "fileno"),
         (Backend, "_connect"),
-        (Session, "__init__"),
+        (Dispatcher, "__init__"),
         (Backend, "_take_messages"),
         (QueueServer, "_take_events"),
         (QueueServer, "serve"),
@@ -289,16 +292,18 @@ def test_a_bug_outside_of_requests_costs_the_connection(
         assert device.statistics()["internal_errors"] == 1
 
 
-@pytest.mark.parametrize("name", ["_count", "_let_go", "_forget"])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Backend, "_count"), (Rings, "_let_go"), (MemoryMap, "close"), (Migration, "close")]
+)
 def test_a_bug_at_the_end_of_a_connection_leaves_nothing_behind(
-    *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+    *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str,
     expect_warning: Callable[[str], None],
 ) -> None:  # fmt: skip
     expect_warning("RuntimeError: a bug")
     with serving(device, blk_device(device), tmp_path / "socket"):
         with Frontend(tmp_path / "socket") as frontend:
             frontend.start()
-            raise_once(monkeypatch, Backend if name == "_count" else Session, name)
+            raise_once(monkeypatch, owner, name)
         for _ in range(2):
             with Frontend(tmp_path / "socket") as frontend:
                 frontend.start()

@@ -14,7 +14,7 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.connection import Connection
-from zonefs_emu.vhost_user.session import Session
+from zonefs_emu.vhost_user.dispatcher import Dispatcher
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.queue_server import QueueServer
@@ -46,7 +46,7 @@ class Backend:
         self._connected = connected
         self._server = QueueServer(virtio_device)
         self._log = LimitedLog(logging.getLogger(__name__))
-        self._session: Session | None = None
+        self._dispatcher: Dispatcher | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
         #: Turns of the loop that failed one after the other, without a connection that could be given up.
@@ -59,12 +59,12 @@ class Backend:
     @property
     def is_connected(self) -> bool:
         """Whether a front-end is there; from any thread."""
-        return self._session is not None
+        return self._dispatcher is not None
 
     def count_requests(self) -> int:
         """Return how many requests have been answered; from any thread."""
-        session = self._session
-        return self._nr_requests + (sum(queue.requests for queue in session.queues) if session is not None else 0)
+        dispatcher = self._dispatcher
+        return self._nr_requests + (sum(queue.requests for queue in dispatcher.queues) if dispatcher is not None else 0)
 
     def run(self) -> None:
         """Serve until :meth:`stop`, or until the one connection ends."""
@@ -76,7 +76,7 @@ class Backend:
             elif self._listener is not None:
                 self._listener.settimeout(0)
                 server.watch(self._listener.fileno(), partial(self._accept, self._listener))
-            while not server.stopping and (self._listener is not None or self._session is not None):
+            while not server.stopping and (self._listener is not None or self._dispatcher is not None):
                 self._step()
         finally:
             self._virtio_device.changes.wake = lambda: None
@@ -93,11 +93,11 @@ class Backend:
             server.wait(self._timeout())
             self._tell_changes()
             server.serve()
-            if self._session is not None and self._session.shared.is_lost:
+            if self._dispatcher is not None and self._dispatcher.shared.is_lost:
                 self._log.warning("%s: the connection ends: %s by the front-end", self._virtio_device.name, LOST)
                 self._disconnect()
         except Exception as error:
-            if self._session is None:
+            if self._dispatcher is None:
                 self._nr_failed_steps += 1
                 if self._nr_failed_steps >= _FAILED_STEPS_MAX:
                     raise  # this front-end ends, and is reported: to fail for ever would take a processor
@@ -113,13 +113,13 @@ class Backend:
             self._nr_failed_steps = 0
 
     def _timeout(self) -> float:
-        due_ns = self._virtio_device.changes.due_ns() if self._session is not None else None
+        due_ns = self._virtio_device.changes.due_ns() if self._dispatcher is not None else None
         return -1 if due_ns is None else due_ns / 1e9 + 0.001
 
     def _tell_changes(self) -> None:
-        if self._session is not None and self._virtio_device.changes.take():
-            self._session.zones_changed()
-            for queue in self._session.queues:
+        if self._dispatcher is not None and self._virtio_device.changes.take():
+            self._dispatcher.zones_changed()
+            for queue in self._dispatcher.queues:
                 self._server.activate(queue)
 
     # -- connections ------------------------------------------------------------------------------------------
@@ -142,11 +142,9 @@ class Backend:
         """Serve a front-end. Others wait in the socket's queue until it is gone."""
         connection = Connection(connected)
         server = self._server
-        session = Session(connection, self._device, self._virtio_device, server.service)
-        session.kick_changed, session.wait_idle = server.watch_kicks, server.wait_idle
-        session.is_ending = lambda: server.stopping
-        self._connection, self._session = connection, session
-        server.queues = session.queues
+        dispatcher = Dispatcher(connection, self._device, self._virtio_device, server)
+        self._connection, self._dispatcher = connection, dispatcher
+        server.queues = dispatcher.queues
         server.watch(connection.fileno(), partial(self._take_messages, connection))
         if self._listener is not None:
             server.unwatch(self._listener.fileno())
@@ -154,29 +152,29 @@ class Backend:
 
     def _disconnect(self) -> None:
         """Give up the connection, if there is one, and take the next."""
-        session, connection = self._session, self._connection
-        if session is None or connection is None:
+        dispatcher, connection = self._dispatcher, self._connection
+        if dispatcher is None or connection is None:
             return
-        self._session = self._connection = None
+        self._dispatcher = self._connection = None
         with ExitStack() as ending:  # each step is done, whatever the others raise
             if self._listener is not None and not self._server.stopping:
                 ending.callback(self._server.watch, self._listener.fileno(), partial(self._accept, self._listener))
-            ending.callback(self._count, session)
-            ending.callback(session.close)
+            ending.callback(self._count, dispatcher)
+            ending.callback(dispatcher.close)
             ending.callback(self._server.unwatch, connection.fileno())
             self._server.queues = ()
 
-    def _count(self, session: Session) -> None:
-        for queue in session.queues:
+    def _count(self, dispatcher: Dispatcher) -> None:
+        for queue in dispatcher.queues:
             self._nr_requests += queue.requests
             queue.requests = 0
 
     def _take_messages(self, connection: Connection) -> None:
-        session = self._session
-        assert session is not None
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
         try:
             while (message := connection.receive()) is not None:
-                session.handle(message)
+                dispatcher.handle(message)
         except (PeerError, OSError) as error:  # OSError: a descriptor that is not what the message says
             self._log.info("%s: the connection ends: %s", self._virtio_device.name, error)
             self._disconnect()

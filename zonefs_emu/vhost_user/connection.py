@@ -7,7 +7,8 @@ import array
 import os
 import select
 import socket
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.messages import (
@@ -32,6 +33,18 @@ class Message(NamedTuple):
     flags: int
     data: bytes
     fds: list[int]
+
+
+class Reply(NamedTuple):
+    """What a message is answered with. *fds* are sent beside it and closed after that."""
+
+    payload: Payload
+    fds: tuple[int, ...] = ()
+
+
+#: Does what a message asks: (payload, descriptors) -> the answer, or None where there is nothing to say but "done".
+#: A descriptor that is kept is taken out of the list.
+Handler: TypeAlias = Callable[..., Reply | None]
 
 
 class Connection:

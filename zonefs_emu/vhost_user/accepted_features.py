@@ -1,0 +1,88 @@
+"""The features of both kinds, virtio's and the protocol's own: what is offered, and what the front-end has accepted.
+
+May not know: rings, memory.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vhost_user.connection import Handler, Reply
+from zonefs_emu.vhost_user.messages import Nothing, Number, ProtocolFeature, Request
+from zonefs_emu.virtio import features as bits
+from zonefs_emu.virtqueue.atomic import HAS_ATOMIC_OR
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
+
+_PROTOCOL_FEATURES: Final = (
+    ProtocolFeature.MQ,
+    ProtocolFeature.REPLY_ACK,
+    ProtocolFeature.BACKEND_REQ,
+    ProtocolFeature.INFLIGHT_SHMFD,
+    ProtocolFeature.RESET_DEVICE,
+    ProtocolFeature.CONFIGURE_MEM_SLOTS,
+    ProtocolFeature.STATUS,
+    ProtocolFeature.DEVICE_STATE,
+    *((ProtocolFeature.LOG_SHMFD,) if HAS_ATOMIC_OR else ()),
+)
+
+
+class AcceptedFeatures:
+    """The features of one connection."""
+
+    def __init__(self, virtio_device: VirtioDevice) -> None:
+        """Offer what *virtio_device* can do."""
+        self._virtio_device = virtio_device
+        #: The virtio feature bits that the front-end has accepted.
+        self.virtio = 0
+        self._protocol = 0
+        #: Called after virtio features were accepted, with those from before.
+        self.changed: Callable[[int], None] = lambda _before: None
+        self.handlers: Mapping[int, Handler] = {
+            Request.GET_FEATURES: self._get_features,
+            Request.SET_FEATURES: self._set_features,
+            Request.GET_PROTOCOL_FEATURES: self._get_protocol_features,
+            Request.SET_PROTOCOL_FEATURES: self._set_protocol_features,
+        }
+
+    def has(self, feature: ProtocolFeature) -> bool:
+        """Say whether the front-end has accepted *feature* of the protocol."""
+        return bool(self._protocol & feature.mask)
+
+    @property
+    def rings_begin_enabled(self) -> bool:
+        """Whether a ring is enabled without being asked to: the message for that comes with protocol features only."""
+        return not self.virtio & bits.PROTOCOL_FEATURES
+
+    def _get_features(self, _payload: Nothing, _fds: list[int]) -> Reply:
+        offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES
+        if HAS_ATOMIC_OR:
+            offered |= bits.LOG_ALL
+        return Reply(Number(offered))
+
+    def _set_features(self, payload: Number, _fds: list[int]) -> None:
+        features = payload.value
+        offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES | bits.LOG_ALL
+        if features & ~offered:
+            message = f"features {features & ~offered:#x} were accepted that are not offered"
+            raise PeerError(message)
+        before, self.virtio = self.virtio, features
+        reason = self._virtio_device.accept(features)
+        if reason is not None:
+            raise PeerError(reason)
+        self.changed(before)
+
+    def _offered_protocol(self) -> int:
+        mask = ProtocolFeature.CONFIG.mask if self._virtio_device.config() is not None else 0
+        for feature in _PROTOCOL_FEATURES:
+            mask |= feature.mask
+        return mask
+
+    def _get_protocol_features(self, _payload: Nothing, _fds: list[int]) -> Reply:
+        return Reply(Number(self._offered_protocol()))
+
+    def _set_protocol_features(self, payload: Number, _fds: list[int]) -> None:
+        unknown = payload.value & ~self._offered_protocol()
+        if unknown:
+            message = f"protocol features {unknown:#x} were accepted that are not offered"
+            raise PeerError(message)
+        self._protocol = payload.value

@@ -1,0 +1,192 @@
+"""One connection of a front-end: each message goes to the part that it is about.
+
+The parts are the features (:mod:`.accepted_features`), the memory (:mod:`.memory_map`), the rings (:mod:`.rings`), the
+in-flight region (:mod:`.inflight_region`), migration (:mod:`.migration`) and the configuration space
+(:mod:`.configuration`). Each names the messages that it handles. What is about the whole device is handled here: its
+status and its reset.
+
+May not know: event loops; the back-end calls :meth:`Dispatcher.handle` for each message and serves the queues, all on
+one thread. A front-end that breaks the protocol raises PeerError, which costs it the connection and the device
+nothing.
+
+Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Final
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
+from zonefs_emu.vhost_user.configuration import Configuration
+from zonefs_emu.vhost_user.connection import Connection, Handler, Message, Reply
+from zonefs_emu.vhost_user.inflight_region import InflightRegion
+from zonefs_emu.vhost_user.memory_map import MemoryMap
+from zonefs_emu.vhost_user.messages import (
+    FLAG_NEED_REPLY,
+    Nothing,
+    Number,
+    ProtocolFeature,
+    Request,
+    decode_payload,
+)
+from zonefs_emu.vhost_user.migration import Migration
+from zonefs_emu.vhost_user.rings import Rings
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
+from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.virtio_device import VirtioDevice
+from zonefs_emu.virtqueue.virtqueue import Virtqueue
+
+_FAILED: Final = 1
+
+
+class Dispatcher:
+    """A connected front-end."""
+
+    def __init__(
+        self, connection: Connection, device: ZonedDevice, virtio_device: VirtioDevice, server: QueueServer
+    ) -> None:
+        """Offer *virtio_device* on *connection*; its queues are served by *server*."""
+        self._connection = connection
+        self._virtio_device = virtio_device
+        self._server = server
+        #: All memory that the front-end shares; once some of it is lost, the connection is to end.
+        self.shared = PeerMemory()
+        self.queues = [
+            Virtqueue(
+                index,
+                virtio_device.intents,
+                virtio_device.handler(index),
+                server.service,
+                events=virtio_device.events(index),
+                faults=device.faults.faults,
+                shared=self.shared,
+            )
+            for index in range(virtio_device.nr_queues)
+        ]
+        self._status = 0
+        self._features = AcceptedFeatures(virtio_device)
+        self._memory = MemoryMap(self.shared)
+        self._inflight = InflightRegion(self.shared, self._any_ring_runs)
+        self._migration = Migration(
+            device,
+            self.shared,
+            self._features,
+            server.service.log,
+            any_ring_runs=self._any_ring_runs,
+            must_not_wait=self._must_not_wait,
+        )
+        self._configuration = Configuration(virtio_device, self._features, server.service.log)
+        self._rings = Rings(
+            self.queues,
+            server,
+            features=self._features,
+            memory=self._memory,
+            inflight=self._inflight,
+            migration=self._migration,
+        )
+        self._handlers: Mapping[int, Handler] = {
+            Request.SET_OWNER: self._set_owner,
+            Request.RESET_OWNER: self._reset_owner,
+            Request.GET_QUEUE_NUM: self._get_queue_num,
+            Request.SET_STATUS: self._set_status,
+            Request.GET_STATUS: self._get_status,
+            Request.RESET_DEVICE: self._reset_device,
+            **self._features.handlers,
+            **self._memory.handlers,
+            **self._inflight.handlers,
+            **self._migration.handlers,
+            **self._configuration.handlers,
+            **self._rings.handlers,
+        }
+
+    def _any_ring_runs(self) -> bool:
+        return any(queue.ring is not None for queue in self.queues)
+
+    def _must_not_wait(self) -> bool:
+        return self._server.stopping or self._connection.is_gone()
+
+    def handle(self, message: Message) -> None:
+        """Do what *message* asks and answer it.
+
+        Raises:
+            PeerError: the front-end broke the protocol.
+        """
+        fds = message.fds
+        try:
+            payload = decode_payload(message.request, message.data)
+            handler = self._handlers.get(message.request)
+            if handler is None:
+                self._refuse(message)
+                return
+            reply = handler(payload, fds)
+            if reply is None and self._wants_acknowledgement(message):
+                reply = Reply(Number(0))
+            if reply is not None:
+                self._send(message.request, reply)
+        finally:
+            # Handlers take the descriptors that they keep out of the list.
+            for fd in fds:
+                os.close(fd)
+
+    def _send(self, request: int, reply: Reply) -> None:
+        try:
+            self._connection.reply(request, reply.payload, fds=reply.fds)
+        finally:
+            for fd in reply.fds:
+                os.close(fd)
+
+    def _wants_acknowledgement(self, message: Message) -> bool:
+        return bool(message.flags & FLAG_NEED_REPLY) and self._features.has(ProtocolFeature.REPLY_ACK)
+
+    def _refuse(self, message: Message) -> None:
+        """Refuse a message that is not known, politely if an acknowledgement is asked for."""
+        if not self._wants_acknowledgement(message):
+            text = f"message {message.request}, which was not negotiated"
+            raise PeerError(text)
+        self._connection.reply(message.request, Number(_FAILED))
+
+    def zones_changed(self) -> None:
+        """Tell the driver that zones were changed by others."""
+        self._configuration.zones_changed()
+
+    def close(self) -> None:
+        """Stop all rings and let everything go; the device stays as it is."""
+        with ExitStack() as ending:  # each step is done, whatever the others raise; the last one is done first
+            ending.callback(self._connection.close)
+            ending.callback(self._configuration.close)
+            ending.callback(self._migration.close)
+            ending.callback(self._inflight.close)
+            ending.callback(self._memory.close)
+            ending.callback(self._rings.close)
+            self._handlers = {}
+
+    # -- the whole device -------------------------------------------------------------------------------------
+
+    def _set_owner(self, _payload: Nothing, _fds: list[int]) -> None:
+        """Accept a message that means nothing here: a socket has one owner, the peer that is connected."""
+
+    def _reset_owner(self, _payload: Nothing, _fds: list[int]) -> None:
+        self._rings.disable()
+
+    def _get_queue_num(self, _payload: Nothing, _fds: list[int]) -> Reply:
+        return Reply(Number(self._virtio_device.nr_queues))
+
+    def _set_status(self, payload: Number, _fds: list[int]) -> None:
+        self._status = payload.value & 0xFF
+        if not self._status:
+            self._reset()
+
+    def _get_status(self, _payload: Nothing, _fds: list[int]) -> Reply:
+        return Reply(Number(self._status))
+
+    def _reset_device(self, _payload: Nothing, _fds: list[int]) -> None:
+        self._reset()
+        self._status = 0
+
+    def _reset(self) -> None:
+        """Do what a virtio reset does. Zones stay as they are: a reset is no power cycle."""
+        self._rings.reset()
+        self._virtio_device.reset()

@@ -1,0 +1,75 @@
+"""The in-flight region: memory of the front-end that holds the record of each queue and outlives this process.
+
+May not know: what a record says (:mod:`zonefs_emu.virtqueue.inflight`).
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vhost_user.connection import Handler, Reply
+from zonefs_emu.vhost_user.messages import Inflight, Request
+from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
+from zonefs_emu.virtqueue.inflight import record_bytes
+from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
+
+_QUEUES_MAX: Final = 1024
+
+
+class InflightRegion:
+    """The region of one connection, if the front-end gives one."""
+
+    def __init__(self, shared: PeerMemory, any_ring_runs: Callable[[], bool]) -> None:
+        """Begin without; the region is mapped as a part of what is *shared*, and not replaced while *any_ring_runs*."""
+        self._shared = shared
+        self._any_ring_runs = any_ring_runs
+        self._map: PeerMap | None = None
+        self._shape = Inflight(0, 0, 0, 0)
+        self.handlers: Mapping[int, Handler] = {
+            Request.GET_INFLIGHT_FD: self._get_fd,
+            Request.SET_INFLIGHT_FD: self._set_fd,
+        }
+
+    def close(self) -> None:
+        """Let the region go."""
+        self._map = None
+
+    def record(self, queue_no: int, queue_size: int) -> memoryview | None:
+        """Return the memory for the record of queue *queue_no*; None if there is none for it.
+
+        Raises:
+            PeerError: the queue has more entries than its part of the region is for.
+        """
+        shape = self._shape
+        if self._map is None or queue_no >= shape.nr_queues:
+            return None
+        if queue_size > shape.queue_size:
+            message = f"queue {queue_no} of {queue_size} entries with an in-flight region for {shape.queue_size}"
+            raise PeerError(message)
+        start = shape.mmap_offset % mmap.ALLOCATIONGRANULARITY + queue_no * record_bytes(shape.queue_size)
+        return memoryview(self._map)[start : start + record_bytes(queue_size)]
+
+    def _get_fd(self, payload: Inflight, _fds: list[int]) -> Reply:
+        if not 0 < payload.nr_queues <= _QUEUES_MAX or not 0 < payload.queue_size <= QUEUE_SIZE_MAX:
+            message = f"an in-flight region for {payload.nr_queues} queues of {payload.queue_size}"
+            raise PeerError(message)
+        size = payload.nr_queues * record_bytes(payload.queue_size)
+        fd = os.memfd_create("zonefs-emu-inflight", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return Reply(Inflight(size, 0, payload.nr_queues, payload.queue_size), fds=(fd,))
+
+    def _set_fd(self, payload: Inflight, fds: list[int]) -> None:
+        if len(fds) != 1 or payload.mmap_size < payload.nr_queues * record_bytes(payload.queue_size):
+            message = f"an in-flight region of {payload.mmap_size} bytes with {len(fds)} descriptors"
+            raise PeerError(message)
+        if self._any_ring_runs():
+            message = "the in-flight region is changed while rings run"
+            raise PeerError(message)
+        self._map = self._shared.map(fds[0], payload.mmap_size, payload.mmap_offset)
+        self._shape = payload
