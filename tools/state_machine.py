@@ -32,34 +32,34 @@ HEAD = """\
 
 <!-- Generated from zonefs_emu/model/transitions.py by tools/state_machine.py: edit those, not this page. -->
 
-Every sequential zone is in one of seven conditions; conventional zones are NOT_WP for as long as they work. What a
-command does to a zone is decided by one table, and each standard that a front-end speaks (its *dialect*) has its own.
-The words are those of the [glossary](glossary.md), the refusals those of the [errors](errors.md).
+Every sequential zone is in one of seven conditions. A conventional zone is NOT_WP as long as it works. One table
+decides what a command does to a zone. Each standard that a front-end implements (its *dialect*) has a table of its own.
+The [glossary](glossary.md) explains the words, and [errors](errors.md) the refusals.
 
-## The way of a zone
+## The transitions that all dialects share
 
-As all dialects have it; the other cells are in the tables.
+The tables below have the other cells.
 """
 
 NOTES = """\
 ## What holds in every dialect
 
-* A write or append that reaches the capacity makes the zone FULL, whatever the cell says. One of no sectors is checked
-  like any other, but opens nothing.
-* A cell that newly makes a zone open or active needs a free resource. `max_active_zones` is looked at first, so where
-  both limits are hit the answer is ACTIVE_RESOURCE. If only `max_open_zones` is hit, the implicitly open zone that was
-  written least recently is closed to make room; if there is none, the answer is OPEN_RESOURCE. Explicitly open zones
-  are never closed for another one.
-* A command on a range of zones changes all of them or, if one of them refuses, none. The zone with the lowest number
-  that refuses gives the reason.
-* Reading changes nothing. Beyond the write pointer, and between capacity and size, a zone reads as zeros; so does a
-  FULL zone beyond what was written before it was finished.
-* READONLY and OFFLINE zones get there, and back, only as a failing and a repaired medium would (`set-cond`).
-  Conventional zones can be READONLY and OFFLINE too.
+* A write or append that reaches the capacity makes the zone FULL, whatever the cell says. A write of no sectors passes
+  the same checks and opens nothing.
+* A transition that makes a zone open or active needs a free resource. `max_active_zones` is checked first, so the
+  answer is ACTIVE_RESOURCE if both limits are reached. If only `max_open_zones` is reached, the implicitly open zone
+  that was written least recently is closed to make room. The answer is OPEN_RESOURCE if there is no such zone. An
+  explicitly open zone is never closed to make room.
+* A command on a range of zones changes all of them, or none if one of them refuses. The reason is that of the refusing
+  zone with the lowest number.
+* A read changes nothing. A zone reads as zeros beyond the write pointer and between capacity and size. A FULL zone
+  reads as zeros beyond what was written before it was finished.
+* Only `set-cond` and injected faults make a zone READONLY or OFFLINE, as a failing medium would, and only `set-cond`
+  brings it back. Conventional zones can be READONLY and OFFLINE too.
 
 ## The order of checks
 
-One request can break several rules; the first of these that applies is the answer.
+One request can break several rules. The answer is the first of these that applies:
 
 | request | order |
 |---|---|
@@ -79,7 +79,7 @@ def cell(dialect: Dialect, operation: Operation, cond: Condition) -> str:
     if outcome == cond:
         return "same"
     if outcome is Condition.CLOSED and cond is Condition.EXP_OPEN and dialect.closed_at_start is not Condition.CLOSED:
-        return f"CLOSED, or {dialect.closed_at_start.name} without data"
+        return "CLOSED¹"
     return outcome.name
 
 
@@ -115,12 +115,23 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
     """Yield the section of *dialect*: its table, its ALL forms, and what else it says differently."""
     yield f"## {TITLES[dialect.name]}"
     yield ""
-    conds = list(Condition)
+    conds = [cond for cond in Condition if cond is not Condition.NOT_WP]
     yield from rows(
-        ["", *(f"`{op.name}`" for op in ZONE_OPERATIONS)],
-        [[cond.name, *(cell(dialect, op, cond) for op in ZONE_OPERATIONS)] for cond in conds],
+        ["", *(cond.name for cond in conds)],
+        [[f"`{op.name}`", *(cell(dialect, op, cond) for cond in conds)] for op in ZONE_OPERATIONS],
     )
-    yield "The ALL forms pass over what is not named here; OPEN ALL needs the resources for all of them, or opens none:"
+    conventional: dict[str, list[str]] = {}
+    for op in ZONE_OPERATIONS:
+        conventional.setdefault(cell(dialect, op, Condition.NOT_WP), []).append(f"`{op.name}`")
+    # Not a column: the rows would be too wide.
+    parts = (f"{', '.join(names)} → {outcome}" for outcome, names in conventional.items())
+    yield f"NOT_WP: {'; '.join(parts)}."
+    yield ""
+    if dialect.closed_at_start is not Condition.CLOSED:
+        yield f"¹ {dialect.closed_at_start.name} if the zone holds no data."
+        yield ""
+    yield "The ALL forms change zones in these conditions and skip all others. OPEN ALL opens all of them or, if the"
+    yield "resources do not suffice, none:"
     yield ""
     for operation in MANAGEMENT:
         changes: dict[Condition, list[str]] = {}
@@ -134,11 +145,11 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
     )
     yield f"* One read {crossing}; it may always cross those between conventional zones."
     if dialect.closed_at_start is Condition.CLOSED:
-        yield "* Closing an explicitly open zone without data gives CLOSED: it keeps its active resource."
+        yield "* Closing an explicitly open zone without data gives CLOSED. The zone keeps its active resource."
     if dialect.finish_needs_open:
         yield (
-            "* Finishing an EMPTY or CLOSED zone passes through open: it needs an open resource for a moment, and may "
-            "close an implicitly open zone for it or end in OPEN_RESOURCE. `FINISH ALL` does not."
+            "* Finishing an EMPTY or CLOSED zone needs an open resource for a moment. It may close an implicitly open\n"
+            "  zone to get one, or be refused with OPEN_RESOURCE. `FINISH ALL` needs none."
         )
     yield ""
 
@@ -147,14 +158,14 @@ def after_power() -> Iterator[str]:
     """Yield the section on power cuts."""
     yield "## Power"
     yield ""
-    yield "What a zone is after power was cut and restored:"
+    yield "The condition of a zone after power was cut and restored:"
     yield ""
     changed = [cond for cond in Condition if cond in ACTIVE_CONDITIONS]
     yield from rows(
         ["", "with data", "without data"],
         [[cond.name, after_power_cycle(cond, 1).name, after_power_cycle(cond, 0).name] for cond in changed],
     )
-    yield "All other conditions last."
+    yield "All other conditions stay as they are."
 
 
 def page() -> Iterator[str]:
