@@ -22,7 +22,7 @@ _PLACE: Final = "/run/attaching"
 #: Reads directories from a pipe; runs the command line that the file *words* of each has, with its output beside it.
 _SERVER: Final = """
 import os, signal, sys
-import zonefs_emu.cli.attach, zonefs_emu.cli.block_front_end, zonefs_emu.cli.detach
+import zonefs_emu.cli.attach, zonefs_emu.front_ends.block_device, zonefs_emu.cli.detach
 from zonefs_emu.cli.main import main
 
 def run(directory):

@@ -68,7 +68,7 @@ def attach(
         msg = "name the image to attach, or ask for --list"
         raise UsageError(msg)
     # What these load takes a while, and no other verb needs it.
-    from zonefs_emu.cli.block_front_end import (  # noqa: PLC0415
+    from zonefs_emu.front_ends.block_device import (  # noqa: PLC0415
         BlockFrontEnd,
         check_name,
         choose,

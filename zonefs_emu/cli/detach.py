@@ -60,7 +60,7 @@ def _detach_left_behind(what: Path, *, force: bool) -> None:
         if target.live:
             msg = f"{what} is not attached: process {info['pid']} uses it otherwise"
             raise UsageError(msg, exit_code=1)
-    from zonefs_emu.cli.block_front_end import left_behind  # noqa: PLC0415  (takes a while to load)
+    from zonefs_emu.front_ends.block_device import left_behind  # noqa: PLC0415  (takes a while to load)
 
     image = Path(os.path.realpath(what))
     left = left_behind(image, str(info["uuid"]))
@@ -75,7 +75,7 @@ def _detach_left_behind(what: Path, *, force: bool) -> None:
 
 
 def _require_unused(node: str, *, force: bool) -> None:
-    from zonefs_emu.cli.block_front_end import is_in_use  # noqa: PLC0415  (takes a while to load)
+    from zonefs_emu.front_ends.block_device import is_in_use  # noqa: PLC0415  (takes a while to load)
 
     if not force and is_in_use(node):
         msg = f"{node} is in use: unmount it, or end the program that has it open"

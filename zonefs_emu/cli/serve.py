@@ -17,9 +17,9 @@ from zonefs_emu.cli.common import FILE, record_option, say
 from zonefs_emu.cli.mount import ZonefsFrontEnd, mountable
 from zonefs_emu.daemon import session
 from zonefs_emu.daemon.session import FrontEnd
-from zonefs_emu.daemon.vhost_user import VhostUserFrontEnd
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd
 from zonefs_emu.fs.options import parse_options
 from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice

@@ -2,10 +2,10 @@
 
 import pytest
 
-from zonefs_emu.cli import block_front_end
-from zonefs_emu.cli.block_front_end import check_name, choose, geometry_of, ublk_number
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends import block_device
+from zonefs_emu.front_ends.block_device import check_name, choose, geometry_of, ublk_number
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vduse.vdpa_bus import Driver
 
@@ -59,7 +59,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, via: str, driver: Driver, able:
         if way not in able:
             raise UsageError(f"cannot {way}", exit_code=1)
 
-    monkeypatch.setattr(block_front_end, "_require", require)
+    monkeypatch.setattr(block_device, "_require", require)
     if chosen.startswith("cannot"):
         with pytest.raises(UsageError) as caught:
             choose(via, driver, GEOMETRY)

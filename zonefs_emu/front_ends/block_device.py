@@ -9,7 +9,6 @@ from typing import Final, Protocol
 
 import trio
 
-from zonefs_emu.cli.common import number_of
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.session import Session
@@ -138,7 +137,7 @@ def geometry_of(info: dict[str, Json]) -> Geometry:
         "size", "zone_size", "zone_capacity", "block_size_bytes", "write_granularity", "max_open_zones",
         "max_active_zones", "max_append",
     )  # fmt: skip
-    numbers = {name: number_of(info, name) for name in names}
+    numbers = {name: info[name] for name in names}
     return Geometry(conventional=tuple((int(run[0]), int(run[1])) for run in conventional), **numbers)  # type: ignore[index,arg-type]
 
 
