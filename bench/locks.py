@@ -14,8 +14,8 @@ from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.codec.words import pack_words
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import pack_words
 
 NR_ZONES: Final = 1_000_000
 ZONE_SECTORS: Final = 2048

@@ -16,7 +16,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.persist.backing import FileBacking
-from zonefs_emu.persist.layout import COUNTER_ROW_BYTES, Header, SectionKind, plan_header
+from zonefs_emu.persist.codec.header import COUNTER_ROW_BYTES, Header, SectionKind, plan_header
 from zonefs_emu.testing.backings import FailingBacking, MemoryBacking
 
 UUID_HERE: Final = UUID("12345678-1234-5678-1234-567812345678")

@@ -21,8 +21,8 @@ from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.codec.header import SectionKind
 from zonefs_emu.persist.image import LOST, Image
-from zonefs_emu.persist.layout import SectionKind
 
 OPEN, CLOSE, FINISH, RESET = MANAGEMENT
 UUID_HERE: Final = UUID("12345678-1234-5678-1234-567812345678")

@@ -29,7 +29,8 @@ from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist.layout import SectionKind, decode_live
+from zonefs_emu.persist.codec.header import SectionKind
+from zonefs_emu.persist.codec.words import decode_live
 
 ExpectWarning: TypeAlias = Callable[[str], None]
 

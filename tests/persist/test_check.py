@@ -13,11 +13,13 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import ImageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.check import Finding, Severity, check_backing, check_image, lasting
+from zonefs_emu.persist.codec.header import Header, SectionKind, encode_header, plan_header
+from zonefs_emu.persist.codec.state import Mode, State, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import encode_live, pack_words
 from zonefs_emu.persist.image import Image, read_header
-from zonefs_emu.persist.layout import Header, SectionKind, plan_header
 from zonefs_emu.persist.repair import repair_image
 from zonefs_emu.testing.backings import MemoryBacking
 
@@ -128,11 +130,11 @@ def only(severity: Severity, findings: list[Finding]) -> list[str]:
 def put_words(memory: bytearray, conds: list[int], wps: list[int], *, live: bool = False) -> None:
     """Put zone states into the image's table, or its live table, with all its CRCs right."""
     header = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
-    words = layout.pack_words(bytearray(conds), array("Q", wps))
+    words = pack_words(bytearray(conds), array("Q", wps))
     places = (
         [header.section(SectionKind.LIVE)] if live else [header.section(SectionKind.TABLE, copy) for copy in (0, 1)]
     )
-    data = layout.encode_live(words) if live else layout.encode_table(words, 1, header.seed)
+    data = encode_live(words) if live else encode_table(words, 1, header.seed)
     for section in places:
         memory[section.offset : section.offset + len(data)] = data
 
@@ -160,10 +162,10 @@ def test_impossible_zones_are_all_errors_with_their_numbers() -> None:
     assert len(only(Severity.ERROR, findings)) == 4
     wide = fresh_memory(WIDE_GEOMETRY)
     header = plan_header(WIDE_GEOMETRY, uuid=UUID_OF_TESTS)
-    words = layout.pack_words(bytearray(600), array("Q", bytes(4800)))
+    words = pack_words(bytearray(600), array("Q", bytes(4800)))
     for copy in (0, 1):
         offset = header.section(SectionKind.TABLE, copy).offset
-        wide[offset : offset + 8192] = layout.encode_table(words, 1, header.seed)
+        wide[offset : offset + 8192] = encode_table(words, 1, header.seed)
     assert only(Severity.ERROR, findings_of(wide))[-1] == "580 more zones are in impossible conditions"
 
 
@@ -199,12 +201,10 @@ def test_interrupted_changes_are_told() -> None:
     memory = fresh_memory()
     header = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
     table, state = header.section(SectionKind.TABLE, 1), header.section(SectionKind.STATE)
-    words = layout.pack_words(bytearray((0, 1, 1, 1, 1, 1)), array("Q", bytes(48)))
-    older = layout.encode_table(words, 0, header.seed)
+    words = pack_words(bytearray((0, 1, 1, 1, 1, 1)), array("Q", bytes(48)))
+    older = encode_table(words, 0, header.seed)
     memory[table.offset : table.offset + len(older)] = older
-    newer = layout.encode_state(
-        layout.State(generation=2, mode=layout.Mode.CLEAN, boot_id=bytes(16), epoch=1), header.seed
-    )
+    newer = encode_state(State(generation=2, mode=Mode.CLEAN, boot_id=bytes(16), epoch=1), header.seed)
     memory[state.offset : state.offset + len(newer)] = newer
     states, tables = only(Severity.INFO, findings_of(memory))
     assert "generations 2 and 1: the last change of it was interrupted" in states
@@ -228,7 +228,7 @@ def test_faults_and_features() -> None:
     memory = fresh_memory()
     strange = replace(header, read_only_compatible=2)
     at = header.section(SectionKind.HEADER, 1).offset
-    memory[at : at + 4096] = layout.encode_header(strange, 1)
+    memory[at : at + 4096] = encode_header(strange, 1)
     messages = only(Severity.WARNING, findings_of(memory))
     assert messages[0] == "the features 0x2 are not known here, so it can only be read"
     assert "the first copy of the header is damaged: it differs from the second" in messages[1]

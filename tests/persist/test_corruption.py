@@ -12,8 +12,8 @@ import pytest
 from tests.persist.worlds import BOOT, GEOMETRY, NEXT_BOOT, UUID_OF_TESTS, Snapshot, World, fresh_memory, snapshot
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import BadMagicError, CorruptImageError
+from zonefs_emu.persist.codec.header import SectionKind, plan_header
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import SectionKind, plan_header
 from zonefs_emu.testing.backings import MemoryBacking
 
 HEADER = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)

@@ -20,8 +20,9 @@ from tests.persist.worlds import (
     snapshot,
 )
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.codec.header import SectionKind
+from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import JOURNAL_ALIGN_BYTES, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 
 #: Commands before the crash is looked for, and those around which it is: every kind of command.

@@ -8,14 +8,19 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.persist import layout
+from zonefs_emu.persist.codec.faults import decode_faults, encode_faults
+from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header, encode_header, plan_header
+from zonefs_emu.persist.codec.journal import Record, decode_record, encode_record
+from zonefs_emu.persist.codec.state import Mode, State, decode_state, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import decode_live, encode_live, pack_word, pack_words, unpack_words
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import Header, Mode, Record, SectionKind, State
+from zonefs_emu.persist.recovery import choose_table
 from zonefs_emu.testing.backings import MemoryBacking
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "data" / "golden"
-HEADER: Header = layout.plan_header(
+HEADER: Header = plan_header(
     Geometry(size=44, zone_size=8, zone_capacity=6, conventional=((0, 1),), max_open_zones=2, max_active_zones=3),
     uuid=UUID("00112233-4455-6677-8899-aabbccddeeff"),
     label="golden",
@@ -26,7 +31,7 @@ STATE = State(
     owner="zonefs-emu mount",
 )  # fmt: skip
 CONDS, WPS = bytearray((0, 2, 14, 4, 1, 13)), array("Q", (0, 3, 6, 5, 0, 4))
-RECORD = Record(epoch=2, seq=1, entries=((1, layout.pack_word(4, 4)), (5, layout.pack_word(1, 0))))
+RECORD = Record(epoch=2, seq=1, entries=((1, pack_word(4, 4)), (5, pack_word(1, 0))))
 NAMES = ("header", "state", "table", "record", "live", "faults")
 
 
@@ -50,37 +55,37 @@ def golden_fields(name: str) -> list[tuple[int, int, str]]:
 
 def test_header() -> None:
     block = golden("header")
-    assert layout.decode_header(block, offset=HEADER.metadata_offset) == HEADER
-    assert layout.encode_header(HEADER, 0) == block
+    assert decode_header(block, offset=HEADER.metadata_offset) == HEADER
+    assert encode_header(HEADER, 0) == block
     assert HEADER.seed == SEED
 
 
 def test_state() -> None:
-    assert layout.decode_state(golden("state"), SEED, offset=0) == STATE
-    assert layout.encode_state(STATE, SEED) == golden("state")
+    assert decode_state(golden("state"), SEED, offset=0) == STATE
+    assert encode_state(STATE, SEED) == golden("state")
 
 
 def test_table() -> None:
     block = golden("table")
-    table = layout.choose_table([block, block], 6, SEED, offsets=[0, 0])
+    table = choose_table([block, block], 6, SEED, offsets=[0, 0])
     assert table.generation == 2
-    assert layout.unpack_words(table.words) == (CONDS, WPS)
-    assert layout.encode_table(layout.pack_words(CONDS, WPS), 2, SEED) == block
+    assert unpack_words(table.words) == (CONDS, WPS)
+    assert encode_table(pack_words(CONDS, WPS), 2, SEED) == block
 
 
 def test_record() -> None:
-    assert layout.decode_record(golden("record"), 0, SEED) == RECORD
-    assert layout.encode_record(RECORD, SEED) == golden("record")
+    assert decode_record(golden("record"), 0, SEED) == RECORD
+    assert encode_record(RECORD, SEED) == golden("record")
 
 
 def test_live() -> None:
-    assert layout.unpack_words(layout.decode_live(golden("live"), offset=0)) == (CONDS, WPS)
-    assert layout.encode_live(layout.pack_words(CONDS, WPS)) == golden("live")
+    assert unpack_words(decode_live(golden("live"), offset=0)) == (CONDS, WPS)
+    assert encode_live(pack_words(CONDS, WPS)) == golden("live")
 
 
 def test_faults() -> None:
-    assert layout.decode_faults(golden("faults"), SEED) == (1, b"[]")
-    assert layout.encode_faults(b"[]", 1, SEED) == golden("faults")
+    assert decode_faults(golden("faults"), SEED) == (1, b"[]")
+    assert encode_faults(b"[]", 1, SEED) == golden("faults")
 
 
 def test_an_image_put_together_from_golden_bytes_opens() -> None:

@@ -37,10 +37,12 @@ from zonefs_emu.errors import CorruptImageError, ImageBusyError, PoisonedError, 
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.header import HEADER_MAGIC, SectionKind, encode_header, plan_header
+from zonefs_emu.persist.codec.journal import record_bytes
+from zonefs_emu.persist.codec.state import Mode, decode_state
 from zonefs_emu.persist.image import LOST, PORTION_ZONES, EveryZone, Image, header_blocks, holder, read_header
-from zonefs_emu.persist.layout import Mode, SectionKind
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 from zonefs_emu.units import to_bytes
 
@@ -48,7 +50,7 @@ SETUP = "w1:4 w2:2 k0:8 f w3:1 f"
 PROGRAM = "w2:1 k2:3 r1 w1:2 f3 f a2:1 c2 R f w2:3 w1:1"
 MIB = 2048  # sectors
 PACKAGE = str(Path(zonefs_emu.__file__).parent)
-HEADER = layout.plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
+HEADER = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
 
 
 def set_up() -> bytearray:
@@ -134,7 +136,7 @@ def test_a_failing_host_fails_one_command_and_loses_nothing_else(fail_at: int, *
 
 def in_flush(world: World) -> bool:
     """Whether it was the image's own metadata that could not be written: then the live table is not believed."""
-    states = [layout.decode_state(block, world.image.header.seed, offset=0) for block in state_blocks(world)]
+    states = [decode_state(block, world.image.header.seed, offset=0) for block in state_blocks(world)]
     return max(states, key=lambda state: state.generation).boot_id == bytes(16)
 
 
@@ -226,7 +228,7 @@ def test_every_zone_is_more_than_any_journal_takes() -> None:
     zones = EveryZone()
     zones.add(1)
     zones.update([2, 3])
-    assert layout.record_bytes(len(zones)) > HEADER.section(SectionKind.JOURNAL).length
+    assert record_bytes(len(zones)) > HEADER.section(SectionKind.JOURNAL).length
     assert len(zones) > 1 << 30
 
 
@@ -570,14 +572,14 @@ def test_where_both_headers_are_damaged_the_last_one_is_named() -> None:
         memory[HEADER.section(SectionKind.HEADER, copy).offset + 100] ^= 1
     with pytest.raises(CorruptImageError) as raised:
         read_header(MemoryBacking(memory), len(memory))
-    assert len(memory) - layout.BLOCK_BYTES <= raised.value.offset < len(memory)
+    assert len(memory) - BLOCK_BYTES <= raised.value.offset < len(memory)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_headers_are_looked_for_at_all_blocks_from_the_end(seed: int) -> None:
     """Compared with going through all blocks one by one, in a file with holes and of any length."""
     rng = random.Random(seed)
-    block_bytes = layout.BLOCK_BYTES
+    block_bytes = BLOCK_BYTES
     memory = bytearray((3 << 20) + rng.choice([0, 1, 512, block_bytes, block_bytes + 7]))
     for _ in range(60):
         at = rng.randrange(len(memory) // block_bytes + 1) * block_bytes
@@ -588,13 +590,13 @@ def test_headers_are_looked_for_at_all_blocks_from_the_end(seed: int) -> None:
     places = [0, last, (1 << 20) - block_bytes, 1 << 20, (2 << 20) - block_bytes]
     places += [rng.randrange(len(memory) // block_bytes) * block_bytes for _ in range(20)]
     for at in places:
-        memory[at : at + 8] = layout.HEADER_MAGIC[: len(memory) - at]
+        memory[at : at + 8] = HEADER_MAGIC[: len(memory) - at]
         wrong = at + 8 * rng.randrange(1, 500)
-        memory[wrong : wrong + 8] = layout.HEADER_MAGIC[: max(len(memory) - wrong, 0)]
+        memory[wrong : wrong + 8] = HEADER_MAGIC[: max(len(memory) - wrong, 0)]
     expected = [
         (at, bytes(memory[at : at + block_bytes]))
         for at in range(last, -1, -block_bytes)
-        if memory.startswith(layout.HEADER_MAGIC, at)
+        if memory.startswith(HEADER_MAGIC, at)
     ]
     assert len(expected) > 10
     assert list(header_blocks(MemoryBacking(memory), len(memory))) == expected
@@ -749,10 +751,10 @@ def test_who_holds_an_image_is_said(tmp_path: Path) -> None:
 def test_unknown_features_that_allow_reading() -> None:
     memory = fresh_memory()
     World(MemoryBacking(memory)).run("w1:1 Q")
-    header = replace(layout.plan_header(GEOMETRY, uuid=UUID_OF_TESTS), read_only_compatible=4, compatible=1)
+    header = replace(plan_header(GEOMETRY, uuid=UUID_OF_TESTS), read_only_compatible=4, compatible=1)
     for copy in (0, 1):
         offset = header.section(SectionKind.HEADER, copy).offset
-        memory[offset : offset + 4096] = layout.encode_header(header, copy)
+        memory[offset : offset + 4096] = encode_header(header, copy)
     with pytest.raises(UnsupportedVersionError, match="features 0x4 that this program does not know: it can only be"):
         Image.load(MemoryBacking(memory), len(memory), BOOT)
     assert Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True).wps[1] == 1

@@ -20,11 +20,11 @@ from zonefs_emu.errors import BadMagicError, ImageBusyError, UnsupportedVersionE
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.check import Finding, Severity, check_backing, check_image
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_header
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import SectionKind, plan_header
 from zonefs_emu.persist.repair import Plan, backup_lines, execute, plan_repair, repair_image
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 from zonefs_emu.units import round_up
@@ -119,7 +119,7 @@ def test_every_byte_of_header_state_and_table(case: str, step: int, copies: tupl
     kinds = (SectionKind.HEADER, SectionKind.STATE, SectionKind.TABLE)
     places = [HEADER.section(kind, copy).offset for kind, copy in zip(kinds, copies, strict=True)]
     plans = set()
-    for at in range(0, layout.BLOCK_BYTES, step):
+    for at in range(0, BLOCK_BYTES, step):
         for place in places:
             memory[place + at] ^= rng.randrange(1, 256)
         assert {(finding.section, finding.copy) for finding in wrong(memory, boot_id)} == set(
@@ -236,7 +236,7 @@ def test_every_length_of_the_metadata(case: str, step: int) -> None:
         start, end = section.offset, section.offset + section.length
         held = start + len(cuts.memory[start:end].rstrip(b"\0"))
         lengths.update(range(start, held, step), range(held, end, 4099))
-        lengths.update(at + more for at in range(start, end, layout.BLOCK_BYTES) for more in (-1, 0, 1))
+        lengths.update(at + more for at in range(start, end, BLOCK_BYTES) for more in (-1, 0, 1))
     lengths.update(at + more for at in cuts.telling for more in (0, 1))
     for length in sorted(lengths):
         cuts.check(length)
@@ -327,7 +327,7 @@ def test_what_is_not_for_this_version_is_left_alone() -> None:
     memory, boot_id = left_behind("clean")
     for copy in (0, 1):
         section = HEADER.section(SectionKind.HEADER, copy)
-        block = layout.encode_header(replace(HEADER, read_only_compatible=4), copy)
+        block = encode_header(replace(HEADER, read_only_compatible=4), copy)
         memory[section.offset : section.offset + len(block)] = block
     with pytest.raises(UnsupportedVersionError, match=r"features 0x4 .* only be read, not repaired"):
         planned(memory, boot_id)

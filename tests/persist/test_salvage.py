@@ -11,10 +11,14 @@ from tests.persist.worlds import BOOT, NEXT_BOOT, UUID_OF_TESTS, World, fresh_me
 from zonefs_emu.errors import BadMagicError, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist import layout
 from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.codec.block import BLOCK_BYTES, seal
+from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_header
+from zonefs_emu.persist.codec.journal import Record, encode_record
+from zonefs_emu.persist.codec.state import Mode, State, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import encode_live, pack_word, pack_words
 from zonefs_emu.persist.image import NO_BOOT, Image
-from zonefs_emu.persist.layout import BLOCK_BYTES, Mode, Record, SectionKind, State, pack_word, plan_header
 from zonefs_emu.persist.salvage import Zones, salvage_header, salvage_zones
 from zonefs_emu.testing.backings import MemoryBacking
 
@@ -98,9 +102,9 @@ def test_no_header_is_found_where_there_is_none() -> None:
 def test_an_image_of_a_later_version_is_not_damaged() -> None:
     memory = fresh_memory(GEOMETRY)
     header = plan_header(GEOMETRY, uuid=UUID_OF_TESTS)
-    block = bytearray(layout.encode_header(header, 1))
+    block = bytearray(encode_header(header, 1))
     block[12] = 2
-    layout._seal(block, 8, 0)
+    seal(block, 8, 0)
     put(memory, GEOMETRY, SectionKind.HEADER, [1], bytes(block))
     with pytest.raises(UnsupportedVersionError):
         salvage_header(MemoryBacking(memory), len(memory))
@@ -164,10 +168,10 @@ def test_zones_that_the_live_table_lacks_come_from_the_last_flush() -> None:
 def test_words_that_are_impossible_are_not_believed() -> None:
     memory = memory_of(GEOMETRY, "w1:5 w2:24 f Q")
     seed = plan_header(GEOMETRY, uuid=UUID_OF_TESTS).seed
-    words = layout.pack_words(bytearray((0, 7, 14, 1, 1, 1, 1, 1, 1)), array("Q", (0, 5, 24, 0, 0, 0, 0, 0, 0)))
-    put(memory, GEOMETRY, SectionKind.TABLE, [0, 1], layout.encode_table(words, 9, seed))
+    words = pack_words(bytearray((0, 7, 14, 1, 1, 1, 1, 1, 1)), array("Q", (0, 5, 24, 0, 0, 0, 0, 0, 0)))
+    put(memory, GEOMETRY, SectionKind.TABLE, [0, 1], encode_table(words, 9, seed))
     state = State(generation=99, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=9)
-    put(memory, GEOMETRY, SectionKind.STATE, [0, 1], layout.encode_state(state, seed))
+    put(memory, GEOMETRY, SectionKind.STATE, [0, 1], encode_state(state, seed))
     zones = zones_of(memory, GEOMETRY)
     assert (zones.is_sound, zones.source) == (False, "the live table of the clean stop")
     assert states(zones)[1:3] == [(OI, 5), (FU, 24)]
@@ -176,10 +180,10 @@ def test_words_that_are_impossible_are_not_believed() -> None:
 def test_more_open_zones_than_may_be_are_closed() -> None:
     memory = fresh_memory(GEOMETRY)
     seed = plan_header(GEOMETRY, uuid=UUID_OF_TESTS).seed
-    words = layout.pack_words(bytearray((0, 2, 2, 3, 1, 1, 1, 1, 1)), array("Q", (0, 5, 6, 0, 0, 0, 0, 0, 0)))
-    put(memory, GEOMETRY, SectionKind.TABLE, [0, 1], layout.encode_table(words, 1, seed))
+    words = pack_words(bytearray((0, 2, 2, 3, 1, 1, 1, 1, 1)), array("Q", (0, 5, 6, 0, 0, 0, 0, 0, 0)))
+    put(memory, GEOMETRY, SectionKind.TABLE, [0, 1], encode_table(words, 1, seed))
     spoil(memory, GEOMETRY, SectionKind.STATE)
-    live = layout.encode_live(words)
+    live = encode_live(words)
     put(memory, GEOMETRY, SectionKind.LIVE, [0], live)
     zones = zones_of(memory, GEOMETRY)
     assert states(zones)[1:4] == [(CL, 5), (CL, 6), (EM, 0)]
@@ -195,11 +199,11 @@ def journal_of(memory: bytearray, geometry: Geometry, records: Sequence[Record],
     words = pack_word(EM, 0).to_bytes(8, "little") * geometry.nr_zones
     if geometry.conventional:
         words = bytes(8) + words[8:]
-    put(memory, geometry, SectionKind.TABLE, [0, 1], layout.encode_table(words, generation, seed))
-    content = b"".join(layout.encode_record(record, seed) for record in records)
+    put(memory, geometry, SectionKind.TABLE, [0, 1], encode_table(words, generation, seed))
+    content = b"".join(encode_record(record, seed) for record in records)
     put(memory, geometry, SectionKind.JOURNAL, [0, 1], content)
     state = State(generation=99, mode=Mode.LIVE, boot_id=NEXT_BOOT)
-    put(memory, geometry, SectionKind.STATE, [0, 1], layout.encode_state(state, seed))
+    put(memory, geometry, SectionKind.STATE, [0, 1], encode_state(state, seed))
 
 
 def record(seq: int, *entries: tuple[int, Condition, int], epoch: int = 5) -> Record:
@@ -237,7 +241,7 @@ def test_copies_that_contradict_each_other_are_not_sound() -> None:
     memory = fresh_memory(GEOMETRY)
     journal_of(memory, GEOMETRY, [record(1, (1, CL, 3))])
     seed = plan_header(GEOMETRY, uuid=UUID_OF_TESTS).seed
-    put(memory, GEOMETRY, SectionKind.JOURNAL, [1], layout.encode_record(record(1, (1, CL, 4)), seed))
+    put(memory, GEOMETRY, SectionKind.JOURNAL, [1], encode_record(record(1, (1, CL, 4)), seed))
     zones = zones_of(memory, GEOMETRY)
     assert (zones.is_sound, states(zones)[1]) == (False, (CL, 3))
 
@@ -254,7 +258,7 @@ def test_each_zone_is_as_new_as_its_table_block() -> None:
     # With a newer first block the journal is from before it: what it says of the second is not certain.
     seed = plan_header(WIDE, uuid=UUID_OF_TESTS).seed
     words = pack_word(EM, 0).to_bytes(8, "little") * 510
-    put(memory, WIDE, SectionKind.TABLE, [0], layout.encode_table(words, 6, seed))
+    put(memory, WIDE, SectionKind.TABLE, [0], encode_table(words, 6, seed))
     zones = zones_of(memory, WIDE)
     assert FU not in zones.conds
     assert zones.epoch == 6
@@ -280,7 +284,7 @@ def test_a_clean_stop_tells_how_many_records_there_were() -> None:
     journal_of(memory, GEOMETRY, [record(1, (1, CL, 3)), record(2, (2, FU, 24))])
     seed = plan_header(GEOMETRY, uuid=UUID_OF_TESTS).seed
     state = State(generation=100, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=5, journal_seq=3)
-    put(memory, GEOMETRY, SectionKind.STATE, [0, 1], layout.encode_state(state, seed))
+    put(memory, GEOMETRY, SectionKind.STATE, [0, 1], encode_state(state, seed))
     memory[32 * 512 : 35 * 512] = b"d" * 3 * 512
     # The live table was never used, so what the third record said is in no place.
     zones = zones_of(memory, GEOMETRY)

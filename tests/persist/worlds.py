@@ -20,8 +20,8 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation, after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
+from zonefs_emu.persist.codec.header import SectionKind, plan_header
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.layout import SectionKind, plan_header
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 from zonefs_emu.units import SECTOR_BYTES, to_bytes
 

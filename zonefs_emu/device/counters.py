@@ -24,7 +24,7 @@ from typing import Final
 
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.persist.backing import Backing
-from zonefs_emu.persist.layout import COUNTER_ROW_BYTES, NR_COUNTERS, Header, SectionKind
+from zonefs_emu.persist.codec.header import COUNTER_ROW_BYTES, NR_COUNTERS, Header, SectionKind
 
 _ROW: Final = struct.Struct(f"<{NR_COUNTERS}Q")
 _ROWS_MAX: Final = 1 << 16

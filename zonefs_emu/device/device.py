@@ -40,8 +40,8 @@ from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import ZoneMachine, indices_of
 from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
+from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
 from zonefs_emu.persist.image import LOST, PORTION_ZONES, Image, is_full
-from zonefs_emu.persist.layout import check_words, pack_words, unpack_words
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:

@@ -15,25 +15,15 @@ from typing import Final
 from zonefs_emu.errors import BadMagicError, CorruptImageError, ImageError
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.faults import decode_faults
+from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header
+from zonefs_emu.persist.codec.journal import decode_record, record_bytes
+from zonefs_emu.persist.codec.state import Mode, State, decode_state
+from zonefs_emu.persist.codec.table import scan_table
+from zonefs_emu.persist.codec.words import decode_live, impossible_zones, unpack_words
 from zonefs_emu.persist.image import Image, read_checkpoint, read_header
-from zonefs_emu.persist.layout import (
-    BLOCK_BYTES,
-    Header,
-    Mode,
-    SectionKind,
-    State,
-    apply_records,
-    choose_faults,
-    decode_faults,
-    decode_header,
-    decode_live,
-    decode_record,
-    decode_state,
-    impossible_zones,
-    record_bytes,
-    scan_table,
-    unpack_words,
-)
+from zonefs_emu.persist.recovery import apply_records, choose_faults
 from zonefs_emu.units import human_bytes, round_up, to_bytes
 
 _COPY_NAMES: Final = ("first", "second")

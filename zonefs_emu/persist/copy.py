@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from zonefs_emu.persist.backing import Backing, FileBacking
+from zonefs_emu.persist.codec.header import Header
+from zonefs_emu.persist.codec.words import pack_words
 from zonefs_emu.persist.image import Image, read_header
-from zonefs_emu.persist.layout import Header, pack_words
 from zonefs_emu.units import to_bytes
 
 #: What is copied in one go, or for the sake of somebody who waits to write.

@@ -52,39 +52,23 @@ from zonefs_emu.model.machine import fresh_zones
 from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
-from zonefs_emu.persist.layout import (
-    BLOCK_BYTES,
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.faults import encode_faults, faults_version
+from zonefs_emu.persist.codec.header import HEADER_MAGIC, Header, SectionKind, decode_header, encode_header, plan_header
+from zonefs_emu.persist.codec.journal import Record, encode_record, record_bytes
+from zonefs_emu.persist.codec.state import Mode, State, decode_state, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import (
     COND_BITS,
-    HEADER_MAGIC,
     LIVE_PRIME,
-    Header,
-    Journal,
-    Mode,
-    Record,
-    SectionKind,
-    State,
-    Table,
-    apply_records,
     check_words,
-    choose_faults,
-    choose_table,
-    decode_header,
     decode_live,
-    decode_state,
-    encode_faults,
-    encode_header,
     encode_live,
-    encode_record,
-    encode_state,
-    encode_table,
-    faults_version,
     pack_word,
     pack_words,
-    plan_header,
-    read_journal,
-    record_bytes,
     unpack_words,
 )
+from zonefs_emu.persist.recovery import Journal, Table, apply_records, choose_faults, choose_table, read_journal
 from zonefs_emu.units import to_bytes
 
 #: No host boots with this id: a LIVE state that carries it is never trusted.

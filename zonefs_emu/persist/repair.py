@@ -21,20 +21,13 @@ from typing import Final, TypeAlias
 from zonefs_emu.errors import ImageBusyError, UnsupportedVersionError
 from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
 from zonefs_emu.persist.check import Finding, check_backing
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.faults import decode_faults
+from zonefs_emu.persist.codec.header import Header, SectionKind, encode_header
+from zonefs_emu.persist.codec.state import Mode, State, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import encode_live, pack_words
 from zonefs_emu.persist.image import NO_BOOT, holder, require_little_endian
-from zonefs_emu.persist.layout import (
-    BLOCK_BYTES,
-    Header,
-    Mode,
-    SectionKind,
-    State,
-    decode_faults,
-    encode_header,
-    encode_live,
-    encode_state,
-    encode_table,
-    pack_words,
-)
 from zonefs_emu.persist.salvage import read_padded, salvage_header, salvage_zones
 from zonefs_emu.units import human_bytes
 

@@ -23,34 +23,14 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.backing import Backing
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.header import Header, Section, SectionKind, decode_header
+from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES, JOURNAL_MAGIC, Record, decode_record
+from zonefs_emu.persist.codec.state import Mode, State, decode_state
+from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
+from zonefs_emu.persist.codec.words import LIVE_PRIME, decode_live, impossible_zones, unpack_word, unpack_words
 from zonefs_emu.persist.image import find_first_header, header_blocks
-from zonefs_emu.persist.layout import (
-    BLOCK_BYTES,
-    JOURNAL_ALIGN_BYTES,
-    JOURNAL_MAGIC,
-    LIVE_PRIME,
-    WORDS_PER_BLOCK,
-    Header,
-    Mode,
-    Record,
-    Section,
-    SectionKind,
-    State,
-    apply_records,
-    choose_table,
-    decode_header,
-    decode_live,
-    decode_record,
-    decode_state,
-    impossible_zones,
-    merged_headers,
-    read_journal,
-    rebuild_header,
-    scan_table,
-    table_words,
-    unpack_word,
-    unpack_words,
-)
+from zonefs_emu.persist.recovery import apply_records, choose_table, merged_headers, read_journal, rebuild_header
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 
 #: Of things that may be as many as there are zones, so many are listed.

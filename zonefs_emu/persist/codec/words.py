@@ -1,0 +1,112 @@
+"""The zones' words: one zone's condition and data extent in a number, in the table, the journal and the live table."""
+
+import struct
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from zonefs_emu.errors import CorruptImageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.zone import Condition
+
+#: Every live word is a multiple of this prime: no change of a single byte (at most 255 · 2^8k) is one, so it is seen.
+LIVE_PRIME: Final = 65521
+COND_BITS: Final = 4
+_COND_MASK: Final = (1 << COND_BITS) - 1
+_COND_OF_BYTE: Final = bytes(byte & _COND_MASK for byte in range(256))
+_CONVENTIONAL_CONDS: Final = frozenset((Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
+_WRITTEN_CONDS: Final = frozenset((Condition.FULL, Condition.READONLY, Condition.OFFLINE))
+_PART_CONDS: Final = frozenset((Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
+
+
+def pack_word(cond: int, nr_written: int) -> int:
+    """Return the 48-bit word of a zone: its sectors with data above its condition."""
+    return nr_written << COND_BITS | cond
+
+
+def unpack_word(word: int) -> tuple[int, int]:
+    """Return (condition number, sectors with data) of *word*."""
+    return word & _COND_MASK, word >> COND_BITS
+
+
+def pack_words(conds: bytes | bytearray, wps: "array[int]") -> bytes:
+    """Return the words of all zones, 8 bytes each, at the speed of arithmetic on one large number."""
+    lanes = bytearray(8 * len(conds))
+    lanes[0::8] = conds
+    total = (int.from_bytes(wps.tobytes(), "little") << COND_BITS) + int.from_bytes(lanes, "little")
+    return total.to_bytes(len(lanes), "little")
+
+
+def unpack_words(words: bytes) -> tuple[bytearray, "array[int]"]:
+    """Return (conditions, sectors with data) of all zones from their *words*, 8 bytes each."""
+    conds = bytearray(words[0::8].translate(_COND_OF_BYTE))
+    lanes = bytearray(len(words))
+    lanes[0::8] = conds
+    total = (int.from_bytes(words, "little") - int.from_bytes(lanes, "little")) >> COND_BITS
+    wps = array("Q")
+    wps.frombytes(total.to_bytes(len(words), "little"))
+    return conds, wps
+
+
+def encode_live(words: bytes) -> bytes:
+    """Return the live table for *words*: every word times LIVE_PRIME. No lane overflows: 48 + 16 bits."""
+    return (int.from_bytes(words, "little") * LIVE_PRIME).to_bytes(len(words), "little")
+
+
+def decode_live(live: bytes, *, offset: int) -> bytes:
+    """Return the words of the *live* table, which lies at byte *offset* of the file.
+
+    Raises:
+        CorruptImageError: a word is not a multiple of LIVE_PRIME; says which zone's.
+    """
+    total, rest = divmod(int.from_bytes(live, "little"), LIVE_PRIME)
+    words = total.to_bytes(len(live), "little")
+    # What is left of a word that is no multiple goes into the quotient of its lower neighbour, whose upper 16 bits are
+    # then not zero, or is the rest of the whole.
+    if rest or words[6::8].strip(b"\0") or words[7::8].strip(b"\0"):
+        for zone_no, (value,) in enumerate(struct.iter_unpack("<Q", live)):
+            if value % LIVE_PRIME:
+                raise CorruptImageError(
+                    f"live table, zone {zone_no}",
+                    offset=offset + 8 * zone_no,
+                    found=f"{value:#018x}",
+                    expected=f"a multiple of {LIVE_PRIME}",
+                )
+    return words
+
+
+def check_words(geometry: Geometry, conds: bytearray, wps: "array[int]", *, what: str, offset: int) -> None:
+    """Check that every zone's condition and extent are possible in *geometry*.
+
+    Raises:
+        CorruptImageError: names the first zone that is not; *what* and *offset* say which table is being read.
+    """
+    for zone_no, expected in impossible_zones(geometry, conds, wps):
+        found = f"condition {conds[zone_no]} with {wps[zone_no]} sectors of data"
+        raise CorruptImageError(f"{what}, zone {zone_no}", offset=offset, found=found, expected=expected)
+
+
+def impossible_zones(geometry: Geometry, conds: bytearray, wps: "array[int]") -> Iterator[tuple[int, str]]:
+    """Yield (zone_no, what would be possible) for the zones whose condition and extent are not."""
+    last = geometry.nr_zones - 1
+    capacity = geometry.zone_capacity
+    start = 0
+    for first, count in (*geometry.conventional, (geometry.nr_zones, 0)):
+        # Only what is not the ordinary case is looked at one by one.
+        for zone_no in range(start, first):
+            cond, nr_written = conds[zone_no], wps[zone_no]
+            if cond == 1 and not nr_written:
+                continue
+            cap = capacity if zone_no != last else geometry.zone_cap(zone_no)
+            if not _possible(cond, nr_written, cap):
+                yield zone_no, f"a condition of a sequential zone that fits 0 to {cap} sectors of data"
+        for zone_no in range(first, first + count):
+            if conds[zone_no] not in _CONVENTIONAL_CONDS or wps[zone_no]:
+                yield zone_no, "a condition of a conventional zone, and no write pointer"
+        start = first + count
+
+
+def _possible(cond: int, nr_written: int, capacity: int) -> bool:
+    if cond in _WRITTEN_CONDS:
+        return nr_written <= capacity
+    return cond in _PART_CONDS and nr_written < capacity

@@ -1,0 +1,196 @@
+"""What two copies of a section give together: choosing the one that counts, rebuilding what is damaged in one.
+
+Pure: bytes in, values out. May not know: files; how a section is laid out in bytes (that is codec/).
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from zonefs_emu.errors import CorruptImageError, UsageError
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.faults import decode_faults
+from zonefs_emu.persist.codec.header import (
+    TELLING_BYTES,
+    Header,
+    SectionKind,
+    encode_header,
+    planned_header,
+)
+from zonefs_emu.persist.codec.journal import Record, decode_record, find_later, record_bytes
+from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
+from zonefs_emu.persist.codec.words import unpack_word
+
+#: Where many bytes differ, those so near to each other are taken from the same copy.
+_RUN_GAP_BYTES: Final = 16
+_NR_MERGED_RUNS_MAX: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The zone table that the two copies give together.
+
+    *generation* is the newest that is complete, *words* its content. *newest* is the highest that any good block has: a
+    compaction must number higher, or blocks of an interrupted one could complete it. *base* is a copy that is complete
+    by itself and so must be the last to be overwritten; None if only both together are.
+    *is_sound*: both copies are complete and equal.
+    """
+
+    generation: int
+    words: bytes
+    newest: int
+    base: int | None
+    is_sound: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """The *records* that the two copies give together, and the byte *end* where the next one goes.
+
+    *is_sound*: both copies have all of them.
+    """
+
+    records: tuple[Record, ...]
+    end: int
+    is_sound: bool
+
+
+def rebuild_header(block: bytes, *, offset: int) -> Header | None:
+    """Return the header that *block* was before it was damaged, or None if that cannot be told.
+
+    Most of a header follows from a few fields. If these are whole, and so is the CRC, it bears the result out.
+    """
+    try:
+        header = planned_header(block)
+    except (UsageError, ValueError):
+        return None
+    copies = [copy for copy in (0, 1) if header.section(SectionKind.HEADER, copy).offset == offset]
+    if not copies or encode_header(header, copies[0])[8:12] != block[8:12]:
+        return None
+    return header
+
+
+def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
+    """Yield the blocks that two damaged copies of a header can be made into, *first* itself before all others.
+
+    Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other; of so
+    many runs that there is no end of it, only the first ones are.
+    """
+    differing = [at for at in TELLING_BYTES if first[at] != second[at]]
+    gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0
+    runs: list[tuple[int, int]] = []
+    for at in differing:
+        if runs and at - runs[-1][1] < gap:
+            runs[-1] = runs[-1][0], at + 1
+        else:
+            runs.append((at, at + 1))
+    del runs[_NR_MERGED_RUNS_MAX:]
+    for choice in range(1 << len(runs)):
+        block = bytearray(first)
+        for index, (start, end) in enumerate(runs):
+            if choice >> index & 1:
+                block[start:end] = second[start:end]
+        yield bytes(block)
+
+
+def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: Sequence[int]) -> Table:
+    """Return the newest complete table that the two *copies* give together.
+
+    A compaction makes one copy durable before it writes to the other, so one generation is complete at any instant.
+    Blocks that are damaged in one copy are taken from the other.
+
+    Raises:
+        CorruptImageError: no generation is complete; names the first block that is damaged in both.
+    """
+    scans = [scan_table(copy, seed) for copy in copies]
+    found = sorted({generation for scan in scans for generation in scan if generation >= 0}, reverse=True)
+    for generation in found:
+        words = bytearray()
+        for index, generations in enumerate(zip(*scans, strict=True)):
+            if generation not in generations:
+                break
+            words += table_words(copies[generations.index(generation)], index)
+        else:
+            complete = [copy for copy in (0, 1) if scans[copy].count(generation) == len(scans[copy])]
+            return Table(
+                generation=generation,
+                words=bytes(words[: 8 * nr_zones]),
+                newest=found[0],
+                base=complete[0] if complete else None,
+                is_sound=len(complete) == len(copies),
+            )
+    bad = next((i for i, gens in enumerate(zip(*scans, strict=True)) if max(gens) < 0), 0)
+    raise CorruptImageError(
+        f"zone table, block {bad} (zones from {bad * WORDS_PER_BLOCK})",
+        offset=offsets[0] + bad * BLOCK_BYTES,
+        found="no valid copy of one generation",
+        expected="a block with the right CRC in either copy",
+    )
+
+
+def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Sequence[int]) -> Journal:
+    """Return the records of *epoch* in order.
+
+    A record counts if either copy has it whole. One that is in neither, with none that is due behind it, was being
+    written when the power went: its flush was never answered.
+
+    Raises:
+        CorruptImageError: a record is damaged in both copies although later ones exist.
+    """
+    records: list[Record] = []
+    at = 0
+    is_sound = True
+    while True:
+        found = [decode_record(copy, at, seed) for copy in copies]
+        good = [record for record in found if record and (record.epoch, record.seq) == (epoch, len(records) + 1)]
+        if not good:
+            break
+        is_sound = is_sound and len(good) == len(copies)
+        records.append(good[0])
+        at += record_bytes(len(good[0].entries))
+    later = find_later(copies, at, epoch, len(records) + 1, seed)
+    if later is not None:
+        raise CorruptImageError(
+            f"journal, record {len(records) + 1}",
+            offset=offsets[0] + at,
+            found=f"damage in both copies, while record {later.seq} is whole further on",
+            expected="a whole record in either copy",
+        )
+    return Journal(records=tuple(records), end=at, is_sound=is_sound)
+
+
+def apply_records(conds: bytearray, wps: "array[int]", records: Iterable[Record], *, offset: int) -> None:
+    """Bring the zone states up to date with the journal's *records*, in order.
+
+    Raises:
+        CorruptImageError: a record names a zone that does not exist.
+    """
+    for record in records:
+        for zone_no, word in record.entries:
+            if zone_no >= len(conds):
+                raise CorruptImageError(
+                    f"journal, record {record.seq}",
+                    offset=offset,
+                    found=f"zone {zone_no}",
+                    expected=f"a zone below {len(conds)}",
+                )
+            conds[zone_no], wps[zone_no] = unpack_word(word)
+
+
+def choose_faults(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[int, bytes, int]:
+    """Return (generation, data, copy) of the newest good *copy* of the fault section; (0, nothing, 0) if never written.
+
+    The first write of all may be torn: then one copy is damaged and the other still all zeros.
+
+    Raises:
+        CorruptImageError: both copies are damaged.
+    """
+    found = [(*decoded, index) for index, copy in enumerate(copies) if (decoded := decode_faults(copy, seed))]
+    if found:
+        return max(found, key=lambda entry: entry[0])
+    if all(copy.strip(b"\0") for copy in copies):
+        raise CorruptImageError(
+            "fault table", offset=offsets[0], found="damage in both copies", expected="a right CRC in either copy"
+        )
+    return 0, b"", 0
