@@ -14,6 +14,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import (
     DIALECTS,
     MANAGEMENT,
+    SET_COND,
     ZONE_OPERATIONS,
     Dialect,
     Operation,
@@ -55,7 +56,7 @@ NOTES = """\
 * A read changes nothing. A zone reads as zeros beyond the write pointer and between capacity and size. A FULL zone
   reads as zeros beyond what was written before it was finished.
 * Only `set-cond` and injected faults make a zone READONLY or OFFLINE, as a failing medium would, and only `set-cond`
-  brings it back. Conventional zones can be READONLY and OFFLINE too.
+  brings it back ([below](#by-hand)). Conventional zones can be READONLY and OFFLINE too.
 
 ## The order of checks
 
@@ -154,6 +155,24 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
     yield ""
 
 
+def by_hand() -> Iterator[str]:
+    """Yield the section on `set-cond`."""
+    yield "## By hand"
+    yield ""
+    yield "`set-cond` stands for a medium that fails or is repaired; it is the same in every dialect:"
+    yield ""
+    lines = []
+    for asked in Condition:
+        line = [asked.name]
+        for of_type in SET_COND.values():
+            (outcome,) = set(of_type[asked].values())
+            line.append(f"*{outcome.name}*" if isinstance(outcome, Status) else outcome.name)
+        lines.append(line)
+    yield from rows(["asked for", *(f"a {zone_type.name} zone" for zone_type in SET_COND)], lines)
+    yield "CLOSED needs data and room for more (or BAD_TRANSITION), and an active resource. EMPTY forgets the data."
+    yield ""
+
+
 def after_power() -> Iterator[str]:
     """Yield the section on power cuts."""
     yield "## Power"
@@ -175,6 +194,7 @@ def page() -> Iterator[str]:
     yield NOTES
     for dialect in DIALECTS:
         yield from of_dialect(dialect)
+    yield from by_hand()
     yield from after_power()
 
 

@@ -7,8 +7,9 @@ import sys
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import pytest
@@ -34,8 +35,18 @@ from tests.model.reference import (
 )
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
-from zonefs_emu.model.machine import ZoneMachine, fresh_zones
-from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
+from zonefs_emu.model.machine import Changes, ZoneMachine, fresh_zones
+from zonefs_emu.model.transitions import (
+    DIALECTS,
+    MANAGEMENT,
+    SET_COND,
+    VIRTIO,
+    ZBC,
+    ZNS,
+    Dialect,
+    Operation,
+    possible_outcomes,
+)
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone, ZoneType
 
 #: Six zones of 16 sectors, 12 of them writable; the last has 8; zones 0 and 3 are conventional.
@@ -73,30 +84,31 @@ def conds_of(machine: ZoneMachine) -> list[Condition]:
     return [Condition(cond) for cond in machine.conds]
 
 
-def write(machine: ZoneMachine, sector: int, nr_sectors: int, dialect: Dialect = VIRTIO) -> int:
+def write(machine: ZoneMachine, sector: int, nr_sectors: int, dialect: Dialect = VIRTIO) -> Changes:
+    """Write; returns the zones whose condition changed."""
     zone_no = machine.begin_write(sector, nr_sectors, dialect)
-    machine.commit_write(zone_no, nr_sectors)
-    return zone_no
+    assert zone_no == sector // machine.geometry.zone_size
+    return machine.commit_write(zone_no, nr_sectors, dialect.on_write) or Changes()
 
 
-def append(machine: ZoneMachine, sector: int, nr_sectors: int, dialect: Dialect = VIRTIO) -> int:
+def append(machine: ZoneMachine, sector: int, nr_sectors: int, dialect: Dialect = VIRTIO) -> tuple[int, Changes]:
+    """Append; returns where it landed, and the zones whose condition changed."""
     where = machine.begin_append(sector, nr_sectors, dialect)
-    machine.commit_write(where // machine.geometry.zone_size, nr_sectors)
-    return where
+    zone_no = where // machine.geometry.zone_size
+    return where, machine.commit_write(zone_no, nr_sectors, dialect.on_append) or Changes()
 
 
-State: TypeAlias = tuple[bytes, tuple[int, ...], tuple[int, ...], int, int, frozenset[int], frozenset[int]]
+State: TypeAlias = tuple[bytes, tuple[int, ...], int, int, frozenset[int], frozenset[int]]
 
 
 def state_of(machine: ZoneMachine) -> State:
     return (
         bytes(machine.conds),
         tuple(machine.wps),
-        tuple(machine.touched),
         machine.nr_open,
         machine.nr_active,
-        frozenset(machine.open_zones),
-        frozenset(machine.active_zones),
+        frozenset(machine.resources.open_zones),
+        frozenset(machine.resources.active_zones),
     )
 
 
@@ -112,16 +124,16 @@ def refusal(machine: ZoneMachine, command: Callable[[], object]) -> tuple[Status
 # -- every cell -----------------------------------------------------------------------------------------------------
 
 
-def ask(machine: ZoneMachine, operation: Operation, zone_no: int, dialect: Dialect) -> None:
+def ask(machine: ZoneMachine, operation: Operation, zone_no: int, dialect: Dialect) -> Changes:
     start = machine.geometry.zone_start(zone_no)
     if operation is Operation.READ:
         machine.check_read(start, 1, dialect)
-    elif operation is Operation.WRITE:
-        write(machine, start + machine.wps[zone_no], 1, dialect)
-    elif operation is Operation.APPEND:
-        append(machine, start, 1, dialect)
-    else:
-        machine.manage(operation, start, 1, dialect)
+        return Changes()
+    if operation is Operation.WRITE:
+        return write(machine, start + machine.wps[zone_no], 1, dialect)
+    if operation is Operation.APPEND:
+        return append(machine, start, 1, dialect)[1]
+    return machine.manage(operation, start, 1, dialect)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -130,15 +142,14 @@ def test_cell(cell: Cell) -> None:
     machine = in_condition(cell.cond, MIXED, zone_no)
     others = [(cond, wp) for n, (cond, wp) in enumerate(zip(machine.conds, machine.wps, strict=True)) if n != zone_no]
 
-    def command() -> None:
-        ask(machine, cell.operation, zone_no, cell.dialect)
+    def command() -> Changes:
+        return ask(machine, cell.operation, zone_no, cell.dialect)
 
     if isinstance(cell.outcome, Status):
         assert refusal(machine, command) == (cell.outcome, zone_no)
         return
-    command()
+    assert command().zones == ([] if cell.outcome == cell.cond else [zone_no])
     assert machine.conds[zone_no] == cell.outcome
-    assert machine.touched == ([] if cell.outcome == cell.cond else [zone_no])
     written = 0 if cell.cond in (NW, EM) else 4
     if cell.operation in (Operation.WRITE, Operation.APPEND):
         written += cell.outcome is not NW
@@ -154,13 +165,93 @@ def test_cell(cell: Cell) -> None:
     )
 
 
+def changed(dialect: Dialect, operation: Operation, cond: Condition, outcome: Condition | Status) -> Dialect:
+    """Return *dialect* with *outcome* in the cell of *operation* and *cond*."""
+    row = MappingProxyType({**dialect.table[operation], cond: outcome})
+    return replace(dialect, table=MappingProxyType({**dialect.table, operation: row}))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_the_machine_follows_each_cell_that_is_changed(cell: Cell) -> None:
+    """Nothing but the table decides: every outcome that can stand in the cell is what the machine then does."""
+    zone_no = 3 if cell.cond is NW else 2
+    for outcome in possible_outcomes(cell.operation, cell.cond):
+        dialect = changed(cell.dialect, cell.operation, cell.cond, outcome)
+        machine = in_condition(cell.cond, MIXED, zone_no)
+        if isinstance(outcome, Status):
+            assert refusal(machine, partial(ask, machine, cell.operation, zone_no, dialect)) == (outcome, zone_no)
+            continue
+        # The rule beside the cells: without data a zone closes as the dialect says.
+        expected = dialect.closed_at_start if outcome is CL and not machine.wps[zone_no] else outcome
+        assert ask(machine, cell.operation, zone_no, dialect).zones == ([] if outcome is cell.cond else [zone_no])
+        assert machine.conds[zone_no] == expected
+        counted = ZoneMachine(MIXED, machine.conds, machine.wps)
+        assert (machine.nr_open, machine.nr_active) == (counted.nr_open, counted.nr_active)
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS, ids=str)
+def test_the_machine_follows_each_cell_of_the_all_forms_that_is_changed(cell: Cell) -> None:
+    zone_no = 3 if cell.cond is NW else 2
+    targets = [cond for cond in Condition if cond not in (NW, cell.cond)]
+    for outcome in () if cell.cond is NW else targets:
+        row = MappingProxyType({**cell.dialect.all_zones[cell.operation], cell.cond: outcome})
+        dialect = replace(cell.dialect, all_zones={**cell.dialect.all_zones, cell.operation: row})
+        machine = in_condition(cell.cond, MIXED, zone_no)
+        assert zone_no in machine.manage_all(cell.operation, dialect).changed
+        expected = dialect.closed_at_start if outcome is CL and not machine.wps[zone_no] else outcome
+        assert machine.conds[zone_no] == expected
+
+
+@pytest.mark.parametrize("zone_type", SET_COND)
+@pytest.mark.parametrize("asked", Condition)
+def test_the_machine_follows_each_cell_of_set_cond_that_is_changed(
+    zone_type: ZoneType, asked: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conventional = zone_type is ZoneType.CONVENTIONAL
+    zone_no = 3 if conventional else 2
+    olds = (NW, RO, OL) if conventional else (EM, OI, OE, CL, RO, FU, OL)
+    targets = (NW, RO, OL) if conventional else (EM, CL, RO, FU, OL)
+    for old in olds:
+        for outcome in (*targets, *(status for status in Status if status)):
+            if outcome is CL and old is EM:
+                continue  # refused by the rule beside the cells: a closed zone has data
+            row = MappingProxyType({**SET_COND[zone_type][asked], old: outcome})
+            of_type = MappingProxyType({**SET_COND[zone_type], asked: row})
+            monkeypatch.setattr("zonefs_emu.model.machine.SET_COND", MappingProxyType({**SET_COND, zone_type: of_type}))
+            machine = in_condition(old, MIXED, zone_no)
+            if isinstance(outcome, Status):
+                assert refusal(machine, partial(machine.set_cond, zone_no, asked)) == (outcome, zone_no)
+            else:
+                assert machine.set_cond(zone_no, asked).zones == ([] if outcome is old else [zone_no])
+                assert machine.conds[zone_no] == outcome
+
+
+def test_closing_to_make_room_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zonefs_emu.model.machine.CLOSED_FOR_ROOM", FU)
+    machine = limited(1)
+    write(machine, 0, 1)
+    assert write(machine, 16, 1) == ([0], (1,))
+    assert conds_of(machine)[:2] == [FU, OI]
+
+
+def test_a_changed_cell_needs_the_resources_of_its_target() -> None:
+    """Also where another operation than OPEN leads to an open or active condition."""
+    machine = limited(1, 1)
+    machine.manage(OPEN, 0, 1, VIRTIO)
+    for operation in (FINISH, RESET, CLOSE):
+        to_open = changed(VIRTIO, operation, EM, OE)
+        assert refusal(machine, partial(machine.manage, operation, 16, 1, to_open)) == (Status.ACTIVE_RESOURCE, 1)
+        to_closed = replace(changed(VIRTIO, operation, EM, CL), closed_at_start=CL)
+        assert refusal(machine, partial(machine.manage, operation, 16, 1, to_closed)) == (Status.ACTIVE_RESOURCE, 1)
+
+
 @pytest.mark.parametrize("cell", ALL_CELLS, ids=str)
 def test_cell_of_the_all_forms(cell: Cell) -> None:
     zone_no = 3 if cell.cond is NW else 2
     machine = in_condition(cell.cond, MIXED, zone_no)
-    machine.manage_all(cell.operation, cell.dialect)
+    changes = machine.manage_all(cell.operation, cell.dialect)
+    assert changes.zones == ([] if cell.outcome == cell.cond else [zone_no])
     assert machine.conds[zone_no] == cell.outcome
-    assert machine.touched == ([] if cell.outcome == cell.cond else [zone_no])
     assert machine.wps[zone_no] == (0 if cell.outcome in (NW, EM) else 4)
 
 
@@ -325,13 +416,12 @@ def test_what_is_beyond_the_device(dialect: Dialect, sector: int, nr_sectors: in
 
 def test_a_write_opens_and_the_last_one_fills() -> None:
     machine = fresh(MIXED)
-    assert write(machine, 16, 4) == 1
+    assert write(machine, 16, 4).zones == [1]
     assert (machine.conds[1], machine.wps[1]) == (OI, 4)
-    write(machine, 20, 7)
+    assert write(machine, 20, 7).zones == []
     assert (machine.conds[1], machine.wps[1], machine.nr_open, machine.nr_active) == (OI, 11, 1, 1)
-    write(machine, 27, 1)
+    assert write(machine, 27, 1).zones == [1]
     assert (machine.conds[1], machine.wps[1], machine.nr_open, machine.nr_active) == (FU, 12, 0, 0)
-    assert machine.touched == [1, 1]
 
 
 @pytest.mark.parametrize("zone_no", [1, 5])
@@ -454,16 +544,15 @@ def test_conventional_zones_take_whole_blocks_anywhere() -> None:
 def test_a_write_of_nothing_is_checked_and_opens_nothing() -> None:
     machine = fresh(MIXED)
     before = state_of(machine)
-    assert write(machine, 16, 0) == 1
-    assert append(machine, 16, 0) == 16
-    assert write(machine, 3, 0) == 0
+    assert write(machine, 16, 0) == Changes()
+    assert append(machine, 16, 0) == (16, Changes())
+    assert write(machine, 3, 0) == Changes()
     assert state_of(machine) == before
     assert refusal(machine, lambda: machine.begin_write(17, 0, VIRTIO)) == (Status.UNALIGNED_WP, 1)
     assert refusal(machine, lambda: machine.begin_write(88, 0, VIRTIO)) == (Status.OUT_OF_RANGE, -1)
     machine.set_cond(1, FU)
     assert refusal(machine, lambda: machine.begin_write(16, 0, VIRTIO)) == (Status.ZONE_FULL, 1)
     write(machine, 32, 4)
-    machine.touched.clear()
     before = state_of(machine)
     write(machine, 36, 0)
     assert state_of(machine) == before
@@ -477,7 +566,7 @@ def test_a_write_of_nothing_is_checked_and_opens_nothing() -> None:
 
 def test_appends_land_at_wp_and_are_refused_in_order() -> None:
     machine = fresh(MIXED)
-    assert [append(machine, 16, n) for n in (3, 1, 8)] == [16, 19, 20]
+    assert [append(machine, 16, n)[0] for n in (3, 1, 8)] == [16, 19, 20]
     assert machine.conds[1] == FU
     machine.manage(FINISH, 80, 1, VIRTIO)
 
@@ -495,11 +584,9 @@ def test_appends_land_at_wp_and_are_refused_in_order() -> None:
     assert why(80, 100) == (Status.ZONE_FULL, 5)
     assert why(32, 9) == (Status.APPEND_LIMIT, 2)
     append(machine, 32, 8)
-    machine.touched.clear()
     assert why(32, 5) == (Status.ZONE_BOUNDARY, 2)
     machine.set_cond(5, EM)
     append(machine, 80, 7)
-    machine.touched.clear()
     assert why(80, 2) == (Status.ZONE_BOUNDARY, 5)  # and not OUT_OF_RANGE, as no address was given
 
 
@@ -511,12 +598,11 @@ def test_the_least_recently_written_implicitly_open_zone_is_closed() -> None:
     for zone_no in (0, 1, 2):
         write(machine, zone_no * 16, 1)
     write(machine, 1, 1)  # zone 0 again: now 1 is the oldest
-    machine.touched.clear()
-    write(machine, 48, 1)
+    changes = write(machine, 48, 1)
     assert conds_of(machine) == [OI, CL, OI, OI, EM, EM]
     # The close comes before the open, so that a copy made change by change never has too many open zones.
-    assert machine.touched == [1, 3]
-    assert machine.implicitly_closed == [1]
+    assert changes.zones == [1, 3]
+    assert list(changes.closed) == [1]
     write(machine, 17, 1)
     assert conds_of(machine) == [OI, OI, CL, OI, EM, EM]
     write(machine, 2, 1)
@@ -533,7 +619,6 @@ def test_explicitly_open_zones_are_never_closed_for_others() -> None:
     write(machine, 32, 1)
     assert conds_of(machine)[:3] == [OE, CL, OI]
     machine.manage(OPEN, 32, 1, VIRTIO)
-    machine.touched.clear()
     for command in (
         lambda: machine.begin_write(48, 1, VIRTIO),
         lambda: machine.begin_append(16, 1, VIRTIO),
@@ -562,12 +647,10 @@ def test_a_zone_that_was_opened_explicitly_leaves_the_order() -> None:
 def test_active_is_looked_at_before_open() -> None:
     machine = limited(1, 1)
     machine.manage(OPEN, 0, 1, VIRTIO)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.begin_write(16, 1, VIRTIO)) == (Status.ACTIVE_RESOURCE, 1)
     assert refusal(machine, lambda: machine.manage(OPEN, 16, 2, VIRTIO)) == (Status.ACTIVE_RESOURCE, 1)
     machine = limited(0, 3)
     write(machine, 0, 1)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage(OPEN, 0, 4, VIRTIO)) == (Status.ACTIVE_RESOURCE, 0)
     machine.manage(OPEN, 0, 3, VIRTIO)
 
@@ -576,7 +659,6 @@ def test_a_refusal_by_the_active_limit_closes_nothing() -> None:
     machine = limited(1, 2)
     write(machine, 0, 1)
     write(machine, 16, 1)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.begin_write(32, 1, VIRTIO)) == (Status.ACTIVE_RESOURCE, 2)
     assert conds_of(machine)[:3] == [CL, OI, EM]
     write(machine, 1, 1)  # a CLOSED zone is active already
@@ -586,7 +668,6 @@ def test_a_refusal_by_the_active_limit_closes_nothing() -> None:
 def test_a_write_that_fills_an_empty_zone_needs_the_resources_for_it() -> None:
     machine = limited(1, 1)
     machine.manage(OPEN, 0, 1, VIRTIO)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.begin_write(16, 16, VIRTIO))[0] == Status.ACTIVE_RESOURCE
     machine = limited(1)
     write(machine, 0, 1)
@@ -599,12 +680,10 @@ def test_opening_a_range_makes_room_for_all_or_refuses() -> None:
     machine = limited(3)
     for zone_no in (0, 1, 2):
         write(machine, zone_no * 16, 1)
-    machine.touched.clear()
     machine.manage(OPEN, 0, 2, VIRTIO)  # both are open already: nothing is closed
     assert conds_of(machine)[:3] == [OE, OE, OI]
     machine.manage(OPEN, 48, 1, VIRTIO)
     assert conds_of(machine)[:4] == [OE, OE, CL, OE]
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage(OPEN, 0, 5, VIRTIO)) == (Status.OPEN_RESOURCE, 2)
 
 
@@ -612,10 +691,9 @@ def test_opening_a_range_spares_the_implicitly_open_zones_in_it() -> None:
     machine = limited(4)
     for zone_no in (1, 4, 0, 5):
         write(machine, zone_no * 16, 1)
-    machine.touched.clear()
-    machine.manage(OPEN, 16, 3, VIRTIO)  # 1 is the oldest, but asked for; 4 and 0 go
+    changes = machine.manage(OPEN, 16, 3, VIRTIO)  # 1 is the oldest, but asked for; 4 and 0 go
     assert conds_of(machine) == [CL, OE, OE, OE, CL, OI]
-    assert machine.touched == [4, 0, 1, 2, 3]
+    assert changes == ([4, 0], [1, 2, 3])
 
 
 def test_open_all_opens_all_closed_zones_or_none() -> None:
@@ -625,7 +703,6 @@ def test_open_all_opens_all_closed_zones_or_none() -> None:
     assert conds_of(machine) == [CL, CL, OI, OI, EM, EM]
     machine.manage_all(OPEN, ZBC)
     assert conds_of(machine) == [OE, OE, CL, CL, EM, EM]
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage_all(OPEN, ZBC)) == (Status.OPEN_RESOURCE, 2)
 
 
@@ -633,12 +710,10 @@ def test_finishing_needs_an_open_resource_in_zbc() -> None:
     machine = limited(2)
     write(machine, 0, 1)
     write(machine, 16, 1)
-    machine.touched.clear()
-    machine.manage(FINISH, 32, 2, ZBC)
+    changes = machine.manage(FINISH, 32, 2, ZBC)
     assert conds_of(machine) == [CL, OI, FU, FU, EM, EM]
-    assert machine.touched == [0, 2, 3]
+    assert changes == ([0], [2, 3])
     machine.manage(OPEN, 0, 2, ZBC)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage(FINISH, 64, 1, ZBC)) == (Status.OPEN_RESOURCE, 4)
     machine.manage(FINISH, 64, 1, VIRTIO)
     machine.manage(FINISH, 32, 1, ZBC)  # FULL already: needs nothing
@@ -656,7 +731,7 @@ def test_without_limits_nothing_is_ever_closed() -> None:
     for zone_no in range(6):
         write(machine, zone_no * 16, 1)
     assert machine.nr_open == 6
-    assert machine.open_zones == machine.active_zones == set()
+    assert machine.resources.open_zones == machine.resources.active_zones == set()
     machine.manage(OPEN, 0, 6, VIRTIO)
     assert conds_of(machine) == [OE] * 6
 
@@ -666,7 +741,7 @@ def test_a_machine_takes_over_open_zones_in_the_order_of_their_numbers() -> None
     conds, wps = bytearray([OE, OI, CL, OI, EM, FU]), array("Q", [0, 2, 3, 4, 0, 9])
     machine = ZoneMachine(geometry, conds, wps)
     assert (machine.nr_open, machine.nr_active) == (3, 4)
-    assert (machine.open_zones, machine.active_zones) == ({0, 1, 3}, {0, 1, 2, 3})
+    assert (machine.resources.open_zones, machine.resources.active_zones) == ({0, 1, 3}, {0, 1, 2, 3})
     write(machine, 64, 1)
     assert conds_of(machine) == [OE, CL, CL, OI, OI, FU]
 
@@ -678,15 +753,11 @@ def test_a_range_is_changed_as_a_whole_or_not_at_all() -> None:
     machine = fresh(MIXED)
     write(machine, 16, 1)
     write(machine, 32, 1)
-    machine.touched.clear()
-    machine.manage(RESET, 16, 2, VIRTIO)
-    assert machine.touched == [1, 2]
+    assert machine.manage(RESET, 16, 2, VIRTIO) == ([], [1, 2])
     assert conds_of(machine) == [NW, EM, EM, NW, EM, EM]
     write(machine, 16, 1)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage(RESET, 16, 3, VIRTIO)) == (Status.CONVENTIONAL, 3)
     machine.set_cond(2, OL)
-    machine.touched.clear()
     assert refusal(machine, lambda: machine.manage(RESET, 16, 3, VIRTIO)) == (Status.ZONE_OFFLINE, 2)
 
 
@@ -714,9 +785,8 @@ def test_the_all_forms_pass_over_what_they_do_not_change() -> None:
     conds = bytearray([NW, EM, OI, OE, CL, RO, FU, OL])
     geometry = Geometry(size=128, zone_size=16, zone_capacity=16, conventional=((0, 1),))
     machine = ZoneMachine(geometry, conds, array("Q", [0, 0, 1, 1, 1, 1, 1, 1]))
-    machine.manage_all(RESET, VIRTIO)
+    assert machine.manage_all(RESET, VIRTIO) == ([], [2, 3, 4, 6])
     assert conds_of(machine) == [NW, EM, EM, EM, EM, RO, EM, OL]
-    assert machine.touched == [2, 3, 4, 6]
     assert list(machine.wps) == [0, 0, 0, 0, 0, 1, 0, 1]
 
 
@@ -727,9 +797,8 @@ def test_conditions_set_by_hand() -> None:
     machine = fresh(MIXED)
     write(machine, 16, 5)
     for cond in (RO, OL, CL, FU, CL, OL, FU, EM):
-        machine.touched.clear()
-        machine.set_cond(1, cond)
-        assert (machine.conds[1], machine.wps[1], machine.touched) == (cond, 0 if cond is EM else 5, [1])
+        assert machine.set_cond(1, cond).zones == [1]
+        assert (machine.conds[1], machine.wps[1]) == (cond, 0 if cond is EM else 5)
         assert machine.nr_active == (cond is CL)
     for cond in (OL, NW, RO, NW):
         machine.set_cond(0, cond)
@@ -753,7 +822,6 @@ def test_conditions_that_cannot_be_set_by_hand() -> None:
     write(machine, 16, 4)
     machine.set_cond(1, RO)
     write(machine, 32, 1)
-    machine.touched.clear()
 
     def why(zone_no: int, cond: Condition) -> tuple[Status, int]:
         return refusal(machine, lambda: machine.set_cond(zone_no, cond))
@@ -769,7 +837,6 @@ def test_conditions_that_cannot_be_set_by_hand() -> None:
     assert conds_of(machine)[:3] == [EM, RO, CL]
     machine.set_cond(2, EM)
     write(machine, 32, 16)
-    machine.touched.clear()
     assert why(2, CL) == (Status.BAD_TRANSITION, 2)  # no room
     conventional = fresh(MIXED)
     assert refusal(conventional, lambda: conventional.set_cond(0, EM)) == (Status.CONVENTIONAL, 0)
@@ -780,24 +847,21 @@ def test_power_cycle() -> None:
     conds = bytearray([NW, EM, OI, OE, OE, CL, CL, RO, FU, OL])
     geometry = Geometry(size=160, zone_size=16, zone_capacity=16, conventional=((0, 1),), max_open_zones=4)
     machine = ZoneMachine(geometry, conds, array("Q", [0, 0, 1, 1, 0, 1, 0, 1, 1, 1]))
-    machine.power_cycle()
+    assert machine.power_cycle() == ([], [2, 3, 4, 6])
     assert conds_of(machine) == [NW, EM, CL, CL, EM, CL, EM, RO, FU, OL]
-    assert machine.touched == [2, 3, 4, 6]
-    assert (machine.nr_open, machine.nr_active, machine.open_zones) == (0, 3, set())
+    assert (machine.nr_open, machine.nr_active, machine.resources.open_zones) == (0, 3, set())
 
 
 def test_states_that_are_loaded() -> None:
     machine = limited(2, 3)
     write(machine, 0, 4)
-    machine.touched.clear()
     conds, wps = machine.conds, machine.wps
     machine.take_over(machine.loaded(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2])))
     assert conds_of(machine) == [EM, OI, OE, CL, FU, RO]
     assert list(machine.wps) == [0, 3, 0, 1, 16, 2]
     assert machine.conds is conds
     assert machine.wps is wps
-    assert not machine.touched
-    assert (machine.nr_open, machine.nr_active, machine.open_zones) == (2, 3, {1, 2})
+    assert (machine.nr_open, machine.nr_active, machine.resources.open_zones) == (2, 3, {1, 2})
     # The accounts are those of the new states: zone 1 is the one that can be closed for another, which is not active.
     machine.manage(OPEN, 48, 1, VIRTIO)
     assert conds_of(machine) == [EM, CL, OE, OE, FU, RO]
@@ -924,9 +988,10 @@ def test_a_command_on_one_zone_costs_the_same_on_a_large_device() -> None:
             machine.set_cond(nr_zones - 1, RO)
             machine.zone(nr_zones - 1)
             machine.set_cond(nr_zones - 1, EM)
+            nr_closed = 0
             for zone_no in range(10, 20):  # from the fourth on, each closes another
-                write(machine, zone_no * 4096, 1)
-            assert len(machine.implicitly_closed) == 7
+                nr_closed += len(write(machine, zone_no * 4096, 1).closed)
+            assert nr_closed == 7
 
         return *lines_and_bytes(commands), scanned.nr_scans
 
@@ -1029,17 +1094,16 @@ class ZoneMachineComparison(RuleBasedStateMachine):
         assert refusal(self.machine, ours)[0] == status
         return None
 
-    def copy_touched(self, written: int = -1) -> None:
+    def copy_changed(self, changes: object, written: int = -1) -> None:
         """Copy what the machine says has changed, one by one: never past a limit, and nothing is forgotten."""
-        for zone_no in [*self.machine.touched, *([written] if written >= 0 else [])]:
+        assert isinstance(changes, Changes)
+        for zone_no in [*changes.zones, *([written] if written >= 0 else [])]:
             self.copy_of_conds[zone_no] = self.machine.conds[zone_no]
             self.copy_of_wps[zone_no] = self.machine.wps[zone_no]
             nr_open = sum(cond in OPEN_CONDITIONS for cond in self.copy_of_conds)
             nr_active = sum(cond in ACTIVE_CONDITIONS for cond in self.copy_of_conds)
             assert nr_open <= (self.geometry.max_open_zones or nr_open)
             assert nr_active <= (self.geometry.max_active_zones or nr_active)
-        self.machine.touched.clear()
-        self.machine.implicitly_closed.clear()
 
     def start_of(self, zone_no: int) -> int:
         return zone_no % self.geometry.nr_zones * self.geometry.zone_size
@@ -1138,15 +1202,16 @@ class ZoneMachineComparison(RuleBasedStateMachine):
         """Set a condition, restart, or cut the power."""
         if cond is not None:
             new = cond
-            self.both(lambda: self.machine.set_cond(zone_no, new), lambda: self.reference.set_cond(zone_no, new))
+            done = self.both(lambda: self.machine.set_cond(zone_no, new), lambda: self.reference.set_cond(zone_no, new))
+            if done:
+                self.copy_changed(done[0])
         elif restart:
             # A machine that takes over the arrays does not know who was written last: it goes by zone numbers.
             self.machine = ZoneMachine(self.geometry, self.machine.conds, self.machine.wps)
             self.reference.recency.sort()
         else:
-            self.machine.power_cycle()
             self.reference.power_cycle()
-        self.copy_touched()
+            self.copy_changed(self.machine.power_cycle())
 
     def do_write(self, sector: int, nr_sectors: int, dialect: Dialect) -> None:
         note(f"{nr_sectors} sectors at {sector}")
@@ -1154,29 +1219,32 @@ class ZoneMachineComparison(RuleBasedStateMachine):
             lambda: write(self.machine, sector, nr_sectors, dialect), lambda: self.reference.write(sector, nr_sectors)
         )
         if done:
-            assert done[0] == sector // self.geometry.zone_size
-            self.copy_touched(written=sector // self.geometry.zone_size)
+            self.copy_changed(done[0], written=sector // self.geometry.zone_size)
 
     def do_append(self, sector: int, nr_sectors: int, dialect: Dialect) -> None:
         done = self.both(
             lambda: append(self.machine, sector, nr_sectors, dialect), lambda: self.reference.append(sector, nr_sectors)
         )
         if done:
-            assert done[0] == done[1]
-            self.copy_touched(written=sector // self.geometry.zone_size)
+            assert isinstance(done[0], tuple)
+            where, changes = done[0]
+            assert where == done[1]
+            self.copy_changed(changes, written=sector // self.geometry.zone_size)
 
     def do_manage(self, operation: Operation, sector: int, count: int, dialect: Dialect) -> None:
-        self.both(
+        done = self.both(
             lambda: self.machine.manage(operation, sector, count, dialect),
             lambda: self.reference.manage(operation, sector, count, dialect),
         )
-        self.copy_touched()
+        if done:
+            self.copy_changed(done[0])
 
     def do_manage_all(self, operation: Operation, dialect: Dialect) -> None:
-        self.both(
+        done = self.both(
             lambda: self.machine.manage_all(operation, dialect), lambda: self.reference.manage_all(operation, dialect)
         )
-        self.copy_touched()
+        if done:
+            self.copy_changed(done[0])
 
     @invariant()
     def the_zones_are_the_same(self) -> None:
@@ -1189,10 +1257,10 @@ class ZoneMachineComparison(RuleBasedStateMachine):
         machine, reference = self.machine, self.reference
         assert (machine.nr_open, machine.nr_active) == (len(reference.open_zones()), len(reference.active_zones()))
         if self.geometry.max_open_zones:
-            assert sorted(machine.open_zones) == reference.open_zones()
+            assert sorted(machine.resources.open_zones) == reference.open_zones()
             assert machine.nr_open <= self.geometry.max_open_zones
         if self.geometry.max_active_zones:
-            assert sorted(machine.active_zones) == reference.active_zones()
+            assert sorted(machine.resources.active_zones) == reference.active_zones()
             assert machine.nr_active <= self.geometry.max_active_zones
 
 
@@ -1206,12 +1274,12 @@ TestZoneMachineComparison.settings = settings(
 def test_a_zone_that_is_opened_to_be_written_stays_open() -> None:
     geometry = Geometry(size=8 * 64, zone_size=64, zone_capacity=64, conventional=((0, 1),), max_open_zones=2)
     machine = ZoneMachine(geometry, *fresh_zones(geometry))
-    machine.open_to_write(0)  # a conventional zone has nothing to open
+    row = VIRTIO.on_write
+    assert machine.open_to_write(0, row) == ((), ())  # a conventional zone has nothing to open
     assert machine.nr_open == 0
-    for zone_no in (1, 1, 2):
-        machine.open_to_write(zone_no)
+    assert [machine.open_to_write(zone_no, row).zones for zone_no in (1, 1, 2)] == [[1], [], [2]]
     machine.writing = ((1, 2),)
-    machine.open_to_write(3)  # closes the oldest that is not being written
+    assert machine.open_to_write(3, row) == ([2], (3,))  # closes the oldest that is not being written
     assert [machine.conds[zone_no] for zone_no in (1, 2, 3)] == [
         Condition.IMP_OPEN, Condition.CLOSED, Condition.IMP_OPEN
     ]  # fmt: skip
@@ -1222,7 +1290,7 @@ def test_many_zones_are_closed_in_portions_to_make_room() -> None:
     geometry = Geometry(size=nr_zones * 64, zone_size=64, zone_capacity=64, max_open_zones=1500)
     machine = ZoneMachine(geometry, *fresh_zones(geometry))
     for zone_no in range(1500):
-        machine.commit_write(machine.begin_write(zone_no * 64, 1, VIRTIO), 1)
+        write(machine, zone_no * 64, 1)
     machine.manage(Operation.OPEN, 1500 * 64, 1500, VIRTIO)
     assert machine.conds.count(Condition.CLOSED) == 1500
     assert machine.conds.count(Condition.EXP_OPEN) == machine.nr_open == 1500

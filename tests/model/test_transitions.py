@@ -2,24 +2,30 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import pytest
 
 from tests.model.cells import ALL_CELLS, CELLS, Cell
+from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import (
     DIALECTS,
     MANAGEMENT,
+    SET_COND,
     VIRTIO,
     ZBC,
     ZNS,
     ZONE_OPERATIONS,
+    Dialect,
     Operation,
     after_power_cycle,
+    after_set_cond,
     after_write,
 )
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition, ZoneType
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 
@@ -63,11 +69,68 @@ def test_a_dialect_is_shown_by_its_name() -> None:
 
 
 def test_a_write_to_an_open_zone_leaves_it_so_in_every_dialect() -> None:
-    """The machine's short cut for such writes asks no table."""
+    """So the machine's short way, which only moves the write pointer, serves all of them."""
     for dialect in DIALECTS:
-        for operation in (Operation.WRITE, Operation.APPEND):
-            for cond in (Condition.IMP_OPEN, Condition.EXP_OPEN):
-                assert dialect.table[operation][cond] == cond
+        assert dialect.on_write.keeps_open == dialect.on_append.keeps_open == OPEN_CONDITIONS
+        assert dialect.readable == set(Condition) - {Condition.OFFLINE}
+
+
+def with_cell(operation: Operation, cond: Condition, outcome: Condition | Status) -> Dialect:
+    row = MappingProxyType({**VIRTIO.table[operation], cond: outcome})
+    return replace(VIRTIO, table=MappingProxyType({**VIRTIO.table, operation: row}))
+
+
+@pytest.mark.parametrize(
+    ("operation", "cond", "outcome"),
+    [
+        ("READ", "EMPTY", "IMP_OPEN"),  # a read changes nothing
+        ("WRITE", "EMPTY", "CLOSED"),  # a written zone is open
+        ("WRITE", "EMPTY", "FULL"),  # the capacity decides that
+        ("APPEND", "NOT_WP", "NOT_WP"),  # there is no write pointer
+        ("APPEND", "FULL", "EMPTY"),
+        ("OPEN", "EMPTY", "NOT_WP"),  # the type of a zone never changes
+        ("RESET", "NOT_WP", "EMPTY"),
+    ],
+)
+def test_a_cell_that_leads_where_its_operation_cannot_lead(operation: str, cond: str, outcome: str) -> None:
+    with pytest.raises(ValueError, match=f"{operation} of a zone in {cond} cannot lead to {outcome}"):
+        with_cell(Operation[operation], Condition[cond], Condition[outcome])
+    with_cell(Operation[operation], Condition[cond], Status.BAD_TRANSITION)
+    # A condition and a status of the same number are not taken for each other.
+    with pytest.raises(ValueError, match=r"cannot lead to OK"):
+        with_cell(Operation.RESET, Condition.NOT_WP, Status.OK)
+
+
+#: What setting a condition by hand gives, whatever the zone's condition was: (asked for, sequential, conventional).
+BY_HAND: Final = """
+NOT_WP    CONVENTIONAL    NOT_WP
+EMPTY     EMPTY           CONVENTIONAL
+IMP_OPEN  BAD_TRANSITION  CONVENTIONAL
+EXP_OPEN  BAD_TRANSITION  CONVENTIONAL
+CLOSED    CLOSED          CONVENTIONAL
+READONLY  READONLY        READONLY
+FULL      FULL            CONVENTIONAL
+OFFLINE   OFFLINE         OFFLINE
+"""
+
+
+def test_conditions_set_by_hand() -> None:
+    by_hand = {line.split()[0]: line.split()[1:] for line in BY_HAND.strip().splitlines()}
+    assert list(by_hand) == [cond.name for cond in Condition]
+    assert list(SET_COND) == [ZoneType.SWR, ZoneType.CONVENTIONAL]
+    for asked in Condition:
+        for zone_type, expected in zip(SET_COND, by_hand[asked.name], strict=True):
+            row = SET_COND[zone_type][asked]
+            assert list(row) == list(Condition)
+            assert {outcome.name for outcome in row.values()} == {expected}
+
+
+def test_a_zone_that_is_closed_by_hand_has_data_and_room() -> None:
+    for nr_written, outcome in ((0, Status.BAD_TRANSITION), (1, Condition.CLOSED), (7, Condition.CLOSED)):
+        assert after_set_cond(Condition.CLOSED, nr_written=nr_written, capacity=8) is outcome
+    assert after_set_cond(Condition.CLOSED, nr_written=8, capacity=8) is Status.BAD_TRANSITION
+    assert after_set_cond(Condition.EMPTY, nr_written=0, capacity=8) is Condition.EMPTY
+    assert after_set_cond(Status.CONVENTIONAL, nr_written=0, capacity=8) is Status.CONVENTIONAL
 
 
 def test_operations_are_numbered_for_the_log_so_they_never_change() -> None:

@@ -129,11 +129,13 @@ class Reference:
                 case Operation.WRITE | Operation.APPEND:
                     is_conventional = GEOMETRY.is_conventional(zone_no)
                     offset = todo.offset if is_conventional else machine.wps[zone_no]
+                    row = VIRTIO.on_write
                     if todo.what is Operation.APPEND:
+                        row = VIRTIO.on_append
                         machine.begin_append(start, todo.nr_sectors, VIRTIO)
                     else:
                         machine.begin_write(start + offset, todo.nr_sectors, VIRTIO)
-                    machine.commit_write(zone_no, todo.nr_sectors)
+                    machine.commit_write(zone_no, todo.nr_sectors, row)
                     self._store(zone_no, to_bytes(offset), todo.data)
                 case Operation():
                     machine.manage(todo.what, start, 1, VIRTIO)

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
@@ -37,8 +37,9 @@ from zonefs_emu.device.switch import Switch
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, ImageError, NoSpaceError, PoisonedError, Status, UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
-from zonefs_emu.model.machine import ZoneMachine, indices_of
-from zonefs_emu.model.transitions import Dialect, Operation
+from zonefs_emu.model.machine import Changes, ZoneMachine
+from zonefs_emu.model.scan import indices_of
+from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
 from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
 from zonefs_emu.persist.image import LOST, PORTION_ZONES, Image, is_full
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from zonefs_emu.device.intent_log import Intents
+
+_T = TypeVar("_T")
 
 #: Called with (first zone_no, number of zones) after a change of zones by another port is in the image: quick, thread
 #: safe. The device's lock is held: a listener notes what it was told and calls nothing of the device. One that raises
@@ -314,8 +317,8 @@ class ZonedDevice:
         """
         self.image.flush()
         with self._holding_all():
-            for _ in self._each_under_lock(self.machine.begin_power_cycle()):
-                self.publish_touched()
+            for _, changes in self._each_under_lock(self.machine.begin_power_cycle()):
+                self.publish(changes)
             with self.lock:
                 self._tell_all()
         self.counters.device[Counter.POWER_CYCLES] += 1
@@ -340,14 +343,14 @@ class ZonedDevice:
             with self.lock:
                 self.holds.give_back(hold)
 
-    def _each_under_lock(self, portions: Iterator[int]) -> Iterator[int]:
+    def _each_under_lock(self, portions: Iterator[_T]) -> Iterator[_T]:
         """Go through *portions*: each, and what the caller does after it, with the lock held; let others in between."""
         while True:
             with self.lock, self.changing():
-                at = next(portions, None)
-                if at is None:
+                portion = next(portions, None)
+                if portion is None:
                     return
-                yield at
+                yield portion
             self.image.let_others_in()
 
     def save_zones(self) -> bytes:
@@ -469,17 +472,12 @@ class ZonedDevice:
         """
         machine = self.machine
         machine.take_over(machine.loaded(*self.image.published()))
-        machine.touched.clear()
-        machine.implicitly_closed.clear()
 
-    def publish_touched(self) -> None:
-        """Copy the machine's changes to the image; with the lock held."""
-        machine = self.machine
-        self.image.publish_all(machine.touched)
-        machine.touched.clear()
-        for zone_no in machine.implicitly_closed:
+    def publish(self, changes: Changes) -> None:
+        """Copy what the machine has changed to the image; with the lock held."""
+        self.image.publish_all(changes.zones)
+        for zone_no in changes.closed:
             self.counters.note(zone_no, Counter.IMPLICIT_CLOSES)
-        machine.implicitly_closed.clear()
 
 
 class Port:
@@ -513,7 +511,8 @@ class Port:
         self._faults = device.faults.faults
         self._rows = device.counters.rows
         self._load_row = device.counters.load
-        self._touched = device.machine.touched
+        self._on_write = dialect.on_write
+        self._on_append = dialect.on_append
         self._old_extents = device.image.old_extents
         self._publish = device.image.publish
         self._tell = device.tell
@@ -627,9 +626,9 @@ class Port:
                     return _OK
                 if not self._old_extents[zone_no] or not self._image.has_pending_reset(zone_no):
                     if nr_sectors <= self.short_sectors:
-                        status = self._write_now(Operation.WRITE, zone_no, sector, nr_sectors, buffers)
+                        status = self._write_now(self._on_write, zone_no, sector, nr_sectors, buffers)
                     else:
-                        hold = self._begin_long(Operation.WRITE, zone_no, sector, nr_sectors)
+                        hold = self._begin_long(self._on_write, zone_no, sector, nr_sectors)
                     break
             # The zone was reset, and its old data must not be overwritten before that is durable. Settling takes the
             # lock itself, so the command starts again after it.
@@ -637,7 +636,7 @@ class Port:
                 return status
         if hold is not None:
             try:
-                status = self._write_long(Operation.WRITE, hold, sector, nr_sectors, buffers)
+                status = self._write_long(self._on_write, hold, sector, nr_sectors, buffers)
             finally:
                 with self._lock:
                     self._holds.give_back(hold)
@@ -681,15 +680,15 @@ class Port:
                     return _OK, landing
                 if not self._old_extents[zone_no] or not self._image.has_pending_reset(zone_no):
                     if nr_sectors <= self.short_sectors:
-                        status = self._write_now(Operation.APPEND, zone_no, landing, nr_sectors, buffers)
+                        status = self._write_now(self._on_append, zone_no, landing, nr_sectors, buffers)
                     else:
-                        hold = self._begin_long(Operation.APPEND, zone_no, landing, nr_sectors)
+                        hold = self._begin_long(self._on_append, zone_no, landing, nr_sectors)
                     break
             if status := self._apply_pending_resets(Operation.APPEND, sector, nr_sectors):
                 return status, sector
         if hold is not None:
             try:
-                status = self._write_long(Operation.APPEND, hold, landing, nr_sectors, buffers)
+                status = self._write_long(self._on_append, hold, landing, nr_sectors, buffers)
             finally:
                 with self._lock:
                     self._holds.give_back(hold)
@@ -702,12 +701,17 @@ class Port:
         return status, landing
 
     def _write_now(
-        self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+        self,
+        row: WriteRow,
+        zone_no: int,
+        sector: Sector,
+        nr_sectors: int,
+        buffers: "Sequence[Buffer]",
     ) -> Status:
         """Move the bytes, then wp: with the lock held, after the machine has agreed."""
         intent_log = self.intents.current.log if self.intents else None
         if intent_log:
-            intent_log.begin(operation, sector, nr_sectors, 0)
+            intent_log.begin(row.operation, sector, nr_sectors, 0)
         try:
             done = self.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= _IOV_MAX else 0
             if done != nr_sectors << SECTOR_SHIFT:
@@ -715,18 +719,18 @@ class Port:
         except OSError as error:
             if intent_log:
                 intent_log.abort()
-            return self._failed(operation, error, sector, nr_sectors)
-        self._commit(zone_no, nr_sectors)
+            return self._failed(row.operation, error, sector, nr_sectors)
+        self._commit(row, zone_no, nr_sectors)
         if intent_log:
             intent_log.commit()
         return _OK
 
-    def _commit(self, zone_no: int, nr_sectors: int) -> None:
+    def _commit(self, row: WriteRow, zone_no: int, nr_sectors: int) -> None:
         """Advance wp over what was written; with the lock held."""
         try:  # device.changing(), which a write cannot afford
-            self._commit_write(zone_no, nr_sectors)
-            if self._touched:  # zone_no is among them
-                self._publish_and_notify()
+            changes = self._commit_write(zone_no, nr_sectors, row)
+            if changes is not None:  # zone_no is among them
+                self._publish_and_notify(changes)
             else:
                 self._publish(zone_no)
                 if self.listeners:
@@ -735,34 +739,38 @@ class Port:
             self.device.take_back()
             raise
 
-    def _begin_long(self, operation: Operation, zone_no: int, sector: Sector, nr_sectors: int) -> Hold:
+    def _begin_long(self, row: WriteRow, zone_no: int, sector: Sector, nr_sectors: int) -> Hold:
         """Take a hold for a write that the machine has agreed to, and open its zone; with the lock held.
 
         Open already, as the commit must not need a resource that is then gone. A write that fails leaves it open.
         """
         intent_log = self.intents.current.log if self.intents else None
         if intent_log:
-            intent_log.begin(operation, sector, nr_sectors, 0)
+            intent_log.begin(row.operation, sector, nr_sectors, 0)
         with self.device.changing():
-            self._machine.open_to_write(zone_no)
-            self._publish_and_notify()
+            self._publish_and_notify(self._machine.open_to_write(zone_no, row))
         return self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
 
     def _write_long(
-        self, operation: Operation, hold: Hold, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+        self,
+        row: WriteRow,
+        hold: Hold,
+        sector: Sector,
+        nr_sectors: int,
+        buffers: "Sequence[Buffer]",
     ) -> Status:
         """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
         intent_log = self.intents.current.log if self.intents else None
         try:
             self._write_rest(sector, nr_sectors, buffers, 0)
         except OSError as error:
-            status = self._failed(operation, error, sector, nr_sectors)
+            status = self._failed(row.operation, error, sector, nr_sectors)
             with self._lock:
                 if intent_log:
                     intent_log.abort()
             return status
         with self._lock:
-            self._commit(hold[0], nr_sectors)
+            self._commit(row, hold[0], nr_sectors)
             if intent_log:
                 intent_log.commit()
         return _OK
@@ -859,9 +867,8 @@ class Port:
                     return self._refused(operation, error, sector, 0)
                 if nr_zones <= PORTION_ZONES:
                     with self.device.changing():
-                        for _ in portions:
-                            pass
-                        self._publish_and_notify()
+                        for _, changes in portions:
+                            self._publish_and_notify(changes)
                     if intent_log:
                         intent_log.commit()
                 else:
@@ -884,7 +891,7 @@ class Port:
         return bool(limited) and operation in (Operation.OPEN, Operation.FINISH)
 
     def _in_portions(
-        self, portions: Iterator[int], hold: Hold, end: int, *, shrinking: bool
+        self, portions: Iterator[tuple[int, Changes]], hold: Hold, end: int, *, shrinking: bool
     ) -> Iterator[tuple[int, int, Sequence[int]]]:
         """Go through the *portions* of a command on zones up to *end*, under *hold*, which the caller gives back.
 
@@ -900,16 +907,14 @@ class Port:
             done = at
             with self._lock:
                 with self.device.changing():
-                    at = next(portions)
-                    # What the machine closed to make room comes first among the touched zones.
-                    asked = self._touched[len(self._machine.implicitly_closed) :]
-                    self._publish_and_notify()
+                    at, changes = next(portions)
+                    self._publish_and_notify(changes)
                 if at >= end:
                     if self.intents and (intent_log := self.intents.current.log):
                         intent_log.commit()
                 elif shrinking:
                     self._holds.advance(hold, at)
-            yield done, at, asked
+            yield done, at, changes.changed
 
     def manage_all(self, operation: Operation) -> Status:
         """Open, close, finish or reset all zones whose condition the ALL form acts on.
@@ -950,8 +955,7 @@ class Port:
             try:
                 self._require_writable(sector)
                 with self.device.changing():
-                    self._machine.set_cond(zone_no, cond)
-                    self._publish_and_notify()
+                    self._publish_and_notify(self._machine.set_cond(zone_no, cond))
             except CommandError as error:
                 return self._refused(Operation.SET_COND, error, sector, 0)
         return self._lost(Operation.SET_COND, sector, 0, zone_no) if self._image.is_lost else Status.OK
@@ -968,15 +972,17 @@ class Port:
         if self._image.poison:
             raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
 
-    def _publish_and_notify(self) -> None:
-        if not self._touched:
+    def _publish_and_notify(self, changes: Changes) -> None:
+        changed = changes.zones
+        if not changed:
             return
-        changed = self._touched[:] if self.listeners else []
-        self.device.publish_touched()
+        self.device.publish(changes)
+        if not self.listeners:
+            return
         if len(changed) > _RUNS_MAX:
             first = min(changed)
             self._tell(self.listeners, first, max(changed) + 1 - first)
-        elif changed:
+        else:
             for first, count in merge_runs([(zone_no, 1) for zone_no in changed]):
                 self._tell(self.listeners, first, count)
 
@@ -1111,7 +1117,8 @@ class Port:
             wp = zone_no * self.geometry.zone_size + machine.wps[zone_no]
         holders: tuple[int, ...] = ()
         if status in _LIMITS:
-            holding = machine.open_zones if status is Status.OPEN_RESOURCE else machine.active_zones
+            resources = machine.resources
+            holding = resources.open_zones if status is Status.OPEN_RESOURCE else resources.active_zones
             # A copy first, in one step: an injected failure comes without the lock, and the set may change meanwhile.
             holders = tuple(sorted(islice(tuple(holding), NR_HOLDERS_MAX)))
         refusal = Refusal(

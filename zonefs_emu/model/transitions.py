@@ -4,12 +4,16 @@ Rule 1: everything that decides the next condition of a zone is in this file.
 Rule 2: this file knows nothing of FUSE, virtio, SCSI or files.
 
 For each dialect the table gives, for every (condition, operation), the next condition or the Status of the refusal.
-Some things are not in the cells:
+The machine looks every target up here. These rules depend on more than the condition, so they are not in the cells:
 
 * a write or append that reaches the capacity makes the zone FULL (:func:`after_write`);
 * a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
   keeps its active resource (``Dialect.closed_at_start``);
-* a cell that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
+* a zone that is closed to make room for another one goes into :data:`CLOSED_FOR_ROOM`;
+* power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
+* :data:`SET_COND` says what a failing or repaired medium can make of a zone, and :func:`after_set_cond` when CLOSED
+  fits its data;
+* a target that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
   some dialects so does finishing a zone that is not open (``Dialect.finish_needs_open``).
 
 The ``*_ALL`` operations are different in kind: they act on the zones whose condition has an entry in
@@ -27,7 +31,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from zonefs_emu.errors import Status
-from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, ZoneType
 
 
 class Operation(IntEnum):
@@ -41,7 +45,7 @@ class Operation(IntEnum):
     FINISH = 5
     RESET = 6
     FLUSH = 7  #: of the device; no row in the tables
-    SET_COND = 8  #: by hand, as a failing medium would; no row in the tables
+    SET_COND = 8  #: by hand, as a failing medium would; the same in all dialects, see :data:`SET_COND`
 
 
 #: The operations that can be asked of all zones at once, and all those that have a row in every table.
@@ -52,14 +56,34 @@ Outcome: TypeAlias = Condition | Status
 Row: TypeAlias = Mapping[Condition, Outcome]
 
 
+class WriteRow:
+    """The row of WRITE or APPEND in the form that the write path needs: by plain numbers, in one look-up."""
+
+    __slots__ = ("keeps_open", "operation", "outcomes")
+
+    def __init__(self, operation: Operation, row: Row) -> None:
+        """Take over *row*, the row of *operation*."""
+        self.operation: Final = operation
+        self.outcomes: Final[Mapping[int, Outcome]] = {int(cond): outcome for cond, outcome in row.items()}
+        #: The open conditions that such a command leaves as they are: then only the write pointer moves.
+        self.keeps_open: Final = frozenset(int(cond) for cond in OPEN_CONDITIONS if row[cond] is cond)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """One standard's answers, as data.
 
-    *table*: operation -> condition -> next condition, or the Status of the refusal. *all_zones*: management operation
-    -> conditions that its ALL form changes -> next condition. *read_across*: may one read cross the boundary of a
-    sequential zone. *closed_at_start*: what closing a zone gives whose write pointer is at its start.
-    *finish_needs_open*: an EMPTY or CLOSED zone that is finished passes through open, so it needs an open resource.
+    *table*: operation -> condition -> next condition, or the Status of the refusal. A READ changes nothing, so its
+    cells name the condition itself; WRITE and APPEND lead to open conditions; the management operations lead anywhere
+    but to NOT_WP, which a conventional zone keeps. *all_zones*: management operation -> conditions that its ALL form
+    changes -> next condition. *read_across*: may one read cross the boundary of a sequential zone. *closed_at_start*:
+    what closing a zone gives whose write pointer is at its start. *finish_needs_open*: an EMPTY or CLOSED zone that is
+    finished passes through open, so it needs an open resource.
+
+    *on_write*, *on_append* and *readable* (the conditions that READ does not refuse) are made from the table.
+
+    Raises:
+        ValueError: a cell leads where its operation cannot lead.
     """
 
     name: str
@@ -68,6 +92,35 @@ class Dialect:
     read_across: bool = field(repr=False)
     closed_at_start: Condition = field(repr=False)
     finish_needs_open: bool = field(repr=False)
+    on_write: WriteRow = field(init=False, repr=False, compare=False)
+    on_append: WriteRow = field(init=False, repr=False, compare=False)
+    readable: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the cells, and make what the read and write paths look at."""
+        for operation, row in self.table.items():
+            for cond, outcome in row.items():
+                if not any(outcome is possible for possible in possible_outcomes(operation, cond)):
+                    message = f"{operation.name} of a zone in {cond.name} cannot lead to {outcome.name}"
+                    raise ValueError(message)
+        object.__setattr__(self, "on_write", WriteRow(Operation.WRITE, self.table[Operation.WRITE]))
+        object.__setattr__(self, "on_append", WriteRow(Operation.APPEND, self.table[Operation.APPEND]))
+        reads = self.table[Operation.READ]
+        object.__setattr__(self, "readable", frozenset(int(cond) for cond in Condition if reads[cond] is cond))
+
+
+def possible_outcomes(operation: Operation, cond: Condition) -> tuple[Outcome, ...]:
+    """Return all that a dialect can say in the cell of *operation* and *cond*."""
+    targets: tuple[Condition, ...]
+    if operation is Operation.APPEND and cond is Condition.NOT_WP:
+        targets = ()  # there is no write pointer to append at
+    elif operation is Operation.READ or cond is Condition.NOT_WP:
+        targets = (cond,)
+    elif operation in MANAGEMENT:
+        targets = tuple(target for target in Condition if target is not Condition.NOT_WP)
+    else:
+        targets = (Condition.IMP_OPEN, Condition.EXP_OPEN)
+    return (*targets, *(status for status in Status if status is not Status.OK))
 
 
 _C = Condition
@@ -81,6 +134,11 @@ def _row(default: Outcome, **cells: Outcome) -> Row:
     row[_C.OFFLINE] = _S.ZONE_OFFLINE
     row.update({Condition[name]: outcome for name, outcome in cells.items()})
     return MappingProxyType(row)
+
+
+def _every(outcome: Outcome) -> Row:
+    """Build a row with *outcome* in each cell."""
+    return MappingProxyType(dict.fromkeys(Condition, outcome))
 
 
 def _same(**refused: Outcome) -> Row:
@@ -170,6 +228,52 @@ ZNS: Final = Dialect(
     finish_needs_open=False,
 )
 DIALECTS: Final = (VIRTIO, ZBC, ZNS)
+
+
+#: What closing an implicitly open zone to give its resource to another one makes of it.
+#: Source: ZBC-2 "managing implicitly open zones"; virtio 1.4: the device may close an implicitly open zone.
+CLOSED_FOR_ROOM: Final = _C.CLOSED
+
+#: What setting a condition by hand gives: type of the zone -> condition asked for -> row. A medium fails into READONLY
+#: and OFFLINE; the other conditions are a repair. Only a host opens zones.
+SET_COND: Final[Mapping[ZoneType, Mapping[Condition, Row]]] = MappingProxyType(
+    {
+        ZoneType.SWR: MappingProxyType(
+            {
+                _C.NOT_WP: _every(_S.CONVENTIONAL),
+                _C.EMPTY: _every(_C.EMPTY),
+                _C.IMP_OPEN: _every(_S.BAD_TRANSITION),
+                _C.EXP_OPEN: _every(_S.BAD_TRANSITION),
+                _C.CLOSED: _every(_C.CLOSED),
+                _C.READONLY: _every(_C.READONLY),
+                _C.FULL: _every(_C.FULL),
+                _C.OFFLINE: _every(_C.OFFLINE),
+            }
+        ),
+        ZoneType.CONVENTIONAL: MappingProxyType(
+            {
+                _C.NOT_WP: _every(_C.NOT_WP),
+                _C.EMPTY: _every(_S.CONVENTIONAL),
+                _C.IMP_OPEN: _every(_S.CONVENTIONAL),
+                _C.EXP_OPEN: _every(_S.CONVENTIONAL),
+                _C.CLOSED: _every(_S.CONVENTIONAL),
+                _C.READONLY: _every(_C.READONLY),
+                _C.FULL: _every(_S.CONVENTIONAL),
+                _C.OFFLINE: _every(_C.OFFLINE),
+            }
+        ),
+    }
+)
+
+
+def after_set_cond(outcome: Outcome, *, nr_written: int, capacity: int) -> Outcome:
+    """Return what setting a condition by hand gives where the table says *outcome*.
+
+    A CLOSED zone has data and room for more.
+    """
+    if outcome is _C.CLOSED and not 0 < nr_written < capacity:
+        return _S.BAD_TRANSITION
+    return outcome
 
 
 def after_power_cycle(cond: Condition, nr_written: int) -> Condition:

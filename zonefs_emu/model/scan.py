@@ -1,0 +1,19 @@
+"""Looking for conditions in an array of them, at the speed of a memory scan."""
+
+import re
+from collections.abc import Iterator
+
+from zonefs_emu.model.zone import Condition
+
+
+def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> Iterator[int]:
+    """Yield where *cond_codes* has one of *conds*, ascending."""
+    if conds:
+        pattern = re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
+        for match in pattern.finditer(cond_codes):
+            yield match.start()
+
+
+def first_index(conds: frozenset[Condition], cond_codes: bytearray) -> int:
+    """Return the first place in *cond_codes* that has one of *conds*; there is one."""
+    return min(at for cond in conds if (at := cond_codes.find(cond)) >= 0)
