@@ -258,7 +258,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 WIDE_DOCUMENTS: Final = frozenset(
     {
         "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
-        "docs/cli.md", "docs/errors.md", "docs/faults.md", "docs/fuse.md",
+        "docs/cli.md", "docs/fuse.md",
         "docs/image-format.md", "docs/mutants.md", "docs/scsi.md", "docs/test-guest.md",
         "docs/testing.md", "docs/vhost-user.md",
     }
