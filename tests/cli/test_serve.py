@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.conftest import fails, ok
 from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 
 ZONE = 2048
 
@@ -80,7 +80,7 @@ def test_each_of_several_guests_has_a_socket_and_a_command_line(fresh: Path, tmp
         for frontend in (one, other):
             frontend.start()
         assert BlkDriver(one.queues[0]).write(2 * ZONE, b"1" * 4096) == 0
-        assert BlkDriver(other.queues[0]).write(2 * ZONE, b"2" * 4096) == blk.S_ZONE_UNALIGNED_WP
+        assert BlkDriver(other.queues[0]).write(2 * ZONE, b"2" * 4096) == blk_codec.S_ZONE_UNALIGNED_WP
         assert BlkDriver(other.queues[0]).write(2 * ZONE + 8, b"2" * 4096) == 0
         assert BlkDriver(one.queues[0]).read(2 * ZONE, 8192) == (0, b"1" * 4096 + b"2" * 4096)
         front_ends = json.loads(ok("info", fresh, "--json"))["front_ends"]
@@ -95,7 +95,7 @@ def test_the_command_line_sees_what_the_guest_does_and_the_reverse(fresh: Path, 
         driver.write(2 * ZONE, b"g" * 4096)
         ok("append", fresh, "--zone", 2, stdin=b"h" * 4096)
         assert driver.read(2 * ZONE, 12288) == (0, b"g" * 4096 + b"h" * 4096 + bytes(4096))
-        assert driver.write(2 * ZONE, b"x" * 4096) == blk.S_ZONE_UNALIGNED_WP
+        assert driver.write(2 * ZONE, b"x" * 4096) == blk_codec.S_ZONE_UNALIGNED_WP
         assert "vhost-user-blk: write of 8 sectors at sector 4096 was refused (UNALIGNED_WP)" in ok("why", fresh)
         info = json.loads(ok("info", fresh, "--json"))
         (front_end,) = info["front_ends"]
@@ -112,7 +112,7 @@ def test_killed_and_started_again(fresh: Path, tmp_path: Path) -> None:
         frontend.start()
         queue = frontend.queues[0]
         numbers = [
-            queue.submit([BlkDriver.header(blk.T_ZONE_APPEND, 2 * ZONE), bytes(4096)], [8, 1]) for _ in range(20)
+            queue.submit([BlkDriver.header(blk_codec.T_ZONE_APPEND, 2 * ZONE), bytes(4096)], [8, 1]) for _ in range(20)
         ]
         process.kill()
         process.wait()
@@ -221,7 +221,7 @@ def test_what_was_served_can_be_replayed(fresh: Path, tmp_path: Path) -> None:
         frontend.start()
         driver = BlkDriver(frontend.queues[0])
         assert driver.write(2 * ZONE, b"g" * 4096) == 0
-        assert driver.write(2 * ZONE, b"x" * 4096) == blk.S_ZONE_UNALIGNED_WP
+        assert driver.write(2 * ZONE, b"x" * 4096) == blk_codec.S_ZONE_UNALIGNED_WP
     # The daemon was killed, and its log is there to the last line.
     text = log.read_text()
     assert '"status": "UNALIGNED_WP"}\n' in text

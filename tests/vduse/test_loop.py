@@ -19,7 +19,7 @@ from zonefs_emu.vduse.protocol import (
     encode_request,
 )
 from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseBlkDevice
-from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.virtqueue import RingAddresses

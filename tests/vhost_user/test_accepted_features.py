@@ -16,12 +16,12 @@ from zonefs_emu.vhost_user.messages import (
     ProtocolFeature,
     Request,
 )
-from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio import blk_codec, blk_config, features as bits
 
 
 def test_what_is_offered(frontend: Frontend) -> None:
     features = frontend.ask_number(Request.GET_FEATURES)
-    assert features & blk.F_ZONED
+    assert features & blk_config.F_ZONED
     assert features & bits.LOG_ALL
     assert features & bits.PROTOCOL_FEATURES
     offered = frontend.ask_number(Request.GET_PROTOCOL_FEATURES)
@@ -37,14 +37,14 @@ def test_what_is_offered(frontend: Frontend) -> None:
 
 def test_firmware_first(path: Path) -> None:
     """Start without ZONED, read a sector, stop, reset, start with everything: what SeaBIOS and then Linux do."""
-    with Frontend(path, features=(1 << 64) - 1 - blk.F_ZONED) as frontend:
+    with Frontend(path, features=(1 << 64) - 1 - blk_config.F_ZONED) as frontend:
         frontend.start()
         queue = frontend.queues[0]
         assert BlkDriver(queue).read(0, 512)[0] == 0
-        assert BlkDriver(queue).report()[0] == blk.S_UNSUPP
+        assert BlkDriver(queue).report()[0] == blk_codec.S_UNSUPP
         assert frontend.stop_queue(queue) == queue.ring.base
         frontend.tell(Request.SET_STATUS, Number(0), ack=False)
-        frontend.features |= blk.F_ZONED & frontend.offered
+        frontend.features |= blk_config.F_ZONED & frontend.offered
         frontend.start_queues()
         assert BlkDriver(queue).report()[0] == 0
         frontend.tell(Request.RESET_DEVICE, Nothing())
@@ -57,7 +57,7 @@ def test_strict_refuses_a_driver_without_zoned(
     expect_warning("a driver that does not accept zones is refused")
     with serving(device, blk_device(device, strict=True), tmp_path / "strict"):
         with (
-            Frontend(tmp_path / "strict", features=(1 << 64) - 1 - blk.F_ZONED) as frontend,
+            Frontend(tmp_path / "strict", features=(1 << 64) - 1 - blk_config.F_ZONED) as frontend,
             pytest.raises((PeerError, OSError)),
         ):
             frontend.start()

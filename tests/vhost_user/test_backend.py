@@ -26,7 +26,7 @@ from zonefs_emu.vhost_user.memory_map import MemoryMap
 from zonefs_emu.vhost_user.messages import Request
 from zonefs_emu.vhost_user.migration import Migration
 from zonefs_emu.vhost_user.rings import Rings
-from zonefs_emu.virtio import blk, scsi
+from zonefs_emu.virtio import blk_codec, scsi
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.scsi_host import ScsiHost
@@ -142,8 +142,8 @@ def test_requests_that_wait_do_not_stop_other_queues(
     with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket", nr_queues=2) as frontend:
         frontend.start()
         first, second = frontend.queues
-        flush = first.submit([BlkDriver.header(blk.T_FLUSH, 0)], [1])
-        after = first.submit([BlkDriver.header(blk.T_IN, 0)], [512, 1])
+        flush = first.submit([BlkDriver.header(blk_codec.T_FLUSH, 0)], [1])
+        after = first.submit([BlkDriver.header(blk_codec.T_IN, 0)], [512, 1])
         assert entered.wait(20)
         assert BlkDriver(second).read(0, 512)[0] == 0
         first.reap()
@@ -173,11 +173,11 @@ def test_an_injected_delay_keeps_its_own_answer_back_and_no_other_queues(device:
         # The other queue's are with the same worker, because there are faults; the write is done by now.
         while second.read(2 * ZONE, 512) != (0, b"a" * 512):
             time.sleep(0.01)
-        assert second.write(2 * ZONE + 1, bytes(512)) == blk.S_OK
+        assert second.write(2 * ZONE + 1, bytes(512)) == blk_codec.S_OK
         first.queue.reap()
         assert (slept, first.queue.order) == ([7], [])
         leave.set()
-        assert first.status(late) == blk.S_OK
+        assert first.status(late) == blk_codec.S_OK
 
 
 def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> None:
@@ -239,7 +239,8 @@ def raise_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("kind", "readable", "writable"), [(blk.T_IN, [], [512]), (blk.T_FLUSH, [], []), (blk.T_OUT, [512], [])]
+    ("kind", "readable", "writable"),
+    [(blk_codec.T_IN, [], [512]), (blk_codec.T_FLUSH, [], []), (blk_codec.T_OUT, [512], [])],
 )
 def test_a_bug_costs_the_request_that_meets_it(
     *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, readable: list[int],
@@ -247,7 +248,7 @@ def test_a_bug_costs_the_request_that_meets_it(
 ) -> None:  # fmt: skip
     """At once, by the worker, or in a write: that one is answered with IOERR, noted and counted."""
     expect_warning("internal error in vhost-user-blk, a request of queue 0: RuntimeError: a bug")
-    name = {blk.T_IN: "_port_read", blk.T_FLUSH: "_execute", blk.T_OUT: "_port_write"}[kind]
+    name = {blk_codec.T_IN: "_port_read", blk_codec.T_FLUSH: "_execute", blk_codec.T_OUT: "_port_write"}[kind]
     virtio_device = blk_device(device)
     with serving(device, virtio_device, tmp_path / "socket"), Frontend(tmp_path / "socket") as frontend:
         frontend.start()
@@ -256,7 +257,11 @@ def test_a_bug_costs_the_request_that_meets_it(
         parts = [BlkDriver.header(kind, 0), *map(bytes, readable)]
         numbers = [queue.submit(parts, [*writable, 1], kick=False) for _ in range(3)]
         queue.kick()
-        assert [queue.wait(number)[1][-1][0] for number in numbers] == [blk.S_IOERR, blk.S_OK, blk.S_OK]
+        assert [queue.wait(number)[1][-1][0] for number in numbers] == [
+            blk_codec.S_IOERR,
+            blk_codec.S_OK,
+            blk_codec.S_OK,
+        ]
     assert device.statistics()["internal_errors"] == 1
     assert device.refusals.last(1)[0].rule == DeviceRule.INTERNAL
 
@@ -318,7 +323,7 @@ def test_the_end_waits_neither_for_a_delay_nor_for_a_guest_that_meets_one(device
         for nr_flushes in range(2):  # the first goes, and the second is there at the end
             frontend = Frontend(tmp_path / "socket")
             frontend.start()
-            number = frontend.queues[0].submit([BlkDriver.header(blk.T_FLUSH, 0)], [1])
+            number = frontend.queues[0].submit([BlkDriver.header(blk_codec.T_FLUSH, 0)], [1])
             while device.statistics()["flushes"] == nr_flushes:
                 time.sleep(0.01)
             frontend.stop_queue(frontend.queues[0])
@@ -335,8 +340,9 @@ _DATA: Final = GUEST_BASE + 4 * _MIB
 LENGTHS = st.sampled_from([1, 16, 511, 512, 4096, _MIB - 1, _MIB, 8 * _MIB])
 RUNS = st.lists(st.tuples(LENGTHS, st.sampled_from([1, 2, 130, 500])), max_size=2)
 BLK_HEADERS = st.tuples(
-    st.sampled_from([blk.T_IN, blk.T_OUT, blk.T_FLUSH, blk.T_GET_ID, blk.T_WRITE_ZEROES, blk.T_SCSI_CMD,
-                     blk.T_ZONE_APPEND, blk.T_ZONE_REPORT, blk.T_ZONE_RESET_ALL, 77]),
+    st.sampled_from([blk_codec.T_IN, blk_codec.T_OUT, blk_codec.T_FLUSH, blk_codec.T_GET_ID, blk_codec.T_WRITE_ZEROES,
+                     blk_codec.T_SCSI_CMD, blk_codec.T_ZONE_APPEND, blk_codec.T_ZONE_REPORT,
+                     blk_codec.T_ZONE_RESET_ALL, 77]),
     st.sampled_from([0, 2 * ZONE, 31 * ZONE, (1 << 64) - 1]),
 ).map(lambda pair: BlkDriver.header(*pair))  # fmt: skip
 CDBS = st.sampled_from(

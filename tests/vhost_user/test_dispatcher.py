@@ -27,7 +27,7 @@ from zonefs_emu.vhost_user.messages import (
     encode_header,
     encode_payload,
 )
-from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio import blk_codec, features as bits
 
 
 @pytest.mark.parametrize("style", ["qemu", "libblkio"])
@@ -47,15 +47,15 @@ def test_a_disk_at_work(path: Path, style: Style, packed: bool, indirect: bool, 
         driver = BlkDriver(frontend.queues[0])
         for number in range(60):
             assert driver.write(2 * ZONE + 8 * number, bytes([number]) * 4096) == 0
-        assert driver.write(2 * ZONE, bytes(512)) == blk.S_ZONE_UNALIGNED_WP
+        assert driver.write(2 * ZONE, bytes(512)) == blk_codec.S_ZONE_UNALIGNED_WP
         status, data = driver.read(2 * ZONE + 8 * 7, 8192)
         assert (status, data) == (0, b"\7" * 4096 + b"\10" * 4096)
         assert driver.append(3 * ZONE, bytes(1024)) == (0, 3 * ZONE)
         assert driver.append(3 * ZONE, bytes(1024)) == (0, 3 * ZONE + 2)
         assert driver.flush() == 0
-        assert driver.manage(blk.T_ZONE_RESET, 2 * ZONE) == 0
+        assert driver.manage(blk_codec.T_ZONE_RESET, 2 * ZONE) == 0
         assert driver.write(2 * ZONE, bytes(512)) == 0  # after a reset a write first waits for a sync
-        assert driver.manage(blk.T_ZONE_FINISH, 3 * ZONE) == 0
+        assert driver.manage(blk_codec.T_ZONE_FINISH, 3 * ZONE) == 0
         status, zones = driver.report(2 * ZONE, 2)
         assert [(zone.cond, zone.wp) for zone in zones] == [(2, 2 * ZONE + 1), (14, 4 * ZONE)]
         assert driver.identity().rstrip(b"\0") == b"serial-of-tests"
@@ -69,7 +69,9 @@ def test_several_queues_and_requests_in_flight(path: Path) -> None:
             for queue in frontend.queues:
                 data = bytes([queue.index]) * 512
                 sector = (2 + queue.index) * ZONE + round_no
-                numbers.append((queue, queue.submit([BlkDriver.header(blk.T_OUT, sector), data], [1], kick=False)))
+                numbers.append(
+                    (queue, queue.submit([BlkDriver.header(blk_codec.T_OUT, sector), data], [1], kick=False))
+                )
         for queue in frontend.queues:
             queue.kick()
         for queue, number in numbers:
@@ -85,7 +87,8 @@ def test_reconnect_after_the_front_end_went_away(path: Path) -> None:
         queue = frontend.queues[0]
         for round_no in range(5):
             numbers = [
-                queue.submit([BlkDriver.header(blk.T_ZONE_APPEND, 2 * ZONE), bytes(512)], [8, 1]) for _ in range(20)
+                queue.submit([BlkDriver.header(blk_codec.T_ZONE_APPEND, 2 * ZONE), bytes(512)], [8, 1])
+                for _ in range(20)
             ]
             frontend.reconnect()
             for number in numbers:

@@ -24,7 +24,7 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
-from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.inflight import record_bytes
@@ -185,27 +185,27 @@ def workload() -> list[list[tuple[int, int, bytes, Sequence[int]]]]:
     z = [number * ZONE for number in range(8)]
     return [
         [
-            *((blk.T_OUT, z[2] + 2 * index, pattern(1 + index, 2), ()) for index in range(5)),  # merged
-            (blk.T_OUT, z[3] + 8, pattern(9, 1), ()),  # refused: not at wp
-            (blk.T_ZONE_APPEND, z[3], pattern(10, 3), (8,)),
-            (blk.T_ZONE_APPEND, z[3], pattern(11, 3), (8,)),
-            (blk.T_IN, z[3], b"", (3072,)),
-            (blk.T_OUT, z[0] + 4, pattern(12, 2), ()),  # conventional
-            (blk.T_ZONE_OPEN, z[4], b"", ()),
-            (blk.T_ZONE_CLOSE, z[4], b"", ()),  # without data: EMPTY
-            (blk.T_ZONE_CLOSE, z[4], b"", ()),  # refused
-            (blk.T_ZONE_FINISH, z[3], b"", ()),
-            (blk.T_OUT, z[2] + 10, pattern(13, 1), ()),
+            *((blk_codec.T_OUT, z[2] + 2 * index, pattern(1 + index, 2), ()) for index in range(5)),  # merged
+            (blk_codec.T_OUT, z[3] + 8, pattern(9, 1), ()),  # refused: not at wp
+            (blk_codec.T_ZONE_APPEND, z[3], pattern(10, 3), (8,)),
+            (blk_codec.T_ZONE_APPEND, z[3], pattern(11, 3), (8,)),
+            (blk_codec.T_IN, z[3], b"", (3072,)),
+            (blk_codec.T_OUT, z[0] + 4, pattern(12, 2), ()),  # conventional
+            (blk_codec.T_ZONE_OPEN, z[4], b"", ()),
+            (blk_codec.T_ZONE_CLOSE, z[4], b"", ()),  # without data: EMPTY
+            (blk_codec.T_ZONE_CLOSE, z[4], b"", ()),  # refused
+            (blk_codec.T_ZONE_FINISH, z[3], b"", ()),
+            (blk_codec.T_OUT, z[2] + 10, pattern(13, 1), ()),
         ],
         [
-            (blk.T_FLUSH, 0, b"", ()),
-            (blk.T_ZONE_RESET, z[2], b"", ()),
-            (blk.T_ZONE_APPEND, z[2], pattern(14, 2), (8,)),  # into a zone just reset
-            (blk.T_OUT, z[2] + 2, pattern(15, 1), ()),
-            (blk.T_ZONE_REPORT, 0, b"", (64 + 64 * 8,)),
-            (blk.T_ZONE_RESET_ALL, 0, b"", ()),
-            (blk.T_OUT, z[5], pattern(16, 4), ()),
-            (blk.T_OUT, z[5] + 4, pattern(17, 4), ()),
+            (blk_codec.T_FLUSH, 0, b"", ()),
+            (blk_codec.T_ZONE_RESET, z[2], b"", ()),
+            (blk_codec.T_ZONE_APPEND, z[2], pattern(14, 2), (8,)),  # into a zone just reset
+            (blk_codec.T_OUT, z[2] + 2, pattern(15, 1), ()),
+            (blk_codec.T_ZONE_REPORT, 0, b"", (64 + 64 * 8,)),
+            (blk_codec.T_ZONE_RESET_ALL, 0, b"", ()),
+            (blk_codec.T_OUT, z[5], pattern(16, 4), ()),
+            (blk_codec.T_OUT, z[5] + 4, pattern(17, 4), ()),
         ],
     ]
 
@@ -259,8 +259,8 @@ def undisturbed_life(directory: Path, *, packed: bool) -> Any:
     guest.close()
     statuses = [parts[-1][0] for parts in answers]
     assert statuses[:5] == [0] * 5
-    assert statuses.count(blk.S_ZONE_UNALIGNED_WP) == 1
-    assert statuses.count(blk.S_ZONE_INVALID_CMD) == 1
+    assert statuses.count(blk_codec.S_ZONE_UNALIGNED_WP) == 1
+    assert statuses.count(blk_codec.S_ZONE_INVALID_CMD) == 1
     return packed, answers, instants[0], contents(path)
 
 
@@ -314,7 +314,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
     for fatal in range(200):  # the instant right before wp is published
         life = Life(path, guest, -1)
         life.clock.fatal = fatal
-        (number,) = guest.submit([(blk.T_ZONE_APPEND, start, pattern(1, 2), (8,))])
+        (number,) = guest.submit([(blk_codec.T_ZONE_APPEND, start, pattern(1, 2), (8,))])
         published = life.device.image._live
         if life.run():
             life.device.close()
@@ -329,7 +329,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
             assert not other.append(start, 1, [bytes(512)])[0]
             assert life.run()
             guest.queue.reap()
-            assert guest.queue._collect(number)[1][-1][0] == blk.S_IOERR
+            assert guest.queue._collect(number)[1][-1][0] == blk_codec.S_IOERR
             assert life.virtio_device.port.last_refusal is not None
             assert life.virtio_device.port.last_refusal.rule == DeviceRule.CONTESTED
             life.device.close()
@@ -371,14 +371,14 @@ def test_sigkill_under_write_load(tmp_path: Path, packed: bool) -> None:
                 for _ in range(24):
                     number += 1
                     data = number.to_bytes(8, "little") * 128  # two sectors
-                    request = queue.submit([BlkDriver.header(blk.T_ZONE_APPEND, zone), data], [8, 1], kick=False)
+                    request = queue.submit([BlkDriver.header(blk_codec.T_ZONE_APPEND, zone), data], [8, 1], kick=False)
                     waiting[request] = number
                 queue.kick()
                 other = zone + 10 * ZONE
                 for _ in range(8):
                     number += 1
                     data = number.to_bytes(8, "little") * 128
-                    request = queue.submit([BlkDriver.header(blk.T_OUT, other), data], [1], kick=False)
+                    request = queue.submit([BlkDriver.header(blk_codec.T_OUT, other), data], [1], kick=False)
                     writes[request] = number
                     landed[other] = number
                     other += 2
@@ -472,7 +472,7 @@ def test_a_record_of_anything_does_no_harm(
         guest.queue.reap()
         # A packed ring may have been told to go on where there is nothing.
         for number in guest.queue._done.keys() & set(numbers):
-            assert guest.queue._collect(number)[1][-1][0] <= blk.S_ZONE_ACTIVE_RESOURCE
+            assert guest.queue._collect(number)[1][-1][0] <= blk_codec.S_ZONE_ACTIVE_RESOURCE
         life.device.close()
     finally:
         guest.close()

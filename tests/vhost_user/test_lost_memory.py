@@ -16,7 +16,7 @@ from tests.vhost_user.serving import ZONE, create
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
 from zonefs_emu.vhost_user.messages import Request
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 
 PAGE: Final = 4096
 MEMORY: Final = 16 << 20
@@ -53,7 +53,7 @@ class Guests:
             while not self.ending.is_set():
                 self.statuses.append(driver.append(THEIRS, b"t" * 512)[0])
                 if len(self.statuses) % 1000 == 0:
-                    driver.manage(blk.T_ZONE_RESET, THEIRS)
+                    driver.manage(blk_codec.T_ZONE_RESET, THEIRS)
                 self.loaded.set()
 
     def end_load(self) -> None:
@@ -131,10 +131,10 @@ def submit_and_cut(frontend: Frontend, fd: int, length: int, *requests: Parts) -
     return found
 
 
-READ: Final = BlkDriver.header(blk.T_IN, OURS)
-WRITE: Final = BlkDriver.header(blk.T_OUT, OURS + 16)
-APPEND: Final = BlkDriver.header(blk.T_ZONE_APPEND, OURS)
-REPORT: Final = BlkDriver.header(blk.T_ZONE_REPORT, 0)
+READ: Final = BlkDriver.header(blk_codec.T_IN, OURS)
+WRITE: Final = BlkDriver.header(blk_codec.T_OUT, OURS + 16)
+APPEND: Final = BlkDriver.header(blk_codec.T_ZONE_APPEND, OURS)
+REPORT: Final = BlkDriver.header(blk_codec.T_ZONE_REPORT, 0)
 REQUESTS: Final[tuple[Parts, ...]] = (
     [(READ, False), (8192, True), (1, False)],
     [(READ, False), (4096, False), (4096, True), (1, False)],
@@ -154,7 +154,7 @@ def test_the_data_of_a_request(tmp_path: Path) -> None:
         assert driver.write(OURS, b"o" * 8192) == 0
         for number, status_at in submit_and_cut(frontend, frontend.memory_fd, CUT, *REQUESTS):
             queue.wait(number)
-            assert frontend.memory[status_at] == blk.S_IOERR
+            assert frontend.memory[status_at] == blk_codec.S_IOERR
         assert driver.report(OURS, 1)[1][0].wp == OURS + 16
         assert driver.write(OURS + 16, b"n" * 4096) == 0
         assert driver.read(OURS, 16384) == (0, b"o" * 8192 + b"n" * 4096 + bytes(4096))

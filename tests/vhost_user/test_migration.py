@@ -20,7 +20,7 @@ from zonefs_emu.vhost_user.messages import (
     Number,
     Request,
 )
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 
 
 def test_dirty_pages(path: Path) -> None:
@@ -60,7 +60,7 @@ def test_state_moves_from_one_daemon_to_another(frontend: Frontend, tmp_path: Pa
     frontend.start()
     driver = BlkDriver(frontend.queues[0])
     driver.write(2 * ZONE, bytes(2048))
-    driver.manage(blk.T_ZONE_FINISH, 5 * ZONE)
+    driver.manage(blk_codec.T_ZONE_FINISH, 5 * ZONE)
     expected = driver.report()
     assert frontend.save_state() == (b"", 1), "not while rings run"
     frontend.stop_queue(frontend.queues[0])

@@ -16,7 +16,7 @@ from zonefs_emu.vhost_user.messages import (
     VringAddress,
     VringState,
 )
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 
 
 def test_stop_and_go_on(frontend: Frontend) -> None:
@@ -26,7 +26,7 @@ def test_stop_and_go_on(frontend: Frontend) -> None:
         assert BlkDriver(queue).write(2 * ZONE + round_no, bytes(512)) == 0
         assert frontend.stop_queue(queue) == queue.ring.base
         # What is made available while nobody serves is served later.
-        number = queue.submit([BlkDriver.header(blk.T_IN, 0)], [512, 1])
+        number = queue.submit([BlkDriver.header(blk_codec.T_IN, 0)], [512, 1])
         frontend.start_queues()
         assert queue.wait(number)[1][1] == b"\0"
 
@@ -35,7 +35,7 @@ def test_a_disabled_queue_rests(frontend: Frontend) -> None:
     frontend.start()
     queue = frontend.queues[0]
     frontend.tell(Request.SET_VRING_ENABLE, VringState(0, 0))
-    number = queue.submit([BlkDriver.header(blk.T_IN, 0)], [512, 1])
+    number = queue.submit([BlkDriver.header(blk_codec.T_IN, 0)], [512, 1])
     with pytest.raises(TimeoutError):
         queue.wait(number, timeout=0.2)
     frontend.tell(Request.SET_VRING_ENABLE, VringState(0, 1))

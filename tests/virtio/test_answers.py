@@ -5,19 +5,19 @@ import errno
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi.rules import HostRule, ScsiRule
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
 from zonefs_emu.virtio.rules import BlkRule
 
 
 def test_the_block_device_is_shown_by_its_status_bytes() -> None:
     """By their names in the standard, which are those of our constants."""
-    numbers = {name: getattr(blk, name) for name in dir(blk) if name.startswith("S_")}
+    numbers = {name: getattr(blk_codec, name) for name in dir(blk_codec) if name.startswith("S_")}
     for status in Status:
-        assert numbers[BLK_ANSWERS.of_status(status, Operation.READ)] == blk.DATA_STATUS[status]
-        assert numbers[BLK_ANSWERS.of_status(status, Operation.RESET)] == blk.ZONE_STATUS[status]
+        assert numbers[BLK_ANSWERS.of_status(status, Operation.READ)] == blk_codec.DATA_STATUS[status]
+        assert numbers[BLK_ANSWERS.of_status(status, Operation.RESET)] == blk_codec.ZONE_STATUS[status]
     for rule in BlkRule:
-        assert numbers[BLK_ANSWERS.of_rule[rule]] == blk.STATUS_OF_RULE[rule]
+        assert numbers[BLK_ANSWERS.of_rule[rule]] == blk_codec.STATUS_OF_RULE[rule]
 
 
 def test_its_user_is_shown_the_error_that_linux_makes_of_them() -> None:

@@ -3,15 +3,13 @@
 import struct
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.scsi.disks import from_hex
-from tests.vhost_user.serving import GEOMETRY, ZONE, create
+from tests.vhost_user.serving import ZONE, create
 from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
@@ -19,9 +17,10 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.model.zone import Condition, Zone, ZoneType
-from zonefs_emu.virtio import blk, features as bits
-from zonefs_emu.virtio.blk import Blk, BlkOptions
+from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.virtio import blk_codec as codec, blk_config, features as bits
+from zonefs_emu.virtio.blk import Blk
+from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtio.handler import Deferred
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
@@ -71,94 +70,39 @@ def data(nr_sectors: int, byte: bytes = b"d") -> bytes:
     return byte * (512 * nr_sectors)
 
 
-def test_every_status_has_its_answer() -> None:
-    for table in (blk.ZONE_STATUS, blk.DATA_STATUS, blk.PLAIN_STATUS):
-        assert set(table) == set(Status)
-    assert set(blk.PLAIN_STATUS.values()) <= {blk.S_OK, blk.S_IOERR, blk.S_UNSUPP}
-    assert blk.ZONE_STATUS[Status.ACTIVE_RESOURCE] == 6
-    assert blk.ZONE_STATUS[Status.OPEN_RESOURCE] == 5
-    assert blk.ZONE_STATUS[Status.UNALIGNED_WP] == 4
-
-
-def test_configuration_space(driver: Driver) -> None:
-    config = driver.blk.config()
-    assert len(config) == 96
-    assert config[0:8] == (32 * ZONE).to_bytes(8, "little")  # capacity
-    assert config[8:12] == (8 << 20).to_bytes(4, "little")  # size_max
-    assert config[12:16] == (126).to_bytes(4, "little")  # seg_max
-    assert config[20:24] == (512).to_bytes(4, "little")  # blk_size
-    assert config[24:28] == b"\0\0\1\0"  # exponent, alignment, min_io_size
-    assert config[32] == 1  # writeback
-    assert config[34:36] == b"\1\0"  # num_queues
-    assert config[36:72] == bytes(36)  # discard, write zeroes, secure erase
-    assert config[72:76] == ZONE.to_bytes(4, "little")  # zone_sectors
-    assert config[76:80] == b"\6\0\0\0"  # max_open_zones
-    assert config[80:84] == b"\x08\0\0\0"  # max_active_zones
-    assert config[84:88] == (1024).to_bytes(4, "little")  # max_append_sectors
-    assert config[88:92] == (512).to_bytes(4, "little")  # write_granularity, bytes
-    assert config[92] == 1  # host-managed
-    assert config[93:96] == bytes(3)
-
-
-def test_configuration_of_large_blocks(tmp_path: Path) -> None:
-    geometry = replace(GEOMETRY, block_size_bytes=4096, write_granularity=16)
-    device = ZonedDevice.open(create(tmp_path / "4k", geometry))
-    config = Driver(device).blk.config()
-    device.close()
-    assert config[20:24] == (4096).to_bytes(4, "little")
-    assert config[24:28] == b"\1\0\2\0"  # two logical blocks are a physical one
-    assert config[88:92] == (8192).to_bytes(4, "little")
-
-
-def test_features(driver: Driver, tmp_path: Path) -> None:
-    offered = driver.blk.offered
-    assert offered & blk.F_ZONED
-    assert offered & bits.VERSION_1
-    assert not offered & 1 << 13, "DISCARD must not be offered by a host-managed device"
-    assert not offered & blk.F_MQ
-    plain = Geometry(size=4 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 4),))
-    device = ZonedDevice.open(create(tmp_path / "plain", plain))
-    other = Driver(device, BlkOptions(serial="x", nr_queues=4, write_zeroes=True))
-    assert not other.blk.offered & blk.F_ZONED
-    assert other.blk.offered & blk.F_MQ
-    assert other.blk.offered & blk.F_WRITE_ZEROES
-    assert other.blk.config()[72:96] == bytes(24)
-    device.close()
-
-
 def test_write_and_read(driver: Driver) -> None:
-    assert driver.request(blk.T_OUT, 2 * ZONE, data(2)) == (0, b"")
-    assert driver.request(blk.T_IN, 2 * ZONE, room=1537) == (0, data(2) + bytes(512))
-    assert driver.request(blk.T_IN, 2 * ZONE, b"of no use to a read", 513) == (0, data(1))
+    assert driver.request(codec.T_OUT, 2 * ZONE, data(2)) == (0, b"")
+    assert driver.request(codec.T_IN, 2 * ZONE, room=1537) == (0, data(2) + bytes(512))
+    assert driver.request(codec.T_IN, 2 * ZONE, b"of no use to a read", 513) == (0, data(1))
 
 
 @pytest.mark.parametrize(
     ("kind", "sector", "out", "room", "status"),
     [
-        (blk.T_OUT, 2 * ZONE + 8, data(1), 1, 4),  # not at wp
-        (blk.T_OUT, 2 * ZONE, data(1) + b"x", 1, 1),  # half a sector
-        (blk.T_OUT, 32 * ZONE, data(1), 1, 1),  # beyond the device
-        (blk.T_OUT, (1 << 64) - 1, data(1), 1, 1),
-        (blk.T_IN, 32 * ZONE - 1, b"", 1025, 1),
-        (blk.T_IN, 3 * ZONE - 1, b"", 1025, 3),  # across a boundary
-        (blk.T_IN, 0, b"", 512, 1),  # half a sector
-        (blk.T_ZONE_APPEND, 2 * ZONE + 1, data(1), 9, 3),  # not a zone start
-        (blk.T_ZONE_APPEND, 0, data(1), 9, 3),  # conventional
-        (blk.T_ZONE_APPEND, 2 * ZONE, data(1025), 9, 3),  # longer than max_append
-        (blk.T_ZONE_APPEND, 2 * ZONE, data(1), 8, 1),  # nowhere to put the sector
-        (blk.T_ZONE_APPEND, 2 * ZONE, b"x", 9, 4),
-        (blk.T_ZONE_OPEN, 0, b"", 1, 3),  # conventional
-        (blk.T_ZONE_OPEN, 2 * ZONE + 1, b"", 1, 3),
-        (blk.T_ZONE_CLOSE, 2 * ZONE, b"", 1, 3),  # empty
-        (blk.T_ZONE_RESET, 32 * ZONE, b"", 1, 3),
-        (blk.T_ZONE_REPORT, 32 * ZONE, b"", 129, 3),
-        (blk.T_ZONE_REPORT, 0, b"", 128, 3),  # room for no zone
-        (blk.T_DISCARD, 0, bytes(16), 1, 2),
-        (blk.T_WRITE_ZEROES, 0, bytes(16), 1, 2),  # not offered
-        (blk.T_SECURE_ERASE, 0, bytes(16), 1, 2),
-        (blk.T_GET_LIFETIME, 0, b"", 7, 2),
+        (codec.T_OUT, 2 * ZONE + 8, data(1), 1, 4),  # not at wp
+        (codec.T_OUT, 2 * ZONE, data(1) + b"x", 1, 1),  # half a sector
+        (codec.T_OUT, 32 * ZONE, data(1), 1, 1),  # beyond the device
+        (codec.T_OUT, (1 << 64) - 1, data(1), 1, 1),
+        (codec.T_IN, 32 * ZONE - 1, b"", 1025, 1),
+        (codec.T_IN, 3 * ZONE - 1, b"", 1025, 3),  # across a boundary
+        (codec.T_IN, 0, b"", 512, 1),  # half a sector
+        (codec.T_ZONE_APPEND, 2 * ZONE + 1, data(1), 9, 3),  # not a zone start
+        (codec.T_ZONE_APPEND, 0, data(1), 9, 3),  # conventional
+        (codec.T_ZONE_APPEND, 2 * ZONE, data(1025), 9, 3),  # longer than max_append
+        (codec.T_ZONE_APPEND, 2 * ZONE, data(1), 8, 1),  # nowhere to put the sector
+        (codec.T_ZONE_APPEND, 2 * ZONE, b"x", 9, 4),
+        (codec.T_ZONE_OPEN, 0, b"", 1, 3),  # conventional
+        (codec.T_ZONE_OPEN, 2 * ZONE + 1, b"", 1, 3),
+        (codec.T_ZONE_CLOSE, 2 * ZONE, b"", 1, 3),  # empty
+        (codec.T_ZONE_RESET, 32 * ZONE, b"", 1, 3),
+        (codec.T_ZONE_REPORT, 32 * ZONE, b"", 129, 3),
+        (codec.T_ZONE_REPORT, 0, b"", 128, 3),  # room for no zone
+        (codec.T_DISCARD, 0, bytes(16), 1, 2),
+        (codec.T_WRITE_ZEROES, 0, bytes(16), 1, 2),  # not offered
+        (codec.T_SECURE_ERASE, 0, bytes(16), 1, 2),
+        (codec.T_GET_LIFETIME, 0, b"", 7, 2),
         (12345, 0, b"", 1, 2),
-        (blk.T_OUT | blk.T_BARRIER, 0, data(1), 1, 2),  # a driver of VERSION_1 has no barriers
+        (codec.T_OUT | codec.T_BARRIER, 0, data(1), 1, 2),  # a driver of VERSION_1 has no barriers
     ],
 )
 def test_refused(driver: Driver, *, kind: int, sector: int, out: bytes, room: int, status: int) -> None:
@@ -171,15 +115,15 @@ def test_refused(driver: Driver, *, kind: int, sector: int, out: bytes, room: in
     ("kind", "sector", "out", "room", "sentence"),
     [
         (12345, 0, b"", 1, "a request of type 12345 was refused (UNSUPPORTED): the type of a request must be one that"),
-        (blk.T_DISCARD, 0, bytes(16), 1, "a request of type 11 (DISCARD) was refused (UNSUPPORTED): the type of"),
-        (blk.T_WRITE_ZEROES, 0, bytes(16), 1, "a request of type 13 (WRITE_ZEROES) was refused (UNSUPPORTED): the"),
-        (blk.T_SCSI_CMD, 0, b"", 17, "a request of type 2 (SCSI_CMD) was refused (UNSUPPORTED): the type of"),
-        (blk.T_IN, 8, b"", 101, "read of 100 bytes at sector 8 was refused (UNALIGNED): start and length"),
-        (blk.T_OUT, 2 * ZONE, b"xyz", 1, f"write of 3 bytes at sector {2 * ZONE} was refused (UNALIGNED): start and"),
-        (blk.T_ZONE_APPEND, ZONE, b"xyz", 9, f"append of 3 bytes at sector {ZONE} was refused (UNALIGNED): start and"),
-        (blk.T_ZONE_APPEND, ZONE, data(1), 8, f"append at sector {ZONE} with 7 writable bytes was refused (UNSUPP"),
-        (blk.T_ZONE_REPORT, 32 * ZONE, b"", 129, f"zone report from sector {32 * ZONE} was refused (OUT_OF_RANGE): a"),
-        (blk.T_ZONE_REPORT, 5, b"", 128, "zone report from sector 5 with room for 127 bytes was refused (UNSUPPORTED)"),
+        (codec.T_DISCARD, 0, bytes(16), 1, "a request of type 11 (DISCARD) was refused (UNSUPPORTED): the type of"),
+        (codec.T_WRITE_ZEROES, 0, bytes(16), 1, "a request of type 13 (WRITE_ZEROES) was refused (UNSUPPORTED): the"),
+        (codec.T_SCSI_CMD, 0, b"", 17, "a request of type 2 (SCSI_CMD) was refused (UNSUPPORTED): the type of"),
+        (codec.T_IN, 8, b"", 101, "read of 100 bytes at sector 8 was refused (UNALIGNED): start and length"),
+        (codec.T_OUT, 2 * ZONE, b"xyz", 1, f"write of 3 bytes at sector {2 * ZONE} was refused (UNALIGNED): start"),
+        (codec.T_ZONE_APPEND, ZONE, b"xyz", 9, f"append of 3 bytes at sector {ZONE} was refused (UNALIGNED): start"),
+        (codec.T_ZONE_APPEND, ZONE, data(1), 8, f"append at sector {ZONE} with 7 writable bytes was refused (UNSUP"),
+        (codec.T_ZONE_REPORT, 32 * ZONE, b"", 129, f"zone report from sector {32 * ZONE} was refused (OUT_OF_RANGE)"),
+        (codec.T_ZONE_REPORT, 5, b"", 128, "zone report from sector 5 with room for 127 bytes was refused (UNS"),
     ],
 )  # fmt: skip
 def test_malformed_requests_are_explained(
@@ -192,12 +136,12 @@ def test_malformed_requests_are_explained(
     assert text.endswith("]")
     assert "[virtio 1.4 blk, " in text or "; virtio 1.4 blk, " in text
     rule = EXPLAINER.rules[refusal.rule]
-    assert not isinstance(rule, BlkRule) or blk.STATUS_OF_RULE[rule] == status
+    assert not isinstance(rule, BlkRule) or codec.STATUS_OF_RULE[rule] == status
 
 
 def test_zone_requests_of_a_driver_without_zones_are_explained(driver: Driver) -> None:
     driver.blk.accept(bits.VERSION_1)
-    assert driver.request(blk.T_ZONE_REPORT, ZONE, room=129)[0] == blk.S_UNSUPP
+    assert driver.request(codec.T_ZONE_REPORT, ZONE, room=129)[0] == codec.S_UNSUPP
     (refusal,) = driver.device.refusals.last(10)
     assert refusal.rule == BlkRule.BLK_NOT_ZONED
     assert EXPLAINER.explain(refusal, driver.device.geometry).startswith(
@@ -208,11 +152,11 @@ def test_zone_requests_of_a_driver_without_zones_are_explained(driver: Driver) -
 def test_wrong_segments_of_write_zeroes_are_explained(device: ZonedDevice) -> None:
     driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
     for segments, status in (
-        (bytes(15), blk.S_IOERR),
-        (struct.pack("<QII", 8, 1, 2), blk.S_UNSUPP),
-        (struct.pack("<QII", 8, (1 << 16) + 1, 0), blk.S_IOERR),
+        (bytes(15), codec.S_IOERR),
+        (struct.pack("<QII", 8, 1, 2), codec.S_UNSUPP),
+        (struct.pack("<QII", 8, (1 << 16) + 1, 0), codec.S_IOERR),
     ):
-        assert driver.request(blk.T_WRITE_ZEROES, 0, segments)[0] == status
+        assert driver.request(codec.T_WRITE_ZEROES, 0, segments)[0] == status
     assert [(refusal.rule, refusal.request) for refusal in device.refusals.last(10)] == [
         (BlkRule.BLK_SEGMENT, "WRITE_ZEROES with 15 bytes of segments"),
         (BlkRule.BLK_SEGMENT_FLAGS, "WRITE_ZEROES at sector 8 with flags 0x2"),
@@ -220,33 +164,29 @@ def test_wrong_segments_of_write_zeroes_are_explained(device: ZonedDevice) -> No
     ]
 
 
-def test_every_rule_of_its_own_has_a_status() -> None:
-    assert set(blk.STATUS_OF_RULE) == set(BlkRule)
-
-
 def test_both_limits_hit_is_active(driver: Driver) -> None:
     for number in range(6):
-        assert driver.request(blk.T_ZONE_OPEN, (2 + number) * ZONE)[0] == 0
-    assert driver.request(blk.T_ZONE_OPEN, 20 * ZONE)[0] == 5
+        assert driver.request(codec.T_ZONE_OPEN, (2 + number) * ZONE)[0] == 0
+    assert driver.request(codec.T_ZONE_OPEN, 20 * ZONE)[0] == 5
     for number in range(2):
-        driver.request(blk.T_OUT, (2 + number) * ZONE, data(1))
-        driver.request(blk.T_ZONE_CLOSE, (2 + number) * ZONE)
-        assert driver.request(blk.T_ZONE_OPEN, (10 + number) * ZONE)[0] == 0
-    assert driver.request(blk.T_ZONE_OPEN, 20 * ZONE)[0] == 6
+        driver.request(codec.T_OUT, (2 + number) * ZONE, data(1))
+        driver.request(codec.T_ZONE_CLOSE, (2 + number) * ZONE)
+        assert driver.request(codec.T_ZONE_OPEN, (10 + number) * ZONE)[0] == 0
+    assert driver.request(codec.T_ZONE_OPEN, 20 * ZONE)[0] == 6
 
 
 # 9 bytes in the standard; 16 from Linux, whose structure of a sector and a status has padding between them.
 @pytest.mark.parametrize("room", [9, 16])
 def test_append_says_where(driver: Driver, room: int) -> None:
     for number in range(3):
-        status, where = driver.request(blk.T_ZONE_APPEND, 5 * ZONE, data(2), room)
+        status, where = driver.request(codec.T_ZONE_APPEND, 5 * ZONE, data(2), room)
         assert (status, int.from_bytes(where[:8], "little")) == (0, 5 * ZONE + 2 * number)
 
 
 def test_report_byte_by_byte(driver: Driver) -> None:
-    driver.request(blk.T_OUT, 2 * ZONE, data(3))
-    driver.request(blk.T_ZONE_FINISH, 3 * ZONE)
-    status, report = driver.request(blk.T_ZONE_REPORT, ZONE + 7, room=64 + 3 * 64 + 63 + 1)
+    driver.request(codec.T_OUT, 2 * ZONE, data(3))
+    driver.request(codec.T_ZONE_FINISH, 3 * ZONE)
+    status, report = driver.request(codec.T_ZONE_REPORT, ZONE + 7, room=64 + 3 * 64 + 63 + 1)
     assert status == 0
     assert report[:8] == (3).to_bytes(8, "little")  # nr_zones that fit
     assert report[8:64] == bytes(56)
@@ -261,80 +201,54 @@ def test_report_byte_by_byte(driver: Driver) -> None:
     assert second[26:64] == bytes(38)
 
 
-@pytest.mark.parametrize(
-    ("cond", "wp"),
-    [
-        (Condition.NOT_WP, 0x1800),
-        (Condition.EMPTY, 0x1123),
-        (Condition.IMP_OPEN, 0x1123),
-        (Condition.EXP_OPEN, 0x1123),
-        (Condition.CLOSED, 0x1123),
-        # Undefined, says the standard; Linux has these numbers for every kind of disk.
-        (Condition.READONLY, (1 << 64) - 1),
-        (Condition.FULL, 0x1800),
-        (Condition.OFFLINE, (1 << 64) - 1),
-    ],
-)
-def test_zone_descriptor(cond: Condition, wp: int) -> None:
-    zone_type = ZoneType.SWR if cond else ZoneType.CONVENTIONAL
-    zone = Zone(zone_no=2, start=0x1000, size=0x800, capacity=0x700, wp=0x1123, cond=cond, type=zone_type)
-    assert blk.encode_zone(zone) == from_hex(
-        f"""00 07 00 00 00 00 00 00   #  0 z_cap, sectors
-            00 10 00 00 00 00 00 00   #  8 z_start
-            {wp.to_bytes(8, "little").hex()}  # 16 z_wp
-            {zone_type:02x} {cond:02x}               # 24 z_type, z_state
-            {"00" * 38}               # 26 reserved"""
-    )
-
-
 def test_reset_all(driver: Driver) -> None:
-    driver.request(blk.T_OUT, 2 * ZONE, data(3))
-    driver.request(blk.T_ZONE_FINISH, 3 * ZONE)
-    assert driver.request(blk.T_ZONE_RESET_ALL, 0)[0] == 0
+    driver.request(codec.T_OUT, 2 * ZONE, data(3))
+    driver.request(codec.T_ZONE_FINISH, 3 * ZONE)
+    assert driver.request(codec.T_ZONE_RESET_ALL, 0)[0] == 0
     assert {zone.cond for zone in driver.blk.port.report(2, 30)} == {Condition.EMPTY}
 
 
 def test_identity_is_twenty_bytes(driver: Driver) -> None:
-    assert driver.request(blk.T_GET_ID, 0, room=21) == (0, b"0123456789abcdefghij")
+    assert driver.request(codec.T_GET_ID, 0, room=21) == (0, b"0123456789abcdefghij")
 
 
 def test_flush(driver: Driver) -> None:
-    for kind in (blk.T_FLUSH, blk.T_FLUSH_OUT):
+    for kind in (codec.T_FLUSH, codec.T_FLUSH_OUT):
         assert driver.request(kind, 0)[0] == 0
 
 
-@pytest.mark.parametrize("kind", [blk.T_SCSI_CMD, blk.T_SCSI_CMD_OUT])
+@pytest.mark.parametrize("kind", [codec.T_SCSI_CMD, codec.T_SCSI_CMD_OUT])
 def test_legacy_scsi_pass_through_is_answered(driver: Driver, kind: int) -> None:
     """ "errors" in the trailing scsi_inhdr says that nothing was done."""
     status, answer = driver.request(kind, 0, bytes(16), 96 + 16 + 1)
-    assert status == blk.S_UNSUPP
+    assert status == codec.S_UNSUPP
     assert answer[96:] == struct.pack("<IIII", 255, 0, 0, 0)
-    assert driver.request(kind, 0, bytes(16), 1) == (blk.S_UNSUPP, b"")
+    assert driver.request(kind, 0, bytes(16), 1) == (codec.S_UNSUPP, b"")
 
 
 def test_legacy_barriers_are_kept(driver: Driver) -> None:
     driver.blk.accept(0)
-    assert driver.request(blk.T_OUT | blk.T_BARRIER, 0, data(1, b"b"))[0] == 0
-    assert driver.request(blk.T_IN, 0, room=513) == (0, data(1, b"b"))
+    assert driver.request(codec.T_OUT | codec.T_BARRIER, 0, data(1, b"b"))[0] == 0
+    assert driver.request(codec.T_IN, 0, room=513) == (0, data(1, b"b"))
 
 
 def test_a_driver_without_zoned_is_tolerated_but_held_to_the_rules(driver: Driver) -> None:
-    driver.blk.accept(bits.VERSION_1 | blk.F_FLUSH)
-    assert driver.request(blk.T_OUT, 2 * ZONE, data(1))[0] == 0
-    assert driver.request(blk.T_OUT, 2 * ZONE, data(1))[0] == blk.S_IOERR
-    for kind in (blk.T_ZONE_OPEN, blk.T_ZONE_RESET_ALL, blk.T_ZONE_REPORT, blk.T_ZONE_APPEND):
-        assert driver.request(kind, 2 * ZONE, room=129)[0] == blk.S_UNSUPP
+    driver.blk.accept(bits.VERSION_1 | blk_config.F_FLUSH)
+    assert driver.request(codec.T_OUT, 2 * ZONE, data(1))[0] == 0
+    assert driver.request(codec.T_OUT, 2 * ZONE, data(1))[0] == codec.S_IOERR
+    for kind in (codec.T_ZONE_OPEN, codec.T_ZONE_RESET_ALL, codec.T_ZONE_REPORT, codec.T_ZONE_APPEND):
+        assert driver.request(kind, 2 * ZONE, room=129)[0] == codec.S_UNSUPP
 
 
 def test_write_zeroes_writes_at_wp(device: ZonedDevice) -> None:
     driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
     segment = struct.pack("<QII", 2 * ZONE, 2047, 1)
-    assert driver.request(blk.T_WRITE_ZEROES, 0, segment)[0] == 0
+    assert driver.request(codec.T_WRITE_ZEROES, 0, segment)[0] == 0
     assert driver.blk.port.zone(2).wp == 2 * ZONE + 2047
-    assert driver.request(blk.T_WRITE_ZEROES, 0, segment)[0] == blk.S_ZONE_UNALIGNED_WP
-    assert driver.request(blk.T_WRITE_ZEROES, 0, struct.pack("<QII", 0, 1, 2))[0] == blk.S_UNSUPP
-    assert driver.request(blk.T_WRITE_ZEROES, 0, struct.pack("<QII", 0, 1 << 31, 0))[0] == blk.S_IOERR
-    assert driver.request(blk.T_WRITE_ZEROES, 0, segment + segment)[0] == blk.S_IOERR
+    assert driver.request(codec.T_WRITE_ZEROES, 0, segment)[0] == codec.S_ZONE_UNALIGNED_WP
+    assert driver.request(codec.T_WRITE_ZEROES, 0, struct.pack("<QII", 0, 1, 2))[0] == codec.S_UNSUPP
+    assert driver.request(codec.T_WRITE_ZEROES, 0, struct.pack("<QII", 0, 1 << 31, 0))[0] == codec.S_IOERR
+    assert driver.request(codec.T_WRITE_ZEROES, 0, segment + segment)[0] == codec.S_IOERR
 
 
 def test_write_through_makes_each_write_stable(driver: Driver) -> None:
@@ -342,41 +256,41 @@ def test_write_through_makes_each_write_stable(driver: Driver) -> None:
         return driver.device.statistics()["flushes"]
 
     before = nr_flushes()
-    driver.request(blk.T_OUT, 2 * ZONE, data(1))
+    driver.request(codec.T_OUT, 2 * ZONE, data(1))
     assert nr_flushes() == before
     driver.blk.set_config(0, bytes(96))  # some front-ends write the whole space; only writeback counts
     assert driver.blk.config()[32] == 0
-    assert driver.request(blk.T_OUT, 2 * ZONE + 1, data(1))[0] == 0
-    assert driver.request(blk.T_ZONE_APPEND, 2 * ZONE, data(1), 9)[0] == 0
+    assert driver.request(codec.T_OUT, 2 * ZONE + 1, data(1))[0] == 0
+    assert driver.request(codec.T_ZONE_APPEND, 2 * ZONE, data(1), 9)[0] == 0
     assert nr_flushes() == before + 2
     driver.blk.reset()
     assert driver.blk.config()[32] == 1
     driver.blk.accept(bits.VERSION_1)  # neither CONFIG_WCE nor FLUSH: "every completed write must be stable"
-    driver.request(blk.T_OUT, 0, data(1))
+    driver.request(codec.T_OUT, 0, data(1))
     assert nr_flushes() == before + 3
 
 
 def test_a_read_only_image_offers_ro(tmp_path: Path) -> None:
     device = ZonedDevice.open(create(tmp_path / "image"), readonly=True)
     driver = Driver(device)
-    assert driver.blk.offered & blk.F_RO
-    assert driver.request(blk.T_IN, 0, room=513)[0] == 0
+    assert driver.blk.offered & blk_config.F_RO
+    assert driver.request(codec.T_IN, 0, room=513)[0] == 0
     for kind, out, room in (
-        (blk.T_OUT, data(1), 1),
-        (blk.T_ZONE_RESET, b"", 1),
-        (blk.T_ZONE_RESET_ALL, b"", 1),
-        (blk.T_ZONE_APPEND, data(1), 9),
+        (codec.T_OUT, data(1), 1),
+        (codec.T_ZONE_RESET, b"", 1),
+        (codec.T_ZONE_RESET_ALL, b"", 1),
+        (codec.T_ZONE_APPEND, data(1), 9),
     ):
-        assert driver.request(kind, 2 * ZONE, out, room)[0] == blk.S_IOERR
+        assert driver.request(kind, 2 * ZONE, out, room)[0] == codec.S_IOERR
         refusal = driver.blk.port.last_refusal
         assert refusal is not None
         assert "the image is open read-only" in EXPLAINER.explain(refusal, device.geometry)
     driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
-    assert driver.request(blk.T_WRITE_ZEROES, 0, struct.pack("<QII", 8, 1, 0))[0] == blk.S_IOERR
+    assert driver.request(codec.T_WRITE_ZEROES, 0, struct.pack("<QII", 8, 1, 0))[0] == codec.S_IOERR
     # Cut in a way that is not the fast one.
-    short = driver.chain(struct.pack("<IIQ", blk.T_OUT, 0, 2 * ZONE) + b"abc", 1, cuts=[8])
+    short = driver.chain(struct.pack("<IIQ", codec.T_OUT, 0, 2 * ZONE) + b"abc", 1, cuts=[8])
     driver.run([short])
-    assert short[2][0][0] == blk.S_IOERR
+    assert short[2][0][0] == codec.S_IOERR
     assert driver.blk.port.last_refusal is not None
     assert driver.blk.port.last_refusal.rule == DeviceRule.UNALIGNED
     device.close()
@@ -384,7 +298,7 @@ def test_a_read_only_image_offers_ro(tmp_path: Path) -> None:
 
 def writes(driver: Driver, *parts: tuple[int, int]) -> list[Chain]:
     return [
-        driver.chain(struct.pack("<IIQ", blk.T_OUT, 0, at) + data(count, bytes([at % 251])), 1) for at, count in parts
+        driver.chain(struct.pack("<IIQ", codec.T_OUT, 0, at) + data(count, bytes([at % 251])), 1) for at, count in parts
     ]
 
 
@@ -394,23 +308,46 @@ def test_adjacent_writes_are_one(driver: Driver) -> None:
     assert driver.merged == [20]
     assert driver.device.statistics()["writes"] == 1
     assert all(chain[2][0][0] == 0 for chain in chains)
-    assert driver.request(blk.T_IN, 2 * ZONE, room=20 * 1024 + 1) == (
+    assert driver.request(codec.T_IN, 2 * ZONE, room=20 * 1024 + 1) == (
         0,
         b"".join(data(2, bytes([(2 * ZONE + 2 * index) % 251])) for index in range(20)),
     )
 
 
 def test_merged_writes_that_are_refused_get_their_own_answers(driver: Driver) -> None:
-    driver.request(blk.T_OUT, 2 * ZONE, data(4))
+    driver.request(codec.T_OUT, 2 * ZONE, data(4))
     chains = writes(driver, (2 * ZONE, 4), (2 * ZONE + 4, 1), (2 * ZONE + 5, 1))
     driver.run(chains)
     assert [chain[2][0][0] for chain in chains] == [4, 0, 0]
+    refused = [(refusal.sector, refusal.nr_sectors) for refusal in driver.device.refusals.last(10)]
+    assert refused == [(2 * ZONE, 6), (2 * ZONE, 4)], "the whole, then the part that is refused by itself"
+
+
+def test_the_parts_of_a_refused_write_are_executed_as_they_were_merged(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's other processor turns them into resets while the device looks at the whole."""
+    driver.request(codec.T_OUT, 2 * ZONE, data(4))
+    chains = writes(driver, (2 * ZONE, 4), (2 * ZONE + 4, 1), (2 * ZONE + 5, 1))
+    write = driver.blk._port_write
+
+    def write_and_change(sector: int, nr_sectors: int, buffers: Sequence[memoryview]) -> Status:
+        status = write(sector, nr_sectors, buffers)
+        for chain in chains:
+            chain[1][0][:] = header(codec.T_ZONE_RESET, 2 * ZONE)
+        return status
+
+    monkeypatch.setattr(driver.blk, "_port_write", write_and_change)
+    driver.run(chains)
+    assert [chain[2][0][0] for chain in chains] == [codec.S_ZONE_UNALIGNED_WP, codec.S_OK, codec.S_OK]
+    assert driver.blk.port.zone(2).wp == 2 * ZONE + 6
+    assert driver.merged == [0, 3, 0, 0, 0]
 
 
 def test_writes_are_not_merged_over_the_capacity(driver: Driver) -> None:
     start = 3 * ZONE
     for at in range(start, start + ZONE - 2, 1023):
-        driver.request(blk.T_OUT, at, data(1023))
+        driver.request(codec.T_OUT, at, data(1023))
     chains = writes(driver, (start + 2046, 1), (start + 2047, 1), (start + 2048, 1))
     driver.run(chains)
     assert [chain[2][0][0] for chain in chains] == [0, 0, 0]
@@ -444,7 +381,7 @@ def test_any_request_is_answered_however_it_is_cut(
     assert length == room
     status = chain[2][-1][-1]
     assert status <= 6
-    assert (driver.device.refusals.last_seq > before) == (status != blk.S_OK)
+    assert (driver.device.refusals.last_seq > before) == (status != codec.S_OK)
 
 
 def header(kind: int, sector: int = 0) -> bytes:
@@ -453,14 +390,19 @@ def header(kind: int, sector: int = 0) -> bytes:
 
 @pytest.mark.parametrize("cuts", [[16], [5, 16]], ids=["usual", "cut"])
 @pytest.mark.parametrize(
-    ("judged", "executed"), [(blk.T_GET_ID, blk.T_FLUSH), (blk.T_FLUSH, blk.T_GET_ID), (blk.T_OUT, blk.T_ZONE_FINISH)]
+    ("judged", "executed"),
+    [
+        (codec.T_GET_ID, codec.T_FLUSH),
+        (codec.T_FLUSH, codec.T_GET_ID),
+        (codec.T_OUT, codec.T_ZONE_FINISH),
+    ],
 )
 def test_the_request_that_was_judged_is_the_one_that_is_executed(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, judged: int, executed: int, cuts: list[int]
 ) -> None:
     """The guest's other processor changes the header after the only look at it."""
     chain = driver.chain(header(judged, 3 * ZONE) + data(1), 21, cuts=cuts)
-    real = blk.Blk._may_wait
+    real = Blk._may_wait
 
     def change() -> None:
         done = 0
@@ -468,22 +410,22 @@ def test_the_request_that_was_judged_is_the_one_that_is_executed(
             part[:] = (header(executed, 3 * ZONE) + data(1))[done : done + len(part)]
             done += len(part)
 
-    def may_wait(device: Blk, request: tuple[int, int], chain: Chain) -> bool:
+    def may_wait(device: Blk, request: codec.Request) -> bool:
         try:
-            return real(device, request, chain)
+            return real(device, request)
         finally:
             change()
 
-    monkeypatch.setattr(blk.Blk, "_may_wait", may_wait)
+    monkeypatch.setattr(Blk, "_may_wait", may_wait)
     lengths: list[int] = []
     done = driver.blk.step([chain], 0, lengths, lambda _index, _spans: None)
     if not done:
         assert isinstance(done, Deferred)
         assert done.execute() == 21
-    assert chain[2][-1][-1] == blk.S_OK
-    assert driver.device.statistics()["flushes"] == (judged == blk.T_FLUSH)
-    assert (bytes(chain[2][0][:10]) == b"0123456789") == (judged == blk.T_GET_ID)
-    assert driver.blk.port.zone(3).cond is (Condition.IMP_OPEN if judged == blk.T_OUT else Condition.EMPTY)
+    assert chain[2][-1][-1] == codec.S_OK
+    assert driver.device.statistics()["flushes"] == (judged == codec.T_FLUSH)
+    assert (bytes(chain[2][0][:10]) == b"0123456789") == (judged == codec.T_GET_ID)
+    assert driver.blk.port.zone(3).cond is (Condition.IMP_OPEN if judged == codec.T_OUT else Condition.EMPTY)
 
 
 def long_chain(driver: Driver, kind: int, sector: int, nr_bytes: int) -> Chain:
@@ -491,10 +433,10 @@ def long_chain(driver: Driver, kind: int, sector: int, nr_bytes: int) -> Chain:
     memory = memoryview(bytearray(1 << 20))
     data = [memory] * (nr_bytes >> 20)
     _, readable, writable = driver.chain(header(kind, sector), 1)
-    return (0, [*readable, *data], writable) if kind == blk.T_OUT else (0, readable, [*data, *writable])
+    return (0, [*readable, *data], writable) if kind == codec.T_OUT else (0, readable, [*data, *writable])
 
 
-@pytest.mark.parametrize("kind", [blk.T_IN, blk.T_OUT])
+@pytest.mark.parametrize("kind", [codec.T_IN, codec.T_OUT])
 def test_long_transfers_are_for_the_thread_that_may_wait(driver: Driver, kind: int) -> None:
     for nr_bytes, is_long in ((7 << 20, False), (8 << 20, True), (20 << 20, True)):
         chain = long_chain(driver, kind, 3 * ZONE, nr_bytes)
@@ -502,14 +444,14 @@ def test_long_transfers_are_for_the_thread_that_may_wait(driver: Driver, kind: i
         assert isinstance(done, Deferred) == is_long
         if isinstance(done, Deferred):
             done.execute()
-        assert chain[2][-1][-1] == blk.S_ZONE_INVALID_CMD, "it is longer than a zone of 1 MiB"
+        assert chain[2][-1][-1] == codec.S_ZONE_INVALID_CMD, "it is longer than a zone of 1 MiB"
 
 
 def test_what_cannot_be_served_is_answered_with_ioerr(driver: Driver) -> None:
-    chain = driver.chain(header(blk.T_IN), 513)
+    chain = driver.chain(header(codec.T_IN), 513)
     assert driver.blk.fail(chain) == 0
-    assert chain[2][-1][-1] == blk.S_IOERR
-    assert driver.blk.refuse_oversized(driver.chain(header(blk.T_OUT) + bytes(512), 1)) == 1
+    assert chain[2][-1][-1] == codec.S_IOERR
+    assert driver.blk.refuse_oversized(driver.chain(header(codec.T_OUT) + bytes(512), 1)) == 1
     assert driver.device.refusals.last(1)[0].rule == BlkRule.BLK_OVERSIZED
     assert driver.device.refusals.last(1)[0].request == "a request of 529 bytes"
     for refuse in (driver.blk.fail, driver.blk.refuse_oversized):
@@ -520,13 +462,13 @@ def test_what_cannot_be_served_is_answered_with_ioerr(driver: Driver) -> None:
 def test_segments_are_not_gathered_however_many_there_are(driver: Driver) -> None:
     """WRITE_ZEROES takes one segment of 16 bytes: the buffers of any other number are not joined."""
     driver.blk._write_zeroes = True
-    chain = long_chain(driver, blk.T_OUT, 0, 600 << 20)
-    chain[1][0][:] = header(blk.T_WRITE_ZEROES)
+    chain = long_chain(driver, codec.T_OUT, 0, 600 << 20)
+    chain[1][0][:] = header(codec.T_WRITE_ZEROES)
     tracemalloc.start()
     driver.blk.execute(chain)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert chain[2][-1][-1] == blk.S_IOERR
+    assert chain[2][-1][-1] == codec.S_IOERR
     assert peak < 1 << 20
 
 
@@ -543,12 +485,12 @@ def test_a_long_report_is_made_and_stored_in_portions(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(ZoneMachine, "snapshot", snapshot)
     memory = memoryview(bytearray(64 + 64 * nr_zones + 1))
-    chain = 0, [memoryview(header(blk.T_ZONE_REPORT))], [memory[:1000], memory[1000:]]
+    chain = 0, [memoryview(header(codec.T_ZONE_REPORT))], [memory[:1000], memory[1000:]]
     tracemalloc.start()
     driver.blk.execute(chain)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert memory[-1] == blk.S_OK
+    assert memory[-1] == codec.S_OK
     assert int.from_bytes(memory[:8], "little") == nr_zones
     assert [int.from_bytes(memory[at + 8 : at + 16], "little") for at in (64, 64 * nr_zones)] == [0, 8 * nr_zones - 8]
     assert peak < 1 << 20

@@ -5,7 +5,7 @@ import pytest
 from tests.vhost_user.serving import ZONE, blk_device
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.virtio import blk, features as bits
+from zonefs_emu.virtio import blk_config, features as bits
 
 
 def test_strict_insists_on_zoned(
@@ -13,14 +13,14 @@ def test_strict_insists_on_zoned(
 ) -> None:
     expect_warning("a driver that does not accept zones is refused, as --strict-features asks")
     tolerant, strict = blk_device(device), blk_device(device, strict=True)
-    without = bits.VERSION_1 | blk.F_FLUSH
+    without = bits.VERSION_1 | blk_config.F_FLUSH
     assert tolerant.accept(without) is None
     reason = strict.accept(without)
     assert reason is not None
     assert "ZONED" in reason
     assert strict.accept(without) == reason
     assert len([entry for entry in caplog.records if entry.levelname == "WARNING"]) == 1, "once is enough"
-    assert strict.accept(without | blk.F_ZONED) is None
+    assert strict.accept(without | blk_config.F_ZONED) is None
 
 
 def test_all_queues_are_served_alike(device: ZonedDevice) -> None:

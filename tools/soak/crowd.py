@@ -30,7 +30,7 @@ from zonefs_emu.scsi.sense import SenseKey
 from zonefs_emu.testing import scsi_driver
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend, FrontendQueue
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 
 ZONE: Final = 4096
 ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
@@ -626,8 +626,8 @@ class BlkLoad(DiskLoad):
     @staticmethod
     def _is_done(status: int) -> bool:
         """Say whether it was done; all that faults make of a request is an I/O error."""
-        assert status in (blk.S_OK, blk.S_IOERR), f"the vhost-user-blk disk answers {status}"
-        return status == blk.S_OK
+        assert status in (blk_codec.S_OK, blk_codec.S_IOERR), f"the vhost-user-blk disk answers {status}"
+        return status == blk_codec.S_OK
 
     def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
         """Read."""
@@ -646,7 +646,7 @@ class BlkLoad(DiskLoad):
 
     def reset(self, zone: Ledger) -> bool:
         """Reset."""
-        return self._is_done(self._driver.manage(blk.T_ZONE_RESET, zone.zone_no * ZONE))
+        return self._is_done(self._driver.manage(blk_codec.T_ZONE_RESET, zone.zone_no * ZONE))
 
     def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a disk is flushed whole)
         """Flush."""
@@ -673,11 +673,11 @@ class BlkLoad(DiskLoad):
                 assert self._frontend is not None
                 self._frontend.config()
             case 3:  # nothing to close in an empty zone, or it is done
-                assert driver.manage(blk.T_ZONE_CLOSE, start) in (
-                    blk.S_OK, blk.S_IOERR, blk.S_ZONE_INVALID_CMD
+                assert driver.manage(blk_codec.T_ZONE_CLOSE, start) in (
+                    blk_codec.S_OK, blk_codec.S_IOERR, blk_codec.S_ZONE_INVALID_CMD
                 )  # fmt: skip
             case _:
-                assert driver.manage(rng.choice((99, 2)), start) in (blk.S_UNSUPP, blk.S_IOERR)
+                assert driver.manage(rng.choice((99, 2)), start) in (blk_codec.S_UNSUPP, blk_codec.S_IOERR)
 
 
 _DONE_OR_FAILED: Final = frozenset((SenseKey.NO_SENSE, SenseKey.MEDIUM_ERROR, SenseKey.HARDWARE_ERROR))
@@ -869,11 +869,18 @@ class HostileLoad(Load):
         head = frontend.heap.take(64)
         if self._nr_queues == 1:
             kind = rng.choice(
-                (blk.T_IN, blk.T_OUT, blk.T_ZONE_REPORT, blk.T_ZONE_APPEND, blk.T_GET_ID, rng.randrange(64))
+                (
+                    blk_codec.T_IN,
+                    blk_codec.T_OUT,
+                    blk_codec.T_ZONE_REPORT,
+                    blk_codec.T_ZONE_APPEND,
+                    blk_codec.T_GET_ID,
+                    rng.randrange(64),
+                )
             )
-            if kind in (blk.T_ZONE_RESET_ALL, blk.T_WRITE_ZEROES, blk.T_DISCARD):
-                kind = blk.T_FLUSH
-            content = blk.HEADER.pack(kind, 0, ZONE + rng.randrange(ZONE))
+            if kind in (blk_codec.T_ZONE_RESET_ALL, blk_codec.T_WRITE_ZEROES, blk_codec.T_DISCARD):
+                kind = blk_codec.T_FLUSH
+            content = blk_codec.HEADER.pack(kind, 0, ZONE + rng.randrange(ZONE))
         else:
             opcode = rng.choice(
                 (Opcode.TEST_UNIT_READY, Opcode.INQUIRY, Opcode.READ_16, Opcode.WRITE_16, Opcode.VERIFY_16)

@@ -21,7 +21,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd
 from zonefs_emu.fs.options import parse_options
-from zonefs_emu.virtio.blk import CONFIG_BYTES, BlkOptions
+from zonefs_emu.virtio.blk_config import CONFIG_BYTES, BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
 from zonefs_emu.virtqueue.scsi_host import ScsiHost
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice

@@ -47,7 +47,7 @@ from zonefs_emu.vhost_user.messages import (
     encode_header,
     encode_payload,
 )
-from zonefs_emu.virtio import blk, features as bits, packed, split
+from zonefs_emu.virtio import blk_codec, blk_config, features as bits, packed, split
 from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
 
 Style: TypeAlias = Literal["qemu", "libblkio"]
@@ -718,7 +718,7 @@ class Frontend:
 
     # -- the rest of the protocol -----------------------------------------------------------------------------
 
-    def config(self, size: int = blk.CONFIG_BYTES, offset: int = 0) -> bytes:
+    def config(self, size: int = blk_config.CONFIG_BYTES, offset: int = 0) -> bytes:
         """Return *size* bytes of the configuration space."""
         answer = self.ask(Request.GET_CONFIG, ConfigSpace(offset, size, 0, bytes(size)))
         assert isinstance(answer, ConfigSpace)
@@ -803,7 +803,7 @@ class BlkDriver:
     @staticmethod
     def header(kind: int, sector: int) -> bytes:
         """Return the 16 bytes in front of a request."""
-        return blk.HEADER.pack(kind, 0, sector)
+        return blk_codec.HEADER.pack(kind, 0, sector)
 
     def _run(self, kind: int, sector: int, out: Sequence[bytes] = (), into: Sequence[int] = ()) -> tuple[int, bytes]:
         _, contents = self.queue.request([self.header(kind, sector), *out], [*into, 1])
@@ -812,24 +812,24 @@ class BlkDriver:
 
     def read(self, sector: int, nr_bytes: int) -> tuple[int, bytes]:
         """Read *nr_bytes*."""
-        return self._run(blk.T_IN, sector, into=[nr_bytes])
+        return self._run(blk_codec.T_IN, sector, into=[nr_bytes])
 
     def write(self, sector: int, data: bytes) -> int:
         """Write *data*."""
-        return self._run(blk.T_OUT, sector, [data])[0]
+        return self._run(blk_codec.T_OUT, sector, [data])[0]
 
     def append(self, sector: int, data: bytes) -> tuple[int, int]:
         """Append *data* to the zone at *sector*; return status and where it landed."""
-        status, where = self._run(blk.T_ZONE_APPEND, sector, [data], [8])
+        status, where = self._run(blk_codec.T_ZONE_APPEND, sector, [data], [8])
         return status, int.from_bytes(where, "little")
 
     def flush(self) -> int:
         """Flush."""
-        return self._run(blk.T_FLUSH, 0)[0]
+        return self._run(blk_codec.T_FLUSH, 0)[0]
 
     def identity(self) -> bytes:
         """Return the serial number."""
-        return self._run(blk.T_GET_ID, 0, into=[blk.ID_BYTES])[1]
+        return self._run(blk_codec.T_GET_ID, 0, into=[blk_codec.ID_BYTES])[1]
 
     def manage(self, kind: int, sector: int) -> int:
         """Do a zone management request."""
@@ -837,15 +837,15 @@ class BlkDriver:
 
     def report(self, sector: int = 0, max_zones: int = 64) -> tuple[int, list[BlkZone]]:
         """Report zones from the one that holds *sector* on."""
-        status, data = self._run(blk.T_ZONE_REPORT, sector, into=[64 + 64 * max_zones])
+        status, data = self._run(blk_codec.T_ZONE_REPORT, sector, into=[64 + 64 * max_zones])
         if status:
             return status, []
         count = int.from_bytes(data[:8], "little")
-        return status, [BlkZone(*blk.REPORT_ZONE.unpack_from(data, 64 + 64 * index)) for index in range(count)]
+        return status, [BlkZone(*blk_codec.REPORT_ZONE.unpack_from(data, 64 + 64 * index)) for index in range(count)]
 
     def submit_write(self, sector: int, data: bytes) -> int:
         """Make a write available; return its id."""
-        return self.queue.submit([self.header(blk.T_OUT, sector), data], [1])
+        return self.queue.submit([self.header(blk_codec.T_OUT, sector), data], [1])
 
     def status(self, number: int) -> int:
         """Wait for request *number*; return its status."""

@@ -33,8 +33,8 @@ from zonefs_emu.vduse import protocol, vdpa_bus
 from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import Message, Request
 from zonefs_emu.vduse.vdpa_bus import Driver
-from zonefs_emu.virtio import blk, features as bits
-from zonefs_emu.virtio.blk import BlkOptions
+from zonefs_emu.virtio import blk_config, features as bits
+from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
 from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
@@ -45,7 +45,9 @@ QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
 #: Turns of the loop that may fail one after the other, before it is given up: then nothing gets better.
 _BAD_STEPS_MAX: Final = 8
-_NOT_FOR_US: Final = blk.F_CONFIG_WCE | bits.RING_PACKED  # the kernel refuses the first; the second gains nothing
+_NOT_FOR_US: Final = (
+    blk_config.F_CONFIG_WCE | bits.RING_PACKED
+)  # the kernel refuses the first; the second gains nothing
 
 log = logging.getLogger(__name__)
 

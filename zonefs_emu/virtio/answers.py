@@ -12,38 +12,38 @@ from zonefs_emu.device.rules import FrontEndAnswers
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense, sense_of
-from zonefs_emu.virtio import blk
+from zonefs_emu.virtio import blk_codec
 from zonefs_emu.virtio.scsi import RESPONSE_OF_RULE
 
 #: The names of virtio 1.4, block device, "Device Operation", without VIRTIO_BLK_.
 _BLK_NAMES: Final[Mapping[int, str]] = MappingProxyType(
     {
-        blk.S_OK: "S_OK",
-        blk.S_IOERR: "S_IOERR",
-        blk.S_UNSUPP: "S_UNSUPP",
-        blk.S_ZONE_INVALID_CMD: "S_ZONE_INVALID_CMD",
-        blk.S_ZONE_UNALIGNED_WP: "S_ZONE_UNALIGNED_WP",
-        blk.S_ZONE_OPEN_RESOURCE: "S_ZONE_OPEN_RESOURCE",
-        blk.S_ZONE_ACTIVE_RESOURCE: "S_ZONE_ACTIVE_RESOURCE",
+        blk_codec.S_OK: "S_OK",
+        blk_codec.S_IOERR: "S_IOERR",
+        blk_codec.S_UNSUPP: "S_UNSUPP",
+        blk_codec.S_ZONE_INVALID_CMD: "S_ZONE_INVALID_CMD",
+        blk_codec.S_ZONE_UNALIGNED_WP: "S_ZONE_UNALIGNED_WP",
+        blk_codec.S_ZONE_OPEN_RESOURCE: "S_ZONE_OPEN_RESOURCE",
+        blk_codec.S_ZONE_ACTIVE_RESOURCE: "S_ZONE_ACTIVE_RESOURCE",
     }
 )
 #: What users of a virtio disk get from Linux. Source: drivers/block/virtio_blk.c, virtblk_result(), and
 #: block/blk-core.c, blk_errors.
 _ERRNO_OF_BLK: Final[Mapping[int, int]] = MappingProxyType(
     {
-        blk.S_IOERR: errno.EIO,
-        blk.S_UNSUPP: errno.EOPNOTSUPP,
-        blk.S_ZONE_INVALID_CMD: errno.EIO,
-        blk.S_ZONE_UNALIGNED_WP: errno.EIO,
-        blk.S_ZONE_OPEN_RESOURCE: errno.ETOOMANYREFS,
-        blk.S_ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
+        blk_codec.S_IOERR: errno.EIO,
+        blk_codec.S_UNSUPP: errno.EOPNOTSUPP,
+        blk_codec.S_ZONE_INVALID_CMD: errno.EIO,
+        blk_codec.S_ZONE_UNALIGNED_WP: errno.EIO,
+        blk_codec.S_ZONE_OPEN_RESOURCE: errno.ETOOMANYREFS,
+        blk_codec.S_ZONE_ACTIVE_RESOURCE: errno.EOVERFLOW,
     }
 )
 _DATA: Final = frozenset((Operation.READ, Operation.WRITE, Operation.FLUSH))
 
 
 def _blk_status(status: Status, operation: Operation | None) -> int:
-    return (blk.DATA_STATUS if operation in _DATA else blk.ZONE_STATUS)[status]
+    return (blk_codec.DATA_STATUS if operation in _DATA else blk_codec.ZONE_STATUS)[status]
 
 
 def _errno_name(blk_status: int) -> str:
@@ -58,13 +58,13 @@ def _sense_name(sense: Sense) -> str:
 BLK_ANSWERS: Final = FrontEndAnswers(
     name="virtio-blk",
     of_status=lambda status, operation: _BLK_NAMES[_blk_status(status, operation)],
-    of_rule={rule: _BLK_NAMES[code] for rule, code in blk.STATUS_OF_RULE.items()},
+    of_rule={rule: _BLK_NAMES[code] for rule, code in blk_codec.STATUS_OF_RULE.items()},
 )
 #: The error that a user of the block device gets from a Linux whose driver finds that status byte.
 BLK_USER_ANSWERS: Final = FrontEndAnswers(
     name="vduse",
     of_status=lambda status, operation: _errno_name(_blk_status(status, operation)),
-    of_rule={rule: _errno_name(code) for rule, code in blk.STATUS_OF_RULE.items()},
+    of_rule={rule: _errno_name(code) for rule, code in blk_codec.STATUS_OF_RULE.items()},
 )
 #: The sense data of the disk, or the response of the host on the way to it.
 SCSI_ANSWERS: Final = FrontEndAnswers(

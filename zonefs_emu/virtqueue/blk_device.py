@@ -5,8 +5,9 @@ import logging
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import VIRTIO
-from zonefs_emu.virtio import blk
-from zonefs_emu.virtio.blk import Blk, BlkOptions
+from zonefs_emu.virtio import blk_config
+from zonefs_emu.virtio.blk import Blk
+from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtqueue.changes import ZoneChanges
 from zonefs_emu.virtqueue.virtqueue import EventSource
@@ -18,7 +19,7 @@ class BlkDevice:
     """A :class:`zonefs_emu.virtqueue.virtio_device.VirtioDevice` of a zoned block device."""
 
     name = "vhost-user-blk"
-    device_id = blk.DEVICE_ID
+    device_id = blk_config.DEVICE_ID
 
     def __init__(self, device: ZonedDevice, options: BlkOptions, *, strict: bool = False) -> None:
         """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard has it."""
@@ -47,7 +48,7 @@ class BlkDevice:
         tolerant unless it was asked to be strict.
         """
         self._blk.accept(features)
-        if features & blk.F_ZONED or not self._blk.refuses_unzoned:
+        if features & blk_config.F_ZONED or not self._blk.refuses_unzoned:
             return None
         if not self._strict:
             log.info("a driver that does not accept zones is tolerated: it sees a plain disk")
