@@ -396,7 +396,7 @@ SHOWN: Final = re.compile(r'\]\(\.\./(tests/[a-z0-9_/]+\.py) "(test_[a-z0-9_]+)"
 NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "| `persist` |": "a list of what each layer knows",
-        "| `virtqueue/inflight.py` |": "a list of what each module knows",
+        "| `inflight/ring_record.py` |": "a list of what each module knows",
         "| `ublk` |": "a list of what each layer knows",
         "| `--vhost-user-blk` |": "says what does not survive",
         "Each mutant is one small change": "on tests",

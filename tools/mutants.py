@@ -54,7 +54,7 @@ from parso.tree import NodeOrLeaf
 ROOT: Final = Path(__file__).resolve().parent.parent
 SESSIONS: Final = ROOT / "build" / "mutants"
 #: What is mutated, below zonefs_emu/: directories and files.
-MUTATED: Final = ("model", "device", "persist/image.py", "virtqueue")
+MUTATED: Final = ("model", "device", "persist/image.py", "inflight", "virtqueue")
 #: Tests of a directory that say nothing about its mutated modules.
 OTHERS: Final = frozenset({"persist/test_corruption.py", "persist/test_kill.py", "persist/test_salvage.py"})
 #: Tests of the source of all modules.

@@ -24,7 +24,7 @@ class Notes:
         self.intent: Intent | None = None
         self.look: Callable[[], object] = lambda: None
 
-    def recall(self, operation: Operation, sector: int, nr_sectors: int) -> Intent | None:
+    def recover(self, operation: Operation, sector: int, nr_sectors: int) -> Intent | None:
         return self.intent
 
     def begin(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:

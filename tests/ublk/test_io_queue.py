@@ -13,12 +13,12 @@ from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
+from zonefs_emu.inflight.tag_record import COMMITTED, FREE, TagRecord
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.ublk.io_queue import Executor, IoQueue
 from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
-from zonefs_emu.ublk.records import FREE, LANDED, Records
 
 ZONE = 128
 TAG = 5
@@ -38,9 +38,9 @@ class Driver:
         self.device = ZonedDevice.open(image)
         self.port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
-        self.records = Records(directory / "records", device_tag=1, nr_tags=8, go_on=False)
+        self.record = TagRecord(directory / "records", device_tag=1, nr_tags=8, go_on=False)
         self.fd = os.open(directory / "node", os.O_RDWR | os.O_CREAT)
-        self.executor = Executor(self.port, intents, self.fd, self.records, queue_number=0, depth=8)
+        self.executor = Executor(self.port, intents, self.fd, self.record, queue_number=0, depth=8)
         self.executor.begin()
 
     def ask(self, request: Request, sector: int = 0, count: int = 0, *, flags: int = 0, data: bytes = b"") -> int:
@@ -59,7 +59,7 @@ class Driver:
 def driver(tmp_path: Path) -> Iterator[Driver]:
     made = Driver(tmp_path)
     yield made
-    made.records.close()
+    made.record.close()
     made.device.close()
     os.close(made.fd)
 
@@ -158,21 +158,21 @@ def test_data_that_the_kernel_does_not_take(driver: Driver, expect_warning: Call
 
 def test_records_of_writes_stay_until_answered(driver: Driver) -> None:
     driver.write(ZONE, 4)
-    words = driver.records.words
-    assert words[driver.records.slots[TAG]] == LANDED
+    words = driver.record.words
+    assert words[driver.record.slots[TAG]] == COMMITTED
     driver.ask(Request.READ, ZONE, 4)
-    assert words[driver.records.slots[TAG]] == LANDED
+    assert words[driver.record.slots[TAG]] == COMMITTED
     driver.write(ZONE + 60, 4)
-    assert [words[at] for at in driver.records.slots].count(FREE) >= 7
+    assert [words[at] for at in driver.record.slots].count(FREE) >= 7
 
 
 @pytest.mark.parametrize("grown", [4, 8, 16])
 def test_a_write_comes_again_with_more_behind_it(driver: Driver, grown: int) -> None:
     driver.write(ZONE, 4, "a")
     # As after a restart: the record is of an earlier process.
-    records = driver.records
-    records.old.append(records.slots[TAG])
-    records.slots[TAG] = max(records.slots) + 4
+    record = driver.record
+    record.recoverable.append(record.slots[TAG])
+    record.slots[TAG] = max(record.slots) + 4
     assert driver.ask(Request.WRITE, ZONE, grown, data=b"a" * 2048 + b"b" * 512 * (grown - 4)) == grown * 512
     assert driver.port.zone(1).wp == ZONE + grown
     driver.ask(Request.READ, ZONE, grown)
@@ -181,13 +181,13 @@ def test_a_write_comes_again_with_more_behind_it(driver: Driver, grown: int) -> 
 
 def test_an_append_comes_again(driver: Driver) -> None:
     driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048)
-    records = driver.records
-    records.old.append(records.slots[TAG])
-    records.slots[TAG] = max(records.slots) + 4
+    record = driver.record
+    record.recoverable.append(record.slots[TAG])
+    record.slots[TAG] = max(record.slots) + 4
     driver.executor.landed = 0
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
     assert driver.executor.landed == ZONE
-    assert records.old == []
+    assert record.recoverable == []
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
     assert driver.executor.landed == ZONE + 4
 
@@ -284,7 +284,7 @@ def test_an_unforeseen_error_costs_its_request(
     assert driver.port.intents is not None
     os.ftruncate(driver.fd, buffer_offset(0, 8))
     queue = IoQueue(
-        driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=lambda: None
+        driver.port, driver.port.intents, driver.fd, driver.record, number=0, depth=8, ended=lambda: None
     )  # fmt: skip
     kernel = Kernel(driver, [asked, asked, (Request.READ, 4, 0)], 8)
     kernel.serve(queue)
@@ -299,7 +299,7 @@ def test_a_queue_that_the_kernel_refuses_ends_and_says_so(driver: Driver) -> Non
     assert driver.port.intents is not None
     ended = threading.Event()
     os.ftruncate(driver.fd, buffer_offset(0, 8))
-    queue = IoQueue(driver.port, driver.port.intents, driver.fd, driver.records, number=0, depth=8, ended=ended.set)
+    queue = IoQueue(driver.port, driver.port.intents, driver.fd, driver.record, number=0, depth=8, ended=ended.set)
     queue.start()
     assert ended.wait(60)
     queue.join()

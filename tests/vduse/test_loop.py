@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import (
     MESSAGE_BYTES,
@@ -21,7 +22,6 @@ from zonefs_emu.vduse.protocol import (
 from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseBlkDevice
 from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.virtqueue import RingAddresses
 
 

@@ -21,13 +21,13 @@ from zonefs_emu.device import device as device_module
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
 from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from zonefs_emu.errors import PeerError
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.vhost_user.inflight_region import InflightRegion
 from zonefs_emu.vhost_user.messages import Inflight, Request
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 

@@ -15,9 +15,12 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
 from zonefs_emu.vhost_user import state_transfer
 from zonefs_emu.vhost_user.messages import (
+    FLAG_NEED_REPLY,
     DeviceStateTransfer,
+    LogBase,
     Nothing,
     Number,
+    ProtocolFeature,
     Request,
 )
 from zonefs_emu.virtio import blk_codec
@@ -173,3 +176,12 @@ def test_device_state_with_nonsense(frontend: Frontend) -> None:
         answer, _ = frontend.receive(Request.SET_DEVICE_STATE_FD)
         assert isinstance(answer, Number)
         assert answer.value & 0xFF
+
+
+def test_a_log_that_is_not_answered_is_acknowledged(frontend: Frontend) -> None:
+    """Without LOG_SHMFD the message has no answer of its own, so it is one of those that REPLY_ACK is about."""
+    frontend.negotiate()
+    accepted = frontend.protocol_features & ~ProtocolFeature.LOG_SHMFD.mask
+    frontend.send(Request.SET_PROTOCOL_FEATURES, Number(accepted))
+    frontend.send(Request.SET_LOG_BASE, LogBase(64, 0), flags=FLAG_NEED_REPLY, fds=(frontend.memory_fd,))
+    assert frontend.receive(Request.SET_LOG_BASE)[0] == Number(0)

@@ -9,13 +9,13 @@ import pytest
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.virtqueue import BATCH, RingAddresses, Service, Virtqueue

@@ -52,7 +52,7 @@ class IntentLog(Protocol):
     lands; for management it is the start of the zone, and *nr_sectors* is 0, or device.ALL_ZONES.
     """
 
-    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
+    def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
         """Return the record of the change that is asked for now, if an earlier process began it."""
         ...
 
@@ -92,7 +92,7 @@ class Intents:
     ) -> tuple[Status, Sector] | None:
         """Return the answer to a request that an earlier process began, or None if it has to be executed."""
         intent_log = self.current.log
-        intent = intent_log.recall(operation, sector, nr_sectors) if intent_log else None
+        intent = intent_log.recover(operation, sector, nr_sectors) if intent_log else None
         if intent_log is None or intent is None:
             return None
         zone_no = -1 if intent.all_zones else port.geometry.zone_no(intent.sector)

@@ -23,6 +23,7 @@ from typing import Final
 from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
+from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.ublk.protocol import (
     BLK_ZONE_BYTES,
@@ -37,7 +38,6 @@ from zonefs_emu.ublk.protocol import (
     buffer_offset,
     encode_zones,
 )
-from zonefs_emu.ublk.records import FREE, Records, TagIntentLog
 from zonefs_emu.ublk.rules import UblkRule
 from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POLLIN, SQE_BYTES, Ring
 from zonefs_emu.units import SECTOR_SHIFT
@@ -74,7 +74,7 @@ class Executor:
     """What one thread needs to carry requests out: a buffer, and its own intent log."""
 
     def __init__(
-        self, port: Port, intents: Intents, node_fd: int, records: Records, *, queue_number: int, depth: int
+        self, port: Port, intents: Intents, node_fd: int, record: TagRecord, *, queue_number: int, depth: int
     ) -> None:
         """Work on the requests of queue *queue_number* of the character device open as *node_fd*."""
         self._port = port
@@ -84,8 +84,8 @@ class Executor:
         self._parts: dict[int, tuple[memoryview]] = {}
         self._offsets = [buffer_offset(queue_number, tag) for tag in range(depth)]
         self._number_base = queue_number * depth
-        self._intent_log = TagIntentLog(records, port)
-        self._records = records
+        self._intent_log = TagIntentLog(record, port)
+        self._record = record
         #: Sector where the last append landed.
         self.landed = 0
 
@@ -131,7 +131,7 @@ class Executor:
         if length != count << SECTOR_SHIFT:
             self._no_data(op_flags & 0xFF, count, sector)
             return -errno.EIO
-        if self._records.old:
+        if self._record.recoverable:
             status = self._write_again(op_flags & 0xFF, sector, count)
         elif op_flags & 0xFF == _WRITE:
             status = self._port.write(sector, count, buffers)
@@ -189,7 +189,7 @@ class IoQueue(threading.Thread):
         port: Port,
         intents: Intents,
         node_fd: int,
-        records: Records,
+        record: TagRecord,
         *,
         number: int,
         depth: int,
@@ -202,10 +202,10 @@ class IoQueue(threading.Thread):
         self._fd = node_fd
         self._number = number
         self._depth = depth
-        self._records = records
+        self._record = record
         self._ended = ended
-        self._executor = Executor(port, intents, node_fd, records, queue_number=number, depth=depth)
-        self._slow_executor = Executor(port, intents, node_fd, records, queue_number=number, depth=depth)
+        self._executor = Executor(port, intents, node_fd, record, queue_number=number, depth=depth)
+        self._slow_executor = Executor(port, intents, node_fd, record, queue_number=number, depth=depth)
         # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
         page_bytes = mmap.PAGESIZE
         stride = -(-MAX_QUEUE_DEPTH * IO_DESC.size // page_bytes) * page_bytes
@@ -266,18 +266,18 @@ class IoQueue(threading.Thread):
         executor, depth, slow_wake = self._executor, self._depth, self._slow_wake
         execute, may_wait, push = executor.execute, self._may_wait, ring.push
         descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
-        words, slots, base = self._records.words, self._records.slots, self._number * depth
+        words, slots, base = self._record.words, self._record.slots, self._number * depth
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
-        recorded: list[int] = []
+        to_free: list[int] = []
         nr_served = depth
         in_vain = nr_sleeps = 0
         while nr_served:
-            if recorded or (ring.pending and not nr_sleeps):
+            if to_free or (ring.pending and not nr_sleeps):
                 # Records are freed as soon as the kernel has the answers, which is before we sleep.
                 ring.enter(0)
-                for tag in recorded:
+                for tag in to_free:
                     words[slots[base + tag]] = FREE
-                recorded.clear()
+                to_free.clear()
             if not ring.has_completions():
                 if nr_sleeps:
                     nr_sleeps -= 1
@@ -295,7 +295,7 @@ class IoQueue(threading.Thread):
                         tag, result, where = self._slow_done.popleft()  # noqa: PLW2901  (the tag that is answered)
                         results[tag * result_words + _RESULT_WORD] = result
                         landed[tag * landed_words + _LANDED_WORD] = where
-                        recorded.append(tag)
+                        to_free.append(tag)
                         push(tag)
                     continue
                 if outcome < 0:
@@ -312,7 +312,7 @@ class IoQueue(threading.Thread):
                         if may_wait(op_flags, count, sector):
                             self._slow_work.put(tag)
                             continue
-                        recorded.append(tag)
+                        to_free.append(tag)
                     result = execute(tag, op_flags, count, sector)
                 except Exception as error:  # the boundary of a request
                     result = executor.contain(op_flags, count, sector, error)

@@ -19,13 +19,13 @@ from uuid import UUID
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import UsageError
+from zonefs_emu.inflight.tag_record import TagRecord
 from zonefs_emu.model import linux
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.ublk.control_device import CONTROL_NODE, ControlDevice, control_device
 from zonefs_emu.ublk.io_queue import MAX_IO_BYTES, IoQueue
 from zonefs_emu.ublk.protocol import MAX_QUEUE_DEPTH, DeviceInfo, DeviceState, Flag, encode_params
-from zonefs_emu.ublk.records import Records
 from zonefs_emu.units import human_bytes, to_bytes
 
 DEPTH: Final = 64
@@ -51,7 +51,7 @@ class UblkDevice:
     ) -> None:  # fmt: skip
         """Prepare; nothing is changed yet.
 
-        *records*: a file of our own that outlives the process, for :mod:`zonefs_emu.ublk.records`. *number*: which
+        *records*: the file of the :class:`TagRecord`, which outlives the process. *number*: which
         /dev/ublkbN, or None for any. *ended* is called, on any thread, when the kernel or a failure ends the serving.
 
         Raises:
@@ -66,8 +66,8 @@ class UblkDevice:
         self._port = device.port("ublk", VIRTIO)
         # The records decide by the bytes in the image, whoever else has written to it.
         self._port.intents = self._intents = Intents(contested=lambda _: False)
-        self._records_path = records
-        self._records: Records | None = None
+        self._record_path = records
+        self._record: TagRecord | None = None
         self._number = number
         self._nr_queues = nr_queues
         self._depth = queue_depth
@@ -167,15 +167,15 @@ class UblkDevice:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-        records = self._records = Records(
-            self._records_path, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
+        record = self._record = TagRecord(
+            self._record_path, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
         )
         self._queues = [
             IoQueue(
                 self._port,
                 self._intents,
                 self._fd,
-                records,
+                record,
                 number=number,
                 depth=info.queue_depth,
                 ended=self._ended,
@@ -205,9 +205,9 @@ class UblkDevice:
             self._fd = -1
         with contextlib.suppress(OSError):
             self._control.delete(self._id)
-        if self._records is not None:
-            self._records.remove()
-            self._records = None
+        if self._record is not None:
+            self._record.remove()
+            self._record = None
 
 
 def device_tag(uuid: UUID) -> int:

@@ -1,9 +1,8 @@
 """One VDUSE device from its making, or from the death of its last server, to its deletion.
 
 The device is the virtio block device that vhost-user serves too, with the same queues; here the kernel stands between
-it and the driver. The kernel keeps the device, its rings and their requests when the server dies; which requests were
-begun is in a file of records (:mod:`zonefs_emu.virtqueue.inflight`), so that the next server goes on with each exactly
-once.
+it and the driver. The kernel keeps the device, its rings and their requests when the server dies. A file holds a record
+of each queue (:mod:`zonefs_emu.inflight.ring_record`), so the next server executes each request exactly once.
 
 One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.queue_server`). The kernel waits for the answers to its
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
@@ -19,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import logging
-import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -28,6 +26,8 @@ from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError, UsageError
+from zonefs_emu.inflight.record_file import map_record_file
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.model import linux
 from zonefs_emu.vduse import protocol, vdpa_bus
 from zonefs_emu.vduse.driver_memory import VduseMemory
@@ -36,7 +36,6 @@ from zonefs_emu.vduse.vdpa_bus import Driver
 from zonefs_emu.virtio import blk_config, features as bits
 from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
@@ -187,15 +186,7 @@ def left_behind(name: str) -> list[str]:
 def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]:
     """Map the file *path*, and return the record of each queue; with *go_on* what it holds counts."""
     part = record_bytes(QUEUE_SIZE)
-    length = nr_queues * part
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        if not go_on or os.fstat(fd).st_size != length:
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, length)
-        view = memoryview(mmap.mmap(fd, length))
-    finally:
-        os.close(fd)
+    view = memoryview(map_record_file(path, nr_queues * part, go_on=go_on))
     return [view[index * part : (index + 1) * part] for index in range(nr_queues)]
 
 

@@ -1,6 +1,6 @@
 """The in-flight region: memory of the front-end that holds the record of each queue and outlives this process.
 
-May not know: what a record says (:mod:`zonefs_emu.virtqueue.inflight`).
+May not know: what a record says (:mod:`zonefs_emu.inflight.ring_record`).
 """
 
 import mmap
@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from zonefs_emu.errors import PeerError
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.vhost_user.connection import Handler, Reply
 from zonefs_emu.vhost_user.messages import Inflight, Request
 from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
-from zonefs_emu.virtqueue.inflight import record_bytes
 from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
 
 _QUEUES_MAX: Final = 1024

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 from zonefs_emu.device.buffers import scatter, total_bytes
 from zonefs_emu.device.intent_log import IntentLog, Intents
 from zonefs_emu.errors import PeerError
+from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.handler import Deferred, Handler
 from zonefs_emu.virtio.memory import GuestMemory
@@ -26,7 +27,6 @@ from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence, OversizedChain
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.inflight import QueueRecord
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
@@ -119,7 +119,7 @@ class Virtqueue:
         self._faults = faults
         #: What the peer shares, if it can take that away.
         self.shared = shared
-        self._record: QueueRecord | None = None
+        self._record: RingRecord | None = None
         self._intent_log: IntentLog | None = None
         self._backlog: Sequence[Chain] = ()
         self._pushed = 0
@@ -164,7 +164,7 @@ class Virtqueue:
         device = memory.at_user_address(address.device, device_bytes)
         self._record = None
         if record_memory is not None:
-            self._record = QueueRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
+            self._record = RingRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
         if features & bits.RING_PACKED:
             base = self._packed_base(desc)
             self.ring = PackedRing(

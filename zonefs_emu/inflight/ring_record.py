@@ -1,11 +1,11 @@
-"""The in-flight region: kept where it outlives us, so that a killed server loses no request and doubles none.
+"""The record of one virtqueue, with which a server that takes over loses no request and doubles none.
 
-Requests are executed and given back in the order of the ring, so *which* requests are unfinished needs no record: those
-from the used index on. What is recorded is how many were finished (to number requests for all time), and for each
-request that changes a zone what it is about to change, and that it has (:mod:`zonefs_emu.device.intent_log`).
+Requests are executed and given back in the order of the ring, so the unfinished ones are those from the used index on:
+no record is needed for that. Recorded is how many requests were finished, which numbers them for all time, and the
+intent of each request that changes a zone.
 
-The layout is our own business: the front-end (or with VDUSE, a file) only keeps the memory. All fields are 8-byte
-words, each stored at once, so a kill between two stores leaves one of the pictures below and never half a word.
+The front-end (with VDUSE, a file) only keeps the memory and does not look into it. All fields are 8-byte words, each
+stored at once.
 
 ::
 
@@ -15,12 +15,11 @@ words, each stored at once, so a kill between two stores leaves one of the pictu
                                   2  packed: word 1 as it will be once the ring shows the next one given back
                                   3  committed: position << 16 | n: n changes of the request at position have happened
                                 4-7  0
-    entry (4 words)               0  position + 1, or 0: no record
-    at position % queue size      1  sector; of an append: where it lands
-                                  2  nr_sectors | operation << 32 | condition before << 40
+    slot (4 words)                0  position + 1, or 0: no intent
+    at position % queue size    1, 2  the intent (slot.py)
                                   3  which change of the request this is, from 0
 
-A request's *position* is how many requests of its queue were finished before it. Words 1 to 3 of an entry are stored
+A request's *position* is how many requests of its queue were finished before it. Words 1 to 3 of a slot are stored
 before its word 0.
 
 * Split: the used index in the ring is the truth; word 1 follows it, and the difference is what was given back last.
@@ -33,6 +32,7 @@ from typing import Final
 
 from zonefs_emu.device.device import ALL_ZONES
 from zonefs_emu.device.intent_log import Intent
+from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, decode
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
@@ -40,27 +40,26 @@ from zonefs_emu.units import Sector
 MAGIC: Final = 0x5A564946  # "ZVIF"
 _VERSION: Final = 1
 _HEADER_WORDS: Final = 8
-_ENTRY_WORDS: Final = 4
-_WORD_BYTES: Final = 8
+_SLOT_WORDS: Final = 4
 _ALIGNMENT_BYTES: Final = 64
 _COUNT_MASK: Final = 0xFFFF
-#: Numbers of requests stay below this, so that there is room for 16 bits beside them. Nobody makes so many requests: a
-#: record that says so is none.
+#: Numbers of requests stay below this, so that there is room for 16 bits beside them. No queue lives to see so many: a
+#: record with a greater number is corrupt and does not count.
 _POSITION_MAX: Final = 1 << 47
 _CONDITIONS: Final = frozenset(Condition)
 
 
 def record_bytes(queue_size: int) -> int:
     """Return the bytes of the record of one queue."""
-    nr_bytes = (_HEADER_WORDS + _ENTRY_WORDS * queue_size) * _WORD_BYTES
+    nr_bytes = (_HEADER_WORDS + _SLOT_WORDS * queue_size) * WORD_BYTES
     return -(-nr_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
-class QueueRecord:
+class RingRecord:
     """The record of one queue; a :class:`zonefs_emu.device.intent_log.IntentLog`."""
 
     def __init__(self, memory: memoryview, queue_size: int, *, packed: bool) -> None:
-        """Use *memory* (:func:`record_bytes`), which the front-end keeps; what it holds counts if it is ours."""
+        """Use *memory* (:func:`record_bytes`), which outlives this process; it counts if it is of this ring."""
         self._words = memory.cast("Q")
         self._size = queue_size
         self._stamp = MAGIC | _VERSION << 32 | int(packed) << 40 | queue_size << 48
@@ -76,7 +75,7 @@ class QueueRecord:
     def _clear(self) -> None:
         words = self._words
         words[0] = 0
-        for index in range(1, _HEADER_WORDS + _ENTRY_WORDS * self._size):
+        for index in range(1, _HEADER_WORDS + _SLOT_WORDS * self._size):
             words[index] = 0
 
     def start_split(self, used_idx: int) -> None:
@@ -95,8 +94,8 @@ class QueueRecord:
     def start_packed(self, position: int) -> int | None:
         """Begin, or go on after a restart, with a packed ring.
 
-        Returns the position of the next used descriptor of an earlier life, for which the caller then asks
-        :meth:`recover_packed`; or None if there was none, and the ring begins at *position*.
+        Returns the position of the next used descriptor as an earlier process left it, which the caller looks at and
+        then calls :meth:`recover_packed`; or None if there is no record, and the ring begins at *position*.
         """
         words = self._words
         if words[0] != self._stamp or max(words[1], words[2]) >> 16 >= _POSITION_MAX:
@@ -125,11 +124,11 @@ class QueueRecord:
         self._words[1] = finished
 
     def before_packed(self, position: int) -> None:
-        """Note that the driver will now be shown one more request, after which *position* is the next."""
+        """Note that one more request is about to be shown to the driver, after which *position* is the next."""
         self._words[2] = (self.finished + 1) << 16 | position
 
     def finish_packed(self) -> None:
-        """Note that it has been."""
+        """Note that the driver has been shown the request of :meth:`before_packed`."""
         self.finished += 1
         self._words[1] = self._words[2]
 
@@ -141,31 +140,31 @@ class QueueRecord:
         self._spans = spans
         self._count = 0
 
-    def recall(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
-        """Return the record of a change of the present request; see the protocol."""
+    def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
+        """Return the intent of a change of the present request; see the protocol."""
         position = self._position
         if position >= self._recover_end:
             return None
         words = self._words
-        at = _HEADER_WORDS + position % self._size * _ENTRY_WORDS
-        has_entry = words[at] == position + 1
+        at = _HEADER_WORDS + position % self._size * _SLOT_WORDS
+        has_intent = words[at] == position + 1
         ordinal = words[at + 3]
         committed = words[3]
         if committed >> 16 == position:
             is_done = self._count < committed & _COUNT_MASK
         else:
-            is_done = committed >> 16 > position and has_entry and self._count <= ordinal
-        if not is_done and not (has_entry and ordinal == self._count):
+            is_done = committed >> 16 > position and has_intent and self._count <= ordinal
+        if not is_done and not (has_intent and ordinal == self._count):
             return None
         where, cond = sector, Condition.NOT_WP
-        if has_entry and ordinal == self._count:
-            what = words[at + 2]
-            if what & 0xFFFFFFFF != nr_sectors or what >> 32 & 0xFF != operation:
-                return None  # another request than the record is of: the guest has changed it
-            where, number = words[at + 1], what >> 40
-            if (where != sector and operation is not Operation.APPEND) or number not in _CONDITIONS:
+        if has_intent and ordinal == self._count:
+            found = decode(words[at + 1], words[at + 2])
+            if found.nr_sectors != nr_sectors or found.operation != operation:
+                return None  # the intent of another request: the guest has changed this one
+            where = found.sector
+            if (where != sector and operation is not Operation.APPEND) or found.cond not in _CONDITIONS:
                 return None
-            cond = Condition(number)
+            cond = Condition(found.cond)
         return Intent(operation, where, nr_sectors, cond, is_done, all_zones=nr_sectors == ALL_ZONES)
 
     @property
@@ -174,14 +173,14 @@ class QueueRecord:
         return self.finished < self._recover_end
 
     def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
-        """Record a change; see the protocol."""
+        """Store an intent; see the protocol."""
         words = self._words
         size = self._size
         position = self._position
-        kind = operation << 32 | cond << 40
+        kind = operation << OPERATION_SHIFT | cond << COND_SHIFT
         if self._spans:
             for sector, nr_sectors in self._spans:  # noqa: PLR1704  (the parts instead of the whole)
-                at = _HEADER_WORDS + position % size * _ENTRY_WORDS
+                at = _HEADER_WORDS + position % size * _SLOT_WORDS
                 position += 1
                 words[at] = 0
                 words[at + 1] = sector
@@ -189,7 +188,7 @@ class QueueRecord:
                 words[at + 3] = 0
                 words[at] = position
             return
-        at = _HEADER_WORDS + position % size * _ENTRY_WORDS
+        at = _HEADER_WORDS + position % size * _SLOT_WORDS
         words[at] = 0
         words[at + 1] = sector
         words[at + 2] = nr_sectors | kind
@@ -197,16 +196,16 @@ class QueueRecord:
         words[at] = position + 1
 
     def commit(self) -> None:
-        """Record that the change has happened; see the protocol."""
+        """Note that the change has happened; see the protocol."""
         if self._spans:
             word = (self._position + len(self._spans) - 1) << 16 | 1
         else:
             self._count += 1
             word = self._position << 16 | self._count
-        # Never back: while old requests are answered from the record, later ones of theirs have committed as well.
+        # Never lower: while requests of an earlier process are recovered, later ones of it have committed, too.
         self._words[3] = max(self._words[3], word)
 
     def abort(self) -> None:
         """Forget the change that was begun; see the protocol."""
         for position in range(self._position, self._position + max(len(self._spans), 1)):
-            self._words[_HEADER_WORDS + position % self._size * _ENTRY_WORDS] = 0
+            self._words[_HEADER_WORDS + position % self._size * _SLOT_WORDS] = 0

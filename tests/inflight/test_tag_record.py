@@ -1,7 +1,8 @@
-"""Records across the death of the process: a child is killed at every step, its successor gets the requests again."""
+"""The record across the death of the process: a child is killed at every step, the next one gets the requests again."""
 
 import os
 import signal
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.intent_log import Intent, Intents
 from zonefs_emu.errors import Status
+from zonefs_emu.inflight import tag_record
+from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.ublk import records as records_module
-from zonefs_emu.ublk.records import FREE, Records, TagIntentLog
 
 ZONE = 128
 GEOMETRY = Geometry(
@@ -39,8 +40,8 @@ class Server:
         self.device = ZonedDevice.open(image)
         self.port: Port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
-        self.records = Records(image.with_name("records"), device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
-        self.intent_log = intents.current.log = TagIntentLog(self.records, self.port)
+        self.record = TagRecord(image.with_name("records"), device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
+        self.intent_log = intents.current.log = TagIntentLog(self.record, self.port)
 
     def append(self, tag: int, zone_no: int, data: bytes) -> int:
         self.intent_log.number, self.intent_log.payload = tag, (data,)
@@ -53,7 +54,7 @@ class Server:
         return self.port.write(sector, len(data) // 512, (data,))
 
     def answered(self, tag: int) -> None:
-        self.records.words[self.records.slots[tag]] = FREE
+        self.record.words[self.record.slots[tag]] = FREE
 
     def contents(self, zone_no: int) -> bytes:
         zone = self.port.zone(zone_no)
@@ -68,7 +69,7 @@ def serving(image: Path, *, go_on: bool, device_tag: int = 77) -> Iterator[Serve
     try:
         yield server
     finally:
-        server.records.close()
+        server.record.close()
         server.device.close()
 
 
@@ -95,8 +96,8 @@ def run_and_die(body: Callable[[], None]) -> None:
 class DyingIntentLog(TagIntentLog):
     """Dies before or after one of its own steps: that is around every change of the image."""
 
-    def __init__(self, records: Records, port: Port, step: str) -> None:
-        super().__init__(records, port)
+    def __init__(self, record: TagRecord, port: Port, step: str) -> None:
+        super().__init__(record, port)
         self.step = step
 
     def begin(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:
@@ -119,7 +120,7 @@ STEPS = ["before intent", "after intent", "before mark", "after mark"]
 
 def start_dying(image: Path, step: str, *, go_on: bool = False) -> Server:
     server = Server(image, go_on=go_on)
-    server.intent_log = DyingIntentLog(server.records, server.port, "")
+    server.intent_log = DyingIntentLog(server.record, server.port, "")
     assert server.port.intents is not None
     server.port.intents.current.log = server.intent_log
     return server
@@ -271,7 +272,7 @@ def test_a_refused_request_leaves_no_record(image: Path) -> None:
     with serving(image, go_on=False) as server:
         assert server.write(0, ZONE + 8, pattern("a")) is Status.UNALIGNED_WP
         assert server.port.manage(Operation.CLOSE, ZONE) is Status.BAD_TRANSITION
-        assert [server.records.words[at] for at in server.records.slots] == [FREE] * TAGS
+        assert [server.record.words[at] for at in server.record.slots] == [FREE] * TAGS
 
 
 def test_prefix_of_a_write_that_grew(image: Path) -> None:
@@ -296,7 +297,7 @@ def test_records_of_another_device_do_not_count(image: Path, go_on: bool, device
 
     run_and_die(body)
     with serving(image, go_on=go_on, device_tag=device_tag) as server:
-        assert server.records.old == []
+        assert server.record.recoverable == []
         assert server.append(0, 1, pattern("a")) == ZONE + 4
 
 
@@ -307,10 +308,10 @@ def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         die()
 
     run_and_die(body)
-    monkeypatch.setattr(records_module, "SECONDS_MAX", 0)
+    monkeypatch.setattr(tag_record, "SECONDS_MAX", 0)
     with serving(image, go_on=True) as server:
         assert server.append(0, 1, pattern("a")) == ZONE + 4
-        assert server.records.old == []
+        assert server.record.recoverable == []
 
 
 def test_many_kills_leave_room(image: Path) -> None:
@@ -323,18 +324,51 @@ def test_many_kills_leave_room(image: Path) -> None:
     for _ in range(4):
         run_and_die(body)
     with serving(image, go_on=True) as server:
-        assert len(server.records.slots) == len(set(server.records.slots)) == TAGS
-        assert not set(server.records.slots) & set(server.records.old)
+        assert len(server.record.slots) == len(set(server.record.slots)) == TAGS
+        assert not set(server.record.slots) & set(server.record.recoverable)
+
+
+def words_of(image: Path) -> list[int]:
+    content = image.with_name("records").read_bytes()
+    return list(struct.unpack(f"<{len(content) // 8}Q", content))
+
+
+def test_layout(image: Path) -> None:
+    """An emulator of another version may be the next to read the file."""
+    with serving(image, go_on=False) as server:
+        server.append(0, 1, pattern("a"))
+        server.write(2, 2 * ZONE, pattern("b"))
+        server.answered(2)
+        server.intent_log.number = 1
+        server.intent_log.begin(Operation.CLOSE, 3 * ZONE, 0, Condition.EXP_OPEN)
+    words = words_of(image)
+    assert len(words) == 8 + 2 * TAGS * 4
+    assert words[:8] == [0x15A55424C, 77, 2 * TAGS, 0, 0, 0, 0, 0]  # magic and version 1, device, slots
+    assert words[8:12] == [2, ZONE, 4 | 2 << 32, 0]  # committed; 4 sectors, append; a condition is noted for close
+    assert words[12:16] == [1, 3 * ZONE, 4 << 32 | 3 << 40, 0]  # begun; close, of an explicitly open zone
+    assert words[16:18] == [0, 2 * ZONE]  # free; what it was of may stay
+    assert not any(words[20:])
+
+
+def test_slots_that_cannot_be_do_not_count(image: Path) -> None:
+    with serving(image, go_on=False) as server:
+        server.append(0, 1, pattern("a"))
+    content = bytearray(image.with_name("records").read_bytes())
+    content[8 * 8 + 2 * 8 + 5] = 99  # the condition in slot 0
+    image.with_name("records").write_bytes(content)
+    with serving(image, go_on=True) as server:
+        assert server.record.recoverable == []
+        assert server.append(0, 1, pattern("a")) == ZONE + 4
 
 
 def test_a_cut_file_begins_anew(image: Path) -> None:
     image.with_name("records").write_bytes(b"\xff" * 100)
     with serving(image, go_on=True) as server:
-        assert server.records.old == []
+        assert server.record.recoverable == []
         server.append(0, 1, pattern("a"))
 
 
-def test_recalled_is_complete(image: Path) -> None:
+def test_what_is_recovered_is_complete(image: Path) -> None:
     def body() -> None:
         server = start_dying(image, "")
         server.append(0, 1, pattern("a"))
@@ -343,6 +377,6 @@ def test_recalled_is_complete(image: Path) -> None:
     run_and_die(body)
     with serving(image, go_on=True) as server:
         server.intent_log.payload = (pattern("a"),)
-        assert server.intent_log.recall(Operation.APPEND, ZONE, 4) == Intent(
+        assert server.intent_log.recover(Operation.APPEND, ZONE, 4) == Intent(
             Operation.APPEND, ZONE, 4, Condition.NOT_WP, committed=True, all_zones=False
         )

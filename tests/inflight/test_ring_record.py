@@ -5,9 +5,9 @@ import struct
 import pytest
 
 from zonefs_emu.device.device import ALL_ZONES
+from zonefs_emu.inflight.ring_record import MAGIC, RingRecord, record_bytes
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.virtqueue.inflight import MAGIC, QueueRecord, record_bytes
 
 SIZE = 4
 
@@ -24,7 +24,7 @@ def words(memory: memoryview) -> tuple[int, ...]:
 def test_layout(memory: memoryview) -> None:
     assert record_bytes(SIZE) == 64 + 32 * SIZE
     assert record_bytes(3) % 64 == 0
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(10)
     record.start_request(1, ())
     record.begin(Operation.APPEND, 4096, 8, 2)
@@ -34,35 +34,35 @@ def test_layout(memory: memoryview) -> None:
     assert found[0] == MAGIC | 1 << 32 | SIZE << 48  # magic, version 1, split, size
     assert found[1] == 12  # finished
     assert found[3] == 11 << 16 | 1  # committed
-    entry = found[8 + 4 * (11 % SIZE) :][:4]
-    assert entry == (12, 4096, 8 | Operation.APPEND << 32 | 2 << 40, 0)
+    slot = found[8 + 4 * (11 % SIZE) :][:4]
+    assert slot == (12, 4096, 8 | Operation.APPEND << 32 | 2 << 40, 0)
 
 
 def test_what_is_not_ours_is_cleared(memory: memoryview) -> None:
     memory[:] = b"\xff" * len(memory)
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(7)
     assert words(memory)[1:] == (7, *[0] * (7 - 1 + 4 * SIZE))
     assert not record.recovering
 
 
 def test_a_ring_that_is_far_from_the_record_is_a_new_one(memory: memoryview) -> None:
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(0)
     record.start_request(0, ())
     record.begin(Operation.RESET, 0, 0, 0)
-    again = QueueRecord(memory, SIZE, packed=False)
+    again = RingRecord(memory, SIZE, packed=False)
     again.start_split(100)
     assert not again.recovering
     again.start_request(0, ())
-    assert again.recall(Operation.RESET, 0, 0) is None
+    assert again.recover(Operation.RESET, 0, 0) is None
 
 
 def test_the_used_index_is_the_truth_also_when_it_wraps(memory: memoryview) -> None:
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(65534)
     record.finish_split(1)
-    again = QueueRecord(memory, SIZE, packed=False)
+    again = RingRecord(memory, SIZE, packed=False)
     again.start_split(1)  # two more were shown than the record knows of
     assert again.finished == 65537
     assert again.recovering
@@ -70,21 +70,21 @@ def test_the_used_index_is_the_truth_also_when_it_wraps(memory: memoryview) -> N
     assert not again.recovering
 
 
-def crash(memory: memoryview) -> QueueRecord:
-    again = QueueRecord(memory, SIZE, packed=False)
+def crash(memory: memoryview) -> RingRecord:
+    again = RingRecord(memory, SIZE, packed=False)
     again.start_split(0)
     again.start_request(0, ())
     return again
 
 
-def test_recall(memory: memoryview) -> None:
+def test_recovery(memory: memoryview) -> None:
     record = crash(memory)
     record.begin(Operation.APPEND, 4100, 8, 0)
-    found = crash(memory).recall(Operation.APPEND, 4096, 8)
+    found = crash(memory).recover(Operation.APPEND, 4096, 8)
     assert found is not None
     assert (found.sector, found.committed, found.all_zones) == (4100, False, False)
     record.commit()
-    found = crash(memory).recall(Operation.APPEND, 4096, 8)
+    found = crash(memory).recover(Operation.APPEND, 4096, 8)
     assert found is not None
     assert found.committed
     record.abort()
@@ -99,20 +99,20 @@ def test_a_request_that_is_not_the_recorded_one_is_executed(memory: memoryview) 
         (Operation.APPEND, 4096, 8),
         (Operation.RESET, 4096, 0),
     ):
-        assert crash(memory).recall(operation, sector, nr_sectors) is None
+        assert crash(memory).recover(operation, sector, nr_sectors) is None
     other = crash(memory)
     other.start_request(1, ())
-    assert other.recall(Operation.WRITE, 4096, 8) is None
+    assert other.recover(Operation.WRITE, 4096, 8) is None
 
 
 def test_all_zones(memory: memoryview) -> None:
     crash(memory).begin(Operation.RESET, 0, ALL_ZONES, 0)
-    found = crash(memory).recall(Operation.RESET, 0, ALL_ZONES)
+    found = crash(memory).recover(Operation.RESET, 0, ALL_ZONES)
     assert found is not None
     assert found.all_zones
 
 
-def test_merged_writes_are_recalled_one_by_one(memory: memoryview) -> None:
+def test_merged_writes_are_recovered_one_by_one(memory: memoryview) -> None:
     record = crash(memory)
     record.start_request(0, [(0, 2), (2, 3), (5, 1)])
     record.begin(Operation.WRITE, 0, 6, 0)
@@ -122,7 +122,7 @@ def test_merged_writes_are_recalled_one_by_one(memory: memoryview) -> None:
         again = crash(memory)
         for ahead, (sector, nr_sectors) in enumerate([(0, 2), (2, 3), (5, 1)]):
             again.start_request(ahead, ())
-            found = again.recall(Operation.WRITE, sector, nr_sectors)
+            found = again.recover(Operation.WRITE, sector, nr_sectors)
             assert found is not None
             assert found.committed is committed
             if committed:
@@ -138,26 +138,26 @@ def test_a_request_of_several_changes(memory: memoryview) -> None:
     record.begin(Operation.WRITE, 16, 8, 0)
     again = crash(memory)
     for part, committed in ((0, True), (1, True), (2, False)):
-        found = again.recall(Operation.WRITE, part * 8, 8)
+        found = again.recover(Operation.WRITE, part * 8, 8)
         assert found is not None
         assert found.committed is committed
         again.commit()
-    assert again.recall(Operation.WRITE, 24, 8) is None
+    assert again.recover(Operation.WRITE, 24, 8) is None
 
 
 def test_packed(memory: memoryview) -> None:
-    record = QueueRecord(memory, SIZE, packed=True)
+    record = RingRecord(memory, SIZE, packed=True)
     assert record.start_packed(0x8000) is None
     record.before_packed(0x8002)
-    again = QueueRecord(memory, SIZE, packed=True)
+    again = RingRecord(memory, SIZE, packed=True)
     assert again.start_packed(0x8000) == 0x8000
     assert again.recover_packed(given_back=False) == 0x8000
     assert again.finished == 0
-    record = QueueRecord(memory, SIZE, packed=True)
+    record = RingRecord(memory, SIZE, packed=True)
     record.start_packed(0x8000)
     record.recover_packed(given_back=False)
     record.before_packed(0x8002)
-    again = QueueRecord(memory, SIZE, packed=True)
+    again = RingRecord(memory, SIZE, packed=True)
     again.start_packed(0x8000)
     assert again.recover_packed(given_back=True) == 0x8002
     assert again.finished == 1
@@ -168,7 +168,7 @@ def test_packed(memory: memoryview) -> None:
 
 @pytest.mark.parametrize(("packed", "stamp"), [(False, 0x0004_00_01_5A564946), (True, 0x0004_01_01_5A564946)])
 def test_what_other_versions_know_a_record_by(memory: memoryview, *, packed: bool, stamp: int) -> None:
-    record = QueueRecord(memory, SIZE, packed=packed)
+    record = RingRecord(memory, SIZE, packed=packed)
     if packed:
         record.start_packed(0)
     else:
@@ -180,9 +180,9 @@ def test_what_other_versions_know_a_record_by(memory: memoryview, *, packed: boo
 def test_a_packed_record_of_more_requests_than_there_can_be_is_none(
     memory: memoryview, finished: int, *, is_ours: bool
 ) -> None:
-    QueueRecord(memory, SIZE, packed=True).start_packed(0)
+    RingRecord(memory, SIZE, packed=True).start_packed(0)
     memory.cast("Q")[1] = memory.cast("Q")[2] = finished << 16 | 0x8003
-    again = QueueRecord(memory, SIZE, packed=True)
+    again = RingRecord(memory, SIZE, packed=True)
     assert again.start_packed(0x8001) == (0x8003 if is_ours else None)
     if is_ours:
         assert again.recover_packed(given_back=False) == 0x8003
@@ -192,16 +192,16 @@ def test_a_packed_record_of_more_requests_than_there_can_be_is_none(
 @pytest.mark.parametrize("given_back", [False, True])
 def test_a_packed_ring_that_gave_nothing_back_goes_on_where_it_began(memory: memoryview, *, given_back: bool) -> None:
     """A descriptor of earlier use may look as if it had been given back."""
-    QueueRecord(memory, SIZE, packed=True).start_packed(0x8002)
-    again = QueueRecord(memory, SIZE, packed=True)
+    RingRecord(memory, SIZE, packed=True).start_packed(0x8002)
+    again = RingRecord(memory, SIZE, packed=True)
     assert again.start_packed(0) == 0x8002
     assert again.recover_packed(given_back=given_back) == 0x8002
     assert again.finished == 0
 
 
 def test_a_packed_ring_is_recovering_until_every_request_of_the_earlier_process_is_finished(memory: memoryview) -> None:
-    QueueRecord(memory, SIZE, packed=True).start_packed(0x8000)
-    again = QueueRecord(memory, SIZE, packed=True)
+    RingRecord(memory, SIZE, packed=True).start_packed(0x8000)
+    again = RingRecord(memory, SIZE, packed=True)
     again.start_packed(0)
     again.recover_packed(given_back=False)
     recovering = []
@@ -213,9 +213,9 @@ def test_a_packed_ring_is_recovering_until_every_request_of_the_earlier_process_
 
 
 @pytest.mark.parametrize("cond", Condition)
-def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -> None:
+def test_the_condition_before_is_recovered(memory: memoryview, cond: Condition) -> None:
     crash(memory).begin(Operation.CLOSE, 4096, 0, cond)
-    found = crash(memory).recall(Operation.CLOSE, 4096, 0)
+    found = crash(memory).recover(Operation.CLOSE, 4096, 0)
     assert found is not None
     assert found.cond is cond
 
@@ -223,7 +223,7 @@ def test_the_condition_before_is_recalled(memory: memoryview, cond: Condition) -
 @pytest.mark.parametrize("ahead", range(SIZE))
 @pytest.mark.parametrize("nr_spans", [0, 1, 2])
 def test_what_is_aborted_is_forgotten_and_nothing_else(memory: memoryview, ahead: int, nr_spans: int) -> None:
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(SIZE + 1)  # positions are beyond the first round
     for position in range(SIZE):
         record.start_request(position, ())
@@ -237,7 +237,7 @@ def test_what_is_aborted_is_forgotten_and_nothing_else(memory: memoryview, ahead
 
 def test_the_record_of_merged_writes_word_by_word(memory: memoryview) -> None:
     """Over entries of earlier requests, one of which was the third change of its request."""
-    record = QueueRecord(memory, SIZE, packed=False)
+    record = RingRecord(memory, SIZE, packed=False)
     record.start_split(6)
     for position in range(SIZE):
         record.start_request(position, ())
@@ -249,7 +249,7 @@ def test_the_record_of_merged_writes_word_by_word(memory: memoryview) -> None:
     record.begin(Operation.WRITE, 4096, 8, 3)
     found = words(memory)
     for position, sector, nr_sectors in ((11, 4096, 3), (12, 4099, 5)):
-        entry = found[8 + 4 * (position % SIZE) :][:4]
-        assert entry == (position + 1, sector, nr_sectors | Operation.WRITE << 32 | 3 << 40, 0)
+        slot = found[8 + 4 * (position % SIZE) :][:4]
+        assert slot == (position + 1, sector, nr_sectors | Operation.WRITE << 32 | 3 << 40, 0)
     record.commit()
     assert words(memory)[3] == 12 << 16 | 1

@@ -1,0 +1,15 @@
+"""Requests in flight, kept where the death of this process does not reach: records, and how to go on with them.
+
+The words are the same for every transport:
+
+* A *record* is memory that outlives this process: a part of a region that a front-end keeps, or a file.
+* A record has *slots*. A slot holds the *intent* of one request: the change of a zone that it is about to make.
+* An intent is *begun* before the zone is changed, *committed* after it was, and *aborted* if the change was refused
+  (:mod:`zonefs_emu.device.intent_log`).
+* After a restart each request that comes again is *recovered*: the record is asked what became of it.
+
+There are two kinds. A virtqueue is finished in order and its ring outlives this process, so a slot is found by the
+position of its request (:mod:`.ring_record`, for vhost-user and VDUSE). The kernel gives requests of ublk back in any
+order and does not say which of them are old, so a slot belongs to a tag, and a request is compared with all slots of
+the earlier process (:mod:`.tag_record`).
+"""

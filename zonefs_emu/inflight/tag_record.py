@@ -1,0 +1,199 @@
+"""The record of a ublk device: what its requests have changed before their answers were taken.
+
+When a server of ublk dies, the kernel keeps its requests and gives them to the next server again, done or not, and does
+not say which of them were done. So before a request changes a zone, its intent is stored in a file that both processes
+map. Its slot is freed once the kernel has taken the answer.
+
+A used slot proves nothing: its request may have been answered in the instant of the kill. The proof is in the image. A
+write or append that was done has left its bytes below wp. If the very bytes that are asked for now are there, it was
+this request, and it is answered without being done again. Everything else is done again; opening, finishing or
+resetting a zone twice changes nothing. One case remains undecidable: an append that was answered in that instant and is
+followed, within SECONDS_MAX, by another of the same bytes to the same zone.
+
+May not know: io_uring, ublk's structures. Invariants: one slot per tag, of 8-byte words that are each stored at once;
+word 0 is stored last, so that a slot which counts is whole.
+
+::
+
+    header     word 0     magic, version
+    (8 words)       1     the device's tag
+                    2     number of slots
+    slot            0     FREE, BEGUN or COMMITTED
+    (4 words)    1, 2     the intent (slot.py)
+                    3     0
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zonefs_emu.device.device import Port
+from zonefs_emu.device.intent_log import Intent
+from zonefs_emu.inflight.record_file import map_record_file
+from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, SlotIntent, decode
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import Sector, to_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: How long the slots of an earlier process count: the kernel gives requests again as soon as the device goes on.
+SECONDS_MAX: Final = 60
+FREE: Final = 0
+BEGUN: Final = 1
+COMMITTED: Final = 2
+SLOT_WORDS: Final = 4
+_MAGIC: Final = 0x5A55424C | 1 << 32  # "ZUBL", version 1
+_HEADER_WORDS: Final = 8
+#: Operations whose doing twice would differ from doing once.
+_COUNTED: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.CLOSE))
+_CONDITIONS: Final = frozenset(Condition)
+
+
+class TagRecord:
+    """The file: twice as many slots as there are tags, so that those of an earlier process can stay."""
+
+    def __init__(self, path: Path, *, device_tag: int, nr_tags: int, go_on: bool) -> None:
+        """Map *path*. With *go_on* its slots are those of the previous server, if it was of this device.
+
+        Raises:
+            OSError: the host refuses.
+        """
+        self.path = path
+        nr_slots = 2 * nr_tags
+        self._map = map_record_file(path, (_HEADER_WORDS + nr_slots * SLOT_WORDS) * WORD_BYTES, go_on=go_on)
+        self.words = words = memoryview(self._map).cast("Q")
+        if (words[0], words[1], words[2]) != (_MAGIC, device_tag, nr_slots):
+            words[0] = 0
+            for index in range(1, len(words)):
+                words[index] = 0
+            words[1], words[2] = device_tag, nr_slots
+            words[0] = _MAGIC
+        places = range(_HEADER_WORDS, _HEADER_WORDS + nr_slots * SLOT_WORDS, SLOT_WORDS)
+        free = [at for at in places if words[at] == FREE]
+        used = [at for at in places if words[at] != FREE]
+        while len(free) < nr_tags:
+            # More slots are used than there are tags, so some are of requests that were answered before earlier kills.
+            free.append(used.pop(0))
+        #: Word index of the slot of each tag, by its number over all queues.
+        self.slots = free[:nr_tags]
+        for at in self.slots:
+            words[at] = FREE
+        #: Slots of requests that an earlier process may not have answered; empty almost always.
+        self.recoverable = [at for at in used if self._counts(self.intent(at))]
+        self._recoverable_until = time.monotonic() + SECONDS_MAX
+
+    @staticmethod
+    def _counts(intent: SlotIntent) -> bool:
+        return intent.operation in _COUNTED and intent.cond in _CONDITIONS
+
+    def intent(self, at: int) -> SlotIntent:
+        """Return the intent in slot *at*."""
+        return decode(self.words[at + 1], self.words[at + 2])
+
+    def expire(self) -> None:
+        """Free the slots of an earlier process if their time is over."""
+        if self.recoverable and time.monotonic() > self._recoverable_until:
+            for at in self.recoverable:
+                self.words[at] = FREE
+            self.recoverable.clear()
+
+    def take_over(self, at: int, number: int) -> None:
+        """Make slot *at* of an earlier process that of tag *number*: it is freed when that tag is answered."""
+        self.recoverable.remove(at)
+        # The slot that the tag had is free and stays unused: there are enough.
+        self.slots[number] = at
+
+    def close(self) -> None:
+        """Let the file go."""
+        self.words.release()
+        self._map.close()
+
+    def remove(self) -> None:
+        """Let the file go for good: the device is gone."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+class TagIntentLog:
+    """A :class:`zonefs_emu.device.intent_log.IntentLog` for one thread; *number* says which tag it executes."""
+
+    def __init__(self, record: TagRecord, port: Port) -> None:
+        """Store the intents of what the calling thread asks of *port* in *record*."""
+        self.number = 0
+        self.payload: Sequence[Buffer] = ()
+        self._record = record
+        self._words = record.words
+        self._slots = record.slots
+        self._port = port
+
+    def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
+        """Store an intent; see the protocol."""
+        words = self._words
+        at = self._slots[self.number]
+        words[at + 1] = sector
+        words[at + 2] = nr_sectors | operation << OPERATION_SHIFT | cond << COND_SHIFT
+        words[at] = BEGUN
+
+    def commit(self) -> None:
+        """Note that the change has happened; see the protocol."""
+        self._words[self._slots[self.number]] = COMMITTED
+
+    def abort(self) -> None:
+        """Forget the change that was begun; see the protocol."""
+        self._words[self._slots[self.number]] = FREE
+
+    # -- after a restart --------------------------------------------------------------------------------------
+
+    def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
+        """Return the intent of a request that comes again and was done; None if it is to be done."""
+        record = self._record
+        if not record.recoverable:
+            return None
+        record.expire()
+        for at in list(record.recoverable):
+            found = record.intent(at)
+            if found.operation == operation and self._was_done(found, operation, sector, nr_sectors):
+                record.take_over(at, self.number)
+                where, cond = found.sector, Condition(found.cond)
+                return Intent(operation, where, nr_sectors, cond, committed=True, all_zones=False)
+        return None
+
+    def _was_done(self, found: SlotIntent, operation: Operation, sector: Sector, nr_sectors: int) -> bool:
+        """Say whether the request for *operation* is the one that intent *found* is of, and has changed its zone."""
+        if operation is Operation.CLOSE:
+            return found.sector == sector and self._cond(sector) is Condition.EMPTY
+        if found.nr_sectors != nr_sectors or not self._is_at(operation, sector, found.sector):
+            return False
+        return self._holds(found.sector, nr_sectors)
+
+    def prefix(self, sector: Sector, nr_sectors: int) -> int:
+        """Return how many of *nr_sectors* from *sector* on an earlier process was asked to write as one; 0 if none.
+
+        The kernel may have made a waiting write longer by the one that follows on it.
+        """
+        for at in self._record.recoverable:
+            found = self._record.intent(at)
+            if found.operation == Operation.WRITE and found.sector == sector and found.nr_sectors < nr_sectors:
+                return found.nr_sectors
+        return 0
+
+    def _cond(self, sector: Sector) -> Condition:
+        return self._port.zone(self._port.geometry.zone_no(sector)).cond
+
+    def _is_at(self, operation: Operation, sector: Sector, where: Sector) -> bool:
+        if operation is Operation.APPEND:
+            zone_no = self._port.geometry.zone_no
+            return zone_no(where) == zone_no(sector)
+        return where == sector
+
+    def _holds(self, sector: Sector, nr_sectors: int) -> bool:
+        """Say whether the bytes that are asked for now lie below wp at *sector*."""
+        geometry = self._port.geometry
+        zone_no = geometry.zone_no(sector)
+        if geometry.is_conventional(zone_no) or self._port.zone(zone_no).wp < sector + nr_sectors:
+            return False
+        found = bytearray(to_bytes(nr_sectors))
+        return not self._port.read(sector, nr_sectors, [found]) and found == b"".join(self.payload)
