@@ -34,7 +34,9 @@ def serving(*args: object, pass_fds: tuple[int, ...] = ()) -> Iterator["subproce
     try:
         assert process.stderr is not None
         line = process.stderr.readline()
-        assert "is served; stop with Ctrl-C" in line, line + process.stderr.read()
+        if "is served; stop with Ctrl-C" not in line:
+            process.kill()
+            raise AssertionError(line + process.stderr.read())
         yield process
     finally:
         process.kill()

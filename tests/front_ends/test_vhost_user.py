@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from zonefs_emu.cli.serve import scsi_model
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import vhost_user
-from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, adopt, listen
+from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, adopt, listen, scsi_model
 
 
 def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -14,20 +13,12 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, record_option, say
-from zonefs_emu.cli.mount import ZonefsFrontEnd, mountable
 from zonefs_emu.daemon import session
 from zonefs_emu.daemon.session import FrontEnd
-from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd
-from zonefs_emu.fs.options import parse_options
-from zonefs_emu.virtio.blk_config import CONFIG_BYTES, BlkOptions
-from zonefs_emu.virtqueue.blk_device import BlkDevice
-from zonefs_emu.virtqueue.scsi_host import ScsiHost
-from zonefs_emu.virtqueue.virtio_device import VirtioDevice
+from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES, MakeModel, VhostUserFrontEnd, blk_model, scsi_model
+from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 
-#: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
-_SCSI_QUEUES: Final = 16
 _MEMORY: Final = [
     "-m",
     "1G",
@@ -38,21 +29,6 @@ _MEMORY: Final = [
 ]
 #: What managers such as libvirt look up. Source: QEMU, docs/interop/vhost-user.json.
 _TYPES: Final = {"scsi": "scsi", "blk": "block"}
-
-
-def serial_of(device: ZonedDevice) -> str:
-    """Return the serial number of *device*: the same for every front-end and every start."""
-    return device.uuid.hex[:20].upper()
-
-
-def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
-    """Make the virtio block device."""
-    return BlkDevice(device, BlkOptions(serial=serial_of(device), nr_queues=nr_queues), strict=strict)
-
-
-def scsi_model(device: ZonedDevice) -> VirtioDevice:
-    """Make the virtio SCSI host."""
-    return ScsiHost(device, serial=serial_of(device), nr_request_queues=_SCSI_QUEUES)
 
 
 def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
@@ -66,7 +42,7 @@ def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
         words += ["-chardev", f"socket,id=blk0,path={_escape(blk)}"]
         words += [
             "-device",
-            f"vhost-user-test-device-pci,chardev=blk0,virtio-id=2,num_vqs={nr_queues},config_size={CONFIG_BYTES}",
+            f"vhost-user-test-device-pci,chardev=blk0,virtio-id=2,num_vqs={nr_queues},config_size={BLK_CONFIG_BYTES}",
         ]
     return shlex.join(words)
 
@@ -156,7 +132,7 @@ def serve(
         raise UsageError(msg)
     front_ends: list[FrontEnd] = []
     make_blk = partial(blk_model, nr_queues=nr_queues, strict=strict)
-    makers: dict[str, Callable[[ZonedDevice], VirtioDevice]] = {"scsi": scsi_model, "blk": make_blk}
+    makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": make_blk}
     if socket_path is not None and fd is not None:
         msg = "--socket-path and --fd exclude each other"
         raise UsageError(msg)
@@ -170,7 +146,7 @@ def serve(
         msg = "nothing to serve: give --vhost-user-scsi SOCK or --vhost-user-blk SOCK"
         raise UsageError(msg)
     if directory is not None:
-        front_ends.append(ZonefsFrontEnd(mountable(directory), parse_options(mount_options)))
+        front_ends.append(ZonefsFrontEnd(directory, mount_options))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
     def ready() -> None:

@@ -41,8 +41,8 @@ refusal_log = logging.getLogger("zonefs_emu.refused")
 refusal_log.setLevel(logging.INFO)
 
 #: So is the end of a front-end by itself. One that failed is for a person, and said as a warning.
-front_end_log = logging.getLogger("zonefs_emu.front_ends")
-front_end_log.setLevel(logging.INFO)
+ended_log = logging.getLogger("zonefs_emu.ended")
+ended_log.setLevel(logging.INFO)
 
 _POLL_S: Final = 0.02
 #: Everything that a daemon creates has a mode of its own: its umask takes nothing away.
@@ -286,13 +286,13 @@ async def _serve(
             raise
         failure = known.failure = _failure_of(session, error)
         reason = host_sentence(failure) if isinstance(failure, OSError) else str(failure)
-        front_end_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
+        ended_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
         known.ended.append({"name": session.name, "where": session.where, "reason": reason})
         if ending.came:
             # Of a session that ends by a signal, only what fails at the end is told.
             raise failure from None
     else:
-        front_end_log.info("%s at %s has ended", session.name, session.where)
+        ended_log.info("%s at %s has ended", session.name, session.where)
         known.ended.append({"name": session.name, "where": session.where, "reason": None})
 
 

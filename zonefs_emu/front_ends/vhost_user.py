@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -23,10 +23,17 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.vhost_user.backend import Backend
+from zonefs_emu.virtio.blk_config import CONFIG_BYTES, BlkOptions
+from zonefs_emu.virtqueue.blk_device import BlkDevice
+from zonefs_emu.virtqueue.scsi_host import ScsiHost
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 log = logging.getLogger(__name__)
 
+#: The length of the virtio block device's configuration space, which some front-ends must be told.
+BLK_CONFIG_BYTES: Final = CONFIG_BYTES
+#: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
+_SCSI_QUEUES: Final = 16
 _BACKLOG: Final = 8
 #: How long to wait for the lock of a socket's directory, which is held for microseconds. Any process that can read the
 #: directory can hold the lock for longer, so the wait has an end.
@@ -36,6 +43,25 @@ _LAST_LOCK_S: Final = 0.5
 _POLL_S: Final = 0.02
 
 
+#: Makes of a device what is offered.
+MakeModel: TypeAlias = Callable[[ZonedDevice], VirtioDevice]
+
+
+def _serial(device: ZonedDevice) -> str:
+    """Return the serial number of *device*: the same for every front-end and every start."""
+    return device.uuid.hex[:20].upper()
+
+
+def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
+    """Make the virtio block device."""
+    return BlkDevice(device, BlkOptions(serial=_serial(device), nr_queues=nr_queues), strict=strict)
+
+
+def scsi_model(device: ZonedDevice) -> VirtioDevice:
+    """Make the virtio SCSI host."""
+    return ScsiHost(device, serial=_serial(device), nr_request_queues=_SCSI_QUEUES)
+
+
 class VhostUserFrontEnd:
     """The front-end of a session that offers what *make_model* makes of the device.
 
@@ -43,9 +69,7 @@ class VhostUserFrontEnd:
     already, in which case the front-end ends with the connection.
     """
 
-    def __init__(
-        self, make_model: Callable[[ZonedDevice], VirtioDevice], *, path: Path | None = None, fd: int = -1
-    ) -> None:
+    def __init__(self, make_model: MakeModel, *, path: Path | None = None, fd: int = -1) -> None:
         """Take one of *path* and *fd*."""
         assert (path is None) != (fd < 0)
         self._make_model = make_model

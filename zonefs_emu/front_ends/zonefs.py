@@ -1,0 +1,127 @@
+"""The zonefs on an image as a mounted directory: the front-end, and the end of a mount."""
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from zonefs_emu.daemon.client import find_serving
+from zonefs_emu.daemon.session import Session
+from zonefs_emu.errors import UsageError
+from zonefs_emu.fs.kernel import take_away
+from zonefs_emu.fs.mount_table import mount_at
+from zonefs_emu.fs.options import parse_options
+from zonefs_emu.persist.backing import user_name
+
+#: How long the daemon may take to write back and let the image go.
+_END_S: Final = 60.0
+#: What a FUSE mount answers whose process is gone; the second to requests that the process had been asked.
+_DEAD: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
+
+
+class ZonefsFrontEnd:
+    """The front-end of a session that mounts the image at *directory*, with the mount's *options*, as after ``-o``.
+
+    A mount that a killed process left at *directory* is unmounted at once.
+
+    Raises:
+        UsageError: an option is wrong, or *directory* cannot be mounted on; says why.
+    """
+
+    def __init__(self, directory: Path, options: str = "") -> None:
+        self._options = parse_options(options)
+        #: The directory, without links.
+        self.place = _mountable(directory)
+
+    @property
+    def readonly(self) -> bool:
+        """Whether nothing is written through the mount."""
+        return self._options.readonly
+
+    async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
+        """Mount, and serve until unmounted or cancelled."""
+        # Loads libfuse, which nothing but a mount needs.
+        from zonefs_emu.fs.mount import serve  # noqa: PLC0415
+
+        start = partial(serve, session.device, self.place, self._options, source=str(session.path))
+        with ExitStack() as registered:
+            async with trio.open_nursery() as nursery:
+                mount = await nursery.start(start)
+                registered.enter_context(session.register("zonefs", str(self.place), mount.statistics))
+                task_status.started()
+
+
+def _mountable(directory: Path) -> Path:
+    """Return *directory* without links, ready to be mounted on.
+
+    Raises:
+        UsageError: it cannot be mounted on; says why.
+    """
+    place = Path(os.path.realpath(directory))
+    while True:
+        try:
+            # Attributes come from the kernel's cache; this is asked of the file system, if it is FUSE.
+            os.statvfs(directory)
+            if not stat.S_ISDIR(directory.stat().st_mode):
+                msg = f"{directory} is no directory to mount on"
+                raise UsageError(msg, exit_code=1)
+        except OSError as error:
+            if error.errno not in _DEAD:
+                msg = f"{directory} is no directory to mount on: {error.strerror}"
+                raise UsageError(msg, exit_code=1) from None
+        else:
+            return place
+        _take_away_dead(directory, place)
+
+
+def _take_away_dead(directory: Path, place: Path) -> None:
+    entry = mount_at(place)
+    if entry is None:
+        msg = f"{directory} is the mount of a process that is gone, and no zonefs of ours: 'umount {directory}' ends it"
+        raise UsageError(msg, exit_code=1)
+    if os.geteuid() not in (0, entry.uid):
+        msg = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
+        raise UsageError(msg, exit_code=1)
+    # Lazily: for those who still have something open in it, nothing becomes worse.
+    take_away(place, lazy=True)
+
+
+def unmount(directory: Path) -> None:
+    """Unmount the zonefs at *directory*, and return when everything is written back and the image is free.
+
+    Raises:
+        UsageError: nothing of ours is mounted there, it is in use, or its process does not end; says which.
+    """
+    place = Path(os.path.realpath(directory))
+    entry = mount_at(place)
+    if entry is None:
+        msg = f"no zonefs of ours is mounted at {directory}"
+        raise UsageError(msg, exit_code=1)
+    if os.geteuid() not in (0, entry.uid):
+        msg = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
+        raise UsageError(msg, exit_code=1)
+    # Looked for while it can be asked; afterwards only the process is left of it.
+    serving = find_serving(str(place), entry.source) if _is_alive(place) else None
+    try:
+        take_away(place)
+        if serving is not None and not serving.wait(_END_S):
+            msg = f"{directory} is unmounted, but the process that served {entry.source} has not ended"
+            raise UsageError(msg, exit_code=1)
+    finally:
+        if serving is not None:
+            serving.close()
+
+
+def _is_alive(place: Path) -> bool:
+    """Say whether a process serves the FUSE mount at *place*: without one, every request fails."""
+    try:
+        # What stat(2) asks for is in the kernel's cache.
+        os.statvfs(place)
+    except OSError as error:
+        return error.errno not in _DEAD
+    return True
