@@ -5,12 +5,12 @@
     tools/mutants.py model virtqueue/virtqueue.py     some of it
     tools/mutants.py --report                     what the last run found, without running anything
 
-Each mutant is tried in a copy of the checkout by those fast tests of the directory that belongs to its module that run
-the changed statement, the fastest first; a run without a mutant, under coverage, tells which these are. A mutant that
-no test runs survives. pytest runs in a fork of a process that has imported the libraries already. All processors are
-used. A run that is interrupted goes on where it was, from the results in build/mutants. What was killed stays so, also
-after a change of the module's other lines; what survived is tried again, because that is what a test was written for
-since. Remove build/mutants to begin anew.
+Each mutant is tried in a copy of the checkout by those fast tests of its module's directories (TESTS) that run the
+changed statement, the fastest first; a run without a mutant, under coverage, tells which these are, and is kept for
+each test file until that file or the package changes. A mutant that no test runs survives. pytest runs in a fork of a
+process that has imported the libraries already. All processors are used. A run that is interrupted goes on where it
+was, from the results in build/mutants. What was killed stays so, also after a change of the module's other lines; what
+survived is tried again, because that is what a test was written for since. Remove build/mutants to begin anew.
 
 The mutants are those of cosmic-ray, but for two things. Of the eleven ways to replace an operator one or two are made,
 the likely slips: the others die of the same tests. And statements are removed, which cosmic-ray does not do.
@@ -22,7 +22,9 @@ import hashlib
 import itertools
 import math
 import multiprocessing
+import multiprocessing.pool
 import os
+import pickle
 import random
 import re
 import resource
@@ -55,13 +57,22 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 SESSIONS: Final = ROOT / "build" / "mutants"
 #: What is mutated, below zonefs_emu/: directories and files.
 MUTATED: Final = ("model", "device", "persist/image.py", "inflight", "virtqueue")
+#: Where the tests of a package are, if not in the directory of its name alone: the transports are the real users of a
+#: queue.
+TESTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "inflight": ("inflight", "vhost_user", "ublk"),
+    "virtqueue": ("virtqueue", "vhost_user", "vduse"),
+}
 #: Tests of a directory that say nothing about its mutated modules.
-OTHERS: Final = frozenset({"persist/test_corruption.py", "persist/test_kill.py", "persist/test_salvage.py"})
+OTHERS: Final = frozenset(f"persist/test_{name}.py" for name in ("backing", "corruption", "kill", "layout", "salvage"))
 #: Tests of the source of all modules.
 OF_ALL: Final = "tests/test_tidy.py::test_dataclasses_are_frozen_slotted_and_keyword_only"
-#: A mutant that makes a test hang counts as killed after this many times what its longest test takes, and this.
+#: A mutant that makes a test hang counts as killed after this many times what the test takes, and this; and after twice
+#: that time when it is tried again, because a busy machine may have been the reason.
 TIMEOUT_FACTOR: Final = 6
 TIMEOUT_SECONDS: Final = 10
+#: A mutant on which the collection of the tests hangs counts as killed after this.
+COLLECTION_SECONDS: Final = 60
 #: A mutant that asks for all memory is to die by itself.
 MEMORY_BYTES: Final = 6 << 30
 
@@ -144,27 +155,30 @@ class Reach(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One mutant to try by *tests*, in their order, each for *timeout* seconds at most."""
+    """One mutant to try by *tests*, in their order, each for so many seconds at most."""
 
     session: Path
     item: WorkItem
-    tests: tuple[str, ...]
-    timeout: int
+    tests: Mapping[str, float]
 
 
 class Chosen:
-    """A plugin of pytest: runs *tests* only, in their order."""
+    """A plugin of pytest: runs *tests* only, in their order, each for so many seconds at most."""
 
-    def __init__(self, tests: Sequence[str]) -> None:
+    def __init__(self, tests: Mapping[str, float]) -> None:
         """Take the node ids."""
+        self._tests = tests
         self._rank = {test: rank for rank, test in enumerate(tests)}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out what was not chosen."""
+        signal.alarm(0)  # of _run_once: from here on each test has a limit of its own
         items[:] = sorted(
             (item for item in items if item.nodeid in self._rank), key=lambda item: self._rank[item.nodeid]
         )
+        for item in items:
+            item.add_marker(pytest.mark.timeout(self._tests[item.nodeid]), append=False)
 
 
 class CoverageByTest(coverage.Coverage):
@@ -309,8 +323,9 @@ def _places(items: Iterable[WorkItem], source: str) -> dict[tuple[str, ...], str
 
 def _tests(directory: Path) -> list[str]:
     """Return the test files that tell whether the modules of *directory* work."""
-    files = sorted((ROOT / "tests" / Path(*directory.parts[1:])).glob("test_*.py"))
-    return [str(path.relative_to(ROOT)) for path in files if f"{directory.name}/{path.name}" not in OTHERS]
+    name = str(Path(*directory.parts[1:]))
+    files = [file for of in TESTS.get(name, (name,)) for file in sorted((ROOT / "tests" / of).glob("test_*.py"))]
+    return [str(path.relative_to(ROOT)) for path in files if f"{path.parent.name}/{path.name}" not in OTHERS]
 
 
 def _statements(source: str) -> dict[int, range]:
@@ -358,7 +373,7 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
                 items = [item for item in items if item.job_id not in done]
                 if items and module.parent not in reaches:
                     print(f"{module.parent}: the tests without a mutant ", end="", flush=True)
-                    reaches[module.parent] = pool.apply(_baseline, (module.parent,))
+                    reaches[module.parent] = _reach(module.parent, pool)
                     print(f"take {sum(reaches[module.parent].seconds.values()):.0f} s")
                 chosen = _chosen(module, reaches[module.parent], (ROOT / module).read_text()) if items else {}
                 for item in items:
@@ -366,8 +381,8 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
                     of_line = chosen[item.mutations[0].start_pos[0]]
                     spent = list(itertools.accumulate(seconds.get(test, 1.0) for test in of_line))
                     tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
-                    longest = max((seconds.get(test, 1.0) for test in tests), default=0)
-                    jobs.append(Job(path, item, tests, int(TIMEOUT_FACTOR * longest) + TIMEOUT_SECONDS))
+                    limits = {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
+                    jobs.append(Job(path, item, limits))
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
             begin = time.monotonic()
             for number, (job, result) in enumerate(pool.imap_unordered(_try, jobs), 1):
@@ -418,23 +433,73 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def _pytest(files: Sequence[str], plugin: Chosen | Observer, timeout: int = 600) -> int:
+def _pytest(files: Sequence[str], plugin: Chosen | Observer) -> int:
     """Run the fast tests of *files*, in this process; return pytest's exit status.
 
-    A test that takes more than *timeout* seconds ends the process. An exception in its place would make hypothesis run
-    the example again, without a timeout.
+    A test that takes more than its time ends the process. An exception in its place would make hypothesis run the
+    example again, without a timeout.
     """
     sys.dont_write_bytecode = True
     arguments = [
         "-x", "-q", "--no-header", "--tb=line", "-p", "no:randomly", "-p", "no:cacheprovider",
         "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not fuse and not qemu and not slow",
-        "-o", f"timeout={timeout}", "-o", "timeout_method=thread", "-o", "faulthandler_timeout=0",
+        "-o", "timeout=600", "-o", "timeout_method=thread", "-o", "faulthandler_timeout=0",
     ]  # fmt: skip
     return int(pytest.main([*arguments, *files], plugins=[plugin]))
 
 
-def _baseline(directory: Path) -> Reach:
-    """Run the tests of *directory* without a mutant."""
+def _reach(directory: Path, pool: multiprocessing.pool.Pool) -> Reach:
+    """Return which tests run which lines of *directory*; test files are run that were not run on these sources."""
+    sources = sorted((ROOT / "zonefs_emu").rglob("*.py")) + [
+        path for path in sorted((ROOT / "tests").rglob("*.py")) if not path.name.startswith("test_")
+    ]
+    of_all = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources))
+    kept: dict[str, Path] = {}
+    for file in _tests(directory):
+        of_file = of_all.copy()
+        of_file.update((ROOT / file).read_bytes())
+        name = "-".join((*directory.parts[1:], *Path(file).with_suffix("").parts[1:]))
+        kept[file] = SESSIONS / f"{name}-{of_file.hexdigest()[:12]}.reach"
+    stale = [file for file, path in kept.items() if not path.exists()]
+    if stale:
+        try:
+            reach = pool.apply(_baseline, (directory, stale))
+        except RuntimeError as error:
+            sys.exit(str(error))
+        for file in stale:
+            for earlier in SESSIONS.glob(f"{kept[file].name.rpartition('-')[0]}-*.reach"):
+                earlier.unlink()
+            kept[file].write_bytes(pickle.dumps(tuple(_of_file(reach, file))))
+    seconds: dict[str, float] = {}
+    lines: dict[str, dict[int, frozenset[str]]] = {}
+    for path in kept.values():
+        # Written above, by this program.
+        of_seconds, of_lines = pickle.loads(path.read_bytes())
+        seconds.update(of_seconds)
+        for module, by_line in of_lines.items():
+            for line, tests in by_line.items():
+                known = lines.setdefault(module, {})
+                known[line] = known.get(line, frozenset()) | tests
+    return Reach(seconds, lines)
+
+
+def _of_file(reach: Reach, file: str) -> Reach:
+    """Return what *reach* says of the tests of *file*, and of imports."""
+
+    def is_of_file(test: str) -> bool:
+        return not test or test.partition("::")[0] == file
+
+    return Reach(
+        {test: taken for test, taken in reach.seconds.items() if is_of_file(test)},
+        {
+            module: {line: frozenset(filter(is_of_file, tests)) for line, tests in by_line.items()}
+            for module, by_line in reach.lines.items()
+        },
+    )
+
+
+def _baseline(directory: Path, files: Sequence[str]) -> Reach:
+    """Run the tests of *files* without a mutant of *directory*."""
     reading, writing = multiprocessing.get_context("fork").Pipe(duplex=False)
     with tempfile.TemporaryFile() as output:
         child = _fork(output.fileno())
@@ -442,7 +507,7 @@ def _baseline(directory: Path) -> Reach:
             status = _NOT_RUN
             try:
                 observer = Observer([str(Path(directory, "*"))])
-                status = _pytest(_tests(directory), observer)
+                status = _pytest(files, observer)
                 if not status:
                     writing.send(observer.reach())
             except BaseException:
@@ -456,7 +521,7 @@ def _baseline(directory: Path) -> Reach:
         except EOFError:
             output.seek(0)
             message = f"failed\n{output.read().decode()}\ntools/mutants.py: the tests fail without a mutant"
-            raise SystemExit(message) from None
+            raise RuntimeError(message) from None  # SystemExit would end the pool's process and leave main() waiting
         finally:
             os.waitpid(child, 0)
     return reach
@@ -474,19 +539,30 @@ def _fork(output: int) -> int:
     return child
 
 
-def _run_tests(tests: tuple[str, ...], timeout: int) -> tuple[TestOutcome, str]:
-    """Run *tests*, each for *timeout* seconds at most. Stands for cosmic-ray's function, which starts a command."""
-    if not tests:
-        return TestOutcome.SURVIVED, "no test runs it"
+def _run_tests(tests: Mapping[str, float], _timeout: float) -> tuple[TestOutcome, str]:
+    """Run *tests*, each for so many seconds at most. Stands for cosmic-ray's function, which starts a command."""
+    result = TestOutcome.SURVIVED, "no test runs it"
+    # Most mutants die of the first file: to collect the others takes longer than to run it.
+    first = next((test.partition("::")[0] for test in tests), "")
+    for is_first in (True, False):
+        of_part = {test: limit for test, limit in tests.items() if (test.partition("::")[0] == first) is is_first}
+        if of_part and result[0] is TestOutcome.SURVIVED:
+            result = _run_once(of_part)
+            if result[1] == "timeout":
+                result = _run_once({test: 2 * limit for test, limit in of_part.items()})
+    return result
+
+
+def _run_once(tests: Mapping[str, float]) -> tuple[TestOutcome, str]:
     with tempfile.TemporaryFile() as output:
         child = _fork(output.fileno())
         if not child:
             status = _NOT_RUN
             # For what hangs while tests are collected; it is killed by the signal.
-            signal.alarm(timeout * 3)
+            signal.alarm(COLLECTION_SECONDS)
             try:
                 files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-                status = _pytest(files, Chosen(tests), timeout)
+                status = _pytest(files, Chosen(tests))
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -510,7 +586,7 @@ def _run_tests(tests: tuple[str, ...], timeout: int) -> tuple[TestOutcome, str]:
 
 
 def _try(job: Job) -> tuple[Job, WorkResult]:
-    return job, mutate_and_test(job.item.mutations, job.tests, job.timeout)
+    return job, mutate_and_test(job.item.mutations, job.tests, 0)
 
 
 def _report(sessions: Mapping[Path, Path]) -> str:
