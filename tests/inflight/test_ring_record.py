@@ -253,3 +253,202 @@ def test_the_record_of_merged_writes_word_by_word(memory: memoryview) -> None:
         assert slot == (position + 1, sector, nr_sectors | Operation.WRITE << 32 | 3 << 40, 0)
     record.commit()
     assert words(memory)[3] == 12 << 16 | 1
+
+
+class Pictures:
+    """Memory of a record that keeps what it held after each store: where a process may be killed."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._words = memory.cast("Q")
+        self.taken = [bytes(memory)]
+
+    def cast(self, _format: str) -> "Pictures":
+        return self
+
+    def __getitem__(self, index: int) -> int:
+        return self._words[index]
+
+    def __setitem__(self, index: int, word: int) -> None:
+        self._words[index] = word
+        self.taken.append(bytes(self._words))
+
+    def record(self, *, packed: bool) -> RingRecord:
+        return RingRecord(self, SIZE, packed=packed)  # type: ignore[arg-type]  # all that a record does with memory
+
+
+def restart(picture: bytes, used_idx: int = 0) -> RingRecord:
+    again = RingRecord(memoryview(bytearray(picture)), SIZE, packed=False)
+    again.start_split(used_idx)
+    again.start_request(0, ())
+    return again
+
+
+def test_a_change_is_recovered_whole_or_not_at_all_wherever_the_process_is_killed(memory: memoryview) -> None:
+    """The second change of a request, over the intent of the first, in a slot with the number of the same request."""
+    record = crash(memory)
+    record.begin(Operation.WRITE, 4096, 8, Condition.EMPTY)
+    record.commit()
+    pictures = Pictures(memory)
+    record = pictures.record(packed=False)
+    record.start_split(0)
+    record.start_request(0, ())
+    assert record.recover(Operation.WRITE, 4096, 8) is not None
+    record.commit()
+    record.begin(Operation.WRITE, 4104, 16, Condition.IMP_OPEN)
+    found = []
+    for picture in pictures.taken:
+        again = restart(picture)
+        first = again.recover(Operation.WRITE, 4096, 8)
+        assert first is not None, "a committed change would be executed again"
+        assert first.committed
+        again.commit()
+        second = again.recover(Operation.WRITE, 4104, 16)
+        assert second is None or (second.sector, second.cond, second.committed) == (4104, Condition.IMP_OPEN, False)
+        found.append(second is not None)
+    assert found == sorted(found)
+    assert found[-1]
+
+
+@pytest.mark.parametrize("spans", [(), ((4096, 8), (4104, 16))])
+def test_an_intent_is_not_taken_for_that_of_another_request_wherever_the_process_is_killed(
+    memory: memoryview, spans: tuple[tuple[int, int], ...]
+) -> None:
+    """The intent of the request one round earlier is of another operation and sector."""
+    record = RingRecord(memory, SIZE, packed=False)
+    record.start_split(0)
+    for position in range(SIZE):
+        record.start_request(position, ())
+        record.begin(Operation.APPEND, 1 << 40 | position, 8, Condition.CLOSED)
+        record.commit()
+    record.finish_split(SIZE)
+    pictures = Pictures(memory)
+    record = pictures.record(packed=False)
+    record.start_split(SIZE)
+    record.start_request(0, spans)
+    record.begin(Operation.APPEND, 4096, 8, Condition.EMPTY)
+    for picture in pictures.taken:
+        found = restart(picture, SIZE).recover(Operation.APPEND, 0, 8)
+        assert found is None or (found.sector, found.cond, found.committed) == (4096, Condition.EMPTY, False)
+
+
+def test_a_ring_that_begins_anew_is_not_recovering_wherever_the_process_is_killed(memory: memoryview) -> None:
+    record = RingRecord(memory, SIZE, packed=False)
+    record.start_split(50)
+    record.start_request(0, ())
+    record.begin(Operation.WRITE, 4096, 8, Condition.EMPTY)
+    record.commit()
+    pictures = Pictures(memory)
+    pictures.record(packed=False).start_split(2)
+    for picture in pictures.taken:
+        assert not restart(picture, 2).recovering or picture == pictures.taken[-1]
+    assert words(memory) == (MAGIC | 1 << 32 | SIZE << 48, 2, *[0] * (8 - 2 + 4 * SIZE))
+
+
+def test_a_packed_ring_that_begins_anew_does_so_wherever_the_process_is_killed(memory: memoryview) -> None:
+    RingRecord(memory, SIZE, packed=False).start_split(50)
+    pictures = Pictures(memory)
+    assert pictures.record(packed=True).start_packed(0x8000) is None
+    for picture in pictures.taken[:-1]:
+        again = RingRecord(memoryview(bytearray(picture)), SIZE, packed=True)
+        assert again.start_packed(0x8001) is None
+    again = RingRecord(memory, SIZE, packed=True)
+    assert again.start_packed(0x8001) == 0x8000
+
+
+def test_a_packed_ring_is_told_once_of_what_was_given_back_wherever_the_process_is_killed(memory: memoryview) -> None:
+    record = RingRecord(memory, SIZE, packed=True)
+    record.start_packed(0x8000)
+    record.before_packed(0x8001)
+    record.finish_packed()
+    pictures = Pictures(memory)
+    record = pictures.record(packed=True)
+    record.start_packed(0x8000)
+    record.recover_packed(given_back=True)
+    record.before_packed(0x8002)
+    nr_before = len(pictures.taken)
+    record.finish_packed()
+    for number, picture in enumerate(pictures.taken):
+        again = RingRecord(memoryview(bytearray(picture)), SIZE, packed=True)
+        position = again.start_packed(0)
+        shown = number >= nr_before - 1
+        assert again.recover_packed(given_back=shown) == (0x8002 if shown else 0x8001)
+        assert again.finished == (2 if shown else 1)
+        assert position == (0x8001 if number < nr_before else 0x8002)
+
+
+@pytest.mark.parametrize("used_idx", [4, 5, 6])
+def test_a_used_index_is_of_the_record_if_no_more_than_a_ring_ahead(memory: memoryview, used_idx: int) -> None:
+    RingRecord(memory, SIZE, packed=False).start_split(1)
+    again = RingRecord(memory, SIZE, packed=False)
+    again.start_split(used_idx)
+    assert again.finished == used_idx
+    assert again.recovering is (used_idx <= 1 + SIZE)
+
+
+@pytest.mark.parametrize(("finished", "is_ours"), [((1 << 47) - 1, True), (1 << 47, False)])
+def test_a_split_record_of_more_requests_than_there_can_be_is_none(
+    memory: memoryview, finished: int, *, is_ours: bool
+) -> None:
+    RingRecord(memory, SIZE, packed=False).start_split(0)
+    memory.cast("Q")[1] = finished
+    again = RingRecord(memory, SIZE, packed=False)
+    again.start_split(finished & 0xFFFF)
+    assert again.recovering is is_ours
+    assert again.finished == (finished if is_ours else 0)
+
+
+@pytest.mark.parametrize("position", range(2 * SIZE + 1))
+def test_only_requests_of_one_ring_after_those_finished_can_have_been_begun(memory: memoryview, position: int) -> None:
+    RingRecord(memory, SIZE, packed=False).start_split(SIZE)
+    slot = memory.cast("Q")[8 + 4 * (position % SIZE) :]
+    for index, word in enumerate((position + 1, 4096, 8 | Operation.WRITE << 32 | Condition.EMPTY << 40, 0)):
+        slot[index] = word
+    again = RingRecord(memory, SIZE, packed=False)
+    again.start_split(SIZE)
+    again.start_request(position - SIZE, ())
+    found = again.recover(Operation.WRITE, 4096, 8)
+    assert (found is not None) is (position < 2 * SIZE)
+    assert found is None or not found.committed
+
+
+def test_an_intent_with_a_condition_that_there_is_none_of_is_no_record(memory: memoryview) -> None:
+    crash(memory).begin(Operation.WRITE, 4096, 8, max(Condition) + 1)
+    assert crash(memory).recover(Operation.WRITE, 4096, 8) is None
+
+
+def test_what_later_requests_committed_says_that_earlier_ones_did(memory: memoryview) -> None:
+    """Requests are executed in order; those without an intent changed nothing, or were refused."""
+    record = RingRecord(memory, SIZE, packed=False)
+    record.start_split(0)
+    record.start_request(0, ())
+    record.begin(Operation.WRITE, 4096, 8, Condition.EMPTY)
+    record.commit()
+    record.start_request(2, ())
+    record.begin(Operation.WRITE, 8192, 8, Condition.EMPTY)
+    record.commit()
+    again = crash(memory)
+    first = again.recover(Operation.WRITE, 4096, 8)
+    assert first is not None
+    assert first.committed
+    again.start_request(1, ())
+    assert again.recover(Operation.WRITE, 6000, 8) is None
+    again.start_request(2, ())
+    last = again.recover(Operation.WRITE, 8192, 8)
+    assert last is not None
+    assert last.committed
+    again.commit()
+    again.start_request(3, ())
+    assert again.recover(Operation.WRITE, 9000, 8) is None
+
+
+def test_what_was_committed_last_is_not_forgotten_while_earlier_requests_are_answered(memory: memoryview) -> None:
+    record = RingRecord(memory, SIZE, packed=False)
+    record.start_split(0)
+    for position in range(2):
+        record.start_request(position, ())
+        record.begin(Operation.WRITE, 4096 + 8 * position, 8, Condition.EMPTY)
+        record.commit()
+    committed = words(memory)[3]
+    again = crash(memory)
+    again.commit()
+    assert words(memory)[3] == committed == 1 << 16 | 1
