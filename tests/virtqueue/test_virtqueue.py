@@ -9,7 +9,8 @@ import pytest
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
-from zonefs_emu.inflight.ring_record import record_bytes
+from zonefs_emu.inflight.ring_record import RingRecord, record_bytes
+from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
@@ -77,7 +78,9 @@ class Bench:
             lambda where, error: self.contained.append((where, error)),
             LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
         )
-        self.queue = Virtqueue(0, Intents(lambda _: False), self.echo, service)
+        self.service = service
+        self.intents = Intents(lambda _: False)
+        self.queue = Virtqueue(0, self.intents, self.echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
@@ -396,7 +399,7 @@ def test_a_bug_in_the_ring_costs_the_ring(
     monkeypatch.setattr(type(ring), method, broken)
     bench.queue.wake()
     bench.queue.run()
-    bench.queue.sleep()
+    assert not bench.queue.sleep()
     assert bench.queue.broken
     assert [where for where, _ in bench.contained] == ["the ring of queue 0"]
     assert os.eventfd_read(bench.queue.err_fd) == 1
@@ -432,3 +435,172 @@ def test_an_answer_that_was_abandoned_is_ignored(bench: Bench) -> None:
     assert bench.queue.busy, "the request is executed again, and that is what is waited for"
     bench.work()
     assert len(bench.pair.driver.reap()) == 1
+
+
+def test_requests_are_given_back_by_eights_while_their_batch_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start()
+    for _ in range(20):
+        bench.pair.add([b"a"], [1])
+    given_back: list[int] = []
+    execute = bench.echo.execute
+
+    def counting(chain: Chain) -> int:
+        given_back.append(len(bench.pair.driver.reap()))
+        return execute(chain)
+
+    monkeypatch.setattr(bench.echo, "execute", counting)
+    assert bench.queue.run()
+    assert [(number, count) for number, count in enumerate(given_back) if count] == [(8, 8), (16, 8)]
+    assert len(bench.pair.driver.reap()) == 4
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "by the worker"])
+def test_the_record_has_each_request_at_its_own_number(bench: Bench, *, waits: bool) -> None:
+    """Numbers count from the first request of all, however many of a batch were given back before."""
+    memory = memoryview(bytearray(record_bytes(64)))
+    words = memory.cast("Q")
+    bench.queue.start(bench.memory, bench.features, memory, None)
+    first = words[1] >> 16 if bench.features & bits.RING_PACKED else words[1]
+    for number in range(13):
+        for _ in range(number):
+            bench.pair.add([b"a"], [1])
+        bench.pair.add([b"w" if waits else b"a"], [1])
+        log = bench.queue._record
+        assert log is not None
+        nr_left = [number + 1]
+
+        def note(log: RingRecord = log, nr_left: list[int] = nr_left) -> None:
+            nr_left[0] -= 1
+            if nr_left[0]:
+                bench.echo.coming = note
+            else:
+                current = bench.intents.current.log
+                assert current is log
+                current.begin(Operation.WRITE, 4096, 8, 1)
+
+        bench.echo.coming = note
+        while bench.queue.run():
+            pass
+        while bench.jobs:
+            bench.work()
+        while bench.queue.run():
+            pass
+        bench.pair.driver.reap()
+        first += number + 1
+        assert words[8 + 4 * ((first - 1) % 64)] == first
+
+
+def test_a_stopped_queue_lets_go_of_the_record(bench: Bench) -> None:
+    bench.queue.start(bench.memory, bench.features, memoryview(bytearray(record_bytes(64))), None)
+    bench.pair.add([b"a"], [1])
+    bench.queue.run()
+    assert bench.intents.current.log is not None
+    bench.queue.stop()
+    assert bench.intents.current.log is None
+
+
+def test_a_packed_ring_goes_on_at_its_base_also_if_nothing_was_ever_given_back() -> None:
+    bench = Bench(is_packed=True)
+    memory = memoryview(bytearray(record_bytes(64)))
+    bench.queue.base = 0x8005_8005
+    bench.queue.start(bench.memory, bench.features, memory, None)
+    bench.queue.base = 0
+    bench.queue.start(bench.memory, bench.features, memory, None)
+    assert bench.queue.stop() == 0x8005_8005
+    bench.queue.close()
+
+
+@pytest.mark.parametrize("was_shown", [False, True])
+def test_a_packed_ring_tells_by_its_descriptors_what_was_given_back_last(*, was_shown: bool) -> None:
+    """Killed between the note that a request is given back and the note that it has been; all round the ring."""
+    bench = Bench(is_packed=True)
+    memory = memoryview(bytearray(record_bytes(64)))
+    words = memory.cast("Q")
+    bench.queue.start(bench.memory, bench.features, memory, None)
+    for _ in range(70):
+        number = bench.pair.add([b"a"], [1])
+        before = words[1]
+        if was_shown:
+            assert bench.queue.run()
+            assert words[1] != before
+            words[1] = before
+        else:
+            # It takes up two descriptors.
+            position = (before & 0xFFFF) + 2
+            words[2] = ((before >> 16) + 1) << 16 | (position if position & 0x7FFF < 64 else (position ^ 0x8000) - 64)
+        bench.queue.start(bench.memory, bench.features, memory, None)
+        assert bench.queue.run() is not was_shown
+        assert [done.request_id for done in bench.pair.driver.reap()] == [number]
+        assert words[1] == words[2]
+    bench.queue.close()
+
+
+def test_a_worker_that_takes_nothing_costs_the_ring(bench: Bench, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("queue 0 is broken: an internal error")
+
+    def closed(_job: object, _then: object) -> None:
+        raise RuntimeError("closed")
+
+    bench.queue = Virtqueue(0, bench.intents, bench.echo, bench.service._replace(submit=closed))
+    address = (USER + area.offset for area in bench.pair.areas)
+    bench.queue.address = RingAddresses(*address)
+    bench.queue.size, bench.queue.enabled = 64, True
+    bench.queue.base = 0x80008000 if bench.features & bits.RING_PACKED else 0
+    bench.start()
+    bench.pair.add([b"w"], [1])
+    assert not bench.queue.run()
+    assert bench.queue.broken
+    assert not bench.queue.busy
+    assert [str(error) for _, error in bench.contained] == ["closed"]
+    bench.queue.stop()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "is_contained"), [(1, False), (PeerError("gone"), False), (RuntimeError("a bug"), True)]
+)
+def test_of_answers_that_are_too_late_only_bugs_are_told(
+    bench: Bench, outcome: int | Exception, *, is_contained: bool
+) -> None:
+    bench.start()
+    bench.pair.add([b"w"], [1])
+    bench.queue.run()
+    bench.queue.abandon()
+    bench.jobs.pop()[1](outcome)
+    told = [("a request of queue 0 that is answered no more", outcome)] if is_contained else []
+    assert bench.contained == told
+    assert bench.queue.requests == 0
+
+
+@pytest.mark.parametrize("outcome", [1, RuntimeError("a bug")], ids=["a length", "an exception"])
+def test_what_cannot_be_answered_is_told_with_what_the_worker_met(
+    bench: Bench, outcome: int | Exception, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("queue 0 is broken: an internal error")
+    bench.start()
+    bench.pair.add([b"w"], [1])
+    bench.queue.run()
+    bug = RuntimeError("another bug")
+
+    def broken(*_: object) -> None:
+        raise bug
+
+    if isinstance(outcome, Exception):
+        monkeypatch.setattr(bench.echo, "fail", broken)
+    else:
+        monkeypatch.setattr(type(bench.queue.ring), "push", broken)
+    bench.jobs.pop()[1](outcome)
+    assert bench.queue.broken
+    assert bench.contained[-1] == ("the ring of queue 0", bug)
+    assert bug.__context__ is (outcome if isinstance(outcome, Exception) else None)
+
+
+def test_a_queue_has_no_size_until_it_is_given_one(bench: Bench) -> None:
+    queue = Virtqueue(3, bench.intents, bench.echo, bench.service)
+    queue.address = bench.queue.address
+    with pytest.raises(PeerError, match="queue 3 is started without size or addresses"):
+        queue.start(bench.memory, bench.features, None, None)
+    assert not queue.is_ready
+    assert not queue.run()
+    assert queue.stop() == 0
