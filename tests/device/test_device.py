@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.faults import FAULTY, Effect, Fault
+from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule
-from zonefs_emu.errors import CorruptImageError, PoisonedError, Status
+from zonefs_emu.errors import CorruptImageError, NoSpaceError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition
@@ -237,6 +238,63 @@ def test_power_cycle(device: ZonedDevice, port: Port) -> None:
     assert notified == [(0, 8)]
     assert device.statistics()["power_cycles"] == 1
     assert write(port, 192, 4) == Status.OK
+
+
+def test_a_power_cycle_that_a_full_host_refuses_changes_nothing(
+    device: ZonedDevice, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(port, 128, 4)
+
+    def full() -> None:
+        raise NoSpaceError
+
+    monkeypatch.setattr(device.image, "flush", full)
+    with pytest.raises(NoSpaceError):
+        device.power_cycle()
+    assert cond(port, 2) is Condition.IMP_OPEN
+    assert device.statistics()["power_cycles"] == 0
+
+
+def test_a_power_cycle_lasts(device: ZonedDevice, port: Port, tmp_path: Path) -> None:
+    """A copy of the file without its live state is what a power cut leaves."""
+    write(port, 128, 4)
+    lab = PowerCutLab(device)
+    device.power_cycle()
+    lab.write(next(iter(lab.every())), tmp_path / "after.img")
+    after = ZonedDevice.open(tmp_path / "after.img")
+    assert after.port("after", VIRTIO).zone(2).cond is Condition.CLOSED
+    after.close()
+
+
+def test_a_refusal_names_its_sectors_and_is_counted_where_it_was_met(device: ZonedDevice, port: Port) -> None:
+    def refusal(status: Status) -> tuple[int, int, int]:
+        assert status
+        assert port.last_refusal is not None
+        assert port.last_refusal.status is status
+        return port.last_refusal.zone_no, port.last_refusal.sector, port.last_refusal.nr_sectors
+
+    assert refusal(port.manage(OPEN, 0)) == (0, 0, 0)
+    assert refusal(port.manage(OPEN, 129)) == (2, 129, 0)
+    assert refusal(port.set_cond(1, Condition.FULL)) == (1, 64, 0)
+    assert refusal(port.set_cond(7, Condition.IMP_OPEN)) == (7, 448, 0)
+    assert refusal(write(port, 130, 3)) == (2, 130, 3)
+    assert refusal(port.read(479, 2, [bytearray(1024)])) == (-1, 479, 2)
+    assert refusal(port.append(129, 2, [bytes(1024)])[0]) == (2, 129, 2)
+    counted = {zone_no: device.counters.zone(zone_no)["refused"] for zone_no in range(8)}
+    assert counted == {0: 1, 1: 1, 2: 3, 3: 0, 4: 0, 5: 0, 6: 0, 7: 1}
+    assert device.statistics()["refused"] == 7
+
+
+@pytest.mark.parametrize("operation", [OPEN, CLOSE, FINISH, RESET])
+def test_a_fault_refuses_management_with_the_zone_that_it_fired_at(
+    device: ZonedDevice, port: Port, operation: Operation
+) -> None:
+    device.inject(Fault(operations=frozenset((operation,)), effect=Effect.FAIL, first_zone=3, nr_zones=1, every=True))
+    assert port.manage(operation, 128, 2) is Status.IO_ERROR
+    assert port.last_refusal is not None
+    assert (port.last_refusal.zone_no, port.last_refusal.sector, port.last_refusal.nr_sectors) == (3, 128, 0)
+    assert port.manage_all(operation) is Status.IO_ERROR
+    assert (port.last_refusal.zone_no, port.last_refusal.sector, port.last_refusal.nr_sectors) == (3, 0, 0)
 
 
 def test_limits_of_resources_name_their_holders(device: ZonedDevice, port: Port) -> None:

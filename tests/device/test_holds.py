@@ -152,6 +152,7 @@ def test_others_go_on_during_a_long_write_and_its_zone_waits(device: ZonedDevice
     # What wants its zone waits.
     waiting = [
         background.start("append", lambda: other.append(start, 8, [content(4, 8)])),
+        background.start("write", lambda: other.write(start + 8, 8, [content(5, 8)])),
         background.start("set_cond", lambda: other.set_cond(2, Condition.FULL)),
     ]
     for thread in waiting:
@@ -162,6 +163,7 @@ def test_others_go_on_during_a_long_write_and_its_zone_waits(device: ZonedDevice
     assert answers["long"] == (Status.OK if operation is Operation.WRITE else (Status.OK, start + 8))
     assert read(other, start + 8, LONG) == content(2, LONG)
     assert answers["append"] in {(Status.OK, start + 8 + LONG), (Status.ZONE_FULL, start)}
+    assert answers["write"] in {Status.UNALIGNED_WP, Status.ZONE_FULL}
     assert other.zone(2).cond is Condition.FULL
     assert not device.holds.held
 

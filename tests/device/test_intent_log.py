@@ -10,6 +10,7 @@ from zonefs_emu.device.device import ALL_ZONES, Port, ZonedDevice
 from zonefs_emu.device.intent_log import Intent, Intents, is_done
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 
@@ -236,3 +237,61 @@ def test_a_write_to_a_contested_sequential_zone_is_not_guessed_at(port: Port, no
     assert port.last_refusal is not None
     assert port.last_refusal.rule == DeviceRule.CONTESTED
     assert port.zone(9).wp == nine
+
+
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
+def test_a_long_write_is_logged_as_a_short_one_is(port: Port, notes: Notes, operation: Operation) -> None:
+    port.short_sectors = 1
+    if operation is Operation.WRITE:
+        assert not port.write(START, 2, [bytes(1024)])
+    else:
+        assert port.append(START, 2, [bytes(1024)]) == (Status.OK, START)
+    assert notes.notes == [f"begin {operation.name} {START} 2 0: (0, 'locked')", "committed: (2, 'locked')"]
+
+
+@pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
+def test_a_long_write_that_the_host_fails_leaves_no_record(port: Port, notes: Notes, operation: Operation) -> None:
+    def broken(_buffers: object, _offset: int) -> int:
+        raise OSError(5, "broken")
+
+    port.short_sectors = 1
+    port.pwritev = broken
+    if operation is Operation.WRITE:
+        assert port.write(START, 2, [bytes(1024)]) is Status.IO_ERROR
+    else:
+        assert port.append(START, 2, [bytes(1024)]) == (Status.IO_ERROR, START)
+    assert [text.partition(" ")[0] for text in notes.notes] == ["begin", "abort"]
+
+
+def test_management_of_the_first_zone_is_logged_and_of_what_lies_outside_is_not(tmp_path: Path) -> None:
+    geometry = Geometry(size=2500 * 64, zone_size=64, zone_capacity=64)
+    device = ZonedDevice.open(create(tmp_path / "image", geometry))
+    port = device.port("logged", VIRTIO)
+    port.intents = Intents(lambda _: False)
+    log = port.intents.current.log = Notes()
+    assert port.manage(Operation.OPEN, 0) is Status.OK
+    assert port.manage(Operation.RESET, 64, 2400) is Status.OK, "in several portions"
+    assert port.manage(Operation.RESET, 2499 * 64) is Status.OK
+    assert [text.partition(":")[0] for text in log.notes] == [
+        "begin OPEN 0 0 1", "committed",
+        "begin RESET 64 0 1", "committed",
+        f"begin RESET {2499 * 64} 0 1", "committed",
+    ]  # fmt: skip
+    log.notes.clear()
+    for sector in (-64, 2500 * 64):
+        assert port.manage(Operation.OPEN, sector) is Status.OUT_OF_RANGE
+    assert [text for text in log.notes if text != "abort"] == []
+    device.close()
+
+
+def test_a_refused_reset_of_all_zones_leaves_no_record(port: Port, notes: Notes) -> None:
+    assert port.manage_all(Operation.OPEN) is Status.OK, "of the CLOSED zones, of which there are none"
+    notes.notes.clear()
+    for zone_no in range(3, 10):
+        assert port.write(zone_no * ZONE, 1, [bytes(512)]) is Status.OK
+        assert port.manage(Operation.CLOSE, zone_no * ZONE) is Status.OK
+    notes.notes.clear()
+    assert port.manage_all(Operation.OPEN) is Status.OPEN_RESOURCE
+    assert [text.partition(" ")[0] for text in notes.notes] == ["begin", "abort"]
+    assert port.last_refusal is not None
+    assert (port.last_refusal.sector, port.last_refusal.nr_sectors) == (0, 0)
