@@ -35,6 +35,7 @@ from tests.served import Served
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.errors import CorruptImageError, ImageBusyError, PoisonedError, Status, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import fresh_zones
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.backing import FileBacking
@@ -42,6 +43,7 @@ from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import HEADER_MAGIC, SectionKind, encode_header, plan_header
 from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode, decode_state
+from zonefs_emu.persist.codec.words import pack_words
 from zonefs_emu.persist.image import LOST, PORTION_ZONES, EveryZone, Image, header_blocks, holder, read_header
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 from zonefs_emu.units import to_bytes
@@ -959,3 +961,72 @@ def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callab
 
 class PlantedError(Exception):
     """No exception of the project's."""
+
+
+# -- what is stored ---------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_image_is_a_stopped_one_of_the_first_generation() -> None:
+    memory = fresh_memory()
+    for copy in (0, 1):
+        block = memory[HEADER.section(SectionKind.STATE, copy).offset :][:BLOCK_BYTES]
+        state = decode_state(bytes(block), HEADER.seed, offset=0)
+        assert (state.generation, state.mode, state.epoch, state.journal_seq) == (1, Mode.CLEAN, 1, 0)
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+@pytest.mark.parametrize("program", ["w2:1 f w2:1", "w2:1 Q"])
+def test_either_state_block_says_how_the_image_was_left(program: str, copy: int) -> None:
+    memory = set_up()
+    World(MemoryBacking(memory)).run(program)
+    expected = World(MemoryBacking(bytearray(memory))).snapshot()
+    at = HEADER.section(SectionKind.STATE, copy).offset
+    memory[at : at + BLOCK_BYTES] = bytes(BLOCK_BYTES)
+    again = World(MemoryBacking(memory))
+    assert again.snapshot() == expected
+    assert bool(again.image.recovery) is ("Q" not in program)
+
+
+@pytest.mark.parametrize(
+    ("zone_no", "cond", "wp"), [(0, Condition.EMPTY, 0), (1, Condition.EMPTY, 1), (1, Condition.CLOSED, 7)]
+)
+def test_a_table_of_zones_that_cannot_be_is_refused(zone_no: int, cond: Condition, wp: int) -> None:
+    """Its checksum is good, so it was not damaged by accident."""
+    conds, wps = fresh_zones(GEOMETRY)
+    conds[zone_no], wps[zone_no] = cond, wp
+    memory = bytearray(HEADER.file_bytes)
+    Image.initialize(MemoryBacking(memory), HEADER, pack_words(conds, wps))
+    with pytest.raises(CorruptImageError, match="checkpoint"):
+        World(MemoryBacking(memory))
+
+
+def open_file(fd: Path) -> str:
+    try:
+        return str(fd.readlink())
+    except FileNotFoundError:  # of the listing itself
+        return ""
+
+
+def test_an_image_that_cannot_be_created_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    path = tmp_path / "a.img"
+    monkeypatch.setattr(FileBacking, "sync_name", full)
+    with pytest.raises(OSError, match="full"):
+        Image.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    assert not path.exists()
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if str(path) in open_file(fd)]
+
+
+def test_many_zones_that_were_reset_may_all_be_written_after_one_flush() -> None:
+    geometry = Geometry(size=2 * 3 * PORTION_ZONES, zone_size=2, zone_capacity=2)
+    memory = fresh_memory(geometry)
+    world = World(MemoryBacking(memory))
+    device = world.device
+    for zone_no in range(geometry.nr_zones):
+        assert world.port.write(2 * zone_no, 1, [bytes(512)]) is Status.OK
+    assert world.port.manage_all(Operation.RESET) is Status.OK
+    assert all(device.image.has_pending_reset(zone_no) for zone_no in (0, PORTION_ZONES, geometry.nr_zones - 1))
+    assert world.port.flush() is Status.OK
+    assert not any(device.image.has_pending_reset(zone_no) for zone_no in range(geometry.nr_zones))
