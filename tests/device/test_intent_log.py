@@ -23,9 +23,12 @@ class Notes:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.intent: Intent | None = None
+        #: The changes that were looked for.
+        self.asked: list[tuple[Operation, int, int]] = []
         self.look: Callable[[], object] = lambda: None
 
     def recover(self, operation: Operation, sector: int, nr_sectors: int) -> Intent | None:
+        self.asked.append((operation, sector, nr_sectors))
         return self.intent
 
     def begin(self, operation: Operation, sector: int, nr_sectors: int, cond: int) -> None:
@@ -295,3 +298,16 @@ def test_a_refused_reset_of_all_zones_leaves_no_record(port: Port, notes: Notes)
     assert [text.partition(" ")[0] for text in notes.notes] == ["begin", "abort"]
     assert port.last_refusal is not None
     assert (port.last_refusal.sector, port.last_refusal.nr_sectors) == (0, 0)
+
+
+def test_each_change_is_looked_for_as_it_was_logged(port: Port, notes: Notes) -> None:
+    port.write(START, 2, [bytes(1024)])
+    port.append(START, 1, [bytes(512)])
+    port.manage(Operation.CLOSE, START)
+    port.manage_all(Operation.RESET)
+    assert notes.asked == [
+        (Operation.WRITE, START, 2),
+        (Operation.APPEND, START, 1),
+        (Operation.CLOSE, START, 0),
+        (Operation.RESET, 0, ALL_ZONES),
+    ]

@@ -604,3 +604,30 @@ def test_a_queue_has_no_size_until_it_is_given_one(bench: Bench) -> None:
     assert not queue.is_ready
     assert not queue.run()
     assert queue.stop() == 0
+
+
+@pytest.mark.parametrize("nr_bytes_beyond", [0, 64], ids=["up to the end of a page", "into the next page"])
+def test_all_pages_of_the_descriptors_of_a_packed_ring_are_logged_and_no_more(nr_bytes_beyond: int) -> None:
+    bench = Bench(is_packed=True)
+    area = bench.pair.areas[0]
+    # The same memory a second time, where the descriptors end at, or behind, the end of a page.
+    user, guest = USER << 1, GUEST_BASE + (1 << 20)
+    guest += -(guest + area.offset + area.length - nr_bytes_beyond) % 4096
+    again = Region(guest, MEMORY_BYTES, user, bench.pair.bytes)
+    memory = GuestMemory([*bench.memory.regions, again])
+    address = bench.queue.address
+    assert address is not None
+    bench.queue.address = address._replace(desc=user + area.offset)
+    fd = os.memfd_create("log")
+    nr_bytes = (guest + MEMORY_BYTES >> 15) + 1
+    os.ftruncate(fd, nr_bytes)
+    bench.queue.start(memory, bench.features, None, DirtyLog(PeerMemory(), fd, nr_bytes, 0))
+    bench.pair.add([b"a"], [1])
+    bench.queue.run()
+    data = os.pread(fd, nr_bytes, 0)
+    pages = {page for page in range(8 * nr_bytes) if data[page >> 3] >> (page & 7) & 1}
+    first, last = guest + area.offset >> 12, guest + area.offset + area.length - 1 >> 12
+    assert {page for page in pages if page >= guest >> 12} == {first, last}
+    assert (first != last) is bool(nr_bytes_beyond)
+    os.close(fd)
+    bench.queue.close()
