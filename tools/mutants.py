@@ -25,7 +25,6 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import pickle
-import random
 import re
 import resource
 import shutil
@@ -70,7 +69,7 @@ OF_ALL: Final = "tests/test_tidy.py::test_dataclasses_are_frozen_slotted_and_key
 #: A mutant that makes a test hang counts as killed after this many times what the test takes, and this; and after twice
 #: that time when it is tried again, because a busy machine may have been the reason.
 TIMEOUT_FACTOR: Final = 6
-TIMEOUT_SECONDS: Final = 10
+TIMEOUT_SECONDS: Final = 5
 #: A mutant on which the collection of the tests hangs counts as killed after this.
 COLLECTION_SECONDS: Final = 60
 #: A mutant that asks for all memory is to die by itself.
@@ -168,6 +167,8 @@ class Chosen:
     def __init__(self, tests: Mapping[str, float]) -> None:
         """Take the node ids."""
         self._tests = tests
+        #: What pytest found, once it has run them.
+        self.status: int | None = None
         self._rank = {test: rank for rank, test in enumerate(tests)}
 
     @pytest.hookimpl(trylast=True)
@@ -179,6 +180,10 @@ class Chosen:
         )
         for item in items:
             item.add_marker(pytest.mark.timeout(self._tests[item.nodeid]), append=False)
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Keep the status: what a mutant left behind may raise after this."""
+        self.status = exitstatus
 
 
 class CoverageByTest(coverage.Coverage):
@@ -296,7 +301,7 @@ def _session(module: Path) -> Path:
         init([module], session, {})
         if earlier:
             with use_db(str(earlier[-1]), WorkDB.Mode.open) as old:
-                results = {job: result for job, result in old.results if result.is_killed}
+                results = {job: result for job, result in old.results if _is_killed(result)}
                 jobs = _places(old.work_items, earlier[-1].with_suffix(".py").read_text())
             for place, job in _places(session.work_items, source).items():
                 if jobs.get(place) in results:
@@ -307,6 +312,20 @@ def _session(module: Path) -> Path:
         old_path.unlink()
         old_path.with_suffix(".py").unlink()
     return path
+
+
+def _sampled(items: Iterable[WorkItem], source: str, count: int) -> list[WorkItem]:
+    """Return *count* of *items*, as random as a hash is: the same ones again, also after a change of other lines."""
+    by_job = {item.job_id: item for item in items}
+    ranks = {
+        job: hashlib.sha256(repr(place).encode()).digest() for place, job in _places(by_job.values(), source).items()
+    }
+    return [by_job[job] for job in sorted(ranks, key=ranks.__getitem__)[:count]]
+
+
+def _is_killed(result: WorkResult) -> bool:
+    """Say whether *result* need not be found out again; that of a mutant that could not be tried says nothing."""
+    return result.worker_outcome is WorkerOutcome.NORMAL and result.is_killed
 
 
 def _places(items: Iterable[WorkItem], source: str) -> dict[tuple[str, ...], str]:
@@ -365,11 +384,10 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
         try:
             for module, path in sessions.items():
                 with use_db(str(path), WorkDB.Mode.open) as session:
-                    survived = {job for job, result in session.results if not result.is_killed}
-                    done = {job for job, _ in session.results} - survived
+                    done = {job for job, result in session.results if _is_killed(result)}
                     items = sorted(session.work_items, key=lambda item: (item.mutations[0].start_pos, item.job_id))
                 if sample is not None:
-                    items = random.Random(0).sample(items, min(sample, len(items)))
+                    items = _sampled(items, (ROOT / module).read_text(), sample)
                 items = [item for item in items if item.job_id not in done]
                 if items and module.parent not in reaches:
                     print(f"{module.parent}: the tests without a mutant ", end="", flush=True)
@@ -383,6 +401,7 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
                     tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
                     limits = {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
                     jobs.append(Job(path, item, limits))
+            jobs.sort(key=lambda job: str(job.item.job_id))  # at random, so that what an end leaves untried is, too
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
             begin = time.monotonic()
             for number, (job, result) in enumerate(pool.imap_unordered(_try, jobs), 1):
@@ -394,7 +413,16 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
         finally:
             pool.terminate()
             for copy in Path(tempfile.gettempdir()).glob(f"mutants-{os.getpid()}-*"):
+                _unmount(copy)
                 shutil.rmtree(copy)
+
+
+def _unmount(directory: Path) -> None:
+    """Unmount what tests that were killed have left in *directory*: it could not be removed, nor used again."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed(mounted):
+        if place.startswith(f"{directory}/"):
+            subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def _keep(job: Job, result: WorkResult) -> None:
@@ -560,17 +588,21 @@ def _run_once(tests: Mapping[str, float]) -> tuple[TestOutcome, str]:
             status = _NOT_RUN
             # For what hangs while tests are collected; it is killed by the signal.
             signal.alarm(COLLECTION_SECONDS)
+            chosen = Chosen(tests)
             try:
                 files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-                status = _pytest(files, Chosen(tests))
+                status = _pytest(files, chosen)
             except BaseException:
                 traceback.print_exc()
+                if chosen.status == pytest.ExitCode.TESTS_FAILED:
+                    status = chosen.status
             finally:
                 sys.stdout.flush()
                 os._exit(status)
         status = os.waitpid(child, 0)[1]
         with suppress(ProcessLookupError):  # what the tests started and a mutant left behind
             os.killpg(child, signal.SIGKILL)
+        _unmount(Path.cwd())
         output.seek(0)
         said = output.read().decode(errors="replace")
     if status and (os.WIFSIGNALED(status) or "+ Timeout +" in said):
@@ -597,10 +629,14 @@ def _report(sessions: Mapping[Path, Path]) -> str:
         with use_db(str(path), WorkDB.Mode.open) as session:
             results = dict(session.results)
             items = list(session.work_items)
-        of_module = [(item, results[item.job_id]) for item in items if item.job_id in results]
-        broken = [result.output for _, result in of_module if result.worker_outcome is not WorkerOutcome.NORMAL]
+        broken = [result for result in results.values() if result.worker_outcome is not WorkerOutcome.NORMAL]
         if broken:
-            raise RuntimeError(f"{len(broken)} mutants of {module} were not tried: {broken[0]}")
+            survivors.append(f"{module}: {len(broken)} could not be tried, the first because of\n{broken[0].output}")
+        of_module = [
+            (item, results[item.job_id])
+            for item in items
+            if item.job_id in results and results[item.job_id] not in broken
+        ]
         alive = [pair for pair in of_module if pair[1].test_outcome is TestOutcome.SURVIVED]
         timed_out = sum(result.output == "timeout" for _, result in of_module)
         rows.append((str(module), [len(items), len(of_module) - len(alive) - timed_out, timed_out, len(alive)]))
