@@ -46,7 +46,7 @@ async def test_what_is_there_is_found_without_a_sleep(pipe: tuple[int, int]) -> 
 
 async def test_a_sleep_that_is_long_makes_the_next_look_shorter(pipe: tuple[int, int]) -> None:
     waiter = RequestWaiter()
-    waiter.spin_ns = 40_000
+    waiter.polling.look_ns = 40_000
     looks = []
     for _ in range(8):
         async with trio.open_nursery() as nursery:
@@ -54,10 +54,10 @@ async def test_a_sleep_that_is_long_makes_the_next_look_shorter(pipe: tuple[int,
             await trio.sleep(0.005)
             os.write(pipe[1], b"x")
         os.read(pipe[0], 1)
-        looks.append(waiter.spin_ns)
+        looks.append(waiter.polling.look_ns)
     assert waiter.nr_sleeps == 8
     assert looks == sorted(looks, reverse=True)
-    assert waiter.spin_ns == 0
+    assert waiter.polling.look_ns == 0
 
 
 async def test_other_tasks_get_their_turn_although_requests_never_end(pipe: tuple[int, int]) -> None:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -217,16 +218,31 @@ def test_descriptors_of_others(bench: Bench) -> None:
         os.close(fd)
 
 
-def test_empty_rings_are_looked_at_only_where_requests_come_soon(bench: Bench) -> None:
+def test_empty_rings_are_looked_at_only_where_requests_come_soon(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The length of a look follows how long the server has slept before a request came."""
     server = bench.server
-    for _ in range(10):
-        server._adapt_spin(10_000)
-    assert server._spin_ns == 200_000
-    for _ in range(10):
-        server._adapt_spin(1_000_000)
-    assert server._spin_ns == 0
-    server._adapt_spin(10_000)
-    assert server._spin_ns == 4_000
+    line, _ = bench.lines
+    real, now_ns, looks = server._epoll, [0], []
+
+    def clock() -> int:
+        now_ns[0] += 1_000
+        return now_ns[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.virtqueue.queue_server.time.monotonic_ns", clock)
+        for slept_ns in (10_000, 1_000_000, 1_000_000, 150_000):
+
+            def poll(timeout: float, slept_ns: int = slept_ns) -> list[tuple[int, int]]:
+                now_ns[0] += slept_ns if timeout else 0
+                return real.poll(timeout)
+
+            patch.setattr(server, "_epoll", SimpleNamespace(poll=poll))
+            line.submit(b"a")
+            server.wait(60)
+            looks.append(server._polling.look_ns)
+            server.serve()
+            assert not server._active
+    assert looks == [200_000, 100_000, 50_000, 100_000]
 
 
 def test_stopped_from_another_thread_under_load(bench: Bench) -> None:

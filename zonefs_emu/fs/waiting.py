@@ -4,8 +4,8 @@ A request that an application waits for is followed by the next within microseco
 wake-up cost more than all the rest of a request. pyfuse3 takes what it knows of trio from a module variable of its own;
 there, :class:`RequestWaiter` stands in place of trio, with a lock and a ``wait_readable`` of its own.
 
-* ``wait_readable`` polls without giving up the thread, for at most the time that it lately took until the next request
-  came, and 50 µs; a mount that is idle sleeps. Other tasks run when it sleeps, and every 32nd request at the latest.
+* ``wait_readable`` polls without giving up the thread, for as long as :mod:`zonefs_emu.polling` says, 50 µs at most; a
+  mount that is idle sleeps. Other tasks run when it sleeps, and every 32nd request at the latest.
 * pyfuse3 starts another worker when a request comes and none waits for the next. The new one runs only when this one
   gives up the thread, so it does that as long as no other waits.
 * The lock is not fair. trio's gives itself to the next of pyfuse3's workers each time, which are two switches of tasks
@@ -22,8 +22,11 @@ from typing import Final
 import pyfuse3
 import trio
 
-_SPIN_NS_MIN: Final = 4_000
-_SPIN_NS_MAX: Final = 50_000
+from zonefs_emu.polling import AdaptivePolling
+
+#: The longest look for the next request, and the longest wait, look included, that may count as short.
+_LOOK_NS_MAX: Final = 50_000
+_SOON_NS: Final = 2 * _LOOK_NS_MAX
 #: Requests in a row after which other tasks of the event loop get their turn.
 _REQUESTS_IN_A_ROW: Final = 32
 
@@ -35,9 +38,9 @@ class RequestWaiter:
         self.lock = WorkerLock()
         self._poller = select.poll()
         self._fd = -1
-        # On a single processor, the application cannot ask for anything while this process looks.
-        self._spin_ns_max = _SPIN_NS_MAX if len(os.sched_getaffinity(0)) > 1 else 0
-        self.spin_ns = self._spin_ns_max
+        self.polling = AdaptivePolling(
+            max_ns=_LOOK_NS_MAX, soon_ns=_SOON_NS, nr_processors=len(os.sched_getaffinity(0))
+        )
         self._in_a_row = 0
         #: How often a look was not enough.
         self.nr_sleeps = 0
@@ -70,22 +73,15 @@ class RequestWaiter:
             return
         clock = time.monotonic_ns
         began = clock()
-        if self.spin_ns:
-            deadline = began + self.spin_ns
+        if look_ns := self.polling.look_ns:
+            deadline = began + look_ns
             while clock() < deadline:
                 if poll(0):
                     return
         self._in_a_row = 0
         self.nr_sleeps += 1
         await trio.lowlevel.wait_readable(fd)
-        self._adapt(clock() - began)
-
-    def _adapt(self, waited_ns: int) -> None:
-        """Choose how long to look from now on, after a sleep that ended *waited_ns* after the last request."""
-        if waited_ns <= 2 * self._spin_ns_max:
-            self.spin_ns = min(max(2 * self.spin_ns, _SPIN_NS_MIN), self._spin_ns_max)
-        else:
-            self.spin_ns = self.spin_ns // 2 if self.spin_ns >= 2 * _SPIN_NS_MIN else 0
+        self.polling.waited(clock() - began)
 
 
 class WorkerLock:

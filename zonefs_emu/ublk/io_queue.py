@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from queue import SimpleQueue
+from time import monotonic_ns
 from typing import Final
 
 from zonefs_emu.device.device import Port
@@ -25,6 +26,7 @@ from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.transitions import Operation
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.ublk.protocol import (
     BLK_ZONE_BYTES,
     COMMIT_AND_FETCH_REQ,
@@ -46,11 +48,8 @@ MAX_IO_BYTES: Final = 1 << 20
 _ZONES_MAX: Final = MAX_IO_BYTES // BLK_ZONE_BYTES
 #: A longer report is made by the thread that may wait.
 _QUICK_ZONES: Final = 1024
-#: How long the kernel is looked at for the next request before the thread sleeps: who sends one after the other gets
-#: answers a third faster. Where that was in vain (nobody asks, or there are too few processors for both), the thread
-#: goes to sleep at once the next times, up to so many.
-_SPIN_NS: Final = 200_000
-_SLEEPS_MAX: Final = 63
+#: The longest look for the next request, and the longest sleep that counts as short.
+_LOOK_NS_MAX: Final = 200_000
 #: How long the end of a queue waits for a request that waits for the host's disk.
 _END_S: Final = 2.0
 _FUA: Final = 1 << 13
@@ -270,22 +269,21 @@ class IoQueue(threading.Thread):
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
         to_free: list[int] = []
         nr_served = depth
-        in_vain = nr_sleeps = 0
+        polling = AdaptivePolling(max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0)))
         while nr_served:
-            if to_free or (ring.pending and not nr_sleeps):
+            if to_free or (ring.pending and polling.look_ns):
                 # Records are freed as soon as the kernel has the answers, which is before we sleep.
                 ring.enter(0)
                 for tag in to_free:
                     words[slots[base + tag]] = FREE
                 to_free.clear()
             if not ring.has_completions():
-                if nr_sleeps:
-                    nr_sleeps -= 1
-                elif ring.spin(_SPIN_NS):
-                    in_vain = 0
+                if polling.look_ns and ring.spin(polling.look_ns):
+                    ring.enter(1)  # without a sleep
                 else:
-                    in_vain = nr_sleeps = min(2 * in_vain + 1, _SLEEPS_MAX)
-                ring.enter(1)
+                    asleep_ns = monotonic_ns()
+                    ring.enter(1)
+                    polling.waited(monotonic_ns() - asleep_ns)
             for tag, outcome in ring.reap():
                 if tag == depth:
                     with contextlib.suppress(BlockingIOError):

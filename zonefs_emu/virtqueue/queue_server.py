@@ -4,9 +4,8 @@ One thread, because Python's interpreter runs one at a time anyway: several woul
 every system call, which costs more than the call (docs/vhost-user.md has the measurement). What may wait for the host's
 disk goes to a worker.
 
-The thread sleeps in epoll. Once awake it serves rings until they are empty. Where requests came soon lately, it looks
-at them a little longer before it asks the drivers for kicks and sleeps again; where they did not, it sleeps at once:
-whoever is to take the answer may be waiting for this very processor.
+The thread sleeps in epoll. Once awake it serves rings until they are empty. Before it asks the drivers for kicks and
+sleeps again, it looks at the empty rings for as long as :mod:`zonefs_emu.polling` says.
 
 What goes wrong with one ring or one request ends in its queue. Everything else that a method raises is met by the
 transport, which gives up its connection (docs/errors.md, boundaries).
@@ -25,16 +24,16 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.errors import PeerError
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 from zonefs_emu.virtqueue.virtqueue import Service, Virtqueue
 from zonefs_emu.virtqueue.worker import Worker
 
-#: Bounds of how long empty rings are looked at, if at all. An answer's way through a guest's driver and the next
-#: request's way back take about 100 µs; who sleeps meanwhile costs the guest a kick. KVM has the same bound.
-_SPIN_NS_MIN: Final = 4_000
-_SPIN_NS_MAX: Final = 200_000
+#: The longest look at empty rings, and the longest sleep that counts as short. An answer's way through a guest's driver
+#: and the next request's way back take about 100 µs; a sleep meanwhile costs the guest a kick. KVM has the same bound.
+_LOOK_NS_MAX: Final = 200_000
 #: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
 _POLL_EVERY: Final = 16
 #: After so long the transport gets a chance to look about, even where rings are never empty.
@@ -63,7 +62,9 @@ class QueueServer:
         #: Somebody has called :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
-        self._spin_ns = _SPIN_NS_MAX
+        self._polling = AdaptivePolling(
+            max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0))
+        )
         self._epoll = select.epoll()
         self._reactions: dict[int, Callable[[], object]] = {}
         self._ending = threading.Lock()
@@ -146,7 +147,7 @@ class QueueServer:
         rested = not self._active
         self._take_events(0 if self._active or self.stopping else timeout)
         if rested and self._active:
-            self._adapt_spin(time.monotonic_ns() - asleep_ns)
+            self._polling.waited(time.monotonic_ns() - asleep_ns)
 
     def _take_events(self, timeout: float) -> None:
         for fd, _ in self._epoll.poll(timeout):
@@ -165,8 +166,8 @@ class QueueServer:
     # -- rings ------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Serve the active queues, a tenth of a second at most, until they stay empty for the time of a spin."""
-        active = self._active
+        """Serve the active queues, a tenth of a second at most, until they stay empty for the time of a look."""
+        active, polling = self._active, self._polling
         clock: Callable[[], int] = time.monotonic_ns
         limit = clock() + _SERVE_NS_MAX
         deadline = 0
@@ -185,19 +186,12 @@ class QueueServer:
                     return
             if busy:
                 deadline = 0
-            elif self._spin_ns and not deadline:
-                deadline = clock() + self._spin_ns
-            elif not self._spin_ns or clock() >= deadline:
+            elif polling.look_ns and not deadline:
+                deadline = clock() + polling.look_ns
+            elif not polling.look_ns or clock() >= deadline:
                 if not self._sleep():
                     return
                 deadline = 0
-
-    def _adapt_spin(self, slept_ns: int) -> None:
-        """Choose how long to look at empty rings from now on, after a sleep of *slept_ns* that a kick has ended."""
-        if slept_ns <= _SPIN_NS_MAX:
-            self._spin_ns = min(max(2 * self._spin_ns, _SPIN_NS_MIN), _SPIN_NS_MAX)
-        else:
-            self._spin_ns = self._spin_ns // 2 if self._spin_ns >= 2 * _SPIN_NS_MIN else 0
 
     def _sleep(self) -> bool:
         """Ask the drivers of the active queues for kicks; True if a request came meanwhile after all."""

@@ -1,0 +1,28 @@
+"""The length of a look, after waits of any kind."""
+
+from zonefs_emu.polling import AdaptivePolling
+
+
+def polling(nr_processors: int = 2) -> AdaptivePolling:
+    return AdaptivePolling(max_ns=50_000, soon_ns=100_000, nr_processors=nr_processors)
+
+
+def lengths(policy: AdaptivePolling, duration_ns: int, nr_waits: int) -> list[int]:
+    found = []
+    for _ in range(nr_waits):
+        policy.waited(duration_ns)
+        found.append(policy.look_ns)
+    return found
+
+
+def test_long_waits_end_in_no_look_at_all_and_short_ones_bring_it_back() -> None:
+    policy = polling()
+    assert policy.look_ns == 50_000, "the first request finds the loop awake"
+    assert lengths(policy, 100_001, 6) == [25_000, 12_500, 6_250, 0, 0, 0]
+    assert lengths(policy, 100_000, 6) == [4_000, 8_000, 16_000, 32_000, 50_000, 50_000]
+
+
+def test_a_single_processor_is_left_to_the_thread_that_asks() -> None:
+    policy = polling(nr_processors=1)
+    assert policy.look_ns == 0
+    assert lengths(policy, 1, 3) == [0, 0, 0]

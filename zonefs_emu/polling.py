@@ -1,0 +1,37 @@
+"""How long a loop looks for the next request before it sleeps: one policy for every loop that serves requests.
+
+A sleep and its wake-up cost more than a short request, so it pays to look for a while where requests come soon. Where
+they are rare a look only wastes time, and the thread that will ask may be waiting for this very processor. So the
+length of a look follows the last waits: twice as long after a short one, half as long after a long one, and none after
+several long ones. The kernel's haltpoll does the same for virtual processors.
+
+A fixed length would be simpler. It would keep a processor busy for a device whose requests come once in a millisecond.
+
+May not know: clocks, and what is looked at.
+"""
+
+from typing import Final
+
+_LOOK_NS_MIN: Final = 4_000
+
+
+class AdaptivePolling:
+    """The policy of one loop."""
+
+    def __init__(self, *, max_ns: int, soon_ns: int, nr_processors: int) -> None:
+        """Look for *max_ns* at most.
+
+        A wait of up to *soon_ns* counts as a short one. A single processor is never kept from the thread that asks.
+        """
+        self._max_ns = max_ns if nr_processors > 1 else 0
+        self._soon_ns = soon_ns
+        #: How long to look next time; 0: sleep at once.
+        self.look_ns = self._max_ns
+
+    def waited(self, duration_ns: int) -> None:
+        """Choose the length of the next look, after a wait that has ended in a sleep."""
+        look_ns = self.look_ns
+        if duration_ns <= self._soon_ns:
+            self.look_ns = min(max(2 * look_ns, _LOOK_NS_MIN), self._max_ns)
+        else:
+            self.look_ns = look_ns // 2 if look_ns >= 2 * _LOOK_NS_MIN else 0
