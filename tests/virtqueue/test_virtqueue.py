@@ -145,7 +145,7 @@ def test_who_sends_one_after_the_other_is_told_of_each(bench: Bench) -> None:
         assert calls(bench) == 1
 
 
-def test_who_goes_on_untold_is_told_of_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_goes_on_is_notified_of_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = [0]
     monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: now_ns[0])
     bench.start()

@@ -1,4 +1,4 @@
-"""The control device: making, starting, finding, recovering and deleting ublk devices.
+"""The control device: creating, starting, finding, recovering and deleting ublk devices.
 
 May not know: zones, images.
 """
@@ -47,7 +47,7 @@ class ControlDevice:
             raise UsageError(message, exit_code=1)
 
     def close(self) -> None:
-        """Let it go."""
+        """Close it."""
         self._ring.close()
         os.close(self._fd)
 
@@ -66,7 +66,7 @@ class ControlDevice:
         return int.from_bytes(self._with_buffer(command, 0xFFFFFFFF, bytes(8)), "little")
 
     def add(self, info: DeviceInfo) -> DeviceInfo:
-        """Make a device; returns what the kernel made of *info*, its number included.
+        """Create a device; return *info* as the kernel has completed it, with the device's number.
 
         Raises:
             OSError: the kernel refuses.

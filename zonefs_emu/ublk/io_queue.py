@@ -2,10 +2,10 @@
 
 May not know: how devices are made.
 
-Invariants: one thread submits everything of a queue (the driver insists); it handles a request to its end before it
-looks at the next, so it needs one buffer; requests that wait for the host's disk go to a second thread, which has its
-own, and stall nobody; whatever fails is the failure of one request, never of the queue. A request is a boundary, on
-either thread: what nothing foresees is answered with the kernel's I/O error.
+Invariants: one thread submits everything of a queue (the driver insists). It finishes a request before it looks at the
+next, so it needs one buffer. Requests that may wait for the host's disk go to a second thread with a buffer of its own,
+so they delay no others. A request is a boundary (docs/errors.md), on either thread: an unforeseen exception is answered
+with the kernel's I/O error, and the queue goes on.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ from zonefs_emu.units import SECTOR_SHIFT
 
 MAX_IO_BYTES: Final = 1 << 20
 _ZONES_MAX: Final = MAX_IO_BYTES // BLK_ZONE_BYTES
-#: A longer report is made by the thread that may wait.
+#: A report of more zones is made by the thread that may wait.
 _QUICK_ZONES: Final = 1024
 #: The longest look for the next request, and the longest sleep that counts as short.
 _LOOK_NS_MAX: Final = 200_000
@@ -70,7 +70,7 @@ log = logging.getLogger(__name__)
 
 
 class Executor:
-    """What one thread needs to carry requests out: a buffer, and its own intent log."""
+    """Carries out the requests of one thread, with a buffer and an intent log of its own."""
 
     def __init__(
         self, port: Port, intents: Intents, node_fd: int, record: TagRecord, *, queue_number: int, depth: int
@@ -110,7 +110,7 @@ class Executor:
             return -(error.errno or errno.EIO)
 
     def contain(self, op_flags: int, count: int, sector: int, error: Exception) -> int:
-        """Note *error*, which nothing foresaw, as met in a request; returns the request's result."""
+        """Contain the unforeseen *error* of a request; return the request's result."""
         self.landed = 0
         request = _describe(op_flags & 0xFF, count, sector)
         return RESULTS[self._port.device.unforeseen.contain(self._port.name, request, error)]
@@ -141,7 +141,7 @@ class Executor:
         return RESULTS[status] if status else length
 
     def _write_again(self, operation: int, sector: int, count: int) -> Status:
-        """Write or append what an earlier process may have written already, in whole or in its first part."""
+        """Write or append data of which an earlier process may have written all or the first part."""
         buffer = self._buffer[: count << SECTOR_SHIFT]
         intent_log = self._intent_log
         done = intent_log.prefix(sector, count) if operation == _WRITE else 0
@@ -216,7 +216,7 @@ class IoQueue(threading.Thread):
         self._slow_thread = threading.Thread(target=self._work_slowly, name=f"ublk-flush-{number}", daemon=True)
         #: Requests answered.
         self.requests = 0
-        #: Why the queue ended, if not because the kernel wanted so.
+        #: Why the queue ended, if the kernel did not end it.
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -272,7 +272,7 @@ class IoQueue(threading.Thread):
         polling = AdaptivePolling(max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0)))
         while nr_served:
             if to_free or (ring.pending and polling.look_ns):
-                # Records are freed as soon as the kernel has the answers, which is before we sleep.
+                # Slots are freed as soon as the kernel has the answers, which is before this thread sleeps.
                 ring.enter(0)
                 for tag in to_free:
                     words[slots[base + tag]] = FREE
@@ -328,7 +328,7 @@ class IoQueue(threading.Thread):
         return operation in (Request.FLUSH, Request.ZONE_RESET_ALL)
 
     def _work_slowly(self) -> None:
-        """Carry out what may wait, one after the other, on a thread of its own."""
+        """Carry out requests that may wait, one after the other, on a thread of its own."""
         executor = self._slow_executor
         executor.begin()
         while (tag := self._slow_work.get()) is not None:

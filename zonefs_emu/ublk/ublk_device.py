@@ -1,9 +1,9 @@
-"""One ublk device from its making, or from the death of its last server, to its deletion.
+"""One ublk device from its creation, or from the death of its last server, to its deletion.
 
 May not know: requests (queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
 
-A device outlives its server: the kernel keeps it, and the requests in flight, until another one says that it goes on or
-that it ends. Which device is whose is told by 64 bits of the image's UUID that the kernel keeps with it.
+A device outlives its server: the kernel keeps it, and the requests in flight, until another server recovers or deletes
+it. The kernel keeps 64 bits of the image's UUID with the device, by which the next server of the image finds it.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class UblkDevice:
             raise UsageError(refusals[0], exit_code=1)
         self._device = device
         self._port = device.port("ublk", VIRTIO)
-        # The records decide by the bytes in the image, whoever else has written to it.
+        # Recovery compares bytes in the image, so no zone counts as contested.
         self._port.intents = self._intents = Intents(contested=lambda _: False)
         self._record_path = records
         self._record: TagRecord | None = None
@@ -186,7 +186,7 @@ class UblkDevice:
             queue.start()
 
     def is_in_use(self) -> bool:
-        """Say whether somebody has the node open for themselves: a mount, a volume manager, a virtual machine."""
+        """Say whether the node is open exclusively: by a mount, a volume manager, a virtual machine."""
         return is_in_use(self.node)
 
     def stop(self) -> None:
@@ -195,12 +195,12 @@ class UblkDevice:
         self._control.close()
 
     def _end(self) -> None:
-        with contextlib.suppress(OSError):  # somebody else has stopped it
+        with contextlib.suppress(OSError):  # another process has stopped it
             self._control.stop(self._id)
         for queue in self._queues:
             queue.join()
         if self._fd >= 0:
-            # The kernel deletes a device only when nobody has it open any more.
+            # The kernel deletes a device only when it is not open any more.
             os.close(self._fd)
             self._fd = -1
         with contextlib.suppress(OSError):
@@ -225,7 +225,7 @@ def left_behind(uuid: str) -> list[str]:
 
 
 def is_in_use(node: Path) -> bool:
-    """Say whether somebody has the block device *node* open for themselves."""
+    """Say whether the block device *node* is open exclusively."""
     try:
         os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:

@@ -1,13 +1,13 @@
-"""The little of io_uring that ublk needs: a ring of 128-byte submission entries, most of them commands to a device.
+"""The part of io_uring that ublk needs: a ring of 128-byte submission entries, most of them commands to a device.
 
 May not know: what the commands mean.
 
-Why our own: the bindings on the package index wrap liburing, which the host must then have in a fitting version, to
-offer hundreds of calls of which we need three; the kernel's interface to these three has been frozen since Linux 5.19.
+The bindings on the package index were rejected: they wrap liburing, which the host would need in a fitting version, and
+offer hundreds of calls of which three are needed. The kernel's interface to these three is stable since Linux 5.19.
 
 A submission entry is placed once and pushed any number of times: a queue answers each tag with the same entry, in which
-only the result changes. One thread uses a ring. The kernel reads our entries only inside io_uring_enter, which orders
-memory, so no barriers are needed on the way out; on the way in the call that returned the completion has ordered it.
+only the result changes. One thread uses a ring. No barriers are needed: the kernel reads the entries only inside
+io_uring_enter, which orders memory, and the call that returned a completion has ordered the reads of it.
 
 Source: io_uring_setup(2), io_uring_enter(2), include/uapi/linux/io_uring.h.
 """
@@ -68,7 +68,7 @@ class Ring:
     """One io_uring with *nr_entries* places for submission entries."""
 
     def __init__(self, nr_entries: int, *, one_thread: bool = False) -> None:
-        """Set the ring up; with *one_thread* the calling thread is the only one that will ever use it, and gains speed.
+        """Set the ring up. With *one_thread* only the calling thread may ever use it, and the ring is faster.
 
         Raises:
             OSError: the kernel is older than 5.19 (6.1 with *one_thread*), or forbids io_uring
@@ -139,9 +139,9 @@ class Ring:
         return bool(self._head != self._words[self._cq_tail])
 
     def spin(self, duration_ns: int) -> bool:
-        """Look for *duration_ns* whether the kernel has something for us; True if :meth:`enter` would not sleep now.
+        """Look for up to *duration_ns* for a completion; True if :meth:`enter` would not sleep now.
 
-        Only in a ring of one thread, to which the kernel gives its completions inside of :meth:`enter`.
+        For rings of one thread only, to which the kernel delivers completions inside :meth:`enter`.
         """
         words, flags, tail, head = self._words, self._sq_flags, self._cq_tail, self._head
         end = monotonic_ns() + duration_ns
@@ -175,7 +175,7 @@ class Ring:
                 return result
 
     def close(self) -> None:
-        """Give the ring back; what is still out is cancelled by the kernel."""
+        """Give the ring back; the kernel cancels commands that have not completed."""
         if self._fd >= 0:
             self._words.release()
             self._results.release()

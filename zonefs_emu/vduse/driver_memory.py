@@ -1,8 +1,8 @@
-"""What the driver's addresses mean: the kernel says it file by file, and we map the files.
+"""The driver's memory: files that the kernel names one by one, mapped.
 
-A driver of this kernel (virtio-vdpa) has one buffer that everything is copied through, and an area for the rings; the
-buffer is made known with the first request only, so an address that is not known yet is asked for. A virtual machine
-(vhost-vdpa) has its memory.
+A driver of this kernel (virtio-vdpa) copies everything through one buffer and has an area for the rings. The kernel
+names the buffer with the first request only, so the kernel is asked again for an address that is not known yet. With a
+virtual machine (vhost-vdpa) the files are its memory.
 """
 
 import mmap
@@ -20,9 +20,10 @@ _ADDRESS_LAST: Final = (1 << 64) - 1
 
 
 class VduseMemory(GuestMemory):
-    """The driver's memory, as far as it is known; more of it is found when it is asked for.
+    """The driver's memory as far as it is known.
 
-    Unlike its base it grows. It never shrinks: when the kernel takes something back, a new object takes its place.
+    It grows when an address is asked for that is not known. It never shrinks: when the kernel takes memory back, a new
+    object replaces it.
     """
 
     __slots__ = ("_find", "_shared")

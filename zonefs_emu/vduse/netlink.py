@@ -1,6 +1,8 @@
-"""What the tool ``vdpa`` of iproute2 does for ``vdpa dev add`` and ``vdpa dev del``, without the tool.
+"""Adding devices to the vdpa bus and removing them, as ``vdpa dev add`` and ``vdpa dev del`` of iproute2 do.
 
-Few machines have it installed, and it is two messages. Source: include/uapi/linux/{netlink,genetlink,vdpa}.h.
+Few machines have that tool installed, and the job is two messages.
+
+Source: include/uapi/linux/{netlink,genetlink,vdpa}.h.
 """
 
 import os

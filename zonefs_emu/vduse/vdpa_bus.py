@@ -1,4 +1,4 @@
-"""Making, finding and deleting VDUSE devices, and which driver of the kernel takes them.
+"""The vdpa bus: creating, finding and deleting VDUSE devices, and binding them to a driver of the kernel.
 
 May not know: rings, zones, images.
 """
@@ -23,7 +23,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Driver(Enum):
-    """Who uses the device: the host itself, or a virtual machine."""
+    """The driver of the kernel that uses the device: for the host itself, or for a virtual machine."""
 
     HOST = "virtio_vdpa"
     VM = "vhost_vdpa"
@@ -115,7 +115,7 @@ def bind(name: str, driver: Driver) -> Path:
     if not _on_bus(name).exists():
         netlink.add(name)
     if _driver_of(name) != driver.value:
-        # More than one driver takes any device, and the first that was loaded had it.
+        # Several drivers take any device, and the one that was loaded first has taken this one.
         (_on_bus(name) / "driver_override").write_text(driver.value)
         with contextlib.suppress(FileNotFoundError):
             (_on_bus(name) / "driver" / "unbind").write_text(name)
@@ -130,7 +130,7 @@ def bind(name: str, driver: Driver) -> Path:
 
 
 def unbind(name: str) -> None:
-    """Take the device off the bus, if it is there; returns when its driver has let it go."""
+    """Take the device off the bus, if it is there; returns when its driver has released it."""
     if _on_bus(name).exists():
         netlink.remove(name)
 

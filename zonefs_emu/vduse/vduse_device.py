@@ -1,4 +1,4 @@
-"""One VDUSE device from its making, or from the death of its last server, to its deletion.
+"""One VDUSE device from its creation, or from the death of its last server, to its deletion.
 
 The device is the virtio block device that vhost-user serves too, with the same queues; here the kernel stands between
 it and the driver. The kernel keeps the device, its rings and their requests when the server dies. A file holds a record
@@ -42,7 +42,7 @@ from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
-#: Turns of the loop that may fail one after the other, before it is given up: then nothing gets better.
+#: After this many failed turns of the loop in a row the device is given up.
 _BAD_STEPS_MAX: Final = 8
 _NOT_FOR_US: Final = (
     blk_config.F_CONFIG_WCE | bits.RING_PACKED
@@ -62,7 +62,7 @@ class VduseQueue(Virtqueue):
 
     def call(self) -> None:
         """Tell the driver that something was given back."""
-        # Fails while the driver is being reset: it then asks for nothing.
+        # Fails while the driver is being reset; it waits for no request then.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.device_fd, protocol.VQ_INJECT_IRQ, protocol.encode_index(self.index))
 
@@ -100,7 +100,7 @@ class VduseDevice:
         self._virtio_device = _VduseBlkDevice(device, BlkOptions(serial=str(device.uuid)[:20], nr_queues=nr_queues))
         self._fd = -1
         self._loop: _Loop | None = None
-        #: Whether the device was there already, left behind by a server that died.
+        #: Whether the device existed, left behind by a server that died.
         self.recovered = False
 
     def statistics(self) -> Mapping[str, int]:
@@ -110,7 +110,7 @@ class VduseDevice:
 
     @property
     def failure(self) -> BaseException | None:
-        """Why serving ended, if it was not asked to."""
+        """Why serving ended, if :meth:`stop` did not end it."""
         return self._loop.failure if self._loop is not None else None
 
     def start(self) -> Path:
@@ -125,14 +125,14 @@ class VduseDevice:
                 self._fd = vdpa_bus.open_device(self.name)
                 self.recovered = True
             except FileNotFoundError:
-                # It tells whose the device is, should we die before it is filled.
+                # If this process dies before the file is filled, the file still says that the device is of this image.
                 self._records_path.touch(mode=0o600)
                 self._create(nr_queues)
             records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
             self._loop = _Loop(self._fd, self._virtio_device, records, self._ended)
             self._loop.start()
             try:
-                # A device that goes on keeps its driver, and who has it open.
+                # A device that goes on keeps its driver and its users.
                 node = vdpa_bus.node_of(self.name) if self.recovered else None
                 return node or vdpa_bus.bind(self.name, self._driver)
             except BaseException:
@@ -166,7 +166,7 @@ class VduseDevice:
 
     def stop(self) -> None:
         """Take the device off the bus and delete it; what is in flight is answered first."""
-        with contextlib.suppress(OSError):  # somebody else has done so
+        with contextlib.suppress(OSError):  # another process has done so
             vdpa_bus.unbind(self.name)
         assert self._loop is not None
         self._loop.stop()
@@ -259,13 +259,13 @@ class _Loop(threading.Thread):
         try:
             data = os.read(self._fd, protocol.MESSAGE_BYTES)
         except BlockingIOError:
-            return  # the kernel gave up waiting
+            return  # the kernel no longer waits for an answer
         request = protocol.decode_request(data)
         try:
             answer = self._answer(request)
         except Exception as error:  # the boundary of a message
             self._server.service.contain(f"message {request.kind} of the kernel", error)
-            # What it asked for is not done, so nothing of the driver's memory may be used: it may be gone.
+            # The message may have taken memory away, so none of the driver's memory may be used any more.
             self._drop_rings()
             answer = protocol.encode_response(request, protocol.RESULT_FAILED)
         os.write(self._fd, answer)
@@ -277,7 +277,7 @@ class _Loop(threading.Thread):
         result, avail_index = protocol.RESULT_OK, 0
         match request.kind:
             case Message.GET_VQ_STATE:
-                # The driver suspends: what was not given back will be taken again.
+                # The driver suspends: requests that were not given back are executed after it resumes.
                 queue = self.queues[request.queue]
                 self._server.wait_idle(queue)
                 avail_index = queue.stop() & 0xFFFF if queue.ring is not None else queue.base & 0xFFFF
@@ -294,7 +294,7 @@ class _Loop(threading.Thread):
         if status == 0:
             self._stop_queues()
             for record in self._records:
-                # After a reset the driver asks for nothing again.
+                # After a reset no request comes again.
                 record[:] = bytes(len(record))
             self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:
@@ -303,7 +303,7 @@ class _Loop(threading.Thread):
     # -- rings ------------------------------------------------------------------------------------------------
 
     def _start_queues(self) -> None:
-        """Begin with the queues that the driver has made ready."""
+        """Start the queues that the driver has made ready."""
         features_raw = bytearray(8)
         fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
         features = int.from_bytes(features_raw, "little")
@@ -330,7 +330,7 @@ class _Loop(threading.Thread):
                 continue
             queue.enabled = True
             self._server.activate(queue)
-            # A dead server may have given requests back without having said so.
+            # A server that died may have given requests back without a notification.
             queue.call()
 
     def _stop_queues(self) -> None:
@@ -340,14 +340,14 @@ class _Loop(threading.Thread):
             queue.enabled = False
 
     def _drop_rings(self) -> None:
-        """Serve no ring before the driver has set the device up again."""
+        """Stop serving all rings until the driver sets the device up again."""
         self._moved = False
         for queue in self.queues:
             queue.abandon()
             queue.ring, queue.enabled = None, False
 
     def _give_up_memory(self) -> None:
-        """Serve no ring in memory of which a part is gone; what the driver sets up next is new."""
+        """Stop serving rings in memory of which a part is gone; rings that the driver sets up later are new."""
         log.warning("the driver's rings are served no more until it sets the device up again: %s", LOST)
         self._drop_rings()
         self._shared = PeerMemory()
@@ -355,7 +355,7 @@ class _Loop(threading.Thread):
             queue.shared = self._shared
 
     def _forget_memory(self) -> None:
-        """Stop using all memory: what the driver's addresses mean has changed. The rings go on after the answer."""
+        """Stop using all memory: the driver's addresses have another meaning now. Rings go on after the answer."""
         for queue in self.queues:
             if queue.ring is not None:
                 self._server.wait_idle(queue)

@@ -1,7 +1,7 @@
 """The back-end: one thread that serves one device on one socket, rings and messages alike.
 
-A boundary is here (docs/errors.md): an exception that is met anywhere between two turns of the loop, and that no queue
-has contained, costs the connection. The socket goes on and takes the next front-end.
+A boundary is here (docs/errors.md): an exception in a turn of the loop that no queue has contained costs the
+connection. The socket goes on and accepts the next front-end.
 """
 
 import logging
@@ -20,15 +20,15 @@ from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
-#: So many failed turns of the loop in a row without a connection, and the loop cannot be expected to succeed again.
+#: After this many failed turns of the loop in a row, without a connection to give up, the loop ends.
 _FAILED_STEPS_MAX: Final = 10
 
 
 class Backend:
     """Serves *virtio_device* to one front-end after the other. All methods but stop() belong to the thread of run().
 
-    *listener*: a listening socket; or *connected*: a socket whose front-end is there already, after whose end run()
-    returns. The sockets are closed at the end.
+    Either *listener*, a listening socket, or *connected*, a socket with a front-end, whose end is the end of run(). The
+    sockets are closed at the end.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Backend:
         self._dispatcher: Dispatcher | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
-        #: Turns of the loop that failed one after the other, without a connection that could be given up.
+        #: Turns of the loop that failed one after the other, without a connection to give up.
         self._nr_failed_steps = 0
 
     def stop(self) -> None:
@@ -100,9 +100,9 @@ class Backend:
             if self._dispatcher is None:
                 self._nr_failed_steps += 1
                 if self._nr_failed_steps >= _FAILED_STEPS_MAX:
-                    raise  # this front-end ends, and is reported: to fail for ever would take a processor
+                    raise  # ends this front-end: a loop that fails for ever would take a processor
             server.service.contain("the connection", error)
-            for _ in range(2):  # what fails once may leave the peer waiting for an answer
+            for _ in range(2):  # a connection that stays open would leave the peer waiting for an answer
                 try:
                     self._disconnect()
                 except Exception as another:
@@ -134,7 +134,7 @@ class Backend:
             self._connect(connected)
         except Exception as error:
             if self._connection is not None:
-                raise  # it is given up as a whole
+                raise  # _step() gives the connection up
             connected.close()
             self._server.service.contain("the connection", error)
 
@@ -151,7 +151,7 @@ class Backend:
         self._log.info("%s: a front-end has connected", self._virtio_device.name)
 
     def _disconnect(self) -> None:
-        """Give up the connection, if there is one, and take the next."""
+        """Give up the connection, if there is one, and accept the next."""
         dispatcher, connection = self._dispatcher, self._connection
         if dispatcher is None or connection is None:
             return

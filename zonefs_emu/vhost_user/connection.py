@@ -21,8 +21,8 @@ from zonefs_emu.vhost_user.messages import (
     encode_payload,
 )
 
-#: A peer that does not take an answer for this long is gone. One that waits for its answers never fills the socket's
-#: buffer; and the end of a daemon, which waits for the thread, has 5 seconds for everything.
+#: A peer that does not read an answer for this long is given up. A peer that waits for its answers never fills the
+#: socket's buffer. A daemon that ends waits for this thread, and has 5 seconds for everything.
 _SEND_TIMEOUT_MS: Final = 1_000
 
 
@@ -63,7 +63,7 @@ class Connection:
         return self._socket.fileno()
 
     def is_gone(self) -> bool:
-        """Say whether the peer has closed the connection, whatever it sent before."""
+        """Say whether the peer has closed the connection; messages that it sent before may still be unread."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))
@@ -72,11 +72,11 @@ class Connection:
         """Return the next message, or None if it is not all there yet.
 
         Raises:
-            PeerError: the peer is gone, or sent what is no message.
+            PeerError: the peer is gone, or sent something that is not a message.
         """
         while True:
             try:
-                # Only what belongs to this message: descriptors must not come with the one before theirs.
+                # Not a byte of the next message, whose descriptors would be taken for those of this one.
                 data, ancillary, flags, _ = self._socket.recvmsg(
                     self._need - len(self._buffer), socket.CMSG_SPACE(4 * FDS_MAX), socket.MSG_CMSG_CLOEXEC
                 )
@@ -88,11 +88,11 @@ class Connection:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     self._fds += array.array("i", content[: len(content) - len(content) % 4])
             if not data:
-                msg = "the front-end closed the connection"
-                raise PeerError(msg)
+                message = "the front-end closed the connection"
+                raise PeerError(message)
             if flags & socket.MSG_CTRUNC or len(self._fds) > FDS_MAX:
-                msg = "more file descriptors than a message may have"
-                raise PeerError(msg)
+                message = "more file descriptors than a message may have"
+                raise PeerError(message)
             self._buffer += data
             if len(self._buffer) < self._need:
                 continue
@@ -100,15 +100,15 @@ class Connection:
             self._need = HEADER.size + header.size
             if len(self._buffer) < self._need:
                 continue
-            message = Message(header.request, header.flags, self._buffer[HEADER.size :], self._fds)
+            received = Message(header.request, header.flags, self._buffer[HEADER.size :], self._fds)
             self._buffer, self._need, self._fds = b"", HEADER.size, []
-            return message
+            return received
 
     def send(self, request: int, payload: Payload, *, flags: int = 0, fds: tuple[int, ...] = ()) -> None:
         """Send a message.
 
         Raises:
-            PeerError: the peer is gone, or takes nothing.
+            PeerError: the peer is gone, or does not read.
         """
         data = encode_payload(payload)
         data = encode_header(request, flags, len(data)) + data
@@ -128,8 +128,8 @@ class Connection:
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
         if not poll.poll(_SEND_TIMEOUT_MS):
-            msg = "the front-end takes no answers"
-            raise PeerError(msg)
+            message = "the front-end takes no answers"
+            raise PeerError(message)
 
     def reply(self, request: int, payload: Payload, *, fds: tuple[int, ...] = ()) -> None:
         """Send the answer to *request*.
@@ -140,7 +140,7 @@ class Connection:
         self.send(request, payload, flags=FLAG_REPLY, fds=fds)
 
     def close(self) -> None:
-        """Close the socket and what came but was never taken."""
+        """Close the socket, and descriptors of a message that never became whole."""
         for fd in self._fds:
             os.close(fd)
         self._fds = []

@@ -291,11 +291,11 @@ def decode_header(data: bytes) -> Header:
     """
     request, flags, size = HEADER.unpack(data)
     if flags & VERSION_MASK != VERSION:
-        msg = f"message {request} of version {flags & VERSION_MASK}, not {VERSION}"
-        raise PeerError(msg)
+        message = f"message {request} of version {flags & VERSION_MASK}, not {VERSION}"
+        raise PeerError(message)
     if size > PAYLOAD_BYTES_MAX:
-        msg = f"message {request} with a payload of {size} bytes"
-        raise PeerError(msg)
+        message = f"message {request} with a payload of {size} bytes"
+        raise PeerError(message)
     return Header(request, flags, size)
 
 
@@ -342,8 +342,8 @@ def _decode(form: type[Payload], request: int, data: bytes) -> Payload:
         if form is DeviceStateTransfer:
             return DeviceStateTransfer(*_STATE.unpack(data))
     except struct.error:
-        msg = f"message {request} with a payload of {len(data)} bytes"
-        raise PeerError(msg) from None
+        message = f"message {request} with a payload of {len(data)} bytes"
+        raise PeerError(message) from None
     return Unknown(data)
 
 
@@ -351,8 +351,8 @@ def _decode_table(data: bytes) -> MemoryTable:
     (count,) = _TABLE_HEAD.unpack_from(data)
     body = data[_TABLE_HEAD.size :]
     if count > FDS_MAX or len(body) < count * _REGION.size:
-        msg = f"a memory table of {count} regions in {len(data)} bytes"
-        raise PeerError(msg)
+        message = f"a memory table of {count} regions in {len(data)} bytes"
+        raise PeerError(message)
     regions = _REGION.iter_unpack(body[: count * _REGION.size])
     return MemoryTable(tuple(MemoryRegion(*fields) for fields in regions))
 
@@ -361,8 +361,8 @@ def _decode_config(data: bytes) -> ConfigSpace:
     offset, size, flags = _CONFIG.unpack_from(data)
     content = data[_CONFIG.size :]
     if size > CONFIG_BYTES_MAX or offset + size > CONFIG_BYTES_MAX or len(content) not in (0, size):
-        msg = f"{size} bytes at {offset} of the configuration space, with {len(content)} bytes beside"
-        raise PeerError(msg)
+        message = f"{size} bytes at {offset} of the configuration space, with {len(content)} bytes beside"
+        raise PeerError(message)
     return ConfigSpace(offset, size, flags, content)
 
 

@@ -1,6 +1,6 @@
 """The rings of a connection: the messages that set them up, start, stop and enable them.
 
-May not know: requests, and who shares the memory.
+May not know: requests, and where the memory comes from.
 
 Invariant: a ring runs from SET_VRING_KICK to GET_VRING_BASE or a reset. Its size, base and addresses do not change
 meanwhile; only its memory, its log and its descriptors may.

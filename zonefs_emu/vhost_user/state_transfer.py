@@ -1,6 +1,6 @@
-"""The complete zone state as one stream: from the daemon that a guest leaves to the one that it arrives at.
+"""The complete zone state as one stream, from the daemon that a guest leaves to the daemon that it arrives at.
 
-The data of the zones is not in it: that lies on storage that both see, or is moved by other means. The stream is
+The data of the zones is not in it: it lies on storage that both daemons see, or is moved by other means. The stream is
 checked before anything is taken over, and taken over as a whole or not at all.
 
 ::
@@ -32,7 +32,7 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8sII16s")
 _CRC: Final = struct.Struct("<I")
 _CHUNK_BYTES: Final = 1 << 16
-#: A front-end that neither reads nor writes for this long has given up.
+#: A front-end that neither reads nor writes for this long is taken for one that has given up.
 _TIMEOUT_MS: Final = 30_000
 
 
@@ -61,34 +61,34 @@ def load(device: ZonedDevice, stream: bytes) -> None:
         PeerError: it is cut, damaged, or of a device of another shape; nothing has changed.
     """
     if len(stream) < _HEAD.size + _CRC.size or not stream.startswith(MAGIC):
-        msg = f"a device state of {len(stream)} bytes is none of ours"
-        raise PeerError(msg)
+        message = f"a device state of {len(stream)} bytes is none of ours"
+        raise PeerError(message)
     body = stream[: -_CRC.size]
     _, version, nr_zones, digest = _HEAD.unpack_from(body)
     if version != _VERSION:
-        msg = f"a device state of version {version}, not {_VERSION}"
-        raise PeerError(msg)
+        message = f"a device state of version {version}, not {_VERSION}"
+        raise PeerError(message)
     if _CRC.unpack(stream[-_CRC.size :])[0] != zlib.crc32(body):
-        msg = f"the device state of {len(stream)} bytes is cut or damaged"
-        raise PeerError(msg)
+        message = f"the device state of {len(stream)} bytes is cut or damaged"
+        raise PeerError(message)
     if digest != geometry_digest(device.geometry) or nr_zones != device.geometry.nr_zones:
-        msg = "the device state is of a device with another geometry"
-        raise PeerError(msg)
+        message = "the device state is of a device with another geometry"
+        raise PeerError(message)
     if len(stream) != stream_bytes(device.geometry):
-        msg = f"a device state of {len(stream)} bytes, where {nr_zones} zones take {stream_bytes(device.geometry)}"
-        raise PeerError(msg)
+        message = f"a device state of {len(stream)} bytes, where {nr_zones} zones take {stream_bytes(device.geometry)}"
+        raise PeerError(message)
     try:
         device.load_zones(body[_HEAD.size :])
     except (CommandError, ImageError) as error:
-        msg = f"the device state cannot be taken over: {error}"
-        raise PeerError(msg) from None
+        message = f"the device state cannot be taken over: {error}"
+        raise PeerError(message) from None
 
 
 class Transfer:
-    """The way of one stream through a pipe, on a thread of its own, until it is done or cancelled.
+    """One stream on its way through a pipe, on a thread of its own, until it is done or cancelled.
 
-    The thread only moves bytes. The one that serves the connection takes over what has arrived (:func:`load`) when the
-    front-end asks whether it has: so a state whose connection is gone is never taken over.
+    The thread only moves bytes. The thread that serves the connection takes over what has arrived (:func:`load`) when
+    the front-end sends CHECK_DEVICE_STATE, so a state whose connection is gone is never taken over.
     """
 
     def __init__(self, fd: int, *, outgoing: bytes | None, nr_bytes_max: int) -> None:
@@ -99,7 +99,7 @@ class Transfer:
         self.outgoing = outgoing
         #: What has arrived.
         self.arrived = b""
-        #: Why it did not go, or None.
+        #: Why the transfer failed, or None.
         self.error: Exception | None = None
         #: Set at the end of the thread.
         self.done = threading.Event()
@@ -119,7 +119,7 @@ class Transfer:
             self.done.set()
 
     def end(self) -> None:
-        """End the thread, wherever it is."""
+        """Cancel the transfer if it is not done, and end the thread."""
         os.eventfd_write(self._cancel_fd, 1)
         self._thread.join()
         os.close(self._cancel_fd)
@@ -132,11 +132,11 @@ def _wait(fd: int, events: int, cancel_fd: int) -> None:
         poll.register(cancel_fd, select.POLLIN)
     ready = poll.poll(_TIMEOUT_MS)
     if not ready:
-        msg = "the front-end stopped moving the device state"
-        raise PeerError(msg)
+        message = "the front-end stopped moving the device state"
+        raise PeerError(message)
     if any(found == cancel_fd for found, _ in ready):
-        msg = "the connection that the device state belongs to has ended"
-        raise PeerError(msg)
+        message = "the connection that the device state belongs to has ended"
+        raise PeerError(message)
 
 
 def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
@@ -153,8 +153,8 @@ def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
             with suppress(BlockingIOError):
                 view = view[os.write(fd, view[:_CHUNK_BYTES]) :]
     except OSError as error:
-        msg = f"the device state could not be written: {error.strerror}"
-        raise PeerError(msg) from None
+        message = f"the device state could not be written: {error.strerror}"
+        raise PeerError(message) from None
 
 
 def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
@@ -174,10 +174,10 @@ def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
                     return bytes(chunks)
                 chunks += chunk
     except OSError as error:
-        msg = f"the device state could not be read: {error.strerror}"
-        raise PeerError(msg) from None
-    msg = f"a device state of more than {nr_bytes_max} bytes"
-    raise PeerError(msg)
+        message = f"the device state could not be read: {error.strerror}"
+        raise PeerError(message) from None
+    message = f"a device state of more than {nr_bytes_max} bytes"
+    raise PeerError(message)
 
 
 def stream_bytes(geometry: Geometry) -> int:

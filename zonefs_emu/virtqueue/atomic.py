@@ -1,8 +1,8 @@
-"""Two things that Python has no words for: an atomic OR into shared memory, and a memory fence.
+"""Two operations that Python does not have: an atomic OR into shared memory, and a memory fence.
 
-The dirty log is cleared by the front-end while we set bits in it. A plain load, OR and store would lose what was done
-to the word in between, and with it a page of the guest. The kernel has the operation and asks for no library
-of ours: FUTEX_WAKE_OP does an atomic read-modify-write on a word of user memory, here with nobody to wake.
+The front-end clears bits of the dirty log while this process sets others. A plain load, OR and store would lose a
+change that the front-end made in between, and with it a page of the guest. The kernel has the operation, so no compiled
+module is needed: FUTEX_WAKE_OP does an atomic read-modify-write on a word of user memory. It wakes no thread here.
 
 Source: futex(2), FUTEX_WAKE_OP: "oldval = *uaddr2; *uaddr2 = oldval op oparg; [...] an atomic read-modify-write [...]";
 FUTEX_OP_ARG_SHIFT: "use (1 << oparg) as operand".
@@ -19,7 +19,7 @@ from typing import Final
 _FUTEX_WAKE_OP_PRIVATE: Final = 5 | 128
 _OP_OR: Final = 2
 _OP_ARG_SHIFT: Final = 8
-#: (op | shift) << 28 | cmp << 24 | oparg << 12 | cmparg; the comparison only decides whom to wake.
+#: (op | shift) << 28 | cmp << 24 | oparg << 12 | cmparg; the comparison only decides which threads to wake.
 _OR_BIT: Final = (_OP_OR | _OP_ARG_SHIFT) << 28
 
 #: Source: the kernel's system call tables.
@@ -27,7 +27,7 @@ _SYS_FUTEX: Final[Mapping[str, int]] = MappingProxyType(
     {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221}
 )
 
-#: Loads and stores keep their order but for a load that passes an earlier store.
+#: Loads and stores keep their order, except that a load may pass an earlier store.
 ORDERED: Final = platform.machine() == "x86_64"
 #: Whether :func:`set_bit` works on this machine.
 HAS_ATOMIC_OR: Final = platform.machine() in _SYS_FUTEX
@@ -66,7 +66,8 @@ def set_bit(address: int, bit: int) -> None:
 def make_fence() -> Callable[[], object]:
     """Return a function that is a full memory fence.
 
-    On x86 any locked instruction is one, and taking a lock has it: 50 ns. Elsewhere the kernel's atomic operation is.
+    On x86 any locked instruction is a fence, and taking a lock executes one: 50 ns. Other processors use the kernel's
+    atomic operation.
     """
     if ORDERED:
         lock = threading.Lock()

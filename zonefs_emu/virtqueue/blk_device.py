@@ -1,4 +1,4 @@
-"""The virtio block device as the transport wants it."""
+"""The virtio block device with the interface of a transport."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""What others do to the zones: remembered for recovery, and told to the guest at a gentle pace."""
+"""Changes of zones through other ports: kept for recovery, and passed to the guest at a limited rate."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Final
 
 #: More zones than these count as "all of them".
 _ZONES_MAX: Final = 1 << 16
-#: A front-end hears of changes at most this often: others may write thousands of times a second.
+#: The guest is notified of changes at most this often: other ports may write thousands of times a second.
 INTERVAL_NS: Final = 1_000_000_000
 
 
@@ -22,7 +22,7 @@ class ZoneChanges:
         self._notified_ns = -INTERVAL_NS
 
     def __call__(self, zone_no: int, nr_zones: int) -> None:
-        """Note that another port changed zones; called with the device's lock held, so it only passes the word on."""
+        """Note that another port changed zones; called with the device's lock held, so it does no more than that."""
         if not self._all:
             if len(self._zones) + nr_zones > _ZONES_MAX:
                 self._all = True
@@ -35,17 +35,17 @@ class ZoneChanges:
             self.wake()
 
     def contested(self, zone_no: int) -> bool:
-        """Say whether others changed zone *zone_no* (-1: any) since this process started."""
+        """Say whether another port changed zone *zone_no* (-1: any) since this process started."""
         return self._all or (bool(self._zones) if zone_no < 0 else zone_no in self._zones)
 
     def due_ns(self) -> int | None:
-        """Return in how many nanoseconds the front-end may be told of changes; None if there are none."""
+        """Return in how many nanoseconds the front-end may be notified of changes; None if there are none."""
         if not self._pending:
             return None
         return max(0, self._notified_ns + INTERVAL_NS - time.monotonic_ns())
 
     def take(self) -> bool:
-        """Say whether there is something to tell now, and count it as told."""
+        """Say whether a notification is due now, and count it as sent."""
         if not self._pending or self.due_ns() != 0:
             return False
         self._pending = False

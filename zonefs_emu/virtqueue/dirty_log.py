@@ -1,8 +1,8 @@
-"""The dirty log: one bit for each 4 KiB page of guest memory that we wrote while the guest is being moved.
+"""The dirty log: one bit for each 4 KiB page of guest memory that was written while the guest is migrated.
 
-The front-end reads and clears the bits while we set them, so a bit is set atomically (:mod:`.atomic`), and after the
-page was written. A bit that is already set is set again all the same: seeing it does not prove that the front-end has
-not cleared it and copied the page since.
+The front-end reads and clears bits meanwhile, so a bit is set atomically (:mod:`.atomic`), and after the page was
+written. A bit that is already set is set again: the front-end may clear it and copy the page between the look and the
+decision.
 
 Source: vhost-user.rst, "Migration": "bit 0 of byte 0 is page 0".
 """
@@ -40,7 +40,7 @@ class DirtyLog:
             self._shared.note_loss()
 
     def _mark(self, runs: Iterable[tuple[int, int]]) -> None:
-        # In order, and without a set of the pages: runs may be the whole of the memory, and many may be the same page.
+        # Sorted, because many runs may be in the same page. A set of pages would be large: a run may be all memory.
         following = 0
         for address, length in sorted(runs):
             if length <= 0:

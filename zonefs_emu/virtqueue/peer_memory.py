@@ -1,9 +1,9 @@
-"""What a peer shares with us: files that it can cut at any time, mapped.
+"""The memory that a peer shares: mapped files, which the peer can cut at any time.
 
 An access to a page that the peer cut off raises SIGBUS, which would end the process and with it all other guests. So
-every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): it turns into memory that is empty and
-nobody's, and the loss is noted. The transport looks at the note after each turn of its loop and gives the peer up;
-until then requests find zeros, which a guest could have written itself.
+every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): the whole mapping turns into private
+memory of zeros, and the loss is noted. The transport looks at the note after each turn of its loop and gives the peer
+up. Until then requests read zeros, which a guest could have written itself.
 
 May not know: what the memory is used for.
 """
@@ -16,7 +16,7 @@ from typing import Final
 from zonefs_emu.errors import PeerError
 from zonefs_emu.persist import sigbus
 
-#: What is said of a peer that is given up for it.
+#: Why a peer is given up that has cut a file.
 LOST: Final = "a file of the memory that it shares was cut"
 
 
@@ -42,7 +42,7 @@ class PeerMemory:
         self.is_lost = True
 
     def watch(self, mapping: PeerMap) -> PeerMap:
-        """Notice it when the peer cuts the file of *mapping*, which is returned."""
+        """Note a loss when the peer cuts the file of *mapping*; return *mapping*."""
         mapping.watch_no = sigbus.watch(mapping, self.note_loss, whole=True)
         return mapping
 
@@ -67,16 +67,16 @@ class PeerMemory:
         length = offset + size - start
         try:
             status = os.fstat(fd)
-            # A file that is too short from the beginning is a fault that can be named.
+            # Without this check a file that is too short would be noticed at the first access only.
             if size <= 0 or status.st_size < offset + size:
-                msg = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
-                raise PeerError(msg)
+                message = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
+                raise PeerError(message)
             with suppress(OSError):
-                # Huge pages are unmapped as wholes only.
+                # A mapping of huge pages can be unmapped in whole pages only.
                 huge = os.fstatvfs(fd).f_bsize
                 if huge > mmap.PAGESIZE and status.st_size % huge == 0 and start % huge == 0:
                     length = min(-(-length // huge) * huge, status.st_size - start)
             return self.watch(PeerMap(fd, length, offset=start))
         except (OSError, ValueError, OverflowError) as error:
-            msg = f"{size} bytes at {offset} of a file cannot be mapped: {error}"
-            raise PeerError(msg) from None
+            message = f"{size} bytes at {offset} of a file cannot be mapped: {error}"
+            raise PeerError(message) from None

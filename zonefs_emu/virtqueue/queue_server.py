@@ -1,17 +1,18 @@
-"""The loop of the one thread that serves a device: virtqueues, and whatever else has a descriptor.
+"""The loop of the one thread that serves a device: virtqueues, and other descriptors of the transport.
 
-One thread, because Python's interpreter runs one at a time anyway: several would hand the interpreter to each other at
-every system call, which costs more than the call (docs/vhost-user.md has the measurement). What may wait for the host's
-disk goes to a worker.
+One thread, because Python's interpreter runs one thread at a time: several would hand the interpreter to each other at
+every system call, which costs more than the call (docs/vhost-user.md has the measurement). Requests that may wait for
+the host's disk go to a worker.
 
 The thread sleeps in epoll. Once awake it serves rings until they are empty. Before it asks the drivers for kicks and
 sleeps again, it looks at the empty rings for as long as :mod:`zonefs_emu.polling` says.
 
-What goes wrong with one ring or one request ends in its queue. Everything else that a method raises is met by the
-transport, which gives up its connection (docs/errors.md, boundaries).
+An error of one ring or one request ends in its queue. Any other exception of a method reaches the transport, which
+gives up its connection (docs/errors.md, boundaries).
 
-No wake-up is lost: a queue that can be served is active, or its driver was asked for kicks and then its ring was seen
-empty. So whoever makes one able to be served (starts it, enables it, gives back what it waited for) activates it.
+No wake-up is lost: a queue that can be served is active, or its driver was asked for kicks and its ring was seen empty
+after that. So code that makes a queue able to be served (starts it, enables it, gives back the request that it waited
+for) activates it.
 """
 
 import logging
@@ -36,7 +37,7 @@ from zonefs_emu.virtqueue.worker import Worker
 _LOOK_NS_MAX: Final = 200_000
 #: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
 _POLL_EVERY: Final = 16
-#: After so long the transport gets a chance to look about, even where rings are never empty.
+#: The transport gets control back after this time, even where rings are never empty.
 _SERVE_NS_MAX: Final = 100_000_000
 
 
@@ -59,7 +60,7 @@ class QueueServer:
         self.service = Service(
             self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue"))
         )
-        #: Somebody has called :meth:`stop`.
+        #: Set by :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
         self._polling = AdaptivePolling(
@@ -99,12 +100,12 @@ class QueueServer:
         self._reactions[fd] = react
 
     def unwatch(self, fd: int) -> None:
-        """Look at *fd* no more, which is still open; without having looked, do nothing."""
+        """End watching *fd*, which is still open; do nothing if it is not watched."""
         if self._reactions.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def watch_kicks(self, queue: Virtqueue, old: int = -1) -> None:
-        """Watch the queue's kick descriptor, and no more the *old* one; serve what came while nobody watched.
+        """Watch the queue's kick descriptor instead of the *old* one; serve requests that came before that.
 
         Raises:
             PeerError: the descriptor cannot be waited for.
@@ -118,8 +119,8 @@ class QueueServer:
                     # By edges, so that the counter need not be read: each kick is one.
                     self.watch(fd, partial(self.activate, queue), edges=True)
                 except OSError as error:
-                    msg = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
-                    raise PeerError(msg) from None
+                    message = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
+                    raise PeerError(message) from None
             self.activate(queue)
 
     def activate(self, queue: Virtqueue) -> None:
@@ -134,7 +135,8 @@ class QueueServer:
 
         Such a request is abandoned: the queue can be stopped, but what becomes of the request is unknown.
         """
-        # What it finishes of others meanwhile is no loss: its descriptor is readable, and all are activated then.
+        # Results of other queues that are collected here are not lost: the worker's descriptor stays readable, and all
+        # queues are activated then.
         if self.worker.wait(lambda: not queue.busy):
             return True
         self.service.log.warning("queue %d is stopped while the host's disk keeps a request of its", queue.index)
@@ -151,7 +153,7 @@ class QueueServer:
 
     def _take_events(self, timeout: float) -> None:
         for fd, _ in self._epoll.poll(timeout):
-            # What came first may have ended what the others belong to.
+            # The reaction to an earlier event may have unwatched this descriptor.
             react = self._reactions.get(fd)
             if react is not None:
                 react()
@@ -200,14 +202,14 @@ class QueueServer:
                 queue.wake()
                 if queue.run():
                     return True
-                # A ring that has something it cannot be served for (an event queue): its kicks mean nothing.
+                # An event queue that has buffers and no event: its kicks mean nothing.
             self._active.remove(queue)
         return False
 
     # -- end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let everything go; the queues have been stopped. Does not wait for the host's disk without limit."""
+        """Close everything; the queues have been stopped. The wait for the host's disk is limited."""
         self.worker.close()
         self._epoll.close()
         with self._ending:

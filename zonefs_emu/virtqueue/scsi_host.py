@@ -1,4 +1,4 @@
-"""The virtio SCSI host as the transport wants it."""
+"""The virtio SCSI host with the interface of a transport."""
 
 from typing import Final
 

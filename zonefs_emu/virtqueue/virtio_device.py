@@ -1,4 +1,4 @@
-"""What the transport needs to know of a device; :mod:`.blk` and :mod:`.scsi` give it."""
+"""The interface between a transport and a device; :mod:`.blk_device` and :mod:`.scsi_host` implement it."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from zonefs_emu.virtqueue.virtqueue import EventSource
 class VirtioDevice(Protocol):
     """A virtio device, ready to be offered. It outlives drivers and connections."""
 
-    #: For people and the log: "vhost-user-blk".
+    #: Shown to people and in the log: "vhost-user-blk".
     name: str
     #: Virtio device number.
     device_id: int

@@ -1,11 +1,11 @@
-"""One virtqueue: its descriptors, its ring, and the way of a batch of requests through it.
+"""One virtqueue: its descriptors, its ring, and how a batch of requests passes through it.
 
-May not know: messages, sockets. It runs on the device's thread only; requests that may wait for the host's disk go
-to the worker's thread, one at a time, and the queue rests until it is back: requests stay in order.
+May not know: messages, sockets. It runs on the device's thread only. A request that may wait for the host's disk goes
+to the worker's thread, and the queue rests until it is back, so requests stay in order.
 
-Two boundaries are here (docs/errors.md). An exception that a request meets is answered with its protocol's error, and
-the queue goes on. One that is met elsewhere, or that cannot be answered, breaks the ring, as a driver that breaks the
-rules does. Neither leaves this module.
+Two boundaries are here (docs/errors.md). An exception of a request is answered with its protocol's error, and the queue
+goes on. Any other exception, and one that cannot be answered, breaks the ring, as a driver that breaks the rules does.
+Neither leaves this module.
 """
 
 import os
@@ -32,13 +32,13 @@ from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
-#: Requests that are given back at once, so that the driver can go on while we do.
+#: Requests that are given back at once, so that the driver can go on before the batch is done.
 _GIVE_BACK_EVERY: Final = 8
-#: An interrupt costs a guest as much as a request. Where requests come whether or not the driver was told of those
-#: before, it is told of up to so many at once; it hears of the last of them after so long at the latest.
-_TELL_MAX: Final = 16
+#: An interrupt costs a guest as much as a request. Where requests come although the driver was not notified of those
+#: before, one notification stands for several, up to this many. It is held back for this time at most.
+_NOTIFY_MAX: Final = 16
 _HOLD_NS: Final = 50_000
-#: So many times in a row the driver went on before it was told: it is told of one more at once.
+#: After this many notifications in a row for the full number, the number grows by one.
 _GROW_AFTER: Final = 4
 
 
@@ -52,10 +52,10 @@ class RingAddresses(NamedTuple):
 
 
 class EventSource(Protocol):
-    """Where the events of an event queue come from: buffers are kept until there is something to say."""
+    """Where the events of an event queue come from: the driver's buffers are kept until there is an event."""
 
     def next_event(self) -> bytes | None:
-        """Return the next event to tell, or None."""
+        """Return the next event for the driver, or None."""
         ...
 
     def put_back(self, event: bytes) -> None:
@@ -127,11 +127,11 @@ class Virtqueue:
         self._used_log_address = -1
         #: Requests given back since the queue was made.
         self.requests = 0
-        #: Requests given back of which the driver was not told, and when the last of them was.
-        self._untold = 0
-        self._untold_since_ns = 0
-        #: The driver is told of so many at once, and how many times in a row it did not wait for that.
-        self._tell_at = 1
+        #: Requests given back of which the driver was not notified, and when the last of them was given back.
+        self._nr_unnotified = 0
+        self._unnotified_since_ns = 0
+        #: The driver is notified of so many at once, and how many times in a row it did not wait for that.
+        self._notify_at = 1
         self._nr_full = 0
 
     # -- starting and stopping --------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ class Virtqueue:
         """
         address = self.address
         if address is None or not self.size:
-            msg = f"queue {self.index} is started without size or addresses"
-            raise PeerError(msg)
+            message = f"queue {self.index} is started without size or addresses"
+            raise PeerError(message)
         event_idx = bool(features & bits.EVENT_IDX)
         if features & bits.RING_PACKED:
             desc_bytes = self.size * 16
@@ -198,8 +198,8 @@ class Virtqueue:
             return self.base
         slot = position & 0x7FFF
         if slot >= self.size:
-            msg = f"the record of queue {self.index} goes on at {slot} of {self.size}"
-            raise PeerError(msg)
+            message = f"the record of queue {self.index} goes on at {slot} of {self.size}"
+            raise PeerError(message)
         meta = desc.cast("Q")[2 * slot + 1]
         given_back = packed.is_given_back(meta, packed.place_of(position, self.size), self.size)
         position = record.recover_packed(given_back=given_back)
@@ -219,9 +219,9 @@ class Virtqueue:
     def stop(self) -> int:
         """End; return what GET_VRING_BASE answers. The worker must have nothing of this queue."""
         assert not self.busy
-        self._tell()
+        self._notify()
         ring, self.ring = self.ring, None
-        # Whatever was not given back is taken again by whoever goes on.
+        # The next back-end begins at the used index, so requests that were not given back are executed again.
         if isinstance(ring, SplitRing):
             self.base = ring.used_idx
         elif ring is not None:
@@ -229,7 +229,7 @@ class Virtqueue:
             self.base = position | position << 16
         self._backlog = ()
         self._record = self._intent_log = self._log = None
-        # The record lies in the front-end's memory, which may go now.
+        # The record lies in the front-end's memory, which may be unmapped now.
         self._intents.current.log = None
         return self.base
 
@@ -241,7 +241,7 @@ class Virtqueue:
         self.kick_fd = self.call_fd = self.err_fd = -1
 
     def call(self) -> None:
-        """Tell the driver that something was given back."""
+        """Notify the driver that requests were given back."""
         if self.call_fd >= 0:
             try:  # noqa: SIM105  (a context manager costs half a microsecond)
                 os.eventfd_write(self.call_fd, 1)
@@ -265,11 +265,11 @@ class Virtqueue:
                 record = self._record
                 chains = ring.pop(1 if record is not None and record.recovering else BATCH)
                 if not chains:
-                    if self._untold and monotonic_ns() - self._untold_since_ns >= _HOLD_NS:
-                        # It may be waiting for these.
+                    if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
+                        # The driver may be waiting for these.
                         self._nr_full = 0
-                        self._tell_at = (self._tell_at + self._untold) // 2
-                        self._tell()
+                        self._notify_at = (self._notify_at + self._nr_unnotified) // 2
+                        self._notify()
                     return False
             self._run_batch(chains)
         except OversizedChainError as error:
@@ -280,7 +280,7 @@ class Virtqueue:
         return True
 
     def wake(self) -> None:
-        """Tell the driver that it need not kick, if the queue runs. Never raises."""
+        """Tell the driver not to kick, if the queue runs. Never raises."""
         try:  # the boundary of a ring
             if self.ring is not None:
                 self.ring.wake()
@@ -288,13 +288,12 @@ class Virtqueue:
             self._break(error)
 
     def sleep(self) -> bool:
-        """Ask the driver for a kick, having told it all; True if there is something to do all the same. Never raises.
+        """Notify the driver of everything and ask it for a kick; True if there is work even so. Never raises.
 
-        What waited behind a request that the worker has just given back was taken from the ring long ago: no kick
-        tells of it.
+        Requests that waited behind one of the worker's were taken from the ring long ago: no kick comes for them.
         """
         try:  # the boundary of a ring
-            self._tell()
+            self._notify()
             return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
         except Exception as error:
             self._break(error)
@@ -343,8 +342,8 @@ class Virtqueue:
             ring.push(chains, lengths)
             record.finish_split(count)
         else:
-            # One by one: what is given back overwrites descriptors, so a batch of which a part is written could
-            # neither be completed nor taken again.
+            # One by one: giving back overwrites descriptors, so a batch that a kill has cut could neither be completed
+            # nor taken again.
             for index in range(count):
                 after = ring.used_place + (chains[index][0] >> 16)
                 record.before_packed(packed.position_of(after, ring.size))
@@ -352,24 +351,24 @@ class Virtqueue:
                 record.finish_packed()
         if dirty is not None:
             self._mark_used(ring, dirty, count)
-        self._untold = untold = self._untold + count
+        self._nr_unnotified = nr_unnotified = self._nr_unnotified + count
         if ring.has_work():
-            # It came meanwhile, so it is no answer to these: the driver has more under way.
-            self._tell_at = min(max(self._tell_at, untold) + 1, _TELL_MAX)
-        if untold < self._tell_at:
-            self._untold_since_ns = monotonic_ns()
+            # The driver made a request without having seen these given back: it has more under way.
+            self._notify_at = min(max(self._notify_at, nr_unnotified) + 1, _NOTIFY_MAX)
+        if nr_unnotified < self._notify_at:
+            self._unnotified_since_ns = monotonic_ns()
             return
-        if untold > count:
+        if nr_unnotified > count:
             self._nr_full += 1
             if self._nr_full == _GROW_AFTER:
                 self._nr_full = 0
-                self._tell_at = min(self._tell_at + 1, _TELL_MAX)
-        self._tell()
+                self._notify_at = min(self._notify_at + 1, _NOTIFY_MAX)
+        self._notify()
 
-    def _tell(self) -> None:
-        """Tell the driver of what was given back, if it wants to hear of it."""
-        if self._untold and self.ring is not None:
-            self._untold = 0
+    def _notify(self) -> None:
+        """Notify the driver of requests that were given back, if it wants notifications."""
+        if self._nr_unnotified and self.ring is not None:
+            self._nr_unnotified = 0
             if self.ring.needs_call():
                 self.call()
 
@@ -379,7 +378,7 @@ class Virtqueue:
         Raises:
             BrokenRingError: it cannot be answered; those before it have been given back.
         """
-        # A step may be several requests, of which the first are done: those that have a length.
+        # A step may be several requests. Those that have a length are done.
         failed = self._pushed + len(lengths)
         try:
             if isinstance(error, BrokenRingError):
@@ -401,7 +400,7 @@ class Virtqueue:
         """Answer a chain that is too long; True if there was room for that, else the ring is broken."""
         try:  # the boundary of a ring
             if self._handler is None:
-                raise oversized  # a buffer for events is no request: there is nothing to answer
+                raise oversized  # a buffer for events is no request and cannot be answered
             chain = oversized.chain
             self._give_back((chain,), (self._handler.refuse_oversized(chain),))
         except Exception as error:
@@ -413,7 +412,7 @@ class Virtqueue:
         """Give the request at *index* to the worker, decoded or not; the rest waits for it."""
         handler = self._handler
         assert handler is not None
-        self._tell()
+        self._notify()
         self._pushed = index
         self._begin(index, ())
         chain = chains[index]
@@ -455,11 +454,11 @@ class Virtqueue:
             self._backlog = self._backlog[1:]
         except Exception as error:
             if isinstance(outcome, Exception) and outcome is not error:
-                error.__context__ = outcome  # its traceback is told with this one
+                error.__context__ = outcome  # both tracebacks are logged
             self._break(error)
 
     def abandon(self) -> None:
-        """Expect the worker's answer no more: the host's disk keeps it. It is ignored when it comes after all."""
+        """Give up the request that the host's disk keeps with the worker: its answer is ignored when it comes."""
         self.busy = False
         self._nr_jobs += 1
 
@@ -481,11 +480,11 @@ class Virtqueue:
         length = min(len(event), total_bytes(writable))
         scatter(writable, 0, event[:length])
         self._give_back(chains, [length])
-        self._tell()
+        self._notify()
         return True
 
     def _break(self, error: Exception) -> None:
-        """Serve this ring no more and tell the front-end; the others go on."""
+        """Stop serving this ring and notify the front-end; the others go on."""
         self.broken = True
         self._backlog = ()
         if self.shared is not None and self.shared.is_lost:
@@ -500,21 +499,21 @@ class Virtqueue:
         if self.err_fd >= 0:
             with suppress(OSError):
                 os.eventfd_write(self.err_fd, 1)
-        self._tell()
+        self._notify()
 
     # -- dirty pages ------------------------------------------------------------------------------------------
 
     def _mark_dirty(
         self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain], lengths: Sequence[int]
     ) -> None:
-        """Mark what the requests wrote: all of their writable buffers, of which *lengths* may be a part."""
+        """Mark all writable buffers of the requests, of which *lengths* may be a part."""
         logged = ring.logged
         if logged is None:
             return
         runs: list[tuple[int, int]] = []
         for (token, _, writable), _length in zip(chains, lengths, strict=True):
             known = logged.pop(token, None)
-            # A chain that was taken before logging began: find its addresses from the buffers themselves.
+            # The addresses of a chain that was taken before logging began are not known.
             runs += known if known is not None else _addresses(ring.memory, writable)
         dirty.mark(runs)
 
@@ -530,5 +529,5 @@ class Virtqueue:
 
 
 def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Return everything that *buffers* could be: all of memory. Rare, and never too little."""
+    """Return all memory, of which *buffers* are a part. Rare, and never too little."""
     return [(region.guest_address, region.size) for region in memory.regions] if buffers else []

@@ -1,4 +1,4 @@
-"""A thread for what may wait for the host's disk, and the way back to the thread that asked."""
+"""A thread for work that may wait for the host's disk; results return to the thread that submitted it."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ class Worker(Generic[T]):
 
     A result may be held back (:meth:`defer`): it waits on a thread of its own, and the next function runs meanwhile.
 
-    Invariant: each job's callback is called, unless the worker is closed before. What a job raises is its result.
+    Invariant: each job's callback is called, unless the worker is closed before. An exception of a job is its result.
     """
 
     def __init__(self, name: str, sleep_ns: Callable[[int], None]) -> None:
@@ -37,7 +37,7 @@ class Worker(Generic[T]):
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._jobs: SimpleQueue[tuple[Callable[[], T], Then[T]] | None] = SimpleQueue()
         self._results: deque[tuple[T | Exception, Then[T]]] = deque()
-        #: Guards everything that the threads share; told when there are results, and when the end begins.
+        #: Guards everything that the threads share; notified when there are results, and when the end begins.
         self._changed = threading.Condition()
         self._end_at = float("inf")
         self._is_closed = False
@@ -81,7 +81,7 @@ class Worker(Generic[T]):
         finally:
             with self._changed:
                 held_back = self._deferred.pop(threading.current_thread(), None)
-            if held_back is not None:  # else it was wanted earlier
+            if held_back is not None:  # else wait() has delivered it
                 self._deliver(*held_back)
 
     def defer(self, duration_ns: int) -> None:
@@ -97,11 +97,11 @@ class Worker(Generic[T]):
         while self._results:
             result, then = self._results.popleft()
             found = True
-            try:  # the boundary of an answer: where it cannot be delivered, what was raised is
+            try:  # the boundary of an answer: if it cannot be delivered, the exception is
                 then(result)
             except Exception as error:
                 if isinstance(result, Exception):
-                    error.__context__ = result  # its traceback is told with this one
+                    error.__context__ = result  # both tracebacks are logged
                 then(error)
         return found
 
@@ -109,7 +109,7 @@ class Worker(Generic[T]):
         """Collect until *condition* holds; False if the host's disk keeps a job for too long.
 
         Results that are held back are delivered at once: a delay may be an hour long, and the caller is a guest that
-        resets its device, or the end of the daemon. After :meth:`end_waiting` there are 2 s left for all waits.
+        resets its device, or a daemon that ends. After :meth:`end_waiting` 2 s are left for all waits together.
         """
         deadline = time.monotonic() + _WAIT_S
         while not condition():
@@ -137,7 +137,7 @@ class Worker(Generic[T]):
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
         if self._thread.is_alive():
             log.warning("a request that waits for the host's disk is left behind")
-        self.collect()  # no queue takes a result any more, but what was raised is to be told
+        self.collect()  # no queue takes a result any more, but exceptions are to be logged
         with self._changed:
             self._is_closed = True
             self._deferred.clear()
