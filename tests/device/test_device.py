@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from zonefs_emu.daemon.answers import EXPLAINER
+from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.faults import FAULTY, Effect, Fault
 from zonefs_emu.device.powercut import PowerCutLab
@@ -722,6 +723,15 @@ def test_write_hooks_lie_on_each_other(device: ZonedDevice, port: Port) -> None:
 
 
 # -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_a_flush_writes_the_counters_back(device: ZonedDevice, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If that was not done for a while; else a power cut would cost the statistics of a long life."""
+    monkeypatch.setattr("zonefs_emu.device.counters._SAVE_NS", 0)
+    write(port, 128, 4)
+    assert not port.flush()
+    stored = Counters(device.image.backing, device.image.header, readonly=True)
+    assert stored.zone(2)["written_sectors"] == 4
 
 
 def test_statistics(device: ZonedDevice, port: Port) -> None:

@@ -13,6 +13,7 @@ from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.testing.vhost_frontend import GUEST_BASE
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
@@ -271,3 +272,54 @@ def test_a_wake_after_the_end_is_nothing(device: ZonedDevice) -> None:
     server = QueueServer(blk_device(device))
     server.close()
     server.stop()
+
+
+def test_only_a_sleep_that_a_request_ends_changes_the_length_of_a_look(bench: Bench) -> None:
+    server = bench.server
+    first, _ = bench.lines
+    polling = server._polling = AdaptivePolling(max_ns=9_000, soon_ns=60_000_000_000, nr_processors=2)
+    polling.look_ns = 0
+    server.wake()
+    server.wait(20)
+    assert polling.look_ns == 0, "nothing has come"
+    server.activate(first.queue)
+    server.wait(20)
+    assert polling.look_ns == 0, "it did not sleep"
+    server.serve()
+    first.submit(b"a")
+    server.wait(20)
+    assert polling.look_ns == 4_000
+    server.serve()
+    assert len(first.reap()) == 1
+
+
+def test_a_queue_that_does_not_run_is_not_served(bench: Bench) -> None:
+    first, second = bench.lines
+    first.queue.stop()
+    bench.server.activate(first.queue)
+    first.submit(b"a")
+    second.submit(b"b")
+    bench.turn()
+    assert first.reap() == []
+    assert len(second.reap()) == 1
+    first.start()
+    bench.server.watch_kicks(first.queue, first.queue.kick_fd)
+    bench.server.serve()
+    assert len(first.reap()) == 1, "the descriptor was watched already, and is no less so"
+
+
+def test_a_request_that_the_host_keeps_is_abandoned(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("queue 0 is stopped while the host's disk keeps a request of its")
+    first, _ = bench.lines
+    first.submit(b"w")
+    while not first.queue.busy:
+        bench.turn()
+    with monkeypatch.context() as patched:
+        patched.setattr("zonefs_emu.virtqueue.worker._WAIT_S", 0.01)
+        assert not bench.server.wait_idle(first.queue)
+    first.queue.stop()
+    bench.echo.go_on.set()
+    bench.turn()
+    assert first.reap() == [], "the answer that comes after all is ignored"

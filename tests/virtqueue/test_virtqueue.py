@@ -631,3 +631,79 @@ def test_all_pages_of_the_descriptors_of_a_packed_ring_are_logged_and_no_more(nr
     assert (first != last) is bool(nr_bytes_beyond)
     os.close(fd)
     bench.queue.close()
+
+
+class Clock:
+    """Stands for the host's clock in nanoseconds; goes when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ns = 1_000_000
+        monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: self.now_ns)
+
+
+def called_after(bench: Bench, nr_requests: int) -> list[int]:
+    """Let the driver go on without waiting; return after which of *nr_requests* it was called, counted from 1."""
+    found = []
+    for number in range(1, nr_requests + 1):
+        send(bench, 1)
+        if calls(bench):
+            found.append(number)
+    return found
+
+
+def go_on_untold(bench: Bench) -> None:
+    """Begin as a driver does that has more than one request under way: two are given back, and told of at once."""
+    bench.start()
+    calls(bench)
+    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
+    send(bench, 1)
+    assert calls(bench) == 0
+    assert bench.queue.run()
+    assert calls(bench) == 1
+
+
+def test_after_four_times_in_a_row_the_driver_is_told_of_one_more_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    go_on_untold(bench)
+    expected, number = [], 0
+    for at_once, times in [(2, 3), *((at_once, 4) for at_once in range(3, 16)), (16, 20)]:
+        for _ in range(times):
+            number += at_once
+            expected.append(number)
+    assert called_after(bench, number) == expected
+
+
+def test_a_driver_that_waits_is_told_after_fifty_microseconds_and_of_fewer_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    go_on_untold(bench)
+    # Twice three times in a row are not four: the wait in between begins the count anew.
+    assert called_after(bench, 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5)[-1] == 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5
+    assert called_after(bench, 3) == []
+    clock.now_ns += 49_999
+    assert not bench.queue.run()
+    assert calls(bench) == 0
+    clock.now_ns += 1
+    assert not bench.queue.run()
+    assert calls(bench) == 1
+    assert called_after(bench, 4 * 4 + 5) == [4, 8, 12, 16, 21]
+
+
+def test_a_driver_is_told_of_all_that_was_given_back_while_more_came(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes while seven are given back is no answer to them: at least one more is told of at once from then on."""
+    Clock(monkeypatch)
+    bench.start()
+    calls(bench)
+    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
+    for _ in range(7):
+        bench.pair.add([b"a"], [1])
+    assert bench.queue.run()
+    assert calls(bench) == 0
+    assert bench.queue.run()
+    assert calls(bench) == 1
+    assert called_after(bench, 16) == [8, 16]
