@@ -13,6 +13,7 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.main import cli
+from zonefs_emu.cli.verb_table import Verb
 
 _PROGRAM: Final = "zonefs-emu"
 _WIDTH: Final = 100
@@ -24,7 +25,8 @@ What `{_PROGRAM} VERB --help` prints, for every verb; made by `tools/manual.py`.
 
 def verbs(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     """Yield (what one types, command) for every command of *group* and of the groups in it, by name."""
-    for name, command in sorted(group.commands.items()):
+    for name, listed in sorted(group.commands.items()):
+        command = listed.load() if isinstance(listed, Verb) else listed
         if isinstance(command, click.Group):
             yield from verbs(command, (*path, name))
         else:

@@ -12,3 +12,9 @@ One sparse file behaves, command for command, like a host-managed zoned device. 
                       front-ends: zonefs over FUSE, virtual machines, the host kernel
     daemon, cli       one process per image; the verbs
 """
+
+from typing import Final
+
+#: The one place of the version: pyproject.toml reads it from here. What an installation notes of it would take longer
+#: to find than ``zonefs-emu --version`` takes altogether.
+__version__: Final = "0.1.0"

@@ -4,6 +4,7 @@ Data goes to stdout and talk to stderr. Exit code 1 says that the device or the 
 was wrong; either comes with one sentence, never with a traceback. Layout:
 
     main                    the group, and where errors become sentences and exit codes
+    verb_table              which verbs there are; each is imported when it is used
     common                  options and helpers that several verbs share
     sizes conditions formats picture presets
                             pure: sizes and names in, text out

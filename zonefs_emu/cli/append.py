@@ -12,7 +12,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.units import to_bytes
 
 
-@click.command(short_help="Append stdin to a zone and print where it landed.")
+@click.command()
 @image_argument
 @zone_option
 @click.option("--length", type=SIZE, help="How much of stdin to append. [default: all of it]")

@@ -21,7 +21,7 @@ _QEMU: Final = (
 )
 
 
-@click.command(short_help="Attach an image as a zoned block device of this host.")
+@click.command()
 @click.argument("image", metavar="[IMG]", type=FILE, required=False)
 @click.option(
     "--via",

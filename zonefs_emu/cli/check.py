@@ -18,7 +18,7 @@ _ROUNDS: Final = 3
 _PAUSE_S: Final = 0.05
 
 
-@click.command(short_help="Look an image over, and repair it.")
+@click.command()
 @image_argument
 @click.option("--repair", is_flag=True, help="Save what can be saved, with a backup of all that is changed.")
 @json_option

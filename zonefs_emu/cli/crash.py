@@ -17,7 +17,7 @@ _AFTER: Final = re.compile(r"after\s+([0-9]+)\s+writes?")
 _ALL_COUNT: Final = 1000
 
 
-@click.command(short_help="Write the images that a power cut could have left.")
+@click.command()
 @image_argument
 @click.option("--at", default="now", show_default=True, metavar="WHEN", help="now, 'after N writes', or 'every flush'.")
 @click.option("--out", "directory", type=FILE, metavar="DIR", help="Where the images go: cut-0000.img, ...")

@@ -72,7 +72,7 @@ def create_image(image: Path, geometry: Geometry, label: str) -> None:
 _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PRESETS.items())
 
 
-@click.command(short_help="Create an image.")
+@click.command()
 @click.argument("image", metavar="IMG", type=FILE)
 @click.option("--size", type=SIZE, help="Size of the device. The last zone may be smaller than the others.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"{_PRESET_HELP}. Other options override its parts.")

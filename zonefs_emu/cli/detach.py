@@ -18,7 +18,7 @@ from zonefs_emu.errors import UsageError
 _END_S: Final = 60.0
 
 
-@click.command(short_help="Detach a device and wait until its image is free.")
+@click.command()
 @click.argument("what", metavar="NODE|IMG", type=FILE)
 @click.option("-f", "--force", is_flag=True, help="Even while it is mounted or in use: its users get errors.")
 def detach(*, what: Path, force: bool) -> None:

@@ -71,7 +71,7 @@ def send(image: Path) -> None:
                 raise
 
 
-@click.command(short_help="Copy an image, even while it is used, to a file or a pipe.")
+@click.command()
 @image_argument
 @click.argument("file", metavar="FILE", type=FILE_OR_STREAM)
 def dump(image: Path, file: Path) -> None:

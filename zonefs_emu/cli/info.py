@@ -12,7 +12,7 @@ from zonefs_emu.errors import printable
 from zonefs_emu.units import human_bytes, to_bytes
 
 
-@click.command(short_help="Show what an image is and which process uses it.")
+@click.command()
 @image_argument
 @json_option
 def info(

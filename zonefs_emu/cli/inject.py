@@ -21,7 +21,7 @@ _TEXT_MAX = 200
 _ON_REPORT = ("lie", "recommend-reset")
 
 
-@click.command(short_help="Make operations fail, now or later; list and remove faults.")
+@click.command()
 @image_argument
 @click.argument("effect", required=False, type=click.Choice(_EFFECTS), metavar="[EFFECT]")
 @click.option(

@@ -13,31 +13,8 @@ from typing import IO, Final, TextIO
 
 import click
 
-from zonefs_emu.cli.append import append
-from zonefs_emu.cli.attach import attach
-from zonefs_emu.cli.check import check
-from zonefs_emu.cli.crash import crash
-from zonefs_emu.cli.create import create
-from zonefs_emu.cli.detach import detach
-from zonefs_emu.cli.dump import dump
-from zonefs_emu.cli.info import info
-from zonefs_emu.cli.inject import inject
-from zonefs_emu.cli.manage import close, finish, open_, reset
-from zonefs_emu.cli.map import map_
-from zonefs_emu.cli.mkfs import mkfs
-from zonefs_emu.cli.mount import mount
-from zonefs_emu.cli.power_cycle import power_cycle
-from zonefs_emu.cli.read import read
-from zonefs_emu.cli.replay import replay
-from zonefs_emu.cli.report import report
-from zonefs_emu.cli.restore import restore
-from zonefs_emu.cli.serve import serve
-from zonefs_emu.cli.set_cond import set_cond
-from zonefs_emu.cli.stats import stats
-from zonefs_emu.cli.umount import umount
-from zonefs_emu.cli.watch import watch
-from zonefs_emu.cli.why import why
-from zonefs_emu.cli.write import write
+from zonefs_emu import __version__
+from zonefs_emu.cli.verb_table import VERBS, Verb
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
 
 #: The name of our handler of characters that a stream cannot encode.
@@ -70,6 +47,13 @@ class Verbs(click.Group):
         with _in_one_sentence():
             return super().make_context(info_name, args, parent, **extra)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb's name, the verb itself, and the arguments that are left for it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, Verb) else command, rest
+
     def invoke(self, ctx: click.Context) -> object:
         """Parse and run the verb."""
         with _in_one_sentence():
@@ -98,7 +82,7 @@ def _in_one_sentence() -> Iterator[None]:
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="zonefs-emu", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Zoned storage without the hardware: one file that behaves like a host-managed zoned drive.
 
@@ -115,10 +99,7 @@ def cli() -> None:
     """
 
 
-for _verb in (
-    *(create, mkfs, mount, umount, serve, attach, detach, report, map_, open_, close, finish, reset, read, write),
-    *(append, set_cond, info, stats, watch, why, inject, crash, replay, dump, restore, check, power_cycle),
-):
+for _verb in VERBS:
     cli.add_command(_verb)
 
 

@@ -10,7 +10,7 @@ from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
 
 
-def _command(name: str, summary: str, text: str) -> click.Command:
+def _command(name: str, text: str) -> click.Command:
     """Build the verb *name*; *text* is its help, without the example."""
 
     @image_argument
@@ -38,29 +38,25 @@ def _command(name: str, summary: str, text: str) -> click.Command:
             call(target, request)
 
     examples = f"\b\nExamples:\n  zonefs-emu {name} small.img --zone 4 --count 2\n  zonefs-emu {name} small.img --all"
-    return click.command(name, short_help=summary, help=f"{text}\n\n{examples}")(verb)
+    return click.command(name, help=f"{text}\n\n{examples}")(verb)
 
 
 open_ = _command(
     "open",
-    "Open zones explicitly.",
     "Open zones of IMG explicitly: they hold an open resource until closed, finished or reset. With --count all of "
     "them are opened, or none. --all opens the closed zones.",
 )
 close = _command(
     "close",
-    "Close open zones.",
     "Close open zones of IMG: they keep their data and write pointer and stay active; one that holds no data becomes "
     "empty. --all closes the open zones.",
 )
 finish = _command(
     "finish",
-    "Make zones full.",
     "Make zones of IMG full: no more can be written until they are reset. --all finishes the open and closed zones.",
 )
 reset = _command(
     "reset",
-    "Reset write pointers: forget the data of zones.",
     "Reset the write pointers of zones of IMG: their data is gone and its space on the host is given back. --all "
     "resets all but read-only, offline and conventional zones.",
 )

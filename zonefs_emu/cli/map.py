@@ -29,7 +29,7 @@ from zonefs_emu.units import human_bytes, to_bytes
 _JSON_CELLS: Final = 4096
 
 
-@click.command("map", short_help="Draw all zones: condition and fill.")
+@click.command("map")
 @image_argument
 @click.option(
     "--svg", "svg_file", type=FILE_OR_STREAM, metavar="FILE", help="Write the picture to FILE as SVG ('-' for stdout)."

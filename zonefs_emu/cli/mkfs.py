@@ -71,7 +71,7 @@ def format_image(target: Target, image: Path, *, features: str, label: str, forc
         raise UsageError(str(error), exit_code=1) from None
 
 
-@click.command(cls=_Mkzonefs, short_help="Make a zonefs, as mkzonefs does.")
+@click.command(cls=_Mkzonefs)
 @image_argument
 @click.option(
     "-f", "force", is_flag=True, help="Overwrite an existing file system or partition table, as blkid knows them."

@@ -18,7 +18,7 @@ from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 from zonefs_emu.model.presets import build_geometry
 
 
-@click.command(short_help="Mount the zonefs on an image.")
+@click.command()
 @image_argument
 @click.argument("directory", metavar="DIR", type=FILE)
 @click.option(

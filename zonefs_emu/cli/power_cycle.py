@@ -8,7 +8,7 @@ from zonefs_emu.cli.common import image_argument
 from zonefs_emu.daemon.client import call, open_target
 
 
-@click.command("power-cycle", short_help="Cut and restore the drive's power.")
+@click.command("power-cycle")
 @image_argument
 def power_cycle(image: Path) -> None:
     """Do what a power cut does to a drive: open zones come back closed, or empty if nothing was written.

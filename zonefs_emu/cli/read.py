@@ -16,7 +16,7 @@ from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 _CHUNK_BYTES: Final = 1 << 20
 
 
-@click.command(short_help="Write data of a zone to stdout.")
+@click.command()
 @image_argument
 @zone_option
 @click.option("--offset", type=SIZE, default=0, help="Where to begin, from the start of the zone. [default: 0]")

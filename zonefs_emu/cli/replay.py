@@ -12,7 +12,7 @@ from zonefs_emu.device.oplog import replay as replay_log
 from zonefs_emu.errors import UsageError
 
 
-@click.command(short_help="Carry out again what mount or serve --record noted.")
+@click.command()
 @click.argument("file", metavar="FILE", type=FILE)
 @image_argument
 @json_option

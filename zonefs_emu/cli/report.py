@@ -27,7 +27,7 @@ from zonefs_emu.units import SECTOR_BYTES, human_bytes, to_bytes
 _COUNTED: Final = frozenset({"nvme", "nvme-json", "json"})
 
 
-@click.command(short_help="List zones, in our format or as blkzone, zbd or nvme print them.")
+@click.command()
 @image_argument
 @click.option(
     "--format",

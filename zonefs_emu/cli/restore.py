@@ -63,7 +63,7 @@ def _fill(backing: FileBacking, image: Path) -> None:
         raise
 
 
-@click.command(short_help="Make an image from a dump.")
+@click.command()
 @click.argument("file", metavar="FILE", type=FILE_OR_STREAM)
 @click.argument("image", metavar="IMG", type=FILE)
 def restore(file: Path, image: Path) -> None:

@@ -79,7 +79,7 @@ def _program(name: str) -> Path:
     return Path(shutil.which(name) or beside)
 
 
-@click.command(short_help="Offer an image to virtual machines.")
+@click.command()
 @click.argument("image", metavar="[IMG]", type=FILE, required=False)
 @click.option("--vhost-user-scsi", "scsi", type=FILE, multiple=True, metavar="SOCK",
               help="Offer a virtio-scsi host with a ZBC disk; may be given for each of several guests.")  # fmt: skip

@@ -9,7 +9,7 @@ from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.model.zone import Condition
 
 
-@click.command("set-cond", short_help="Put a zone into a condition: readonly, offline, ...")
+@click.command("set-cond")
 @image_argument
 @zone_option
 @click.argument("cond", metavar="CONDITION", type=ConditionType())

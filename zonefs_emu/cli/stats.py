@@ -17,7 +17,7 @@ from zonefs_emu.errors import UsageError
 COUNTERS: Final = tuple(counter.name.lower() for counter in Counter)
 
 
-@click.command(short_help="Show counters of the device and its front-ends.")
+@click.command()
 @image_argument
 @click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="The counters of this zone only.")
 @click.option("--top", type=click.IntRange(1, TOP_MAX), metavar="N", help="The N zones with most --by.")

@@ -8,7 +8,7 @@ from zonefs_emu.cli.common import FILE
 from zonefs_emu.front_ends.zonefs import unmount
 
 
-@click.command(short_help="Unmount a zonefs and wait until its image is free.")
+@click.command()
 @click.argument("directory", metavar="DIR", type=FILE)
 def umount(*, directory: Path) -> None:
     """Unmount the zonefs at DIR, and return when everything is written back and the image is free.

@@ -30,7 +30,7 @@ _RATES: Final = (
 )
 
 
-@click.command(short_help="Show the zones, the limits and the rates, live.")
+@click.command()
 @image_argument
 @click.option(
     "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",

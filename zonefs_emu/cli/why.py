@@ -15,7 +15,7 @@ from zonefs_emu.daemon.verbs import REFUSALS_MAX
 _POLL_S: Final = 0.5
 
 
-@click.command(short_help="Explain the last refused operations.")
+@click.command()
 @image_argument
 @click.option(
     "-n",

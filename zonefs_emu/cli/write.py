@@ -17,7 +17,7 @@ from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 CHUNK_BYTES: Final = 1 << 20
 
 
-@click.command(short_help="Write stdin into a zone.")
+@click.command()
 @image_argument
 @zone_option
 @click.option("--offset", type=SIZE, help="Where to write, from the start of the zone. [default: the write pointer]")
