@@ -233,6 +233,7 @@ async def _run(
     verbs = Verbs(
         device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, explainer=explainer
     )
+    verbs.import_all()
     token = trio.lowlevel.current_trio_token()
     all_of_it = trio.CancelScope()
 

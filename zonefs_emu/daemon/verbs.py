@@ -12,24 +12,26 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
-from uuid import uuid4
+from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.daemon.answers import EXPLAINER, Explainer
-from zonefs_emu.daemon.faults import FaultVerbs
+from zonefs_emu.daemon import fields
+from zonefs_emu.daemon.fields import Request
 from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.device.dump import dump
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
-from zonefs_emu.fs.mkfs import examine, format_device, parse_features, report_lines
-from zonefs_emu.fs.signature import find_signature
 from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
+
+if TYPE_CHECKING:
+    from zonefs_emu.daemon.answers import Explainer
+    from zonefs_emu.daemon.faults import FaultVerbs
+    from zonefs_emu.daemon.formatting import Formatter
 
 #: Zones in one reply of a report: the device is locked for one portion.
 ZONES_PER_REPLY: Final = 4096
@@ -43,18 +45,53 @@ _OPERATIONS: Final = MappingProxyType(
         for operation in (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
     }
 )
-_NUMBER_MAX: Final = (1 << 63) - 1
 #: The name of the verbs' ports, which begins their sentences in ``why``.
 PORT_NAME: Final = "cli"
 
-Request = Mapping[str, Json]
+
+class _Parts:
+    """What some verbs need besides the *device*, made when the first of them is asked for; one for all clients.
+
+    The imports are local: ``info`` and ``report`` of an image that no process holds would spend most of their time on
+    the import of these modules, which have the rules of every front-end and the power-cut lab, and use none of them.
+    """
+
+    def __init__(self, device: ZonedDevice, explainer: "Explainer | None") -> None:
+        self._device = device
+        self._explainer = explainer
+
+    @cached_property
+    def explainer(self) -> "Explainer":
+        """Puts refusals into words."""
+        from zonefs_emu.daemon.answers import EXPLAINER  # noqa: PLC0415
+
+        return self._explainer or EXPLAINER
+
+    @cached_property
+    def fault_verbs(self) -> "FaultVerbs":
+        """The verbs that break things on purpose."""
+        from zonefs_emu.daemon.faults import FaultVerbs  # noqa: PLC0415
+
+        return FaultVerbs(self._device)
+
+    @cached_property
+    def formatter(self) -> "Formatter":
+        """Makes file systems."""
+        from zonefs_emu.daemon.formatting import Formatter  # noqa: PLC0415
+
+        return Formatter()
+
+    def make_all(self) -> None:
+        """Make all parts now."""
+        _ = self.explainer, self.fault_verbs, self.formatter
 
 
 class Verbs:
     """The verbs of one opened *device*, for one client that asks for one after the other; see :meth:`for_client`.
 
     *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them, *ended_front_ends* those that have
-    ended; *pid* is the daemon's, if any, and *path* where it has the image. *explainer* puts refusals into words.
+    ended; *pid* is the daemon's, if any, and *path* where it has the image. *explainer* puts refusals into words;
+    the default knows the front-ends that zonefs_emu comes with.
     """
 
     def __init__(
@@ -65,20 +102,17 @@ class Verbs:
         ended_front_ends: Callable[[], list[Json]] = list,
         pid: int | None = None,
         path: Path | None = None,
-        explainer: Explainer = EXPLAINER,
+        explainer: "Explainer | None" = None,
     ) -> None:
         self._device = device
-        self._explainer = explainer
+        self._parts = _Parts(device, explainer)
         self._geometry = device.geometry
         self._front_ends = front_ends
         self._ended_front_ends = ended_front_ends
         self._pid = pid
         self._path = path
-        # Locks for all clients: two writers that ask for the write pointer's place must not get the same one, and two
-        # that make a file system would mix theirs.
+        # For all clients: two writers that ask for the write pointer's place must not get the same one.
         self._placing = threading.Lock()
-        self._formatting = threading.Lock()
-        self._fault_verbs = FaultVerbs(device)
         self._begin()
 
     def _begin(self) -> None:
@@ -98,14 +132,22 @@ class Verbs:
             "dump": self._dump,
             "power-cycle": self._power_cycle,
             "mkfs": self._mkfs,
-            **self._fault_verbs.verbs,
         }
+
+    def import_all(self) -> None:
+        """Import what the verbs need besides the device.
+
+        A daemon does that when it starts: later the files of its modules may be those of a newer version.
+        """
+        self._parts.make_all()
 
     def for_client(self) -> "Verbs":
         """Return the same verbs for another client; the two may be used by two threads.
 
         No client waits for a command of another one, which may take as long as an injected delay or the host's disk.
         """
+        # Now, and not by two threads at once.
+        self.import_all()
         other = copy.copy(self)
         other._begin()  # noqa: SLF001  (of the same class)
         return other
@@ -122,8 +164,7 @@ class Verbs:
             name = request.get("verb")
             verb = self._verbs.get(name) if isinstance(name, str) else None
             if verb is None:
-                msg = f"there is no verb {name!r}: there are {', '.join(self._verbs)}"
-                raise UsageError(msg)
+                verb = self._fault_verb(name)
             yield from verb(request, payload)
         except UsageError as error:
             yield {"error": str(error), "exit_code": error.exit_code}, b""
@@ -132,6 +173,13 @@ class Verbs:
         except OSError as error:
             # The host's trouble with one request is not the end of a daemon that serves others.
             yield {"error": host_sentence(error), "exit_code": 1}, b""
+
+    def _fault_verb(self, name: Json) -> Callable[[Request, bytes], Iterator[Message]]:
+        verbs = self._parts.fault_verbs.verbs
+        if not isinstance(name, str) or name not in verbs:
+            msg = f"there is no verb {name!r}: there are {', '.join((*self._verbs, *verbs))}"
+            raise UsageError(msg)
+        return verbs[name]
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -167,9 +215,9 @@ class Verbs:
 
     def _report(self, request: Request, _payload: bytes) -> Iterator[Message]:
         nr_zones = self._geometry.nr_zones
-        first = _number(request, "zone_no", maximum=nr_zones, default=0)
-        left = min(_number(request, "count", default=nr_zones), nr_zones)
-        conds = _conditions(request)
+        first = fields.number(request, "zone_no", maximum=nr_zones, default=0)
+        left = min(fields.number(request, "count", default=nr_zones), nr_zones)
+        conds = fields.conditions(request)
         while left:
             zones = self._port.report(first, min(left, ZONES_PER_REPLY), conds)
             if not zones:
@@ -194,7 +242,7 @@ class Verbs:
             if not isinstance(name, str) or name.upper() not in Counter.__members__:
                 msg = f"there is no counter {name!r}: there are {', '.join(member.name.lower() for member in Counter)}"
                 raise UsageError(msg)
-            count = _number(request, "top", minimum=1, maximum=TOP_MAX)
+            count = fields.number(request, "top", minimum=1, maximum=TOP_MAX)
             reply["top"] = [
                 {"zone_no": zone_no, name: number}
                 for zone_no, number in device.counters.top(Counter[name.upper()], count)
@@ -210,15 +258,15 @@ class Verbs:
             raise UsageError(msg, exit_code=1)
 
     def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        count = _number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)
-        after = _number(request, "after", default=0)
+        count = fields.number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)
+        after = fields.number(request, "after", default=0)
         last = self._device.refusals.last(count, after=after)
         refusals: list[Json] = [self._refusal_record(refusal) for refusal in last]
         yield {"refusals": refusals}, b""
 
     def _refusal_record(self, refusal: Refusal) -> dict[str, Json]:
         holders: list[Json] = list(refusal.holders)
-        codes: dict[str, Json] = {**self._explainer.answers(refusal)}
+        codes: dict[str, Json] = {**self._parts.explainer.answers(refusal)}
         operation = refusal.operation
         has_zone = refusal.zone_no >= 0
         return {
@@ -228,7 +276,7 @@ class Verbs:
             "operation": None if operation is None else operation.name.lower(),
             "request": refusal.request or None,
             "status": refusal.status.name,
-            "rule": self._explainer.name(refusal),
+            "rule": self._parts.explainer.name(refusal),
             "zone_no": refusal.zone_no if has_zone else None,
             "cond": refusal.cond.name if has_zone else None,
             "wp": refusal.wp if has_zone else None,
@@ -238,14 +286,14 @@ class Verbs:
             "nr_active": refusal.nr_active,
             "holders": holders,
             "answers": codes,
-            "sentence": self._explainer.explain_all(refusal, self._geometry),
+            "sentence": self._parts.explainer.explain_all(refusal, self._geometry),
         }
 
     # -- data -------------------------------------------------------------------------------------------------
 
     def _read(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        sector = _number(request, "sector")
-        nr_sectors = _number(request, "nr_sectors", minimum=1, maximum=to_sectors(TRANSFER_BYTES_MAX))
+        sector = fields.number(request, "sector")
+        nr_sectors = fields.number(request, "nr_sectors", minimum=1, maximum=to_sectors(TRANSFER_BYTES_MAX))
         data = bytearray(to_bytes(nr_sectors))
         self._require(self._port.read(sector, nr_sectors, [data]))
         yield {}, bytes(data)
@@ -253,7 +301,7 @@ class Verbs:
     def _write(self, request: Request, payload: bytes) -> Iterator[Message]:
         nr_sectors = self._whole_blocks(payload)
         if "sector" in request:
-            sector = _number(request, "sector")
+            sector = fields.number(request, "sector")
             status = self._port.write(sector, nr_sectors, [payload])
         else:
             sector, status = self._write_at_wp(self._zone_no(request), nr_sectors, payload)
@@ -288,7 +336,7 @@ class Verbs:
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Copy the image; all but the last reply say how far it is."""
-        path = Path(_text(request, "path"))
+        path = Path(fields.text(request, "path"))
         if not path.is_absolute():
             msg = f"'path' must be an absolute path, not {str(path)!r}"
             raise UsageError(msg)
@@ -309,7 +357,7 @@ class Verbs:
             self._require(self._port.manage_all(operation))
         else:
             zone_no = self._zone_no(request)
-            count = _number(request, "count", minimum=1, default=1)
+            count = fields.number(request, "count", minimum=1, default=1)
             nr_zones = self._geometry.nr_zones
             if zone_no + count > nr_zones:
                 msg = f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
@@ -319,7 +367,7 @@ class Verbs:
 
     def _set_cond(self, request: Request, _payload: bytes) -> Iterator[Message]:
         zone_no = self._zone_no(request)
-        cond = _condition(request.get("cond"))
+        cond = fields.condition(request.get("cond"))
         self._require(self._port.set_cond(zone_no, cond))
         yield {}, b""
 
@@ -328,29 +376,7 @@ class Verbs:
         yield {}, b""
 
     def _mkfs(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        """Format as mkzonefs does, with its checks in its order; the first reply has its lines."""
-        features, label, name = (_text(request, key) for key in ("features", "label", "name"))
-        super_block = parse_features(features, uuid=uuid4(), label=label)
-        if not self._formatting.acquire(blocking=False):
-            msg = f"{name} is being formatted by another client"
-            raise UsageError(msg, exit_code=1)
-        try:
-            found = None if request.get("force") is True else find_signature(self._port)
-            if found:
-                msg = f"{name} appears to contain {found}: use the option '-f' to overwrite"
-                raise UsageError(msg, exit_code=1)
-            for front_end in self._front_ends():
-                # A virtual machine may be using the disk as well, and its caches would not know.
-                assert isinstance(front_end, dict)
-                msg = f"{name} is in use ({front_end['name']} at {front_end['where']})"
-                raise UsageError(msg, exit_code=1)
-            facts = examine(self._port)
-            lines: list[Json] = list(report_lines(facts, super_block, name))
-            yield {"more": True, "lines": lines}, b""
-            format_device(self._port, super_block)
-        finally:
-            self._formatting.release()
-        yield {}, b""
+        yield from self._parts.formatter.mkfs(request, self._port, self._front_ends)
 
     # -- what verbs share -------------------------------------------------------------------------------------
 
@@ -361,12 +387,12 @@ class Verbs:
         refusal = self._port.last_refusal
         assert refusal is not None
         # The prefix names the command line as the front-end, which its user knows.
-        sentence = self._explainer.explain(refusal, self._geometry)
+        sentence = self._parts.explainer.explain(refusal, self._geometry)
         raise UsageError(sentence.removeprefix(f"{refusal.front_end}: "), exit_code=1)
 
     def _zone_no(self, request: Request) -> int:
         nr_zones = self._geometry.nr_zones
-        zone_no = _number(request, "zone_no")
+        zone_no = fields.number(request, "zone_no")
         if zone_no >= nr_zones:
             msg = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
             raise UsageError(msg, exit_code=1)
@@ -379,44 +405,3 @@ class Verbs:
             msg = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
             raise UsageError(msg, exit_code=1)
         return to_sectors(len(payload))
-
-
-def _text(request: Request, name: str) -> str:
-    value = request.get(name, "")
-    if not isinstance(value, str):
-        msg = f"'{name}' must be a text, not {value!r}"
-        raise UsageError(msg)
-    return value
-
-
-def _number(
-    request: Request, name: str, *, minimum: int = 0, maximum: int = _NUMBER_MAX, default: int | None = None
-) -> int:
-    value = request.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"'{name}' must be a number, not {value!r}"
-        raise UsageError(msg)
-    if not minimum <= value <= maximum:
-        msg = f"'{name}' must lie between {minimum} and {maximum}, not be {value}"
-        raise UsageError(msg, exit_code=1)
-    return value
-
-
-def _condition(value: Json) -> Condition:
-    try:
-        if isinstance(value, int):
-            return Condition(value)
-    except ValueError:
-        pass
-    msg = f"{value!r} is not the number of a zone condition"
-    raise UsageError(msg)
-
-
-def _conditions(request: Request) -> frozenset[Condition] | None:
-    values = request.get("conds")
-    if values is None:
-        return None
-    if not isinstance(values, list):
-        msg = "'conds' must be a list of condition numbers"
-        raise UsageError(msg)
-    return frozenset(_condition(value) for value in values)

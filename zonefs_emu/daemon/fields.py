@@ -1,0 +1,76 @@
+"""The fields of a request. Requests come from outside: each field is checked when it is read.
+
+Pure. What is wrong with a field is a UsageError, whose sentence names the field.
+"""
+
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Condition
+
+Request: TypeAlias = Mapping[str, Json]
+
+NUMBER_MAX: Final = (1 << 63) - 1
+
+
+def text(request: Request, name: str) -> str:
+    """Return the text in field *name*, empty where there is no such field.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    value = request.get(name, "")
+    if not isinstance(value, str):
+        msg = f"'{name}' must be a text, not {value!r}"
+        raise UsageError(msg)
+    return value
+
+
+def number(
+    request: Request, name: str, *, minimum: int = 0, maximum: int = NUMBER_MAX, default: int | None = None
+) -> int:
+    """Return the number in field *name*, from *minimum* to *maximum*; *default* where there is no such field.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    value = request.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"'{name}' must be a number, not {value!r}"
+        raise UsageError(msg)
+    if not minimum <= value <= maximum:
+        msg = f"'{name}' must lie between {minimum} and {maximum}, not be {value}"
+        raise UsageError(msg, exit_code=1)
+    return value
+
+
+def condition(value: Json) -> Condition:
+    """Return the condition whose number *value* is.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        if isinstance(value, int):
+            return Condition(value)
+    except ValueError:
+        pass
+    msg = f"{value!r} is not the number of a zone condition"
+    raise UsageError(msg)
+
+
+def conditions(request: Request) -> frozenset[Condition] | None:
+    """Return the conditions whose numbers are in the field ``conds``, None where there is no such field.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    values = request.get("conds")
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        msg = "'conds' must be a list of condition numbers"
+        raise UsageError(msg)
+    return frozenset(condition(value) for value in values)
