@@ -26,19 +26,3 @@ def test_a_single_processor_is_left_to_the_thread_that_asks() -> None:
     policy = polling(nr_processors=1)
     assert policy.look_ns == 0
     assert lengths(policy, 1, 3) == [0, 0, 0]
-
-
-def test_the_length_of_a_look_is_doubled_and_halved_between_its_bounds() -> None:
-    polling = AdaptivePolling(max_ns=200_000, soon_ns=100_000, nr_processors=2)
-
-    def after(duration_ns: int) -> int:
-        polling.waited(duration_ns)
-        return polling.look_ns
-
-    assert polling.look_ns == 200_000
-    down = [100_000, 50_000, 25_000, 12_500, 6_250, 0, 0]
-    assert [after(100_001) for _ in down] == down
-    up = [4_000, 8_000, 16_000, 32_000, 64_000, 128_000, 200_000, 200_000]
-    assert [after(100_000) for _ in up] == up
-    polling.look_ns = 0
-    assert [after(0), after(0), after(100_001), after(100_001)] == [4_000, 8_000, 4_000, 0]

@@ -40,3 +40,4 @@ def test_pieces_are_stored_one_behind_the_other(pieces: list[bytes], cuts: list[
     for piece in pieces:
         cursor.store(piece)
     assert b"".join(buffers) == whole + bytes(spare)
+    assert cursor.nr_stored == len(whole)

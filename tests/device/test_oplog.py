@@ -220,3 +220,17 @@ def test_a_damaged_log_is_refused_in_a_sentence(log: list[str], tmp_path: Path, 
     assert callable(damage)
     with pytest.raises(UsageError, match=sentence):
         replayed(tmp_path / "again.img", geometry(), damage(log))
+
+
+def test_lines_carry_the_time_since_the_log_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = [5_000]
+    monkeypatch.setattr("zonefs_emu.device.oplog.time.monotonic_ns", lambda: now_ns[0])
+    device = fresh(tmp_path / "timed.img", geometry())
+    file = io.StringIO()
+    record(device, file)
+    port = device.port("fuse", VIRTIO)
+    for at in (5_000, 5_007):
+        now_ns[0] = at
+        port.flush()
+    device.close()
+    assert [json.loads(line)["ns"] for line in file.getvalue().splitlines()[1:]] == [0, 7]

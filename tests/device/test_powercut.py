@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.device.device import Port, ZonedDevice
-from zonefs_emu.device.powercut import Cut, PowerCutLab
+from zonefs_emu.device.powercut import Cut, Moment, Plan, PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -192,3 +192,117 @@ def test_writing_never_overwrites_and_closing_stops_the_watch(device: ZonedDevic
     lab.close()
     put(port, 2 * ZONE, b"a")
     assert lab.draw(0).kept == ()
+
+
+def test_with_reordering_a_zone_keeps_a_beginning_of_which_the_last_write_may_be_torn(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    for part in range(4):
+        put(port, 2 * ZONE + 16 * part, b"a")
+    put(port, 0, b"c")
+    found = {lab.draw(seed, torn=True, reorder=True).kept for seed in range(400)}
+    sequential = {(16,) * whole + (part,) + (0,) * (3 - whole) for whole in range(4) for part in (0, 8)} | {(16,) * 4}
+    assert {kept[:4] for kept in found} == sequential
+    assert {kept[4] for kept in found} == {0, 8, 16}
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def names(lab: PowerCutLab) -> list[str]:
+    assert all(image.path.exists() for image in lab.images)
+    return [image.path.name for image in lab.images]
+
+
+def test_a_plan_for_now_is_carried_out_at_once(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    put(port, 2 * ZONE, b"a")
+    put(port, 3 * ZONE, b"b", 32)
+    directory = tmp_path / "one" / "two"
+    lab.begin(Plan(directory=directory, at=Moment.NOW, count=3, every=True))
+    assert lab.is_done
+    assert names(lab) == ["cut-0000.img", "cut-0001.img", "cut-0002.img"]
+    assert (directory.stat().st_mode & 0o777, directory.parent.stat().st_mode & 0o777) == (0o755, 0o755)
+    assert [(image.nr_writes, image.nr_kept, image.torn_sectors) for image in lab.images] == [(2, 0, 0)] * 3
+    lab.begin(Plan(directory=tmp_path / "more", at=Moment.NOW, count=100, every=True, torn=True))
+    counted = {(image.nr_writes, image.nr_kept, image.torn_sectors) for image in lab.images}
+    assert counted == {(2, 0, 0), (2, 0, 8), (2, 1, 0), (2, 1, 8), (2, 1, 16), (2, 1, 24), (2, 2, 0)}
+
+
+def test_a_plan_draws_from_one_seed_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    for zone_no in (2, 3, 4, 5):
+        put(port, zone_no * ZONE, b"a", 64)
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.NOW, count=8, seed=40, torn=True, reorder=True))
+    drawn = [lab.draw(seed, torn=True, reorder=True).kept for seed in range(40, 48)]
+    assert len(set(drawn)) > 4
+    kept = [(sum(part == 64 for part in cut), sum(part for part in cut if part < 64)) for cut in drawn]
+    assert [(image.nr_kept, image.torn_sectors) for image in lab.images] == kept
+
+
+def test_a_plan_waits_for_its_writes(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    put(port, 2 * ZONE, b"a")
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES, nr_writes=2, count=2))
+    put(port, 2 * ZONE + 16, b"a")
+    assert port.flush() is Status.OK
+    assert (lab.is_done, lab.nr_seen, names(lab)) == (False, 1, [])
+    put(port, 2 * ZONE + 32, b"a")
+    assert (lab.is_done, lab.nr_seen) == (True, 2)
+    assert names(lab) == ["cut-0000.img", "cut-0001.img"]
+    assert [image.nr_writes for image in lab.images] == [1, 1], "of those since the last flush"
+    put(port, 2 * ZONE + 48, b"a")
+    assert len(lab.images) == 2
+
+
+def test_a_plan_for_every_flush_writes_one_image_at_each(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.EVERY_FLUSH, count=2, seed=3))
+    for number in range(3):
+        put(port, (2 + number) * ZONE, b"a")
+        assert not port.flush()
+        assert len(lab.images) == min(number + 1, 2)
+        assert lab.is_done is (number >= 1)
+    assert names(lab) == ["cut-0000.img", "cut-0001.img"]
+    assert [image.nr_writes for image in lab.images] == [1, 1]
+    lab.begin(Plan(directory=tmp_path / "more", at=Moment.NOW, count=0))
+    assert (lab.images, lab.is_done) == ([], True)
+
+
+def test_a_plan_that_is_given_up_writes_nothing_and_the_lab_goes_on(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES))
+    lab.give_up()
+    assert lab.is_done
+    put(port, 2 * ZONE, b"a")
+    assert lab.images == []
+    assert lab.draw(0).kept in {(0,), (16,)}
+
+
+def test_a_directory_that_is_gone_ends_the_plan_and_not_the_lab(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES))
+    (tmp_path / "cuts").rmdir()
+    put(port, 2 * ZONE, b"a")
+    assert lab.failure == f"{tmp_path / 'cuts'}: No such file or directory"
+    assert lab.is_done
+    lab.begin(Plan(directory=tmp_path / "again", at=Moment.NOW))
+    assert (lab.failure, names(lab)) == ("", ["cut-0000.img"])
+
+
+def test_what_was_written_before_the_lab_is_one_write_of_each_zone(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    put(port, 2 * ZONE, b"a")
+    assert not port.flush()
+    for part in (1, 2):
+        put(port, 2 * ZONE + 16 * part, b"a")
+    put(port, 3 * ZONE, b"a")
+    put(port, 0, b"c")
+    lab = PowerCutLab(device)
+    assert {lab.draw(seed).kept for seed in range(50)} == {(0, 0), (32, 0), (32, 16)}

@@ -13,6 +13,7 @@ from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.unforeseen import REPORT_END, REPORT_VARIABLE
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
 
 ExpectWarning = Callable[[str], None]
 
@@ -31,6 +32,9 @@ def test_it_is_noted_counted_and_answered(device: ZonedDevice, expect_warning: E
     (refusal,) = device.refusals.last(10)
     assert (refusal.rule, refusal.status, refusal.front_end) == (DeviceRule.INTERNAL, Status.IO_ERROR, "guest")
     assert refusal.request.startswith("TypeError at test_unforeseen.py:")
+    # It is of no zone: what it met is the program's own.
+    assert (refusal.operation, refusal.zone_no, refusal.cond, refusal.wp) == (None, -1, Condition.NOT_WP, 0)
+    assert (refusal.sector, refusal.nr_sectors, refusal.nr_open, refusal.nr_active) == (0, 0, 0, 0)
     assert "read of queue 2" in EXPLAINER.explain(refusal, device.geometry)
     assert device.statistics()["internal_errors"] == 1
 
