@@ -7,7 +7,7 @@ import pytest
 from tests.cli.conftest import fails, ok, run_cli
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.codec.header import SectionKind
-from zonefs_emu.persist.image import read_header
+from zonefs_emu.persist.metadata import read_header
 
 
 def damage(image: Path, kind: SectionKind, copy: int) -> int:

@@ -19,7 +19,8 @@ from zonefs_emu.persist.codec.header import Header, SectionKind, encode_header, 
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.codec.words import encode_live, pack_words
-from zonefs_emu.persist.image import Image, read_header
+from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.metadata import read_header
 from zonefs_emu.persist.repair import repair_image
 from zonefs_emu.testing.backings import MemoryBacking
 

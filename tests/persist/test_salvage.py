@@ -18,7 +18,7 @@ from zonefs_emu.persist.codec.journal import Record, encode_record
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.codec.words import encode_live, pack_word, pack_words
-from zonefs_emu.persist.image import NO_BOOT, Image
+from zonefs_emu.persist.metadata import NO_BOOT, create_image
 from zonefs_emu.persist.salvage import Zones, salvage_header, salvage_zones
 from zonefs_emu.testing.backings import MemoryBacking
 
@@ -298,7 +298,7 @@ def test_a_clean_stop_tells_how_many_records_there_were() -> None:
 def test_write_pointers_from_the_extents_of_a_sparse_file(tmp_path: Path) -> None:
     geometry = replace(GEOMETRY, max_open_zones=0, max_active_zones=0)
     path = tmp_path / "a.img"
-    Image.create(path, geometry, uuid=UUID_OF_TESTS)
+    create_image(path, geometry, uuid=UUID_OF_TESTS)
     header = plan_header(geometry, uuid=UUID_OF_TESTS)
     backing = FileBacking.open(path)
     for section in header.sections:

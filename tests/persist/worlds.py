@@ -22,6 +22,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation, after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.codec.header import SectionKind, plan_header
 from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.metadata import initialize
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 from zonefs_emu.units import SECTOR_BYTES, to_bytes
 
@@ -45,7 +46,7 @@ def fresh_memory(geometry: Geometry = GEOMETRY) -> bytearray:
     """The content of an image as it is created."""
     header = plan_header(geometry, uuid=UUID_OF_TESTS, label="tests")
     memory = bytearray(header.file_bytes)
-    Image.initialize(MemoryBacking(memory), header)
+    initialize(MemoryBacking(memory), header)
     return memory
 
 

@@ -43,6 +43,7 @@ from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
 from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
 from zonefs_emu.persist.image import LOST, PORTION_ZONES, Image, is_full
+from zonefs_emu.persist.metadata import create_image
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ class ZonedDevice:
 
     @classmethod
     def create(cls, path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
-        """Create the image *path*; see :meth:`zonefs_emu.persist.image.Image.create`."""
-        Image.create(path, geometry, uuid=uuid, label=label)
+        """Create the image *path*; see :func:`zonefs_emu.persist.metadata.create_image`."""
+        create_image(path, geometry, uuid=uuid, label=label)
 
     @classmethod
     def open(

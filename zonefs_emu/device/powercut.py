@@ -34,7 +34,8 @@ from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.copy import copy_image
-from zonefs_emu.persist.image import Stage, read_zones
+from zonefs_emu.persist.image import Stage
+from zonefs_emu.persist.metadata import read_zones
 from zonefs_emu.units import SECTOR_SHIFT, Sector, to_bytes
 
 _NAME: Final = "the power-cut lab"

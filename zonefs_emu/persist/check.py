@@ -22,7 +22,8 @@ from zonefs_emu.persist.codec.journal import decode_record, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import scan_table
 from zonefs_emu.persist.codec.words import decode_live, impossible_zones, unpack_words
-from zonefs_emu.persist.image import Image, read_checkpoint, read_header
+from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.metadata import read_checkpoint, read_header
 from zonefs_emu.persist.recovery import apply_records, choose_faults
 from zonefs_emu.units import human_bytes, round_up, to_bytes
 

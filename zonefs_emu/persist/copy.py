@@ -14,7 +14,7 @@ from typing import Final
 from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.codec.header import Header
 from zonefs_emu.persist.codec.words import pack_words
-from zonefs_emu.persist.image import Image, read_header
+from zonefs_emu.persist.metadata import initialize, read_header
 from zonefs_emu.units import to_bytes
 
 #: What is copied in one go, or for the sake of somebody who waits to write.
@@ -105,7 +105,7 @@ class Copy:
         if self._failure is not None:
             raise self._failure
         try:
-            Image.initialize(self._backing, self._header, pack_words(self._conds, self._wps))
+            initialize(self._backing, self._header, pack_words(self._conds, self._wps))
             self._backing.sync_name()
         except OSError as error:
             raise self._named(error) from None

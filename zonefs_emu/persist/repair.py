@@ -27,7 +27,7 @@ from zonefs_emu.persist.codec.header import Header, SectionKind, encode_header
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.codec.words import encode_live, pack_words
-from zonefs_emu.persist.image import NO_BOOT, holder, require_little_endian
+from zonefs_emu.persist.metadata import NO_BOOT, holder, require_little_endian
 from zonefs_emu.persist.salvage import read_padded, salvage_header, salvage_zones
 from zonefs_emu.units import human_bytes
 

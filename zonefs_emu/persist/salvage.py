@@ -29,7 +29,7 @@ from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES, JOURNAL_MAGIC,
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
 from zonefs_emu.persist.codec.words import LIVE_PRIME, decode_live, impossible_zones, unpack_word, unpack_words
-from zonefs_emu.persist.image import find_first_header, header_blocks
+from zonefs_emu.persist.metadata import find_first_header, header_blocks
 from zonefs_emu.persist.recovery import apply_records, choose_table, merged_headers, read_journal, rebuild_header
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 

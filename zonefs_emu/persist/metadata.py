@@ -1,0 +1,183 @@
+"""The metadata of an image in its file: written for the first time, found, and read.
+
+May not know: what becomes of an image that is in use (that is image.py).
+"""
+
+import sys
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from zonefs_emu.errors import BadMagicError, CorruptImageError, ImageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import fresh_zones
+from zonefs_emu.persist.backing import Backing, FileBacking
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
+from zonefs_emu.persist.codec.header import HEADER_MAGIC, Header, SectionKind, decode_header, encode_header, plan_header
+from zonefs_emu.persist.codec.state import Mode, State, decode_state, encode_state
+from zonefs_emu.persist.codec.table import encode_table
+from zonefs_emu.persist.codec.words import pack_words, unpack_words
+from zonefs_emu.persist.recovery import Journal, Table, apply_records, choose_table, read_journal
+
+#: No host boots with this id: a LIVE state that carries it is never trusted.
+NO_BOOT: Final = bytes(16)
+#: How far from the end of a damaged file the first header is looked for: the metadata of the largest geometry.
+_SEARCH_BYTES: Final = 3 << 30
+_SEARCH_CHUNK_BYTES: Final = 1 << 20
+
+
+def create_image(path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
+    """Create the image *path* and close it.
+
+    Raises:
+        FileExistsError: *path* exists; creating never overwrites.
+        UsageError: the label or the conventional zones do not fit into the header.
+        OSError: the host has no room; nothing is left behind.
+    """
+    header = plan_header(geometry, uuid=uuid, label=label)
+    backing = FileBacking.create(path, header.file_bytes, header.reserved)
+    try:
+        initialize(backing, header)
+        backing.sync_name()
+    except BaseException:
+        backing.close()
+        path.unlink()
+        raise
+    backing.close()
+
+
+def initialize(backing: Backing, header: Header, words: bytes = b"") -> None:
+    """Write the metadata of a device to *backing*: a fresh one, or one whose zone states are *words*."""
+    words = words or pack_words(*fresh_zones(header.geometry))
+    state = encode_state(State(generation=1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=1), header.seed)
+    table = encode_table(words, 1, header.seed)
+    for copy in (0, 1):
+        backing.pwrite(table, header.section(SectionKind.TABLE, copy).offset)
+        backing.pwrite(state, header.section(SectionKind.STATE, copy).offset)
+    # The headers come last: what has one is whole.
+    backing.sync()
+    for copy in (0, 1):
+        backing.pwrite(encode_header(header, copy), header.section(SectionKind.HEADER, copy).offset)
+    backing.sync()
+
+
+def require_little_endian() -> None:
+    """Raise ImageError on hosts whose live table would have its bytes the other way round."""
+    if sys.byteorder != "little":
+        message = "zonefs_emu images are used in place and need a little-endian host"
+        raise ImageError(message)
+
+
+def read_header(backing: Backing, length: int) -> Header:
+    """Return the header of the image: from the end of the file, or from the first copy if that one is damaged.
+
+    Raises:
+        BadMagicError: not an image. CorruptImageError: damaged or cut; says where. UnsupportedVersionError.
+    """
+    last = max(length - BLOCK_BYTES, 0)
+    try:
+        header = decode_header(backing.pread(BLOCK_BYTES, last), offset=last)
+    except (BadMagicError, CorruptImageError) as error:
+        found = find_first_header(backing, length)
+        if found is None:
+            raise error from None
+        header = found
+    if header.file_bytes != length:
+        raise CorruptImageError(
+            "the length of the file", offset=length, found=f"{length} bytes", expected=f"{header.file_bytes} bytes"
+        )
+    return header
+
+
+def find_first_header(backing: Backing, length: int) -> Header | None:
+    """Return the first copy of the header, searched from the end of the file backwards, or None."""
+    for offset, block in header_blocks(backing, length):
+        with suppress(BadMagicError, CorruptImageError):
+            return decode_header(block, offset=offset)
+    return None
+
+
+def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, content) of the blocks that begin like a header, from the end of the file backwards.
+
+    The last block may be cut short.
+    """
+    for offset, run in reversed(list(backing.extents(max(length - _SEARCH_BYTES, 0), length))):
+        end = offset + run
+        while end > offset:
+            # Whole blocks in every chunk, so that no block lies in two.
+            start = max((end - 1) // _SEARCH_CHUNK_BYTES * _SEARCH_CHUNK_BYTES, offset)
+            chunk = backing.pread(end - start, start)
+            first = -start % BLOCK_BYTES
+            for at in range(first + (len(chunk) - first) // BLOCK_BYTES * BLOCK_BYTES, -1, -BLOCK_BYTES):
+                if chunk.startswith(HEADER_MAGIC, at):
+                    yield start + at, chunk[at : at + BLOCK_BYTES]
+            end = start
+
+
+def read_state(backing: Backing, header: Header) -> tuple[State, int]:
+    """Return (the newest good state block, the copy to overwrite first: not that one).
+
+    Raises:
+        CorruptImageError: both copies are damaged.
+    """
+    states: list[tuple[State, int]] = []
+    errors: list[CorruptImageError] = []
+    for copy in (0, 1):
+        offset = header.section(SectionKind.STATE, copy).offset
+        try:
+            states.append((decode_state(backing.pread(BLOCK_BYTES, offset), header.seed, offset=offset), 1 - copy))
+        except CorruptImageError as error:
+            errors.append(error)
+    if not states:
+        raise errors[0]
+    return max(states, key=lambda entry: entry[0].generation)
+
+
+def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
+    """Return the zone table, and the journal that belongs to it.
+
+    Raises:
+        CorruptImageError: damaged beyond what two copies can repair.
+    """
+
+    def copies(kind: SectionKind) -> tuple[list[bytes], list[int]]:
+        sections = [header.section(kind, copy) for copy in (0, 1)]
+        return [backing.pread(s.length, s.offset) for s in sections], [s.offset for s in sections]
+
+    tables, offsets = copies(SectionKind.TABLE)
+    table = choose_table(tables, header.geometry.nr_zones, header.seed, offsets=offsets)
+    journals, offsets = copies(SectionKind.JOURNAL)
+    return table, read_journal(journals, table.generation, header.seed, offsets=offsets)
+
+
+def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]"]:
+    """Return the conditions and data extents that the last checkpoint on *backing* says.
+
+    Raises:
+        CorruptImageError: damaged beyond what two copies can repair.
+    """
+    table, journal = read_checkpoint(backing, header)
+    conds, wps = unpack_words(table.words)
+    apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
+    return conds, wps
+
+
+def holder(path: Path) -> str:
+    """Say who holds the image *path*, as its state block tells; for people."""
+    try:
+        backing = FileBacking.peek(path)
+    except OSError:
+        return "another process"
+    try:
+        state, _ = read_state(backing, read_header(backing, backing.length))
+    except (OSError, ImageError):
+        return "another process"
+    finally:
+        backing.close()
+    if state.mode is Mode.CLEAN or not state.owner_pid:
+        return "another process"
+    return f"{state.owner} (pid {state.owner_pid})"
