@@ -9,7 +9,8 @@ import pytest
 
 from zonefs_emu.errors import ImageBusyError, ImageError
 from zonefs_emu.persist import backing as module
-from zonefs_emu.persist.backing import FileBacking, current_boot_id
+from zonefs_emu.persist.backing import FileBacking, SyncFailedError, checked_sync, current_boot_id, is_full
+from zonefs_emu.testing.backings import FailingBacking
 
 MIB = 1 << 20
 
@@ -217,3 +218,11 @@ def test_who_still_looks_at_mapped_memory_does_not_keep_the_lock(path: Path) -> 
     again = FileBacking.open(path)
     assert again.pread(4, 0) == bytes(part) == words.tobytes()[:4] == b"kept"
     again.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_host_refuses_writes_but_a_failed_sync_is_never_only_that(code: int) -> None:
+    assert is_full(OSError(code, "")) == (code != errno.EIO)
+    with pytest.raises(SyncFailedError) as raised:
+        checked_sync(FailingBacking(bytearray(), fail_at=1, errno=code))
+    assert (raised.value.errno, raised.value.strerror, is_full(raised.value)) == (code, os.strerror(code), False)

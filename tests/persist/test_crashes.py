@@ -228,7 +228,7 @@ def test_power_cut_around_a_compaction_of_the_journal(nr_spare: int) -> None:
     world.run("w2:2 f Q")
     crashing = World(CrashBacking(memory), NEXT_BOOT)
     crashing.run("w2:1 f x3:14 f w2:1 f")
-    assert crashing.image._epoch == 2
+    assert crashing.image._checkpoint.epoch == 2
     check_power_cuts(crashing, rng, limit=40, again=(4, 2))
 
 
@@ -245,7 +245,7 @@ def test_power_cut_around_a_compaction_tears_the_two_copies_of_the_table() -> No
     world.run("w1:1 w300:1 w599:1 Q")
     crashing = World(CrashBacking(memory), NEXT_BOOT)
     crashing.run("w1:1 w300:1 r599 f")
-    assert crashing.image._epoch == 2
+    assert crashing.image._checkpoint.epoch == 2
     assert isinstance(crashing.backing, CrashBacking)
     for cut in crashing.backing.power_cuts(rng, limit=24):
         if cut.position > crashing.open_position:

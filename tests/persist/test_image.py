@@ -44,8 +44,9 @@ from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_hea
 from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode, decode_state
 from zonefs_emu.persist.codec.words import pack_words
-from zonefs_emu.persist.image import LOST, PORTION_ZONES, EveryZone, Image
+from zonefs_emu.persist.image import LOST, EveryZone, Image
 from zonefs_emu.persist.metadata import create_image, initialize, read_header
+from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 from zonefs_emu.units import to_bytes
 
@@ -331,7 +332,7 @@ def test_a_compaction_that_a_full_host_interrupts_is_done_by_the_next_flush(full
     assert set(statuses) <= {Status.OK, Status.NO_SPACE}
     assert world.image.poison is None
     world.run("w4:1 f r300 w300:1 f")
-    assert world.image._epoch >= 2
+    assert world.image._checkpoint.epoch >= 2
     check_power_cuts(world, random.Random(full_at), limit=24)
 
 
@@ -832,7 +833,7 @@ def test_an_open_that_fails_does_not_leave_the_image_in_use(left: str) -> None:
             after = Image.load(MemoryBacking(bytearray(backing.memory)), len(memory), BOOT, readonly=True)
             assert (after.conds, after.wps) == (expected.conds, expected.wps), fail_at
             # What fails before anything says LIVE leaves the image as it was.
-            assert after._state.mode is Mode.CLEAN or (left == SETUP and fail_at <= 2), fail_at
+            assert after._state_block.state.mode is Mode.CLEAN or (left == SETUP and fail_at <= 2), fail_at
 
 
 def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
@@ -876,7 +877,7 @@ def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callab
             except PlantedError as error:
                 kept.append(error)  # and with it every frame, and what lives in them
             image = Image.open(path, readonly=True)
-            assert image._state.mode is Mode.CLEAN, code.co_qualname
+            assert image._state_block.state.mode is Mode.CLEAN, code.co_qualname
             image.close()
     assert len(kept) > 40
 

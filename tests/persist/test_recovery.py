@@ -1,6 +1,7 @@
 """What is chosen of two copies, and what they are rebuilt to."""
 
 from array import array
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.persist.codec.samples import SEED, SMALL, UUID_A, header_block, packed, words_of_zones
 from zonefs_emu.errors import CorruptImageError
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import FAULTS_BYTES, encode_faults
 from zonefs_emu.persist.codec.header import (
@@ -18,17 +20,22 @@ from zonefs_emu.persist.codec.header import (
     plan_header,
 )
 from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES, Record, encode_record, record_bytes
+from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, encode_table
-from zonefs_emu.persist.codec.words import (
-    pack_word,
-)
+from zonefs_emu.persist.codec.words import pack_word
 from zonefs_emu.persist.recovery import (
+    Journal,
+    Table,
     apply_records,
+    check_clean_stop,
     choose_faults,
+    choose_state,
     choose_table,
     merged_headers,
+    power_cycle,
     read_journal,
     rebuild_header,
+    zone_states,
 )
 
 
@@ -186,3 +193,51 @@ def test_damaged_faults() -> None:
     assert choose_faults([bytes(bad), good], SEED, offsets=[0, 0]) == (1, b"[]", 1)
     with pytest.raises(CorruptImageError, match="fault table at byte 11: found damage in both copies"):
         choose_faults([bytes(bad), bytes(bad)], SEED, offsets=[11, 0])
+
+
+# -- state and zones ------------------------------------------------------------------------------------------------
+
+
+def test_the_newer_good_state_counts_and_the_other_copy_is_written_first() -> None:
+    older, newer = (
+        encode_state(State(generation=generation, mode=Mode.LIVE, boot_id=bytes(16)), SEED) for generation in (4, 5)
+    )
+    bad = b"\xff" + newer[1:]
+    for copies, generation, first in (
+        ((older, newer), 5, 0), ((newer, older), 5, 1), ((older, bad), 4, 1), ((bad, older), 4, 0),
+    ):  # fmt: skip
+        state, found = choose_state(copies, SEED, offsets=(0, 0))
+        assert (state.generation, found) == (generation, first)
+    with pytest.raises(CorruptImageError, match="state, magic at byte 70"):
+        choose_state((bad, bad), SEED, offsets=(70, 90))
+
+
+def test_a_clean_stop_says_where_the_journal_ends() -> None:
+    table = Table(generation=3, words=bytes(16), newest=3, base=0, is_sound=True)
+    record = Record(epoch=3, seq=1, entries=((1, pack_word(14, 8)),))
+    journal = Journal(records=(record,), end=512, is_sound=True)
+    assert zone_states(table, journal, offset=0) == (bytearray((0, 14)), array("Q", (0, 8)))
+    clean = State(generation=1, mode=Mode.CLEAN, boot_id=bytes(16), epoch=3, journal_seq=1)
+    check_clean_stop(clean, table, journal, offset=1000)
+    for epoch, seq in ((3, 2), (4, 1)):
+        wrong = replace(clean, epoch=epoch, journal_seq=seq)
+        expected = f"at byte 1512: found record 1 of epoch 3 as the last one, expected record {seq} of epoch {epoch}"
+        with pytest.raises(CorruptImageError, match=expected):
+            check_clean_stop(wrong, table, journal, offset=1000)
+        check_clean_stop(replace(wrong, mode=Mode.LIVE), table, journal, offset=1000)
+
+
+def test_a_power_cut_closes_open_zones_and_empties_those_without_data() -> None:
+    before = [
+        Condition.NOT_WP,
+        Condition.IMP_OPEN,
+        Condition.EXP_OPEN,
+        Condition.CLOSED,
+        Condition.FULL,
+        Condition.IMP_OPEN,
+    ]
+    conds, wps = bytearray(before), array("Q", (0, 3, 0, 2, 6, 1))
+    power_cycle(conds, wps, range(5))
+    after = [Condition.NOT_WP, Condition.CLOSED, Condition.EMPTY, Condition.CLOSED, Condition.FULL, Condition.IMP_OPEN]
+    assert list(conds) == after
+    assert list(wps) == [0, 3, 0, 2, 6, 1]

@@ -41,9 +41,11 @@ from zonefs_emu.model.machine import Changes, ZoneMachine
 from zonefs_emu.model.scan import indices_of
 from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition, Zone
+from zonefs_emu.persist.backing import is_full
 from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
-from zonefs_emu.persist.image import LOST, PORTION_ZONES, Image, is_full
+from zonefs_emu.persist.image import LOST, Image
 from zonefs_emu.persist.metadata import create_image
+from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:

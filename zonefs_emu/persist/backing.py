@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
+#: What a full host says, whether it is full for all users or for this one.
+NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 #: Everything that a path can lead to besides a regular file.
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
@@ -297,6 +299,27 @@ class FileBacking:
             os.dup2(nothing, self._fd, inheritable=False)
         finally:
             os.close(nothing)
+
+
+class SyncFailedError(OSError):
+    """A sync failed: what the host had accepted before may be lost, even if the reason is that the host is full."""
+
+
+def checked_sync(backing: Backing) -> None:
+    """Make everything written to *backing* so far durable.
+
+    Raises:
+        SyncFailedError: the host refuses; :func:`is_full` tells it from a write that a full host refuses.
+    """
+    try:
+        backing.sync()
+    except OSError as error:
+        raise SyncFailedError(error.errno, error.strerror) from None
+
+
+def is_full(error: OSError) -> bool:
+    """Say whether *error* is a write that a full host refuses, which loses nothing. A failed sync is no such write."""
+    return error.errno in NO_SPACE_ERRNOS and not isinstance(error, SyncFailedError)
 
 
 def _open_regular(path: Path, flags: int) -> int:

@@ -16,11 +16,19 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import fresh_zones
 from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
-from zonefs_emu.persist.codec.header import HEADER_MAGIC, Header, SectionKind, decode_header, encode_header, plan_header
-from zonefs_emu.persist.codec.state import Mode, State, decode_state, encode_state
+from zonefs_emu.persist.codec.header import (
+    HEADER_MAGIC,
+    Header,
+    Section,
+    SectionKind,
+    decode_header,
+    encode_header,
+    plan_header,
+)
+from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
-from zonefs_emu.persist.codec.words import pack_words, unpack_words
-from zonefs_emu.persist.recovery import Journal, Table, apply_records, choose_table, read_journal
+from zonefs_emu.persist.codec.words import pack_words
+from zonefs_emu.persist.recovery import Journal, Table, choose_state, choose_table, read_journal, zone_states
 
 #: No host boots with this id: a LIVE state that carries it is never trusted.
 NO_BOOT: Final = bytes(16)
@@ -118,23 +126,25 @@ def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
             end = start
 
 
+def read_section(backing: Backing, section: Section) -> bytes:
+    """Return the content of *section*; what lies beyond the end of a file that was cut is zeros."""
+    return backing.pread(section.length, section.offset).ljust(section.length, b"\0")
+
+
+def read_copies(backing: Backing, header: Header, kind: SectionKind) -> list[bytes]:
+    """Return both copies of the section of *kind*; see :func:`read_section`."""
+    return [read_section(backing, header.section(kind, copy)) for copy in (0, 1)]
+
+
 def read_state(backing: Backing, header: Header) -> tuple[State, int]:
     """Return (the newest good state block, the copy to overwrite first: not that one).
 
     Raises:
         CorruptImageError: both copies are damaged.
     """
-    states: list[tuple[State, int]] = []
-    errors: list[CorruptImageError] = []
-    for copy in (0, 1):
-        offset = header.section(SectionKind.STATE, copy).offset
-        try:
-            states.append((decode_state(backing.pread(BLOCK_BYTES, offset), header.seed, offset=offset), 1 - copy))
-        except CorruptImageError as error:
-            errors.append(error)
-    if not states:
-        raise errors[0]
-    return max(states, key=lambda entry: entry[0].generation)
+    copies = read_copies(backing, header, SectionKind.STATE)
+    offsets = [header.section(SectionKind.STATE, copy).offset for copy in (0, 1)]
+    return choose_state(copies, header.seed, offsets=offsets)
 
 
 def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
@@ -143,14 +153,10 @@ def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
     Raises:
         CorruptImageError: damaged beyond what two copies can repair.
     """
-
-    def copies(kind: SectionKind) -> tuple[list[bytes], list[int]]:
-        sections = [header.section(kind, copy) for copy in (0, 1)]
-        return [backing.pread(s.length, s.offset) for s in sections], [s.offset for s in sections]
-
-    tables, offsets = copies(SectionKind.TABLE)
+    tables, journals = (read_copies(backing, header, kind) for kind in (SectionKind.TABLE, SectionKind.JOURNAL))
+    offsets = [header.section(SectionKind.TABLE, copy).offset for copy in (0, 1)]
     table = choose_table(tables, header.geometry.nr_zones, header.seed, offsets=offsets)
-    journals, offsets = copies(SectionKind.JOURNAL)
+    offsets = [header.section(SectionKind.JOURNAL, copy).offset for copy in (0, 1)]
     return table, read_journal(journals, table.generation, header.seed, offsets=offsets)
 
 
@@ -161,9 +167,7 @@ def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]
         CorruptImageError: damaged beyond what two copies can repair.
     """
     table, journal = read_checkpoint(backing, header)
-    conds, wps = unpack_words(table.words)
-    apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
-    return conds, wps
+    return zone_states(table, journal, offset=header.section(SectionKind.JOURNAL).offset)
 
 
 def holder(path: Path) -> str:

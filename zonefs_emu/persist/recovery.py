@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from zonefs_emu.errors import CorruptImageError, UsageError
+from zonefs_emu.model.transitions import after_power_cycle
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import decode_faults
 from zonefs_emu.persist.codec.header import (
@@ -19,8 +21,9 @@ from zonefs_emu.persist.codec.header import (
     planned_header,
 )
 from zonefs_emu.persist.codec.journal import Record, decode_record, find_later, record_bytes
+from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
-from zonefs_emu.persist.codec.words import unpack_word
+from zonefs_emu.persist.codec.words import unpack_word, unpack_words
 
 #: Where many bytes differ, those so near to each other are taken from the same copy.
 _RUN_GAP_BYTES: Final = 16
@@ -94,6 +97,40 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
         yield bytes(block)
 
 
+def choose_state(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[State, int]:
+    """Return (the newest good state block of the *copies*, the copy to overwrite first: not that one).
+
+    Raises:
+        CorruptImageError: both copies are damaged; says what is wrong with the first.
+    """
+    states: list[tuple[State, int]] = []
+    errors: list[CorruptImageError] = []
+    for copy, (block, offset) in enumerate(zip(copies, offsets, strict=True)):
+        try:
+            states.append((decode_state(block, seed, offset=offset), 1 - copy))
+        except CorruptImageError as error:
+            errors.append(error)
+    if not states:
+        raise errors[0]
+    return max(states, key=lambda entry: entry[0].generation)
+
+
+def check_clean_stop(state: State, table: Table, journal: Journal, *, offset: int) -> None:
+    """Check that *table* and *journal*, at byte *offset* of the file, end where the *state* of a clean stop says.
+
+    Raises:
+        CorruptImageError: they end elsewhere, so something was lost.
+    """
+    last = (table.generation, len(journal.records))
+    if state.mode is Mode.CLEAN and (state.epoch, state.journal_seq) != last:
+        raise CorruptImageError(
+            "journal",
+            offset=offset + journal.end,
+            found=f"record {last[1]} of epoch {last[0]} as the last one",
+            expected=f"record {state.journal_seq} of epoch {state.epoch}, as the state block of a clean stop says",
+        )
+
+
 def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: Sequence[int]) -> Table:
     """Return the newest complete table that the two *copies* give together.
 
@@ -158,6 +195,24 @@ def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Seq
             expected="a whole record in either copy",
         )
     return Journal(records=tuple(records), end=at, is_sound=is_sound)
+
+
+def zone_states(table: Table, journal: Journal, *, offset: int) -> tuple[bytearray, "array[int]"]:
+    """Return the conditions and data extents of all zones as *table* and *journal* (at byte *offset*) give them.
+
+    Raises:
+        CorruptImageError: a record names a zone that does not exist.
+    """
+    conds, wps = unpack_words(table.words)
+    apply_records(conds, wps, journal.records, offset=offset)
+    return conds, wps
+
+
+def power_cycle(conds: bytearray, wps: "array[int]", zone_numbers: Iterable[int]) -> None:
+    """Bring open and closed zones among *zone_numbers* to the condition in which a power cut leaves them."""
+    for zone_no in zone_numbers:
+        if conds[zone_no] in ACTIVE_CONDITIONS:
+            conds[zone_no] = after_power_cycle(Condition(conds[zone_no]), wps[zone_no])
 
 
 def apply_records(conds: bytearray, wps: "array[int]", records: Iterable[Record], *, offset: int) -> None:

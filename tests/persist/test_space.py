@@ -1,0 +1,59 @@
+"""The space of zones: where data lie, and which calls give it back."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.persist.space import punch_zones, zone_extents
+from zonefs_emu.testing.backings import MemoryBacking
+
+#: Four zones of a block and a half, and a runt of four sectors.
+GEOMETRY = Geometry(size=52, zone_size=12, zone_capacity=12)
+
+
+class Extents(MemoryBacking):
+    """Data lie where the test says."""
+
+    def __init__(self, *runs: tuple[int, int]) -> None:
+        super().__init__(bytearray(52 * 512))
+        self.runs = runs
+        self.punched: list[tuple[int, int]] = []
+
+    def extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        assert (start, end) == (0, 52 * 512)
+        return iter(self.runs)
+
+    def punch(self, offset: int, length: int) -> None:
+        self.punched.append((offset, length))
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([], []),
+        ([(0, 512)], [(0, 0, 512)]),
+        ([(512, 12 * 512)], [(0, 512, 12 * 512), (1, 0, 512)]),
+        ([(0, 12 * 512)], [(0, 0, 12 * 512)]),
+        ([(0, 512), (1024, 512)], [(0, 0, 512), (0, 1024, 1536)]),
+        ([(36 * 512, 16 * 512)], [(3, 0, 12 * 512), (4, 0, 4 * 512)]),
+    ],
+)
+def test_data_are_told_zone_by_zone(runs: list[tuple[int, int]], expected: list[tuple[int, int, int]]) -> None:
+    assert list(zone_extents(Extents(*runs), GEOMETRY)) == expected
+
+
+@pytest.mark.parametrize(
+    ("zone_numbers", "sectors"),
+    [
+        ([], []),
+        ([0], [(0, 12)]),
+        ([4], [(48, 4)]),
+        ([0, 1, 3, 4], [(0, 24), (36, 16)]),
+        ([1, 3], [(12, 12), (36, 12)]),
+    ],
+)
+def test_neighbours_are_given_back_in_one_call(zone_numbers: list[int], sectors: list[tuple[int, int]]) -> None:
+    backing = Extents()
+    punch_zones(backing, GEOMETRY, zone_numbers)
+    assert backing.punched == [(start * 512, length * 512) for start, length in sectors]

@@ -1,0 +1,38 @@
+"""The space that zones take on the host.
+
+May not know: which bytes may be given back when (that is image.py).
+"""
+
+from collections.abc import Iterator, Sequence
+
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.persist.backing import Backing
+from zonefs_emu.units import to_bytes
+
+
+def zone_extents(backing: Backing, geometry: Geometry) -> Iterator[tuple[int, int, int]]:
+    """Yield (zone_no, start, end) of the runs of data in each zone, in bytes from the zone's start, ascending."""
+    size = to_bytes(geometry.zone_size)
+    for offset, length in backing.extents(0, to_bytes(geometry.size)):
+        end = offset + length
+        for zone_no in range(offset // size, (end - 1) // size + 1):
+            zone = zone_no * size
+            yield zone_no, max(offset - zone, 0), min(end - zone, size)
+
+
+def punch_zones(backing: Backing, geometry: Geometry, zone_numbers: Sequence[int]) -> None:
+    """Give back the space of *zone_numbers*, which ascend, neighbours in one call.
+
+    Raises:
+        OSError: the host refuses.
+    """
+    index = 0
+    while index < len(zone_numbers):
+        first = zone_numbers[index]
+        end = first
+        while index < len(zone_numbers) and zone_numbers[index] == end:
+            index += 1
+            end += 1
+        start = geometry.zone_start(first)
+        length = min(geometry.zone_start(end), geometry.size) - start
+        backing.punch(to_bytes(start), to_bytes(length))
