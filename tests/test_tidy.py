@@ -72,7 +72,6 @@ DATACLASSES_THAT_CHANGE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "device/faults.py Fault": "counts what it meets",
         "persist/salvage.py _Words": "filled while an image is read",
-        "persist/salvage.py _Checkpoint": "the same",
     }
 )
 # Functions of tests that look at a clock, and why. A test that compares elapsed time fails on a machine that is busy:

@@ -20,7 +20,7 @@ from zonefs_emu.persist.codec.header import (
     encode_header,
     planned_header,
 )
-from zonefs_emu.persist.codec.journal import Record, decode_record, find_later, record_bytes
+from zonefs_emu.persist.codec.journal import Record, decode_record, find_records, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
 from zonefs_emu.persist.codec.words import unpack_word, unpack_words
@@ -186,7 +186,15 @@ def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Seq
         is_sound = is_sound and len(good) == len(copies)
         records.append(good[0])
         at += record_bytes(len(good[0].entries))
-    later = find_later(copies, at, epoch, len(records) + 1, seed)
+    later = next(
+        (
+            record
+            for copy in copies
+            for record in find_records(copy, seed, start=at, epoch=epoch)
+            if record.seq > len(records)
+        ),
+        None,
+    )
     if later is not None:
         raise CorruptImageError(
             f"journal, record {len(records) + 1}",

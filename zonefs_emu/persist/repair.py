@@ -27,8 +27,8 @@ from zonefs_emu.persist.codec.header import Header, SectionKind, encode_header
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.codec.words import encode_live, pack_words
-from zonefs_emu.persist.metadata import NO_BOOT, holder, require_little_endian
-from zonefs_emu.persist.salvage import read_padded, salvage_header, salvage_zones
+from zonefs_emu.persist.metadata import NO_BOOT, holder, read_copies, require_little_endian
+from zonefs_emu.persist.salvage import salvage_header, salvage_zones
 from zonefs_emu.units import human_bytes
 
 #: (byte of the file, what to write there).
@@ -145,7 +145,7 @@ def _plan_header(backing: Backing, header: Header, steps: list[Write], done: lis
 
 def _plan_faults(backing: Backing, header: Header, steps: list[Write], done: list[str], lost: list[str]) -> None:
     sections = [header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
-    copies = [read_padded(backing, section) for section in sections]
+    copies = read_copies(backing, header, SectionKind.FAULTS)
     decoded = [decode_faults(content, header.seed) for content in copies]
     damaged = [copy for copy in (0, 1) if decoded[copy] is None and copies[copy].strip(b"\0")]
     good = [copy for copy in (0, 1) if decoded[copy] is not None]

@@ -2,19 +2,20 @@
 
 Rules, best source first:
 
-* A header follows from a few of its fields; its CRC bears out what the rest of both copies lead to.
-* The zone states are in three places: the live table, and twice in the checkpoint. Which one counts is what
-  docs/image-format.md says; a zone that it lacks comes from the others where these are as new. A clean stop makes all
-  three equal.
+* A header follows from a few of its fields. If the rest of both copies leads to a header with the right CRC, that
+  header is right.
+* The zone states are in three places: the live table, and twice in the checkpoint. _RULES says which one counts in
+  which situation, as docs/image-format.md does, and where zones come from that it lacks. A clean stop makes all three
+  equal.
 * A zone that is in none of them is as full as its data extents are long. What an older source says of it is believed
-  where its data end there.
+  if its data end there.
 
-May not know: how the result is written, that is repair.py.
+May not know: how the result is written (that is repair.py).
 """
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,18 +25,26 @@ from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.backing import Backing
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
-from zonefs_emu.persist.codec.header import Header, Section, SectionKind, decode_header
-from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES, JOURNAL_MAGIC, Record, decode_record
+from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header
+from zonefs_emu.persist.codec.journal import Record, find_records
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
 from zonefs_emu.persist.codec.words import LIVE_PRIME, decode_live, impossible_zones, unpack_word, unpack_words
-from zonefs_emu.persist.metadata import find_first_header, header_blocks
-from zonefs_emu.persist.recovery import apply_records, choose_table, merged_headers, read_journal, rebuild_header
+from zonefs_emu.persist.metadata import find_first_header, header_blocks, read_copies, read_section
+from zonefs_emu.persist.recovery import (
+    choose_table,
+    merged_headers,
+    power_cycle,
+    read_journal,
+    rebuild_header,
+    zone_states,
+)
+from zonefs_emu.persist.space import zone_extents
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 
-#: Of things that may be as many as there are zones, so many are listed.
+#: The most entries of a list that may be as long as there are zones.
 _NR_LISTED_MAX: Final = 20
-#: So many blocks that begin like a header are tried.
+#: The most blocks that are tried because they begin like a header.
 _NR_TRIED_MAX: Final = 4
 
 
@@ -43,7 +52,7 @@ _NR_TRIED_MAX: Final = 4
 class Zones:
     """The zone states that an image has or, damaged, had.
 
-    *is_sound*: everything that says so is whole. *source* says where they come from, *lost* what could not be had.
+    *is_sound*: everything that says so is whole. *source* says where they come from, *lost* what could not be saved.
     *generation*: the highest that any state block has; *epoch*: the highest that any table, record or state names.
     *state_first*: the copy of the state block that counts least.
     """
@@ -56,20 +65,6 @@ class Zones:
     generation: int
     epoch: int
     state_first: int
-
-
-@dataclass(slots=True, kw_only=True)
-class _Words:
-    """The states of all zones but the *unknown* ones as one source has them; of these the latest it knows, if any."""
-
-    conds: bytearray
-    wps: "array[int]"
-    unknown: set[int]
-
-
-def read_padded(backing: Backing, section: Section) -> bytes:
-    """Return the content of *section*; what is beyond the end of a file that was cut is zeros."""
-    return backing.pread(section.length, section.offset).ljust(section.length, b"\0")
 
 
 # -- header -----------------------------------------------------------------------------------------------------------
@@ -100,69 +95,149 @@ def salvage_header(backing: Backing, length: int) -> Header:
 
 def _rebuilt_header(backing: Backing, length: int) -> Header | None:
     """Return what the two damaged copies of the header, or one of them, together lead to, or None."""
-    tried = itertools.islice((offset for offset, _ in header_blocks(backing, length)), _NR_TRIED_MAX)
-    offsets = [max(length - BLOCK_BYTES, 0), *tried]
-    for offset in tuple(offsets):
-        # A copy without its magic is where the other one says.
-        block = backing.pread(BLOCK_BYTES, offset)
-        own, end, size = (int.from_bytes(block[at : at + 8], "little") for at in (120, 128, 136))
-        offsets += [own, end - BLOCK_BYTES, round_up(to_bytes(size), BLOCK_BYTES)]
-    # Of a file that was cut anywhere the last bytes of a block's length are no block.
-    blocks = {offset: b"" for offset in offsets if 0 <= offset < length and offset % BLOCK_BYTES == 0}
-    for offset in blocks:
-        blocks[offset] = backing.pread(BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")
-    for offset, block in blocks.items():
-        for other in blocks.values():
-            for merged in merged_headers(block, other):
-                header = rebuild_header(merged, offset=offset)
-                if header is not None:
-                    return header
+    blocks = {
+        offset: backing.pread(BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")
+        for offset in _header_places(backing, length)
+    }
+    for (offset, block), other in itertools.product(blocks.items(), blocks.values()):
+        for merged in merged_headers(block, other):
+            header = rebuild_header(merged, offset=offset)
+            if header is not None:
+                return header
     return None
 
 
-# -- zones ------------------------------------------------------------------------------------------------------------
+def _header_places(backing: Backing, length: int) -> Iterator[int]:
+    """Yield the bytes of the file where a damaged copy of the header may stand, the likeliest first; some twice."""
+    tried = itertools.islice((offset for offset, _ in header_blocks(backing, length)), _NR_TRIED_MAX)
+    places = [max(length - BLOCK_BYTES, 0), *tried]
+    for offset in tuple(places):
+        # A copy without its magic is where the other one says.
+        block = backing.pread(BLOCK_BYTES, offset)
+        own, end, size = (int.from_bytes(block[at : at + 8], "little") for at in (120, 128, 136))
+        places += [own, end - BLOCK_BYTES, round_up(to_bytes(size), BLOCK_BYTES)]
+    for offset in places:
+        # If the file was cut anywhere, its last BLOCK_BYTES bytes are no block.
+        if 0 <= offset < length and offset % BLOCK_BYTES == 0:
+            yield offset
+
+
+# -- which source counts ----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class _Words:
+    """The states of all zones but the *unknown* ones, as one source has them. Of these it has the latest it knows."""
+
+    conds: bytearray
+    wps: "array[int]"
+    unknown: set[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checkpoint:
+    """Table and journal.
+
+    *is_complete*: they are whole, and end where the state block says. *is_sound*: both copies of both are, too.
+    *is_newer*: they are newer than the clean stop of which the state block tells. *newest*: the highest epoch in them.
+    """
+
+    words: _Words
+    is_complete: bool
+    is_sound: bool
+    is_newer: bool
+    newest: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evidence:
+    """Everything that says something of the zones.
+
+    *state*: the newest good state block, None if there is none or the checkpoint is newer. *is_this_boot*: it was
+    written since the host booted. *is_sound*: both copies of everything but the live table are. For *generation*,
+    *epoch* and *state_first* see :class:`Zones`.
+    """
+
+    state: State | None
+    is_this_boot: bool
+    live: _Words
+    checkpoint: _Checkpoint
+    is_sound: bool
+    generation: int
+    epoch: int
+    state_first: int
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the image was in use, or was not stopped in order."""
+        return self.state is not None and self.state.mode is Mode.LIVE
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the image was stopped in order."""
+        return self.state is not None and self.state.mode is Mode.CLEAN
+
+    @property
+    def is_checkpoint_whole(self) -> bool:
+        """Whether the checkpoint says something possible of every zone."""
+        return self.checkpoint.is_complete and not self.checkpoint.words.unknown
+
+    @property
+    def is_live_equal(self) -> bool:
+        """Whether live table and checkpoint say the same of every zone."""
+        live, words = self.live, self.checkpoint.words
+        return not live.unknown and (live.conds, live.wps) == (words.conds, words.wps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """Where the zone states come from when *applies*: from the live table, or from the checkpoint.
+
+    *lost*: what is lost in any case. *is_power_cut*: the checkpoint is what a power cut left, so open zones are closed.
+    The live table leaves zones out that are damaged in it; the checkpoint stands in for these. *lost_of_others*: what
+    is lost of those zones, as the checkpoint is older.
+    """
+
+    applies: Callable[[_Evidence], bool]
+    source: str
+    is_from_live: bool = False
+    is_power_cut: bool = False
+    lost: str = ""
+    lost_of_others: str = ""
+
+
+#: The first one that applies counts; one always does.
+_RULES: Final = (
+    _Rule(
+        applies=lambda evidence: evidence.is_live and evidence.is_this_boot,
+        source="the live table",
+        is_from_live=True,
+        lost_of_others="what changed after the last completed flush",
+    ),
+    _Rule(applies=lambda evidence: evidence.is_live, source="the checkpoint", is_power_cut=True),
+    _Rule(applies=lambda evidence: evidence.is_clean and evidence.is_checkpoint_whole, source="the checkpoint"),
+    _Rule(applies=lambda evidence: evidence.is_clean, source="the live table of the clean stop", is_from_live=True),
+    # No state block is left that is to be believed.
+    _Rule(applies=lambda evidence: evidence.is_live_equal, source="the checkpoint"),
+    _Rule(
+        applies=lambda _: True,
+        source="the checkpoint",
+        is_power_cut=True,
+        lost="what changed after the last completed flush, if anything did",
+    ),
+)
 
 
 def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
     """Return the best that can be said of the zones of the image on *backing*; *boot_id* is the host's."""
-    states = _states(backing, header)
-    # The newest good one; the copy that is damaged or older is the one to write first.
-    state, state_first = max(
-        ((found, 1 - copy) for copy, found in enumerate(states) if found),
-        key=lambda entry: entry[0].generation,
-        default=(None, 0),
-    )
-    checkpoint = _Checkpoint.read(backing, header, state)
-    if checkpoint.is_newer:
-        state = None
-    live = _live(backing, header)
-    is_live = state is not None and state.mode is Mode.LIVE
-    lost: list[str] = []
-    second: _Words | None = None
-    chosen: _Words = checkpoint
-    source = "the checkpoint"
-    if state is not None and state.boot_id == boot_id and is_live:
-        chosen, second, source = live, checkpoint, "the live table"
-    elif state is not None and not is_live and not (checkpoint.is_whole and not checkpoint.unknown):
-        chosen, second, source = live, checkpoint, "the live table of the clean stop"
-    is_sound = all(states) and checkpoint.is_sound and not chosen.unknown and not checkpoint.unknown
-    zones = _Words(conds=bytearray(chosen.conds), wps=array("Q", chosen.wps), unknown=set(chosen.unknown))
-    if chosen is checkpoint and (is_live or (state is None and _differ(live, checkpoint))):
-        if state is None:
-            lost.append("what changed after the last completed flush, if anything did")
-        if not is_sound:
-            _power_cycle(zones, range(header.geometry.nr_zones))
-    if second is not None:
-        taken = zones.unknown - second.unknown
-        for zone_no in taken:
-            zones.conds[zone_no], zones.wps[zone_no] = second.conds[zone_no], second.wps[zone_no]
-        if is_live and taken:
-            _power_cycle(zones, taken)
-            lost.append(f"what changed after the last completed flush in {_zone_list(taken)}")
-        zones.unknown -= taken
+    evidence = _gather(backing, header, boot_id)
+    rule = next(rule for rule in _RULES if rule.applies(evidence))
+    is_sound = evidence.is_sound and not (rule.is_from_live and evidence.live.unknown)
+    zones, lost = _by_rule(rule, evidence, is_sound=is_sound)
+    source = rule.source
     if zones.unknown:
         source += ", and where that says nothing from the data extents"
-        lost.extend(_from_data(backing, header.geometry, zones, [checkpoint, live]))
+        lost.extend(_from_data(backing, header.geometry, zones, [evidence.checkpoint.words, evidence.live]))
     if not is_sound:
         lost.extend(_keep_limits(header.geometry, zones))
     return Zones(
@@ -171,18 +246,56 @@ def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
         is_sound=is_sound,
         source=source,
         lost=tuple(lost),
-        generation=max((found.generation for found in states if found), default=0),
-        epoch=checkpoint.newest,
-        state_first=state_first,
+        generation=evidence.generation,
+        epoch=evidence.epoch,
+        state_first=evidence.state_first,
+    )
+
+
+def _by_rule(rule: _Rule, evidence: _Evidence, *, is_sound: bool) -> tuple[_Words, list[str]]:
+    """Return (the zone states as *rule* takes them from *evidence*, what is lost by that)."""
+    others = evidence.checkpoint.words
+    first = evidence.live if rule.is_from_live else others
+    zones = _Words(conds=bytearray(first.conds), wps=array("Q", first.wps), unknown=set(first.unknown))
+    lost = [rule.lost] if rule.lost else []
+    if rule.is_power_cut and not is_sound:
+        power_cycle(zones.conds, zones.wps, range(len(zones.conds)))
+    taken = zones.unknown - others.unknown
+    for zone_no in taken:
+        zones.conds[zone_no], zones.wps[zone_no] = others.conds[zone_no], others.wps[zone_no]
+    if taken and rule.lost_of_others:
+        power_cycle(zones.conds, zones.wps, taken)
+        lost.append(f"{rule.lost_of_others} in {_zone_list(taken)}")
+    zones.unknown -= taken
+    return zones, lost
+
+
+# -- reading the sources ----------------------------------------------------------------------------------------------
+
+
+def _gather(backing: Backing, header: Header, boot_id: bytes) -> _Evidence:
+    states = _states(backing, header)
+    good = [(state, copy) for copy, state in enumerate(states) if state is not None]
+    newest, counting = max(good, key=lambda entry: entry[0].generation, default=(None, 1))
+    checkpoint = _checkpoint(backing, header, newest)
+    state = None if checkpoint.is_newer else newest
+    return _Evidence(
+        state=state,
+        is_this_boot=state is not None and state.boot_id == boot_id,
+        live=_live(backing, header),
+        checkpoint=checkpoint,
+        is_sound=len(good) == len(states) and checkpoint.is_sound and not checkpoint.words.unknown,
+        generation=newest.generation if newest is not None else 0,
+        epoch=max(checkpoint.newest, newest.epoch if newest is not None else 0),
+        state_first=1 - counting,
     )
 
 
 def _states(backing: Backing, header: Header) -> list[State | None]:
     states: list[State | None] = []
-    for copy in (0, 1):
-        section = header.section(SectionKind.STATE, copy)
+    for block in read_copies(backing, header, SectionKind.STATE):
         try:
-            states.append(decode_state(read_padded(backing, section), header.seed, offset=section.offset))
+            states.append(decode_state(block, header.seed, offset=0))
         except CorruptImageError:
             states.append(None)
     return states
@@ -190,7 +303,7 @@ def _states(backing: Backing, header: Header) -> list[State | None]:
 
 def _live(backing: Backing, header: Header) -> _Words:
     """Return the live table; unknown are the zones whose word is no multiple of the prime or impossible."""
-    live = read_padded(backing, header.section(SectionKind.LIVE))[: 8 * header.geometry.nr_zones]
+    live = read_section(backing, header.section(SectionKind.LIVE))[: 8 * header.geometry.nr_zones]
     unknown: set[int] = set()
     try:
         words = decode_live(live, offset=0)
@@ -203,127 +316,134 @@ def _live(backing: Backing, header: Header) -> _Words:
     return _Words(conds=conds, wps=wps, unknown=unknown)
 
 
-def _differ(live: _Words, checkpoint: _Words) -> bool:
-    return bool(live.unknown) or (live.conds, live.wps) != (checkpoint.conds, checkpoint.wps)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pieces:
+    """What there is of table and journal.
 
-
-@dataclass(slots=True, kw_only=True)
-class _Checkpoint(_Words):
-    """Table and journal.
-
-    *is_whole*: they are complete, and end where the state block says. *is_sound*: both copies of both are.
-    *is_newer*: they are newer than the clean stop of which the state block tells. *newest*: see :class:`Zones`.
+    *scans*: the generation of each block of each table, -1 if it is damaged. *records*: all whole records of either
+    copy, of whatever epoch, each once, oldest first.
     """
 
-    is_whole: bool
-    is_sound: bool
-    is_newer: bool
-    newest: int
+    tables: Sequence[bytes]
+    journals: Sequence[bytes]
+    scans: Sequence[Sequence[int]]
+    records: Sequence[Record]
 
-    @classmethod
-    def read(cls, backing: Backing, header: Header, state: State | None) -> "_Checkpoint":
-        """Read what there is; *state* is the newest good state block."""
-        tables, journals = (
-            [read_padded(backing, header.section(kind, copy)) for copy in (0, 1)]
-            for kind in (SectionKind.TABLE, SectionKind.JOURNAL)
-        )
-        scans = [scan_table(copy, header.seed) for copy in tables]
-        records = _records(journals, header.seed)
-        steps = [(record.epoch, record.seq) for record in records]
-        steps += [(generation, 0) for scan in scans for generation in scan if generation >= 0]
-        stop = (state.epoch, state.journal_seq) if state is not None and state.mode is Mode.CLEAN else None
-        is_newer = stop is not None and max(steps, default=stop) > stop
-        if is_newer:
-            stop = None
-        is_whole = is_sound = False
-        conds, wps = bytearray(), array("Q")
-        try:
-            table = choose_table(tables, header.geometry.nr_zones, header.seed, offsets=(0, 0))
-            journal = read_journal(journals, table.generation, header.seed, offsets=(0, 0))
-            conds, wps = unpack_words(table.words)
-            apply_records(conds, wps, journal.records, offset=0)
-            is_whole = stop in (None, (table.generation, len(journal.records)))
-            is_sound = (
-                is_whole
-                and not is_newer
-                and all(generation >= 0 for scan in scans for generation in scan)
-                and journals[0][: journal.end] == journals[1][: journal.end]
-            )
-        except CorruptImageError:
-            pass
-        unknown: set[int] = set()
-        if not is_whole:
-            conds, wps, unknown = _pieces(header.geometry, tables, scans, records, stop)
-        unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, conds, wps))
-        return cls(
-            conds=conds,
-            wps=wps,
-            unknown=unknown,
-            is_whole=is_whole,
-            is_sound=is_sound,
-            is_newer=is_newer,
-            newest=max([epoch for epoch, _ in steps] + [state.epoch if state is not None else 0]),
-        )
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """The (epoch, record) of every table block and record; 0 stands for the table."""
+        blocks = [(generation, 0) for scan in self.scans for generation in scan if generation >= 0]
+        return blocks + [(record.epoch, record.seq) for record in self.records]
 
 
-def _records(journals: Sequence[bytes], seed: int) -> list[Record]:
-    """Return all whole records of both copies of the journal, of whatever epoch, each once, oldest first."""
-    found: dict[tuple[int, int], Record] = {}
-    for journal in journals:
-        for at in range(0, len(journal), JOURNAL_ALIGN_BYTES):
-            if journal.startswith(JOURNAL_MAGIC, at):
-                record = decode_record(journal, at, seed)
-                if record is not None:
-                    found[record.epoch, record.seq] = record
-    return [found[key] for key in sorted(found)]
+def _read_pieces(backing: Backing, header: Header) -> _Pieces:
+    tables, journals = (read_copies(backing, header, kind) for kind in (SectionKind.TABLE, SectionKind.JOURNAL))
+    found = {(record.epoch, record.seq): record for copy in journals for record in find_records(copy, header.seed)}
+    return _Pieces(
+        tables=tables,
+        journals=journals,
+        scans=[scan_table(copy, header.seed) for copy in tables],
+        records=[found[key] for key in sorted(found)],
+    )
 
 
-def _pieces(
-    geometry: Geometry,
-    tables: Sequence[bytes],
-    scans: Sequence[Sequence[int]],
-    records: Sequence[Record],
-    stop: tuple[int, int] | None,
-) -> tuple[bytearray, "array[int]", set[int]]:
-    """Return (conditions, extents, zones that are unknown) from the pieces of table and journal.
+def _checkpoint(backing: Backing, header: Header, state: State | None) -> _Checkpoint:
+    """Return what there is of the checkpoint; *state* is the newest good state block."""
+    pieces = _read_pieces(backing, header)
+    steps = pieces.steps
+    stop = (state.epoch, state.journal_seq) if state is not None and state.mode is Mode.CLEAN else None
+    is_newer = stop is not None and max(steps, default=stop) > stop
+    if is_newer:
+        stop = None
+    words, is_sound = _whole_checkpoint(header, pieces, stop)
+    is_complete = words is not None
+    if words is None:
+        words = _checkpoint_of_pieces(header.geometry, pieces, stop)
+    words.unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, words.conds, words.wps))
+    return _Checkpoint(
+        words=words,
+        is_complete=is_complete,
+        is_sound=is_sound and not is_newer,
+        is_newer=is_newer,
+        newest=max((epoch for epoch, _ in steps), default=0),
+    )
+
+
+def _whole_checkpoint(header: Header, pieces: _Pieces, stop: tuple[int, int] | None) -> tuple[_Words | None, bool]:
+    """Return (the zone states, whether both copies are sound), as opening the image would read them.
+
+    None instead of the states if opening would find damage, or if the last record is not that of *stop*, the (epoch,
+    record) of a clean stop.
+    """
+    try:
+        table = choose_table(pieces.tables, header.geometry.nr_zones, header.seed, offsets=(0, 0))
+        journal = read_journal(pieces.journals, table.generation, header.seed, offsets=(0, 0))
+        conds, wps = zone_states(table, journal, offset=0)
+    except CorruptImageError:
+        return None, False
+    if stop not in (None, (table.generation, len(journal.records))):
+        return None, False
+    first, second = (copy[: journal.end] for copy in pieces.journals)
+    is_sound = first == second and all(generation >= 0 for scan in pieces.scans for generation in scan)
+    return _Words(conds=conds, wps=wps, unknown=set()), is_sound
+
+
+def _checkpoint_of_pieces(geometry: Geometry, pieces: _Pieces, stop: tuple[int, int] | None) -> _Words:
+    """Return what the pieces of table and journal say of the zones.
 
     *stop*: the (epoch, record) where they end, if that is known. A zone is known if its table block is as new as the
     journal's epoch and no record is missing, or if a record names it that follows on the last missing one.
     """
-    words = bytearray()
-    generations = []
-    for index, found in enumerate(zip(*scans, strict=True)):
-        generations.append(max(found))
-        words += table_words(tables[found.index(max(found))], index) if max(found) >= 0 else bytes(8 * WORDS_PER_BLOCK)
-    conds, wps = unpack_words(bytes(words[: 8 * geometry.nr_zones]))
-    epoch = stop[0] if stop else max((record.epoch for record in records), default=-1)
-    current = [record for record in records if record.epoch == epoch]
-    numbers = {record.seq for record in current}
-    missing = stop[1] if stop else max(numbers, default=0)
-    while missing in numbers:
-        missing -= 1
-    newest = max(generations)
-    for record in current:
-        for zone_no, word in record.entries:
-            if zone_no < geometry.nr_zones and generations[zone_no // WORDS_PER_BLOCK] <= epoch:
-                conds[zone_no], wps[zone_no] = unpack_word(word)
+    words, generations = _newest_blocks(pieces)
+    conds, wps = unpack_words(words[: 8 * geometry.nr_zones])
+    epoch = stop[0] if stop else max((record.epoch for record in pieces.records), default=-1)
+    current = [record for record in pieces.records if record.epoch == epoch]
+    for zone_no, word in (entry for record in current for entry in record.entries):
+        if zone_no < geometry.nr_zones and generations[zone_no // WORDS_PER_BLOCK] <= epoch:
+            conds[zone_no], wps[zone_no] = unpack_word(word)
+    missing = _last_missing(current, stop)
+    unknown = _unknown_zones(geometry, generations, epoch, missing)
+    # Without a table block of their epoch, the records may be from before the last compaction.
+    if stop or max(generations) == epoch:
+        later = (record for record in current if record.seq > missing)
+        unknown.difference_update(zone_no for record in later for zone_no, _ in record.entries)
+    return _Words(conds=conds, wps=wps, unknown=unknown)
+
+
+def _unknown_zones(geometry: Geometry, generations: Sequence[int], epoch: int, missing: int) -> set[int]:
+    """Return the zones whose table block does not say what they were at the end of the journal of *epoch*.
+
+    *generations*: that of each block. *missing*: the last record that is missing, 0 if none is.
+    """
     unknown: set[int] = set()
     for index, generation in enumerate(generations):
         if generation < epoch or generation < 0 or (generation == epoch and missing):
             first = index * WORDS_PER_BLOCK
             unknown.update(range(first, min(first + WORDS_PER_BLOCK, geometry.nr_zones)))
-    # Without a table block beside them nobody knows whether the records are not from before the last compaction.
-    if stop or newest == epoch:
-        unknown.difference_update(
-            zone_no for record in current if record.seq > missing for zone_no, _ in record.entries
-        )
-    return conds, wps, unknown
+    return unknown
 
 
-def _power_cycle(zones: _Words, zone_numbers: Iterable[int]) -> None:
-    for zone_no in zone_numbers:
-        if zones.conds[zone_no] in ACTIVE_CONDITIONS:
-            zones.conds[zone_no] = after_power_cycle(Condition(zones.conds[zone_no]), zones.wps[zone_no])
+def _newest_blocks(pieces: _Pieces) -> tuple[bytes, list[int]]:
+    """Return (the words, the generations) of the newer copy of each table block: zeros and -1 if both are damaged."""
+    words = bytearray()
+    generations = []
+    for index, found in enumerate(zip(*pieces.scans, strict=True)):
+        newest = max(found)
+        generations.append(newest)
+        words += table_words(pieces.tables[found.index(newest)], index) if newest >= 0 else bytes(8 * WORDS_PER_BLOCK)
+    return bytes(words), generations
+
+
+def _last_missing(records: Sequence[Record], stop: tuple[int, int] | None) -> int:
+    """Return the number of the last record that is not among the *records* of its epoch; 0 if none is missing."""
+    numbers = {record.seq for record in records}
+    missing = stop[1] if stop else max(numbers, default=0)
+    while missing in numbers:
+        missing -= 1
+    return missing
+
+
+# -- zones that no source knows ---------------------------------------------------------------------------------------
 
 
 def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Sequence[_Words]) -> Iterator[str]:
@@ -332,9 +452,9 @@ def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Seque
     A zone is written up to the end of its last extent, rounded up to a block: it may get some zeros more than it had,
     but no data are left beyond wp. The first of *hints* that says so more exactly is taken.
     """
-    ends = _data_ends(backing, geometry, zones.unknown)
+    ends = {zone_no: end for zone_no, _, end in zone_extents(backing, geometry) if zone_no in zones.unknown}
     impossible = [{zone_no for zone_no, _ in impossible_zones(geometry, hint.conds, hint.wps)} for hint in hints]
-    told: list[str] = []
+    losses: list[str] = []
     for zone_no in sorted(zones.unknown):
         end = ends.get(zone_no, 0)
         cond, nr_written = _by_extents(geometry, zone_no, end)
@@ -347,21 +467,10 @@ def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Seque
                 break
         zones.conds[zone_no], zones.wps[zone_no] = cond, nr_written
         if cond is not Condition.NOT_WP:
-            told.append(f"zone {zone_no}: {what} it is {cond.name} with {nr_written} sectors")
-    yield from told[:_NR_LISTED_MAX]
-    if len(told) > _NR_LISTED_MAX:
-        yield f"the same of {len(told) - _NR_LISTED_MAX} more zones"
-
-
-def _data_ends(backing: Backing, geometry: Geometry, zone_numbers: set[int]) -> dict[int, int]:
-    """Return, for each of the zones that has data, where they end, in bytes from its start."""
-    size = to_bytes(geometry.zone_size)
-    ends: dict[int, int] = {}
-    for offset, length in backing.extents(0, to_bytes(geometry.size)):
-        for zone_no in range(offset // size, (offset + length - 1) // size + 1):
-            if zone_no in zone_numbers:
-                ends[zone_no] = min(offset + length - zone_no * size, size)
-    return ends
+            losses.append(f"zone {zone_no}: {what} it is {cond.name} with {nr_written} sectors")
+    yield from losses[:_NR_LISTED_MAX]
+    if len(losses) > _NR_LISTED_MAX:
+        yield f"the same of {len(losses) - _NR_LISTED_MAX} more zones"
 
 
 def _by_extents(geometry: Geometry, zone_no: int, end: int) -> tuple[Condition, int]:
@@ -386,16 +495,16 @@ def _bears_out(backing: Backing, geometry: Geometry, zone_no: int, nr_written: i
 
 
 def _keep_limits(geometry: Geometry, zones: _Words) -> Iterator[str]:
-    """See to it that no more zones are open and active than may be, and yield what is lost by it."""
+    """Close and finish zones until no more are open and active than may be, and yield what is lost by that."""
     nr_open = sum(zones.conds.count(cond) for cond in OPEN_CONDITIONS)
     nr_active = sum(zones.conds.count(cond) for cond in ACTIVE_CONDITIONS)
     if not (0 < geometry.max_open_zones < nr_open or 0 < geometry.max_active_zones < nr_active):
         return
-    _power_cycle(zones, range(geometry.nr_zones))
+    power_cycle(zones.conds, zones.wps, range(geometry.nr_zones))
     yield "which zones were open: there were more than the limits allow"
     active = [zone_no for zone_no, cond in enumerate(zones.conds) if cond in ACTIVE_CONDITIONS]
     if 0 < geometry.max_active_zones < len(active):
-        # The fullest ones have the least room to lose.
+        # The fullest zones have the least room to lose.
         active.sort(key=lambda zone_no: -zones.wps[zone_no])
         finished = active[: len(active) - geometry.max_active_zones]
         for zone_no in finished:

@@ -9,7 +9,7 @@ from zonefs_emu.persist.codec.journal import (
     Record,
     decode_record,
     encode_record,
-    find_later,
+    find_records,
     record_bytes,
 )
 
@@ -36,13 +36,14 @@ def test_every_flipped_byte_of_a_record_is_seen_and_no_length_is_believed() -> N
     assert decode_record(bytes(record), 0, SEED) is not None
 
 
-def test_a_later_record_is_found_wherever_it_begins() -> None:
-    records = [encode_record(Record(epoch=4, seq=seq, entries=((seq, 1),)), SEED) for seq in (1, 2, 3)]
+def test_whole_records_are_found_wherever_they_begin() -> None:
+    records = [Record(epoch=epoch, seq=seq, entries=((seq, 1),)) for epoch, seq in ((4, 1), (4, 2), (3, 3))]
+    encoded = [encode_record(record, SEED) for record in records]
     lost = bytes(512)
-    hole = records[0] + lost + records[2]
-    found = find_later([records[0] + lost + lost, hole], 512, 4, 2, SEED)
-    assert found == Record(epoch=4, seq=3, entries=((3, 1),))
-    # Earlier ones and those of another epoch are none, nor is what only begins like a record.
-    assert find_later([hole], 512, 4, 4, SEED) is None
-    assert find_later([hole], 512, 5, 1, SEED) is None
-    assert find_later([lost + records[2][:40] + bytes(472)], 0, 4, 1, SEED) is None
+    journal = encoded[0] + lost + encoded[1] + encoded[2]
+    assert list(find_records(journal, SEED)) == records
+    assert list(find_records(journal, SEED, start=512)) == records[1:]
+    assert list(find_records(journal, SEED, epoch=4)) == records[:2]
+    assert list(find_records(journal, SEED, start=512, epoch=3)) == records[2:]
+    # What only begins like a record, or ends like one, is none.
+    assert list(find_records(lost + encoded[2][:40] + bytes(472) + encoded[2][512:] + encoded[1][:36], SEED)) == []

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,14 +58,12 @@ def decode_record(journal: bytes, at: int, seed: int) -> Record | None:
     return Record(epoch=epoch, seq=seq, entries=tuple(zip(flat[0::2], flat[1::2], strict=True)))
 
 
-def find_later(copies: Sequence[bytes], at: int, epoch: int, seq: int, seed: int) -> Record | None:
-    """Return a whole record of *epoch* from *seq* on, wherever in the *copies* it begins after byte *at*."""
+def find_records(journal: bytes, seed: int, *, start: int = 0, epoch: int | None = None) -> Iterator[Record]:
+    """Yield the whole records, of *epoch* if it is given, wherever they begin in *journal* from byte *start*."""
     # The epoch is compared before the CRC is computed: there may be thousands of records of earlier epochs.
-    mark = epoch.to_bytes(8, "little")
-    for copy in copies:
-        for start in range(at, len(copy), JOURNAL_ALIGN_BYTES):
-            if copy.startswith(JOURNAL_MAGIC, start) and copy.startswith(mark, start + _RECORD_EPOCH_OFFSET):
-                record = decode_record(copy, start, seed)
-                if record is not None and record.seq >= seq:
-                    return record
-    return None
+    mark = b"" if epoch is None else epoch.to_bytes(8, "little")
+    for at in range(start, len(journal), JOURNAL_ALIGN_BYTES):
+        if journal.startswith(JOURNAL_MAGIC, at) and journal.startswith(mark, at + _RECORD_EPOCH_OFFSET):
+            record = decode_record(journal, at, seed)
+            if record is not None:
+                yield record
