@@ -323,3 +323,19 @@ def test_a_request_that_the_host_keeps_is_abandoned(
     bench.echo.go_on.set()
     bench.turn()
     assert first.reap() == [], "the answer that comes after all is ignored"
+
+
+def test_the_number_of_a_kick_descriptor_that_was_replaced_may_be_that_of_another_queue(bench: Bench) -> None:
+    first, second = bench.lines
+    old, first.queue.kick_fd = first.queue.kick_fd, os.eventfd(0, os.EFD_NONBLOCK)
+    bench.server.watch_kicks(first.queue, old)
+    # What the front-end sends next gets the number that has become free.
+    before = second.queue.kick_fd
+    os.dup2(before, old)
+    second.queue.kick_fd = old
+    bench.server.watch_kicks(second.queue, before)
+    os.close(before)
+    bench.turn()
+    number = second.submit(b"a")
+    bench.turn()
+    assert second.reap() == [number]

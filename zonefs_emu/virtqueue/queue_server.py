@@ -111,7 +111,7 @@ class QueueServer:
             PeerError: the descriptor cannot be waited for.
         """
         fd = queue.kick_fd
-        if old >= 0 and old != fd and old in self._reactions:
+        if old != fd:
             self.unwatch(old)
         if fd >= 0:
             if fd not in self._reactions:
