@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from zonefs_emu.device.device import Port, ZonedDevice
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZBC
-from zonefs_emu.scsi.disk import ScsiResult, ScsiStatus
+from zonefs_emu.scsi.result import ScsiResult, ScsiStatus
 from zonefs_emu.scsi.target import Target
 
 #: Sectors in a zone of the test disks: 1 MiB.

@@ -6,8 +6,9 @@ from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import sense
+from zonefs_emu.scsi.cdb import parse
 from zonefs_emu.scsi.commands import ENQUIRIES
-from zonefs_emu.scsi.disk import GOOD, ScsiStatus
+from zonefs_emu.scsi.result import GOOD, ScsiStatus
 from zonefs_emu.scsi.target import (
     NO_LUN,
     REPORT_LUNS_WLUN,
@@ -91,7 +92,7 @@ def test_absent_logical_units(lun: int) -> None:
         for cdb in (TEST_UNIT_READY, REPORT_LUNS, bytes.fromhex("88").ljust(16, b"\0"), bytes(1) * 6):
             assert disk.send(cdb, lun=lun).code == LUN_NOT_SUPPORTED
         assert disk.send(bytes.fromhex("12 01 80 00ff 00"), room=255, lun=lun).code == (0x5, 0x24, 0x00)
-        assert not disk.target.may_block(lun, bytes.fromhex("35 00 00000000 00 0000 00"))
+        assert not disk.target.may_block(lun, parse(bytes.fromhex("35 00 00000000 00 0000 00")))
         assert disk.read(0, 1).code == POWER_ON  # the disk's own unit attention is still there
 
 
@@ -103,6 +104,13 @@ def test_well_known_logical_unit() -> None:
         assert disk.send(REQUEST_SENSE, room=18, lun=lun).data[2] == 0x00
         assert disk.send(REPORT_LUNS, room=256, lun=lun).data == disk.send(REPORT_LUNS, room=256).data
         assert disk.send(bytes.fromhex("88").ljust(16, b"\0"), lun=lun).code == (0x5, 0x20, 0x00)
+
+
+@pytest.mark.parametrize("command", [INQUIRY, REQUEST_SENSE, TEST_UNIT_READY, REPORT_LUNS], ids=lambda cdb: cdb.hex())
+def test_naca_is_refused_at_every_logical_unit(command: bytes) -> None:
+    with new_initiator(MIXED) as disk:
+        for lun in (0, REPORT_LUNS_WLUN):
+            assert disk.send(command[:-1] + b"\x04", room=256, lun=lun).code == (0x5, 0x24, 0x00)
 
 
 @given(lun=st.sampled_from([REPORT_LUNS_WLUN, *ABSENT]), cdb=st.binary(max_size=33), room=st.integers(0, 300))

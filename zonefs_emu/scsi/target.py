@@ -25,19 +25,28 @@ from typing import Final
 from zonefs_emu.device.device import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import inquiry, sense
-from zonefs_emu.scsi.commands import CDB_LENGTHS, Opcode
-from zonefs_emu.scsi.disk import (
+from zonefs_emu.scsi.cdb import (
+    CUT_SHORT,
     Cdb,
+    Command,
+    Inquiry,
+    ReportLuns,
+    RequestSense,
+    TestUnitReady,
+    parse,
+)
+from zonefs_emu.scsi.commands import Opcode
+from zonefs_emu.scsi.disk import Disk
+from zonefs_emu.scsi.inquiry import Identity
+from zonefs_emu.scsi.result import (
     DataIn,
     DataOut,
-    Disk,
     ScsiResult,
     ScsiStatus,
     nothing_transferred,
     reply,
     total_bytes,
 )
-from zonefs_emu.scsi.inquiry import Identity
 from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense
 
@@ -46,8 +55,11 @@ REPORT_LUNS_WLUN: Final = 0xC101
 #: What decode_lun says of structures that address nothing we could have.
 NO_LUN: Final = -1
 
-#: Unit attentions do not stop these. Source: SPC-4, "Unit attention conditions"; SAM-5.
-_UNSTOPPED: Final = frozenset({Opcode.INQUIRY, Opcode.REPORT_LUNS, Opcode.REQUEST_SENSE})
+#: Unit attentions do not stop these, however malformed. Source: SPC-4, "Unit attention conditions"; SAM-5.
+_UNSTOPPED: Final = frozenset({Opcode.INQUIRY, Opcode.REPORT_LUNS})
+#: The commands that any logical unit has, even one that is not there, and those of the well-known one.
+_OF_ANY: Final = frozenset({Opcode.INQUIRY, Opcode.REQUEST_SENSE})
+_OF_WELL_KNOWN: Final = _OF_ANY | {Opcode.REPORT_LUNS, Opcode.TEST_UNIT_READY}
 
 
 class TaskFunction(IntEnum):
@@ -126,17 +138,21 @@ class Target:
         *data_out*: readable buffers from the initiator; *data_in*: writable ones for it; either may be empty. What a
         READ that failed leaves in *data_in* is undefined. Never raises for what an initiator sends.
         """
+        return self.execute_parsed(lun, parse(cdb), cdb, data_out, data_in)
+
+    def execute_parsed(self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do *command* at *lun* as :meth:`execute` does; *cdb*, from which it was parsed, is for people."""
         if lun:
-            return self._execute_elsewhere(lun, cdb, data_out, data_in)
+            return self._execute_elsewhere(lun, command, cdb, data_out, data_in)
         if self._attentions and len(cdb):
-            stopped = self._meet_attention(cdb, data_out, data_in)
+            stopped = self._meet_attention(command, cdb[0], data_out, data_in)
             if stopped is not None:
                 return stopped
-        return self._execute(cdb, data_out, data_in)
+        return self._execute(command, cdb, data_out, data_in)
 
-    def may_block(self, lun: int, cdb: Cdb) -> bool:
-        """Say whether executing *cdb* at *lun* may wait for the host's disk."""
-        return lun == 0 and self.disk.may_block(cdb)
+    def may_block(self, lun: int, command: Command) -> bool:
+        """Say whether executing *command* at *lun* may wait for the host's disk."""
+        return lun == 0 and self.disk.may_block(command)
 
     # -- unit attentions --------------------------------------------------------------------------------------
 
@@ -152,45 +168,45 @@ class Target:
         self.disk.reset()
         self.attend(sense.POWER_ON)
 
-    def _meet_attention(self, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult | None:
-        """Return the result that the oldest unit attention gives *cdb*, or None if it does not stop it."""
-        opcode = cdb[0]
-        if opcode in _UNSTOPPED and opcode != Opcode.REQUEST_SENSE:
-            return None
-        if opcode == Opcode.REQUEST_SENSE and len(cdb) < CDB_LENGTHS[opcode]:
+    def _meet_attention(self, command: Command, opcode: int, data_out: DataOut, data_in: DataIn) -> ScsiResult | None:
+        """Return the result that the oldest unit attention gives *command*, or None if it does not stop it."""
+        asks_for_sense = isinstance(command, RequestSense)
+        if opcode in _UNSTOPPED or (opcode == Opcode.REQUEST_SENSE and not asks_for_sense):
             return None
         try:
             condition = self._attentions.popleft()
         except IndexError:  # another queue took it
             return None
-        if opcode == Opcode.REQUEST_SENSE:
-            return reply(sense.encode(condition, descriptor=bool(cdb[1] & 0x01)), cdb[4], data_out, data_in)
+        if isinstance(command, RequestSense):
+            data = sense.encode(condition, descriptor=command.descriptor)
+            return reply(data, command.allocation, data_out, data_in)
         return _refused(condition, data_out, data_in, descriptor=self.disk.descriptor_sense)
 
     # -- other logical units ----------------------------------------------------------------------------------
 
-    def _execute_elsewhere(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Do *cdb* at the well-known logical unit, or at one that is not there."""
-        opcode = cdb[0] if len(cdb) else -1
-        if opcode < 0 or len(cdb) < CDB_LENGTHS[opcode]:
-            self.disk.note(ScsiRule.SCSI_CDB_FIELD, cdb)
-            return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+    def _execute_elsewhere(
+        self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn
+    ) -> ScsiResult:
+        """Do *command* at the well-known logical unit, or at one that is not there."""
         well_known = lun == REPORT_LUNS_WLUN
-        match opcode:
-            case Opcode.INQUIRY:
-                if cdb[1] & 0x03 or cdb[2]:
-                    return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
+        match command:
+            case Inquiry(page=None):
                 # PERIPHERAL QUALIFIER 011b: no device is possible at this LUN (SPC-4).
                 device_type = inquiry.WELL_KNOWN_TYPE if well_known else inquiry.NO_DEVICE
                 data = inquiry.standard_inquiry(self._identity, device_type)
-                return reply(data, int.from_bytes(cdb[3:5], "big"), data_out, data_in)
-            case Opcode.REQUEST_SENSE:
+                return reply(data, command.allocation, data_out, data_in)
+            case RequestSense():
                 code = sense.NO_SENSE if well_known else sense.LUN_NOT_SUPPORTED
-                return reply(sense.encode(code, descriptor=bool(cdb[1] & 0x01)), cdb[4], data_out, data_in)
-            case Opcode.REPORT_LUNS if well_known:
-                return self._execute(cdb, data_out, data_in)
-            case Opcode.TEST_UNIT_READY if well_known:
+                data = sense.encode(code, descriptor=command.descriptor)
+                return reply(data, command.allocation, data_out, data_in)
+            case ReportLuns() if well_known:
+                return self._execute(command, cdb, data_out, data_in)
+            case TestUnitReady() if well_known:
                 return nothing_transferred(data_out, data_in)
+            case _ if command is CUT_SHORT or cdb[0] in (_OF_WELL_KNOWN if well_known else _OF_ANY):
+                # A command that is here is malformed, or asks for vital product data, which only the disk has.
+                self.disk.note(ScsiRule.SCSI_CDB_FIELD, cdb)
+                return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
             case _:
                 rule = ScsiRule.SCSI_OPERATION_CODE if well_known else ScsiRule.SCSI_LUN
                 self.disk.note(rule, cdb, "to the REPORT LUNS unit" if well_known else _name_of_lun(lun))

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from zonefs_emu.device.buffers import carve, gather, scatter, total_bytes
-from zonefs_emu.scsi.disk import Cdb, DataIn, DataOut, ScsiResult
+from zonefs_emu.scsi.cdb import Cdb, Command, parse
+from zonefs_emu.scsi.result import DataIn, DataOut, ScsiResult
 from zonefs_emu.scsi.rules import HostRule
 from zonefs_emu.scsi.target import TaskResponse, decode_lun
 from zonefs_emu.virtio.handler import Begin, Deferred
@@ -31,7 +32,8 @@ SENSE_BYTES: Final = 96
 #: lun, id, task attribute, priority, crn; then the CDB
 _REQUEST: Final = struct.Struct("<8sQBBB")
 _LUN_BYTES: Final = 8
-REQUEST_BYTES: Final = _REQUEST.size + CDB_BYTES
+_CDB_AT: Final = _REQUEST.size
+REQUEST_BYTES: Final = _CDB_AT + CDB_BYTES
 #: sense length, residual, status qualifier, status, response; then the sense data
 _RESPONSE: Final = struct.Struct("<IIHBB")
 RESPONSE_BYTES: Final = _RESPONSE.size + SENSE_BYTES
@@ -87,11 +89,11 @@ RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
 class Target(Protocol):
     """What executes commands; :class:`zonefs_emu.scsi.target.Target` does."""
 
-    def execute(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Do a command."""
+    def execute_parsed(self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
+        """Do the *command* that *cdb* was parsed to."""
         ...
 
-    def may_block(self, lun: int, cdb: Cdb) -> bool:
+    def may_block(self, lun: int, command: Command) -> bool:
         """Say whether it may wait for the host's disk."""
         ...
 
@@ -129,41 +131,45 @@ class RequestQueue:
     def __init__(self, target: Target) -> None:
         """Hand commands to *target*."""
         self._may_block = target.may_block
-        self._target_execute = target.execute
+        self._target_execute = target.execute_parsed
         self._no_target = target.no_target
         self._refuse_oversized = target.refuse_oversized
         self._luns: dict[bytes, int] = {}
 
     def _lun(self, field: bytes) -> int:
-        lun = self._luns.get(field)
-        if lun is None:
-            lun = decode_address(field)
-            if len(self._luns) < _LUNS_MAX:
-                self._luns[field] = lun
+        """Return the LUN that *field* addresses, and remember it for the next request."""
+        lun = decode_address(field)
+        if len(self._luns) < _LUNS_MAX:
+            self._luns[field] = lun
         return lun
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute the request at ``chains[index]``; see the protocol."""
         chain = chains[index]
         readable = chain[1]
-        # A copy: what was looked at here must be what is executed.
+        # One copy, parsed once: what is judged here is what is executed, whatever the guest does to its memory.
         if readable and len(readable[0]) == REQUEST_BYTES:
             head = bytes(readable[0])
         else:
             head = gather(readable, 0, REQUEST_BYTES)
-        lun, cdb = self._lun(head[:_LUN_BYTES]), head[_REQUEST.size :]
-        if len(head) == REQUEST_BYTES and self._may_block(lun, cdb):
-            return Deferred(partial(self._execute, chain, lun, cdb))
+        lun = self._luns.get(head[:_LUN_BYTES])
+        if lun is None:
+            lun = self._lun(head[:_LUN_BYTES])
+        cdb = head[_CDB_AT:]
+        command = parse(cdb)
+        if len(head) == REQUEST_BYTES and self._may_block(lun, command):
+            return Deferred(partial(self._execute, chain, lun, command, cdb))
         begin(index, ())
-        lengths.append(self._execute(chain, lun, cdb))
+        lengths.append(self._execute(chain, lun, command, cdb))
         return 1
 
     def execute(self, chain: Chain) -> int:
         """Execute one request; see the protocol."""
         head = gather(chain[1], 0, REQUEST_BYTES)
-        return self._execute(chain, self._lun(head[:_LUN_BYTES]), head[_REQUEST.size :])
+        cdb = head[_CDB_AT:]
+        return self._execute(chain, self._lun(head[:_LUN_BYTES]), parse(cdb), cdb)
 
-    def _execute(self, chain: Chain, lun: int, cdb: bytes) -> int:
+    def _execute(self, chain: Chain, lun: int, command: Command, cdb: bytes) -> int:
         _, readable, writable = chain
         if (
             len(cdb) == CDB_BYTES
@@ -184,7 +190,7 @@ class RequestQueue:
         if lun == -2:
             self._no_target(cdb)
             return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.BAD_TARGET), b"")
-        status, sense, residual, overrun = self._target_execute(lun, cdb, data_out, data_in)
+        status, sense, residual, overrun = self._target_execute(lun, command, cdb, data_out, data_in)
         if overrun:
             # "VIRTIO_SCSI_S_OVERRUN if the content of the CDB [...] requires transferring more data than is available".
             return self._answer(writable, _RESPONSE.pack(0, residual, 0, 0, Response.OVERRUN), b"")
