@@ -10,7 +10,8 @@ from typing import Final
 from uuid import uuid4
 
 from bench.harness import Row, limit
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition

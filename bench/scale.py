@@ -9,7 +9,8 @@ from typing import Final
 from uuid import uuid4
 
 from bench.harness import Row, compare, limit
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 

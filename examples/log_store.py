@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition, Zone, ZoneType

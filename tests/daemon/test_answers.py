@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 import trio
 
+from tests.refused import last_refusal
 from zonefs_emu.daemon.answers import EXPLAINER, FRONT_ENDS, Explainer
 from zonefs_emu.daemon.client import call, open_target
 from zonefs_emu.daemon.framing import Json
@@ -94,9 +95,8 @@ def test_a_real_refusal(image: Path) -> None:
     for zone_no in (1, 2, 3):
         assert port.manage(Operation.OPEN, port.geometry.zone_start(zone_no)) == 0
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
-    assert port.last_refusal is not None
-    assert EXPLAINER.explain_all(port.last_refusal, device.geometry) == (
-        f"{EXPLAINER.explain(port.last_refusal, device.geometry)}; "
+    assert EXPLAINER.explain_all(last_refusal(port), device.geometry) == (
+        f"{EXPLAINER.explain(last_refusal(port), device.geometry)}; "
         "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
     )
     device.close()

@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import pytest
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry
@@ -131,7 +132,7 @@ def test_who_stops_early_leaves_nothing(device: ZonedDevice, port: Port, tmp_pat
     assert (tmp_path / "dump").exists()
     progress.close()
     assert not (tmp_path / "dump").exists()
-    assert port.pwritev is device.image.backing.pwritev
+    assert device.access.pwritev == device.image.backing.pwritev
     assert device.image.erase_listener is None
 
 

@@ -11,9 +11,10 @@ from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device import device as device_module
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.holds import Holds
+from zonefs_emu.device.image_access import LONG_WRITE_SECTORS
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
@@ -76,21 +77,25 @@ def device(tmp_path: Path) -> Iterator[ZonedDevice]:
 
 
 class Slow:
-    """The host's pwritev: a long write waits in it until :meth:`go_on`; the rest goes through."""
+    """The host's pwritev: a long write waits in it until :meth:`go_on`; the rest goes through.
+
+    With *failure*, the first long write fails with it.
+    """
 
     def __init__(self, port: Port, *, failure: int = 0) -> None:
         self.arrived = threading.Event()
         self._go_on = threading.Event()
         self._failure = failure
-        self._pwritev = port.pwritev
-        port.pwritev = self
+        self._pwritev = port.device.access.pwritev
+        port.device.access.pwritev = self
 
     def __call__(self, buffers: Sequence[Any], offset: int) -> int:
         if sum(len(buffer) for buffer in buffers) >= LONG * 512:
             self.arrived.set()
             assert self._go_on.wait(SECONDS)
-            if self._failure:
-                raise OSError(self._failure, os.strerror(self._failure))
+            failure, self._failure = self._failure, 0
+            if failure:
+                raise OSError(failure, os.strerror(failure))
         return self._pwritev(buffers, offset)
 
     def go_on(self) -> None:
@@ -403,4 +408,4 @@ def test_a_range_is_changed_as_a_whole_for_other_commands(tmp_path: Path, monkey
 
 
 def test_what_is_long_is_a_matter_of_sectors(device: ZonedDevice) -> None:
-    assert device.port("test", VIRTIO).short_sectors == device_module._LONG_WRITE_SECTORS < LONG
+    assert device.access.short_sectors == LONG_WRITE_SECTORS < LONG

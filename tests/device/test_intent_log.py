@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.refused import last_refusal
 from tests.vhost_user.serving import ZONE, create
-from zonefs_emu.device.device import ALL_ZONES, Port, ZonedDevice
-from zonefs_emu.device.intent_log import Intent, Intents, is_done
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.intent_log import ALL_ZONES, Intent, Intents, is_done
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
@@ -111,9 +113,7 @@ def test_a_failing_host_leaves_no_record(port: Port, notes: Notes, monkeypatch: 
     def broken(_buffers: object, _offset: int) -> int:
         raise OSError(5, "broken")
 
-    for name in ("_pwritev", "pwritev"):
-        if hasattr(port, name):
-            monkeypatch.setattr(port, name, broken)
+    monkeypatch.setattr(port.device.access, "pwritev", broken)
     assert port.write(START, 1, [bytes(512)]) is Status.IO_ERROR
     assert [text.partition(" ")[0] for text in notes.notes] == ["begin", "abort"]
 
@@ -152,12 +152,12 @@ def test_an_intent_whose_wp_has_moved_is_done(port: Port, notes: Notes, operatio
 def test_a_write_that_filled_its_zone_is_seen(port: Port) -> None:
     port.write(START, ZONE, [bytes(512 * ZONE)])
     assert port.zone(3).cond is Condition.FULL
-    assert is_done(port, intent(Operation.WRITE, START + ZONE - 1, 1, committed=False))
+    assert is_done(port.device, intent(Operation.WRITE, START + ZONE - 1, 1, committed=False))
 
 
 def test_a_finished_zone_was_not_written(port: Port) -> None:
     port.manage(Operation.FINISH, START)
-    assert not is_done(port, intent(Operation.WRITE, START, 1, committed=False))
+    assert not is_done(port.device, intent(Operation.WRITE, START, 1, committed=False))
 
 
 def test_conventional_writes_are_executed_again(port: Port, notes: Notes) -> None:
@@ -207,8 +207,7 @@ def test_contested_zones_are_not_guessed_at(port: Port, notes: Notes) -> None:
     assert port.manage(Operation.RESET, nine) is Status.IO_ERROR
     notes.intent = intent(Operation.RESET, 0, ALL_ZONES, committed=False)
     assert port.manage_all(Operation.RESET) is Status.IO_ERROR
-    assert port.last_refusal is not None
-    assert port.last_refusal.rule == DeviceRule.CONTESTED
+    assert last_refusal(port).rule == DeviceRule.CONTESTED
     notes.intent = intent(Operation.APPEND, nine, 1, committed=True)
     assert port.append(nine, 1, [bytes(512)]) == (Status.OK, nine), "what is marked needs no guess"
 
@@ -237,14 +236,13 @@ def test_a_write_to_a_contested_sequential_zone_is_not_guessed_at(port: Port, no
     nine = 9 * ZONE
     notes.intent = intent(Operation.WRITE, nine, 1, committed=False)
     assert port.write(nine, 1, [bytes(512)]) is Status.IO_ERROR
-    assert port.last_refusal is not None
-    assert port.last_refusal.rule == DeviceRule.CONTESTED
+    assert last_refusal(port).rule == DeviceRule.CONTESTED
     assert port.zone(9).wp == nine
 
 
 @pytest.mark.parametrize("operation", [Operation.WRITE, Operation.APPEND])
 def test_a_long_write_is_logged_as_a_short_one_is(port: Port, notes: Notes, operation: Operation) -> None:
-    port.short_sectors = 1
+    port.device.access.short_sectors = 1
     if operation is Operation.WRITE:
         assert not port.write(START, 2, [bytes(1024)])
     else:
@@ -257,8 +255,8 @@ def test_a_long_write_that_the_host_fails_leaves_no_record(port: Port, notes: No
     def broken(_buffers: object, _offset: int) -> int:
         raise OSError(5, "broken")
 
-    port.short_sectors = 1
-    port.pwritev = broken
+    port.device.access.short_sectors = 1
+    port.device.access.pwritev = broken
     if operation is Operation.WRITE:
         assert port.write(START, 2, [bytes(1024)]) is Status.IO_ERROR
     else:
@@ -296,8 +294,7 @@ def test_a_refused_reset_of_all_zones_leaves_no_record(port: Port, notes: Notes)
     notes.notes.clear()
     assert port.manage_all(Operation.OPEN) is Status.OPEN_RESOURCE
     assert [text.partition(" ")[0] for text in notes.notes] == ["begin", "abort"]
-    assert port.last_refusal is not None
-    assert (port.last_refusal.sector, port.last_refusal.nr_sectors) == (0, 0)
+    assert (last_refusal(port).sector, last_refusal(port).nr_sectors) == (0, 0)
 
 
 def test_each_change_is_looked_for_as_it_was_logged(port: Port, notes: Notes) -> None:

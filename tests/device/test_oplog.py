@@ -6,9 +6,10 @@ from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, record, replay
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation

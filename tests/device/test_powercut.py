@@ -5,7 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import Cut, Moment, Plan, PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry

@@ -17,10 +17,11 @@ import pytest
 import zonefs_emu
 from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.counters import Counters
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.oplog import record
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import DeviceRule

@@ -11,7 +11,10 @@ from uuid import UUID
 import pytest
 
 import zonefs_emu
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
+from zonefs_emu.device.zone_states import load_zones, save_zones
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import ZoneMachine
@@ -29,7 +32,7 @@ SHAPE: Final = Geometry(
 START: Final = SHAPE.zone_size
 LONG: Final = ZONE + 8
 #: An exception in what reports an exception, or gives back what another one has interrupted, is a lost cause.
-SPARED: Final = frozenset(("take_back", "published", "loaded", "take_over", "give_back", "changing"))
+SPARED: Final = frozenset(("take_back", "published", "loaded", "take_over", "give_back", "kept", "changing"))
 
 
 class PlantedError(Exception):
@@ -53,8 +56,8 @@ def commands(port: Port) -> list[Callable[[], object]]:
         lambda: port.write(3 * START, 8, data),  # applies pending resets first
         lambda: port.set_cond(7, Condition.READONLY),
         port.flush,
-        port.device.power_cycle,
-        lambda: port.device.load_zones(port.device.save_zones()),
+        port.power_cycle,
+        lambda: load_zones(port.device, save_zones(port.device)),
         lambda: port.manage_all(Operation.RESET),
     ]
 
@@ -80,7 +83,7 @@ def raising(target: CodeType | None, called: dict[CodeType, None]) -> Iterator[N
         sys.setprofile(None)
 
 
-def consistent(device: ZonedDevice) -> None:
+def consistent(device: DeviceCore) -> None:
     """The machine has what a kill would leave, counts it right, and nothing is held."""
     machine = device.machine
     with device.lock:

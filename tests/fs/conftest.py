@@ -9,7 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.fs import mkfs
 from zonefs_emu.fs.options import parse_options
 from zonefs_emu.fs.refusals import FileError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.fs.conftest import SHAPES, UUID_1, Bench, geometry
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs import mkfs
 from zonefs_emu.fs.superblock import Feature, SuperBlock, decode, encode

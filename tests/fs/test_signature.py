@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.fs.conftest import UUID_1, Bench, geometry
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs import signature
 from zonefs_emu.fs.signature import find_signature

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from zonefs_emu.device.device import ALL_ZONES
+from zonefs_emu.device.intent_log import ALL_ZONES
 from zonefs_emu.inflight.ring_record import MAGIC, RingRecord, record_bytes
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition

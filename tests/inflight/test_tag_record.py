@@ -10,8 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intent, Intents
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight import tag_record
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import CommandError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import ZoneMachine

@@ -32,7 +32,8 @@ from tests.persist.worlds import (
 )
 from tests.requires import requires
 from tests.served import Served
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import CorruptImageError, ImageBusyError, PoisonedError, Status, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import fresh_zones

@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.result import ScsiResult, ScsiStatus

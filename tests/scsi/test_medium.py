@@ -4,6 +4,7 @@ import struct
 
 import pytest
 
+from tests.refused import last_refusal
 from tests.scsi.disks import (
     GAP_IN_RUNT,
     GAPS,
@@ -198,8 +199,7 @@ def test_maximum_transfer_length() -> None:
         for opcode in (0x88, 0x8A, 0x8F):
             cdb = struct.pack(">BBQIBB", opcode, 0, 0, 65537, 0, 0)
             assert disk.send(cdb).code == INVALID_FIELD
-            assert disk.port.last_refusal is not None
-            assert disk.port.last_refusal.rule == ScsiRule.SCSI_TRANSFER_LENGTH
+            assert last_refusal(disk.port).rule == ScsiRule.SCSI_TRANSFER_LENGTH
         assert disk.read(0, 65536).code is None
 
 
@@ -227,8 +227,7 @@ def test_reads_and_zones(geometry: Geometry) -> None:
         assert disk.read(3 * zone - 1, 2).code is None
         assert disk.read(zone - 1, 2).code is None
         assert disk.read(2 * zone - 1, 2).code == READ_BOUNDARY
-        assert disk.port.last_refusal is not None
-        assert disk.port.last_refusal.rule == ScsiRule.SCSI_READ_TYPES
+        assert last_refusal(disk.port).rule == ScsiRule.SCSI_READ_TYPES
         disk.port.set_cond(3, Condition.OFFLINE)
         assert disk.read(3 * zone, 1).code == ZONE_OFFLINE
         assert disk.read(3 * zone - 1, 2).code == ZONE_OFFLINE
@@ -293,9 +292,8 @@ def test_gap_zones_are_read_as_zeros_and_never_written(geometry: Geometry, zone_
             assert disk.device.refusals.last_seq == (3 if fill_first else 0)
             for lba in (gap, last):
                 assert disk.write(lba, 1).code == GAP
-                assert disk.port.last_refusal is not None
-                assert disk.port.last_refusal.rule == ScsiRule.SCSI_GAP
-                assert "gap zone" in EXPLAINER.explain(disk.port.last_refusal, disk.device.geometry)
+                assert last_refusal(disk.port).rule == ScsiRule.SCSI_GAP
+                assert "gap zone" in EXPLAINER.explain(last_refusal(disk.port), disk.device.geometry)
             assert disk.write(gap - 1, 2).code == (INVALID_FIELD if fill_first else WRITE_BOUNDARY)
         assert disk.read(gap, 1).data == zeros
 
@@ -381,12 +379,10 @@ def test_zone_commands_to_gap_zones(geometry: Geometry, zone_no: int) -> None:
         for action in (1, 2, 3, 4):
             for count in (0, 1, 2):
                 assert disk.zone_command(action, gap, count=count).code == GAP
-                assert disk.port.last_refusal is not None
-                assert disk.port.last_refusal.rule == ScsiRule.SCSI_GAP
+                assert last_refusal(disk.port).rule == ScsiRule.SCSI_GAP
             # No zone starts there, not even a gap zone.
             assert disk.zone_command(action, gap + 1).code == INVALID_FIELD
-            assert disk.port.last_refusal is not None
-            assert disk.port.last_refusal.rule == DeviceRule.NOT_ZONE_START
+            assert last_refusal(disk.port).rule == DeviceRule.NOT_ZONE_START
         assert disk.report() == zones
         # The ZONE ID is ignored, even if it is a gap zone's.
         assert disk.finish(gap, everywhere=True).code is None
@@ -593,8 +589,7 @@ def test_read_only_image() -> None:
     with new_initiator(MIXED, readonly=True) as disk:
         assert disk.read(0, 1).code is None
         assert disk.write(0, 1).code == WRITE_PROTECTED
-        assert disk.port.last_refusal is not None
-        assert disk.port.last_refusal.rule == ScsiRule.SCSI_WRITE_PROTECTED
+        assert last_refusal(disk.port).rule == ScsiRule.SCSI_WRITE_PROTECTED
         for command in (disk.open, disk.close, disk.finish, disk.reset):
             assert command(2 * ZONE).code == WRITE_PROTECTED
         assert disk.send(bytes.fromhex("1a 08 3f 00 ff 00"), room=255).data[2] == 0x90

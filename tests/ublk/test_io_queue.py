@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from tests.refused import last_refusal
 from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
@@ -86,7 +87,7 @@ def test_a_write_with_fua_is_flushed(driver: Driver) -> None:
 @pytest.mark.parametrize("sector", [ZONE + 8, ZONE + 2, 2 * ZONE + 96])
 def test_refused_writes_are_io_errors_with_a_reason(driver: Driver, sector: int) -> None:
     assert driver.write(sector, 4) == -errno.EIO
-    refusal = driver.port.last_refusal
+    refusal = last_refusal(driver.port)
     assert refusal is not None
     assert refusal.status in (Status.UNALIGNED_WP, Status.UNALIGNED)
     assert "ublk: write of 4 sectors" in EXPLAINER.explain(refusal, driver.device.geometry)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from tests.refused import last_refusal
 from tests.vhost_user.serving import Daemon, blk_device, create
-from zonefs_emu.device import device as device_module
+from zonefs_emu.device import image_access
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
@@ -120,9 +121,7 @@ class Life:
             return done
 
         port = self.virtio_device.port
-        for name in ("_pwritev", "pwritev"):
-            if hasattr(port, name):
-                setattr(port, name, pwritev)
+        port.device.access.pwritev = pwritev
         device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
         service = Service(self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")))
         self.queue = Virtqueue(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
@@ -292,7 +291,7 @@ def test_killed_at_every_instant_of_writes_without_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
 ) -> None:
     """Long writes open their zone, move their bytes without the lock, and then the write pointer; here all are long."""
-    monkeypatch.setattr(device_module, "_LONG_WRITE_SECTORS", 0)
+    monkeypatch.setattr(image_access, "LONG_WRITE_SECTORS", 0)
     undisturbed = undisturbed_life(tmp_path, packed=packed)
     for fatal in range(undisturbed[2] + 1):
         check_life(tmp_path, undisturbed, [fatal])
@@ -330,8 +329,7 @@ def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
             assert life.run()
             guest.queue.reap()
             assert guest.queue._collect(number)[1][-1][0] == blk_codec.S_IOERR
-            assert life.virtio_device.port.last_refusal is not None
-            assert life.virtio_device.port.last_refusal.rule == DeviceRule.CONTESTED
+            assert last_refusal(life.virtio_device.port).rule == DeviceRule.CONTESTED
             life.device.close()
             guest.close()
             return

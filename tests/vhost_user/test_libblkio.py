@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.refused import last_refusal
 from tests.vhost_user.serving import ZONE, blk_device, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
@@ -106,8 +107,7 @@ def test_reads_writes_and_is_held_to_the_rules(device: ZonedDevice, tmp_path: Pa
             assert blkio.write(at, b"a" * 8192) == 0
             # It does not accept ZONED, so it is told of an I/O error.
             assert blkio.write(at, b"b" * 4096) == -errno.EIO
-            assert virtio_device.port.last_refusal is not None
-            assert virtio_device.port.last_refusal.rule == DeviceRule.UNALIGNED_WP
+            assert last_refusal(virtio_device.port).rule == DeviceRule.UNALIGNED_WP
             assert blkio.read(at, 12288) == (0, b"a" * 8192 + bytes(4096))
             assert blkio.flush() == 0
             blkio.close()

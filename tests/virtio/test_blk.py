@@ -281,18 +281,17 @@ def test_a_read_only_image_offers_ro(tmp_path: Path) -> None:
         (codec.T_ZONE_RESET_ALL, b"", 1),
         (codec.T_ZONE_APPEND, data(1), 9),
     ):
-        assert driver.request(kind, 2 * ZONE, out, room)[0] == codec.S_IOERR
-        refusal = driver.blk.port.last_refusal
-        assert refusal is not None
-        assert "the image is open read-only" in EXPLAINER.explain(refusal, device.geometry)
+        with driver.blk.port.refusals.collect() as refused:
+            assert driver.request(kind, 2 * ZONE, out, room)[0] == codec.S_IOERR
+        assert "the image is open read-only" in EXPLAINER.explain(refused[-1], device.geometry)
     driver = Driver(device, BlkOptions(serial="x", write_zeroes=True))
     assert driver.request(codec.T_WRITE_ZEROES, 0, struct.pack("<QII", 8, 1, 0))[0] == codec.S_IOERR
     # Cut in a way that is not the fast one.
     short = driver.chain(struct.pack("<IIQ", codec.T_OUT, 0, 2 * ZONE) + b"abc", 1, cuts=[8])
-    driver.run([short])
+    with driver.blk.port.refusals.collect() as refused:
+        driver.run([short])
     assert short[2][0][0] == codec.S_IOERR
-    assert driver.blk.port.last_refusal is not None
-    assert driver.blk.port.last_refusal.rule == DeviceRule.UNALIGNED
+    assert refused[-1].rule == DeviceRule.UNALIGNED
     device.close()
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.fields import Request
 from zonefs_emu.daemon.framing import Json, Message
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs.mkfs import examine, format_device, parse_features, report_lines
 from zonefs_emu.fs.signature import find_signature

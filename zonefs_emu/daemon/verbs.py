@@ -9,7 +9,7 @@ A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usag
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,8 +21,9 @@ from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.fields import Request
 from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
 from zonefs_emu.device.counters import Counter
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -295,23 +296,22 @@ class Verbs:
         sector = fields.number(request, "sector")
         nr_sectors = fields.number(request, "nr_sectors", minimum=1, maximum=to_sectors(TRANSFER_BYTES_MAX))
         data = bytearray(to_bytes(nr_sectors))
-        self._require(self._port.read(sector, nr_sectors, [data]))
+        self._ask(lambda: self._port.read(sector, nr_sectors, [data]))
         yield {}, bytes(data)
 
     def _write(self, request: Request, payload: bytes) -> Iterator[Message]:
         nr_sectors = self._whole_blocks(payload)
         if "sector" in request:
             sector = fields.number(request, "sector")
-            status = self._port.write(sector, nr_sectors, [payload])
+            self._ask(lambda: self._port.write(sector, nr_sectors, [payload]))
         else:
-            sector, status = self._write_at_wp(self._zone_no(request), nr_sectors, payload)
-        self._require(status)
+            sector = self._write_at_wp(self._zone_no(request), nr_sectors, payload)
         yield {"sector": sector, "nr_sectors": nr_sectors}, b""
 
-    def _write_at_wp(self, zone_no: int, nr_sectors: int, payload: bytes) -> tuple[Sector, Status]:
-        """Write where the write pointer of *zone_no* is; returns where that was, and the status."""
+    def _write_at_wp(self, zone_no: int, nr_sectors: int, payload: bytes) -> Sector:
+        """Write where the write pointer of *zone_no* is; returns where that was."""
         delays_ns: list[int] = []
-        with self._placing:
+        with self._port.refusals.collect() as refused, self._placing:
             # An injected delay holds back the answer, not the requests that wait for the lock.
             self._port.defer = delays_ns.append
             try:
@@ -321,17 +321,19 @@ class Verbs:
                 self._port.defer = None
         for delay_ns in delays_ns:
             self._device.sleep_ns(delay_ns)
-        return sector, status
+        self._require(status, refused)
+        return sector
 
     def _append(self, request: Request, payload: bytes) -> Iterator[Message]:
         nr_sectors = self._whole_blocks(payload)
         start = self._geometry.zone_start(self._zone_no(request))
-        status, append_sector = self._port.append(start, nr_sectors, [payload])
-        self._require(status)
+        with self._port.refusals.collect() as refused:
+            status, append_sector = self._port.append(start, nr_sectors, [payload])
+        self._require(status, refused)
         yield {"append_sector": append_sector, "nr_sectors": nr_sectors}, b""
 
     def _flush(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        self._require(self._port.flush())
+        self._ask(self._port.flush)
         yield {}, b""
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
@@ -354,7 +356,7 @@ class Verbs:
             msg = f"there is no zone operation {name!r}: there are {', '.join(_OPERATIONS)}"
             raise UsageError(msg)
         if request.get("all") is True:
-            self._require(self._port.manage_all(operation))
+            self._ask(lambda: self._port.manage_all(operation))
         else:
             zone_no = self._zone_no(request)
             count = fields.number(request, "count", minimum=1, default=1)
@@ -362,13 +364,13 @@ class Verbs:
             if zone_no + count > nr_zones:
                 msg = f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
                 raise UsageError(msg, exit_code=1)
-            self._require(self._port.manage(operation, self._geometry.zone_start(zone_no), count))
+            self._ask(lambda: self._port.manage(operation, self._geometry.zone_start(zone_no), count))
         yield {}, b""
 
     def _set_cond(self, request: Request, _payload: bytes) -> Iterator[Message]:
         zone_no = self._zone_no(request)
         cond = fields.condition(request.get("cond"))
-        self._require(self._port.set_cond(zone_no, cond))
+        self._ask(lambda: self._port.set_cond(zone_no, cond))
         yield {}, b""
 
     def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:
@@ -380,12 +382,21 @@ class Verbs:
 
     # -- what verbs share -------------------------------------------------------------------------------------
 
-    def _require(self, status: Status) -> None:
-        """Raise UsageError with the device's own sentence if *status* is a refusal."""
+    def _ask(self, command: Callable[[], Status]) -> None:
+        """Carry out *command*, one of the port's.
+
+        Raises:
+            UsageError: it was refused, with the device's own sentence.
+        """
+        with self._port.refusals.collect() as refused:
+            status = command()
+        self._require(status, refused)
+
+    def _require(self, status: Status, refused: Sequence[Refusal]) -> None:
+        """Raise UsageError with the device's own sentence if *status* is a refusal, the last of *refused*."""
         if not status:
             return
-        refusal = self._port.last_refusal
-        assert refusal is not None
+        refusal = refused[-1]
         # The prefix names the command line as the front-end, which its user knows.
         sentence = self._parts.explainer.explain(refusal, self._geometry)
         raise UsageError(sentence.removeprefix(f"{refusal.front_end}: "), exit_code=1)

@@ -77,7 +77,7 @@ class Counters:
         self._saved_ns = time.monotonic_ns()
         # Held where a row goes from the file to memory or back: of two that do so at once, one would undo the other.
         self._moving = threading.Lock()
-        self.rows: dict[int, list[int]] = {}
+        self.rows: Final[dict[int, list[int]]] = {}
         #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.
         self._sums: dict[int, int] = {}
         self._noted: deque[tuple[int, Counter]] = deque()

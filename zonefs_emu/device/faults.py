@@ -219,7 +219,7 @@ class FaultTable:
         """Start with *entries*; or with the *opaque* text of a table that cannot be read, which *version* is of."""
         #: All entries in the order of the image, the faults among them, and what the front-ends meet: the faults.
         self.entries = list(entries)
-        self.faults = [entry for entry in self.entries if isinstance(entry, Fault)]
+        self.faults: Final = [entry for entry in self.entries if isinstance(entry, Fault)]
         #: The version of what :meth:`encode` gives.
         self.version = version
         self._opaque = opaque

@@ -21,16 +21,18 @@ which zones that is no longer true, and such a request is answered with IO_ERROR
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.refusing import Refuser
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition
 from zonefs_emu.units import Sector
 
-if TYPE_CHECKING:
-    from zonefs_emu.device.device import Port
+#: What an intent log is told instead of a number of sectors for a change of all zones at once.
+ALL_ZONES: Final = (1 << 32) - 1
 
 
 class Intent(NamedTuple):
@@ -49,7 +51,7 @@ class IntentLog(Protocol):
     """Keeps the record of the requests of one queue, of which one is executed at a time.
 
     One request may make several changes, one after the other; *operation* is never READ. *sector* is where an append
-    lands; for management it is the start of the zone, and *nr_sectors* is 0, or device.ALL_ZONES.
+    lands; for management it is the start of the zone, and *nr_sectors* is 0, or ALL_ZONES.
     """
 
     def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
@@ -88,31 +90,35 @@ class Intents:
         self._contested = contested
 
     def answer(
-        self, port: "Port", operation: Operation, sector: Sector, nr_sectors: int
+        self, refuser: Refuser, operation: Operation, sector: Sector, nr_sectors: int
     ) -> tuple[Status, Sector] | None:
-        """Return the answer to a request that an earlier process began, or None if it has to be executed."""
+        """Return the answer to a request that an earlier process began, or None if it has to be executed.
+
+        *refuser* is that of the port that was asked.
+        """
+        device, geometry = refuser.device, refuser.device.geometry
         intent_log = self.current.log
         intent = intent_log.recover(operation, sector, nr_sectors) if intent_log else None
         if intent_log is None or intent is None:
             return None
-        zone_no = -1 if intent.all_zones else port.geometry.zone_no(intent.sector)
-        if not intent.all_zones and (zone_no != port.geometry.zone_no(sector) or sector >= port.geometry.size):
+        zone_no = -1 if intent.all_zones else geometry.zone_no(intent.sector)
+        if not intent.all_zones and (zone_no != geometry.zone_no(sector) or sector >= geometry.size):
             return None  # of what cannot have been: who keeps the record has changed it
         if not intent.committed:
             # Writing the same bytes again to where they were meant to be is what the guest asked for, once or twice.
-            again = intent.operation is Operation.WRITE and port.geometry.is_conventional(zone_no)
+            again = intent.operation is Operation.WRITE and geometry.is_conventional(zone_no)
             if self._contested(zone_no) and not again:
-                status = port.refuse(
+                status = refuser.refuse(
                     DeviceRule.CONTESTED, operation, Status.IO_ERROR, intent.sector, nr_sectors, zone_no=zone_no
                 )
                 return status, intent.sector
-            if not is_done(port, intent):
+            if not is_done(device, intent):
                 return None
         intent_log.commit()
         return Status.OK, intent.sector
 
 
-def is_done(port: "Port", intent: Intent) -> bool:
+def is_done(device: DeviceCore, intent: Intent) -> bool:
     """Say whether a change that was begun, and after which the process died, is in the zone.
 
     Writes to a sequential zone start at wp, so wp has passed the end exactly if the write landed (FULL zones keep count
@@ -122,10 +128,9 @@ def is_done(port: "Port", intent: Intent) -> bool:
     """
     if intent.all_zones:
         return False
-    device = port.device
     with device.lock:  # not port.zone(): that says what an injected fault wants hosts to see
-        zone = device.machine.zone(port.geometry.zone_no(intent.sector))
+        zone = device.machine.zone(device.geometry.zone_no(intent.sector))
     if intent.operation in (Operation.WRITE, Operation.APPEND):
-        conventional = port.geometry.is_conventional(zone.zone_no)
+        conventional = device.geometry.is_conventional(zone.zone_no)
         return not conventional and zone.wp >= intent.sector + intent.nr_sectors
     return intent.operation is Operation.CLOSE and intent.cond in OPEN_CONDITIONS and zone.cond is Condition.EMPTY

@@ -18,8 +18,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final
 
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.faulty_port import FaultyPort
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
@@ -103,23 +106,23 @@ def _struck(fault: Fault, zone_no: int) -> dict[str, object]:
     return {"effect": fault.effect.value, "zone_no": zone_no} | told
 
 
-class RecordingPort(Port):
+class RecordingPort(FaultyPort):
     """A port that notes every operation in a log."""
 
-    def __init__(self, device: ZonedDevice, name: str, dialect: Dialect, *, log: OpLog) -> None:
+    def __init__(self, device: DeviceCore, name: str, dialect: Dialect, *, log: OpLog) -> None:
         """Use :func:`record`."""
         super().__init__(device, name, dialect)
         self._log = log
         # Of each thread: the faults of the operation that it is carrying out.
-        self._struck = threading.local()
+        self._met = threading.local()
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
         """Keep the faults that fire for the line of the operation."""
-        self._struck.faults = fired = super().fired(operation, zone_no, nr_zones)
+        self._met.faults = fired = super().fired(operation, zone_no, nr_zones)
         return fired
 
     def _record(self, operation: str, status: Status, **facts: object) -> None:
-        struck, self._struck.faults = getattr(self._struck, "faults", ()), ()
+        struck, self._met.faults = getattr(self._met, "faults", ()), ()
         self._log.record(self, operation, status, struck=struck, **facts)
 
     def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
@@ -186,10 +189,10 @@ def record(device: ZonedDevice, file: IO[str]) -> OpLog:
     return log
 
 
-class ReplayingPort(Port):
+class ReplayingPort(FaultyPort):
     """A port on which the faults of a log strike again."""
 
-    def __init__(self, device: ZonedDevice, name: str, dialect: Dialect) -> None:
+    def __init__(self, device: DeviceCore, name: str, dialect: Dialect) -> None:
         """Use :func:`replay`."""
         super().__init__(device, name, dialect)
         self._script: list[Fault] = []

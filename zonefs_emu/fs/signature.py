@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_SHIFT, Sector

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs import superblock
 from zonefs_emu.fs.options import MountOptions

@@ -30,8 +30,7 @@ before its word 0.
 from collections.abc import Sequence
 from typing import Final
 
-from zonefs_emu.device.device import ALL_ZONES
-from zonefs_emu.device.intent_log import Intent
+from zonefs_emu.device.intent_log import ALL_ZONES, Intent
 from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, decode
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition

@@ -28,8 +28,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intent
+from zonefs_emu.device.port import Port
 from zonefs_emu.inflight.record_file import map_record_file
 from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, SlotIntent, decode
 from zonefs_emu.model.transitions import Operation

@@ -123,8 +123,8 @@ class ZoneMachine:
         """Take over *conds* and *wps* (one entry a zone); they stay the caller's to read."""
         assert len(conds) == len(wps) == geometry.nr_zones
         self.geometry = geometry
-        self.conds = conds
-        self.wps = wps
+        self.conds: Final = conds
+        self.wps: Final = wps
         #: Ranges [first, end) of zones to which the caller is writing after :meth:`open_to_write`: these stay open.
         self.writing: Collection[Sequence[int]] = ()
         self._size = geometry.size

@@ -11,7 +11,7 @@ Invariants:
 
 from typing import Final, assert_never
 
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import commands, inquiry, sense

@@ -13,7 +13,7 @@ Invariants:
 from typing import Final, NoReturn
 
 from zonefs_emu.device.buffers import Cursor, carve, gather
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation

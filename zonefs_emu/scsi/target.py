@@ -22,7 +22,7 @@ from collections import deque
 from enum import Enum, IntEnum, auto
 from typing import Final
 
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.scsi import inquiry, sense
 from zonefs_emu.scsi.cdb import (

@@ -29,7 +29,7 @@ from typing import Final, NamedTuple, Protocol, cast
 from uuid import uuid4
 
 from zonefs_emu.daemon.client import call, open_target
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs.mkfs import examine, format_device, parse_features
 from zonefs_emu.model.geometry import Geometry

@@ -27,8 +27,9 @@ from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.client import LocalTarget, Target, call, open_target
 from zonefs_emu.daemon.framing import Json, unpack_zones
 from zonefs_emu.daemon.verbs import Verbs
-from zonefs_emu.device.device import Port, ZonedDevice
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Fault
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.fs.kernel import unmount

@@ -21,8 +21,8 @@ from queue import SimpleQueue
 from time import monotonic_ns
 from typing import Final
 
-from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intents
+from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.transitions import Operation

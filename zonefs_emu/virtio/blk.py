@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Final
 
 from zonefs_emu.device.buffers import Cursor, gather, scatter, total_bytes
-from zonefs_emu.device.device import Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from zonefs_emu.device.device import Port
 from zonefs_emu.device.intent_log import Intents
+from zonefs_emu.device.port import Port
 from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtqueue.changes import ZoneChanges
 from zonefs_emu.virtqueue.virtqueue import EventSource

@@ -1,0 +1,199 @@
+"""What the ports of one device share: the machine and the image, and how a change gets from one to the other.
+
+May not know: ports, front-ends, protocols.
+
+How a command runs: take the device's lock; let the machine decide; move the bytes; tell the machine; publish what
+changed to the image; answer. Nothing is changed before everything has been checked, and nothing is answered before
+it would survive the death of this process.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+from zonefs_emu.device.counters import Counter, Counters
+from zonefs_emu.device.faults import FaultTable
+from zonefs_emu.device.holds import Holds
+from zonefs_emu.device.hot_path import HotPath
+from zonefs_emu.device.image_access import ImageAccess
+from zonefs_emu.device.listeners import Audience, Listeners
+from zonefs_emu.device.refusals import RefusalLog
+from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.errors import CommandError, PoisonedError, Status
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import Changes, ZoneMachine
+from zonefs_emu.persist.image import LOST, Image
+from zonefs_emu.units import Sector
+
+_T = TypeVar("_T")
+
+log = logging.getLogger(__name__)
+
+
+class DeviceCore:
+    """One image, its zone machine, and the observers of both."""
+
+    def __init__(self, image: Image) -> None:
+        """Take over *image*."""
+        self.image = image
+        self.geometry: Geometry = image.geometry
+        self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
+        self.lock = image.lock
+        self.holds = Holds(image.lock)
+        self.machine.writing = self.holds.writing.values()
+        image.before_closing = partial(self.holds.wait, 0, image.geometry.nr_zones)
+        self.counters = Counters(image.backing, image.header, readonly=image.readonly)
+        self.refusals = RefusalLog(image.refusals)
+        self.unforeseen = UnforeseenErrors(image, self.refusals, self.counters)
+        for switch in (self.counters.switch, self.refusals.switch, self.refusals.listener_switch):
+            switch.report_to(self.unforeseen.observer_failed)
+        self.listeners = Listeners(self.unforeseen.observer_failed)
+        self.access = ImageAccess(image, self.machine, self.unforeseen.observer_failed)
+        self.hot_path = HotPath(
+            lock=self.lock, access=self.access, image=image, held=self.holds.held, old_extents=image.old_extents,
+            rows=self.counters.rows, load_row=self.counters.load, begin_write=self.machine.begin_write,
+            begin_append=self.machine.begin_append, commit_write=self.machine.commit_write, publish=image.publish,
+            zone_size=self.geometry.zone_size,
+        )  # fmt: skip
+        self.faults = FaultTable.decode(image.load_faults(), image.faults_version)
+        self._saving_faults = threading.Lock()
+        self._delays_cut = threading.Event()
+        #: The clock that injected delays wait on; tests drive their own.
+        self.sleep_ns: Callable[[int], None] = self._sleep_ns
+        self._noticing_loss = threading.Lock()
+        self._is_loss_noticed = False
+
+    # -- changing zones ---------------------------------------------------------------------------------------
+
+    def require_writable(self, sector: Sector) -> None:
+        """Raise CommandError if the image takes no changes."""
+        if self.image.poison:
+            raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the machine and publish that in the context, with the lock held; see :meth:`take_back`."""
+        try:
+            yield
+        except CommandError:
+            raise  # a refused command has changed nothing
+        except Exception:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Bring the machine back to what the image has: after an exception in mid-change, with the lock held.
+
+        The machine may be half changed: a zone open that no limit counts, a write pointer that a kill would lose. Every
+        later command of any front-end would meet that. What the image has is what a kill at this instant leaves, and
+        that is a legal state between any two lines (docs/concurrency.md). With a million zones it takes a fraction of a
+        second, for which a bug holds up other commands.
+        """
+        machine = self.machine
+        machine.take_over(machine.loaded(*self.image.published()))
+
+    def publish(self, changes: Changes) -> None:
+        """Copy what the machine has changed to the image; with the lock held."""
+        self.image.publish_all(changes.zones)
+        for zone_no in changes.closed:
+            self.counters.note(zone_no, Counter.IMPLICIT_CLOSES)
+
+    def publish_and_tell(self, changes: Changes, audience: Audience) -> None:
+        """Do what :meth:`publish` does, and then tell *audience*; with the lock held."""
+        changed = changes.zones
+        if changed:
+            self.publish(changes)
+            if audience.listeners:
+                self.listeners.tell_of(audience.listeners, changed)
+
+    @contextmanager
+    def holding_all(self) -> Iterator[None]:
+        """Keep all commands that change something off, without the lock.
+
+        Raises:
+            PoisonedError: the image takes no changes.
+        """
+        nr_zones = self.geometry.nr_zones
+        with self.lock:
+            self.holds.wait(0, nr_zones)
+            if self.image.poison:
+                raise PoisonedError(self.image.poison)
+            hold = self.holds.take(0, nr_zones)
+        with self.holds.kept(hold):
+            yield
+
+    def each_under_lock(self, portions: Iterator[_T]) -> Iterator[_T]:
+        """Go through *portions*: each, and what the caller does after it, with the lock held; let others in between."""
+        while True:
+            with self.lock, self.changing():
+                portion = next(portions, None)
+                if portion is None:
+                    return
+                yield portion
+            self.image.let_others_in()
+
+    # -- injected faults --------------------------------------------------------------------------------------
+
+    def save_faults(self, *, durably: bool = True) -> None:
+        """Keep the faults, and how often each has matched, in the image: *durably*, or through a kill only.
+
+        Raises:
+            PoisonedError: the host failed to write. NoSpaceError: it is full.
+        """
+        # Of two threads the one that counted later must not be the first to write.
+        with self._saving_faults:
+            self.image.faults_version = self.faults.version
+            self.image.save_faults(self.faults.encode(), durably=durably)
+
+    def _sleep_ns(self, duration_ns: int) -> None:
+        """Wait for *duration_ns*, or until :meth:`stop_waiting`."""
+        self._delays_cut.wait(duration_ns / 1e9)
+
+    def stop_waiting(self) -> None:
+        """Cut injected delays short from now on, those under way and those to come: the process is about to end.
+
+        A delay may be an hour long, and the end of a daemon waits for the commands that are under way.
+        """
+        self._delays_cut.set()
+
+    # -- the end ----------------------------------------------------------------------------------------------
+
+    def notice_loss(self) -> None:
+        """Say once that the image's file is lost, and let reads fail as well as writes."""
+        with self._noticing_loss:
+            is_news, self._is_loss_noticed = not self._is_loss_noticed, True
+        if not is_news:
+            return
+        log.error("%s", LOST)
+        self.counters.switch.close()
+        self.access.let_go()
+
+    def look_after_image(self) -> None:
+        """Notice it if another program cut or overwrote the image's file; a daemon calls this now and then."""
+        self.image.look_after()
+        if self.image.is_lost:
+            self.notice_loss()
+
+    def close(self) -> None:
+        """Flush and let the image go; a second time does nothing. Injected delays under way are cut short.
+
+        Raises:
+            PoisonedError: the last flush failed.
+        """
+        if self.image.is_closed:
+            return
+        self.stop_waiting()
+        self.counters.close()
+        self.refusals.switch.close()
+        try:
+            if self.faults and not self.image.poison:
+                self.save_faults()
+        finally:
+            # Also where the faults could not be kept: the lock is not to outlive this call.
+            try:
+                self.image.close()
+            finally:
+                self.access.let_go()

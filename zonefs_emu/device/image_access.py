@@ -1,0 +1,96 @@
+"""How the ports of a device move data from and to the image: through write hooks, and until the image is let go.
+
+May not know: commands. A write hook sees what is about to be overwritten. It is an observer (:mod:`switch`) that takes
+part before the write: one that raises is switched off, and the write goes on.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from zonefs_emu.device.holds import Holds
+from zonefs_emu.device.switch import Switch
+from zonefs_emu.errors import CommandError, Status
+from zonefs_emu.model.machine import ZoneMachine
+from zonefs_emu.model.transitions import Dialect
+from zonefs_emu.persist.image import Image
+from zonefs_emu.units import Sector
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: Called with (byte offset, bytes) of what is about to be written to the image, with the device's lock held.
+WriteHook: TypeAlias = Callable[[int, int], None]
+
+#: A longer write moves its bytes without the lock.
+LONG_WRITE_SECTORS: Final = 2048
+
+
+def _unreadable(sector: Sector, nr_sectors: int, dialect: Dialect) -> int:  # noqa: ARG001  (the machine's signature)
+    """Stand in for the machine's check_read once the image is let go."""
+    raise CommandError(Status.IO_ERROR)
+
+
+class ImageAccess:
+    """What the ports of one device call to move data. The attributes change; a port looks them up at each request."""
+
+    __slots__ = ("_hooks", "_image", "_report", "check_read", "preadv", "pwritev", "short_sectors")
+
+    def __init__(self, image: Image, machine: ZoneMachine, report: Callable[[str, Exception], None]) -> None:
+        """Report a hook that raises to *report*, with its name for people."""
+        self._image = image
+        self._report = report
+        self._hooks: list[tuple[WriteHook, Switch, Callable[[Exception], None]]] = []
+        self.check_read: Callable[[Sector, int, Dialect], int] = machine.check_read
+        self.preadv: Callable[[Sequence[Buffer], int], int] = image.backing.preadv
+        self.pwritev: Callable[[Sequence[Buffer], int], int] = image.backing.pwritev
+        #: The longest write that moves its bytes with the lock held: any, while there are hooks.
+        self.short_sectors = LONG_WRITE_SECTORS
+
+    def let_go(self) -> None:
+        """Refuse reads from now on: the image is closed or lost. Writes are refused by the image."""
+        self.check_read = _unreadable
+
+    def add_write_hook(
+        self,
+        hook: WriteHook,
+        holds: Holds,
+        *,
+        observer: str,
+        failed: Callable[[Exception], None],
+        begin: Callable[[], None] | None = None,
+    ) -> None:
+        """Call *hook* before each write to the image, until :meth:`remove_write_hook`.
+
+        Both *hook* and *begin*, which is called after the last write that *hook* does not see, are called with the lock
+        held, for long writes too. If *hook* raises, it is not called again, *observer* is reported as switched off, and
+        *failed* is called with the error.
+        """
+        switch = Switch(observer)
+        switch.report_to(self._report)
+        with self._image.lock:
+            holds.wait(0, self._image.geometry.nr_zones)
+            if begin is not None:
+                begin()
+            self._hooks.append((hook, switch, failed))
+            self._choose()
+
+    def remove_write_hook(self, hook: WriteHook) -> None:
+        """Write past *hook* again; if there is no such hook, do nothing."""
+        with self._image.lock:
+            self._hooks = [entry for entry in self._hooks if entry[0] != hook]
+            self._choose()
+
+    def _choose(self) -> None:
+        self.pwritev = self._pwritev_hooked if self._hooks else self._image.backing.pwritev
+        self.short_sectors = sys.maxsize if self._hooks else LONG_WRITE_SECTORS
+
+    def _pwritev_hooked(self, buffers: "Sequence[Buffer]", offset: int) -> int:
+        for hook, switch, failed in reversed(self._hooks):
+            if switch.error is None:
+                try:
+                    hook(offset, sum(memoryview(buffer).nbytes for buffer in buffers))
+                except Exception as error:  # the boundary of observers
+                    switch.put_off(error)
+                    failed(error)
+        return self._image.backing.pwritev(buffers, offset)

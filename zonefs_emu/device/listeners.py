@@ -1,0 +1,90 @@
+"""Listeners: what a front-end or a lab asks to be told of changes of zones.
+
+May not know: commands, the image. A listener is an observer (:mod:`switch`): one that raises is reported and is not
+called again, and the command goes on.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+from weakref import WeakSet
+
+from zonefs_emu.model.geometry import merge_runs
+
+#: Called with (first zone_no, number of zones) after a change of zones is in the image, with the device's lock held: it
+#: is quick and thread safe, notes what it was told, and calls nothing of the device.
+Listener: TypeAlias = Callable[[int, int], None]
+
+#: Listeners are told of every run of changed zones, or where more zones than this changed, of all that lies between.
+_RUNS_MAX: Final = 64
+
+
+class Audience:
+    """The listeners that hear of the changes of one port: all but its own."""
+
+    __slots__ = ("__weakref__", "listeners", "name")
+
+    def __init__(self, name: str) -> None:
+        """*name* is that of the port, for people."""
+        self.name = name
+        #: Replaced as a whole: another thread may be going through the old tuple.
+        self.listeners: tuple[Listener, ...] = ()
+
+
+class Listeners:
+    """The listeners of one device. Thread safe."""
+
+    def __init__(self, failed: Callable[[str, Exception], None]) -> None:
+        """Report a listener that raises to *failed*, with its name for people."""
+        self._failed = failed
+        self._lock = threading.Lock()
+        self._subscribed: list[tuple[Audience | None, Listener]] = []
+        # Weak references: a port may be dropped without being closed.
+        self._audiences: WeakSet[Audience] = WeakSet()
+
+    def audience(self, name: str) -> Audience:
+        """Return the audience of a new port *name*."""
+        audience = Audience(name)
+        with self._lock:
+            self._audiences.add(audience)
+            self._spread()
+        return audience
+
+    def subscribe(self, listener: Listener, own: Audience | None) -> None:
+        """Call *listener* after changes by any port but that of *own*, until it raises or :meth:`unsubscribe`."""
+        with self._lock:
+            self._subscribed.append((own, listener))
+            self._spread()
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Stop calling *listener*."""
+        with self._lock:
+            self._subscribed = [entry for entry in self._subscribed if entry[1] != listener]
+            self._spread()
+
+    def _spread(self) -> None:
+        for audience in self._audiences:
+            audience.listeners = tuple(listener for own, listener in self._subscribed if own is not audience)
+
+    def tell(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
+        """Tell *listeners* that *nr_zones* zones from *zone_no* on have changed; with the lock held. Never raises."""
+        for listener in listeners:
+            try:
+                listener(zone_no, nr_zones)
+            except Exception as error:  # the boundary of observers
+                owners = [own.name for own, other in self._subscribed if other == listener and own is not None]
+                self.unsubscribe(listener)
+                self._failed(f"the zone listener of {owners[0] if owners else 'the device'}", error)
+
+    def tell_of(self, listeners: Sequence[Listener], zone_numbers: Sequence[int]) -> None:
+        """Tell *listeners* that *zone_numbers* (at least one) have changed, as :meth:`tell` does."""
+        if len(zone_numbers) > _RUNS_MAX:
+            first = min(zone_numbers)
+            self.tell(listeners, first, max(zone_numbers) + 1 - first)
+        else:
+            for first, count in merge_runs([(zone_no, 1) for zone_no in zone_numbers]):
+                self.tell(listeners, first, count)
+
+    def tell_all(self, nr_zones: int) -> None:
+        """Tell every listener that all *nr_zones* zones may have changed, as :meth:`tell` does."""
+        self.tell([listener for _, listener in self._subscribed], 0, nr_zones)

@@ -1,0 +1,145 @@
+"""What a port notes when it refuses an operation: the state of the zone at that time, in the log and the counters.
+
+May not know: how commands run. The commands of a port answer with a status, which is all that a protocol can say. A
+caller that wants the refusal as well asks inside :meth:`Refuser.collect`.
+"""
+
+import errno
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from typing import Final
+
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.counters import Counter
+from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, now_ns
+from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule, Rule
+from zonefs_emu.errors import CommandError, Status
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.backing import is_full
+from zonefs_emu.units import SECTOR_SHIFT, Sector
+
+_LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
+
+
+class _Collecting(threading.local):
+    """The list that this thread collects refusals in."""
+
+    refused: list[Refusal] | None = None
+
+
+class Refuser:
+    """Refuses for one port. Thread safe."""
+
+    def __init__(self, device: DeviceCore, name: str) -> None:
+        """*name* is that of the port."""
+        self.device = device
+        self._name = name
+        self._collecting = _Collecting()
+
+    @contextmanager
+    def collect(self) -> Iterator[list[Refusal]]:
+        """Give a list that receives what this thread is refused in the context.
+
+        A status other than OK comes with at least one refusal; the last one is that of the status.
+        """
+        outer, refused = self._collecting.refused, list[Refusal]()
+        self._collecting.refused = refused
+        try:
+            yield refused
+        finally:
+            self._collecting.refused = outer
+
+    def refuse(
+        self,
+        rule: Rule,
+        operation: Operation | None,
+        status: Status,
+        sector: Sector = 0,
+        nr_sectors: int = 0,
+        *,
+        zone_no: int = -1,
+        request: str = "",
+    ) -> Status:
+        """Note that an operation was refused, by *rule*; returns *status*.
+
+        For the device's own refusals and for front-ends that have rules of their own. *request* is for requests that
+        are malformed or unknown: what it was, for people; *operation* is None if it is none.
+        """
+        device = self.device
+        machine, log = device.machine, device.refusals
+        cond = Condition.NOT_WP
+        wp = 0
+        if not 0 <= zone_no < device.geometry.nr_zones:
+            zone_no = -1
+        else:
+            cond = Condition(machine.conds[zone_no])
+            wp = zone_no * device.geometry.zone_size + machine.wps[zone_no]
+        holders: tuple[int, ...] = ()
+        if status in _LIMITS:
+            resources = machine.resources
+            holding = resources.open_zones if status is Status.OPEN_RESOURCE else resources.active_zones
+            # A copy first, in one step: an injected failure comes without the lock, and the set may change meanwhile.
+            holders = tuple(sorted(islice(tuple(holding), NR_HOLDERS_MAX)))
+        refusal = Refusal(
+            seq=log.next_seq(), time_ns=now_ns(), front_end=self._name, operation=operation, status=status, rule=rule,
+            zone_no=zone_no, cond=cond, wp=wp, sector=sector, nr_sectors=nr_sectors, nr_open=machine.nr_open,
+            nr_active=machine.nr_active, holders=holders, request=request,
+        )  # fmt: skip
+        if self._collecting.refused is not None:
+            self._collecting.refused.append(refusal)
+        if device.image.is_closed:  # the log and the counters are gone
+            return status
+        if not device.image.readonly:
+            log.add(refusal)
+        if zone_no >= 0:
+            device.counters.count(zone_no, Counter.REFUSED)
+        else:
+            device.counters.device[Counter.REFUSED] += 1
+        return status
+
+    def lost(self, operation: Operation, sector: Sector, nr_sectors: int, zone_no: int = -1) -> Status:
+        """Refuse an operation because the image's file is lost: nothing that is done now would last."""
+        self.device.notice_loss()
+        return self.refuse(DeviceRule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
+
+    def command(self, operation: Operation, error: CommandError, sector: Sector, nr_sectors: int) -> Status:
+        """Refuse a command by the rule that *error* names."""
+        if self.device.image.is_lost:
+            return self.lost(operation, sector, nr_sectors, error.zone_no)
+        return self.refuse(
+            RULE_OF_STATUS[error.status], operation, error.status, sector, nr_sectors, zone_no=error.zone_no
+        )
+
+    def failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
+        """Turn a failure of the host into a status.
+
+        A failure of a write poisons the image, unless the host is full or the buffers were at fault: the kernel answers
+        EFAULT where a peer has cut the file of the memory that it shares.
+        """
+        image = self.device.image
+        status = Status.NO_SPACE if is_full(error) else Status.IO_ERROR
+        zone_no = sector // self.device.geometry.zone_size
+        image.look_after()
+        if image.is_lost:
+            return self.lost(operation, sector, nr_sectors, zone_no)
+        rule = DeviceRule.LOST_BUFFER if error.errno == errno.EFAULT else RULE_OF_STATUS[status]
+        if operation is not Operation.READ:
+            if status is Status.NO_SPACE or rule is DeviceRule.LOST_BUFFER:
+                self._free_space(zone_no, sector, nr_sectors)
+            else:
+                image.fail(error, "the image could not be written")
+        return self.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
+
+    def _free_space(self, zone_no: int, sector: Sector, nr_sectors: int) -> None:
+        """Free the space of what a write that failed half-way had written beyond wp; no checkpoint points there.
+
+        An EMPTY zone would keep it for ever, as resetting it changes nothing. In a conventional zone each sector is old
+        or new.
+        """
+        if not self.device.geometry.is_conventional(zone_no):
+            # A host that cannot even do that keeps the space, and reads of it are zeros all the same.
+            with suppress(OSError):
+                self.device.image.backing.punch(sector << SECTOR_SHIFT, nr_sectors << SECTOR_SHIFT)

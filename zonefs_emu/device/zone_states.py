@@ -1,0 +1,87 @@
+"""Commands on the states of all zones at once: save them, load them, and cycle the power.
+
+Loading is what a migration ends with: the states come from a device of the same geometry.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.counters import Counter
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
+from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
+from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.pending_resets import PORTION_ZONES
+
+#: The order in which many zones are published: those first that give resources back.
+_PUBLISHING_ORDER: Final = {
+    cond: 2 if cond in OPEN_CONDITIONS else 1 if cond in ACTIVE_CONDITIONS else 0 for cond in Condition
+}
+
+
+def power_cycle(device: DeviceCore) -> None:
+    """Do what cutting and restoring power does to a drive that had flushed: open zones come back closed, or empty.
+
+    Raises:
+        PoisonedError: the host failed to write. NoSpaceError: it is full.
+    """
+    device.image.flush()
+    with device.holding_all():
+        for _, changes in device.each_under_lock(device.machine.begin_power_cycle()):
+            device.publish(changes)
+        with device.lock:
+            device.listeners.tell_all(device.geometry.nr_zones)
+    device.counters.device[Counter.POWER_CYCLES] += 1
+    device.image.flush()
+
+
+def save_zones(device: DeviceCore) -> bytes:
+    """Return the state of all zones at one instant: for each 8 bytes, sectors with data · 16 + condition."""
+    nr_zones = device.geometry.nr_zones
+    # Memory that was touched before: only copying is done under the lock.
+    conds, wps = bytearray(b"\1") * nr_zones, array("Q", b"\1" * 8 * nr_zones)
+    with device.lock:
+        conds[:] = device.machine.conds
+        wps[:] = device.machine.wps
+    return pack_words(conds, wps)
+
+
+def load_zones(device: DeviceCore, words: bytes) -> None:
+    """Put all zones into the states that :func:`save_zones` gave, of a device of the same geometry.
+
+    For other commands that is one instant. Waits for a checkpoint and for commands that are under way.
+
+    Raises:
+        CorruptImageError: a state is impossible in this geometry; nothing has changed.
+        CommandError: more zones are open or active than may be; nothing has changed.
+        PoisonedError: the image takes no changes.
+    """
+    conds, wps = unpack_words(words)
+    check_words(device.geometry, conds, wps, what="zone states to load", offset=0)
+    machine = device.machine
+    loaded = machine.loaded(conds, wps)
+    # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
+    # they may get their data back.
+    with device.image.between_checkpoints(), device.holding_all():
+        # Nothing changes meanwhile, so no lock is needed to look.
+        changed = [
+            zone_no
+            for zone_no, (cond, wp) in enumerate(zip(conds, wps, strict=True))
+            if machine.conds[zone_no] != cond or machine.wps[zone_no] != wp
+        ]
+        # If the process is killed while they are published, no more zones are open or active than may be.
+        changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(conds[zone_no])])
+        with device.lock, device.changing():
+            machine.take_over(loaded)
+        for _ in device.each_under_lock(_publishing(device.image, changed)):
+            pass
+        with device.lock:
+            device.listeners.tell_all(device.geometry.nr_zones)
+
+
+def _publishing(image: Image, zone_numbers: Sequence[int]) -> Iterator[int]:
+    """Publish in portions, each of which yields how many are done."""
+    for first in range(0, len(zone_numbers), PORTION_ZONES):
+        image.publish_all(zone_numbers[first : first + PORTION_ZONES])
+        yield first
