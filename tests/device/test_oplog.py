@@ -1,6 +1,6 @@
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -235,3 +235,28 @@ def test_lines_carry_the_time_since_the_log_began(tmp_path: Path, monkeypatch: p
         port.flush()
     device.close()
     assert [json.loads(line)["ns"] for line in file.getvalue().splitlines()[1:]] == [0, 7]
+
+
+def test_a_replayed_read_has_room_for_its_sectors(
+    log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms: list[tuple[int, int]] = []
+    read = Port.read
+
+    def reading(port: Port, sector: int, nr_sectors: int, buffers: Sequence[bytearray]) -> Status:
+        rooms.append((nr_sectors * 512, sum(map(len, buffers))))
+        return read(port, sector, nr_sectors, buffers)
+
+    monkeypatch.setattr(Port, "read", reading)
+    replayed(tmp_path / "again.img", geometry(), log)
+    assert rooms == [(16 * 512, 16 * 512), (4096, 4096)]
+
+
+@pytest.mark.parametrize("nr_characters", [4096, 4097])
+def test_a_line_has_a_greatest_length(log: list[str], tmp_path: Path, nr_characters: int) -> None:
+    lines = [log[0], log[-1].rstrip("\n").ljust(nr_characters)]
+    if nr_characters == 4096:
+        assert replayed(tmp_path / "again.img", geometry(), lines).nr_operations == 1
+    else:
+        with pytest.raises(UsageError, match="line 2 of the log is no JSON object of one line"):
+            replayed(tmp_path / "again.img", geometry(), lines)

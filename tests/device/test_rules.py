@@ -16,6 +16,12 @@ def test_every_status_of_a_refusal_is_a_rule_of_the_same_number() -> None:
     assert set(RULE_OF_STATUS) == set(Status) - {Status.OK}
 
 
+def test_images_keep_the_numbers_of_rules_so_they_never_change() -> None:
+    assert {rule.name: rule.value for rule in DeviceRule if rule.value >= 90} == {
+        "INJECTED": 90, "INTERNAL": 91, "LOST": 92, "LOST_BUFFER": 93, "CONTESTED": 400,
+    }  # fmt: skip
+
+
 def test_a_rule_is_its_number_and_has_its_texts() -> None:
     class ToyRule(Rule):
         TOY = 7, "what holds", "where that is written"

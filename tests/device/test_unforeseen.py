@@ -124,6 +124,7 @@ def test_test_suites_get_a_file_of_them(
     device.unforeseen.contain("guest", "read", raised(text="first"))
     device.unforeseen.contain("guest", "read", raised(text="again, which the log leaves out"))
     device.unforeseen.observer_failed("a listener", raised())
+    assert report.stat().st_mode & 0o777 == 0o600, "a traceback may tell what a guest asked for"
     first, second, third, rest = report.read_text().split(REPORT_END)
     assert "Traceback" in first
     assert "again, which the log leaves out" in second
