@@ -316,3 +316,26 @@ def test_zones_closed_to_make_room_were_not_opened(tmp_path: Path) -> None:
     assert [device.counters.zone(zone_no)["opens"] for zone_no in range(5)] == [1, 0, 0, 0, 1]
     assert device.statistics()["implicit_closes"] == 2
     device.close()
+
+
+@pytest.mark.parametrize("ask", ["zone", "totals", "top", "save"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_what_was_noted_without_the_file_is_counted_before_anything_is_told(
+    opened: Opener, ask: str, *, in_memory: bool
+) -> None:
+    counters = opened()
+    if in_memory:
+        counters.load(9)
+    for _ in range(3):
+        counters.note(9, Counter.IMPLICIT_CLOSES)
+    assert (9 in counters.rows) is in_memory, "the file is not looked at"
+    match ask:
+        case "zone":
+            assert number(counters, 9, Counter.IMPLICIT_CLOSES) == 3
+        case "totals":
+            assert counters.totals()["implicit_closes"] == 3
+        case "top":
+            assert counters.top(Counter.IMPLICIT_CLOSES, 5) == [(9, 3)]
+        case _:
+            counters.save()
+            assert number(opened(), 9, Counter.IMPLICIT_CLOSES) == 3
