@@ -261,7 +261,7 @@ WIDE_DOCUMENTS: Final = frozenset(
         "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
         "docs/cli.md", "docs/fuse.md",
         "docs/image-format.md", "docs/mutants.md", "docs/scsi.md", "docs/test-guest.md",
-        "docs/testing.md", "docs/vhost-user.md",
+        "docs/testing.md",
     }
 )  # fmt: skip
 
@@ -399,7 +399,7 @@ NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
         "| `persist` |": "a list of what each layer knows",
         "| `inflight/ring_record.py` |": "a list of what each module knows",
         "| `ublk` |": "a list of what each layer knows",
-        "| `--vhost-user-blk` |": "says what does not survive",
+        "* **`--vhost-user-blk`**": "says what does not survive",
         "Each mutant is one small change": "on tests",
         "An interrupted run goes on": "on tests",
         "The environment variable `ZONEFS_EMU_INTERNAL_ERRORS`": "on tests",
