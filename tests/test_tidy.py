@@ -28,12 +28,10 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
         "virtqueue/virtio_device.py": "a Protocol; its two implementations have tests",
         "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
-        "fs/rules.py": "texts; daemon/test_answers.py looks at those of all packages",
+        "fs/rules.py": "texts; front_ends/test_answers.py looks at those of all packages",
         "scsi/rules.py": "the same",
         "ublk/rules.py": "the same",
         "virtio/rules.py": "the same",
-        "daemon/fields.py": "what is wrong with a field of each verb; daemon/test_verbs.py asks for it",
-        "daemon/formatting.py": "a verb; cli/test_mkfs.py and daemon/test_verbs.py ask for it",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }
 )

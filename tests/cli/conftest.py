@@ -17,11 +17,12 @@ from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.front_ends.known import EXTENSIONS
 
 DAEMON = """
 import sys
 from pathlib import Path
-from zonefs_emu.daemon.session import run
+from zonefs_emu.front_ends.known import run
 run(Path(sys.argv[1]), [], ready=lambda: print("ready", flush=True), owner="a test")
 """
 
@@ -88,7 +89,7 @@ def held(path: Path) -> Iterator[None]:
 
     async def serve(device: ZonedDevice) -> None:
         listener, socket_path = rendezvous.listen(path, backlog=16)
-        server = ControlServer(listener, Verbs(device, pid=os.getpid(), path=path))
+        server = ControlServer(listener, Verbs(device, pid=os.getpid(), path=path, extensions=EXTENSIONS))
         tokens.append(trio.lowlevel.current_trio_token())
         with scope:
             async with trio.open_nursery() as nursery:

@@ -5,8 +5,8 @@ import pytest
 
 from tests.cli.conftest import fails, ok
 from zonefs_emu.cli.common import ConditionsType, ConditionType, SizeType, say_lines, zone_of, zones_of
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 
 

@@ -54,7 +54,7 @@ def test_a_million_zones_stream_in_flat_memory(held: bool, tmp_path: Path) -> No
 import re, sys
 from pathlib import Path
 from zonefs_emu.cli.main import cli
-from zonefs_emu.daemon.session import run
+from zonefs_emu.front_ends.known import run
 if sys.argv[2] == "hold":
     run(Path(sys.argv[1]), [], ready=lambda: print("ready", flush=True), owner="a test")
 else:

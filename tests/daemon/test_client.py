@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from zonefs_emu.daemon import client, framing, rendezvous
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
+from zonefs_emu.front_ends.known import open_target
 
 
 def test_an_image_that_nobody_holds_is_opened(image: Path) -> None:
@@ -119,7 +120,8 @@ def test_replies_that_nobody_took_are_a_bug(image: Path) -> None:
 
 def test_two_processes_at_once_both_get_through(image: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from zonefs_emu.daemon.client import call, open_target\n"
+        "import sys; from pathlib import Path\n"
+        "from zonefs_emu.daemon.client import call; from zonefs_emu.front_ends.known import open_target\n"
         "for _ in range(20):\n"
         "    with open_target(Path(sys.argv[1])) as target:\n"
         "        call(target, {'verb': 'append', 'zone_no': int(sys.argv[2])}, bytes(4096))\n"

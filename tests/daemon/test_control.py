@@ -10,12 +10,13 @@ import pytest
 import trio
 
 from zonefs_emu.daemon import control, framing, rendezvous
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 
 
 class VerbsAndMore(Verbs):
@@ -23,7 +24,7 @@ class VerbsAndMore(Verbs):
 
     def __init__(self, device: ZonedDevice, more: dict[str, Callable[[object, bytes], Iterator[Message]]]) -> None:
         self._more = more
-        super().__init__(device, pid=os.getpid())
+        super().__init__(device, pid=os.getpid(), extensions=EXTENSIONS)
 
     def _begin(self) -> None:
         super()._begin()
@@ -41,7 +42,7 @@ async def serve(
 async def server(image: Path, nursery: trio.Nursery) -> AsyncIterator[Path]:
     device = ZonedDevice.open(image)
     listener, _ = rendezvous.listen(image, backlog=16)
-    await nursery.start(ControlServer(listener, Verbs(device)).run)
+    await nursery.start(ControlServer(listener, Verbs(device, extensions=EXTENSIONS)).run)
     yield image
     nursery.cancel_scope.cancel()
     device.close()

@@ -12,12 +12,13 @@ import pytest
 import trio.testing
 
 from zonefs_emu.daemon import rendezvous
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.daemon.session import keep_counters, run
+from zonefs_emu.daemon.session import keep_counters
 from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, Status
+from zonefs_emu.front_ends.known import open_target, run
 from zonefs_emu.model.transitions import VIRTIO, Operation
 
 INTERNAL = "internal error: KeyError: 'a bug'; the daemon's log has the traceback"
@@ -26,7 +27,7 @@ INTERNAL = "internal error: KeyError: 'a bug'; the daemon's log has the tracebac
 SCRIPT = """
 import logging, sys, time, trio
 from pathlib import Path
-from zonefs_emu.daemon.session import run
+from zonefs_emu.front_ends.known import run
 from zonefs_emu.errors import UsageError
 
 def say(*words):

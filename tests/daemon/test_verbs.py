@@ -7,13 +7,14 @@ from hypothesis import given, strategies as st
 from zonefs_emu.daemon.framing import Json, Message, unpack_zones
 from zonefs_emu.daemon.verbs import TRANSFER_BYTES_MAX, Verbs
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.front_ends.known import EXTENSIONS
 from zonefs_emu.model.zone import Condition
 
 
 @pytest.fixture
 def verbs(image: Path) -> Iterator[Verbs]:
     device = ZonedDevice.open(image)
-    yield Verbs(device)
+    yield Verbs(device, extensions=EXTENSIONS)
     device.close()
 
 
@@ -189,6 +190,6 @@ def _shared_verbs() -> Verbs:
         path = Path(tempfile.mkdtemp()) / "shared.img"
         geometry = Geometry(size=8 * 2048, zone_size=2048, zone_capacity=1536, conventional=((0, 1),), max_open_zones=2)
         ZonedDevice.create(path, geometry, uuid=uuid4())
-        _SHARED.append(Verbs(ZonedDevice.open(path)))
+        _SHARED.append(Verbs(ZonedDevice.open(path), extensions=EXTENSIONS))
         path.unlink()
     return _SHARED[0]

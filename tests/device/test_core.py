@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.device.sectors import RESET, Maker, write
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PoisonedError, Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.persist.image import LOST, Image
 

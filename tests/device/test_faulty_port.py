@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 
 from tests.refused import last_refusal
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
 from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.device.sectors import CLOSE, FINISH, OPEN, RESET, UUID_HERE, Maker, cond, pattern, read, write
 from tests.refused import last_refusal
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import FAULTY, Effect, Fault
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule
 from zonefs_emu.errors import PoisonedError, Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, MANAGEMENT, VIRTIO, ZBC, ZNS, Dialect, Operation
 from zonefs_emu.model.zone import Condition

@@ -15,7 +15,6 @@ from uuid import UUID
 import pytest
 
 import zonefs_emu
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
@@ -27,6 +26,7 @@ from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.unforeseen import REPORT_END, REPORT_VARIABLE
 from zonefs_emu.errors import Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 

@@ -23,10 +23,10 @@ from tests.fs.conftest import (
     refused,
     seq,
 )
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, CorruptImageError, Status, UsageError
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.fs import mkfs, volume
 from zonefs_emu.fs.options import ErrorPolicy, parse_options
 from zonefs_emu.fs.rules import ZonefsRule

@@ -11,9 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.persist import sigbus
 from zonefs_emu.persist.image import LOST
@@ -90,7 +91,7 @@ print("still here", flush=True)
 DAEMON = """
 import logging, sys
 from pathlib import Path
-from zonefs_emu.daemon.session import run
+from zonefs_emu.front_ends.known import run
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 run(Path(sys.argv[1]), [], ready=lambda: print("ready", flush=True), owner="a test")
 """

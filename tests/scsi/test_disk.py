@@ -11,8 +11,8 @@ from tests.scsi.disks import (
     from_hex,
     new_initiator,
 )
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.errors import Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.scsi import commands
 from zonefs_emu.scsi.cdb import parse

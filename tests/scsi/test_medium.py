@@ -17,8 +17,8 @@ from tests.scsi.disks import (
     from_hex,
     new_initiator,
 )
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.rules import DeviceRule
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi.result import GOOD, ScsiStatus

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.scsi.disks import MIXED, ZONE, new_device, new_initiator
-from zonefs_emu.daemon.answers import EXPLAINER
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.scsi import sense

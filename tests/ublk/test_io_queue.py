@@ -10,10 +10,10 @@ from uuid import UUID
 import pytest
 
 from tests.refused import last_refusal
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.inflight.tag_record import COMMITTED, FREE, TagRecord
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO

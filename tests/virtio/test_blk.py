@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.vhost_user.serving import ZONE, create
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import VIRTIO

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.vhost_user.serving import ZONE
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.commands import ENQUIRIES
 from zonefs_emu.scsi.rules import HostRule

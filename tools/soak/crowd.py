@@ -19,11 +19,12 @@ from uuid import uuid4
 from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
 from tools.soak.planting import PLANTED_VARIABLE
 from zonefs_emu.daemon import rendezvous
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import MAGIC, Json, unpack_zones
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.unforeseen import REPORT_VARIABLE
 from zonefs_emu.errors import PeerError, UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.scsi.commands import READ_CAPACITY_16, REPORT_SUPPORTED_OPERATION_CODES, Opcode
 from zonefs_emu.scsi.sense import SenseKey

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from zonefs_emu.daemon.answers import EXPLAINER
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault, FaultTable
 from zonefs_emu.device.oplog import record, replay
 from zonefs_emu.errors import Status, ZonedError
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.fs import superblock
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation

@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import SIZE, image_argument, info_of, json_option, number_of, say_json, zone_option
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.verbs import TRANSFER_BYTES_MAX
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import to_bytes
 
 

@@ -9,11 +9,13 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json
-from zonefs_emu.daemon import rendezvous, session
+from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.background import run_in_background
-from zonefs_emu.daemon.client import live_infos, open_target
+from zonefs_emu.daemon.client import live_infos
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends import known
+from zonefs_emu.front_ends.known import open_target
 
 _QEMU: Final = (
     "qemu-system-x86_64 -machine q35,memory-backend=mem -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on "
@@ -97,7 +99,7 @@ def attach(
 
     def serve(ready: Callable[[], None]) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        session.run(image, [front_end], ready=ready, owner="zonefs-emu attach")
+        known.run(image, [front_end], ready=ready, owner="zonefs-emu attach")
 
     if foreground:
         serve(lambda: say(f"{image} is attached as {front_end.node}", err=True))

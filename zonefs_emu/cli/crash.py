@@ -8,9 +8,10 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, image_argument, json_option, say, say_json
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.1
 _AFTER: Final = re.compile(r"after\s+([0-9]+)\s+writes?")

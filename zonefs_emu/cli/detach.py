@@ -9,10 +9,11 @@ import click
 
 from zonefs_emu.cli.attach import attached_nodes
 from zonefs_emu.cli.common import FILE, info_of, number_of
-from zonefs_emu.daemon import session
-from zonefs_emu.daemon.client import is_ended, live_infos, open_target
+from zonefs_emu.daemon.client import is_ended, live_infos
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends import known
+from zonefs_emu.front_ends.known import open_target
 
 #: How long the device's requests and the image's last flush may take.
 _END_S: Final = 60.0
@@ -71,7 +72,7 @@ def _detach_left_behind(what: Path, *, force: bool) -> None:
         _require_unused(node, force=force)
         # Requests in flight are answered first, so that their callers get the data.
         front_end.end_at_once = True
-        session.run(image, [front_end], ready=lambda: None, owner="zonefs-emu detach")
+        known.run(image, [front_end], ready=lambda: None, owner="zonefs-emu detach")
 
 
 def _require_unused(node: str, *, force: bool) -> None:

@@ -10,8 +10,8 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE_OR_STREAM, STREAM, image_argument, info_of, number_of
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 
 #: What is written to a pipe in one go.
 _PIECE_BYTES: Final = 1 << 20

@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import image_argument, info_of, json_option, number_of, say_json, say_lines
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import printable
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
 

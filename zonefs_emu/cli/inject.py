@@ -7,10 +7,11 @@ import click
 from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json
 from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.durations import DURATION
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.device.faults import FAULTY
 from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES
 

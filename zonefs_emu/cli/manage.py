@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import image_argument
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 
 
 def _command(name: str, text: str) -> click.Command:

@@ -21,9 +21,9 @@ from zonefs_emu.cli.common import (
 )
 from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.picture import aggregate, svg, terminal
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import printable
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
 _JSON_CELLS: Final = 4096

@@ -9,9 +9,10 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import TEXT, image_argument, say, say_lines, zones_of
-from zonefs_emu.daemon.client import Target, open_target
+from zonefs_emu.daemon.client import Target
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 
 _TYPE_WORDS: Final = MappingProxyType(

@@ -10,10 +10,11 @@ import click
 from zonefs_emu.cli.common import FILE, SIZE, image_argument, record_option, say
 from zonefs_emu.cli.create import create_image
 from zonefs_emu.cli.mkfs import format_image
-from zonefs_emu.daemon import rendezvous, session
+from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.background import run_in_background
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.errors import UsageError, host_sentence
+from zonefs_emu.front_ends import known
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 from zonefs_emu.model.presets import build_geometry
 
@@ -67,7 +68,7 @@ def mount(
         # A daemon's log is read later, so its lines say when.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         try:
-            session.run(
+            known.run(
                 image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file,
                 readonly=front_end.readonly,
             )  # fmt: skip

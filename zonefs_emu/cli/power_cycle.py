@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import image_argument
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
+from zonefs_emu.front_ends.known import open_target
 
 
 @click.command("power-cycle")

@@ -7,8 +7,9 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import SIZE, image_argument, zone_of, zone_option
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 

@@ -17,9 +17,9 @@ from zonefs_emu.cli.common import (
     say_lines,
 )
 from zonefs_emu.cli.formats import FORMATS, ReportContext
-from zonefs_emu.daemon.client import open_target
 from zonefs_emu.daemon.framing import nr_packed_zones, unpack_zones
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, human_bytes, to_bytes
 

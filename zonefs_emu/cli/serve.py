@@ -13,9 +13,9 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, record_option, say
-from zonefs_emu.daemon import session
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends import known
 from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES, MakeModel, VhostUserFrontEnd, blk_model, scsi_model
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 
@@ -154,4 +154,4 @@ def serve(
         for sockets in zip_longest(scsi, blk):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
 
-    session.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)
+    known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)

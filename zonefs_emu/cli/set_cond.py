@@ -5,7 +5,8 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import ConditionType, image_argument, zone_option
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 
 

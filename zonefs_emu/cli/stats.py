@@ -8,11 +8,12 @@ import click
 
 from zonefs_emu.cli.common import image_argument, info_of, json_option, say_json, say_lines
 from zonefs_emu.cli.info import front_end_lines, observers_off
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import TOP_MAX
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 
 COUNTERS: Final = tuple(counter.name.lower() for counter in Counter)
 

@@ -12,9 +12,10 @@ import click
 
 from zonefs_emu.cli.common import image_argument, info_of, number_of, say_lines, zones_of
 from zonefs_emu.cli.picture import terminal
-from zonefs_emu.daemon.client import Target, call, open_target
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import printable
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
 #: Home and clear to the end of each line and of the screen: the picture stays in place and does not flicker.

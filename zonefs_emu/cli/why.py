@@ -8,9 +8,10 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import image_argument, json_option, json_text, number_of, say_json
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import REFUSALS_MAX
+from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.5
 

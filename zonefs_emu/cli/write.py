@@ -8,9 +8,10 @@ from typing import BinaryIO, Final
 import click
 
 from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json, zone_of, zone_option
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
 #: One command of the device; longer data is several.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from zonefs_emu.daemon import framing, rendezvous
+from zonefs_emu.daemon.extensions import Extensions
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.daemon.holders import peer_of
 from zonefs_emu.daemon.verbs import Verbs
@@ -146,8 +147,10 @@ def _raise_refusal(reply: Mapping[str, Json]) -> None:
         raise UsageError(error, exit_code=exit_code if isinstance(exit_code, int) else 1)
 
 
-def open_target(image: Path, *, readonly: bool = False) -> AbstractContextManager[Target]:
+def open_target(image: Path, extensions: Extensions, *, readonly: bool = False) -> AbstractContextManager[Target]:
     """Open *image*, through its daemon if it has one; *readonly* where nothing is to be changed.
+
+    *extensions*: the verbs and rules of front-ends, for an image without a daemon; a daemon has its own.
 
     Raises:
         ImageBusyError: a process that is no daemon of this program holds it; the sentence names it.
@@ -159,7 +162,7 @@ def open_target(image: Path, *, readonly: bool = False) -> AbstractContextManage
             peer = rendezvous.connect(image)
             if peer is not None:
                 return _live(peer)
-            return _local(ZonedDevice.open(image, readonly=readonly))
+            return _local(ZonedDevice.open(image, readonly=readonly), extensions)
         except (ImageBusyError, _GoneError):
             if time.monotonic() >= deadline:
                 raise
@@ -273,8 +276,8 @@ def _held(peer: socket.socket, target: Target) -> Iterator[Target]:
 
 
 @contextmanager
-def _local(device: ZonedDevice) -> Iterator[Target]:
+def _local(device: ZonedDevice, extensions: Extensions) -> Iterator[Target]:
     try:
-        yield LocalTarget(Verbs(device))
+        yield LocalTarget(Verbs(device, extensions=extensions))
     finally:
         device.close()

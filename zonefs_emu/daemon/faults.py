@@ -3,11 +3,12 @@
 Requests come from outside; :mod:`zonefs_emu.daemon.verbs` says what a verb is.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from zonefs_emu.daemon.fields import Request, Verb
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault, UnknownFault
@@ -16,8 +17,6 @@ from zonefs_emu.errors import ImageError, UsageError, host_sentence
 
 NR_IMAGES_MAX: Final = 10_000
 _MOMENTS: Final = {moment.value: moment for moment in Moment}
-
-Request = Mapping[str, Json]
 
 
 class FaultVerbs:
@@ -28,7 +27,7 @@ class FaultVerbs:
         self._lab: PowerCutLab | None = None
         #: Whether the lab stays when it has nothing to do, for a power cut that may be asked for later.
         self._watching = False
-        self.verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
+        self.verbs: Mapping[str, Verb] = {
             "inject": self._inject,
             "faults": self._faults,
             "remove-fault": self._remove_fault,

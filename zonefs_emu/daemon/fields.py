@@ -3,15 +3,19 @@
 Pure. What is wrong with a field is a UsageError, whose sentence names the field.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeAlias
 
-from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.zone import Condition
 
 Request: TypeAlias = Mapping[str, Json]
+#: Yields the replies to a request and its payload; raises a ZonedError or OSError for what it refuses.
+Verb: TypeAlias = Callable[[Request, bytes], Iterator[Message]]
 
+#: The name of the verbs' ports, which begins their sentences in ``why``.
+PORT_NAME: Final = "cli"
 NUMBER_MAX: Final = (1 << 63) - 1
 
 

@@ -23,10 +23,11 @@ from typing import Final, Protocol
 
 import trio
 
-from zonefs_emu.daemon.answers import EXPLAINER, Explainer
 from zonefs_emu.daemon.client import BUSY_S
 from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.ending import EndBySignal, bounded_flush
+from zonefs_emu.daemon.explainer import Explainer
+from zonefs_emu.daemon.extensions import Extensions
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.rendezvous import connect, listen, listen_everywhere
 from zonefs_emu.daemon.verbs import Verbs
@@ -121,20 +122,20 @@ class FrontEnd(Protocol):
 def run(
     path: Path,
     front_ends: Sequence[FrontEnd],
+    extensions: Extensions,
     *,
     ready: Callable[[], None],
     owner: str,
     record_file: Path | None = None,
     readonly: bool = False,
-    explainer: Explainer = EXPLAINER,
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
 
     *readonly*: no front-end writes, so that an image will do that this user or this file system does not let us write.
 
     *ready* is called when all can be used. *owner* is what others are told who find the image busy. What is asked of
-    the device, and answered, goes to the new file *record_file*, for ``replay``. *explainer* puts refusals into words;
-    a front-end that zonefs_emu does not come with has its rules there.
+    the device, and answered, goes to the new file *record_file*, for ``replay``. *extensions*: the rules
+    and verbs that the front-ends of this program have.
 
     A signal ends what is under way within END_S, and the last flush within FLUSH_S: what takes longer is stuck in the
     host, and the process exits without it (:mod:`zonefs_emu.daemon.ending`).
@@ -147,7 +148,7 @@ def run(
         device = _open(path, owner, readonly=readonly)
         ending = EndBySignal()
         held.callback(_close, device, ending)
-        device.refusals.listener = _CauseLog(device, explainer).hear
+        device.refusals.listener = _CauseLog(device, extensions.explainer()).hear
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
             record_file.touch(_RECORD_MODE, exist_ok=False)
@@ -158,7 +159,7 @@ def run(
                 file.close()
                 raise
         try:
-            trio.run(partial(_run, device, path, front_ends, ready, ending, explainer=explainer))
+            trio.run(partial(_run, device, path, front_ends, ready, ending, extensions=extensions))
         except BaseExceptionGroup as group:
             raise _innermost(group) from None
 
@@ -226,12 +227,12 @@ async def _run(
     ready: Callable[[], None],
     ending: EndBySignal,
     *,
-    explainer: Explainer,
+    extensions: Extensions,
 ) -> None:
     listener, socket_path = listen(path, backlog=16)
     known = FrontEnds()
     verbs = Verbs(
-        device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, explainer=explainer
+        device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, extensions=extensions
     )
     verbs.import_all()
     token = trio.lowlevel.current_trio_token()

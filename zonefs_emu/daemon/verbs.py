@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from zonefs_emu.daemon import fields
-from zonefs_emu.daemon.fields import Request
+from zonefs_emu.daemon.explainer import Explainer
+from zonefs_emu.daemon.extensions import Extensions
+from zonefs_emu.daemon.fields import PORT_NAME, Request, Verb
 from zonefs_emu.daemon.framing import PAYLOAD_BYTES_MAX, Json, Message, pack_zones
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.device import ZonedDevice
@@ -28,11 +30,6 @@ from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
-
-if TYPE_CHECKING:
-    from zonefs_emu.daemon.answers import Explainer
-    from zonefs_emu.daemon.faults import FaultVerbs
-    from zonefs_emu.daemon.formatting import Formatter
 
 #: Zones in one reply of a report: the device is locked for one portion.
 ZONES_PER_REPLY: Final = 4096
@@ -46,8 +43,6 @@ _OPERATIONS: Final = MappingProxyType(
         for operation in (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
     }
 )
-#: The name of the verbs' ports, which begins their sentences in ``why``.
-PORT_NAME: Final = "cli"
 
 
 class _Parts:
@@ -57,42 +52,38 @@ class _Parts:
     the import of these modules, which have the rules of every front-end and the power-cut lab, and use none of them.
     """
 
-    def __init__(self, device: ZonedDevice, explainer: "Explainer | None") -> None:
+    def __init__(self, device: ZonedDevice, extensions: Extensions, front_ends: Callable[[], list[Json]]) -> None:
         self._device = device
-        self._explainer = explainer
+        self._extensions = extensions
+        self._front_ends = front_ends
 
     @cached_property
-    def explainer(self) -> "Explainer":
+    def explainer(self) -> Explainer:
         """Puts refusals into words."""
-        from zonefs_emu.daemon.answers import EXPLAINER  # noqa: PLC0415
-
-        return self._explainer or EXPLAINER
+        return self._extensions.explainer()
 
     @cached_property
-    def fault_verbs(self) -> "FaultVerbs":
-        """The verbs that break things on purpose."""
+    def verbs(self) -> Mapping[str, Verb]:
+        """The verbs that break things on purpose, and those of front-ends."""
         from zonefs_emu.daemon.faults import FaultVerbs  # noqa: PLC0415
 
-        return FaultVerbs(self._device)
-
-    @cached_property
-    def formatter(self) -> "Formatter":
-        """Makes file systems."""
-        from zonefs_emu.daemon.formatting import Formatter  # noqa: PLC0415
-
-        return Formatter()
+        of_front_ends = self._extensions.verbs()
+        return {
+            **FaultVerbs(self._device).verbs,
+            **{name: make(self._device, self._front_ends) for name, make in of_front_ends.items()},
+        }
 
     def make_all(self) -> None:
         """Make all parts now."""
-        _ = self.explainer, self.fault_verbs, self.formatter
+        _ = self.explainer, self.verbs
 
 
 class Verbs:
     """The verbs of one opened *device*, for one client that asks for one after the other; see :meth:`for_client`.
 
     *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them, *ended_front_ends* those that have
-    ended; *pid* is the daemon's, if any, and *path* where it has the image. *explainer* puts refusals into words;
-    the default knows the front-ends that zonefs_emu comes with.
+    ended; *pid* is the daemon's, if any, and *path* where it has the image. *extensions* are the rules and verbs
+    of front-ends.
     """
 
     def __init__(
@@ -103,10 +94,10 @@ class Verbs:
         ended_front_ends: Callable[[], list[Json]] = list,
         pid: int | None = None,
         path: Path | None = None,
-        explainer: "Explainer | None" = None,
+        extensions: Extensions = Extensions(),  # noqa: B008  (it cannot be changed)
     ) -> None:
         self._device = device
-        self._parts = _Parts(device, explainer)
+        self._parts = _Parts(device, extensions, front_ends)
         self._geometry = device.geometry
         self._front_ends = front_ends
         self._ended_front_ends = ended_front_ends
@@ -119,7 +110,7 @@ class Verbs:
     def _begin(self) -> None:
         # A port of its own: what was refused is read back after the command, and may not be another client's.
         self._port: Port = self._device.port(PORT_NAME, VIRTIO)
-        self._verbs: Mapping[str, Callable[[Request, bytes], Iterator[Message]]] = {
+        self._verbs: Mapping[str, Verb] = {
             "info": self._info,
             "report": self._report,
             "manage": self._manage,
@@ -132,7 +123,6 @@ class Verbs:
             "flush": self._flush,
             "dump": self._dump,
             "power-cycle": self._power_cycle,
-            "mkfs": self._mkfs,
         }
 
     def import_all(self) -> None:
@@ -165,7 +155,7 @@ class Verbs:
             name = request.get("verb")
             verb = self._verbs.get(name) if isinstance(name, str) else None
             if verb is None:
-                verb = self._fault_verb(name)
+                verb = self._further_verb(name)
             yield from verb(request, payload)
         except UsageError as error:
             yield {"error": str(error), "exit_code": error.exit_code}, b""
@@ -175,8 +165,8 @@ class Verbs:
             # The host's trouble with one request is not the end of a daemon that serves others.
             yield {"error": host_sentence(error), "exit_code": 1}, b""
 
-    def _fault_verb(self, name: Json) -> Callable[[Request, bytes], Iterator[Message]]:
-        verbs = self._parts.fault_verbs.verbs
+    def _further_verb(self, name: Json) -> Verb:
+        verbs = self._parts.verbs
         if not isinstance(name, str) or name not in verbs:
             msg = f"there is no verb {name!r}: there are {', '.join((*self._verbs, *verbs))}"
             raise UsageError(msg)
@@ -376,9 +366,6 @@ class Verbs:
     def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         self._port.power_cycle()
         yield {}, b""
-
-    def _mkfs(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        yield from self._parts.formatter.mkfs(request, self._port, self._front_ends)
 
     # -- what verbs share -------------------------------------------------------------------------------------
 

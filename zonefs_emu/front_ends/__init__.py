@@ -3,6 +3,10 @@
     zonefs        the image as a mounted directory, by FUSE
     block_device  the image as a block device of this host's kernel, by ublk or by VDUSE
     vhost_user    the image as a disk of virtual machines, at vhost-user sockets
+    answers       the rules of all front-ends, joined for ``why``
+    mkfs          the verb that formats an image with zonefs
+    known         sessions, and images that no process holds, with all that these modules add
 
-:class:`zonefs_emu.daemon.session.FrontEnd` is their common interface.
+:class:`zonefs_emu.daemon.session.FrontEnd` is the common interface of front-ends, and
+:class:`zonefs_emu.daemon.extensions.Extensions` that of what they add to the verbs.
 """

@@ -28,9 +28,10 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, cast
 from uuid import uuid4
 
-from zonefs_emu.daemon.client import call, open_target
+from zonefs_emu.daemon.client import call
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.fs.mkfs import examine, format_device, parse_features
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import MANAGEMENT, Operation

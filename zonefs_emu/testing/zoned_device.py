@@ -24,7 +24,7 @@ from typing import Final
 from uuid import uuid4
 
 from zonefs_emu.daemon import rendezvous
-from zonefs_emu.daemon.client import LocalTarget, Target, call, open_target
+from zonefs_emu.daemon.client import LocalTarget, Target, call
 from zonefs_emu.daemon.framing import Json, unpack_zones
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
@@ -32,6 +32,7 @@ from zonefs_emu.device.faults import Fault
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError, ZonedError
+from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 from zonefs_emu.fs.kernel import unmount
 from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features
 from zonefs_emu.model.geometry import Geometry
@@ -83,7 +84,7 @@ class DeviceUnderTest:
     def _open(self) -> None:
         self._device = ZonedDevice.open(self.image, owner="a test")
         self._port = self._device.port("test", VIRTIO)
-        self._verbs = Verbs(self._device)
+        self._verbs = Verbs(self._device, extensions=EXTENSIONS)
         self._lab = PowerCutLab(self._device)
 
     def _let_go(self) -> None:

@@ -2,22 +2,17 @@ import errno
 import importlib
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import pytest
-import trio
 
 from tests.refused import last_refusal
-from zonefs_emu.daemon.answers import EXPLAINER, FRONT_ENDS, Explainer
-from zonefs_emu.daemon.client import call, open_target
-from zonefs_emu.daemon.framing import Json
-from zonefs_emu.daemon.session import Session, run
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.refusals import Refusal
-from zonefs_emu.device.rules import DeviceRule, FrontEndAnswers, Rule
+from zonefs_emu.device.rules import DeviceRule, Rule
 from zonefs_emu.errors import Status
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
@@ -185,66 +180,3 @@ def test_each_package_keeps_to_its_documented_numbers() -> None:
         own = {number for owner, range_ in ranges if owner == package for number in range_}
         assert {rule.value for rule in rules} <= own, package
     assert max(numbers) < 1 << 16, "an image has 16 bits for them"
-
-
-# -- a front-end of somebody else -----------------------------------------------------------------------------------
-
-
-class ToyRule(Rule):
-    TOY_COLOUR = 60000, "a toy has three colours", "the toy's manual"
-
-
-TOY: Final = FrontEndAnswers(
-    name="toy",
-    of_status=lambda status, _operation: f"TOY_{status.name}",
-    of_rule={ToyRule.TOY_COLOUR: "TOY_SORRY"},
-)
-
-
-def why(image: Path) -> tuple[Json, Json, Json]:
-    """Return rule, answers and sentence of the last refusal on *image*."""
-    with open_target(image) as target:
-        refusals = call(target, {"verb": "why"})[0]["refusals"]
-    assert isinstance(refusals, list)
-    (said,) = refusals
-    assert isinstance(said, dict)
-    return said["rule"], said["answers"], said["sentence"]
-
-
-def test_a_front_end_brings_its_rules_and_no_layer_below_changes(image: Path, caplog: pytest.LogCaptureFixture) -> None:
-    said = []
-
-    async def toy(session: Session, *, task_status: trio.TaskStatus[None]) -> None:
-        port = session.device.port("toy", VIRTIO)
-        task_status.started()
-        port.refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
-        said.append(await trio.to_thread.run_sync(why, image))
-
-    run(image, [toy], ready=lambda: None, owner="a toy", explainer=Explainer([*FRONT_ENDS, TOY]))
-    expected = (
-        "toy: paint it green was refused (UNSUPPORTED): a toy has three colours [the toy's manual]; "
-        "answered as TOY_SORRY (toy)"
-    )
-    assert expected in caplog.messages
-    assert said == [("TOY_COLOUR", {"toy": "TOY_SORRY"}, expected)]
-
-
-def test_it_answers_to_the_rules_of_the_device_too() -> None:
-    explainer = Explainer([TOY])
-    assert explainer.answers(refusal(DeviceRule.ZONE_FULL, Status.ZONE_FULL, None)) == {"toy": "TOY_ZONE_FULL"}
-
-
-def test_a_rule_of_a_later_version_is_shown_as_such(image: Path) -> None:
-    with closing(ZonedDevice.open(image)) as device:
-        device.port("toy", VIRTIO).refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
-    sentence = "toy: paint it green was refused (UNSUPPORTED): by rule 60000, which only a later version knows"
-    assert why(image) == ("RULE_60000", {}, sentence)
-
-
-def test_two_rules_of_one_number_are_a_bug() -> None:
-    class OtherRule(Rule):
-        OTHER = 60000, "another", "elsewhere"
-
-    other = FrontEndAnswers(name="other", of_status=TOY.of_status, of_rule={OtherRule.OTHER: "NO"})
-    with pytest.raises(AssertionError, match="60000"):
-        Explainer([TOY, other])

@@ -1,28 +1,21 @@
 """Refusals in words: which rule was broken, and what each front-end answers to that.
 
-The rules of the device and of every front-end are joined here and nowhere below. A front-end's part is a
-:class:`FrontEndAnswers`, made from the tables by which it answers, so that ``why`` and the front-end cannot disagree.
+A front-end's part is a :class:`FrontEndAnswers`, made from the tables by which it answers, so that ``why`` and the
+front-end cannot disagree.
 """
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Final
 
 from zonefs_emu.device.refusals import Refusal, explain
 from zonefs_emu.device.rules import DeviceRule, FrontEndAnswers, Rule
-from zonefs_emu.fs.refusals import ANSWERS as ZONEFS_ANSWERS
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.ublk.protocol import ANSWERS as UBLK_ANSWERS
-from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
-
-#: The front-ends that zonefs_emu comes with.
-FRONT_ENDS: Final = (ZONEFS_ANSWERS, BLK_ANSWERS, SCSI_ANSWERS, UBLK_ANSWERS, BLK_USER_ANSWERS)
 
 
 class Explainer:
     """Explains refusals by the rules of the device and of some *front_ends*."""
 
-    def __init__(self, front_ends: Iterable[FrontEndAnswers] = FRONT_ENDS) -> None:
+    def __init__(self, front_ends: Iterable[FrontEndAnswers] = ()) -> None:
         self._front_ends = tuple(front_ends)
         rules: dict[int, Rule] = {rule.value: rule for rule in DeviceRule}
         for front_end in self._front_ends:
@@ -60,10 +53,6 @@ class Explainer:
         sentence = self.explain(refusal, geometry)
         codes = self.answers(refusal)
         return f"{sentence}; {_sentence(codes)}" if codes else sentence
-
-
-#: Explains the refusals of the front-ends that zonefs_emu comes with.
-EXPLAINER: Final = Explainer()
 
 
 def _sentence(answers: Mapping[str, str]) -> str:

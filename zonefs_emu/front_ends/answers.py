@@ -1,0 +1,14 @@
+"""The rules of the device and of all front-ends that zonefs_emu comes with, joined here and nowhere below."""
+
+from typing import Final
+
+from zonefs_emu.daemon.explainer import Explainer
+from zonefs_emu.fs.refusals import ANSWERS as ZONEFS_ANSWERS
+from zonefs_emu.ublk.protocol import ANSWERS as UBLK_ANSWERS
+from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
+
+#: What each front-end answers to each rule.
+ANSWERS: Final = (ZONEFS_ANSWERS, BLK_ANSWERS, SCSI_ANSWERS, UBLK_ANSWERS, BLK_USER_ANSWERS)
+
+#: Explains the refusals of all of them.
+EXPLAINER: Final = Explainer(ANSWERS)
