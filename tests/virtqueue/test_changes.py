@@ -22,6 +22,15 @@ def test_very_many_zones_are_all() -> None:
     assert seen.contested(5)
 
 
+@pytest.mark.parametrize(("nr_zones", "is_all"), [(1 << 16, False), ((1 << 16) + 1, True)])
+def test_up_to_so_many_zones_are_known_one_by_one(nr_zones: int, *, is_all: bool) -> None:
+    seen = ZoneChanges()
+    seen(0, nr_zones)
+    assert seen.contested(nr_zones - 1)
+    assert seen.contested(nr_zones) is is_all
+    assert seen.contested(-1)
+
+
 def test_the_front_end_is_told_at_a_gentle_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 10 * INTERVAL_NS
     monkeypatch.setattr("time.monotonic_ns", lambda: now)

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,16 @@ def test_the_front_end_has_the_configuration_space(frontend: Frontend) -> None:
     assert not frontend.protocol_features & ProtocolFeature.CONFIG.mask
     answer = frontend.ask(Request.GET_CONFIG, ConfigSpace(0, 36, 0, bytes(36)))
     assert answer == ConfigSpace(0, 0, 0, b"")
+
+
+def test_each_queue_is_for_control_events_or_requests(tmp_path: Path) -> None:
+    with closing(ZonedDevice.open(create(tmp_path / "image"))) as device:
+        host = ScsiHost(device, serial="serial", nr_request_queues=2)
+        assert host.nr_queues == 4
+        control, events, *requests, behind = (host.handler(index) for index in range(5))
+        assert control is not None
+        assert events is None
+        assert requests[0] is requests[1] is not None
+        assert requests[0] is not control
+        assert behind is None
+        assert [host.events(index) is not None for index in range(5)] == [False, True, False, False, False]

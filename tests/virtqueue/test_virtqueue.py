@@ -242,14 +242,14 @@ def test_a_record_says_where_to_go_on_whatever_the_front_end_says(bench: Bench) 
     """A process that was killed has not told the front-end how far it came. Round the ring more than once."""
     record = memoryview(bytearray(record_bytes(64)))
     base = bench.queue.base
-    for _ in range(9):
+    for _ in range(19):
         bench.queue.base = base
         bench.queue.start(bench.memory, bench.features, record, None)
         numbers = [bench.pair.add([bytes([65 + index])], [1]) for index in range(15)]
         while bench.queue.run():
             pass
         assert [done.request_id for done in bench.pair.driver.reap()] == numbers
-    assert bench.queue.requests == 9 * 15
+    assert bench.queue.requests == 19 * 15
 
 
 @pytest.mark.parametrize("is_ours", [False, True])
