@@ -35,10 +35,11 @@ mutants: ## Change the source in small ways and see whether a test notices; hour
 	.venv/bin/python -m pip install -q --editable ".[mutants]"
 	PYTHONPATH=. .venv/bin/python tools/mutants.py $(MODULES)
 
-docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md, docs/zones.svg.
+docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md, docs/zones.svg, share/.
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md
 	PYTHONPATH=. .venv/bin/python tools/state_machine.py >docs/state-machine.md
 	PYTHONPATH=. .venv/bin/python tools/zones_picture.py >docs/zones.svg
+	PYTHONPATH=. .venv/bin/python tools/share.py
 
 site: ## Make a site of the documents in build/site; a broken link is an error.
 	tools/setup

@@ -15,11 +15,11 @@ import click
 from zonefs_emu.cli.main import cli
 from zonefs_emu.cli.verb_table import Verb
 
-_PROGRAM: Final = "zonefs-emu"
+PROGRAM: Final = "zonefs-emu"
 _WIDTH: Final = 100
 _INTRODUCTION: Final = f"""# Commands
 
-What `{_PROGRAM} VERB --help` prints, for every verb; made by `tools/manual.py`.
+What `{PROGRAM} VERB --help` prints, for every verb; made by `tools/manual.py`.
 """
 
 
@@ -35,7 +35,7 @@ def verbs(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
 
 def help_text(name: str, command: click.Command) -> str:
     """Return what ``zonefs-emu NAME --help`` prints, at a width that does not depend on a terminal."""
-    context = click.Context(command, info_name=f"{_PROGRAM} {name}".strip(), terminal_width=_WIDTH)
+    context = click.Context(command, info_name=f"{PROGRAM} {name}".strip(), terminal_width=_WIDTH)
     context.help_option_names = ["-h", "--help"]
     return command.get_help(context)
 
