@@ -588,8 +588,9 @@ def test_report_zones_beyond_the_device_and_other_service_actions() -> None:
 def test_read_only_image() -> None:
     with new_initiator(MIXED, readonly=True) as disk:
         assert disk.read(0, 1).code is None
-        assert disk.write(0, 1).code == WRITE_PROTECTED
-        assert last_refusal(disk.port).rule == ScsiRule.SCSI_WRITE_PROTECTED
+        with disk.port.refusals.collect() as refused:
+            assert disk.write(0, 1).code == WRITE_PROTECTED
+        assert refused[-1].rule == ScsiRule.SCSI_WRITE_PROTECTED
         for command in (disk.open, disk.close, disk.finish, disk.reset):
             assert command(2 * ZONE).code == WRITE_PROTECTED
         assert disk.send(bytes.fromhex("1a 08 3f 00 ff 00"), room=255).data[2] == 0x90

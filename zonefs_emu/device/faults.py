@@ -76,6 +76,11 @@ class Fault:
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
+        self._check_matching()
+        self._check_effect()
+
+    def _check_matching(self) -> None:
+        """Check which operations on which zones are counted."""
         if self.nth < 1 or self.first_zone < 0 or self.nr_zones < 0 or self.seen < 0:
             message = "a fault counts from 1, and zones from 0"
             raise UsageError(message)
@@ -89,6 +94,9 @@ class Fault:
         if not self.operations.issubset(FAULTY):
             message = "a fault is on what a host asks for: " + ", ".join(each.name.lower() for each in FAULTY)
             raise UsageError(message)
+
+    def _check_effect(self) -> None:
+        """Check what the fault does when it fires."""
         if self.effect is Effect.PARTIAL and (self.nr_sectors < 1 or not self.operations <= _WRITING):
             message = "'partial' needs the number of sectors that reach the zone (at least 1), of writes or appends"
             raise UsageError(message)
