@@ -1,11 +1,11 @@
 """Look an image over without changing it: findings, never output.
 
-An image can be sound although something was found: the severity tells. Each finding names the section and the copy that
-it is about, so that whoever repairs can act on it.
+An image can be sound although something was found: the severity says so. Each finding names the section and the copy
+that it is about, so that a repair can act on it.
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -17,18 +17,19 @@ from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import decode_faults
-from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header
+from zonefs_emu.persist.codec.header import Header, Section, SectionKind, decode_header
 from zonefs_emu.persist.codec.journal import decode_record, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import scan_table
 from zonefs_emu.persist.codec.words import decode_live, impossible_zones, unpack_words
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.metadata import read_checkpoint, read_header
-from zonefs_emu.persist.recovery import apply_records, choose_faults
+from zonefs_emu.persist.metadata import read_checkpoint, read_copies, read_header, read_zones
+from zonefs_emu.persist.recovery import choose_faults
+from zonefs_emu.persist.space import zone_extents
 from zonefs_emu.units import human_bytes, round_up, to_bytes
 
 _COPY_NAMES: Final = ("first", "second")
-#: Of findings that may be as many as there are zones, so many are listed.
+#: The most findings of a kind that there may be for each zone.
 _NR_LISTED_MAX: Final = 20
 
 
@@ -36,7 +37,7 @@ class Severity(Enum):
     """What a finding means for the image, worst first."""
 
     ERROR = "error"  #: it cannot be opened
-    WARNING = "warning"  #: one of two copies is damaged, and the other one serves; or something is out of bounds
+    WARNING = "warning"  #: one of two copies is damaged, and the other one is used; or something is out of bounds
     INFO = "info"  #: worth knowing; nothing is wrong
 
 
@@ -47,8 +48,8 @@ _RANK: Final = {severity: rank for rank, severity in enumerate(Severity)}
 class Finding:
     """Something that is not as it should be, or worth knowing.
 
-    *offset*: the byte in the file, None where it is no one place. *section* and *copy* (0 or 1): what it is about, None
-    where it is the file as a whole. *zone_no*: the zone that is concerned, if it is one.
+    *offset*: the byte in the file, None if there is no single one. *section* and *copy* (0 or 1): what it is about,
+    None if it is the file as a whole. *zone_no*: the zone that is concerned, if it is a single one.
     """
 
     severity: Severity
@@ -60,7 +61,7 @@ class Finding:
 
 
 def check_image(path: Path) -> list[Finding]:
-    """Return what is to be said of the image *path*, worst first. Takes no lock and writes nothing.
+    """Return the findings about the image *path*, worst first. Takes no lock and writes nothing.
 
     Raises:
         OSError: the file cannot be read.
@@ -73,10 +74,10 @@ def check_image(path: Path) -> list[Finding]:
 
 
 def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding]:
-    """Return what is to be said of the image on *backing* (*length* bytes), worst first; *boot_id* is the host's."""
+    """Return the findings about the image on *backing* (*length* bytes), worst first; *boot_id* is the host's."""
     findings: list[Finding] = []
     try:
-        # Opening checks all that an image needs, so whatever it accepts can be used.
+        # Opening checks all that an image needs, so an image that it accepts can be used.
         Image.load(backing, length, boot_id, readonly=True)
     except ImageError as error:
         findings.append(_error(error))
@@ -93,7 +94,7 @@ def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding
 
 
 def lasting(rounds: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Return the findings that every one of *rounds* has: what only some have was being written just then."""
+    """Return the findings that all *rounds* have in common; the others are of blocks that were just being written."""
     return [finding for finding in rounds[0] if all(finding in findings for findings in rounds[1:])]
 
 
@@ -204,13 +205,13 @@ def _journals(backing: Backing, header: Header) -> Iterator[Finding]:
 
 def _faults(backing: Backing, header: Header) -> Iterator[Finding]:
     sections = [header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
-    copies = [backing.pread(section.length, section.offset) for section in sections]
+    copies = read_copies(backing, header, SectionKind.FAULTS)
     try:
         choose_faults(copies, header.seed, offsets=[section.offset for section in sections])
     except CorruptImageError:
         return  # an ERROR says it already
     for copy, content in enumerate(copies):
-        # All zeros: nothing was ever injected.
+        # All zeros: no fault was ever injected.
         if content.strip(b"\0") and decode_faults(content, header.seed) is None:
             yield _one_copy(SectionKind.FAULTS, copy, sections[copy].offset, "it has a wrong CRC")
 
@@ -219,50 +220,48 @@ def _faults(backing: Backing, header: Header) -> Iterator[Finding]:
 
 
 def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding]:
-    """Look at the zones of the checkpoint, and at the live table where it counts."""
-    geometry = header.geometry
-    states = [found for _, found in _state_copies(backing, header) if isinstance(found, State)]
+    """Look at the zones of the checkpoint, and at the live table if it counts."""
     try:
-        table, journal = read_checkpoint(backing, header)
-        conds, wps = unpack_words(table.words)
-        apply_records(conds, wps, journal.records, offset=header.section(SectionKind.JOURNAL).offset)
+        conds, wps = read_zones(backing, header)
     except CorruptImageError:
         return  # an ERROR says it already
     yield from _impossible(header, SectionKind.TABLE, conds, wps)
-    state = max(states, key=lambda found: found.generation, default=None)
-    if state is not None and state.mode is Mode.LIVE:
+    good = (state for _, state in _state_copies(backing, header) if isinstance(state, State))
+    state = max(good, key=lambda found: found.generation, default=None)
+    is_live = state is not None and state.mode is Mode.LIVE
+    if state is not None and is_live and state.boot_id == boot_id:
         section = header.section(SectionKind.LIVE)
-        if state.boot_id == boot_id:
-            try:
-                live = decode_live(backing.pread(8 * geometry.nr_zones, section.offset), offset=section.offset)
-            except CorruptImageError:
-                return  # an ERROR says it already
-            live_conds, live_wps = unpack_words(live)
-            yield from _impossible(header, SectionKind.LIVE, live_conds, live_wps)
-            changed = [
-                zone_no
-                for zone_no in range(geometry.nr_zones)
-                if (live_conds[zone_no], live_wps[zone_no]) != (conds[zone_no], wps[zone_no])
-            ]
-            conds, wps = live_conds, live_wps
-            if changed:
-                yield Finding(
-                    severity=Severity.INFO,
-                    offset=section.offset + 8 * changed[0],
-                    message=f"zones that changed since the last flush: {len(changed)}, zone {changed[0]} first",
-                    section=SectionKind.LIVE,
-                    zone_no=changed[0],
-                )
-        else:
-            yield Finding(
-                severity=Severity.INFO,
-                offset=header.section(SectionKind.STATE).offset,
-                message=f"the image was in use by {state.owner} when the host stopped: opening it goes back to the "
-                "last completed flush",
-                section=SectionKind.STATE,
-            )
+        try:
+            live = decode_live(backing.pread(8 * len(conds), section.offset), offset=section.offset)
+        except CorruptImageError:
+            return  # an ERROR says it already
+        flushed = (conds, wps)
+        conds, wps = unpack_words(live)
+        yield from _impossible(header, SectionKind.LIVE, conds, wps)
+        yield from _changed(section, zip(conds, wps, strict=True), zip(*flushed, strict=True))
+    elif state is not None and is_live:
+        yield Finding(
+            severity=Severity.INFO,
+            offset=header.section(SectionKind.STATE).offset,
+            message=f"the image was in use by {state.owner} when the host stopped: opening it goes back to the "
+            "last completed flush",
+            section=SectionKind.STATE,
+        )
     yield from _limits(header, conds)
     yield from _beyond_wp(backing, header, conds, wps)
+
+
+def _changed(live: Section, now: Iterable[tuple[int, int]], flushed: Iterable[tuple[int, int]]) -> Iterator[Finding]:
+    """Say how many zones differ between the (condition, extent) of all zones *now* and as of the last flush."""
+    changed = [zone_no for zone_no, (new, old) in enumerate(zip(now, flushed, strict=True)) if new != old]
+    if changed:
+        yield Finding(
+            severity=Severity.INFO,
+            offset=live.offset + 8 * changed[0],
+            message=f"zones that changed since the last flush: {len(changed)}, zone {changed[0]} first",
+            section=SectionKind.LIVE,
+            zone_no=changed[0],
+        )
 
 
 def _impossible(header: Header, kind: SectionKind, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
@@ -301,21 +300,23 @@ def _limits(header: Header, conds: bytearray) -> Iterator[Finding]:
 
 
 def _beyond_wp(backing: Backing, header: Header, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
-    """Say how much space is taken by what no command can read: writes that were never answered, resets that were."""
+    """Say how much space is taken by bytes beyond write pointers, which no command can read.
+
+    They come from writes that were never answered and from resets that were.
+    """
     geometry = header.geometry
     size = to_bytes(geometry.zone_size)
     total = 0
     zones: list[int] = []
-    for offset, length in backing.extents(0, to_bytes(geometry.size)):
-        for zone_no in range(offset // size, (offset + length - 1) // size + 1):
-            if conds[zone_no] == Condition.NOT_WP or geometry.is_conventional(zone_no):
-                continue
-            # Hosts give space in blocks, so the one that wp is in is taken whole.
-            start = max(offset, round_up(zone_no * size + to_bytes(wps[zone_no]), BLOCK_BYTES))
-            end = min(offset + length, (zone_no + 1) * size)
-            if start < end:
-                total += end - start
-                zones.append(zone_no)
+    for zone_no, first, last in zone_extents(backing, geometry):
+        if conds[zone_no] == Condition.NOT_WP or geometry.is_conventional(zone_no):
+            continue
+        # Hosts give space in blocks, so the block that contains wp is taken as a whole.
+        zone = zone_no * size
+        start = max(zone + first, round_up(zone + to_bytes(wps[zone_no]), BLOCK_BYTES))
+        if start < zone + last:
+            total += zone + last - start
+            zones.append(zone_no)
     if total:
         yield Finding(
             severity=Severity.INFO,

@@ -1,12 +1,12 @@
-"""Make a damaged image one that opens: from what salvage.py reads of it, after a backup of what is changed.
+"""Repair a damaged image so that it opens, from what salvage.py reads of it, after a backup of what is changed.
 
 Invariants:
 
-* Nothing is written where the device's data lie: at most what a file has beyond its end is cut off.
+* Nothing is written where the device's data lie. What a file has beyond its end is cut off.
 * All decisions are made before anything is written, and the backup is durable by then.
-* Whatever interrupts a repair, it can be run again and comes to the same end: of the zone states, the live table is
-  written first, then a state block that says CLEAN after a checkpoint that is not there yet, for which the live table
-  stands in, and the checkpoint last.
+* A repair that is interrupted anywhere can be run again and comes to the same end: of the zone states, the live table
+  is written first, then a state block that says CLEAN after a checkpoint that is not there yet, and the checkpoint
+  last. Until then the live table stands in for the checkpoint.
 
 docs/image-format.md says what is saved from where, and how the backup is put back.
 """
@@ -54,8 +54,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What :class:`Plan` has for one part of the metadata; nothing if that is sound."""
+
+    steps: tuple[Write, ...] = ()
+    done: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """What a repair found *before*, did, lost, and finds *after*; *backup* is None if nothing had to be done."""
+    """A repair: the findings *before* and *after* it, and its *plan*; *backup* is None if nothing had to be done."""
 
     before: tuple[Finding, ...]
     plan: Plan
@@ -64,11 +73,11 @@ class Repair:
 
 
 def repair_image(path: Path) -> Repair:
-    """Repair the image *path*, which nothing else may use; what is changed is kept in a new file beside it.
+    """Repair the image *path*, which nothing else may use. A new file beside it keeps what is changed.
 
     Raises:
         ImageBusyError: something else uses it.
-        BadMagicError: no header can be had. UnsupportedVersionError: the image was made by a later version.
+        BadMagicError: no header can be read or rebuilt. UnsupportedVersionError: the image was made by a later version.
         OSError: the host refuses, or has no room for the backup: nothing is changed then.
     """
     require_little_endian()
@@ -107,69 +116,92 @@ def plan_repair(backing: Backing, length: int, boot_id: bytes) -> Plan:
             "it can only be read, not repaired"
         )
         raise UnsupportedVersionError(message)
-    steps: list[Write] = []
-    done: list[str] = []
-    lost: list[str] = []
-    if length < header.file_bytes:
-        done.append(f"the file was made longer again, from {length} to {header.file_bytes} bytes")
-        logs = header.section(SectionKind.COUNTERS)
-        if length < logs.offset + logs.length:
-            lost.append("refusals and counters, as far as they were cut off with the end of the file")
-    elif length > header.file_bytes:
-        done.append(f"what was beyond the end of the image was cut off: {human_bytes(length - header.file_bytes)}")
-    for plan in (_plan_header, _plan_faults):
-        plan(backing, header, steps, done, lost)
-    zones = salvage_zones(backing, header, boot_id)
-    if not zones.is_sound:
-        done.append(f"the zone states were written anew, from {zones.source}")
-        lost.extend(zones.lost)
-        words = pack_words(zones.conds, zones.wps)
-        state = State(generation=zones.generation + 1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=zones.epoch + 1)
-        state_block = encode_state(state, header.seed)
-        table = encode_table(words, state.epoch, header.seed)
-        steps.append((header.section(SectionKind.LIVE).offset, encode_live(words)))
-        order = (zones.state_first, 1 - zones.state_first)
-        steps += [(header.section(SectionKind.STATE, copy).offset, state_block) for copy in order]
-        steps += [(header.section(SectionKind.TABLE, copy).offset, table) for copy in (0, 1)]
-    return Plan(former_length=length, length=header.file_bytes, steps=tuple(steps), done=tuple(done), lost=tuple(lost))
+    parts = (
+        _plan_length(header, length),
+        _plan_header(backing, header),
+        _plan_faults(backing, header),
+        _plan_zones(backing, header, boot_id),
+    )
+    return Plan(
+        former_length=length,
+        length=header.file_bytes,
+        steps=tuple(step for part in parts for step in part.steps),
+        done=tuple(text for part in parts for text in part.done),
+        lost=tuple(text for part in parts for text in part.lost),
+    )
 
 
-def _plan_header(backing: Backing, header: Header, steps: list[Write], done: list[str], _lost: list[str]) -> None:
-    for copy in (0, 1):
-        section = header.section(SectionKind.HEADER, copy)
-        block = encode_header(header, copy)
-        if backing.pread(BLOCK_BYTES, section.offset) != block:
-            steps.append((section.offset, block))
-            done.append(f"the {_COPY_NAMES[copy]} copy of the header was written anew")
+def _plan_length(header: Header, length: int) -> _Part:
+    if length > header.file_bytes:
+        extra = human_bytes(length - header.file_bytes)
+        return _Part(done=(f"what was beyond the end of the image was cut off: {extra}",))
+    if length == header.file_bytes:
+        return _Part()
+    done = (f"the file was made longer again, from {length} to {header.file_bytes} bytes",)
+    logs = header.section(SectionKind.COUNTERS)
+    if length < logs.offset + logs.length:
+        return _Part(done=done, lost=("refusals and counters, as far as they were cut off with the end of the file",))
+    return _Part(done=done)
 
 
-def _plan_faults(backing: Backing, header: Header, steps: list[Write], done: list[str], lost: list[str]) -> None:
-    sections = [header.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
+def _plan_header(backing: Backing, header: Header) -> _Part:
+    blocks = [encode_header(header, copy) for copy in (0, 1)]
+    offsets = [header.section(SectionKind.HEADER, copy).offset for copy in (0, 1)]
+    wrong = [copy for copy in (0, 1) if backing.pread(BLOCK_BYTES, offsets[copy]) != blocks[copy]]
+    return _Part(
+        steps=tuple((offsets[copy], blocks[copy]) for copy in wrong),
+        done=tuple(f"the {_COPY_NAMES[copy]} copy of the header was written anew" for copy in wrong),
+    )
+
+
+def _plan_faults(backing: Backing, header: Header) -> _Part:
     copies = read_copies(backing, header, SectionKind.FAULTS)
-    decoded = [decode_faults(content, header.seed) for content in copies]
-    damaged = [copy for copy in (0, 1) if decoded[copy] is None and copies[copy].strip(b"\0")]
-    good = [copy for copy in (0, 1) if decoded[copy] is not None]
+    good = [copy for copy in (0, 1) if decode_faults(copies[copy], header.seed) is not None]
     if good:
         # A copy of zeros beside a good one was cut off, or its first writing was interrupted.
-        damaged = [copy for copy in (0, 1) if copy not in good]
-    elif len(damaged) == len(copies):
-        lost.append("the injected faults")
-    right = copies[good[0]] if good else bytes(sections[0].length)
-    for copy in damaged:
-        steps.append((sections[copy].offset, right))
-        done.append(f"the {_COPY_NAMES[copy]} copy of the fault table was written anew{'' if good else ', empty'}")
+        wrong = [copy for copy in (0, 1) if copy not in good]
+        right, is_empty = copies[good[0]], ""
+    else:
+        # Two copies of zeros are right: no fault was ever injected.
+        wrong = [copy for copy in (0, 1) if copies[copy].strip(b"\0")]
+        right, is_empty = bytes(len(copies[0])), ", empty"
+    return _Part(
+        steps=tuple((header.section(SectionKind.FAULTS, copy).offset, right) for copy in wrong),
+        done=tuple(f"the {_COPY_NAMES[copy]} copy of the fault table was written anew{is_empty}" for copy in wrong),
+        lost=("the injected faults",) if len(wrong) == len(copies) else (),
+    )
+
+
+def _plan_zones(backing: Backing, header: Header, boot_id: bytes) -> _Part:
+    zones = salvage_zones(backing, header, boot_id)
+    if zones.is_sound:
+        return _Part()
+    words = pack_words(zones.conds, zones.wps)
+    state = State(generation=zones.generation + 1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=zones.epoch + 1)
+    state_block = encode_state(state, header.seed)
+    table = encode_table(words, state.epoch, header.seed)
+    order = (zones.state_first, 1 - zones.state_first)
+    return _Part(
+        steps=(
+            (header.section(SectionKind.LIVE).offset, encode_live(words)),
+            *((header.section(SectionKind.STATE, copy).offset, state_block) for copy in order),
+            *((header.section(SectionKind.TABLE, copy).offset, table) for copy in (0, 1)),
+        ),
+        done=(f"the zone states were written anew, from {zones.source}",),
+        lost=zones.lost,
+    )
 
 
 # -- doing ------------------------------------------------------------------------------------------------------------
 
 
 def execute(backing: Backing, plan: Plan) -> None:
-    """Do what *plan* says. Interrupted at any point, it leaves an image for which a new plan comes to the same end.
+    """Carry out *plan*. An interruption at any point leaves an image for which a new plan comes to the same end.
 
     Raises:
         OSError: the host refuses.
     """
-    # What an earlier process wrote may not be durable yet, and what follows relies on it.
+    # Blocks that an earlier process wrote may not be durable yet, and the steps rely on them.
     backing.sync()
     if plan.length > plan.former_length:
         backing.resize(plan.length)
@@ -186,10 +218,10 @@ def execute(backing: Backing, plan: Plan) -> None:
 
 
 def backup_lines(backing: Backing, plan: Plan) -> Iterator[str]:
-    """Yield, as ``xxd -r`` reads it, what is in the file now wherever *plan* changes it."""
+    """Yield the present content of the file wherever *plan* changes it, in the format that ``xxd -r`` reads."""
     yield f"# zonefs-emu check --repair; the file was {plan.former_length} bytes long\n"
     for offset, data in plan.steps:
-        # A block at a time: few differ, and tables can be long.
+        # Read block by block: few differ, and tables can be long.
         for at in range(0, len(data), BLOCK_BYTES):
             new = data[at : at + BLOCK_BYTES]
             yield from _rows(offset + at, backing.pread(len(new), offset + at), new)
@@ -200,7 +232,7 @@ def backup_lines(backing: Backing, plan: Plan) -> Iterator[str]:
 
 
 def _rows(offset: int, former: bytes, new: bytes) -> Iterator[str]:
-    """Yield the rows of *former* that are others than in *new*."""
+    """Yield the rows of *former* that differ from *new*."""
     if former == new[: len(former)]:
         return
     for at in range(0, len(former), _ROW_BYTES):
