@@ -259,7 +259,7 @@ WIDE_DOCUMENTS: Final = frozenset(
     {
         "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bench/results.md", "docs/attach.md",
         "docs/cli.md", "docs/fuse.md",
-        "docs/image-format.md", "docs/mutants.md", "docs/scsi.md", "docs/test-guest.md",
+        "docs/mutants.md", "docs/scsi.md", "docs/test-guest.md",
         "docs/testing.md",
     }
 )  # fmt: skip

@@ -1,6 +1,6 @@
-"""What an image lies on: the only pread, pwrite, fallocate, fdatasync, mmap and flock of the project.
+"""The file under an image: the only pread, pwrite, fallocate, fdatasync, mmap and flock of the project.
 
-May not know: what the bytes mean.
+May not know: the meaning of the bytes.
 """
 
 import ctypes
@@ -38,7 +38,10 @@ _KINDS: Final = {
 
 
 class Backing(Protocol):
-    """A file as an image sees it: of fixed length but for repairs. Offsets and lengths in bytes; errors are OSError."""
+    """A file as an image sees it, of fixed length except for repairs. Offsets and lengths in bytes.
+
+    Errors are OSError.
+    """
 
     #: preadv(buffers, offset) and pwritev(buffers, offset) return the bytes moved, like their name-sakes in os. They
     #: are attributes, not methods: the read and write paths call them without a layer between.
@@ -76,7 +79,7 @@ class Backing(Protocol):
         ...
 
     def reserve(self, offset: int, length: int) -> None:
-        """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
+        """Allocate the range, so that later writes and mapped stores to it need no more room on the host."""
         ...
 
     def resize(self, length: int) -> None:
@@ -98,8 +101,8 @@ class Backing(Protocol):
 class FileBacking:
     """A file of the host, under a lock.
 
-    Once it is closed, everything fails with EBADF for as long as this object lives. The file is let go at once, but its
-    number stays taken: another thread may be about to use it, and must not find another file under it.
+    After :meth:`close`, every call fails with EBADF for as long as this object lives. The file is released at once, but
+    its descriptor stays taken: another thread may be about to use it, and must not find another file under it.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -119,9 +122,8 @@ class FileBacking:
     ) -> "FileBacking":
         """Create the sparse file *path* of *length* bytes, with the *allocated* (offset, length) runs reserved.
 
-        The umask takes away from *permissions*; that of a daemon takes nothing.
-
-        What is mapped must be reserved: a store into a hole of a full file system is a SIGBUS.
+        The umask is subtracted from *permissions*; a daemon's umask subtracts nothing. Every part that will be mapped
+        must be reserved: a store into a hole of a full file system is a SIGBUS.
 
         Raises:
             FileExistsError: creating never overwrites.
@@ -161,7 +163,7 @@ class FileBacking:
 
     @classmethod
     def peek(cls, path: Path) -> "FileBacking":
-        """Open *path* for reading without any lock: for what may change under the reader.
+        """Open *path* for reading without any lock: the content may change under the reader.
 
         Raises:
             ImageError: it is no regular file. OSError: it cannot be opened.
@@ -187,7 +189,7 @@ class FileBacking:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode number: who finds the file by another name finds the same."""
+        """Device and inode number, which are the same under every name of the file."""
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino
 
@@ -197,10 +199,10 @@ class FileBacking:
             return os.pread(self._fd, length, offset)
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        """Write all of *data*, within the file: one that was cut under us is not made longer again.
+        """Write all of *data* within the file. A file that was cut during use is not made longer again.
 
         Raises:
-            OSError: EIO if the file is shorter; what the host says.
+            OSError: EIO if the file is shorter; any error of the host.
         """
         if offset + len(data) > self.length:
             raise OSError(errno.EIO, "the file was cut", str(self.path))
@@ -217,7 +219,7 @@ class FileBacking:
             os.fdatasync(self._fd)
 
     def sync_name(self) -> None:
-        """Make the file's name durable: without it a power cut takes a new file away, however often it was synced."""
+        """Make the file's name durable: a power cut may remove a new file whose directory was never synced."""
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
@@ -225,7 +227,7 @@ class FileBacking:
             os.close(directory)
 
     def reserve(self, offset: int, length: int) -> None:
-        """See to it that later writes to the range, and stores to it when mapped, need no more room on the host."""
+        """Allocate the range, so that later writes and mapped stores to it need no more room on the host."""
         with trying(f"reserve room for {self.path}"):
             os.posix_fallocate(self._fd, offset, length)
 
@@ -237,7 +239,7 @@ class FileBacking:
     def punch(self, offset: int, length: int) -> None:
         """Turn the range into zeros and give its space back; where the file system cannot punch, write nothing.
 
-        A file system without holes keeps the old bytes: they lie beyond every write pointer, where nobody reads them.
+        A file system without holes keeps the old bytes. They lie beyond every write pointer, where nothing reads them.
         """
         mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
         if _fallocate(self._fd, mode, offset, length):
@@ -282,17 +284,17 @@ class FileBacking:
         for address in self._watched:
             sigbus.unwatch(address)
         for mapping, view in self._maps:
-            # A thread that is reading a part of it right now unmaps it when it is done.
+            # A thread that is reading a part of it now unmaps it when it is done.
             with suppress(BufferError):
                 view.release()
             with suppress(BufferError):
                 mapping.close()
         self._maps.clear()
-        # Not left to the last close: a mapping or a system call under way would keep the lock.
+        # Closing alone does not unlock: a mapping or a system call under way would keep the lock.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         try:
             nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        except OSError:  # no number is free
+        except OSError:  # no descriptor is free
             self._release()
             return
         try:
@@ -323,7 +325,7 @@ def is_full(error: OSError) -> bool:
 
 
 def _open_regular(path: Path, flags: int) -> int:
-    """Open *path* with *flags*; asked for its kind first, because opening a FIFO waits for who writes to it.
+    """Open *path* with *flags*, after a look at its kind: opening a FIFO would wait for a writer.
 
     Raises:
         ImageError: it is no regular file. OSError: it cannot be opened.
@@ -336,13 +338,13 @@ def _open_regular(path: Path, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC)
     except PermissionError as error:
         status = path.stat()
-        # Most often it is somebody else's, and then it helps to know whose.
+        # Most often the file belongs to another user, and then the message names that user.
         whose = f"it belongs to {user_name(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"
         raise OSError(error.errno, f"{error.strerror} ({whose})", str(path)) from None
 
 
 def user_name(uid: int) -> str:
-    """Return the name of the user *uid*, or the number of one who has none."""
+    """Return the name of the user *uid*, or the number if the user has no name."""
     try:
         return f"user {pwd.getpwuid(uid).pw_name}"
     except KeyError:

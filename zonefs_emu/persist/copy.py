@@ -1,8 +1,10 @@
 """Copy an image: the zone states of one instant, and the data that they cover, holes staying holes.
 
-A copy is an image like any other, stopped in order, with the UUID and label of its origin. May not know: who holds the
-origin. Where somebody does, the copy begins at the instant whose states it was given, and whoever is about to change
-bytes calls :meth:`Copy.save` first; then it has the data of that instant, too.
+A copy is an image like any other, stopped in order, with the UUID and label of its origin. If the origin is in use, the
+copy has the states and the data of one instant: its states are taken then, and from then on every write calls
+:meth:`Copy.save` before it changes bytes.
+
+May not know: which process holds the origin.
 """
 
 import threading
@@ -17,23 +19,22 @@ from zonefs_emu.persist.codec.words import pack_words
 from zonefs_emu.persist.metadata import initialize, read_header
 from zonefs_emu.units import to_bytes
 
-#: What is copied in one go, or for the sake of somebody who waits to write.
+#: The most bytes that are copied at once, also for a write that waits.
 _CHUNK_BYTES: Final = 1 << 20
 #: How many bytes are copied between two reports of progress.
 _REPORT_BYTES: Final = 64 << 20
 
 
 class Copy:
-    """A copy in the making: :meth:`begin`, :meth:`run` to its end, :meth:`seal`; or :meth:`abandon`.
+    """A copy in progress: :meth:`begin`, :meth:`run` to its end, :meth:`seal`; or :meth:`abandon`.
 
-    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, and is called after its
-    first byte.
+    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, named by its first byte.
 
-    Invariant: a chunk is copied before it changes. Those that begin below *_passed* have been, and those of *_ahead*.
+    Invariant: a chunk is copied before it changes. The chunks below *_passed* and those in *_ahead* are copied.
     """
 
     def __init__(self, source: Backing, header: Header, target: Path) -> None:
-        """Create the file *target*, which is no image before it is sealed; it is open to no more users than *source*.
+        """Create the file *target*, which is no image before it is sealed. It gives no user more access than *source*.
 
         Raises:
             FileExistsError: *target* exists. OSError: the host has no room; nothing is left behind.
@@ -57,10 +58,10 @@ class Copy:
         self._conds, self._wps = conds, wps
 
     def run(self) -> Iterator[int]:
-        """Copy all data; yield now and then how far it is, in bytes of the device.
+        """Copy all data; yield the progress now and then, in bytes of the device.
 
         Raises:
-            OSError: the host refuses or has no room. Exception: what :meth:`save` met.
+            OSError: the host refuses or has no room. Exception: an error of :meth:`save`.
         """
         reported = 0
         for offset, length in self._source.extents(0, to_bytes(self._header.geometry.size)):
@@ -78,7 +79,7 @@ class Copy:
                     yield chunk
 
     def save(self, start: int, end: int) -> None:
-        """Copy what lies between the bytes *start* and *end* of the device, which are about to change.
+        """Copy the bytes from *start* to *end* of the device, which are about to change.
 
         Never raises: an error of any kind fails the copy and not the command that is about to write.
         """
@@ -88,7 +89,7 @@ class Copy:
                     if chunk >= self._passed and chunk not in self._ahead and self._failure is None:
                         self._copy(chunk, chunk_end)
                         self._ahead.add(chunk)
-        except Exception as error:  # a boundary: run() and seal() raise it for the one who asked for the copy
+        except Exception as error:  # a boundary: run() and seal() raise it in the thread that makes the copy
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
@@ -96,11 +97,10 @@ class Copy:
         self._failure = error
 
     def seal(self) -> None:
-        """Make it an image, durable.
+        """Make the target a durable image.
 
         Raises:
-            OSError: the host refuses or has no room; also where only a change had to be saved. Exception: what
-                :meth:`save` met.
+            OSError: the host refuses or has no room. Exception: an error of :meth:`save`.
         """
         if self._failure is not None:
             raise self._failure
@@ -112,7 +112,7 @@ class Copy:
         self._backing.close()
 
     def abandon(self) -> None:
-        """Remove what was begun."""
+        """Remove the target."""
         self._backing.close()
         self._target.unlink(missing_ok=True)
 
@@ -132,21 +132,21 @@ class Copy:
     def _copy(self, start: int, end: int) -> None:
         try:
             for offset, length in self._source.extents(start, end):
-                # A file that became shorter under us has less: what is not there reads as zeros.
+                # A source that was cut during the copy gives less; the missing bytes read as zeros in the target.
                 self._backing.pwrite(self._source.pread(length, offset), offset)
         except OSError as error:
             raise self._named(error) from None
 
     def _named(self, error: OSError) -> OSError:
-        # "No space left" comes without a name.
+        # The host reports "No space left" without a file name.
         error.filename = error.filename or str(self._target)
         return error
 
 
 def copy_image(origin: Path, target: Path, conds: bytearray, wps: "array[int]") -> None:
-    """Create the image *target* with the zone states *conds* and *wps* and the data of *origin*, which nobody changes.
+    """Create the image *target* with the zone states *conds* and *wps* and the data of *origin*, which does not change.
 
-    *wps* counts sectors from each zone's start. The lock of *origin* is neither taken nor asked for.
+    *wps* counts sectors from each zone's start. The lock of *origin* is neither taken nor tested.
 
     Raises:
         FileExistsError: *target* exists.

@@ -1,6 +1,6 @@
-"""The fault section in its two copies: kept through kills, or durably through power cuts as well.
+"""The fault section in its two copies, written so that it survives kills or, durably, power cuts as well.
 
-May not know: what the text means, and what a failure of the host does to the image.
+May not know: the meaning of the text, and the consequences of a failing host (that is image.py).
 """
 
 from zonefs_emu.persist.backing import Backing, checked_sync
@@ -44,7 +44,7 @@ class FaultsSection:
         """
         block = encode_faults(data, self._generation + 1, self._header.seed, version=self.version)
         if not durably:
-            # The good copy that counted before stays, whatever becomes of this one.
+            # The good copy that counted before stays valid even if this write is torn.
             self._backing.pwrite(block, self._offsets[self._first])
             return
         self._generation += 1

@@ -1,6 +1,6 @@
 """The image: zone states and data in one file, through crashes.
 
-May not know: commands, dialects, limits. It is told which zones changed and asked to flush.
+May not know: commands, dialects, limits. The device names the zones that changed and asks for a flush.
 
 Two copies of the zone states serve two kinds of crash.
 
@@ -12,15 +12,14 @@ Two copies of the zone states serve two kinds of crash.
 Invariants:
 
 * Data is synced before a checkpoint that covers it is written, and a checkpoint is synced before a flush is answered:
-  a durable wp never covers bytes that are not.
-* Bytes that a write pointer moved back over are neither overwritten nor punched out before that is durable
-  (``old_extents``; :meth:`Image.apply_pending_resets`): the last checkpoint, or the one being written, may still
-  point at them.
-  Whether a zone has such bytes follows from its write pointer at the time of asking, so a zone that gets its write
-  pointer back (a loaded state) has none any more.
-* Of two copies of anything, the one that may be the only good one is never overwritten first.
+  a durable wp never covers bytes that are not durable.
+* Bytes that a write pointer moved back over are neither overwritten nor punched out before the new write pointer is
+  durable (``old_extents``; :meth:`Image.apply_pending_resets`): the last checkpoint, or the one being written, may
+  still point at them. Whether a zone has such bytes is computed from its present write pointer, so a zone that gets its
+  write pointer back (a loaded state) has none any more.
+* Of two copies of a section, the one that may be the only good one is never overwritten first.
 * After a failed sync, or a write that failed for another reason than a full host, nothing more is written (poisoned). A
-  full host refuses a write and loses nothing by it: the last checkpoint stays what it is, and the next one covers more.
+  write that a full host refuses loses nothing: the last checkpoint stays as it is, and the next one covers more.
 """
 
 import threading
@@ -72,14 +71,14 @@ from zonefs_emu.persist.recovery import check_clean_stop, power_cycle, zone_stat
 from zonefs_emu.persist.space import punch_zones, zone_extents
 
 _EMPTY: Final = int(Condition.EMPTY)
-#: More changed zones than these do not fit into any journal.
+#: No journal has room for a record of more changed zones.
 _CHANGED_ZONES_MAX: Final = 1 << 16
-#: Between two portions others get the lock. A plain lock goes to the thread that asks first, which without a pause
-#: would be the one that has just let it go.
+#: The pause between two portions, in which other threads take the lock. Without it, the thread that releases the lock
+#: would take it again first: a plain lock has no queue.
 _PAUSE_SECONDS: Final = 50e-6
 
 
-#: Why an image whose file is lost takes no commands.
+#: The poison of an image whose file is lost.
 LOST: Final = (
     "the image's file was cut or overwritten by another program while it was in use: nothing is read from it or "
     "written to it any more; end what uses it, and restore it from a copy"
@@ -87,48 +86,48 @@ LOST: Final = (
 
 
 class EveryZone(set[int]):
-    """Stands for so many zones that a checkpoint writes the whole table: more need not be noted.
+    """Stands for so many zones that a checkpoint writes the whole table, so that noting more of them changes nothing.
 
-    A set of a million zones grows in steps that take longer than the lock may be held.
+    A real set of a million zones is rejected: growing it takes longer than the lock may be held.
     """
 
     def __len__(self) -> int:
-        """Return more than a journal has room for."""
+        """Return a number that no journal has room for."""
         return 1 << 32
 
     def add(self, element: int) -> None:
-        """Do nothing: it is among them."""
+        """Do nothing: every zone is in the set."""
 
     def update(self, *others: Iterable[int]) -> None:
-        """Do nothing: they are among them."""
+        """Do nothing: every zone is in the set."""
 
 
 class Stage(Enum):
     """How far a checkpoint is."""
 
-    BEGUN = 0  #: what it will cover is decided
-    DURABLE = 1
+    BEGUN = 0  #: the states that it will cover are captured
+    DURABLE = 1  #: it survives a power cut
 
 
 class Image:
-    """One image, opened. ``conds`` and ``wps`` are the zone states; the machine works on these very arrays.
+    """One image, opened. ``conds`` and ``wps`` are the zone states; the machine works on the same arrays.
 
-    *lock* guards the arrays and everything said of them here: whoever changes a zone holds it from the decision to
+    *lock* guards the arrays and all other state of this object: a change of a zone holds it from the decision to
     :meth:`publish`. :meth:`flush` and :meth:`apply_pending_resets` take it themselves.
     """
 
     def __init__(self, backing: Backing, header: Header, boot_id: bytes, *, readonly: bool) -> None:
-        """Read the image on *backing*; changes nothing. Use :meth:`open` or :meth:`load`.
+        """Read the image on *backing* and change nothing; *boot_id* is the host's. Use :meth:`open` or :meth:`load`.
 
         Raises:
-            CorruptImageError: says what is wrong and where.
+            CorruptImageError: a section is damaged; the message says what is wrong and where.
         """
         self.backing = backing
         self.header = header
         self.geometry = header.geometry
         self.readonly = readonly
         self.lock = threading.Lock()
-        #: Why nothing is written any more; None while all is well.
+        #: The reason why nothing is written any more; None while writes are allowed.
         self.poison: str | None = "the image is open read-only" if readonly else None
         self.is_closed = False
         #: Whether the file was cut, overwritten or torn away during use: nothing more is read from or written to it.
@@ -156,7 +155,8 @@ class Image:
         if state.mode is Mode.LIVE:
             self._recover(state, boot_id)
         # The table to be written anew because something differs from it; None if nothing does.
-        self._stale_table = None if table.is_sound and journal.is_sound and not self.recovery else table
+        is_stale = not (readonly or (table.is_sound and journal.is_sound and not self.recovery))
+        self._stale_table = table if is_stale else None
         # Damage that keeps an image from being opened is found before anything is changed, so the faults are read here.
         self._faults = FaultsSection(backing, header)
         self._faults.load()
@@ -177,13 +177,12 @@ class Image:
     def open(cls, path: Path, *, readonly: bool = False, alone: bool = False, owner: str = "zonefs-emu") -> "Image":
         """Open the image *path*, recovering it if it was not stopped in order.
 
-        *readonly* writes nothing at all, not even what a recovery found, and takes a shared lock unless it is to be
-        *alone*. *owner* is what others
-        are told who find the image busy.
+        *readonly* writes nothing at all, not even what a recovery found, and takes a shared lock; or an exclusive one
+        with *alone*. *owner* names this process in the error message of a later open that finds the image busy.
 
         Raises:
-            ImageBusyError: another process holds it; says who.
-            BadMagicError, UnsupportedVersionError, CorruptImageError: says what is wrong and where.
+            ImageBusyError: another process holds it; the message names that process.
+            BadMagicError, UnsupportedVersionError, CorruptImageError: the message says what is wrong and where.
             OSError: the host refuses.
         """
         require_little_endian()
@@ -223,7 +222,7 @@ class Image:
         return image
 
     def _recover(self, state: State, boot_id: bytes) -> None:
-        """Bring the states to what the crash left: the live table, or what power leaves of the checkpoint."""
+        """Take the states that the crash left: the live table, or the checkpoint after a power cut."""
         if state.boot_id != boot_id:
             power_cycle(self.conds, self.wps, range(self.geometry.nr_zones))
             why = "the last process could not sync the image" if state.boot_id == NO_BOOT else "the host lost power"
@@ -239,7 +238,7 @@ class Image:
         """Make the image LIVE, in an order that leaves a good image at every instant."""
         backing, header = self.backing, self.header
         words = pack_words(self.conds, self.wps)
-        # What an earlier process wrote may not be durable yet, and what follows relies on it.
+        # Writes of an earlier process may not be durable yet, and the steps below rely on them.
         backing.sync()
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
@@ -277,18 +276,18 @@ class Image:
         return found
 
     def close(self) -> None:
-        """Flush, mark the image clean and let it go; a second time does nothing. A poisoned image is let go as it is.
+        """Flush, mark the image clean and release it; the second call does nothing. A poisoned image stays as it is.
 
         Raises:
-            PoisonedError: the flush failed; what had been flushed before is safe.
+            PoisonedError: the flush failed; everything flushed before is safe.
         """
         if self.is_closed:
             return
         self.is_closed = True
         try:
             with self._flushing:
-                # From here on every writer is refused, so that nothing is answered that the last checkpoint lacks; with
-                # the lock, so that no writer is under way, nor any that has let go of the lock for a while.
+                # From here on every change is refused, so the last checkpoint lacks no answered change. Taking the lock
+                # waits for changes under way, and before_closing for those that released it for a while.
                 with self.lock:
                     self.before_closing()
                     is_healthy = not self.poison
@@ -298,7 +297,7 @@ class Image:
                     self._mark_clean()
         finally:
             for view in (self._live, self.refusals):
-                # A thread that is reading a part of it right now is no reason to keep the lock.
+                # A thread may still be reading a part of it. That is no reason to keep the file lock.
                 with suppress(BufferError):
                     view.release()
             self.backing.close()
@@ -314,7 +313,7 @@ class Image:
     def publish(self, zone_no: int) -> None:
         """Make the present state of *zone_no* survive the death of this process: one aligned 8-byte store.
 
-        For zones that were written to; of a conventional one nothing changes by that.
+        Meant for zones that were written to. A conventional zone has no state that a write changes.
         """
         cond = self.conds[zone_no]
         if cond:  # not NOT_WP
@@ -322,7 +321,7 @@ class Image:
             self._dirty.add(zone_no)
 
     def publish_all(self, zone_numbers: Sequence[int]) -> None:
-        """Publish zones whose condition changed, in order, noting those whose write pointer moved back by it."""
+        """Publish zones whose condition changed, in order, and note those whose write pointer moved back."""
         live, conds, wps = self._live, self.conds, self.wps
         for zone_no in zone_numbers:
             wp = wps[zone_no]
@@ -336,9 +335,9 @@ class Image:
             self._dirty = EveryZone()
 
     def published(self) -> "tuple[bytearray, array[int]]":
-        """Return conditions and write pointers of all zones as they would be after a kill now; with the lock held.
+        """Return the conditions and write pointers that a kill now would leave; with the lock held.
 
-        The next checkpoint has all zones in it: which of them an interrupted command has published is not known.
+        The next checkpoint covers all zones, because it is unknown which of them an interrupted command has published.
         """
         section = self.header.section(SectionKind.LIVE)
         conds, wps = unpack_words(decode_live(bytes(self._live), offset=section.offset))
@@ -346,11 +345,11 @@ class Image:
         return conds, wps
 
     def has_pending_reset(self, zone_no: int) -> bool:
-        """Say whether *zone_no* must wait for :meth:`apply_pending_resets`: old bytes lie at wp, which moved back."""
+        """Say whether old bytes lie at the write pointer of *zone_no*: see :meth:`apply_pending_resets`."""
         return self.wps[zone_no] < self.old_extents[zone_no]
 
     def apply_pending_resets(self) -> None:
-        """Make all resets durable and give their space back. Blocks; call without the lock.
+        """Make all resets durable and give their space back to the host. Blocks; call without the lock.
 
         Raises:
             PoisonedError: the host failed. NoSpaceError: it is full, and nothing is lost.
@@ -362,7 +361,7 @@ class Image:
 
         Raises:
             PoisonedError: the host failed to write or sync, now or earlier.
-            NoSpaceError: the host has no room for a checkpoint. The last one stays, and the next one covers everything.
+            NoSpaceError: the host has no room for a checkpoint. The last one stays valid, and the next one covers all.
         """
         self.look_after()
         with self._flushing:
@@ -395,10 +394,10 @@ class Image:
                 self._checkpoint.append(entries or self._captured_entries(dirty))
             is_durable = True
         except OSError as error:
-            # What was written may be found after a power cut, in part. It is true: the data was synced before.
+            # A power cut may leave a part of what was written. That part is true: the data was synced before.
             raise self._refuse_or_fail(error, "the image could not be synced", distrust=True) from None
         finally:
-            if not is_durable:  # whatever was raised: the next checkpoint covers what this one should have
+            if not is_durable:  # after any exception: the next checkpoint covers the zones of this one
                 with self.lock:
                     dirty.update(self._dirty)
                     self._dirty = EveryZone() if len(self._dirty) > _CHANGED_ZONES_MAX else dirty
@@ -427,10 +426,10 @@ class Image:
         return [(zone_no, pack_word(conds[zone_no], wps[zone_no])) for zone_no in sorted(dirty)]
 
     def _apply_resets(self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int]) -> None:
-        """Give back the space of those *zone_numbers* that the durable checkpoint has without data; let all be written.
+        """Give back the space of the *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.
 
-        *durable_wps*: the write pointers in the checkpoint. No lock is held while punching: nothing else writes to
-        these zones, as writers wait for :meth:`apply_pending_resets`, and a state is loaded between checkpoints.
+        *durable_wps*: the write pointers in the checkpoint. No lock is held while punching, because nothing else writes
+        to these zones: writes wait for :meth:`apply_pending_resets`, and states are loaded between checkpoints.
         """
         empty = [zone_no for zone_no in zone_numbers if not durable_wps[zone_no]]
         try:
@@ -443,32 +442,32 @@ class Image:
 
     @staticmethod
     def let_others_in() -> None:
-        """Let other threads have the lock that was just let go, for those who go through zones in portions."""
+        """Let other threads take the lock that was just released; for loops over zones in portions."""
         time.sleep(_PAUSE_SECONDS)
 
     # -- failing ----------------------------------------------------------------------------------------------
 
     def _refuse_or_fail(self, error: OSError, what: str, *, distrust: bool = False) -> ImageError:
-        """Poison the image, but not because a full host refused a write: nothing is lost by that."""
+        """Poison the image, unless a full host refused a write: that loses nothing."""
         if is_full(error):
             return NoSpaceError(f"{what} ({error.strerror}): free some space on the host and try again")
         return self._fail(error, what, distrust=distrust)
 
     def _note_loss(self) -> None:
-        """Refuse everything from now on; called in the middle of a store to the live table, so it takes no lock."""
+        """Refuse everything from now on. Takes no lock: it is called in the middle of a store to the live table."""
         self.is_lost = True
         self.poison = LOST
 
     def look_after(self) -> None:
-        """Note it if the file is no longer the one that was opened: it was cut, or both its headers changed."""
+        """Note the loss if the file is no longer the one that was opened: it was cut, or both its headers changed."""
         if self.is_closed or self.readonly or self.is_lost:
             return
         try:
-            # What was added to a file that has grown lies behind all that is ours.
+            # Bytes that were added to the file lie behind the whole image and do no harm.
             if self.backing.length >= self.header.file_bytes and self._has_its_header():
                 return
         except OSError:
-            return  # the host's trouble with one block: a command that needs it says so
+            return  # one block cannot be read: the command that needs it reports that
         if not self.is_closed:
             self._note_loss()
 
@@ -480,13 +479,13 @@ class Image:
         return False
 
     def fail(self, error: OSError, what: str) -> None:
-        """Refuse all further changes because the host failed to write; say so once."""
+        """Refuse all further changes because the host failed to write."""
         self._fail(error, what)
 
     def _fail(self, error: OSError, what: str, *, distrust: bool = False) -> PoisonedError:
         """Poison the image, unless its file is lost. With *distrust* the next open does not believe the live table.
 
-        After a failed sync nobody knows which pages reached the medium, so the next open goes back to the last
+        After a failed sync it is unknown which pages reached the medium, so the next open goes back to the last
         checkpoint, as after a power cut.
         """
         self.look_after()

@@ -1,6 +1,6 @@
 """The metadata of an image in its file: written for the first time, found, and read.
 
-May not know: what becomes of an image that is in use (that is image.py).
+May not know: how an image in use is written (that is image.py).
 """
 
 import sys
@@ -58,14 +58,14 @@ def create_image(path: Path, geometry: Geometry, *, uuid: UUID, label: str = "")
 
 
 def initialize(backing: Backing, header: Header, words: bytes = b"") -> None:
-    """Write the metadata of a device to *backing*: a fresh one, or one whose zone states are *words*."""
+    """Write all metadata to *backing*: of a fresh device, or of one whose zone states are *words*."""
     words = words or pack_words(*fresh_zones(header.geometry))
     state = encode_state(State(generation=1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=1), header.seed)
     table = encode_table(words, 1, header.seed)
     for copy in (0, 1):
         backing.pwrite(table, header.section(SectionKind.TABLE, copy).offset)
         backing.pwrite(state, header.section(SectionKind.STATE, copy).offset)
-    # The headers come last: what has one is whole.
+    # The headers come last: an image that has one is complete.
     backing.sync()
     for copy in (0, 1):
         backing.pwrite(encode_header(header, copy), header.section(SectionKind.HEADER, copy).offset)
@@ -73,7 +73,7 @@ def initialize(backing: Backing, header: Header, words: bytes = b"") -> None:
 
 
 def require_little_endian() -> None:
-    """Raise ImageError on hosts whose live table would have its bytes the other way round."""
+    """Raise ImageError on big-endian hosts: the live table is used in place and is little endian."""
     if sys.byteorder != "little":
         message = "zonefs_emu images are used in place and need a little-endian host"
         raise ImageError(message)
@@ -171,7 +171,7 @@ def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]
 
 
 def holder(path: Path) -> str:
-    """Say who holds the image *path*, as its state block tells; for people."""
+    """Return a text that names the process that holds the image *path*, according to its state block."""
     try:
         backing = FileBacking.peek(path)
     except OSError:

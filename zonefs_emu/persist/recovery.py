@@ -1,4 +1,4 @@
-"""What two copies of a section give together: choosing the one that counts, rebuilding what is damaged in one.
+"""What two copies of a section give together: the choice of the copy that counts, and the rebuilding of damaged ones.
 
 Pure: bytes in, values out. May not know: files; how a section is laid out in bytes (that is codec/).
 """
@@ -25,7 +25,7 @@ from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
 from zonefs_emu.persist.codec.words import unpack_word, unpack_words
 
-#: Where many bytes differ, those so near to each other are taken from the same copy.
+#: If many bytes differ, those that are less than this apart are taken from the same copy.
 _RUN_GAP_BYTES: Final = 16
 _NR_MERGED_RUNS_MAX: Final = 8
 
@@ -60,9 +60,9 @@ class Journal:
 
 
 def rebuild_header(block: bytes, *, offset: int) -> Header | None:
-    """Return the header that *block* was before it was damaged, or None if that cannot be told.
+    """Return the header that *block* was before it was damaged, or None if it cannot be rebuilt.
 
-    Most of a header follows from a few fields. If these are whole, and so is the CRC, it bears the result out.
+    Most of a header follows from a few fields. If these and the CRC are undamaged, the CRC fits the rebuilt header.
     """
     try:
         header = planned_header(block)
@@ -77,8 +77,8 @@ def rebuild_header(block: bytes, *, offset: int) -> Header | None:
 def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
     """Yield the blocks that two damaged copies of a header can be made into, *first* itself before all others.
 
-    Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other; of so
-    many runs that there is no end of it, only the first ones are.
+    Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other. The
+    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried.
     """
     differing = [at for at in TELLING_BYTES if first[at] != second[at]]
     gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0
@@ -101,7 +101,7 @@ def choose_state(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) 
     """Return (the newest good state block of the *copies*, the copy to overwrite first: not that one).
 
     Raises:
-        CorruptImageError: both copies are damaged; says what is wrong with the first.
+        CorruptImageError: both copies are damaged; the message is about the first.
     """
     states: list[tuple[State, int]] = []
     errors: list[CorruptImageError] = []
@@ -169,8 +169,8 @@ def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: 
 def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Sequence[int]) -> Journal:
     """Return the records of *epoch* in order.
 
-    A record counts if either copy has it whole. One that is in neither, with none that is due behind it, was being
-    written when the power went: its flush was never answered.
+    A record counts if either copy has it whole. The first record that is whole in neither is the end of the journal if
+    no later one exists: it was being written when the power was cut, and its flush was never answered.
 
     Raises:
         CorruptImageError: a record is damaged in both copies although later ones exist.

@@ -1,19 +1,19 @@
-"""Mapped memory that may lose its file: a store to it tells a listener instead of ending the process.
+"""Mapped memory that may lose its file: a store to it calls a listener instead of ending the process.
 
-Memory that maps a file is a window on it. When somebody cuts the file, or the host cannot read it, an access to a page
-that is gone raises SIGBUS, whose default action ends the process in silence. Python's own signal handlers cannot help:
-they run between two bytecodes, and the access is repeated before that. So this module installs a C-level handler, a
-callback of ctypes. SIGBUS is synchronous: the callback runs in the thread that made the access, which is inside one
-store or load of Python's own and holds nothing that the callback needs. It puts an empty anonymous page under the
-address, or under the whole of that memory, and calls its listener. Then the access is repeated and succeeds, and the
-listener has noted that nothing of it will last.
+If a mapped file is cut, or the host cannot read it, an access to a page that is gone raises SIGBUS, whose default
+action ends the process without a message. Python's own signal handlers cannot help: they run between two bytecodes, and
+the access is repeated before that. So this module installs a C-level handler, a callback of ctypes. SIGBUS is
+synchronous: the callback runs in the thread that made the access, which is inside one store or load of Python's own and
+holds no lock that the callback needs. It puts an empty anonymous page under the address, or under the whole of that
+memory, and calls its listener. Then the access is repeated and succeeds, and the listener knows that the store will not
+last.
 
-This costs the stores nothing. The rejected alternative, writing the live table with pwrite, costs a system call for
-each write of a guest, and notices nothing: a pwrite beyond the end of a file that was cut makes it longer again.
+Stores are not slower for it. The rejected alternative, writing the live table with pwrite, costs a system call for each
+write of a guest, and does not notice the loss: a pwrite beyond the end of a file that was cut makes it longer again.
 
 System calls that are given such memory do not raise the signal: they fail with EFAULT.
 
-A SIGBUS at any other address is given back to the handler that was there before.
+A SIGBUS at any other address goes to the handler that was installed before.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What all sections have in common: whole blocks, and CRCs inside of them."""
+"""Blocks and the CRCs inside of them, which all sections have in common."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ CRC: Final = struct.Struct("<I")
 
 
 def seal(block: bytearray, at: int, seed: int) -> None:
-    """Put the CRC of *block*, its own four bytes at *at* taken as zeros, into it."""
+    """Write the CRC of *block* into its bytes from *at*; these four bytes count as zeros."""
     CRC.pack_into(block, at, 0)
     CRC.pack_into(block, at, zlib.crc32(block, seed))
 

@@ -10,7 +10,7 @@ from zonefs_emu.persist.codec.block import seal
 FAULTS_MAGIC: Final = b"ZBDFAULT"
 FAULTS_BYTES: Final = 32 * 1024
 
-#: Where in the fault section the version of its text stands.
+#: The place of the version of the text in the fault section.
 _FAULTS_VERSION_OFFSET: Final = 22
 _FAULTS_HEAD: Final = struct.Struct("<8sIQHH")
 

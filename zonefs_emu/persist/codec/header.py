@@ -1,4 +1,4 @@
-"""The header: what never changes after creation, and where the other sections are."""
+"""The header: geometry, identity and the places of the other sections, all fixed at creation."""
 
 import struct
 import zlib
@@ -15,7 +15,7 @@ from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 
 VERSION: Final = 1
-#: In PNG's manner: the high bit and the line ends catch a transfer that was not binary.
+#: In PNG's manner: a transfer as text changes the byte with the high bit or the line ends.
 HEADER_MAGIC: Final = b"\x89ZBD\r\n\x1a\n"
 LABEL_BYTES: Final = 64
 REFUSALS_BYTES: Final = 64 * 1024
@@ -31,12 +31,12 @@ _RUNS_OFFSET: Final = _SECTIONS_OFFSET + _NR_SECTIONS_MAX * _SECTION.size
 _RUN: Final = struct.Struct("<II")
 _OWN_OFFSET: Final = struct.Struct("<QQ")
 _OWN_OFFSET_AT: Final = 120
-#: The bytes of a header from which all others follow: features to label, geometry, number of runs, runs.
+#: The bytes of a header that determine all others: features to label, geometry, number of runs, runs.
 TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 192), *range(_RUNS_OFFSET, BLOCK_BYTES))
 
 
 class SectionKind(IntEnum):
-    """What a run of the metadata holds."""
+    """The kinds of sections that the metadata consist of."""
 
     HEADER = 1
     STATE = 2
@@ -60,7 +60,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What never changes after creation."""
+    """The part of an image that never changes after creation."""
 
     geometry: Geometry
     uuid: UUID
@@ -83,7 +83,7 @@ class Header:
     def reserved(self) -> list[tuple[int, int]]:
         """Return the (offset, length) runs that are never sparse, in bytes: all metadata but the counters.
 
-        What is mapped must be reserved, and what a flush writes should not be what fills the host up.
+        Mapped sections must be reserved. So are those that a flush writes, which then needs no new space on the host.
         """
         return [(s.offset, s.length) for s in self.sections if s.kind is not SectionKind.COUNTERS]
 
@@ -95,7 +95,7 @@ class Header:
 
     @property
     def seed(self) -> int:
-        """Return what the CRC of every other block starts from."""
+        """Return the number from which the CRC of every other block starts."""
         return zlib.crc32(self.uuid.bytes)
 
 
@@ -201,10 +201,10 @@ def decode_header(block: bytes, *, offset: int) -> Header:
 
 
 def planned_header(block: bytes) -> Header:
-    """Return the header that the fields of *block* lead to from which all others follow.
+    """Return the header that follows from those fields of *block* that determine all others.
 
     Raises:
-        UsageError, ValueError: they are impossible.
+        UsageError, ValueError: the fields are impossible.
     """
     (
         *_, compatible, read_only_compatible, uuid, label, _own_offset, _file_bytes, size, zone_size, zone_capacity,

@@ -13,7 +13,7 @@ JOURNAL_MAGIC: Final = b"ZJRN"
 JOURNAL_ALIGN_BYTES: Final = 512
 
 _RECORD_HEAD: Final = struct.Struct("<4sIQQII")
-#: Where in a record its epoch stands.
+#: The place of the epoch in a record.
 _RECORD_EPOCH_OFFSET: Final = 8
 _ENTRY: Final = struct.Struct("<QQ")
 
@@ -43,7 +43,7 @@ def encode_record(record: Record, seed: int) -> bytes:
 
 
 def decode_record(journal: bytes, at: int, seed: int) -> Record | None:
-    """Return the record at byte *at* of *journal*, or None where none is whole."""
+    """Return the record at byte *at* of *journal*, or None if no whole record begins there."""
     if at + _RECORD_HEAD.size > len(journal):
         return None
     magic, crc, epoch, seq, nr_entries, _ = _RECORD_HEAD.unpack_from(journal, at)

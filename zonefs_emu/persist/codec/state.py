@@ -23,10 +23,10 @@ class Mode(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The small mutable block: is the image in use, by whom, since which boot.
+    """The small mutable block: whether the image is in use, since which boot, and by which process.
 
-    *epoch* and *journal_seq* name the last journal record of a CLEAN image. *boot_id* and *owner* (pid and words)
-    say who made it LIVE.
+    *epoch* and *journal_seq* name the last journal record of a CLEAN image. *boot_id* and *owner* (pid and
+    words) are those of the process that made it LIVE.
     """
 
     generation: int

@@ -23,7 +23,7 @@ def encode_table(words: bytes, generation: int, seed: int) -> bytes:
 
 
 def scan_table(table: bytes, seed: int) -> list[int]:
-    """Return, for each block of *table*, its generation, or -1 where the block is damaged."""
+    """Return, for each block of *table*, its generation, or -1 if the block is damaged."""
     generations = []
     for index in range(len(table) // BLOCK_BYTES):
         block = table[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]

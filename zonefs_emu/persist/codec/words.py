@@ -9,7 +9,8 @@ from zonefs_emu.errors import CorruptImageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 
-#: Every live word is a multiple of this prime: no change of a single byte (at most 255 · 2^8k) is one, so it is seen.
+#: Every live word is a multiple of this prime. A change of a single byte (at most 255 · 2^8k) is no multiple, so it is
+#: detected.
 LIVE_PRIME: Final = 65521
 COND_BITS: Final = 4
 _COND_MASK: Final = (1 << COND_BITS) - 1
@@ -61,8 +62,8 @@ def decode_live(live: bytes, *, offset: int) -> bytes:
     """
     total, rest = divmod(int.from_bytes(live, "little"), LIVE_PRIME)
     words = total.to_bytes(len(live), "little")
-    # What is left of a word that is no multiple goes into the quotient of its lower neighbour, whose upper 16 bits are
-    # then not zero, or is the rest of the whole.
+    # The remainder of a word that is no multiple goes into the quotient of its lower neighbour and makes the upper 16
+    # bits there other than zero. The lowest word has no neighbour: its remainder is that of the whole number.
     if rest or words[6::8].strip(b"\0") or words[7::8].strip(b"\0"):
         for zone_no, (value,) in enumerate(struct.iter_unpack("<Q", live)):
             if value % LIVE_PRIME:
@@ -87,12 +88,12 @@ def check_words(geometry: Geometry, conds: bytearray, wps: "array[int]", *, what
 
 
 def impossible_zones(geometry: Geometry, conds: bytearray, wps: "array[int]") -> Iterator[tuple[int, str]]:
-    """Yield (zone_no, what would be possible) for the zones whose condition and extent are not."""
+    """Yield (zone_no, a description of possible states) for the zones whose condition and extent are impossible."""
     last = geometry.nr_zones - 1
     capacity = geometry.zone_capacity
     start = 0
     for first, count in (*geometry.conventional, (geometry.nr_zones, 0)):
-        # Only what is not the ordinary case is looked at one by one.
+        # Empty zones, the ordinary case, are skipped first: there may be a million.
         for zone_no in range(start, first):
             cond, nr_written = conds[zone_no], wps[zone_no]
             if cond == 1 and not nr_written:
