@@ -57,9 +57,9 @@ REPORT_SUPPORTED_OPERATION_CODES: Final = 0x0C
 #: NACA in the CONTROL byte: the target has no auto contingent allegiance (NORMACA is 0), so it must be zero.
 NACA: Final = 0x04
 
-#: Commands that ask what a disk has and change nothing. That it has not is their answer, and what Linux and its tools
-#: go by; so it is no refusal that anybody would ask about. Those without a name in Opcode: RECEIVE DIAGNOSTIC RESULTS,
-#: LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12), SECURITY PROTOCOL IN.
+#: Commands that ask what a disk has and change nothing. To Linux and its tools a refusal of these means that the disk
+#: does not have it, so such a refusal is not noted for ``why``. Those without a name in Opcode: RECEIVE DIAGNOSTIC
+#: RESULTS, LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12), SECURITY PROTOCOL IN.
 ENQUIRIES: Final = frozenset({
     Opcode.TEST_UNIT_READY, Opcode.REQUEST_SENSE, Opcode.INQUIRY, Opcode.MODE_SENSE_6, Opcode.MODE_SENSE_10,
     Opcode.READ_CAPACITY_10, Opcode.SERVICE_ACTION_IN_16, Opcode.REPORT_LUNS, Opcode.MAINTENANCE_IN,

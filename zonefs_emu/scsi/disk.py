@@ -58,7 +58,7 @@ from zonefs_emu.scsi.result import (
 from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense
 
-#: Commands during which the host's disk may make us wait: sync, hole punching, long reads.
+#: Commands that may wait for the host's disk: sync, hole punching, long reads.
 _SLOW: Final = frozenset((ModeSelect, StartStopUnit, SynchronizeCache, Verify, ManageZones, ReportZones))
 
 
@@ -153,7 +153,7 @@ class Disk:
             case ManageZones():
                 self._medium.manage_zones(command)
             case StartStopUnit():
-                # There is nothing to spin: stopping flushes, and the unit stays ready.
+                # The disk does not spin: stopping it flushes, and the unit stays ready.
                 if command.flush:
                     self._medium.flush()
             case TestUnitReady() | SendDiagnostic():
@@ -212,7 +212,7 @@ class Disk:
                 raise RuleBrokenError(ScsiRule.SCSI_PARAMETER_LENGTH) from None
             raise RuleBrokenError(ScsiRule.SCSI_PARAMETER_FIELD, error.field) from None
         if had_cache and not self._modes.write_cache:
-            # From now on what is answered is stable; that includes what was answered before.
+            # Without a cache everything that was answered is stable, also what was answered before.
             self._medium.flush()
         return ScsiResult(ScsiStatus.GOOD, b"", size - nr_bytes)
 

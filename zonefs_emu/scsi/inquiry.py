@@ -1,4 +1,4 @@
-"""What the target says of itself: INQUIRY data, vital product data pages, capacity, list of logical units.
+"""The target's description of itself: INQUIRY data, vital product data pages, capacity, list of logical units.
 
 May not know: zone conditions, commands.
 Invariant: pure functions of the geometry and the identity; all integers are big endian.
@@ -24,7 +24,7 @@ DEVICE_TYPE: Final = 0x14
 WELL_KNOWN_TYPE: Final = 0x1E
 NO_DEVICE: Final = 0x7F
 
-#: Longest data transfer of one command. It bounds what a guest can make us do at once; Linux splits by it.
+#: The longest data transfer of one command. It bounds the work of one request; Linux splits its requests by it.
 MAX_TRANSFER_BYTES: Final = 32 << 20
 
 #: "No limit" in the zoned block device characteristics.
@@ -44,7 +44,7 @@ _RESPONSE_FORMAT: Final = 0x02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who the logical unit is: *serial* is ASCII, one to 252 characters; the texts are cut to 8, 16 and 4."""
+    """The names of the logical unit: *serial* is 1 to 252 characters of ASCII; the texts are cut to 8, 16 and 4."""
 
     serial: str
     vendor: str = VENDOR

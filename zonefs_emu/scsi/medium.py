@@ -59,7 +59,7 @@ class Medium:
         self._zone_size = geometry.zone_size
         self._size = geometry.size
         self._has_gaps = inquiry.has_gaps(geometry)
-        # A read that ends at or before this offset into its zone needs no look at the zones: it stays in one type.
+        # A read that ends at or before this offset into its zone stays in zones of one type.
         has_two_types = 0 < geometry.nr_conventional < geometry.nr_zones
         self._read_boundary = geometry.zone_size if has_two_types else _NO_BOUNDARY
         # A write that starts below this offset into its zone does not start in a gap.
@@ -193,7 +193,7 @@ class Medium:
         return ScsiResult(ScsiStatus.GOOD, b"", residual)
 
     def synchronize_cache(self, command: SynchronizeCache) -> None:
-        """Flush everything, whatever the range; to answer earlier, as IMMED allows, would gain nothing."""
+        """Flush everything, also outside of the range; IMMED, an answer before the end, would gain nothing."""
         sector = command.lba << self._block_shift
         nr_sectors = command.nr_blocks << self._block_shift
         if sector + nr_sectors > self._size:

@@ -155,8 +155,7 @@ class ModePages:
 
         Raises:
             ModeParameterError: a page is cut short, unknown, of the wrong length, or changes what cannot be changed.
-            Nothing
-                has changed then.
+                The pages are then as before.
         """
         if len(data) < header_bytes:
             raise ModeParameterError(None)

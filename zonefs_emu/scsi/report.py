@@ -27,7 +27,7 @@ ALL_ZONES: Final = 0x00
 ALL_BUT_GAPS: Final = 0x3E
 NOT_WRITE_POINTER: Final = 0x3F
 #: Reporting option -> the conditions that it lists. 08h (INACTIVE), 10h (reset recommended) and 11h (non-sequential
-#: resources) are known and list nothing: our zones never are.
+#: resources) are known and list no zone: no zone here is ever in these states.
 _CONDITIONS: Final[Mapping[int, frozenset[Condition]]] = MappingProxyType(
     {
         0x01: frozenset((Condition.EMPTY,)),

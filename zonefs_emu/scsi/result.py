@@ -1,7 +1,7 @@
 """What becomes of a command, how its refusal is raised, and the initiator's buffers.
 
-A refusal is an exception between the code that finds it and the disk, which makes a result of it: it is rare, and what
-finds it need not know the format of sense data or how long the buffers are.
+A refusal is raised, and the disk makes a result of it. Refusals are rare, so that an exception costs little, and the
+code that raises it need not know the format of sense data or the length of the buffers.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class ScsiResult(NamedTuple):
 
     *residual*: how many bytes of the initiator's buffer (data-in or data-out, whichever the command has) were not
     transferred.
-    *overrun*: the CDB asks for more than the buffers hold; nothing was done, and *status* means nothing: the
-    transport has a response of its own for it (virtio-scsi: OVERRUN).
+    *overrun*: the CDB asks for more than the buffers hold, so the command was not executed. *status* has no meaning
+    then: the transport has a response of its own (virtio-scsi: OVERRUN).
     """
 
     status: int
@@ -93,7 +93,7 @@ def first_bytes(buffers: DataOut, nr_bytes: int) -> list[memoryview]:
 
 
 def nothing_transferred(data_out: DataOut, data_in: DataIn) -> ScsiResult:
-    """Return GOOD for a command that moved no data, whatever buffers came with it."""
+    """Return GOOD for a command that moved no data, although buffers may have come with it."""
     if not data_out and not data_in:
         return GOOD
     return ScsiResult(ScsiStatus.GOOD, b"", total_bytes(data_out) + total_bytes(data_in))

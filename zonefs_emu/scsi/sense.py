@@ -1,4 +1,4 @@
-"""Sense data: why a command was not done, in both formats, and the one place where a refusal becomes sense.
+"""Sense data: why a command was not executed, in both formats, and the tables from refusals to sense.
 
 May not know: commands, devices.
 Invariant: ``SENSE_OF_STATUS`` has a row for every Status, ``SENSE_OF_RULE`` for every ScsiRule.
@@ -19,7 +19,7 @@ from zonefs_emu.scsi.rules import ScsiRule
 
 
 class SenseKey(IntEnum):
-    """What kind of trouble. Source: SPC-4, "Sense key and additional sense code definitions"."""
+    """The kind of an error. Source: SPC-4, "Sense key and additional sense code definitions"."""
 
     NO_SENSE = 0x0
     NOT_READY = 0x2
@@ -64,7 +64,7 @@ SAVING_PARAMETERS_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0
 INTERNAL_TARGET_FAILURE: Final = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 INSUFFICIENT_ZONE_RESOURCES: Final = Sense(SenseKey.DATA_PROTECT, 0x55, 0x0E)
 
-#: What a refused command answers. ZBC has no limit of active zones and no append: those rows answer the nearest thing.
+#: The sense of a refused command. ZBC has no limit of active zones and no append: those rows have the nearest sense.
 SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
     {
         Status.OK: NO_SENSE,
@@ -91,7 +91,7 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
     }
 )
 
-#: What the rules that only this disk has answer.
+#: The sense of the rules that only this disk has.
 SENSE_OF_RULE: Final[Mapping[ScsiRule, Sense]] = MappingProxyType(
     {
         ScsiRule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,
@@ -111,9 +111,9 @@ _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.FLUSH)
 
 
 def sense_of(status: Status, operation: Operation | None) -> Sense:
-    """Return what *operation* answers that a port refused with *status*.
+    """Return the sense of *operation*, which a port refused with *status*.
 
-    The host's trouble is a write error where something was to be written, and a read error elsewhere.
+    A failure of the host is a write error of operations that write, and a read error of all others.
     """
     if status is Status.IO_ERROR and operation in _WRITING:
         return WRITE_ERROR

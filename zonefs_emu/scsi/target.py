@@ -1,16 +1,16 @@
-"""The target: which logical unit a command is for, unit attentions, task management.
+"""The target: the logical unit that a command is for, unit attentions, task management.
 
-May not know: how LUNs and tags look on a transport's wire.
+May not know: how a transport encodes LUNs and tags.
 
-A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit; what any other LUN answers is here too.
+A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit; the answers of all other LUNs are here too.
 Use::
 
     target = Target(device.port("vhost-user-scsi", ZBC), serial="...")
     result = target.execute(lun, cdb, data_out, data_in)     # blocks; see may_block()
 
 *lun* is a number: 0 is the disk, REPORT_LUNS_WLUN the well-known one; :func:`decode_lun` makes it from the 8-byte
-structure of SAM-5. Commands are done when ``execute`` returns, so there is never a task to abort: task management
-answers at once.
+structure of SAM-5. A command is done when ``execute`` returns, so that no task is ever under way when a task management
+function comes: it is answered at once.
 
 Thread safe in the sense that several request queues may call ``execute`` at the same time: the device has its own lock,
 the queue of unit attentions is atomic, mode parameters are replaced as a whole.
@@ -52,7 +52,7 @@ from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense
 
 #: The REPORT LUNS well-known logical unit, numbered by its first two bytes on the wire (C1h 01h).
 REPORT_LUNS_WLUN: Final = 0xC101
-#: What decode_lun says of structures that address nothing we could have.
+#: The result of decode_lun for structures that address no logical unit of any target like this one.
 NO_LUN: Final = -1
 
 #: Unit attentions do not stop these, however malformed. Source: SPC-4, "Unit attention conditions"; SAM-5.
@@ -82,7 +82,6 @@ class TaskResponse(Enum):
     """Answers to task management. Source: SAM-5, "Task management functions"."""
 
     COMPLETE = auto()
-    SUCCEEDED = auto()
     REJECTED = auto()
     INCORRECT_LUN = auto()
 
@@ -118,8 +117,8 @@ class Target:
     ) -> None:
         """Serve *port*, whose dialect is ZBC, as the disk with *serial* (printable ASCII).
 
-        *power_on*: the first command meets the unit attention POWER ON, RESET. False where a daemon takes over from one
-        that died, so that the initiator notices nothing.
+        *power_on*: the first command gets the unit attention POWER ON, RESET. False where a daemon takes over from one
+        that died: its initiator is not to notice.
 
         Raises:
             ValueError: *serial* is no SCSI serial number.
@@ -157,7 +156,7 @@ class Target:
     # -- unit attentions --------------------------------------------------------------------------------------
 
     def attend(self, condition: Sense) -> None:
-        """Let the next command meet the unit attention *condition*; a power-on or reset replaces those before it."""
+        """Give the next command the unit attention *condition*; a power-on or reset replaces those before it."""
         if condition.asc == sense.POWER_ON.asc:
             self._attentions.clear()
         if condition not in self._attentions:

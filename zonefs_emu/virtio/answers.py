@@ -60,7 +60,7 @@ BLK_ANSWERS: Final = FrontEndAnswers(
     of_status=lambda status, operation: _BLK_NAMES[_blk_status(status, operation)],
     of_rule={rule: _BLK_NAMES[code] for rule, code in blk_codec.STATUS_OF_RULE.items()},
 )
-#: The error that a user of the block device gets from a Linux whose driver finds that status byte.
+#: The error that a user of the block device gets from Linux when its driver finds that status byte.
 BLK_USER_ANSWERS: Final = FrontEndAnswers(
     name="vduse",
     of_status=lambda status, operation: _errno_name(_blk_status(status, operation)),

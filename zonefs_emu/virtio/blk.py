@@ -81,7 +81,7 @@ _MANAGEMENT: Final[Mapping[int, Operation]] = MappingProxyType(
     }
 )
 _ZONED: Final = frozenset(_MANAGEMENT) | {codec.T_ZONE_APPEND, codec.T_ZONE_REPORT, codec.T_ZONE_RESET_ALL}
-#: Requests that may wait for the host's disk whatever their length.
+#: Requests of any length that may wait for the host's disk.
 _SLOW: Final = frozenset((codec.T_FLUSH, codec.T_FLUSH_OUT, codec.T_WRITE_ZEROES, codec.T_ZONE_RESET_ALL))
 _HAS_REFUSED: Final = frozenset(Status) - {Status.OK, Status.IO_ERROR, Status.NO_SPACE, Status.POISONED}
 
@@ -262,8 +262,8 @@ class Blk:
         """Answer IOERR; see :class:`zonefs_emu.virtio.handler.Handler`."""
         writable = chain[2]
         if not writable:
-            msg = "a request without room for the answer"
-            raise BrokenRingError(msg)
+            message = "a request without room for the answer"
+            raise BrokenRingError(message)
         writable[-1][-1] = S_IOERR
         # "The device MUST write at least len bytes to descriptor, beginning at the first device-writable buffer."
         return 1 if len(writable) == len(writable[0]) == 1 else 0
@@ -290,7 +290,8 @@ class Blk:
             case codec.T_WRITE_ZEROES if self._write_zeroes:
                 return self._zero(request)
             case codec.T_SCSI_CMD | codec.T_SCSI_CMD_OUT:
-                # Legacy SCSI pass-through: "errors" says that nothing was done, the status that it never is.
+                # Legacy SCSI pass-through: "errors" shows that the command was not executed, the status that no
+                # command of this kind is.
                 room = request.nr_in_bytes
                 if room >= len(codec.SCSI_ERRORS):
                     scatter(request.data_in, room - len(codec.SCSI_ERRORS), codec.SCSI_ERRORS)

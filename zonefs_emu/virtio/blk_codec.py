@@ -1,6 +1,6 @@
 """The requests of the virtio block device as bytes and as values, and the statuses that answer them.
 
-Pure: nothing here asks a device.
+Pure: bytes to values and back.
 
 A guest shares its memory with us and can change a header at any time. So a header is copied once, by
 :func:`decode_header` or by the same unpacking on the fast paths, and the :class:`Request` that :func:`decode` makes of
@@ -73,7 +73,7 @@ ZONE_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.UNSUPPORTED: S_UNSUPP,
     }
 )
-#: The same for reads and writes, whose range and alignment are no matter of zones.
+#: The same for reads and writes: their range and alignment do not concern zones.
 DATA_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {**ZONE_STATUS, Status.OUT_OF_RANGE: S_IOERR, Status.UNALIGNED: S_IOERR}
 )
@@ -81,7 +81,7 @@ DATA_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
 PLAIN_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {status: code if code <= S_UNSUPP else S_IOERR for status, code in DATA_STATUS.items()}
 )
-#: What the rules that only this device has answer.
+#: The answers to the rules that only this device has.
 STATUS_OF_RULE: Final[Mapping[BlkRule, int]] = MappingProxyType(
     {
         BlkRule.BLK_TYPE: S_UNSUPP,

@@ -15,7 +15,8 @@ from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.blk_codec import HEADER, T_OUT
 from zonefs_emu.virtio.ring import Chain
 
-#: What a merged write may have: buffers of one pwritev, and sectors (longer ones gain nothing and are answered later).
+#: The most buffers of a merged write, which one pwritev takes, and its most sectors: a longer one is not faster, and
+#: its first part would be answered later.
 _BUFFERS_MAX: Final = 1024
 _SECTORS_MAX: Final = 512
 _UNPACK_HEADER: Final = HEADER.unpack_from

@@ -9,8 +9,8 @@ from zonefs_emu.virtio.ring import Chain
 #: nr_sectors) of each if they are several writes merged into one, () if it is one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 
-#: A request that moves as much is for the thread that may wait: a copy takes a few milliseconds, for which the queues
-#: beside it would rest.
+#: A request of this length or more is for the thread that may wait: copying it takes a few milliseconds, in which the
+#: other queues would not be served.
 LONG_BYTES: Final = 8 << 20
 
 
@@ -37,10 +37,10 @@ class Handler(Protocol):
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute one or more requests from ``chains[index]`` on; append the bytes written into each to *lengths*.
 
-        Calls *begin* before whatever may change a zone. Returns how many were executed, or the next request if that
-        may wait for the host's disk.
+        Calls *begin* before every change of a zone. Returns how many requests were executed, or the next request if
+        that may wait for the host's disk.
 
-        If it raises, those whose lengths were appended are done, and the next one is what failed.
+        If it raises, the requests whose lengths were appended are done, and the next one is the one that failed.
 
         Raises:
             BrokenRingError: a chain that cannot even be answered.

@@ -1,11 +1,12 @@
-"""Guest memory: which bytes of ours a guest address means.
+"""Guest memory: from guest addresses to bytes of this process.
 
 May not know: where the bytes come from (vhost_user maps them), nor what they are used for. Addresses and lengths come
-from the guest and are believed in nothing.
+from the guest, and every one is checked.
 
 Invariants: regions do not overlap, and every slice handed out lies within one of them. No region is ever taken away
 or moved within an object: memory that the front-end removes is left out of a new GuestMemory, so code that still holds
-the old one works on the memory it has begun with. A subclass may add regions (:mod:`zonefs_emu.vduse.driver_memory`).
+the old one goes on with the memory that it had at first. A subclass may add regions
+(:mod:`zonefs_emu.vduse.driver_memory`).
 """
 
 from bisect import bisect_right
@@ -18,7 +19,7 @@ _ADDRESS_END: Final = 1 << 64
 
 
 class BadAddressError(PeerError):
-    """The guest gave an address, or a range, that is not (all) memory."""
+    """An address or a range of the guest is not, or not entirely, memory."""
 
 
 class Region(NamedTuple):
@@ -33,7 +34,7 @@ class Region(NamedTuple):
 class GuestMemory:
     """A set of regions.
 
-    *hot_start*, *hot_end*, *hot_view* are the largest region, laid open: the rings look there first without a call.
+    *hot_start*, *hot_end*, *hot_view* are those of the largest region, in which rings look first, without a call.
     """
 
     __slots__ = ("_starts", "hot_end", "hot_start", "hot_view", "regions")
@@ -48,8 +49,10 @@ class GuestMemory:
         end = 0
         for region in self.regions:
             if region.size <= 0 or region.guest_address < end or region.guest_address + region.size > _ADDRESS_END:
-                msg = f"memory region of {region.size} bytes at {region.guest_address:#x} is empty or overlaps another"
-                raise PeerError(msg)
+                message = (
+                    f"memory region of {region.size} bytes at {region.guest_address:#x} is empty or overlaps another"
+                )
+                raise PeerError(message)
             if len(region.view) != region.size:
                 raise AssertionError(region)
             end = region.guest_address + region.size
@@ -63,18 +66,18 @@ class GuestMemory:
         """Return the memory at guest *address*, *length* bytes, as one slice, or more where it spans regions.
 
         Raises:
-            BadAddressError: not all of it is memory, or it is nothing.
+            BadAddressError: not all of it is memory, or it is empty.
         """
         if length <= 0:
-            msg = f"a buffer of {length} bytes at {address:#x}"
-            raise BadAddressError(msg)
+            message = f"a buffer of {length} bytes at {address:#x}"
+            raise BadAddressError(message)
         found: list[memoryview] = []
         index = bisect_right(self._starts, address) - 1
         while length:
             region = self.regions[index] if 0 <= index < len(self.regions) else None
             if region is None or not region.guest_address <= address < region.guest_address + region.size:
-                msg = f"guest address {address:#x} is not memory"
-                raise BadAddressError(msg)
+                message = f"guest address {address:#x} is not memory"
+                raise BadAddressError(message)
             offset = address - region.guest_address
             part = min(length, region.size - offset)
             found.append(region.view[offset : offset + part])
@@ -115,5 +118,5 @@ class GuestMemory:
         for region in self.regions:
             if region.user_address <= address and address + length <= region.user_address + region.size:
                 return region
-        msg = f"{length} bytes at user address {address:#x} lie in no one memory region"
-        raise BadAddressError(msg)
+        message = f"{length} bytes at user address {address:#x} lie in no one memory region"
+        raise BadAddressError(message)

@@ -1,8 +1,9 @@
 """The packed ring.
 
 Source: virtio 1.4, "Packed Virtqueues". One ring of descriptors that driver and device overwrite in turn; a
-descriptor's AVAIL and USED flags against the wrap counter say whose it is. Here places in the ring are counted from
-the start and never wrap: place // size has the wrap counter in its lowest bit (even: 1), place % size is the slot.
+descriptor's AVAIL and USED flags against the wrap counter say which of the two owns it. Here places in the ring are
+counted from the start and never wrap: place // size has the wrap counter in its lowest bit (even: 1), place % size is
+the slot.
 """
 
 import struct
@@ -36,15 +37,15 @@ EVENT_DESC: Final = 2
 EVENT_BYTES: Final = 4
 
 _NONE: Final[tuple[Chain, ...]] = ()
-#: The common chain has so many descriptors at most, and none that is indirect or has so many bytes that all of them
-#: together could be too long.
+#: The most descriptors of a usual chain. None of them is indirect, or so long that all of them together could be longer
+#: than a chain may be.
 _USUAL_DESCRIPTORS: Final = 8
 _UNUSUAL: Final = DESC_INDIRECT << 48 | -(1 << (CHAIN_BYTES_MAX // _USUAL_DESCRIPTORS).bit_length() - 1) & 0xFFFFFFFF
 _TABLE_ENTRY: Final = struct.Struct("<QIHH")
 
 
 def place_of(position: int, size: int) -> int:
-    """Return the place that *position* (slot in bits 0 to 14, wrap counter in bit 15) means first."""
+    """Return the first place at *position* (slot in bits 0 to 14, wrap counter in bit 15)."""
     return (position & 0x7FFF) + (0 if position & 0x8000 else size)
 
 
@@ -101,11 +102,11 @@ class PackedRing(Ring):
         self._fence = fence
         self._ordered = ordered
         if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
-            msg = f"a ring of {size} that is to go on at {base:#x}"
-            raise BrokenRingError(msg)
+            message = f"a ring of {size} that is to go on at {base:#x}"
+            raise BrokenRingError(message)
         self._used = place_of(base >> 16, size)
         self._next = place_of(base & 0xFFFF, size)
-        if self._next < self._used:  # the available one has gone round once more
+        if self._next < self._used:  # the available position has wrapped once more than the used one
             self._next += 2 * size
         self._called = self._used
 
@@ -134,7 +135,7 @@ class PackedRing(Ring):
         place = self._next
         size = self.size
         desc = self._desc
-        # All of the ring may be taken, not more: behind that lie descriptors that were not given back.
+        # At most the whole ring is taken: behind that lie descriptors that were not given back.
         end = self._used + size
         if not self._is_available(desc[2 * (place % size) + 1], place):
             return _NONE
@@ -150,7 +151,7 @@ class PackedRing(Ring):
                 self._fence()
             readable: list[memoryview] = []
             writable: list[memoryview] = []
-            # The common chain, as in SplitRing.pop.
+            # The usual chain, as in SplitRing.pop.
             for _ in range(_USUAL_DESCRIPTORS):
                 meta = desc[2 * slot + 1]
                 address = desc[2 * slot]
@@ -169,8 +170,8 @@ class PackedRing(Ring):
                 if meta & (DESC_WRITE << 48):
                     writable.append(hot_view[address - hot_start : stop - hot_start])
                 elif writable:
-                    msg = "a readable buffer after a writable one"
-                    raise BrokenRingError(msg)
+                    message = "a readable buffer after a writable one"
+                    raise BrokenRingError(message)
                 else:
                     readable.append(hot_view[address - hot_start : stop - hot_start])
                 if not meta & (DESC_NEXT << 48):
@@ -186,9 +187,9 @@ class PackedRing(Ring):
         return chains
 
     def _take(self, first: int, end: int, chains: list[Chain]) -> int:
-        """Add the chain at place *first* to *chains*, however it is made; return the place after it.
+        """Add the chain at place *first*, in any of its forms, to *chains*; return the place after it.
 
-        Returns -1 if it is too long and there are others: those before it come first, and it is met again.
+        Returns -1 if it is too long and *chains* has others: those are returned first, and the next call raises.
 
         Raises:
             OversizedChainError: it is too long, and the first.
@@ -204,28 +205,28 @@ class PackedRing(Ring):
         return place
 
     def _walk(self, first: int, end: int) -> tuple[Chain, int]:
-        """Follow the chain at place *first*, however it is made; return it and the place after it."""
+        """Follow the chain at place *first*, in any of its forms; return it and the place after it."""
         descriptors: list[tuple[int, int, int]] = []
         desc = self._desc
         place = first
         while True:
             if place >= end or len(descriptors) >= CHAIN_DESCRIPTORS_MAX:
-                msg = f"a chain with more descriptors than the ring of {self.size} has"
-                raise BrokenRingError(msg)
+                message = f"a chain with more descriptors than the ring of {self.size} has"
+                raise BrokenRingError(message)
             slot = place % self.size
             address, meta = desc[2 * slot], desc[2 * slot + 1]
             length, flags = meta & 0xFFFFFFFF, meta >> 48
             place += 1
             if flags & DESC_INDIRECT:
                 if flags & DESC_NEXT or descriptors:
-                    msg = "an indirect descriptor inside a chain"
-                    raise BrokenRingError(msg)
+                    message = "an indirect descriptor inside a chain"
+                    raise BrokenRingError(message)
                 descriptors = self._table(address, length)
                 break
             descriptors.append((address, length, flags))
             if not flags & DESC_NEXT:
                 break
-        # The buffer id that counts stands in the last descriptor of a list.
+        # The last descriptor of a list has the buffer id.
         token = (meta >> 32 & 0xFFFF) | (place - first) << 16
         readable, writable = translate(descriptors, self.memory)
         if self.logged is not None:
@@ -235,16 +236,16 @@ class PackedRing(Ring):
         return chain, place
 
     def _table(self, address: int, length: int) -> list[tuple[int, int, int]]:
-        """Read an indirect table: an array in order, whose only valid flag is WRITE."""
+        """Read an indirect table: an array in order, in which only the flag WRITE is valid."""
         table = read_table(self.memory, address, length)
         descriptors = [(at, size, flags) for at, size, _, flags in _TABLE_ENTRY.iter_unpack(table)]
         if any(flags & DESC_INDIRECT for _, _, flags in descriptors):
-            msg = "an indirect descriptor inside an indirect table"
-            raise BrokenRingError(msg)
+            message = "an indirect descriptor inside an indirect table"
+            raise BrokenRingError(message)
         return descriptors
 
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
-        """Give chains back; see :meth:`Ring.push`. The first is shown last, and with it all of them at once."""
+        """Give chains back; see :meth:`Ring.push`. The first one is written last: the driver then sees all of them."""
         size = self.size
         place = self._used
         words: list[tuple[int, int]] = []
@@ -262,7 +263,7 @@ class PackedRing(Ring):
         self._used = place
 
     def needs_call(self) -> bool:
-        """Say whether the driver wants to be told; see :meth:`Ring.needs_call`.
+        """Say whether the driver wants a notification; see :meth:`Ring.needs_call`.
 
         Source: virtio 1.4, "Driver and Device Event Suppression".
         """
@@ -277,7 +278,7 @@ class PackedRing(Ring):
         position = self._driver_event[0]
         size = self.size
         turn = (used - 1) // size
-        # The event's wrap counter says in which of the last two turns it lies.
+        # The event's wrap counter says in which of the last two rounds it lies.
         if (not turn & 1) != bool(position & 0x8000):
             turn -= 1
         return called <= turn * size + (position & 0x7FFF) < used
@@ -302,7 +303,7 @@ class PackedRing(Ring):
 def is_given_back(meta: int, place: int, size: int) -> bool:
     """Say whether the descriptor word *meta* at *place* has been given back, or taken again by the driver since.
 
-    It has not exactly if it is still marked available for the turn of *place*.
+    It has not been given back if, and only if, it is still marked available for the round of *place*.
     """
     avail, used = bool(meta & DESC_AVAIL << 48), bool(meta & DESC_USED << 48)
     wrap = not place // size & 1

@@ -1,16 +1,16 @@
 """What split and packed rings have in common.
 
-A ring gives chains and takes them back. A chain is a tuple, because one is made for every request: its token (what the
-ring needs to give it back), the readable and the writable buffers, in order, as slices of guest memory. Nothing in a
-ring is believed: every index is bounded, every address translated, every chain limited in descriptors and in bytes.
-What cannot be right raises BrokenRingError, which ends that ring and nothing else. A chain that is only too long raises
-OversizedChainError, which a queue answers with its protocol's error.
+A ring gives chains and takes them back. A chain is a tuple, because one is made for every request: its token (by which
+the ring gives it back), the readable and the writable buffers, in order, as slices of guest memory. Everything in a
+ring comes from the guest and is checked: every index is bounded, every address translated, every chain limited in
+descriptors and in bytes. What breaks the standard raises BrokenRingError, which ends that ring and no other. A chain
+that is only too long raises OversizedChainError, which a queue answers with its protocol's error.
 
-Requests are given back in the order in which they were taken. So what is unfinished is always a run of the ring, and
-recovery after a crash takes it again without a record of which ones they were.
+Requests are given back in the order in which they were taken. So the unfinished requests are always one run of the
+ring, and recovery after a crash takes that run again without a record of each request.
 
-Orderings. "Sees the index, hence sees the entry" needs loads and stores in order: x86 gives that; elsewhere *fence*
-is called between. "I stored my index, then looked whether the driver sleeps" needs a full fence everywhere.
+Memory order. An entry must be visible to each side that sees the index: x86 keeps that order, and on other machines
+*fence* is called in between. Storing an index and then loading the other side's flag needs a full fence everywhere.
 """
 
 from abc import ABC, abstractmethod
@@ -24,12 +24,12 @@ from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
 
 #: The longest chain that is taken, an indirect table included: what one preadv can move (IOV_MAX). Devices offer less
-#: (seg_max); a driver that takes no notice of that is served all the same.
+#: (seg_max); a driver that ignores that offer is served all the same.
 CHAIN_DESCRIPTORS_MAX: Final = 1024
 #: The most bytes of data that a device may offer to move with one request. Descriptors may name the same memory again
 #: and again, so the size of the guest's memory is no limit. With this one, every sum of lengths fits 32 bits (used
-#: lengths, SCSI residuals). It is far beyond what drivers send: Linux sends 1.25 MiB unless it is told otherwise, and
-#: the block sizes of benchmarks end at some 64 MiB.
+#: lengths, SCSI residuals). It is far beyond what drivers send: Linux sends 1.25 MiB unless it is configured otherwise,
+#: and the block sizes of benchmarks end at some 64 MiB.
 TRANSFER_BYTES_MAX: Final = 1 << 30
 #: The most bytes of one chain, readable and writable together: the data, with room for headers and the answer.
 CHAIN_BYTES_MAX: Final = TRANSFER_BYTES_MAX + (1 << 16)
@@ -45,7 +45,7 @@ Fence: TypeAlias = Callable[[], object]
 
 
 class BrokenRingError(PeerError):
-    """The driver has put something into the ring that cannot be right; the ring takes no further requests."""
+    """The ring has something in it that breaks the standard; no further requests are taken from it."""
 
 
 class OversizedChainError(BrokenRingError):
@@ -83,7 +83,7 @@ class Ring(ABC):
 
     @abstractmethod
     def needs_call(self) -> bool:
-        """Say whether the driver wants to be told of what was given back since the last time it was asked."""
+        """Say whether the driver wants a notification of what was given back since the last call of this method."""
 
     @abstractmethod
     def sleep(self) -> bool:
@@ -109,8 +109,8 @@ def check_size(size: int, *, power_of_two: bool) -> None:
     Source: virtio 1.4: for split rings "Queue Size value is always a power of 2"; packed rings may have any up to 2^15.
     """
     if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
-        msg = f"a queue size of {size}"
-        raise BrokenRingError(msg)
+        message = f"a queue size of {size}"
+        raise BrokenRingError(message)
 
 
 def check_bytes(chain: Chain, descriptors: Sequence[tuple[int, int, int]]) -> None:
@@ -122,15 +122,15 @@ def check_bytes(chain: Chain, descriptors: Sequence[tuple[int, int, int]]) -> No
 def check_descriptors(count: int) -> None:
     """Raise BrokenRingError if *count* descriptors are too many for a chain."""
     if count > CHAIN_DESCRIPTORS_MAX:
-        msg = f"a chain of more than {CHAIN_DESCRIPTORS_MAX} descriptors"
-        raise BrokenRingError(msg)
+        message = f"a chain of more than {CHAIN_DESCRIPTORS_MAX} descriptors"
+        raise BrokenRingError(message)
 
 
 def check_table(length: int) -> None:
     """Raise BrokenRingError unless *length* bytes are an indirect table: whole descriptors, and not too many."""
     if length % DESC_BYTES or not 0 < length <= CHAIN_DESCRIPTORS_MAX * DESC_BYTES:
-        msg = f"an indirect table of {length} bytes"
-        raise BrokenRingError(msg)
+        message = f"an indirect table of {length} bytes"
+        raise BrokenRingError(message)
 
 
 def read_table(memory: GuestMemory, address: int, length: int) -> bytes:

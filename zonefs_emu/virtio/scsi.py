@@ -1,6 +1,6 @@
 """The virtio SCSI host: requests, task management and events as virtio frames them, around a SCSI target.
 
-May not know: rings, sockets, and what a CDB means: that is the target's.
+May not know: rings, sockets, what commands do.
 
 Queue 0 is the control queue, 1 the event queue, all others take requests.
 
@@ -49,7 +49,7 @@ T_TMF: Final = 0
 T_AN_QUERY: Final = 1
 T_AN_SUBSCRIBE: Final = 2
 EVENT_PARAM_CHANGE: Final = 3
-#: ASC 2Ah, ASCQ 09h: "CAPACITY DATA HAS CHANGED", at which Linux looks at the disk anew.
+#: ASC 2Ah, ASCQ 09h: "CAPACITY DATA HAS CHANGED", after which Linux reads the disk's parameters again.
 REASON_CAPACITY_CHANGED: Final = 0x2A | 0x09 << 8
 
 #: Distinct LUN fields that are remembered with their meaning.
@@ -184,8 +184,8 @@ class RequestQueue:
             room = total_bytes(writable)
             if len(cdb) < CDB_BYTES or room < RESPONSE_BYTES:
                 nr_bytes = min(total_bytes(readable), REQUEST_BYTES)
-                msg = f"a request with {nr_bytes} bytes of header and {room} bytes for the answer"
-                raise BrokenRingError(msg)
+                message = f"a request with {nr_bytes} bytes of header and {room} bytes for the answer"
+                raise BrokenRingError(message)
             data_in = carve(writable, RESPONSE_BYTES, room)
         if lun == -2:
             self._no_target(cdb)
@@ -214,8 +214,8 @@ class RequestQueue:
         writable = chain[2]
         room = total_bytes(writable)
         if room < RESPONSE_BYTES:
-            msg = f"a request with {room} bytes for the answer"
-            raise BrokenRingError(msg)
+            message = f"a request with {room} bytes for the answer"
+            raise BrokenRingError(message)
         return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.FAILURE), b"")
 
     def refuse_oversized(self, chain: Chain) -> int:
@@ -243,8 +243,8 @@ class ControlQueue:
         data = gather(readable, 0, _TASK_MANAGEMENT.size)
         answer = self._answer(data)
         if total_bytes(writable) < len(answer):
-            msg = f"a control request with {total_bytes(writable)} bytes for the answer"
-            raise BrokenRingError(msg)
+            message = f"a control request with {total_bytes(writable)} bytes for the answer"
+            raise BrokenRingError(message)
         scatter(writable, 0, answer)
         return len(answer)
 
@@ -255,8 +255,8 @@ class ControlQueue:
         is_query = kind in (T_AN_QUERY, T_AN_SUBSCRIBE)
         answer = _ASYNC_RESPONSE.pack(0, Response.FAILURE) if is_query else bytes((Response.FAILURE,))
         if total_bytes(writable) < len(answer):
-            msg = f"a control request with {total_bytes(writable)} bytes for the answer"
-            raise BrokenRingError(msg)
+            message = f"a control request with {total_bytes(writable)} bytes for the answer"
+            raise BrokenRingError(message)
         scatter(writable, 0, answer)
         return len(answer)
 
@@ -273,8 +273,8 @@ class ControlQueue:
         if kind in (T_AN_QUERY, T_AN_SUBSCRIBE) and len(data) >= _ASYNC_REQUEST.size:
             # No asynchronous notifications exist here: none is supported, none is subscribed to.
             return _ASYNC_RESPONSE.pack(0, Response.OK)
-        msg = f"a control request of kind {kind} and {len(data)} bytes"
-        raise BrokenRingError(msg)
+        message = f"a control request of kind {kind} and {len(data)} bytes"
+        raise BrokenRingError(message)
 
     def _manage(self, subtype: int, field: bytes) -> Response:
         lun = decode_address(field)
@@ -284,8 +284,6 @@ class ControlQueue:
         match self._target.manage_task(subtype, lun):
             case TaskResponse.COMPLETE:
                 return Response.OK
-            case TaskResponse.SUCCEEDED:
-                return Response.FUNCTION_SUCCEEDED
             case TaskResponse.REJECTED:
                 return Response.FUNCTION_REJECTED
             case TaskResponse.INCORRECT_LUN:
@@ -293,16 +291,16 @@ class ControlQueue:
 
 
 class EventQueue:
-    """The event queue: buffers of the driver are kept until there is an event for them."""
+    """The event queue: the driver's buffers are kept until there is an event for them."""
 
     def __init__(self) -> None:
-        """Have nothing to tell."""
+        """Begin without events."""
         self._events: deque[bytes] = deque()
         #: The driver accepted events of changed parameters.
         self.wants_changes = False
 
     def parameters_changed(self) -> None:
-        """Tell the driver to look at the disk anew, once."""
+        """Queue the event that makes the driver read the disk's parameters again, unless it is queued already."""
         event = _EVENT.pack(EVENT_PARAM_CHANGE, b"\x01\0\x40\0\0\0\0\0", REASON_CAPACITY_CHANGED)
         if self.wants_changes and event not in self._events:
             self._events.append(event)

@@ -40,9 +40,9 @@ _THREE: Final = struct.Struct("<6Q").unpack
 _RAW_THREE: Final = struct.Struct(f"{_THREE_BYTES}s").unpack_from
 #: Where the flags of a descriptor are.
 _FLAGS_OFFSET: Final = 12
-#: No head is below it: no chain is taken for a usual one.
+#: Every head is at or above it, so that no chain is taken for a usual one.
 _NONE_USUAL: Final = 0
-#: The descriptors of so many buffers at most are remembered: about 250 bytes each.
+#: The most buffers whose descriptors are remembered: about 250 bytes each.
 _KNOWN_BUFFERS_MAX: Final = 4096
 
 
@@ -99,8 +99,9 @@ class SplitRing(Ring):
         self.logged: dict[int, list[tuple[int, int]]] | None = None
         self._table = desc.cast("B")
         self._desc = desc.cast("Q")
-        # What descriptors mean, by their bytes, as drivers use the same buffers again and again: of three in a row, and
-        # of whole indirect tables. Memory never changes under a ring, so what was once right stays right.
+        # The buffers that descriptors mean, by the descriptors' bytes: of three descriptors in a row, and of whole
+        # indirect tables. Drivers use the same buffers again and again, and the memory of a ring never changes, so what
+        # was translated once stays right.
         self._known: dict[bytes, Chain] = {}
         self._known_tables: dict[bytes, tuple[list[memoryview], list[memoryview]]] = {}
         self._nr_known = 0
@@ -122,7 +123,7 @@ class SplitRing(Ring):
 
     @property
     def used_idx(self) -> int:
-        """The index that the driver was shown last."""
+        """The used index that the driver sees."""
         return self._used_idx
 
     def has_work(self) -> bool:
@@ -138,8 +139,8 @@ class SplitRing(Ring):
             return _NONE
         size = self.size
         if count > size:
-            msg = f"the available index is {count} ahead in a ring of {size}"
-            raise BrokenRingError(msg)
+            message = f"the available index is {count} ahead in a ring of {size}"
+            raise BrokenRingError(message)
         if not self._ordered:
             self._fence()
         chains: list[Chain] = []
@@ -152,8 +153,8 @@ class SplitRing(Ring):
             for index in range(following, following + taken):
                 head = avail[2 + (index & mask)]
                 # The usual chains of disk drivers: three descriptors in a row (header, one buffer, status), or an
-                # indirect table. Whatever is unusual is left to _walk. What is looked at more than once is a copy: the
-                # guest may change it meanwhile.
+                # indirect table. All other chains are left to _walk. Descriptors are copied before they are checked,
+                # because the guest may change them meanwhile.
                 if head < usual:
                     at = head * DESC_BYTES
                     if not table[at + _FLAGS_OFFSET] & DESC_INDIRECT:
@@ -183,12 +184,12 @@ class SplitRing(Ring):
             if not chains:
                 self._next = (following + 1) & 0xFFFF
                 raise
-            # Those before it come first; it is met again.
+            # The chains before it are returned first; the next call raises.
         self._next = (following + len(chains)) & 0xFFFF
         return chains
 
     def _learn(self, head: int, raw: bytes) -> Chain:
-        """Return the chain that starts at *head*; *raw*: the three descriptors there, which may be all of it."""
+        """Return the chain that starts at *head*; *raw*: the three descriptors there, which are a usual chain's."""
         buffers = self._usual(raw, head)
         if buffers is None:
             return self._walk(head)
@@ -208,7 +209,7 @@ class SplitRing(Ring):
         return buffers
 
     def _make_room(self, buffers: tuple[list[memoryview], list[memoryview]]) -> None:
-        """Forget what is known before it takes too much memory; *buffers* are to be remembered."""
+        """Forget what was translated before that takes too much memory; *buffers* are remembered next."""
         count = len(buffers[0]) + len(buffers[1])
         self._nr_known += count
         if self._nr_known > _KNOWN_BUFFERS_MAX:
@@ -241,13 +242,13 @@ class SplitRing(Ring):
         return [view[a0 : a0 + n0], view[a1 : a1 + n1]], [view[a2 : a2 + n2]]
 
     def _walk(self, head: int) -> Chain:
-        """Follow the chain that starts at *head*, however it is made.
+        """Follow the chain that starts at *head*, in any of its forms.
 
         Source: virtio 1.4, "The device MUST treat [an indirect descriptor's table] [...]"; a table refers to no other.
         """
         if head >= self.size:
-            msg = f"descriptor {head} in a table of {self.size}"
-            raise BrokenRingError(msg)
+            message = f"descriptor {head} in a table of {self.size}"
+            raise BrokenRingError(message)
         descriptors: list[tuple[int, int, int]] = []
         desc = self._desc
         at, count = head, 0
@@ -256,8 +257,8 @@ class SplitRing(Ring):
             length, flags = meta & 0xFFFFFFFF, meta >> 32 & 0xFFFF
             if flags & DESC_INDIRECT:
                 if flags & DESC_NEXT:
-                    msg = "an indirect descriptor with a next one"
-                    raise BrokenRingError(msg)
+                    message = "an indirect descriptor with a next one"
+                    raise BrokenRingError(message)
                 descriptors += _table_chain(read_table(self.memory, address, length))
                 break
             descriptors.append((address, length, flags))
@@ -266,8 +267,8 @@ class SplitRing(Ring):
             at = meta >> 48
             count += 1
             if at >= self.size or count >= self.size or len(descriptors) > CHAIN_DESCRIPTORS_MAX:
-                msg = f"a chain with more descriptors than the ring of {self.size} has, or one beyond them"
-                raise BrokenRingError(msg)
+                message = f"a chain with more descriptors than the ring of {self.size} has, or one beyond them"
+                raise BrokenRingError(message)
         return self._chain(head, descriptors)
 
     def _chain(self, head: int, descriptors: list[tuple[int, int, int]]) -> Chain:
@@ -284,7 +285,7 @@ class SplitRing(Ring):
         elements = self._elements
         mask = self.size - 1
         used_idx = self._used_idx
-        index = 0  # not zip: usually there are few, and making one costs more than two elements
+        index = 0  # not zip: there are few chains, and making a zip costs more than two of them
         for chain in chains:
             elements[used_idx + index & mask] = chain[0] | lengths[index] << 32
             index += 1
@@ -295,7 +296,7 @@ class SplitRing(Ring):
         self._used[1] = used_idx
 
     def needs_call(self) -> bool:
-        """Say whether the driver wants to be told; see :meth:`Ring.needs_call`.
+        """Say whether the driver wants a notification; see :meth:`Ring.needs_call`.
 
         Source: virtio 1.4, "Used Buffer Notification Suppression".
         """
@@ -320,7 +321,7 @@ class SplitRing(Ring):
         return self._avail[1] != self._next
 
     def wake(self) -> None:
-        """Ask for no kicks. With EVENT_IDX the event that was asked for lies behind us already."""
+        """Ask for no kicks. With EVENT_IDX there is nothing to do: the available event has passed already."""
         if not self._event_idx:
             self._used[0] = _NO_NOTIFY
 
@@ -340,16 +341,16 @@ def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
         meta = table[2 * at + 1]
         flags = meta >> 32 & 0xFFFF
         if flags & DESC_INDIRECT:
-            msg = "an indirect descriptor inside an indirect table"
-            raise BrokenRingError(msg)
+            message = "an indirect descriptor inside an indirect table"
+            raise BrokenRingError(message)
         descriptors.append((table[2 * at], meta & 0xFFFFFFFF, flags))
         if not flags & DESC_NEXT:
             return descriptors
         at = meta >> 48
         if at >= count:
             break
-    msg = f"an indirect table of {count} descriptors whose chain does not end in it"
-    raise BrokenRingError(msg)
+    message = f"an indirect table of {count} descriptors whose chain does not end in it"
+    raise BrokenRingError(message)
 
 
 def translate(
@@ -371,8 +372,8 @@ def translate(
             elif flags & DESC_WRITE:
                 writable += memory.slices(address, length)
             elif writable:
-                msg = "a readable buffer after a writable one"
-                raise BrokenRingError(msg)
+                message = "a readable buffer after a writable one"
+                raise BrokenRingError(message)
             else:
                 readable += memory.slices(address, length)
     except BadAddressError as error:
