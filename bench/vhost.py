@@ -77,14 +77,10 @@ class Disk:
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure 4 KiB random reads, 4 KiB and 128 KiB sequential writes."""
     kit = obtain_kit(print)
-    library = kit.library("libblkio.so.1")
-    compiled = scratch / "blkio_loop.so"
-    source = Path(__file__).with_name("blkio_loop.c")
-    subprocess.run(["cc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(compiled), str(source)], check=True)
-    loop = ctypes.CDLL(str(compiled))
+    library, loop = kit.library("libblkio.so.1"), compile_loop(scratch)
     found = []
     with ExitStack() as stack:
-        ours = stack.enter_context(_ours(scratch, library, loop))
+        ours = stack.enter_context(our_disk(scratch, library, loop))
         peers = {aio: stack.enter_context(_peer(scratch, kit, library, loop, aio)) for aio in AIO_MODES}
         for disk in (ours, *peers.values()):
             disk.fill()
@@ -105,18 +101,30 @@ def rows(scratch: Path, runs: int) -> list[Row]:
     return found
 
 
+def compile_loop(scratch: Path) -> ctypes.CDLL:
+    """Return the client's loop."""
+    compiled = scratch / "blkio_loop.so"
+    source = Path(__file__).with_name("blkio_loop.c")
+    subprocess.run(["cc", "-O2", "-Wall", "-shared", "-fPIC", "-o", str(compiled), str(source)], check=True)
+    return ctypes.CDLL(str(compiled))
+
+
 @contextmanager
-def _ours(scratch: Path, library: str, loop: ctypes.CDLL) -> Iterator[Disk]:
-    image, socket_path = scratch / "vhost.img", scratch / "vhost.sock"
+def our_disk(
+    scratch: Path, library: str, loop: ctypes.CDLL, *, name: str = "vhost", change: str = ""
+) -> Iterator[Disk]:
+    """Serve an image; *change*: statements that its process executes before it begins."""
+    image, socket_path = scratch / f"{name}.img", scratch / f"{name}.sock"
     zone = ZONE_BYTES // 512
     ZonedDevice.create(image, Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone), uuid=uuid4())
     program = [sys.executable, "-m", "zonefs_emu"]
+    changed = [sys.executable, "-c", f"{change}\nfrom zonefs_emu.cli.main import main\nmain()"] if change else program
 
     def empty() -> None:
         subprocess.run([*program, "reset", str(image), "--zone", str(WRITE_ZONE)], check=True, cwd=PROJECT)
 
     with (
-        _running([*program, "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
+        _running([*changed, "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
         Blkio(library, socket_path, buffer_bytes=BUFFER_BYTES) as client,
     ):
         yield Disk(client, loop, empty)
