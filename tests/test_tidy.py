@@ -73,6 +73,20 @@ DATACLASSES_THAT_CHANGE: Final[Mapping[str, str]] = MappingProxyType(
         "persist/salvage.py _Words": "filled while an image is read",
     }
 )
+# Modules of one name in several packages, and why: each name is of one thing.
+SHARED_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "__init__": "the heads of packages",
+        "answers": "what is answered to refusals: by the virtio devices, and by all front-ends joined",
+        "check": "the verb, and what it does",
+        "dump": "the verb, and what it does",
+        "faults": "injected faults, and their codec in the image",
+        "mkfs": "the verb, and what it does",
+        "mount": "the verb, and what it does",
+        "protocol": "the structures of a kernel interface as bytes: ublk's, VDUSE's",
+        "rules": "the rules that a package states",
+    }
+)
 # Functions of tests that look at a clock, and why. A test that compares elapsed time fails on a machine that is busy:
 # count calls, lines or bytes, compare with a peer in the benchmarks, or let pytest's timeout be the limit.
 CLOCKS_IN_TESTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -167,6 +181,13 @@ def test_every_test_file_has_its_source_file() -> None:
 )
 def test_no_exception_outlives_its_file(exceptions: Mapping[str, str], directory: Path) -> None:
     assert [name for name in exceptions if not (directory / name).exists()] == []
+
+
+def test_no_two_modules_have_one_name_for_different_things() -> None:
+    names = [path.stem for path in PACKAGE.rglob("*.py")]
+    shared = {name for name in names if names.count(name) > 1}
+    assert sorted(shared - set(SHARED_NAMES)) == []
+    assert sorted(set(SHARED_NAMES) - shared) == [], "exceptions that are no longer needed"
 
 
 def functions_with_clocks() -> Iterator[str]:

@@ -12,7 +12,7 @@ from zonefs_emu.cli.verb_table import VERBS
 #: What a short command does not need, and would spend most of its time on.
 HEAVY = {
     "asyncio", "hypothesis", "importlib.metadata", "pyfuse3", "trio",
-    "zonefs_emu.daemon.faults", "zonefs_emu.device.powercut", "zonefs_emu.front_ends.answers",
+    "zonefs_emu.daemon.fault_verbs", "zonefs_emu.device.powercut", "zonefs_emu.front_ends.answers",
     "zonefs_emu.front_ends.block_device", "zonefs_emu.front_ends.mkfs", "zonefs_emu.front_ends.vhost_user",
     "zonefs_emu.front_ends.zonefs",
     "zonefs_emu.fs", "zonefs_emu.scsi", "zonefs_emu.ublk", "zonefs_emu.vduse", "zonefs_emu.vhost_user",

@@ -651,7 +651,7 @@ def called_after(bench: Bench, nr_requests: int) -> list[int]:
     return found
 
 
-def go_on_untold(bench: Bench) -> None:
+def go_on_unnotified(bench: Bench) -> None:
     """Begin as a driver does that has more than one request under way: two are given back, and told of at once."""
     bench.start()
     calls(bench)
@@ -666,7 +666,7 @@ def test_after_four_times_in_a_row_the_driver_is_told_of_one_more_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch)
-    go_on_untold(bench)
+    go_on_unnotified(bench)
     expected, number = [], 0
     for at_once, times in [(2, 3), *((at_once, 4) for at_once in range(3, 16)), (16, 20)]:
         for _ in range(times):
@@ -679,7 +679,7 @@ def test_a_driver_that_waits_is_told_after_fifty_microseconds_and_of_fewer_at_on
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    go_on_untold(bench)
+    go_on_unnotified(bench)
     # Twice three times in a row are not four: the wait in between begins the count anew.
     assert called_after(bench, 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5)[-1] == 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5
     assert called_after(bench, 3) == []

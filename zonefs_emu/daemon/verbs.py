@@ -65,7 +65,7 @@ class _Parts:
     @cached_property
     def verbs(self) -> Mapping[str, Verb]:
         """The verbs that break things on purpose, and those of front-ends."""
-        from zonefs_emu.daemon.faults import FaultVerbs  # noqa: PLC0415
+        from zonefs_emu.daemon.fault_verbs import FaultVerbs  # noqa: PLC0415
 
         of_front_ends = self._extensions.verbs()
         return {

@@ -3,7 +3,7 @@
 from typing import Final
 
 from zonefs_emu.daemon.explainer import Explainer
-from zonefs_emu.fs.refusals import ANSWERS as ZONEFS_ANSWERS
+from zonefs_emu.fs.errnos import ANSWERS as ZONEFS_ANSWERS
 from zonefs_emu.ublk.protocol import ANSWERS as UBLK_ANSWERS
 from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
 

@@ -3,7 +3,7 @@
     superblock.py  PURE. The 4096 bytes that mark a zoned device as formatted, both ways
     options.py     PURE. Mount options
     tree.py        PURE. Which zones are which file, and all inode numbers
-    recovery.py    PURE. What becomes of a file after an I/O error, as a table
+    io_errors.py   PURE. What becomes of a file after an I/O error, as a table
     volume.py      The mounted file system without FUSE: per-file state, the checks in the kernel's order, zone commands
     mkfs.py        Formatting
     boundary.py    What becomes of an exception that the code does not foresee

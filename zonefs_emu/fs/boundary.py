@@ -15,7 +15,7 @@ import pyfuse3
 from pyfuse3 import FUSEError
 
 from zonefs_emu.device.unforeseen import UnforeseenErrors
-from zonefs_emu.fs.refusals import ERRNO_OF
+from zonefs_emu.fs.errnos import ERRNO_OF
 
 #: The port's name, which begins every sentence of ``why``.
 PORT_NAME: Final = "zonefs"

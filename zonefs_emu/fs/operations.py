@@ -21,8 +21,8 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
 from zonefs_emu.fs.boundary import ContainedOperations
-from zonefs_emu.fs.recovery import ALL_BITS, WRITE_BITS
-from zonefs_emu.fs.refusals import FileError
+from zonefs_emu.fs.errnos import FileError
+from zonefs_emu.fs.io_errors import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
 from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile

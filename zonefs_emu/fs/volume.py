@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Final
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs import superblock
+from zonefs_emu.fs.errnos import ERRNO_OF, FS_RULES, FileError
+from zonefs_emu.fs.io_errors import ALL_BITS, Finding, data_size, judge
 from zonefs_emu.fs.options import MountOptions
-from zonefs_emu.fs.recovery import ALL_BITS, Finding, data_size, judge
-from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES, FileError
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.tree import Group, Tree
 from zonefs_emu.model.transitions import Operation

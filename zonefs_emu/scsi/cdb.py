@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias, final
 
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.scsi import commands, report
+from zonefs_emu.scsi import commands, report_zones
 from zonefs_emu.scsi.commands import CDB_LENGTHS, NACA, Opcode
 from zonefs_emu.scsi.mode import PageControl
 from zonefs_emu.scsi.rules import ScsiRule
@@ -97,7 +97,7 @@ class ManageZones(NamedTuple):
 
 
 class ReportZones(NamedTuple):
-    """REPORT ZONES; *option* is one of report.OPTIONS."""
+    """REPORT ZONES; *option* is one of report_zones.OPTIONS."""
 
     lba: int
     allocation: int
@@ -294,7 +294,7 @@ def _zbc_in(cdb: Cdb) -> Command:
     if action & _SERVICE_ACTION != commands.REPORT_ZONES:
         return _wrong(1)
     option = options & 0x3F
-    if option not in report.OPTIONS:
+    if option not in report_zones.OPTIONS:
         return _wrong(14)
     return ReportZones(lba, allocation, option, bool(options & _PARTIAL))
 

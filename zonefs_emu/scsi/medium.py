@@ -17,10 +17,10 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.scsi import inquiry, report, sense
+from zonefs_emu.scsi import inquiry, report_zones, sense
 from zonefs_emu.scsi.cdb import ManageZones, Read, ReportZones, SynchronizeCache, Verify, Write
 from zonefs_emu.scsi.mode import ModePages
-from zonefs_emu.scsi.report import ZoneReporter
+from zonefs_emu.scsi.report_zones import ZoneReporter
 from zonefs_emu.scsi.result import (
     GOOD,
     CheckConditionError,
@@ -241,9 +241,9 @@ class Medium:
         if sector >= self._size:
             raise RuleBrokenError(DeviceRule.OUT_OF_RANGE, status=Status.OUT_OF_RANGE)
         room = min(command.allocation, total_bytes(data_in))
-        max_descriptors = max(0, room - report.HEADER_BYTES) // report.DESCRIPTOR_BYTES
+        max_descriptors = max(0, room - report_zones.HEADER_BYTES) // report_zones.DESCRIPTOR_BYTES
         views = [memoryview(buffer) for buffer in data_in]
-        target = Cursor(carve(views, report.HEADER_BYTES, room))
+        target = Cursor(carve(views, report_zones.HEADER_BYTES, room))
         header = self._reporter.report(sector, command.option, max_descriptors, target.store, partial=command.partial)
         result = reply(header, command.allocation, data_out, data_in)
         return result._replace(residual=result.residual - target.nr_stored)

@@ -3,7 +3,7 @@
 import errno
 
 from zonefs_emu.errors import Status
-from zonefs_emu.fs.refusals import ERRNO_OF, FS_RULES, FileError
+from zonefs_emu.fs.errnos import ERRNO_OF, FS_RULES, FileError
 from zonefs_emu.fs.rules import ZonefsRule
 
 

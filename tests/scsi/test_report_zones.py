@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from tests.scsi.disks import GAP_IN_RUNT, GAPS, GAPS_4K, MIXED, MIXED_4K, RUNT, ZONE, Initiator, from_hex, new_initiator
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.scsi.report import NO_WRITE_POINTER, OPTIONS, ZoneReporter
+from zonefs_emu.scsi.report_zones import NO_WRITE_POINTER, OPTIONS, ZoneReporter
 
 
 def header(data: bytes) -> tuple[int, int, int, int]:

@@ -4,8 +4,8 @@ from typing import Final
 
 import pytest
 
+from zonefs_emu.fs.io_errors import Finding, Verdict, data_size, judge
 from zonefs_emu.fs.options import ErrorPolicy
-from zonefs_emu.fs.recovery import Finding, Verdict, data_size, judge
 from zonefs_emu.model.zone import Condition
 
 RO, ZRO, ZOL, REPAIR = ErrorPolicy
