@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 
 from hypothesis import given, strategies as st
 
@@ -22,7 +22,7 @@ def test_buffers_are_one_run_however_they_are_cut(data: bytes, cuts: list[int], 
     assert gather(buffers, start, length) == data[start : start + length]
     assert b"".join(carve(buffers, start, start + length)) == data[start : start + length]
     assert total_bytes(buffers) == len(data)
-    patch = bytes(min(length, max(len(data) - start, 0)))
+    patch = bytes(range(1, 1 + min(length, max(len(data) - start, 0))))
     scatter(buffers, start, patch)
     assert b"".join(buffers) == data[:start] + patch + data[start + len(patch) :]
 
@@ -41,3 +41,12 @@ def test_pieces_are_stored_one_behind_the_other(pieces: list[bytes], cuts: list[
         cursor.store(piece)
     assert b"".join(buffers) == whole + bytes(spare)
     assert cursor.nr_stored == len(whole)
+
+
+def test_every_piece_of_every_cut() -> None:
+    data = b"abcde"
+    for cuts in combinations_with_replacement(range(6), 2):
+        buffers = cut(data, list(cuts))
+        for start in range(7):
+            for end in range(start, 8):
+                assert b"".join(carve(buffers, start, end)) == data[start:end], (cuts, start, end)

@@ -243,3 +243,11 @@ def test_a_fault_that_does_not_fit_beside_later_ones_is_refused_and_forgotten(de
         device.inject(Fault(effect=Effect.FAIL, operations=WRITES))
     assert not device.faults
     device.save_faults()
+
+
+def test_a_delay_is_at_most_an_hour_long() -> None:
+    hour_ns = 3_600_000_000_000
+    fault = Fault(effect=Effect.DELAY, operations=frozenset((Operation.READ,)), delay_max_ns=hour_ns)
+    assert fault.delay_max_ns == hour_ns
+    with pytest.raises(UsageError, match="a delay is at most 3600 seconds long"):
+        Fault(effect=Effect.DELAY, operations=frozenset((Operation.READ,)), delay_max_ns=hour_ns + 1)

@@ -409,3 +409,10 @@ def test_a_range_is_changed_as_a_whole_for_other_commands(tmp_path: Path, monkey
 
 def test_what_is_long_is_a_matter_of_sectors(device: ZonedDevice) -> None:
     assert device.access.short_sectors == LONG_WRITE_SECTORS < LONG
+
+
+def test_only_a_write_leaves_its_zone_open() -> None:
+    holds = Holds(threading.Lock())
+    reset, write = holds.take(0, 3), holds.take(3, 4, writing=True)
+    assert list(holds.held.values()) == [reset, write]
+    assert list(holds.writing.values()) == [write]

@@ -260,3 +260,8 @@ def test_a_line_has_a_greatest_length(log: list[str], tmp_path: Path, nr_charact
     else:
         with pytest.raises(UsageError, match="line 2 of the log is no JSON object of one line"):
             replayed(tmp_path / "again.img", geometry(), lines)
+
+
+def test_the_first_line_may_be_longer_as_it_has_the_geometry(log: list[str], tmp_path: Path) -> None:
+    lines = [log[0].rstrip("\n").ljust(5000), log[-1]]
+    assert replayed(tmp_path / "again.img", geometry(), lines) == Replayed(nr_operations=1, difference=None)

@@ -1,3 +1,4 @@
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,20 @@ def test_strict_insists_on_zoned(
     assert strict.accept(without) == reason
     assert len([entry for entry in caplog.records if entry.levelname == "WARNING"]) == 1, "once is enough"
     assert strict.accept(without | blk_config.F_ZONED) is None
+
+
+@pytest.mark.parametrize(("features", "nr_flushes"), [(bits.VERSION_1, 1), (bits.VERSION_1 | blk_config.F_FLUSH, 0)])
+def test_a_driver_that_cannot_flush_has_each_write_made_durable(
+    device: ZonedDevice, features: int, nr_flushes: int
+) -> None:
+    virtio_device = blk_device(device)
+    virtio_device.accept(features)
+    handler = virtio_device.handler(0)
+    assert handler is not None
+    header, status = struct.pack("<IIQ", 1, 0, 0), bytearray(b"?")
+    handler.execute((0, [memoryview(header), memoryview(bytes(512))], [memoryview(status)]))
+    assert status == b"\0"
+    assert device.statistics()["flushes"] == nr_flushes
 
 
 def test_all_queues_are_served_alike(device: ZonedDevice) -> None:

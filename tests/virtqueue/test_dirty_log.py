@@ -20,7 +20,7 @@ def fd() -> Iterator[int]:
 @pytest.mark.parametrize("offset", [0, 5, 4096])
 def test_each_page_has_a_bit(fd: int, offset: int) -> None:
     log = DirtyLog(PeerMemory(), fd, 64, offset)
-    log.mark([(0, 1), (9 * 4096, 4097), (70 * 4096 + 4095, 1), (3 * 4096, 0)])
+    log.mark([(0, 1), (9 * 4096, 4097), (70 * 4096 + 4095, 1), (3 * 4096, 0), (20 * 4096 + 7, 0)])
     data = os.pread(fd, 64, offset)
     bits = [index for index in range(512) if data[index // 8] >> index % 8 & 1]
     assert bits == [0, 9, 10, 70]

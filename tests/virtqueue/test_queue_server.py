@@ -339,3 +339,23 @@ def test_the_number_of_a_kick_descriptor_that_was_replaced_may_be_that_of_anothe
     number = second.submit(b"a")
     bench.turn()
     assert second.reap() == [number]
+
+
+def test_what_comes_while_the_driver_is_asked_for_kicks_is_all_served(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one batch of it: nothing is left for the next turn."""
+    first, _ = bench.lines
+    sleep = first.queue.sleep
+    numbers: list[int] = []
+
+    def late() -> bool:
+        if not numbers:
+            numbers.extend(first.pair.add([b"a"], [1]) for _ in range(20))
+        return sleep()
+
+    monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.BATCH", 8)
+    monkeypatch.setattr(first.queue, "sleep", late)
+    bench.server.activate(first.queue)
+    bench.server.serve()
+    assert first.reap() == numbers

@@ -84,3 +84,16 @@ def test_each_queue_is_for_control_events_or_requests(tmp_path: Path) -> None:
         assert requests[0] is not control
         assert behind is None
         assert [host.events(index) is not None for index in range(5)] == [False, True, False, False, False]
+
+
+def test_a_reset_forgets_events(tmp_path: Path) -> None:
+    with closing(ZonedDevice.open(create(tmp_path / "image"))) as device:
+        host = ScsiHost(device, serial="serial", nr_request_queues=2)
+        host.accept(host.offered)
+        events = host.events(1)
+        assert events is not None
+        assert not host.zones_changed(), "it is an event, and no change of the configuration space"
+        host.reset()
+        assert events.next_event() is None
+        host.zones_changed()
+        assert events.next_event() is not None

@@ -707,3 +707,15 @@ def test_a_driver_is_told_of_all_that_was_given_back_while_more_came(
     assert bench.queue.run()
     assert calls(bench) == 1
     assert called_after(bench, 16) == [8, 16]
+
+
+def test_a_closed_queue_has_no_descriptor_open(bench: Bench) -> None:
+    queue = bench.queue
+    queue.kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    fds = [queue.kick_fd, queue.call_fd, queue.err_fd]
+    queue.close()
+    assert (queue.kick_fd, queue.call_fd, queue.err_fd) == (-1, -1, -1)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    queue.close()

@@ -21,6 +21,7 @@ def test_jobs_run_elsewhere_and_their_ends_here() -> None:
         threads.append(threading.get_ident())
         return 7
 
+    assert not select.select([worker.wake_fd], [], [], 0)[0]
     worker.submit(job, lambda result: found.append((result, threading.get_ident() == here)))
     assert select.select([worker.wake_fd], [], [], 10)[0]
     assert worker.collect()
