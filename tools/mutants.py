@@ -402,6 +402,7 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
                     of_line = chosen[item.mutations[0].start_pos[0]]
                     spent = list(itertools.accumulate(seconds.get(test, 1.0) for test in of_line))
                     tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
+                    tests += (OF_ALL,) if OF_ALL in of_line and OF_ALL not in tests else ()
                     limits = {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
                     jobs.append(Job(path, item, limits))
             jobs.sort(key=lambda job: str(job.item.job_id))  # at random, so that what an end leaves untried is, too
@@ -422,7 +423,7 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
 
 def _unmount(directory: Path) -> None:
     """Unmount what tests that were killed have left in *directory*: it could not be removed, nor used again."""
-    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounted = [os.fsdecode(line.split()[1]) for line in Path("/proc/self/mounts").read_bytes().splitlines()]
     for place in reversed(mounted):
         if place.startswith(f"{directory}/"):
             subprocess.run(["umount", "--lazy", place], check=True)
