@@ -206,8 +206,9 @@ def test_a_table_that_means_nothing_stays_until_it_is_removed(data: bytes, versi
     assert not table
     (entry,) = table.entries
     assert entry.as_dict() == {"id": 1, "unknown": data.decode(errors="backslashreplace")}
-    with pytest.raises(UsageError, match="another version, which a new fault would destroy: remove it first"):
+    with pytest.raises(UsageError, match="another version, which a new fault would destroy: remove it first") as raised:
         table.add(Fault(effect=Effect.RECOMMEND_RESET))
+    assert raised.value.exit_code == 1
     table.remove(1)
     assert (table.encode(), table.version) == (b"[]", 0)
 

@@ -163,6 +163,12 @@ def test_a_fault_refuses_management_with_the_zone_that_it_fired_at(
     assert (last_refusal(port).zone_no, last_refusal(port).sector, last_refusal(port).nr_sectors) == (3, 0, 0)
 
 
+def test_a_fault_refuses_a_flush_which_is_of_no_zone_and_no_sectors(device: ZonedDevice, port: Port) -> None:
+    device.inject(Fault(operations=frozenset((Operation.FLUSH,)), effect=Effect.FAIL, first_zone=3, nr_zones=1))
+    assert port.flush() is Status.IO_ERROR
+    assert (last_refusal(port).zone_no, last_refusal(port).sector, last_refusal(port).nr_sectors) == (-1, 0, 0)
+
+
 def test_limits_of_resources_name_their_holders(device: ZonedDevice, port: Port) -> None:
     port.manage(OPEN, 320)
     write(port, 128, 1)

@@ -277,6 +277,7 @@ def test_a_plan_for_every_flush_writes_one_image_at_each(device: ZonedDevice, tm
 def test_a_plan_that_is_given_up_writes_nothing_and_the_lab_goes_on(device: ZonedDevice, tmp_path: Path) -> None:
     port = device.port("test", VIRTIO)
     lab = PowerCutLab(device)
+    assert (lab.failure, lab.is_done, lab.nr_seen) == ("", True, 0)
     lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES))
     lab.give_up()
     assert lab.is_done

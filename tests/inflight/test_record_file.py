@@ -1,5 +1,6 @@
 """What of a file counts, and what begins anew."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,14 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic"):
         map_record_file(tmp_path / "record", 100, go_on=False)
     assert (tmp_path / "theirs").read_bytes() == b"x"
+
+
+def test_a_file_that_is_let_go_is_open_no_more(tmp_path: Path) -> None:
+    def nr_open() -> int:
+        targets = (os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
+        return sum(target == str(tmp_path / "record") for target in targets)
+
+    mapping = map_record_file(tmp_path / "record", 100, go_on=False)
+    assert nr_open() <= 1, "the mapping's own"
+    mapping.close()
+    assert nr_open() == 0

@@ -50,3 +50,11 @@ def test_fences_can_be_called(ordered: bool, monkeypatch: pytest.MonkeyPatch) ->
     fence = make_fence()
     for _ in range(3):
         assert fence() is None
+
+
+def test_the_call_has_the_number_of_each_machine() -> None:
+    """That of asm-generic/unistd.h on the younger ones; a wrong one would be another call, and found there only."""
+    numbers = dict(atomic._SYS_FUTEX)
+    assert numbers.pop("x86_64") == 202
+    assert numbers.pop("ppc64le") == 221
+    assert numbers == dict.fromkeys(("aarch64", "riscv64", "loongarch64"), 98)

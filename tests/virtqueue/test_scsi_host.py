@@ -97,3 +97,8 @@ def test_a_reset_forgets_events(tmp_path: Path) -> None:
         assert events.next_event() is None
         host.zones_changed()
         assert events.next_event() is not None
+
+
+def test_a_host_has_one_request_queue_unless_more_are_asked_for(tmp_path: Path) -> None:
+    with closing(ZonedDevice.open(create(tmp_path / "image"))) as device:
+        assert ScsiHost(device, serial="serial").nr_queues == 3
