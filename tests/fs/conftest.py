@@ -13,8 +13,9 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.port import Port
 from zonefs_emu.fs import mkfs
 from zonefs_emu.fs.errnos import FileError
+from zonefs_emu.fs.files import Handle, ZoneFile
 from zonefs_emu.fs.options import parse_options
-from zonefs_emu.fs.volume import Handle, Volume, ZoneFile
+from zonefs_emu.fs.volume import Volume
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition

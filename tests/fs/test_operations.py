@@ -16,9 +16,9 @@ import trio.testing
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, Bench, blocks, cnv, geometry, seq
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.fs.files import ZoneFile
 from zonefs_emu.fs.operations import KEPT_SECONDS, ZonefsOperations
 from zonefs_emu.fs.tree import ROOT_NODE_ID, ZONE_1_NODE_ID
-from zonefs_emu.fs.volume import ZoneFile
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 

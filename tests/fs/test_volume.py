@@ -28,10 +28,11 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, CorruptImageError, Status, UsageError
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.fs import mkfs, volume
+from zonefs_emu.fs.files import Handle, ZoneFile
 from zonefs_emu.fs.options import ErrorPolicy, parse_options
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.superblock import SuperBlock, encode
-from zonefs_emu.fs.volume import Handle, Volume, ZoneFile
+from zonefs_emu.fs.volume import Volume
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 

@@ -29,11 +29,12 @@ import trio
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.fs.boundary import PORT_NAME, contained
+from zonefs_emu.fs.files import ZoneFile
 from zonefs_emu.fs.kernel import remount_readonly, unmount
 from zonefs_emu.fs.negotiation import FUSE_ASYNC_DIO, Handshake
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
-from zonefs_emu.fs.volume import Volume, ZoneFile
+from zonefs_emu.fs.volume import Volume
 from zonefs_emu.fs.waiting import RequestWaiter
 from zonefs_emu.model.transitions import VIRTIO
 

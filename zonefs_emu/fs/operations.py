@@ -22,10 +22,11 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from zonefs_emu.fs.boundary import ContainedOperations
 from zonefs_emu.fs.errnos import FileError
+from zonefs_emu.fs.files import Handle, Node, ZoneFile
 from zonefs_emu.fs.io_errors import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_of
-from zonefs_emu.fs.volume import Handle, Node, Volume, ZoneFile
+from zonefs_emu.fs.volume import Volume
 from zonefs_emu.model.transitions import Operation
 
 #: How long the kernel may cache what changes by its own requests only: every name, because the tree is fixed, and the

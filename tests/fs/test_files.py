@@ -1,0 +1,36 @@
+"""What a handle keeps of the flags that a file is opened with, and what a file takes from its directory."""
+
+import os
+
+import pytest
+
+from zonefs_emu.fs.files import Handle, Node, ZoneFile
+
+
+def new_file() -> ZoneFile:
+    return ZoneFile(7, 1, "seq/7", sequential=True, node=Node(0o640, 1000, 100, 5))
+
+
+def test_a_file_has_the_owner_the_permissions_and_the_time_that_it_is_given() -> None:
+    file = new_file()
+    assert (file.mode, file.uid, file.gid) == (0o640, 1000, 100)
+    assert (file.atime_ns, file.mtime_ns, file.ctime_ns) == (5, 5, 5)
+    assert (file.zone_no, file.nr_zones, file.path, file.sequential) == (7, 1, "seq/7", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (os.O_RDONLY, set()),
+        (os.O_WRONLY, {"writable"}),
+        (os.O_RDWR | os.O_DIRECT, {"writable", "direct"}),
+        (os.O_WRONLY | os.O_APPEND, {"writable", "append"}),
+        (os.O_RDONLY | os.O_NOATIME, {"noatime"}),
+        (os.O_WRONLY | os.O_DSYNC, {"writable", "synchronous"}),
+        (os.O_WRONLY | os.O_SYNC, {"writable", "synchronous"}),
+    ],
+)
+def test_flags_of_a_handle(flags: int, expected: set[str]) -> None:
+    handle = Handle(new_file(), flags)
+    names = ("append", "cached", "direct", "failed", "noatime", "synchronous", "writable")
+    assert {name for name in names if getattr(handle, name)} == expected

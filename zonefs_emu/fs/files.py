@@ -1,0 +1,67 @@
+"""What a mount remembers of its files, directories and open handles; the rules are in :mod:`zonefs_emu.fs.volume`.
+
+Sizes are in bytes; *start* is a sector.
+"""
+
+import os
+
+
+class Node:
+    """What files and directories have in common: permissions, owner, times (in memory only, until the unmount)."""
+
+    __slots__ = ("atime_ns", "ctime_ns", "gid", "mode", "mtime_ns", "uid")
+
+    def __init__(self, mode: int, uid: int, gid: int, time_ns: int) -> None:
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.atime_ns = self.mtime_ns = self.ctime_ns = time_ns
+
+
+class ZoneFile(Node):
+    """One file. *readonly* and *offline* are zonefs' marks, which can be there without the zone being so.
+
+    *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that the kernel was
+    given last; *notified_before* is the one before it, if the kernel may still use that, else -1.
+    """
+
+    __slots__ = (
+        "active", "capacity", "immutable", "notified_before", "notified_size", "nr_cached", "nr_writers", "nr_zones",
+        "offline", "path", "readonly", "sequential", "size", "start", "wp", "zone_no", "zone_open",
+    )  # fmt: skip
+
+    def __init__(self, zone_no: int, nr_zones: int, path: str, *, sequential: bool, node: Node) -> None:
+        super().__init__(node.mode, node.uid, node.gid, node.ctime_ns)
+        self.zone_no = zone_no
+        self.nr_zones = nr_zones
+        self.path = path
+        self.sequential = sequential
+        self.start = 0  # sector
+        self.capacity = 0
+        self.size = 0
+        self.wp = 0
+        self.readonly = False
+        self.offline = False
+        self.immutable = False
+        self.zone_open = False  # explicitly, by us
+        self.active = False
+        self.nr_writers = 0
+        self.nr_cached = 0
+        self.notified_size = 0
+        self.notified_before = -1
+
+
+class Handle:
+    """One open file description. *cached* and *failed* are for :mod:`zonefs_emu.fs.operations`."""
+
+    __slots__ = ("append", "cached", "direct", "failed", "file", "noatime", "synchronous", "writable")
+
+    def __init__(self, file: ZoneFile, flags: int) -> None:
+        self.file = file
+        self.writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self.direct = bool(flags & os.O_DIRECT)
+        self.append = bool(flags & os.O_APPEND)
+        self.noatime = bool(flags & os.O_NOATIME)
+        self.synchronous = bool(flags & os.O_DSYNC)  # O_SYNC contains the bit of O_DSYNC
+        self.cached = False
+        self.failed = False
