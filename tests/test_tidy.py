@@ -275,7 +275,7 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert not broken
 
 
-#: Written by the benchmarks and by the mutation tests, a row for each figure.
+#: Results of the benchmarks and of the mutation tests: rows of figures with remarks.
 WIDE_DOCUMENTS: Final = frozenset({"bench/results.md", "docs/mutants.md"})
 
 
@@ -350,6 +350,17 @@ def test_retired_words_are_gone() -> None:
         for word, instead in RETIRED_WORDS.items()
         for number, line in enumerate(text.splitlines(), 1)
         if (match := re.search(word, line))
+    ]
+    assert not found
+
+
+def test_documents_speak_of_things_and_not_of_persons() -> None:
+    """Whoever, nobody and somebody hide which process, request or file acts."""
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path, text in text_files()
+        if path.suffix == ".md" and str(path.relative_to(ROOT)) not in WIDE_DOCUMENTS
+        if (match := re.search(r"\b(whoever|nobody|somebody)\b.*", text, re.IGNORECASE))
     ]
     assert not found
 
