@@ -1,11 +1,13 @@
 """The choice of the way and of names; attaching itself is tested in the guest."""
 
+from functools import partial
+
 import pytest
 
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends import block_device
-from zonefs_emu.front_ends.block_device import check_name, choose, geometry_of, ublk_number
+from zonefs_emu.front_ends import ublk, vduse
+from zonefs_emu.front_ends.block_device import choose, geometry_of
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vduse.vdpa_bus import Driver
 
@@ -27,21 +29,6 @@ def test_geometry_of_info() -> None:
     assert geometry_of(info) == GEOMETRY
 
 
-@pytest.mark.parametrize(("name", "number"), [(None, None), ("3", 3), ("ublkb12", 12), ("/dev/ublkb0", 0)])
-def test_numbers(name: str | None, number: int | None) -> None:
-    assert ublk_number(name) == number
-    check_name("ublk", name)
-
-
-def test_bad_names() -> None:
-    for name in ("disk", "", "-1", "ublkb"):
-        with pytest.raises(UsageError, match="ublk devices have numbers"):
-            check_name("ublk", name)
-    with pytest.raises(UsageError, match="cannot be the name"):
-        check_name("vduse", "a/b")
-    check_name("vduse", None)
-
-
 @pytest.mark.parametrize(
     ("via", "driver", "able", "chosen"),
     [
@@ -59,7 +46,8 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, via: str, driver: Driver, able:
         if way not in able:
             raise UsageError(f"cannot {way}", exit_code=1)
 
-    monkeypatch.setattr(block_device, "_require", require)
+    monkeypatch.setattr(ublk, "require", partial(require, "ublk"))
+    monkeypatch.setattr(vduse, "require", partial(require, "vduse"))
     if chosen.startswith("cannot"):
         with pytest.raises(UsageError) as caught:
             choose(via, driver, GEOMETRY)

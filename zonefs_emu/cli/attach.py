@@ -11,10 +11,9 @@ import click
 from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.background import run_in_background
-from zonefs_emu.daemon.client import live_infos
-from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
+from zonefs_emu.front_ends.attached import attached, attached_nodes
 from zonefs_emu.front_ends.known import open_target
 
 _QEMU: Final = (
@@ -69,33 +68,12 @@ def attach(
     if image is None:
         msg = "name the image to attach, or ask for --list"
         raise UsageError(msg)
-    # What these load takes a while, and no other verb needs it.
-    from zonefs_emu.front_ends.block_device import (  # noqa: PLC0415
-        BlockFrontEnd,
-        check_name,
-        choose,
-        geometry_of,
-        left_behind,
-    )
-    from zonefs_emu.vduse.vdpa_bus import Driver  # noqa: PLC0415
+    # Loads both ways to the kernel, which takes a while; --list needs neither.
+    from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415
 
-    driver = Driver.VM if user == "vm" else Driver.HOST
-    if driver is Driver.VM and via == "ublk":
-        msg = (
-            "ublk makes devices of the host only: give its node to QEMU with -blockdev host_device, or use --via vduse"
-        )
-        raise UsageError(msg)
-    with open_target(image, readonly=True) as target:
-        info = info_of(target)
-        if target.live:
-            msg = f"{image} is held by process {info['pid']} already"
-            raise UsageError(msg, exit_code=1)
-    left = left_behind(image, str(info["uuid"]))
-    way = left[0][0].via if left else choose(via, driver, geometry_of(info))
-    check_name(way, name)
+    front_end = make_front_end(image, via, name=name, for_vm=user == "vm", nr_queues=nr_queues)
     # The process in the background has / as its directory.
     image = Path(os.path.realpath(image, strict=True))
-    front_end = left[0][0] if left else BlockFrontEnd(way, name=name, driver=driver, nr_queues=nr_queues)
 
     def serve(ready: Callable[[], None]) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -113,25 +91,10 @@ def attach(
         click.echo(node)
 
 
-def attached_nodes(info: dict[str, Json]) -> list[str]:
-    """Return the nodes of the devices in *info*, a daemon's answer."""
-    front_ends = info["front_ends"]
-    assert isinstance(front_ends, list)
-    return [str(each["where"]) for each in front_ends if isinstance(each, dict) and each["name"] in ("ublk", "vduse")]
-
-
 def _list(*, as_json: bool) -> None:
-    rows: list[dict[str, Json]] = []
-    for info in live_infos():
-        front_ends = info["front_ends"]
-        assert isinstance(front_ends, list)
-        rows += [
-            {"node": each["where"], "via": each["name"], "image": info["path"], "pid": info["pid"]}
-            for each in front_ends
-            if isinstance(each, dict) and each["name"] in ("ublk", "vduse")
-        ]
+    devices = list(attached())
     if as_json:
-        say_json(list(rows))
+        say_json([{"node": each.node, "via": each.via, "image": each.image, "pid": each.pid} for each in devices])
         return
-    for row in rows:
-        say(f"{row['node']:<20} {row['via']:<6} {row['pid']:>8}  {row['image']}")
+    for each in devices:
+        say(f"{each.node:<20} {each.via:<6} {each.pid:>8}  {each.image}")

@@ -1,7 +1,8 @@
 """What joins a protocol to a session: each module makes front-ends of one kind.
 
     zonefs        the image as a mounted directory, by FUSE
-    block_device  the image as a block device of this host's kernel, by ublk or by VDUSE
+    ublk, vduse   the image as a block device of this host's kernel; kernel_device has what both share,
+                  block_device chooses one, attached lists and ends devices
     vhost_user    the image as a disk of virtual machines, at vhost-user sockets
     answers       the rules of all front-ends, joined for ``why``
     mkfs          the verb that formats an image with zonefs

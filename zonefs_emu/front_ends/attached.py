@@ -1,0 +1,132 @@
+"""Attached devices: which there are, and the end of one. Only an orphaned device needs ublk and VDUSE loaded."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.daemon.client import call, is_ended, live_infos
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target, run
+
+#: The names of front-ends that are devices of the kernel.
+_WAYS: Final = ("ublk", "vduse")
+#: How long the device's requests and the image's last flush may take.
+_END_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """An attached device: its node, the way it is attached by, and the image and process that serve it."""
+
+    node: str
+    via: str
+    image: str
+    pid: int
+
+
+def attached() -> Iterator[Attached]:
+    """Yield the devices that daemons of this user serve."""
+    for info in live_infos():
+        yield from _attached_by(info)
+
+
+def attached_nodes(info: dict[str, Json]) -> list[str]:
+    """Return the nodes of the devices in *info*, a daemon's answer."""
+    return [each.node for each in _attached_by(info)]
+
+
+def _attached_by(info: dict[str, Json]) -> Iterator[Attached]:
+    front_ends, pid = info["front_ends"], info["pid"]
+    assert isinstance(front_ends, list)
+    assert isinstance(pid, int)
+    for each in front_ends:
+        assert isinstance(each, dict)
+        if each["name"] in _WAYS:
+            yield Attached(node=str(each["where"]), via=str(each["name"]), image=str(info["path"]), pid=pid)
+
+
+def detach(what: Path, *, force: bool) -> None:
+    """End the device *what*, a node or an image, and return when everything is written back and the image is free.
+
+    Of an image whose serving process was killed, what was in flight is answered first.
+
+    Raises:
+        UsageError: it is not attached, it is in use and that is not to be forced, or its process does not end.
+    """
+    found = _find(what)
+    if not found:
+        _detach_left_behind(what, force=force)
+        return
+    for each in found:
+        _require_unused(each.node, force=force)
+    _end(found[0].pid, found[0].image)
+
+
+def _find(what: Path) -> list[Attached]:
+    """Return the devices of the daemon that serves *what*, a node or an image, as one: they end together."""
+    for info in live_infos():
+        devices = list(_attached_by(info))
+        if any(_is(what, each) for each in devices):
+            return devices
+    return []
+
+
+def _is(what: Path, device: Attached) -> bool:
+    image = Path(device.image)
+    return str(what) == device.node or (what.exists() and image.exists() and what.samefile(image))
+
+
+def _detach_left_behind(what: Path, *, force: bool) -> None:
+    """End the device that a killed process left of the image *what*."""
+    if not what.is_file():
+        msg = f"{what} is no device of ours that is attached, and no image"
+        raise UsageError(msg, exit_code=1)
+    with open_target(what, readonly=True) as target:
+        info = call(target, {"verb": "info"})[0]
+        if target.live:
+            msg = f"{what} is not attached: process {info['pid']} uses it otherwise"
+            raise UsageError(msg, exit_code=1)
+    from zonefs_emu.front_ends.block_device import left_behind  # noqa: PLC0415  (takes a while to load)
+
+    image = Path(os.path.realpath(what))
+    left = left_behind(image, str(info["uuid"]))
+    if not left:
+        msg = f"{what} is not attached"
+        raise UsageError(msg, exit_code=1)
+    for front_end, node in left:
+        _require_unused(node, force=force)
+        # Requests in flight are answered first, so that their callers get the data.
+        front_end.end_at_once = True
+        run(image, [front_end], ready=lambda: None, owner="zonefs-emu detach")
+
+
+def _require_unused(node: str, *, force: bool) -> None:
+    from zonefs_emu.front_ends.block_device import is_in_use  # noqa: PLC0415  (takes a while to load)
+
+    if not force and is_in_use(node):
+        msg = f"{node} is in use: unmount it, or end the program that has it open"
+        raise UsageError(msg, exit_code=1)
+
+
+def _end(pid: int, image: str) -> None:
+    """Have the process *pid*, which serves *image*, end, and return when it has.
+
+    Raises:
+        UsageError: that takes too long.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        ended = is_ended(pidfd, _END_S)
+    finally:
+        os.close(pidfd)
+    if not ended:
+        msg = f"the process {pid} that serves {image} has not ended"
+        raise UsageError(msg, exit_code=1)
