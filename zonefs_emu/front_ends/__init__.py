@@ -6,6 +6,8 @@
     vhost_user    the image as a disk of virtual machines, at vhost-user sockets
     answers       the rules of all front-ends, joined for ``why``
     mkfs          the verb that formats an image with zonefs
+    session_process
+                  a session in a process of its own, for Python programs
     known         sessions, and images that no process holds, with all that these modules add
 
 :class:`zonefs_emu.daemon.session.FrontEnd` is the common interface of front-ends, and

@@ -7,18 +7,17 @@
     device.close()
 
 One process has the image at a time: this one, until :meth:`DeviceUnderTest.mount` or :meth:`DeviceUnderTest.serve`
-starts a real ``zonefs-emu`` in a process of its own, and again after :meth:`DeviceUnderTest.stop`. Requests such as
-:meth:`~DeviceUnderTest.inject` and :meth:`~DeviceUnderTest.report` go to the process that has it.
+starts a session in a process of its own, with the front-ends of the command line, and again after
+:meth:`DeviceUnderTest.stop`. Requests such as :meth:`~DeviceUnderTest.inject` and :meth:`~DeviceUnderTest.report` go to
+the process that has it.
 """
 
 import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -26,6 +25,7 @@ from uuid import uuid4
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.client import LocalTarget, Target, call
 from zonefs_emu.daemon.framing import Json, unpack_zones
+from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Fault
@@ -33,6 +33,9 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
+from zonefs_emu.front_ends.session_process import SessionProcess
+from zonefs_emu.front_ends.vhost_user import MakeModel, VhostUserFrontEnd, blk_model, scsi_model
+from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 from zonefs_emu.fs.kernel import unmount
 from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features
 from zonefs_emu.model.geometry import Geometry
@@ -40,10 +43,8 @@ from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import human_bytes, to_bytes
 
-#: How long a daemon may take to start, and to end.
-_START_S: Final = 60.0
+#: How long a daemon may take to end.
 _END_S: Final = 60.0
-_POLL_S: Final = 0.01
 #: What a description shows at most.
 _ZONES_SHOWN: Final = 32
 _REFUSALS_SHOWN: Final = 5
@@ -53,11 +54,10 @@ _WITHOUT_WP: Final = frozenset((Condition.NOT_WP, Condition.FULL, Condition.READ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Daemon:
-    """A ``zonefs-emu`` that runs: how it was called, what it says when it is ready, where it is mounted."""
+    """A process that runs *front_end*, and the directory at which that is mounted, if it is."""
 
-    process: subprocess.Popen[bytes]
-    words: tuple[str, ...]
-    ready: str
+    process: SessionProcess
+    front_end: FrontEnd
     mountpoint: Path | None
 
 
@@ -132,8 +132,7 @@ class DeviceUnderTest:
             format_device(self.port, parse_features(features, uuid=uuid4(), label=""))
         mountpoint = self._directory / "mnt"
         mountpoint.mkdir(exist_ok=True)
-        words = ["mount", str(self.image), str(mountpoint), "--foreground", *(["-o", options] if options else [])]
-        self._start(words, "is mounted at", mountpoint)
+        self._start(ZonefsFrontEnd(mountpoint, options), mountpoint)
         return mountpoint
 
     def serve(self, kind: str = "scsi") -> Path:
@@ -143,11 +142,16 @@ class DeviceUnderTest:
             UsageError: it cannot be served; says why.
         """
         assert self.device is not None
+        makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": partial(blk_model, nr_queues=1, strict=False)}
+        make_model = makers.get(kind)
+        if make_model is None:
+            msg = f"a device is served as scsi or blk, not {kind}"
+            raise UsageError(msg)
         if self._sockets is None:
             # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
             self._sockets = Path(tempfile.mkdtemp(prefix="zoned-"))
         path = self._sockets / kind
-        self._start(["serve", str(self.image), f"--vhost-user-{kind}", str(path)], "is served", None)
+        self._start(VhostUserFrontEnd(make_model, path=path), None)
         return path
 
     def stop(self) -> None:
@@ -160,21 +164,16 @@ class DeviceUnderTest:
         if self._device is None:
             self._open()
 
-    def _start(self, words: Sequence[str], ready: str, mountpoint: Path | None) -> None:
+    def _start(self, front_end: FrontEnd, mountpoint: Path | None) -> None:
         self._let_go()
-        with self._log.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "zonefs_emu", *words], stdout=subprocess.DEVNULL, stderr=log
-            )
-        self._daemon = _Daemon(process=process, words=tuple(words), ready=ready, mountpoint=mountpoint)
-        deadline = time.monotonic() + _START_S
-        while ready not in self.log():
-            if process.poll() is not None or time.monotonic() > deadline:
-                self._kill_daemon()
-                self._open()
-                msg = f"zonefs-emu {words[0]} did not start: {self._last_words()}"
-                raise UsageError(msg, exit_code=1)
-            time.sleep(_POLL_S)
+        try:
+            process = SessionProcess(self.image, [front_end], log=self._log)
+        except UsageError as error:
+            self._clear_up(mountpoint)
+            self._open()
+            msg = f"the daemon did not start: {error}"
+            raise UsageError(msg, exit_code=1) from None
+        self._daemon = _Daemon(process=process, front_end=front_end, mountpoint=mountpoint)
         with self._target() as target:
             call(target, {"verb": "crash-watch", "on": True})
 
@@ -182,31 +181,26 @@ class DeviceUnderTest:
         """Return what the last daemon said on stderr."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def _last_words(self) -> str:
-        return (self.log().splitlines() or ["it said nothing"])[-1].removeprefix("zonefs-emu: ")
-
     def _end_daemon(self) -> None:
         if self._daemon is None:
             return
         process = self._daemon.process
-        process.terminate()
-        try:
-            code = process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            code = -1
+        code = process.end(_END_S)
         self._kill_daemon()
         if code:
-            msg = f"the daemon ended with {code}: {self._last_words()}"
+            msg = f"the daemon ended with {code}: {process.last_words()}"
             raise UsageError(msg, exit_code=1)
 
     def _kill_daemon(self) -> None:
         assert self._daemon is not None
         daemon, self._daemon = self._daemon, None
         daemon.process.kill()
-        daemon.process.wait()
-        if daemon.mountpoint is not None:
-            unmount(daemon.mountpoint, lazy=True)
-        # A daemon that was killed leaves its control socket.
+        self._clear_up(daemon.mountpoint)
+
+    def _clear_up(self, mountpoint: Path | None) -> None:
+        """Remove what a daemon leaves that was killed: its mount and its control socket."""
+        if mountpoint is not None:
+            unmount(mountpoint, lazy=True)
         name = rendezvous.socket_name(self.image)
         for place in rendezvous.directories():
             (place / name).unlink(missing_ok=True)
@@ -241,7 +235,7 @@ class DeviceUnderTest:
             call(target, {"verb": "crash", "at": "now", **request})
             self._kill_daemon()
         (cuts / "cut-0000.img").replace(self.image)
-        self._start(daemon.words, daemon.ready, daemon.mountpoint)
+        self._start(daemon.front_end, daemon.mountpoint)
 
     def inject(
         self,

@@ -1,0 +1,44 @@
+import signal
+from pathlib import Path
+
+import pytest
+
+from zonefs_emu.daemon.client import call
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.known import open_target
+from zonefs_emu.front_ends.session_process import SessionProcess
+from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, scsi_model
+
+
+def places(info: dict[str, Json]) -> list[Json]:
+    """Return where the front-ends in *info* are."""
+    front_ends = info["front_ends"]
+    assert isinstance(front_ends, list)
+    return [front_end["where"] for front_end in front_ends if isinstance(front_end, dict)]
+
+
+def test_front_ends_are_ready_when_it_returns_and_gone_after_the_end(image: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    process = SessionProcess(image, [VhostUserFrontEnd(scsi_model, path=path)], log=tmp_path / "log")
+    with open_target(image) as target:
+        assert target.live
+        assert places(call(target, {"verb": "info"})[0]) == [str(path)]
+    assert process.end(60) == 0
+    assert not path.exists()
+    ZonedDevice.open(image).close()
+
+
+def test_what_stands_against_a_start_is_said(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "socket").write_text("mine")
+    with pytest.raises(UsageError, match="socket exists and is no socket"):
+        SessionProcess(image, [VhostUserFrontEnd(scsi_model, path=tmp_path / "socket")], log=tmp_path / "log")
+    ZonedDevice.open(image).close()
+
+
+def test_a_process_that_was_killed(image: Path, tmp_path: Path) -> None:
+    process = SessionProcess(image, [], log=tmp_path / "log")
+    process.kill()
+    assert process.end(60) == -signal.SIGKILL
+    assert process.last_words() == "it said nothing"

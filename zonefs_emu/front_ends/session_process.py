@@ -1,0 +1,87 @@
+"""A session in a process of its own, for Python programs.
+
+The process is a new interpreter and no fork: a fork copies the threads' locks of the program, as they are, and the
+program of a test may have any threads. The front-ends go to it as a pickle, which only this module writes and reads.
+"""
+
+import logging
+import os
+import pickle
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.daemon.session import FrontEnd
+from zonefs_emu.errors import UsageError, ZonedError, host_sentence
+from zonefs_emu.front_ends.known import run
+
+_PROGRAM: Final = "from zonefs_emu.front_ends.session_process import main; main()"
+_READY: Final = b"ready\n"
+#: How long a process may take to start.
+_START_S: Final = 60.0
+
+
+class SessionProcess:
+    """A process that runs *front_ends* on *image*; what it says is written to the file *log*.
+
+    Returns when the front-ends can be used.
+
+    Raises:
+        UsageError: it has not become ready; says why.
+    """
+
+    def __init__(self, image: Path, front_ends: Sequence[FrontEnd], *, log: Path) -> None:
+        self._log = log
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._process.stdin as stdin:
+            stdin.write(pickle.dumps((image, front_ends)))
+        with self._process.stdout as stdout:
+            ready = bool(select.select([stdout], [], [], _START_S)[0]) and stdout.readline() == _READY
+        if not ready:
+            self.kill()
+            raise UsageError(self.last_words(), exit_code=1)
+
+    def last_words(self) -> str:
+        """Return the last line that the process said."""
+        return (self._log.read_text(errors="replace").splitlines() or ["it said nothing"])[-1]
+
+    def end(self, seconds: float) -> int:
+        """End the process in order, and return its exit code; one that takes longer than *seconds* is killed."""
+        self._process.terminate()
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.returncode
+
+    def kill(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    """Be that process."""
+    image, front_ends = pickle.load(sys.stdin.buffer)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def ready() -> None:
+        os.write(1, _READY)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+    try:
+        run(image, front_ends, ready=ready, owner="a session in a process of its own")
+    except (ZonedError, OSError) as error:
+        sentence = host_sentence(error) if isinstance(error, OSError) else str(error)
+        print(sentence, file=sys.stderr)  # noqa: T201
+        sys.exit(1)
