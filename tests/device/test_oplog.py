@@ -8,6 +8,7 @@ import pytest
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, record, replay
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
@@ -241,13 +242,13 @@ def test_a_replayed_read_has_room_for_its_sectors(
     log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms: list[tuple[int, int]] = []
-    read = Port.read
+    read = FaultyPort.read
 
-    def reading(port: Port, sector: int, nr_sectors: int, buffers: Sequence[bytearray]) -> Status:
+    def reading(port: FaultyPort, sector: int, nr_sectors: int, buffers: Sequence[bytearray]) -> Status:
         rooms.append((nr_sectors * 512, sum(map(len, buffers))))
         return read(port, sector, nr_sectors, buffers)
 
-    monkeypatch.setattr(Port, "read", reading)
+    monkeypatch.setattr(FaultyPort, "read", reading)
     replayed(tmp_path / "again.img", geometry(), log)
     assert rooms == [(16 * 512, 16 * 512), (4096, 4096)]
 

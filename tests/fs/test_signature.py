@@ -10,6 +10,7 @@ import pytest
 
 from tests.fs.conftest import UUID_1, Bench, geometry
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fs import signature
@@ -83,14 +84,15 @@ def test_signatures_of_a_large_device_are_found_without_a_look_at_its_middle(
     bench = make_bench(geometry(size=1 << 31, zone_size=1 << 17, zone_capacity=1 << 17, conventional=((0, 1 << 14),)))
     put(bench.raw, 0, bytes(4096))
     sectors: list[int] = []
-    read = Port.read
+    read = FaultyPort.read
 
-    def read_noted(port: Port, sector: int, nr_sectors: int, buffers: Any) -> Any:
+    def read_noted(port: FaultyPort, sector: int, nr_sectors: int, buffers: Any) -> Any:
         sectors.append(sector)
         return read(port, sector, nr_sectors, buffers)
 
-    monkeypatch.setattr(Port, "read", read_noted)
+    monkeypatch.setattr(FaultyPort, "read", read_noted)
     assert find_signature(bench.raw) is None
+    assert sectors
     assert sum(1 << 14 <= sector < (1 << 31) - (1 << 14) for sector in sectors) == 0
     put(bench.raw, (1 << 31) - 128, RAID)
     assert find_signature(bench.raw) == "an existing filesystem (linux_raid_member)"

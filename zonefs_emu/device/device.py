@@ -50,7 +50,7 @@ class ZonedDevice(DeviceCore):
         try:
             return cls(image)
         except BaseException as error:
-            # Whatever it is: the lock goes, and the image is left as after a stop in order.
+            # Any exception gives the lock back and leaves the image as after a stop in order.
             with suppress(ImageError):
                 image.close()
             if isinstance(error, ImageError):

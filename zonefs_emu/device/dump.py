@@ -1,7 +1,7 @@
 """A copy of a device at work: its zones and data at one instant, while front-ends go on.
 
-Before a write or the end of a reset changes bytes that the copy still needs, it gets them. So nobody waits for more
-than what they are about to overwrite.
+Before a write or the end of a reset changes bytes that the copy still needs, it copies them. So a command waits only
+for the copy of what it is about to overwrite.
 """
 
 from collections.abc import Generator, Sequence
@@ -16,7 +16,7 @@ from zonefs_emu.units import to_bytes
 def dump(device: ZonedDevice, target: Path) -> Generator[int]:
     """Copy *device*, as it is when the iteration begins, to the new image *target*.
 
-    Yields now and then how far it is, in bytes of the device. Who stops early leaves no file.
+    Yields now and then how far it is, in bytes of the device. A generator that is closed early leaves no file.
 
     Raises:
         UsageError: another dump is at work.

@@ -233,7 +233,7 @@ class FaultTable:
         self._opaque = opaque
         #: Grows with each match of a fault that had not fired for the last time.
         self.nr_counted = 0
-        # Of two threads that count at once, one would be lost; and nobody counts while a fault goes.
+        # Without it one of two counts at the same time would be lost, and a fault could be counted while it is removed.
         self._counting = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -312,7 +312,7 @@ class FaultTable:
 
     @classmethod
     def decode(cls, data: bytes, version: int = VERSION) -> "FaultTable":
-        """Return the table of *data*, a text of *version*. Whatever it is, it is kept."""
+        """Return the table of *data*, a text of *version*. A text that means nothing here is kept as well."""
         try:
             if version == VERSION:
                 return cls(_entries(data.decode()))

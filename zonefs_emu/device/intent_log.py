@@ -15,7 +15,7 @@ of which is decidable:
 * an intent only: the lock was held, or the zones were (:mod:`holds`), so no other command has changed them since, and
   the zone itself says what became of this one (:func:`is_done`).
 
-The last picture is decidable only while nobody else has changed the zone since the restart; ``contested`` says of
+The last picture is decidable only while no other command has changed the zone since the restart; ``contested`` says of
 which zones that is no longer true, and such a request is answered with IO_ERROR instead of being guessed at.
 """
 
@@ -103,7 +103,7 @@ class Intents:
             return None
         zone_no = -1 if intent.all_zones else geometry.zone_no(intent.sector)
         if not intent.all_zones and (zone_no != geometry.zone_no(sector) or sector >= geometry.size):
-            return None  # of what cannot have been: who keeps the record has changed it
+            return None  # no such change was begun: the peer has overwritten the record
         if not intent.committed:
             # Writing the same bytes again to where they were meant to be is what the guest asked for, once or twice.
             again = intent.operation is Operation.WRITE and geometry.is_conventional(zone_no)

@@ -46,7 +46,7 @@ _TOLD: Final = {
     Effect.COND: ("cond",),
     Effect.DELAY: ("delay_min_ns", "delay_max_ns"),
 }
-#: What strikes again in a replay: a zone that failed has a line of its own, and nobody waits for a delay.
+#: What strikes again in a replay: a zone that failed has a line of its own, and a replay waits for no delay.
 _STRIKING: Final = frozenset((Effect.FAIL, Effect.PARTIAL))
 
 
