@@ -275,8 +275,8 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert not broken
 
 
-#: Results of the benchmarks and of the mutation tests: rows of figures with remarks.
-WIDE_DOCUMENTS: Final = frozenset({"bench/results.md", "docs/mutants.md"})
+#: Results of the benchmarks: rows of figures with remarks.
+WIDE_DOCUMENTS: Final = frozenset({"bench/results.md"})
 
 
 def test_documents_have_lines_of_at_most_120_characters() -> None:

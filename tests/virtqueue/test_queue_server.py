@@ -331,7 +331,9 @@ def test_the_number_of_a_kick_descriptor_that_was_replaced_may_be_that_of_anothe
     bench.server.watch_kicks(first.queue, old)
     # What the front-end sends next gets the number that has become free.
     before = second.queue.kick_fd
-    os.dup2(before, old)
+    new = os.eventfd(0, os.EFD_NONBLOCK)
+    os.dup2(new, old)
+    os.close(new)
     second.queue.kick_fd = old
     bench.server.watch_kicks(second.queue, before)
     os.close(before)
