@@ -32,6 +32,9 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
         "scsi/rules.py": "the same",
         "ublk/rules.py": "the same",
         "virtio/rules.py": "the same",
+        "nvme/rules.py": "the same",
+        "nvme/answer.py": "values; nvme/test_status.py has what they compute",
+        "testing/nvme_initiator.py": "a host for tests: nvme_tcp/test_queue_connection.py uses all of it",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }
 )
@@ -52,6 +55,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "cli/test_finding.py": "daemons that are found, and traps that are not taken for one, through the verbs",
         "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
         "vhost_user/test_lost_memory.py": "a front-end that cuts its memory, and a daemon with another guest",
+        "guest/test_nvme_tcp.py": "the kernel's own NVMe/TCP driver and our drive",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",
         "guest/test_migration.py": "a guest that moves from QEMU to QEMU",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import fails, ok
+from zonefs_emu.testing.nvme_initiator import NvmeHost
 from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
 from zonefs_emu.virtio import blk_codec
 
@@ -68,6 +69,35 @@ def test_prints_the_command_line_to_paste(fresh: Path, tmp_path: Path) -> None:
     assert "vhost-user-scsi-pci,chardev=scsi0" in words
     assert any("share=on" in word for word in words)
     assert any("virtio-id=2" in word and "config_size=96" in word for word in words)
+
+
+def test_offers_an_nvme_drive_and_prints_how_to_connect(tmp_path: Path) -> None:
+    image = tmp_path / "zns.img"
+    ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
+    options = ("--nvme-tcp", "127.0.0.1:0", "--nqn", "nqn.2024-01.org.example:a", "--serial", "S123")
+    with serving(image, *options, "--allow-host", "nqn.me") as process:
+        assert process.stdout is not None
+        discover, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
+        assert discover[:6] == ["nvme", "discover", "-t", "tcp", "-a", "127.0.0.1"]
+        assert connect[-2:] == ["-n", "nqn.2024-01.org.example:a"]
+        port = int(connect[connect.index("-s") + 1])
+        with NvmeHost("127.0.0.1", port, connect[-1], host_nqn="nqn.me") as host:
+            assert host.identify(1).data[4:24] == b"S123".ljust(20)
+            assert host.queue(1).append(1, 1024, b"n" * 8192, 4096).result == 1024
+            assert json.loads(ok("report", image, "--json"))["zones"][1]["wp"] == 8192 + 16
+            (front_end,) = json.loads(ok("info", image, "--json"))["front_ends"]
+            assert (front_end["name"], front_end["where"]) == ("nvme-tcp", f"127.0.0.1:{port}")
+            assert front_end["statistics"]["hosts"] == 1
+        with pytest.raises(ConnectionError, match="184h"):
+            NvmeHost("127.0.0.1", port, connect[-1], host_nqn="nqn.stranger")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_drive_that_cannot_be_offered(fresh: Path) -> None:
+    assert "conventional zones, which NVMe does not have" in fails("serve", fresh, "--nvme-tcp", "127.0.0.1:0", code=2)
+    assert "can be reached from other machines" in fails("serve", fresh, "--nvme-tcp", "0.0.0.0:0", code=2)
+    assert "is no address" in fails("serve", fresh, "--nvme-tcp", "here:there", code=2)
 
 
 def test_each_of_several_guests_has_a_socket_and_a_command_line(fresh: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_rule_has_an_answer_to_every_operation(rule: Rule, operation: Oper
     for status in set(Status) - {Status.OK}:
         found = EXPLAINER.answers(refusal(rule, status, operation))
         assert found
-        assert found.keys() <= {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}
+        assert found.keys() <= {"zonefs", "virtio-blk", "scsi", "ublk", "vduse", "nvme"}
         assert "S_OK" not in found.values()
         for front_end in found.keys() & {"zonefs", "ublk", "vduse"}:
             assert getattr(errno, found[front_end])
@@ -92,7 +92,8 @@ def test_a_real_refusal(image: Path) -> None:
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
     assert EXPLAINER.explain_all(last_refusal(port), device.geometry) == (
         f"{EXPLAINER.explain(last_refusal(port), device.geometry)}; "
-        "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi)"
+        "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi), "
+        "1BEh TOO_MANY_OPEN_ZONES (nvme)"
     )
     device.close()
 
@@ -121,10 +122,11 @@ def test_every_rule_of_a_front_ends_own_is_met_there_only() -> None:
             prefix, _, _ = rule.name.partition("_")
             expected = {
                 "FS": {"zonefs"}, "BLK": {"virtio-blk", "vduse"}, "SCSI": {"scsi"}, "VSCSI": {"scsi"}, "UBLK": {"ublk"},
+                "NVME": {"nvme"},
             }[prefix]  # fmt: skip
             assert front_ends == expected, rule.name
         else:
-            assert front_ends == {"zonefs", "virtio-blk", "scsi", "ublk", "vduse"}, rule.name
+            assert front_ends == {"zonefs", "virtio-blk", "scsi", "ublk", "vduse", "nvme"}, rule.name
 
 
 # -- all rules together ---------------------------------------------------------------------------------------------

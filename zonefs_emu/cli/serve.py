@@ -16,6 +16,7 @@ from zonefs_emu.cli.common import FILE, record_option, say
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
+from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, safe_address
 from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES, MakeModel, VhostUserFrontEnd, blk_model, scsi_model
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 
@@ -85,6 +86,13 @@ def _program(name: str) -> Path:
               help="Offer a virtio-scsi host with a ZBC disk; may be given for each of several guests.")  # fmt: skip
 @click.option("--vhost-user-blk", "blk", type=FILE, multiple=True, metavar="SOCK",
               help="Offer a virtio-blk disk with zones; may be given for each of several guests.")  # fmt: skip
+@click.option("--nvme-tcp", "nvme", is_flag=False, flag_value=LOOPBACK, multiple=True, metavar="[ADDRESS[:PORT]]",
+              help=f"Offer an NVMe ZNS drive over TCP; at {LOOPBACK} if no address is given.")  # fmt: skip
+@click.option("--nqn", metavar="NQN", default="", help="Name of the NVMe subsystem. [default: from the image's UUID]")
+@click.option("--serial", metavar="TEXT", default="", help="Serial number of the NVMe drive. [default: from the UUID]")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NQN",
+              help="Host that may connect over NVMe/TCP; may be given several times. [default: all hosts]")  # fmt: skip
+@click.option("--insecure", is_flag=True, help="Let other machines connect over NVMe/TCP, without authentication.")
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
 @click.option("--mount-options", default="", metavar="OPTIONS", help="Options of that mount; see mount.")
@@ -107,21 +115,23 @@ def _program(name: str) -> Path:
     help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
 )
 def serve(
-    *, image: Path | None, scsi: tuple[Path, ...], blk: tuple[Path, ...], directory: Path | None,
+    *, image: Path | None, scsi: tuple[Path, ...], blk: tuple[Path, ...], nvme: tuple[str, ...], nqn: str, serial: str,
+    hosts: tuple[str, ...], insecure: bool, directory: Path | None,
     record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
-    """Offer IMG to virtual machines at the socket SOCK, by any number of front-ends at once.
+    """Offer IMG to virtual machines at the socket SOCK, or to hosts over TCP, by any number of front-ends at once.
 
     \b
     Examples:
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
+      zonefs-emu serve zns.img --nvme-tcp
 
-    Prints the QEMU command line of each guest, and stays in the foreground until SIGTERM or SIGINT. Killed and started
-    again, it goes on with what the guest has in flight, each request exactly once. Any QEMU has vhost-user-scsi; the
-    zones of virtio-blk need a front-end that passes them on: QEMU from 11.1 on, crosvm, libkrun. All other verbs work
-    on IMG meanwhile.
+    Prints the QEMU command line of each guest and the commands with which a host connects, and stays in the foreground
+    until SIGTERM or SIGINT. Killed and started again, it goes on with what a guest has in flight, each request exactly
+    once; a host of NVMe/TCP sends its commands again. Any QEMU has vhost-user-scsi; the zones of virtio-blk need a
+    front-end that passes them on: QEMU from 11.1 on, crosvm, libkrun. All other verbs work on IMG meanwhile.
     """
     if show_capabilities or show_descriptor:
         click.echo(capabilities(device) if show_capabilities else descriptor(device))
@@ -142,8 +152,13 @@ def serve(
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
     front_ends += [VhostUserFrontEnd(scsi_model, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
+    drives = [
+        NvmeTcpFrontEnd(safe_address(place, insecure=insecure), nqn=nqn, serial=serial, allowed_hosts=frozenset(hosts))
+        for place in nvme
+    ]
+    front_ends += drives
     if not front_ends:
-        msg = "nothing to serve: give --vhost-user-scsi SOCK or --vhost-user-blk SOCK"
+        msg = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK or --nvme-tcp"
         raise UsageError(msg)
     if directory is not None:
         front_ends.append(ZonefsFrontEnd(directory, mount_options))
@@ -153,5 +168,8 @@ def serve(
         say(f"{path} is served; stop with Ctrl-C", err=True)
         for sockets in zip_longest(scsi, blk):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
+        for drive in drives:
+            for command in drive.host_commands():
+                click.echo(shlex.join(command))
 
     known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)

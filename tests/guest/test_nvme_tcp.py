@@ -1,0 +1,149 @@
+"""The kernel's own NVMe/TCP driver and nvme-cli, with our drive in the same guest, over its loopback interface."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attaching import Place
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+
+CHECKOUT = Path(__file__).parents[2]
+#: 16 zones of 4 MiB with a capacity of 3 MiB.
+SHAPE = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
+#: Logical blocks of 4096 bytes in a zone.
+ZONE = 1024
+CONNECT = "nvme connect -t tcp -a 127.0.0.1 -s 4420 --hostnqn nqn.a --hostid 11111111-2222-3333-4444-555555555555"
+
+
+@pytest.fixture
+def drive(place: Place) -> Iterator[Place]:
+    """A served image n.img; the guest is connected, and its disk is /dev/nvme0n1."""
+    place.guest.load("nvme_tcp")
+    place.sh("ip link set lo up")
+    place.create("n.img", SHAPE)
+    serve(place)
+    connect(place)
+    yield place
+    place.sh("nvme disconnect-all; pkill -f 'serve n.img' || true", check=False)
+
+
+def serve(place: Place) -> None:
+    """Serve n.img in the background; not by Z, which shows output at the end only."""
+    place.sh(
+        f"""PYTHONPATH={CHECKOUT} PYTHONDONTWRITEBYTECODE=1 XDG_RUNTIME_DIR=/run/runtime \\
+        {sys.executable} -m zonefs_emu serve n.img --nvme-tcp >served 2>&1 </dev/null &
+        until grep -q '^nvme connect' served; do sleep 0.1; kill -0 $! || {{ cat served >&2; exit 1; }}; done"""
+    )
+
+
+def connect(place: Place, *options: str) -> None:
+    place.sh(
+        f"nqn=$(awk '/^nvme connect/ {{ print $NF }}' served); {CONNECT} -n $nqn {' '.join(options)}\n"
+        "until [ -b /dev/nvme0n1 ]; do sleep 0.1; done"
+    )
+
+
+def nvme(place: Place, command: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(place.sh(f"nvme {command} -o json").stdout)
+    return found
+
+
+def test_linux_takes_the_drive_and_reports_the_same_zones(drive: Place) -> None:
+    limits = drive.limits("/dev/nvme0n1")
+    assert limits["zoned"] == "host-managed"
+    assert (limits["nr_zones"], limits["chunk_sectors"]) == ("16", "8192")
+    assert (limits["max_open_zones"], limits["max_active_zones"]) == ("3", "5")
+    assert (limits["zone_append_max_bytes"], limits["logical_block_size"]) == (str(512 << 10), "4096")
+    assert limits["write_cache"] == "write back"
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+    found = drive.sh("nvme discover -t tcp -a 127.0.0.1 -s 4420 --hostnqn nqn.a").stdout
+    assert re.search(r"subnqn: +nqn.2014-08.org.nvmexpress:uuid:", found)
+    drive.sh(
+        f"""dd if=/dev/urandom of=data bs=64k count=4 status=none
+        dd if=data of=/dev/nvme0n1 bs=64k oflag=direct seek={2 * 4 * 16} status=none
+        dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct skip={2 * 4 * 16} status=none | cmp - data
+        sync /dev/nvme0n1"""
+    )
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+    assert drive.sh("Z why n.img").stdout == "", "a kernel that does nothing wrong is refused nothing"
+
+
+def test_nvme_cli_manages_zones(drive: Place) -> None:
+    assert nvme(drive, "zns id-ctrl /dev/nvme0")["zasl"] == 7
+    identified = nvme(drive, "zns id-ns /dev/nvme0n1")
+    assert (identified["mar"], identified["mor"]) == (4, 2)
+    drive.sh(
+        f"""cd /run/attaching; head -c 8192 /dev/urandom >two
+        nvme zns open-zone /dev/nvme0n1 -s {ZONE}
+        nvme zns zone-append /dev/nvme0n1 -s {2 * ZONE} -z 8192 -d two
+        nvme zns close-zone /dev/nvme0n1 -s {2 * ZONE}
+        nvme zns finish-zone /dev/nvme0n1 -s {3 * ZONE}
+        nvme zns open-zone /dev/nvme0n1 -s {4 * ZONE}; nvme zns reset-zone /dev/nvme0n1 -s {4 * ZONE}
+        Z set-cond n.img --zone 6 ro; nvme zns offline-zone /dev/nvme0n1 -s {6 * ZONE}"""
+    )
+    zones = nvme(drive, "zns report-zones /dev/nvme0n1")["zone_list"]
+    assert isinstance(zones, list)
+    assert [zone["state"] for zone in zones[:8]] == [
+        "EMPTY", "EXP_OPENED", "CLOSED", "FULL", "EMPTY", "EMPTY", "OFFLINE", "EMPTY",
+    ]  # fmt: skip
+    assert zones[2]["wp"] == 2 * ZONE + 2
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+    # The drive made zone 6 read-only by itself; taking it offline was the host's own command.
+    assert "Invalid Zone State Transition" in drive.sh("nvme zns close-zone /dev/nvme0n1 -s 0", check=False).stderr
+    wrong = drive.sh(f"nvme write /dev/nvme0n1 -s {5 * ZONE + 1} -c 0 -z 4096 -d two", check=False)
+    assert "Zone Invalid Write" in wrong.stderr + wrong.stdout
+    why = drive.sh("Z why n.img -n 2").stdout
+    assert "1BFh INVALID_ZONE_TRANSITION" in why
+    assert "1BCh ZONE_INVALID_WRITE" in why
+    drive.sh("nvme zns reset-zone /dev/nvme0n1 -a; nvme smart-log /dev/nvme0 >smart; nvme error-log /dev/nvme0 >errors")
+
+
+def test_fio_verifies_and_appends(drive: Place) -> None:
+    fixed = "fio --name=x --filename=/dev/nvme0n1 --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=4"
+    drive.sh(f"{fixed} --rw=write --bs=64k --size=12M --verify=crc32c --do_verify=1", timeout=400)
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+
+
+def test_a_killed_target_is_found_again(drive: Place) -> None:
+    """The host repeats what it had under way; reads never fail, and the zones stay what the image says."""
+    drive.sh("dd if=/dev/urandom of=data bs=64k count=16 status=none; dd if=data of=/dev/nvme0n1 bs=64k oflag=direct")
+    reading = drive.guest.start(
+        "for i in 1 2 3 4 5 6 7 8; do dd if=/dev/nvme0n1 bs=4k count=256 iflag=direct | cmp - /run/attaching/data; done"
+    )
+    drive.wait_until_written_or_read("/dev/nvme0n1", 100)
+    drive.kill_server("n.img")
+    serve(drive)
+    reading.wait(timeout=300)
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+
+
+def test_digests(drive: Place) -> None:
+    drive.sh("nvme disconnect-all; while [ -b /dev/nvme0n1 ]; do sleep 0.1; done")
+    connect(drive, "-g", "-G")
+    drive.sh(
+        """dd if=/dev/urandom of=data bs=64k count=4 status=none
+        dd if=data of=/dev/nvme0n1 bs=64k oflag=direct status=none
+        dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct status=none | cmp - data"""
+    )
+
+
+def test_the_kernels_zonefs(drive: Place) -> None:
+    drive.sh(
+        "nvme disconnect-all; pkill -f 'serve n.img'; while Z info n.img | grep -q 'held by: *process'; do :; done"
+    )
+    drive.sh("Z mkfs n.img")
+    serve(drive)
+    connect(drive)
+    drive.guest.load("zonefs")
+    drive.sh(
+        """mkdir -p mnt; mount -t zonefs /dev/nvme0n1 mnt
+        dd if=/dev/urandom of=data bs=64k count=20 status=none
+        dd if=data of=mnt/seq/3 bs=64k oflag=direct conv=notrunc,fsync status=none
+        cmp mnt/seq/3 data; umount mnt"""
+    )
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")

@@ -1,0 +1,243 @@
+"""Admin commands of one controller, as Linux asks them and as it does not."""
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.nvme.conftest import NR_ZONES, ZONE, command
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.nvme.answer import Answer
+from zonefs_emu.nvme.command import AdminOpcode
+from zonefs_emu.nvme.controller import CAPABILITIES, IO_QUEUES_MAX, Controller, Feature, Register
+from zonefs_emu.nvme.identify import Cns, ControllerIdentity
+from zonefs_emu.nvme.logs import Log
+from zonefs_emu.nvme.status import NvmeStatus
+from zonefs_emu.nvme.subsystem import Subsystem
+
+ADMIN = (
+    AdminOpcode.GET_LOG_PAGE, AdminOpcode.IDENTIFY, AdminOpcode.ABORT, AdminOpcode.SET_FEATURES,
+    AdminOpcode.GET_FEATURES, AdminOpcode.ASYNC_EVENT, AdminOpcode.KEEP_ALIVE,
+)  # fmt: skip
+ENABLE = 0x460061
+EVENTS = 1 << 27 | 1 << 8
+
+
+@pytest.fixture
+def block_bytes() -> int:
+    return 4096
+
+
+@pytest.fixture
+def controller(subsystem: Subsystem) -> Iterator[Controller]:
+    identity = ControllerIdentity(serial="S", firmware="2.0", nqn=subsystem.nqn, cntlid=3, max_nsid=1)
+    controller = Controller(subsystem, identity, admin=ADMIN)
+    controller.write_register(Register.CC, ENABLE)
+    yield controller
+    controller.close()
+
+
+def ask(controller: Controller, opcode: int, *cdws: int, nsid: int = 0, data: bytes = b"", cid: int = 7) -> Answer:
+    answer = controller.execute(command(opcode, nsid=nsid, cid=cid, cdws=cdws), data)
+    assert answer is not None
+    return answer
+
+
+def identify(controller: Controller, cns: int, *, nsid: int = 0, csi: int = 0) -> Answer:
+    return ask(controller, AdminOpcode.IDENTIFY, cns, csi << 24, nsid=nsid)
+
+
+def log(controller: Controller, page: int, *, room: int = 4096, nsid: int = 0xFFFFFFFF, retain: bool = False) -> bytes:
+    answer = ask(
+        controller,
+        AdminOpcode.GET_LOG_PAGE,
+        page | retain << 15 | (room // 4 - 1) << 16,
+        room // 4 - 1 >> 16,
+        nsid=nsid,
+    )
+    assert answer.status is NvmeStatus.SUCCESS
+    assert len(answer.data) == room
+    return bytes(answer.data)
+
+
+def test_what_linux_asks_at_the_start_is_answered_and_nothing_is_refused(controller: Controller) -> None:
+    """The order of Linux 6.12 and 7.2; each answer has a part without which Linux refuses the drive."""
+    assert controller.read_register(Register.CAP) == CAPABILITIES
+    assert CAPABILITIES >> 43 & 1, "I/O command sets"
+    assert identify(controller, Cns.CONTROLLER).data[77]
+    assert log(controller, Log.EFFECTS)[1024 + 4 * 0x7D]
+    assert log(controller, Log.SMART, room=512)[1:3] != b"\0\0"
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.NR_QUEUES, 0x10001).result == 0x10001
+    assert identify(controller, Cns.SET_CONTROLLER, csi=0).status == 0
+    assert struct.unpack_from("<2I", identify(controller, Cns.ACTIVE_NAMESPACES).data) == (1, 0)
+    assert b"\x04\x01\0\0\x02" in bytes(identify(controller, Cns.DESCRIPTORS, nsid=1).data)
+    assert identify(controller, Cns.INDEPENDENT_NAMESPACE, nsid=1).data[14] == 1
+    assert identify(controller, Cns.NAMESPACE, nsid=1).data[:8] == struct.pack("<Q", NR_ZONES * ZONE)
+    assert identify(controller, Cns.SET_NAMESPACE, nsid=1, csi=0).status == 0
+    assert log(controller, Log.EFFECTS)[1024 + 4 * 0x79]
+    assert identify(controller, Cns.SET_CONTROLLER, csi=2).data[0] == 5
+    assert identify(controller, Cns.SET_NAMESPACE, nsid=1, csi=2).data[2816:2824] == struct.pack("<Q", ZONE)
+    assert identify(controller, Cns.SET_ACTIVE_NAMESPACES, csi=2).data[0] == 1
+    assert identify(controller, Cns.SET_ACTIVE_NAMESPACES, csi=0).data[0] == 0
+    assert identify(controller, Cns.COMMAND_SETS).data[0] == 0b101
+    assert ask(controller, AdminOpcode.KEEP_ALIVE).status == 0
+    assert controller.namespaces[1].device.refusals.last(5) == []
+
+
+@pytest.mark.parametrize(
+    ("opcode", "cdws", "nsid", "status"),
+    [
+        (AdminOpcode.IDENTIFY, (0x55,), 0, 0x002),
+        (AdminOpcode.IDENTIFY, (Cns.SET_CONTROLLER, 1 << 24), 0, 0x002),
+        (AdminOpcode.IDENTIFY, (Cns.SET_NAMESPACE, 1 << 24), 1, 0x002),
+        (AdminOpcode.IDENTIFY, (Cns.NAMESPACE,), 0, 0x00B),
+        (AdminOpcode.IDENTIFY, (Cns.NAMESPACE,), 2, 0x00B),
+        (AdminOpcode.IDENTIFY, (Cns.NAMESPACE,), 0xFFFFFFFF, 0x00B),
+        (AdminOpcode.GET_LOG_PAGE, (0xC0 | 15 << 16,), 0, 0x109),
+        (AdminOpcode.GET_LOG_PAGE, (Log.DISCOVERY | 15 << 16,), 0, 0x109),
+        (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0, 2), 0, 0x002),
+        (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0, 516), 0, 0x002),
+        (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0xFFFF), 0, 0x002),
+        (AdminOpcode.GET_LOG_PAGE, (Log.CHANGED_ZONES | 15 << 16,), 9, 0x00B),
+        (AdminOpcode.SET_FEATURES, (0xC0,), 0, 0x002),
+        (AdminOpcode.SET_FEATURES, (Feature.NR_QUEUES, 0xFFFF), 0, 0x002),
+        (AdminOpcode.SET_FEATURES, (Feature.COMMAND_SET_PROFILE, 1), 0, 0x12B),
+        (AdminOpcode.SET_FEATURES, (Feature.WRITE_CACHE | 1 << 31, 1), 0, 0x10D),
+        (AdminOpcode.GET_FEATURES, (0xC0,), 0, 0x002),
+        (AdminOpcode.GET_FEATURES, (Feature.WRITE_CACHE | 5 << 8,), 0, 0x002),
+        (AdminOpcode.CREATE_SQ, (), 0, 0x001),
+        (0xC5, (), 0, 0x001),
+    ],
+)
+def test_what_is_refused(controller: Controller, opcode: int, cdws: tuple[int, ...], nsid: int, status: int) -> None:
+    assert ask(controller, opcode, *cdws, nsid=nsid).status == status
+    if status != 0x10D:
+        refusal = controller.namespaces[1].device.refusals.last(1)[0]
+        assert EXPLAINER.answers(refusal)["nvme"].startswith(f"{status:03X}h")
+        entry = log(controller, Log.ERROR)
+        assert struct.unpack_from("<QHHH", entry) == (1, 0, 7, (status | 0x4000) << 1)
+
+
+def test_a_log_page_can_be_read_in_parts(controller: Controller) -> None:
+    whole = log(controller, Log.EFFECTS)
+    parts = b""
+    for offset in range(0, 4096, 1024):
+        answer = ask(controller, AdminOpcode.GET_LOG_PAGE, Log.EFFECTS | 255 << 16, 0, offset, 0)
+        parts += bytes(answer.data)
+    assert parts == whole
+    assert log(controller, Log.SMART, room=1024)[512:] == bytes(512), "zeros fill what was asked for"
+    assert [page for page in Log if log(controller, Log.SUPPORTED, room=1024)[4 * page]] == [
+        page for page in Log if page is not Log.DISCOVERY
+    ]
+    for page in (Log.FIRMWARE, Log.CHANGED_NAMESPACES):
+        assert len(log(controller, page, room=512)) == 512
+
+
+def test_registers(controller: Controller) -> None:
+    assert controller.read_register(Register.VS) == 0x20000
+    assert controller.read_register(Register.CSTS) == 1
+    assert controller.read_register(Register.CC) == ENABLE
+    assert controller.read_register(Register.CRTO) is not None
+    assert controller.read_register(0x500) is None
+    assert not controller.write_register(Register.CSTS, 1)
+
+
+def test_shutting_down_and_resetting_drop_the_queues(controller: Controller) -> None:
+    dropped: list[str] = []
+    controller.on_disabled = lambda: dropped.append("dropped")
+    controller.write_register(Register.CC, ENABLE | 1 << 14)
+    assert (controller.csts, controller.is_ready, dropped) == (0b1001, False, ["dropped"])
+    controller.write_register(Register.CC, 0)
+    assert (controller.csts, dropped) == (0, ["dropped"] * 2)
+    controller.write_register(Register.CC, ENABLE)
+    assert controller.is_ready
+
+
+def test_features(controller: Controller) -> None:
+    def get(feature: int, select: int = 0) -> Answer:
+        return ask(controller, AdminOpcode.GET_FEATURES, feature | select << 8)
+
+    assert (
+        ask(controller, AdminOpcode.SET_FEATURES, Feature.NR_QUEUES, 200 << 16 | 1).result
+        == (IO_QUEUES_MAX - 1) << 16 | 1
+    )
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.KEEP_ALIVE, 1500).status == 0
+    assert (get(Feature.KEEP_ALIVE).result, controller.keep_alive_ns) == (1500, 1_500_000_000)
+    assert (get(Feature.KEEP_ALIVE, 1).result, get(Feature.KEEP_ALIVE, 3).result) == (0, 0b100)
+    stamp = bytes(range(8))
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.TIMESTAMP, data=stamp).status == 0
+    assert get(Feature.TIMESTAMP).data == stamp
+    assert len(get(Feature.HOST_BEHAVIOUR).data) == 512
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.COMMAND_SET_PROFILE, 0).status == 0
+    controller.write_register(Register.CC, 0)
+    assert get(Feature.KEEP_ALIVE).result == 0, "a reset brings the defaults back"
+
+
+def test_the_write_cache_of_all_queues_is_switched(controller: Controller) -> None:
+    early = controller.namespaces_of_queue()
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.WRITE_CACHE, 0).status == 0
+    late = controller.namespaces_of_queue()
+    assert [queue[1].caches_writes for queue in (early, late)] == [False, False]
+    controller.write_register(Register.CC, 0)
+    assert [queue[1].caches_writes for queue in (early, late)] == [True, True]
+
+
+def test_nothing_is_aborted(controller: Controller) -> None:
+    assert ask(controller, AdminOpcode.ABORT, 7 << 16).result == 1
+
+
+def test_a_zone_that_the_drive_loses_is_an_event_and_in_the_log(controller: Controller, device: ZonedDevice) -> None:
+    woken: list[int] = []
+    controller.wake = lambda: woken.append(1)
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=50)) is None
+    other = device.port("other", VIRTIO)
+    other.manage(Operation.FINISH, 5 * other.geometry.zone_size)
+    assert controller.due_events() == [], "what another host or front-end asked for is no event"
+    woken.clear()
+    other.set_cond(2, Condition.READONLY)
+    other.set_cond(4, Condition.OFFLINE)
+    assert woken
+    assert controller.due_events() == [(50, Answer(NvmeStatus.SUCCESS, 0xBFEF02))]
+    assert controller.due_events() == []
+    page = log(controller, Log.CHANGED_ZONES, nsid=1, retain=True)
+    assert struct.unpack_from("<H6x2Q", page) == (2, 2 * ZONE, 4 * ZONE)
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (2,)
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (0,)
+
+
+def test_an_event_waits_for_a_request_and_a_host_that_did_not_ask_gets_none(
+    controller: Controller, device: ZonedDevice
+) -> None:
+    other = device.port("other", VIRTIO)
+    other.set_cond(1, Condition.READONLY)
+    assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=1)) is None
+    assert controller.due_events() == []
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    other.set_cond(2, Condition.READONLY)
+    other.set_cond(3, Condition.READONLY)
+    assert [cid for cid, _ in controller.due_events()] == [1]
+    other.set_cond(4, Condition.READONLY)
+    assert controller.due_events() == []
+    assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=2)) is None
+    assert [cid for cid, _ in controller.due_events()] == [2]
+
+
+def test_only_so_many_event_requests(controller: Controller) -> None:
+    for cid in range(4):
+        assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None
+    assert ask(controller, AdminOpcode.ASYNC_EVENT).status == 0x105
+
+
+def test_a_discovery_controller_has_its_log_only(subsystem: Subsystem) -> None:
+    identity = ControllerIdentity(serial="S", firmware="2.0", nqn="d", cntlid=3, max_nsid=0, is_discovery=True)
+    controller = Controller(subsystem, identity, admin=ADMIN, discovered=lambda: b"found".ljust(1024, b"\0"))
+    assert log(controller, Log.DISCOVERY, room=1024)[:5] == b"found"
+    answer = ask(controller, AdminOpcode.GET_LOG_PAGE, Log.SMART | 15 << 16)
+    assert answer.status is NvmeStatus.INVALID_LOG_PAGE
+    assert bytes(identify(controller, Cns.ACTIVE_NAMESPACES).data) == bytes(4096)
+    assert controller.namespaces_of_queue() == {}
+    controller.close()

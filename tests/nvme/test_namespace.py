@@ -1,0 +1,261 @@
+"""Each I/O command, in blocks; the rules themselves are tested with the device."""
+
+import struct
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.nvme.conftest import CAPACITY, NR_ZONES, UUID_1, ZONE, command, geometry
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.nvme.answer import Answer, RefusedError
+from zonefs_emu.nvme.command import Command, IoOpcode, SendAction
+from zonefs_emu.nvme.namespace import NOTHING, Namespace, Transfer, require_zns
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.nvme.status import NvmeStatus
+
+SHAPE = partial(Geometry, zone_size=1024, zone_capacity=1024)
+FUA = 1 << 30
+ALL = 1 << 8
+
+
+def at(slba: int, *rest: int) -> tuple[int, ...]:
+    return slba & 0xFFFFFFFF, slba >> 32, *rest
+
+
+def do(namespace: Namespace, opcode: int, *cdws: int, data: bytes = b"") -> Answer:
+    asked = command(opcode, cdws=cdws)
+    transfer = namespace.transfer(asked)
+    if transfer.from_host:
+        assert transfer.nr_bytes == len(data)
+        return namespace.execute(asked, (memoryview(data),))
+    room = memoryview(bytearray(transfer.nr_bytes))
+    half = len(room) // 2 & ~511
+    answer = namespace.execute(asked, (room[:half], room[half:]) if half else (room,) if room else ())
+    return answer._replace(data=bytes(room))
+
+
+def write(namespace: Namespace, slba: int, data: bytes, block_bytes: int, flags: int = 0) -> Answer:
+    return do(namespace, IoOpcode.WRITE, *at(slba, len(data) // block_bytes - 1 | flags), data=data)
+
+
+def send(namespace: Namespace, action: int, slba: int = 0, flags: int = 0) -> NvmeStatus:
+    return do(namespace, IoOpcode.ZONE_SEND, *at(slba, 0, action | flags)).status
+
+
+def report(
+    namespace: Namespace, slba: int = 0, *, room: int = 64 * (NR_ZONES + 1), listed: int = 0, partial: bool = True
+) -> tuple[int, list[tuple[int, int, int, int]]]:
+    answer = do(namespace, IoOpcode.ZONE_RECEIVE, *at(slba, room // 4 - 1, listed << 8 | partial << 16))
+    assert answer.status is NvmeStatus.SUCCESS
+    data = answer.data
+    zones = []
+    for offset in range(64, len(data) - 63, 64):
+        kind, state, capacity, start, wp = struct.unpack_from("<BB6xQQQ", data, offset)
+        if kind:
+            assert kind == 2
+            zones.append((state >> 4, capacity, start, wp))
+    return int.from_bytes(data[:8], "little"), zones
+
+
+def test_writes_reads_and_appends_count_in_blocks(namespace: Namespace, block_bytes: int) -> None:
+    one, two = b"a" * block_bytes, b"b" * 2 * block_bytes
+    assert write(namespace, 0, one, block_bytes).status is NvmeStatus.SUCCESS
+    appended = do(namespace, IoOpcode.ZONE_APPEND, *at(0, 1), data=two)
+    assert (appended.status, appended.result) == (NvmeStatus.SUCCESS, 1)
+    assert do(namespace, IoOpcode.ZONE_APPEND, *at(ZONE, 1), data=two).result == ZONE
+    found = do(namespace, IoOpcode.READ, *at(0, 3))
+    assert (found.status, found.data) == (NvmeStatus.SUCCESS, one + two + bytes(block_bytes))
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (lambda n, b: write(n, 1, b"x" * b, b), 0x1BC),
+        (lambda n, b: write(n, NR_ZONES * ZONE, b"x" * b, b), 0x080),
+        (lambda n, b: write(n, 1 << 60, b"x" * b, b), 0x080),
+        (lambda n, _: do(n, IoOpcode.READ, *at(NR_ZONES * ZONE - 1, 1)), 0x080),
+        (lambda n, b: do(n, IoOpcode.ZONE_APPEND, *at(1, 0), data=bytes(b)), 0x002),
+        (lambda n, b: do(n, IoOpcode.ZONE_APPEND, *at(0, 32), data=bytes(33 * b)), 0x002),
+        (lambda n, b: do(n, IoOpcode.ZONE_APPEND, *at(0, 1 << 25), data=bytes(b)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(0, 0, SendAction.CLOSE)), 0x1BF),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(1, 0, SendAction.OPEN)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(0, 0, SendAction.OPEN | 1 << 9)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(0, 0, SendAction.SET_DESCRIPTOR)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(0, 0, 0)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(0, 0, SendAction.OFFLINE)), 0x1BF),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(1, 0, SendAction.OFFLINE)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_SEND, *at(NR_ZONES * ZONE, 0, SendAction.OFFLINE)), 0x080),
+        (lambda n, _: do(n, IoOpcode.ZONE_RECEIVE, *at(0, 15, 1)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_RECEIVE, *at(0, 15, 8 << 8)), 0x002),
+        (lambda n, _: do(n, IoOpcode.ZONE_RECEIVE, *at(NR_ZONES * ZONE, 15, 0)), 0x080),
+        (lambda n, _: do(n, IoOpcode.WRITE_ZEROES, *at(0, 0xFFFF)), 0x002),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_answered_and_in_why(
+    namespace: Namespace, block_bytes: int, asked: Callable[[Namespace, int], Answer], status: int
+) -> None:
+    answer = asked(namespace, block_bytes)
+    assert answer.status == status
+    refusal = namespace.device.refusals.last(1)[0]
+    assert f"{status:03X}h" in EXPLAINER.answers(refusal)["nvme"]
+    assert EXPLAINER.explain(refusal, namespace.geometry).startswith("nvme: ")
+
+
+def test_the_limits_have_statuses_of_their_own(namespace: Namespace, block_bytes: int) -> None:
+    for zone_no in (0, 1):
+        assert send(namespace, SendAction.OPEN, zone_no * ZONE) == 0
+    assert send(namespace, SendAction.OPEN, 2 * ZONE) == 0x1BE
+    assert send(namespace, SendAction.CLOSE, 0) == 0
+    assert write(namespace, 2 * ZONE, bytes(block_bytes), block_bytes).status == 0
+    assert send(namespace, SendAction.CLOSE, 2 * ZONE) == 0
+    assert write(namespace, 3 * ZONE, bytes(block_bytes), block_bytes).status == 0x1BD
+
+
+def test_zones_are_reported_as_they_are(namespace: Namespace, block_bytes: int) -> None:
+    none = (1 << 64) - 1
+    write(namespace, 0, bytes(3 * block_bytes), block_bytes)
+    assert send(namespace, SendAction.FINISH, ZONE) == 0
+    assert send(namespace, SendAction.OPEN, 2 * ZONE) == 0
+    namespace.port.set_cond(3, Condition.READONLY)
+    namespace.port.set_cond(4, Condition.OFFLINE)
+    expected = [
+        (2, CAPACITY, 0, 3), (14, CAPACITY, ZONE, none), (3, CAPACITY, 2 * ZONE, 2 * ZONE),
+        (13, CAPACITY, 3 * ZONE, none), (15, CAPACITY, 4 * ZONE, none),
+        *((1, CAPACITY, n * ZONE, n * ZONE) for n in range(5, NR_ZONES)),
+    ]  # fmt: skip
+    assert report(namespace) == (NR_ZONES, expected)
+    assert report(namespace, 4 * ZONE + 5) == (NR_ZONES - 4, expected[4:]), "the zone that holds the block is the first"
+    for listed, state in enumerate((1, 2, 3, 4, 14, 13, 15), 1):
+        zones = [zone for zone in expected if zone[0] == state]
+        assert report(namespace, listed=listed) == (len(zones), zones)
+    assert report(namespace, room=64 * 3) == (2, expected[:2])
+    assert report(namespace, room=64 * 3 + 60) == (2, expected[:2])
+    assert report(namespace, room=64 * 3, partial=False) == (NR_ZONES, expected[:2])
+    assert report(namespace, room=64, partial=False) == (NR_ZONES, [])
+    assert report(namespace, room=8, partial=False) == (NR_ZONES, [])
+
+
+@pytest.mark.parametrize(
+    ("action", "before", "after"),
+    [
+        (SendAction.CLOSE, SendAction.OPEN, 4),
+        (SendAction.FINISH, SendAction.OPEN, 14),
+        (SendAction.RESET, SendAction.FINISH, 1),
+    ],
+)
+def test_all_zones_at_once(namespace: Namespace, action: SendAction, before: SendAction, after: int) -> None:
+    for zone_no in (1, 2):
+        assert send(namespace, before, zone_no * ZONE) == 0
+    assert send(namespace, action, flags=ALL) == 0
+    assert [zone[0] for zone in report(namespace)[1]] == [1, after, after, *[1] * (NR_ZONES - 3)]
+    if action is SendAction.CLOSE:
+        assert send(namespace, SendAction.OPEN, flags=ALL) == 0
+        assert report(namespace, listed=3)[0] == 2
+
+
+def test_a_host_may_take_readonly_zones_offline(namespace: Namespace) -> None:
+    for zone_no in (1, 2, 3):
+        namespace.port.set_cond(zone_no, Condition.READONLY)
+    assert send(namespace, SendAction.OFFLINE, ZONE) == 0
+    assert send(namespace, SendAction.OFFLINE, ZONE) == 0, "again"
+    assert report(namespace, listed=7)[0] == 1
+    assert send(namespace, SendAction.OFFLINE, flags=ALL) == 0
+    assert report(namespace, listed=7)[0] == 3
+
+
+def test_compare(namespace: Namespace, block_bytes: int) -> None:
+    data = b"c" * block_bytes + b"d" * block_bytes
+    write(namespace, 0, data, block_bytes)
+    assert do(namespace, IoOpcode.COMPARE, *at(0, 1), data=data).status == 0
+    assert do(namespace, IoOpcode.COMPARE, *at(0, 1), data=data[:-1] + b"e").status == 0x285
+    assert do(namespace, IoOpcode.COMPARE, *at(NR_ZONES * ZONE, 0), data=bytes(block_bytes)).status == 0x080
+
+
+def test_write_zeroes_moves_the_write_pointer(namespace: Namespace, block_bytes: int) -> None:
+    assert do(namespace, IoOpcode.WRITE_ZEROES, *at(0, 9)).status == 0
+    assert report(namespace)[1][0] == (2, CAPACITY, 0, 10)
+    assert do(namespace, IoOpcode.READ, *at(0, 9)).data == bytes(10 * block_bytes)
+    assert do(namespace, IoOpcode.WRITE_ZEROES, *at(0, 9)).status == 0x1BC
+
+
+@pytest.mark.parametrize("opcode", [IoOpcode.WRITE, IoOpcode.ZONE_APPEND, IoOpcode.WRITE_ZEROES])
+@pytest.mark.parametrize(("flags", "cached"), [(0, True), (FUA, True), (0, False)])
+def test_what_makes_a_write_durable(
+    namespace: Namespace, block_bytes: int, opcode: IoOpcode, flags: int, cached: bool
+) -> None:
+    before = namespace.device.statistics()["flushes"]
+    namespace.caches_writes = cached
+    data = b"" if opcode is IoOpcode.WRITE_ZEROES else bytes(block_bytes)
+    assert do(namespace, opcode, *at(0, flags), data=data).status == 0
+    assert namespace.device.statistics()["flushes"] - before == (1 if flags or not cached else 0)
+
+
+def test_flush(namespace: Namespace) -> None:
+    before = namespace.device.statistics()["flushes"]
+    assert do(namespace, IoOpcode.FLUSH).status == 0
+    assert namespace.device.statistics()["flushes"] == before + 1
+
+
+def test_the_length_follows_from_the_command_alone(namespace: Namespace, block_bytes: int) -> None:
+    assert namespace.transfer(command(IoOpcode.READ, cdws=at(0, 2))) == Transfer(3 * block_bytes, from_host=False)
+    assert namespace.transfer(command(IoOpcode.ZONE_APPEND, cdws=at(0, 2))) == Transfer(3 * block_bytes, from_host=True)
+    assert namespace.transfer(command(IoOpcode.ZONE_RECEIVE, cdws=at(0, 15))) == Transfer(64, from_host=False)
+    assert namespace.transfer(command(IoOpcode.FLUSH)) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        (command(0xC1), NvmeRule.NVME_OPCODE),
+        (command(IoOpcode.WRITE, cdws=at(0, 0xFFFF)), NvmeRule.NVME_TRANSFER),
+        (command(IoOpcode.ZONE_RECEIVE, cdws=at(0, 0xFFFFFFFF)), NvmeRule.NVME_TRANSFER),
+    ],
+)
+def test_what_is_refused_before_any_data_moves(namespace: Namespace, asked: Command, rule: NvmeRule) -> None:
+    with pytest.raises(RefusedError) as caught:
+        namespace.transfer(asked)
+    assert caught.value.rule is rule
+    answer = namespace.refuse(asked, caught.value)
+    assert answer.status
+    assert EXPLAINER.name(namespace.device.refusals.last(1)[0]) == rule.name
+
+
+def test_a_readonly_image(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    ZonedDevice.create(path, geometry(), uuid=UUID_1)
+    device = ZonedDevice.open(path, readonly=True)
+    namespace = Namespace(device, 1)
+    assert write(namespace, 0, bytes(4096), 4096).status == 0x020
+    assert do(namespace, IoOpcode.ZONE_APPEND, *at(0, 0), data=bytes(4096)).status == 0x020
+    assert do(namespace, IoOpcode.WRITE_ZEROES, *at(0, 0)).status == 0x020
+    assert send(namespace, SendAction.FINISH) == 0x020
+    assert do(namespace, IoOpcode.READ, *at(0, 0)).status == 0
+    assert do(namespace, IoOpcode.FLUSH).status == 0
+    device.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        (SHAPE(size=4096, conventional=((0, 2),)), r"2 conventional .*--nr-conv"),
+        (SHAPE(size=4000), r"smaller than the others.*multiple of its --zone-size"),
+    ],
+)  # fmt: skip
+def test_what_nvme_cannot_express_is_said(shape: Geometry, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        require_zns(shape)
+
+
+def test_other_front_ends_see_the_same_zones(namespace: Namespace, block_bytes: int) -> None:
+    other = namespace.device.port("other", VIRTIO)
+    write(namespace, 0, bytes(block_bytes), block_bytes)
+    assert other.zone(0).wp == block_bytes // 512
+    assert not other.write(block_bytes // 512, block_bytes // 512, (bytes(block_bytes),))
+    assert report(namespace)[1][0][3] == 2

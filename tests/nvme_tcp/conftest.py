@@ -1,0 +1,62 @@
+"""A target that serves a device in a thread of this process."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.nvme.conftest import UUID_1, geometry
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
+from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue
+
+
+class Target:
+    """A served device, and where."""
+
+    def __init__(self, device: ZonedDevice, server: NvmeTcpServer, port: int) -> None:
+        self.device = device
+        self.server = server
+        self.port = port
+        self.nqn = server.subsystem.nqn
+
+    def host(self, **options: object) -> NvmeHost:
+        return NvmeHost("127.0.0.1", self.port, self.nqn, **options)  # type: ignore[arg-type]  # a table of arguments
+
+    def queue(self, **digests: bool) -> NvmeQueue:
+        return NvmeQueue("127.0.0.1", self.port, **digests)
+
+    def raw(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+@contextmanager
+def serving(device: ZonedDevice, *, allowed_hosts: frozenset[str] = frozenset()) -> Iterator[Target]:
+    sockets = listen("127.0.0.1", 0)
+    server = NvmeTcpServer(Subsystem([device]), sockets, device.unforeseen, allowed_hosts=allowed_hosts)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield Target(device, server, sockets[0].getsockname()[1])
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def target(device: ZonedDevice) -> Iterator[Target]:
+    with serving(device) as target:
+        yield target

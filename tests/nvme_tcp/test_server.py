@@ -1,0 +1,151 @@
+"""Who may connect to what, several hosts, the discovery service, and the limits of all connections together."""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from tests.nvme.conftest import BLOCK
+from tests.nvme_tcp.conftest import Target, serving
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.nvme.logs import Log
+from zonefs_emu.nvme.subsystem import DISCOVERY_NQN
+from zonefs_emu.nvme_tcp import server
+from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
+from zonefs_emu.nvme_tcp.server import listen
+from zonefs_emu.testing.nvme_initiator import NvmeHost
+
+HOST_ID = bytes(range(16))
+
+
+def connect(target: Target, **changes: object) -> tuple[int, int]:
+    """Return status and result of a Connect command of a new connection."""
+    asked = Connect(0, 0, 31, 0, 5000, HOST_ID, DYNAMIC, target.nqn, "nqn.h")
+    queue = target.queue()
+    reply = queue.connect(asked._replace(**changes))  # type: ignore[arg-type]  # a table of arguments
+    queue.close()
+    return reply.status, reply.result
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({}, (0, 1)),
+        ({"record_format": 1}, (0x180, 0)),
+        ({"subsystem_nqn": "nqn.other"}, (0x182, 1 << 16 | 256)),
+        ({"subsystem_nqn": ""}, (0x182, 1 << 16 | 256)),
+        ({"sq_size": 0}, (0x182, 44)),
+        ({"sq_size": 128}, (0x182, 44)),
+        ({"cntlid": 1}, (0x182, 1 << 16 | 16)),
+        ({"qid": 1, "cntlid": 1}, (0x182, 1 << 16 | 16)),
+        ({"qid": 1}, (0x182, 1 << 16 | 16)),
+    ],
+)
+def test_a_wrong_connect_names_the_field(target: Target, changes: dict[str, object], answer: tuple[int, int]) -> None:
+    assert connect(target, **changes) == answer
+
+
+def test_an_io_queue_belongs_to_the_host_of_its_controller(target: Target) -> None:
+    with target.host() as host:
+        mine = {"qid": 1, "cntlid": host.cntlid, "sq_size": 127, "host_id": host._host_id, "host_nqn": host._host_nqn}
+        wrong = 0x182, 1 << 16 | 16
+        assert connect(target, **(mine | {"host_nqn": "nqn.h"})) == wrong
+        assert connect(target, **(mine | {"host_id": HOST_ID})) == wrong
+        assert connect(target, **(mine | {"cntlid": host.cntlid + 1})) == wrong
+        assert connect(target, **(mine | {"qid": 17})) == (0x182, 42)
+        assert connect(target, **mine) == (0, host.cntlid)
+        queue = host.queue(2)
+        assert connect(target, **(mine | {"qid": 2})) == (0x182, 42), "the queue is there already"
+        assert queue.read(1, 0, 1, BLOCK).status == 0
+
+
+def test_a_second_connect_on_one_connection(target: Target) -> None:
+    with target.host() as host:
+        reply = host.admin.connect(Connect(0, 0, 31, 0, 0, HOST_ID, DYNAMIC, target.nqn, "nqn.h"))
+        assert reply.status == 0x00C
+
+
+def test_hosts_see_one_truth(target: Target) -> None:
+    with target.host(host_nqn="nqn.a") as one, target.host(host_nqn="nqn.b") as two:
+        assert one.cntlid != two.cntlid
+        for number, queue in enumerate((one.queue(1), two.queue(1), one.queue(2))):
+            assert queue.write(1, number, bytes(BLOCK), BLOCK).status == 0
+        assert next(two.zones(two.queue(2), 1, 1))[3] == 3
+        assert target.server.statistics()["hosts"] == 2
+    while target.server.statistics()["queues"]:
+        pass
+    assert target.server.statistics()["hosts"] == 0
+
+
+def test_the_end_of_a_controller_ends_its_queues(target: Target) -> None:
+    host = target.host()
+    queue = host.queue(1)
+    host.admin.close()
+    assert queue.sock.recv(1) == b""
+    host.close()
+
+
+def test_discovery_names_the_address_at_which_the_host_is(target: Target) -> None:
+    with NvmeHost("127.0.0.1", target.port, DISCOVERY_NQN, keep_alive_ms=0) as host:
+        page = host.log(Log.DISCOVERY, room=2048).data
+        assert struct.unpack_from("<QQ", page) == (0, 1)
+        assert page[1024 + 32 : 1024 + 64].rstrip() == str(target.port).encode()
+        assert page[1024 + 256 : 1024 + 512].rstrip(b"\0") == target.nqn.encode()
+        assert page[1024 + 512 : 1024 + 768].rstrip() == b"127.0.0.1"
+        with pytest.raises(ConnectionError, match="182h"):
+            host.queue(1)
+        assert target.server.statistics()["hosts"] == 0
+
+
+def test_only_named_hosts(device: ZonedDevice, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("nqn.stranger may not connect")
+    with serving(device, allowed_hosts=frozenset(("nqn.friend",))) as target:
+        target.host(host_nqn="nqn.friend").close()
+        with pytest.raises(ConnectionError, match="184h"):
+            target.host(host_nqn="nqn.stranger")
+
+
+def test_so_many_connections_and_no_more(
+    target: Target, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("refused, because there are 3 connections already")
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 3)
+    with target.host() as host:
+        queues = [host.queue(number) for number in (1, 2)]
+        sock = target.raw()
+        assert sock.recv(1) == b""
+        sock.close()
+        assert [queue.read(1, 0, 1, BLOCK).status for queue in queues] == [0, 0]
+
+
+def test_the_end_of_the_server_ends_all_connections(device: ZonedDevice) -> None:
+    with serving(device) as target:
+        host = target.host()
+        silent = target.raw()
+    assert host.admin.sock.recv(1) == b""
+    assert silent.recv(1) == b""
+    silent.close()
+    host.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost"])
+def test_addresses(device: ZonedDevice, address: str) -> None:
+    sockets = listen(address, 0)
+    assert sockets
+    for sock in sockets:
+        sock.close()
+
+
+@pytest.mark.parametrize("address", ["198.51.100.7", "no such host."])
+def test_addresses_that_are_not_ours(address: str) -> None:
+    with pytest.raises(UsageError, match=f"cannot listen at {address}, port 4420: "):
+        listen(address, 4420)
+
+
+def test_a_port_that_is_taken() -> None:
+    sockets = listen("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    with pytest.raises(UsageError, match=f"cannot listen at 127.0.0.1, port {port}: Address already in use"):
+        listen("127.0.0.1", port)
+    sockets[0].close()

@@ -1,0 +1,31 @@
+"""What a command is answered with, and how a command that breaks a rule of the drive is refused."""
+
+from typing import NamedTuple
+
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.nvme.status import DO_NOT_RETRY, NvmeStatus
+
+
+class Answer(NamedTuple):
+    """A completion: the status code, dwords 0 and 1, and what goes to the host besides, if the command returns data."""
+
+    status: NvmeStatus
+    result: int = 0
+    data: bytes | memoryview = b""
+
+    @property
+    def status_field(self) -> int:
+        """The status as a completion has it, without the phase tag."""
+        return self.status | DO_NOT_RETRY if self.status else 0
+
+
+SUCCESS = Answer(NvmeStatus.SUCCESS)
+
+
+class RefusedError(Exception):
+    """A command breaks a *rule* of the drive. *what*: the field or value that does, as a part of a sentence."""
+
+    def __init__(self, rule: NvmeRule, what: str) -> None:
+        super().__init__(rule, what)
+        self.rule = rule
+        self.what = what

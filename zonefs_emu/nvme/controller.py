@@ -1,0 +1,455 @@
+"""One controller: its registers, admin commands, features, and the events that it reports to its host.
+
+A controller belongs to one host. All methods but :meth:`Controller.zones_changed` and :meth:`Controller.wake` are
+called by one thread, the one that serves its admin queue.
+
+Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Command Set", "Features".
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import Final
+from weakref import WeakSet
+
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.nvme import identify, logs
+from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, Command, IoOpcode, name_of
+from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
+from zonefs_emu.nvme.logs import CHANGED_ZONES_MAX, ErrorEntry, Log
+from zonefs_emu.nvme.namespace import Namespace
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.nvme.status import DO_NOT_RETRY, STATUS_OF_RULE, NvmeStatus
+from zonefs_emu.nvme.subsystem import Subsystem
+
+#: Firmware revision: of the protocol as served, not of the program.
+FIRMWARE: Final = "2.0"
+#: Queue entries, less one (CAP.MQES).
+QUEUE_ENTRIES_MAX: Final = 127
+#: I/O queues of one controller.
+IO_QUEUES_MAX: Final = 16
+
+#: CAP: contiguous queues; 5 s until ready; NVM and I/O command sets; ready independent of media; pages of 4 KiB.
+CAPABILITIES: Final = QUEUE_ENTRIES_MAX | 1 << 16 | 10 << 24 | 1 << 37 | 1 << 43 | 1 << 59
+
+_ENABLE: Final = 1
+_SHUTDOWN: Final = 0b11 << 14
+_READY: Final = 1
+_SHUTDOWN_DONE: Final = 0b10 << 2
+
+_ZONE_NOTICE: Final = 2 | 0xEF << 8 | Log.CHANGED_ZONES << 16
+_LOST: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
+_RETAIN_EVENT: Final = 1 << 15
+_HOST_ID_EXTENDED: Final = 1
+
+
+class Register(IntEnum):
+    """Offsets of the controller's properties."""
+
+    CAP = 0x00
+    VS = 0x08
+    CC = 0x14
+    CSTS = 0x1C
+    CRTO = 0x68
+
+
+class Feature(IntEnum):
+    """Feature identifiers."""
+
+    ARBITRATION = 0x01
+    POWER_MANAGEMENT = 0x02
+    TEMPERATURE_THRESHOLD = 0x04
+    ERROR_RECOVERY = 0x05
+    WRITE_CACHE = 0x06
+    NR_QUEUES = 0x07
+    WRITE_ATOMICITY = 0x0A
+    ASYNC_EVENTS = 0x0B
+    TIMESTAMP = 0x0E
+    KEEP_ALIVE = 0x0F
+    HOST_BEHAVIOUR = 0x16
+    COMMAND_SET_PROFILE = 0x19
+    HOST_ID = 0x81
+
+
+#: Values at the start of a controller.
+_DEFAULTS: Final[Mapping[int, int]] = {
+    Feature.ARBITRATION: 0,
+    Feature.POWER_MANAGEMENT: 0,
+    Feature.TEMPERATURE_THRESHOLD: 343,
+    Feature.ERROR_RECOVERY: 0,
+    Feature.WRITE_CACHE: 1,
+    Feature.NR_QUEUES: (IO_QUEUES_MAX - 1) << 16 | IO_QUEUES_MAX - 1,
+    Feature.WRITE_ATOMICITY: 0,
+    Feature.ASYNC_EVENTS: 0,
+    Feature.KEEP_ALIVE: 0,
+    Feature.COMMAND_SET_PROFILE: 0,
+}
+#: Features whose value is data, and its length.
+_DATA_FEATURES: Final[Mapping[int, int]] = {Feature.TIMESTAMP: 8, Feature.HOST_BEHAVIOUR: 512, Feature.HOST_ID: 16}
+_IO_COMMANDS: Final = tuple(IoOpcode)
+_LOGS: Final = tuple(log for log in Log if log is not Log.DISCOVERY)
+
+
+class Controller:
+    """The controller that one host has of *subsystem*. *admin*: the admin commands that its transport has."""
+
+    def __init__(
+        self,
+        subsystem: Subsystem,
+        identity: ControllerIdentity,
+        *,
+        admin: tuple[AdminOpcode, ...],
+        discovered: Callable[[], bytes] | None = None,
+    ) -> None:
+        """*discovered* returns the discovery log, which makes this a discovery controller without namespaces."""
+        self.subsystem = subsystem
+        self.identity = identity
+        self.cc = 0
+        self.csts = 0
+        #: Called from any thread when :meth:`due_events` may return something.
+        self.wake: Callable[[], None] = _nothing
+        #: Called when the host resets or shuts down the controller: queues are to be dropped.
+        self.on_disabled: Callable[[], None] = _nothing
+        self._admin = admin
+        self._discovered = discovered
+        self.namespaces = {} if discovered else subsystem.namespaces()
+        self.features: dict[int, int] = dict(_DEFAULTS)
+        self._data_features: dict[int, bytes] = {feature: bytes(length) for feature, length in _DATA_FEATURES.items()}
+        #: Weak references: a queue may be dropped without a word.
+        self._of_queues: WeakSet[Namespace] = WeakSet()
+        self._event_cids: list[int] = []
+        self._notices: deque[int] = deque()
+        #: Zones that changed, and that this controller has not looked at: (nsid, first, count).
+        self._to_look_at: deque[tuple[int, int, int]] = deque(maxlen=1 << 16)
+        self._lost_zones: dict[int, dict[int, None]] = {nsid: {} for nsid in self.namespaces}
+        self._errors: deque[ErrorEntry] = deque(maxlen=identify.ELPE + 1)
+        self._nr_errors = 0
+        self._listeners = [(namespace, self._listener(nsid)) for nsid, namespace in self.namespaces.items()]
+        for namespace, listener in self._listeners:
+            namespace.device.subscribe(listener, port=namespace.port)
+        self._handlers: Mapping[int, Callable[[Command, memoryview | bytes], Answer | None]] = {
+            AdminOpcode.GET_LOG_PAGE: self._get_log_page,
+            AdminOpcode.IDENTIFY: self._identify,
+            AdminOpcode.ABORT: self._abort,
+            AdminOpcode.SET_FEATURES: self._set_features,
+            AdminOpcode.GET_FEATURES: self._get_features,
+            AdminOpcode.ASYNC_EVENT: self._async_event,
+            AdminOpcode.KEEP_ALIVE: self._keep_alive,
+        }
+
+    def close(self) -> None:
+        """End the controller: no more events."""
+        for namespace, listener in self._listeners:
+            namespace.device.unsubscribe(listener)
+        self._listeners.clear()
+
+    def namespaces_of_queue(self) -> dict[int, Namespace]:
+        """Return the namespaces for the use of one I/O queue."""
+        namespaces = {} if self._discovered else self.subsystem.namespaces()
+        self._of_queues.update(namespaces.values())
+        self._apply_write_cache()
+        return namespaces
+
+    # -- registers --------------------------------------------------------------------------------------------
+
+    def read_register(self, offset: int) -> int | None:
+        """Return the value of the register at *offset*; None if there is none."""
+        match offset:
+            case Register.CAP:
+                return CAPABILITIES
+            case Register.VS:
+                return identify.VERSION
+            case Register.CC:
+                return self.cc
+            case Register.CSTS:
+                return self.csts
+            case Register.CRTO:
+                return 10 << 16 | 10
+            case _:
+                return None
+
+    def write_register(self, offset: int, value: int) -> bool:
+        """Set the register at *offset*; False if it cannot be set."""
+        if offset != Register.CC:
+            return False
+        was, self.cc = self.cc, value & 0xFFFFFFFF
+        if value & _ENABLE and not was & _ENABLE:
+            self.csts = _READY
+        if was & _ENABLE and not value & _ENABLE:
+            self.reset()
+        if value & _SHUTDOWN and not was & _SHUTDOWN:
+            self.csts |= _SHUTDOWN_DONE
+            self.on_disabled()
+        return True
+
+    def reset(self) -> None:
+        """Drop what the host has set up; zones stay as they are."""
+        self.cc &= ~_ENABLE
+        self.csts = 0
+        self._event_cids.clear()
+        self.features.update(_DEFAULTS)
+        self._apply_write_cache()
+        self.on_disabled()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether commands are taken."""
+        return bool(self.csts & _READY) and not self.csts & _SHUTDOWN_DONE
+
+    # -- admin commands ---------------------------------------------------------------------------------------
+
+    def data_length(self, command: Command) -> tuple[int, bool]:
+        """Return how many bytes an admin *command* moves, and whether they come from the host."""
+        match command.opcode:
+            case AdminOpcode.IDENTIFY:
+                return identify.IDENTIFY_BYTES, False
+            case AdminOpcode.GET_LOG_PAGE:
+                return ((command.cdw10 >> 16 | (command.cdw11 & 0xFFFF) << 16) + 1) << 2, False
+            case AdminOpcode.SET_FEATURES:
+                return _DATA_FEATURES.get(command.cdw10 & 0xFF, 0), True
+            case AdminOpcode.GET_FEATURES:
+                return _DATA_FEATURES.get(command.cdw10 & 0xFF, 0), False
+            case _:
+                return 0, False
+
+    def execute(self, command: Command, data: memoryview | bytes = b"") -> Answer | None:
+        """Carry out an admin *command* with *data* from the host; None if its answer comes later, as an event."""
+        handler = self._handlers.get(command.opcode) if command.opcode in self._admin else None
+        try:
+            if handler is None:
+                raise RefusedError(NvmeRule.NVME_OPCODE, "no such admin command")
+            length, _ = self.data_length(command)
+            if length > identify.MDTS_BYTES:
+                raise RefusedError(NvmeRule.NVME_TRANSFER, f"{length} bytes")
+            return handler(command, data)
+        except RefusedError as refused:
+            return self.refuse(command, refused)
+
+    def refuse(self, command: Command, refused: RefusedError) -> Answer:
+        """Note that an admin *command* breaks a rule of the drive, and return its answer."""
+        code, status = STATUS_OF_RULE[refused.rule]
+        request = f"admin command {name_of(command.opcode, admin=True)}: {refused.what}"
+        for namespace in list(self.namespaces.values())[:1]:
+            namespace.port.refuse(refused.rule, None, status, request=request)
+        self.note_error(0, command, code)
+        return Answer(code)
+
+    def note_error(self, sqid: int, command: Command, status: NvmeStatus) -> None:
+        """Put a refused *command* of queue *sqid* into the error log."""
+        self._nr_errors += 1
+        entry = ErrorEntry(
+            self._nr_errors, sqid, command.cid, status | DO_NOT_RETRY, command.slba if sqid else 0, command.nsid
+        )
+        self._errors.append(entry)
+
+    def _identify(self, command: Command, _data: memoryview | bytes) -> Answer:
+        cns = command.cdw10 & 0xFF
+        command_set = command.cdw11 >> 24
+        nsid = command.nsid
+        geometries = [namespace.geometry for namespace in self.namespaces.values()]
+        match cns:
+            case Cns.CONTROLLER:
+                found = identify.controller(self.identity)
+            case Cns.SET_CONTROLLER if command_set in (CommandSet.NVM, CommandSet.ZNS):
+                found = identify.set_controller(command_set, geometries)
+            case Cns.ACTIVE_NAMESPACES | Cns.ALLOCATED_NAMESPACES:
+                found = identify.namespace_list(self.namespaces, nsid)
+            case Cns.SET_ACTIVE_NAMESPACES:
+                found = identify.namespace_list(self.namespaces if command_set == CommandSet.ZNS else (), nsid)
+            case Cns.COMMAND_SETS:
+                found = identify.command_sets()
+            case Cns.NAMESPACE | Cns.DESCRIPTORS | Cns.SET_NAMESPACE | Cns.INDEPENDENT_NAMESPACE:
+                found = self._identify_namespace(cns, nsid, command_set)
+            case _:
+                raise RefusedError(NvmeRule.NVME_FIELD, f"CNS {cns:02X}h, CSI {command_set:02X}h")
+        return Answer(NvmeStatus.SUCCESS, data=found)
+
+    def _identify_namespace(self, cns: int, nsid: int, command_set: int) -> bytes:
+        namespace = self.namespaces.get(nsid)
+        if namespace is None:
+            if nsid in (0, ALL_NAMESPACES) or nsid > self.identity.max_nsid:
+                raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {nsid:X}h")
+            return bytes(identify.IDENTIFY_BYTES)  # inactive
+        readonly = namespace.device.image.readonly
+        match cns:
+            case Cns.NAMESPACE:
+                return identify.namespace(namespace.geometry, namespace.device.uuid, readonly=readonly)
+            case Cns.DESCRIPTORS:
+                return identify.descriptors(namespace.device.uuid)
+            case Cns.INDEPENDENT_NAMESPACE:
+                return identify.independent_namespace(readonly=readonly)
+            case _:
+                if command_set == CommandSet.ZNS:
+                    return identify.zoned_namespace(namespace.geometry)
+                if command_set == CommandSet.NVM:
+                    return bytes(identify.IDENTIFY_BYTES)
+                raise RefusedError(NvmeRule.NVME_FIELD, f"CNS {cns:02X}h, CSI {command_set:02X}h")
+
+    def _get_log_page(self, command: Command, _data: memoryview | bytes) -> Answer:
+        log = command.cdw10 & 0xFF
+        offset = command.cdw12 | command.cdw13 << 32
+        length, _ = self.data_length(command)
+        if offset & 3:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"log page offset {offset}, which is not whole dwords")
+        page = self._log_page(log, command)
+        if offset > len(page):
+            raise RefusedError(NvmeRule.NVME_FIELD, f"log page offset {offset}, of a page of {len(page)} bytes")
+        return Answer(NvmeStatus.SUCCESS, data=page[offset : offset + length].ljust(length, b"\0"))
+
+    def _log_page(self, log: int, command: Command) -> bytes:
+        if self._discovered is not None:
+            if log == Log.DISCOVERY:
+                return self._discovered()
+            raise RefusedError(NvmeRule.NVME_LOG_PAGE, f"log page {log:02X}h of a discovery controller")
+        match log:
+            case Log.SUPPORTED:
+                return logs.supported(_LOGS)
+            case Log.ERROR:
+                return logs.errors(list(self._errors)).ljust(64 * (identify.ELPE + 1), b"\0")
+            case Log.SMART:
+                return logs.smart(self._counted(), self._nr_errors)
+            case Log.FIRMWARE:
+                return logs.firmware(FIRMWARE)
+            case Log.CHANGED_NAMESPACES:
+                return logs.changed_namespaces(())
+            case Log.EFFECTS:
+                return logs.effects(self._admin, _IO_COMMANDS)
+            case Log.CHANGED_ZONES:
+                return self._changed_zones(command)
+            case _:
+                raise RefusedError(NvmeRule.NVME_LOG_PAGE, f"log page {log:02X}h")
+
+    def _counted(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for namespace in self.namespaces.values():
+            for name, number in namespace.device.statistics().items():
+                total[name] = total.get(name, 0) + number
+        return total
+
+    def _abort(self, _command: Command, _data: memoryview | bytes) -> Answer:
+        """Do not abort: commands are carried out as they come, so none waits that could be taken back."""
+        return Answer(NvmeStatus.SUCCESS, 1)
+
+    def _keep_alive(self, _command: Command, _data: memoryview | bytes) -> Answer:
+        return SUCCESS
+
+    # -- features ---------------------------------------------------------------------------------------------
+
+    def _set_features(self, command: Command, data: memoryview | bytes) -> Answer:
+        feature, value = command.cdw10 & 0xFF, command.cdw11
+        if command.cdw10 & 1 << 31:
+            return Answer(NvmeStatus.FEATURE_NOT_SAVEABLE)
+        if feature in _DATA_FEATURES:
+            self._data_features[feature] = bytes(data).ljust(_DATA_FEATURES[feature], b"\0")
+            return SUCCESS
+        if feature not in self.features:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"feature {feature:02X}h")
+        match feature:
+            case Feature.NR_QUEUES:
+                if 0xFFFF in (value & 0xFFFF, value >> 16):
+                    raise RefusedError(NvmeRule.NVME_FIELD, "65,536 queues")
+                granted = [min(asked, IO_QUEUES_MAX - 1) for asked in (value & 0xFFFF, value >> 16)]
+                self.features[feature] = granted[0] | granted[1] << 16
+                return Answer(NvmeStatus.SUCCESS, self.features[feature])
+            case Feature.COMMAND_SET_PROFILE if value & 0x1FF:
+                raise RefusedError(NvmeRule.NVME_COMMAND_SETS, f"combination {value & 0x1FF}")
+            case Feature.WRITE_CACHE:
+                self.features[feature] = value & 1
+                self._apply_write_cache()
+            case _:
+                self.features[feature] = value
+        return SUCCESS
+
+    def _get_features(self, command: Command, _data: memoryview | bytes) -> Answer:
+        feature, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
+        if feature in _DATA_FEATURES and select == 0:
+            result = _HOST_ID_EXTENDED if feature == Feature.HOST_ID else 0
+            return Answer(NvmeStatus.SUCCESS, result, self._data_features[feature])
+        if feature not in self.features:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"feature {feature:02X}h")
+        match select:
+            case 0:
+                return Answer(NvmeStatus.SUCCESS, self.features[feature])
+            case 1 | 2:
+                return Answer(NvmeStatus.SUCCESS, _DEFAULTS[feature])
+            case 3:
+                return Answer(NvmeStatus.SUCCESS, 0b100)  # changeable, neither saveable nor of one namespace
+            case _:
+                raise RefusedError(NvmeRule.NVME_FIELD, f"selection {select} of a feature")
+
+    def _apply_write_cache(self) -> None:
+        for namespace in self._of_queues:
+            namespace.caches_writes = bool(self.features[Feature.WRITE_CACHE])
+
+    @property
+    def keep_alive_ns(self) -> int:
+        """After how long without a command of its host the controller is given up; 0: never."""
+        return self.features[Feature.KEEP_ALIVE] * 1_000_000
+
+    # -- events -----------------------------------------------------------------------------------------------
+
+    def _async_event(self, command: Command, _data: memoryview | bytes) -> Answer | None:
+        if len(self._event_cids) > identify.AERL:
+            raise RefusedError(NvmeRule.NVME_EVENTS, f"request number {len(self._event_cids) + 1}")
+        self._event_cids.append(command.cid)
+        self.wake()
+        return None
+
+    def _listener(self, nsid: int) -> Callable[[int, int], None]:
+        def changed(zone_no: int, nr_zones: int) -> None:
+            self.zones_changed(nsid, zone_no, nr_zones)
+
+        return changed
+
+    def zones_changed(self, nsid: int, zone_no: int, nr_zones: int) -> None:
+        """Note that others have changed zones; quick and thread safe, as a listener of the device must be."""
+        self._to_look_at.append((nsid, zone_no, nr_zones))
+        self.wake()
+
+    def due_events(self) -> list[tuple[int, Answer]]:
+        """Return (cid, answer) of each Asynchronous Event Request that an event now answers.
+
+        Zones that the drive itself made READONLY or OFFLINE are reported. Not those that another host or front-end
+        changed by a command: the standard leaves them out.
+        """
+        self._look_at_changed_zones()
+        due = []
+        while self._notices and self._event_cids:
+            due.append((self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._notices.popleft())))
+        return due
+
+    def _look_at_changed_zones(self) -> None:
+        found = False
+        for _ in range(len(self._to_look_at)):
+            nsid, first, count = self._to_look_at.popleft()
+            lost = self._lost_zones[nsid]
+            for zone in self.namespaces[nsid].port.report(first, min(count, CHANGED_ZONES_MAX + 1)):
+                if zone.zone_no >= first + count:
+                    break
+                if zone.cond in _LOST and zone.zone_no not in lost and len(lost) <= CHANGED_ZONES_MAX:
+                    lost[zone.zone_no] = None
+                    found = True
+        if found and self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES and _ZONE_NOTICE not in self._notices:
+            self._notices.append(_ZONE_NOTICE)
+
+    def _changed_zones(self, command: Command) -> bytes:
+        namespace = self.namespaces.get(command.nsid)
+        if namespace is None:
+            raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
+        self._look_at_changed_zones()
+        lost = self._lost_zones[command.nsid]
+        block = namespace.geometry.block_sectors
+        page = logs.changed_zones([namespace.geometry.zone_start(zone_no) // block for zone_no in sorted(lost)])
+        if not command.cdw10 & _RETAIN_EVENT:
+            lost.clear()
+        return page
+
+
+def discovery_log(records: list[logs.DiscoveryRecord]) -> bytes:
+    """Return the discovery log of *records*, which do not change while the program runs."""
+    return logs.discovery(0, records)
+
+
+def _nothing() -> None:
+    pass

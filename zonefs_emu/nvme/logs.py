@@ -1,0 +1,127 @@
+"""The log pages. Source: NVM Express Base Specification 2.0, "Get Log Page"; Zoned Namespace Command Set 1.1."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from zonefs_emu.nvme.command import AdminOpcode, IoOpcode
+
+SMART_BYTES: Final = 512
+#: "Changed zones are too many to be listed", in place of their number.
+_TOO_MANY: Final = 0xFFFF
+#: The most zones in the list of changed zones.
+CHANGED_ZONES_MAX: Final = 511
+_SUPPORTED: Final = 1 << 0
+_CHANGES_CONTENT: Final = 1 << 1
+_KELVINS: Final = 313
+
+
+class Log(IntEnum):
+    """Log page identifiers."""
+
+    SUPPORTED = 0x00
+    ERROR = 0x01
+    SMART = 0x02
+    FIRMWARE = 0x03
+    CHANGED_NAMESPACES = 0x04
+    EFFECTS = 0x05
+    DISCOVERY = 0x70
+    CHANGED_ZONES = 0xBF
+
+
+class ErrorEntry(NamedTuple):
+    """One command that was refused. *status*: as the completion has it, without the phase tag."""
+
+    number: int
+    sqid: int
+    cid: int
+    status: int
+    lba: int
+    nsid: int
+
+
+class DiscoveryRecord(NamedTuple):
+    """Where a subsystem listens: an IPv4 or IPv6 *address* and its *port*; *is_discovery*: of the discovery service."""
+
+    nqn: str
+    address: str
+    port: int
+    is_discovery: bool
+
+
+def supported(logs: Iterable[int]) -> bytes:
+    """Return log 00h: which of the *logs* there are."""
+    data = bytearray(1024)
+    for log in logs:
+        struct.pack_into("<I", data, 4 * log, 1)
+    return bytes(data)
+
+
+def errors(entries: Sequence[ErrorEntry]) -> bytes:
+    """Return log 01h; the newest entry is first. Entries that were never used are zero."""
+    data = bytearray()
+    for entry in reversed(entries):
+        # No byte of the command is named as the cause.
+        data += struct.pack("<QHHHHQI", entry.number, entry.sqid, entry.cid, entry.status << 1, 0xFFFF, entry.lba,
+                            entry.nsid).ljust(64, b"\0")  # fmt: skip
+    return bytes(data)
+
+
+def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
+    """Return log 02h from the device's counters by their names; *nr_errors*: entries that the error log has had."""
+    data = bytearray(SMART_BYTES)
+    struct.pack_into("<BHBBB", data, 0, 0, _KELVINS, 100, 10, 0)
+    # Units of 1000 times 512 bytes, rounded up.
+    units = [-(-counted.get(name, 0) // 1000) for name in ("read_sectors", "written_sectors")]
+    commands = [counted.get("reads", 0), counted.get("writes", 0) + counted.get("appends", 0)]
+    numbers = (*units, *commands, 0, counted.get("power_cycles", 0), 0, 0, counted.get("internal_errors", 0), nr_errors)
+    for index, number in enumerate(numbers):
+        data[32 + 16 * index : 48 + 16 * index] = number.to_bytes(16, "little")
+    return bytes(data)
+
+
+def firmware(revision: str) -> bytes:
+    """Return log 03h: one slot, which is active."""
+    data = bytearray(512)
+    data[0] = 1
+    data[8:16] = revision.encode("ascii", "replace")[:8].ljust(8)
+    return bytes(data)
+
+
+def effects(admin: Iterable[AdminOpcode], io: Iterable[IoOpcode]) -> bytes:
+    """Return log 05h. A command that is missing there does not exist for Linux."""
+    changing = {IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.ZONE_APPEND, IoOpcode.ZONE_SEND}
+    data = bytearray(4096)
+    for opcode in admin:
+        struct.pack_into("<I", data, 4 * opcode, _SUPPORTED)
+    for command in io:
+        struct.pack_into("<I", data, 1024 + 4 * command, _SUPPORTED | (_CHANGES_CONTENT if command in changing else 0))
+    return bytes(data)
+
+
+def changed_namespaces(nsids: Iterable[int]) -> bytes:
+    """Return log 04h."""
+    found = sorted(nsids)[:1024]
+    return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")
+
+
+def changed_zones(starts_lba: Sequence[int]) -> bytes:
+    """Return log BFh: the first blocks of zones that the drive itself has changed."""
+    if len(starts_lba) > CHANGED_ZONES_MAX:
+        return struct.pack("<H", _TOO_MANY).ljust(4096, b"\0")
+    return struct.pack(f"<H6x{len(starts_lba)}Q", len(starts_lba), *starts_lba).ljust(4096, b"\0")
+
+
+def discovery(generation: int, records: Sequence[DiscoveryRecord]) -> bytes:
+    """Return log 70h. Source: Base Specification, "Discovery Log Page"; transport TCP."""
+    data = bytearray(1024 * (1 + len(records)))
+    struct.pack_into("<QQH", data, 0, generation, len(records), 0)
+    for number, record in enumerate(records, 1):
+        family = 2 if ":" in record.address else 1
+        kind = 1 if record.is_discovery else 2
+        struct.pack_into(
+            "<BBBBHHHH20x32s192x256s256s", data, 1024 * number, 3, family, kind, 2, 1, 0xFFFF, 32, 0,
+            str(record.port).encode().ljust(32), record.nqn.encode(), record.address.encode().ljust(256),
+        )  # fmt: skip
+    return bytes(data)

@@ -1,0 +1,325 @@
+"""The I/O commands of one namespace: a zoned device behind a port, as one queue uses it.
+
+A transport calls :meth:`Namespace.transfer` with the command alone, provides buffers for what that says, and calls
+:meth:`Namespace.execute`. Blocks of the namespace are those of the image; the port counts in sectors.
+
+Source: NVM Command Set 1.0, "I/O Commands"; Zoned Namespace Command Set 1.1, "I/O Commands".
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
+from zonefs_emu.device.rules import DeviceRule
+from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import ZNS, Operation
+from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.command import Command, IoOpcode, ReceiveAction, SendAction, name_of
+from zonefs_emu.nvme.identify import MDTS_BYTES
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.nvme.status import STATUS_OF_RULE, NvmeStatus, status_of
+from zonefs_emu.units import SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+DESCRIPTOR_BYTES: Final = 64
+_REPORT_HEADER: Final = struct.Struct("<Q56x")
+_DESCRIPTOR: Final = struct.Struct("<BBBxxxxxQQQ32x")
+#: The write pointer of a zone that has none.
+_NO_WP: Final = 0xFFFFFFFFFFFFFFFF
+_FUA: Final = 1 << 30
+_SELECT_ALL: Final = 1 << 8
+_ZRWA: Final = 1 << 9
+_PARTIAL: Final = 1 << 16
+_PIREMAP: Final = 1 << 25
+_SEQUENTIAL: Final = 2
+#: Zones that are looked at in one step of a report.
+_REPORT_ZONES: Final = 4096
+_ALL_CONDITIONS: Final = frozenset(Condition) - {Condition.NOT_WP}
+#: "Zone Receive Action Specific": the zones that a report lists.
+_FILTERS: Final[Mapping[int, frozenset[Condition]]] = MappingProxyType(
+    {
+        0: _ALL_CONDITIONS,
+        1: frozenset((Condition.EMPTY,)),
+        2: frozenset((Condition.IMP_OPEN,)),
+        3: frozenset((Condition.EXP_OPEN,)),
+        4: frozenset((Condition.CLOSED,)),
+        5: frozenset((Condition.FULL,)),
+        6: frozenset((Condition.READONLY,)),
+        7: frozenset((Condition.OFFLINE,)),
+    }
+)
+_OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
+    {
+        SendAction.CLOSE: Operation.CLOSE,
+        SendAction.FINISH: Operation.FINISH,
+        SendAction.OPEN: Operation.OPEN,
+        SendAction.RESET: Operation.RESET,
+    }
+)
+#: Conditions in which the write pointer of a zone has a meaning.
+_WITH_WP: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
+_ZEROS: Final = memoryview(bytes(MDTS_BYTES))
+
+
+class Transfer(NamedTuple):
+    """How many bytes a command moves, and whether they come from the host."""
+
+    nr_bytes: int
+    from_host: bool
+
+
+NOTHING: Final = Transfer(0, from_host=False)
+
+
+def require_zns(geometry: Geometry) -> None:
+    """Make sure that NVMe can express *geometry*.
+
+    Raises:
+        UsageError: it has conventional zones, or a last zone that is smaller than the others; says what fits.
+    """
+    if geometry.conventional:
+        message = (
+            f"the image has {geometry.nr_conventional} conventional zones, which NVMe does not have: "
+            "create one without them (--nr-conv 0, or --preset zn540)"
+        )
+        raise UsageError(message)
+    if geometry.size % geometry.zone_size:
+        message = (
+            "the last zone of the image is smaller than the others, which NVMe does not have: create one whose --size "
+            "is a multiple of its --zone-size"
+        )
+        raise UsageError(message)
+
+
+class Namespace:
+    """One device as a namespace, for one queue. Its commands come one at a time."""
+
+    def __init__(self, device: ZonedDevice, nsid: int) -> None:
+        """Serve *device* as namespace *nsid*; see :func:`require_zns`."""
+        self.device = device
+        self.nsid = nsid
+        self.port: Port = device.port("nvme", ZNS)
+        self.geometry = device.geometry
+        self._block_shift = self.geometry.block_size_bytes.bit_length() - 1
+        self._sector_shift = self._block_shift - SECTOR_SHIFT
+        self._readonly = device.image.readonly
+        #: False after a host has switched the volatile write cache off: each write is then durable when it is answered.
+        self.caches_writes = True
+        self._handlers: Mapping[int, Callable[[Command, Sequence[Buffer]], Answer]] = {
+            IoOpcode.FLUSH: self._flush,
+            IoOpcode.WRITE: self._write,
+            IoOpcode.READ: self._read,
+            IoOpcode.COMPARE: self._compare,
+            IoOpcode.WRITE_ZEROES: self._write_zeroes,
+            IoOpcode.ZONE_SEND: self._send,
+            IoOpcode.ZONE_RECEIVE: self._receive,
+            IoOpcode.ZONE_APPEND: self._append,
+        }
+
+    def transfer(self, command: Command) -> Transfer:
+        """Return what *command* moves, from the command alone.
+
+        Raises:
+            RefusedError: there is no such command, or it moves more than MDTS allows.
+        """
+        opcode = command.opcode
+        if opcode in (IoOpcode.READ, IoOpcode.WRITE, IoOpcode.ZONE_APPEND, IoOpcode.COMPARE):
+            found = Transfer(command.nr_blocks << self._block_shift, from_host=opcode != IoOpcode.READ)
+        elif opcode == IoOpcode.ZONE_RECEIVE:
+            found = Transfer((command.cdw12 + 1) << 2, from_host=False)
+        elif opcode in self._handlers:
+            return NOTHING
+        else:
+            raise RefusedError(NvmeRule.NVME_OPCODE, name_of(opcode, admin=False))
+        if found.nr_bytes > MDTS_BYTES:
+            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{name_of(opcode, admin=False)} of {found.nr_bytes} bytes")
+        return found
+
+    def execute(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        """Carry out *command* on *buffers*, as long as :meth:`transfer` said. Raises nothing for an error of the host.
+
+        Blocks: a flush and a write with Force Unit Access wait for the host's disk.
+        """
+        handler = self._handlers.get(command.opcode)
+        if handler is None:
+            return self.refuse(command, RefusedError(NvmeRule.NVME_OPCODE, name_of(command.opcode, admin=False)))
+        try:
+            return handler(command, buffers)
+        except RefusedError as refused:
+            return self.refuse(command, refused)
+
+    def refuse(self, command: Command, refused: RefusedError) -> Answer:
+        """Note that *command* breaks a rule of the drive, and return its answer."""
+        code, status = STATUS_OF_RULE[refused.rule]
+        request = f"{name_of(command.opcode, admin=False)}: {refused.what}"
+        self.port.refuse(refused.rule, None, status, request=request)
+        return Answer(code)
+
+    def _sector(self, lba: int) -> int:
+        return lba << self._sector_shift
+
+    def _require_writable(self) -> None:
+        if self._readonly:
+            raise RefusedError(NvmeRule.NVME_READ_ONLY, "a change of a namespace that is read-only")
+
+    def _flush(self, _command: Command, _buffers: "Sequence[Buffer]") -> Answer:
+        return _answer(self.port.flush(), Operation.FLUSH)
+
+    def _read(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        nr_sectors = command.nr_blocks << self._sector_shift
+        status = self.port.read(self._sector(command.slba), nr_sectors, buffers)
+        return _answer(status, Operation.READ) if status else SUCCESS
+
+    def _write(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        self._require_writable()
+        nr_sectors = command.nr_blocks << self._sector_shift
+        status = self.port.write(self._sector(command.slba), nr_sectors, buffers)
+        if status:
+            return _answer(status, Operation.WRITE)
+        return self._made_durable(command) or SUCCESS
+
+    def _append(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        self._require_writable()
+        if command.cdw12 & _PIREMAP:
+            raise RefusedError(NvmeRule.NVME_FIELD, "PIREMAP, without protection information")
+        nr_sectors = command.nr_blocks << self._sector_shift
+        status, sector = self.port.append(self._sector(command.slba), nr_sectors, buffers)
+        if status:
+            return _answer(status, Operation.APPEND)
+        return self._made_durable(command) or Answer(NvmeStatus.SUCCESS, sector >> self._sector_shift)
+
+    def _write_zeroes(self, command: Command, _buffers: "Sequence[Buffer]") -> Answer:
+        self._require_writable()
+        nr_bytes = command.nr_blocks << self._block_shift
+        if nr_bytes > MDTS_BYTES:
+            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{nr_bytes} bytes")
+        status = self.port.write(self._sector(command.slba), nr_bytes >> SECTOR_SHIFT, (_ZEROS[:nr_bytes],))
+        if status:
+            return _answer(status, Operation.WRITE)
+        return self._made_durable(command) or SUCCESS
+
+    def _made_durable(self, command: Command) -> Answer | None:
+        """Flush if *command* asks for it (FUA), or the host has switched the cache off; return a failure."""
+        if self.caches_writes and not command.cdw12 & _FUA:
+            return None
+        status = self.port.flush()
+        return _answer(status, Operation.FLUSH) if status else None
+
+    def _compare(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        nr_bytes = command.nr_blocks << self._block_shift
+        found = memoryview(bytearray(nr_bytes))
+        status = self.port.read(self._sector(command.slba), nr_bytes >> SECTOR_SHIFT, (found,))
+        if status:
+            return _answer(status, Operation.READ)
+        at = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            if found[at : at + len(view)] != view:
+                raise RefusedError(NvmeRule.NVME_COMPARE, f"block {command.slba} and {command.nr_blocks - 1} more")
+            at += len(view)
+        return SUCCESS
+
+    # -- zone management --------------------------------------------------------------------------------------
+
+    def _send(self, command: Command, _buffers: "Sequence[Buffer]") -> Answer:
+        self._require_writable()
+        action = command.cdw13 & 0xFF
+        if command.cdw13 & _ZRWA:
+            raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area, which the namespace does not have")
+        select_all = bool(command.cdw13 & _SELECT_ALL)
+        if action == SendAction.OFFLINE:
+            return self._take_offline(command, select_all=select_all)
+        operation = _OPERATION_OF.get(action)
+        if operation is None:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"zone send action {action:02X}h")
+        if select_all:
+            return _answer(self.port.manage_all(operation), operation)
+        return _answer(self.port.manage(operation, self._sector(command.slba)), operation)
+
+    def _take_offline(self, command: Command, *, select_all: bool) -> Answer:
+        """Move READONLY zones to OFFLINE, the only transition that a host may ask for there."""
+        if select_all:
+            for zone in self._matching(0, frozenset((Condition.READONLY,))):
+                if status := self.port.set_cond(zone.zone_no, Condition.OFFLINE):
+                    return _answer(status, Operation.SET_COND)
+            return SUCCESS
+        zone_no, offset = divmod(self._sector(command.slba), self.geometry.zone_size)
+        if zone_no >= self.geometry.nr_zones:
+            return self._out_of_range("zone send")
+        if offset:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"block {command.slba} is not the first one of a zone")
+        cond = self.port.zone(zone_no).cond
+        if cond is Condition.OFFLINE:
+            return SUCCESS
+        if cond is not Condition.READONLY:
+            status = self.port.refuse(
+                DeviceRule.BAD_TRANSITION, Operation.SET_COND, Status.BAD_TRANSITION, self._sector(command.slba),
+                zone_no=zone_no,
+            )  # fmt: skip
+            return _answer(status, Operation.SET_COND)
+        return _answer(self.port.set_cond(zone_no, Condition.OFFLINE), Operation.SET_COND)
+
+    def _receive(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        action = command.cdw13 & 0xFF
+        if action != ReceiveAction.REPORT:
+            # An extended report has descriptor extensions, which the namespace does not have (ZDES is 0).
+            raise RefusedError(NvmeRule.NVME_FIELD, f"zone receive action {action:02X}h")
+        conds = _FILTERS.get(command.cdw13 >> 8 & 0xFF)
+        if conds is None:
+            raise RefusedError(
+                NvmeRule.NVME_FIELD, f"zone receive action specific field {command.cdw13 >> 8 & 0xFF:02X}h"
+            )
+        sector = self._sector(command.slba)
+        if sector >= self.geometry.size:
+            return self._out_of_range("zone receive")
+        nr_bytes = (command.cdw12 + 1) << 2
+        report = self._report(
+            sector // self.geometry.zone_size, nr_bytes, conds, partial=bool(command.cdw13 & _PARTIAL)
+        )
+        at = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            view[:] = report[at : at + len(view)]
+            at += len(view)
+        return SUCCESS
+
+    def _out_of_range(self, request: str) -> Answer:
+        return _answer(self.port.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request), None)
+
+    def _report(self, zone_no: int, nr_bytes: int, conds: frozenset[Condition], *, partial: bool) -> bytes:
+        """Return the zones from *zone_no* on that are in *conds*, in *nr_bytes*, zeros after the last."""
+        nr_listed_max = max(nr_bytes - _REPORT_HEADER.size, 0) // DESCRIPTOR_BYTES
+        listed = bytearray(_REPORT_HEADER.size)
+        for zone in self._matching(zone_no, conds, nr_listed_max):
+            listed += self._descriptor(zone)
+        nr_found = len(listed) // DESCRIPTOR_BYTES - 1 if partial else self.port.count(zone_no, conds)
+        _REPORT_HEADER.pack_into(listed, 0, nr_found)
+        return bytes(listed[:nr_bytes]).ljust(nr_bytes, b"\0")
+
+    def _matching(self, zone_no: int, conds: frozenset[Condition], nr_max: int | None = None) -> Iterator[Zone]:
+        """Yield up to *nr_max* zones from *zone_no* on that are in *conds*, in portions of few zones."""
+        every = conds == _ALL_CONDITIONS
+        left = self.geometry.nr_zones if nr_max is None else nr_max
+        while left > 0 and zone_no < self.geometry.nr_zones:
+            zones = self.port.report(zone_no, min(left, _REPORT_ZONES), None if every else conds)
+            if not zones:
+                return
+            yield from zones
+            left -= len(zones)
+            zone_no = zones[-1].zone_no + 1
+
+    def _descriptor(self, zone: Zone) -> bytes:
+        shift = self._sector_shift
+        wp = zone.wp >> shift if zone.cond in _WITH_WP else _NO_WP
+        return _DESCRIPTOR.pack(_SEQUENTIAL, zone.cond << 4, 0, zone.capacity >> shift, zone.start >> shift, wp)
+
+
+def _answer(status: Status, operation: Operation | None) -> Answer:
+    return Answer(status_of(status, operation)) if status else SUCCESS

@@ -1,0 +1,117 @@
+"""The status of each answer: status code type and status code, as a completion carries them.
+
+A refusal has "Do Not Retry" set: the same command would fail again, and without it Linux sends it five more times.
+Source: NVM Express Base Specification 2.0, "Status Field"; Zoned Namespace Command Set 1.1, "Completion".
+"""
+
+from collections.abc import Mapping
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+from zonefs_emu.device.rules import FrontEndAnswers, Rule
+from zonefs_emu.errors import Status
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.nvme.rules import NvmeRule
+
+#: In the status field, as it is before the phase tag is joined to it.
+DO_NOT_RETRY: Final = 0x4000
+
+
+class NvmeStatus(IntEnum):
+    """Status code type << 8 | status code."""
+
+    SUCCESS = 0x000
+    INVALID_OPCODE = 0x001
+    INVALID_FIELD = 0x002
+    DATA_TRANSFER_ERROR = 0x004
+    INTERNAL_ERROR = 0x006
+    ABORT_REQUESTED = 0x007
+    INVALID_NAMESPACE = 0x00B
+    COMMAND_SEQUENCE_ERROR = 0x00C
+    WRITE_PROTECTED = 0x020
+    LBA_OUT_OF_RANGE = 0x080
+    CAPACITY_EXCEEDED = 0x081
+    INVALID_QUEUE_ID = 0x101
+    INVALID_QUEUE_SIZE = 0x102
+    EVENT_LIMIT_EXCEEDED = 0x105
+    INVALID_LOG_PAGE = 0x109
+    FEATURE_NOT_SAVEABLE = 0x10D
+    COMMAND_SET_REJECTED = 0x12B
+    CONNECT_INCOMPATIBLE_FORMAT = 0x180
+    CONTROLLER_BUSY = 0x181
+    CONNECT_INVALID_PARAMETERS = 0x182
+    CONNECT_INVALID_HOST = 0x184
+    AUTHENTICATION_REQUIRED = 0x191
+    INVALID_ZONE_OPERATION = 0x1B6
+    ZRWA_UNAVAILABLE = 0x1B7
+    ZONE_BOUNDARY_ERROR = 0x1B8
+    ZONE_IS_FULL = 0x1B9
+    ZONE_IS_READ_ONLY = 0x1BA
+    ZONE_IS_OFFLINE = 0x1BB
+    ZONE_INVALID_WRITE = 0x1BC
+    TOO_MANY_ACTIVE_ZONES = 0x1BD
+    TOO_MANY_OPEN_ZONES = 0x1BE
+    INVALID_ZONE_TRANSITION = 0x1BF
+    WRITE_FAULT = 0x280
+    UNRECOVERED_READ_ERROR = 0x281
+    COMPARE_FAILURE = 0x285
+
+
+#: What a refused or failed zone command, write or append is answered with.
+STATUS_OF: Final[Mapping[Status, NvmeStatus]] = MappingProxyType(
+    {
+        Status.OK: NvmeStatus.SUCCESS,
+        Status.OUT_OF_RANGE: NvmeStatus.LBA_OUT_OF_RANGE,
+        Status.UNALIGNED: NvmeStatus.INVALID_FIELD,
+        Status.UNALIGNED_WP: NvmeStatus.ZONE_INVALID_WRITE,
+        Status.ZONE_BOUNDARY: NvmeStatus.ZONE_BOUNDARY_ERROR,
+        Status.READ_BOUNDARY: NvmeStatus.ZONE_BOUNDARY_ERROR,
+        Status.ZONE_FULL: NvmeStatus.ZONE_IS_FULL,
+        Status.ZONE_READONLY: NvmeStatus.ZONE_IS_READ_ONLY,
+        Status.ZONE_OFFLINE: NvmeStatus.ZONE_IS_OFFLINE,
+        Status.NOT_ZONE_START: NvmeStatus.INVALID_FIELD,
+        Status.CONVENTIONAL: NvmeStatus.INVALID_FIELD,
+        Status.BAD_TRANSITION: NvmeStatus.INVALID_ZONE_TRANSITION,
+        Status.APPEND_LIMIT: NvmeStatus.INVALID_FIELD,
+        Status.OPEN_RESOURCE: NvmeStatus.TOO_MANY_OPEN_ZONES,
+        Status.ACTIVE_RESOURCE: NvmeStatus.TOO_MANY_ACTIVE_ZONES,
+        Status.IO_ERROR: NvmeStatus.WRITE_FAULT,
+        Status.NO_SPACE: NvmeStatus.CAPACITY_EXCEEDED,
+        Status.POISONED: NvmeStatus.WRITE_FAULT,
+        Status.UNSUPPORTED: NvmeStatus.INVALID_OPCODE,
+    }
+)
+#: The status and the device's own status of each rule of the drive.
+STATUS_OF_RULE: Final[Mapping[Rule, tuple[NvmeStatus, Status]]] = MappingProxyType(
+    {
+        NvmeRule.NVME_OPCODE: (NvmeStatus.INVALID_OPCODE, Status.UNSUPPORTED),
+        NvmeRule.NVME_FIELD: (NvmeStatus.INVALID_FIELD, Status.UNSUPPORTED),
+        NvmeRule.NVME_NAMESPACE: (NvmeStatus.INVALID_NAMESPACE, Status.UNSUPPORTED),
+        NvmeRule.NVME_TRANSFER: (NvmeStatus.INVALID_FIELD, Status.UNSUPPORTED),
+        NvmeRule.NVME_LOG_PAGE: (NvmeStatus.INVALID_LOG_PAGE, Status.UNSUPPORTED),
+        NvmeRule.NVME_EVENTS: (NvmeStatus.EVENT_LIMIT_EXCEEDED, Status.UNSUPPORTED),
+        NvmeRule.NVME_COMMAND_SETS: (NvmeStatus.COMMAND_SET_REJECTED, Status.UNSUPPORTED),
+        NvmeRule.NVME_READ_ONLY: (NvmeStatus.WRITE_PROTECTED, Status.ZONE_READONLY),
+        NvmeRule.NVME_COMPARE: (NvmeStatus.COMPARE_FAILURE, Status.IO_ERROR),
+    }
+)
+
+
+def status_of(status: Status, operation: Operation | None) -> NvmeStatus:
+    """Return how *status* of *operation* is answered; a read fails with a status of its own."""
+    if operation is Operation.READ and status in {Status.IO_ERROR, Status.POISONED}:
+        return NvmeStatus.UNRECOVERED_READ_ERROR
+    return STATUS_OF[status]
+
+
+def name_of(status: NvmeStatus) -> str:
+    """Return *status* for people: "1BCh ZONE_INVALID_WRITE"."""
+    return f"{status:03X}h {status.name}"
+
+
+ANSWERS: Final = FrontEndAnswers(
+    name="nvme",
+    of_status=lambda status, operation: name_of(status_of(status, operation)),
+    of_rule={rule: name_of(code) for rule, (code, _) in STATUS_OF_RULE.items()},
+)

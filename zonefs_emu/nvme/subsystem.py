@@ -1,0 +1,77 @@
+"""What hosts see under one name: a subsystem of namespaces, the controllers that hosts have, and which hosts may.
+
+Thread safe: connections of different hosts live in threads of their own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
+from zonefs_emu.nvme.namespace import Namespace, require_zns
+
+#: The well-known name of the discovery service.
+DISCOVERY_NQN: Final = "nqn.2014-08.org.nvmexpress.discovery"
+#: Controllers are numbered from 1; FFF0h and above are reserved.
+_CNTLID_MAX: Final = 0xFFEF
+_NQN_BYTES_MAX: Final = 223
+
+
+def nqn_of(uuid: UUID) -> str:
+    """Return the name of the subsystem of the image *uuid*. Source: Base Specification, "NVMe Qualified Names"."""
+    return f"nqn.2014-08.org.nvmexpress:uuid:{uuid}"
+
+
+def require_nqn(nqn: str) -> None:
+    """Make sure that *nqn* is an NVMe Qualified Name.
+
+    Raises:
+        UsageError: it is not; says what one looks like.
+    """
+    if not nqn.startswith("nqn.") or not nqn.isprintable() or " " in nqn or not 4 < len(nqn.encode()) <= _NQN_BYTES_MAX:
+        message = f"{nqn!r} is no NVMe Qualified Name: it begins with nqn. and has at most {_NQN_BYTES_MAX} bytes"
+        raise UsageError(message)
+
+
+class Subsystem:
+    """One subsystem. *devices* become namespaces 1, 2, … in their order."""
+
+    def __init__(self, devices: Sequence[ZonedDevice], *, nqn: str = "", serial: str = "") -> None:
+        """Name it after the first device where *nqn* and *serial* do not say otherwise.
+
+        Raises:
+            UsageError: NVMe cannot express the geometry of a device, or *nqn* is no name.
+        """
+        for device in devices:
+            require_zns(device.geometry)
+        first = devices[0]
+        self.nqn = nqn or nqn_of(first.uuid)
+        require_nqn(self.nqn)
+        self.serial = serial or first.uuid.hex[:20].upper()
+        self.devices: Mapping[int, ZonedDevice] = MappingProxyType(dict(enumerate(devices, 1)))
+        self._cntlids: dict[int, object] = {}
+        self._last_cntlid = 0
+
+    def namespaces(self) -> dict[int, Namespace]:
+        """Return the namespaces for the use of one queue."""
+        return {nsid: Namespace(device, nsid) for nsid, device in self.devices.items()}
+
+    def take_cntlid(self) -> int | None:
+        """Return a number for a new controller, the one that was free for longest; None if all are in use."""
+        mine = object()
+        for cntlid in self._candidates():
+            # One step for other threads: of two that want the same number, one gets it.
+            if self._cntlids.setdefault(cntlid, mine) is mine:
+                self._last_cntlid = cntlid
+                return cntlid
+        return None
+
+    def _candidates(self) -> Iterator[int]:
+        yield from range(self._last_cntlid + 1, _CNTLID_MAX + 1)
+        yield from range(1, self._last_cntlid + 1)
+
+    def give_back_cntlid(self, cntlid: int) -> None:
+        """Note that the controller *cntlid* is gone."""
+        self._cntlids.pop(cntlid, None)

@@ -1,0 +1,502 @@
+"""One connection: a queue of a controller, served by a thread of its own.
+
+The thread receives into one buffer, carries out the commands that are whole in it, in their order, and sends their
+answers together. Data in a capsule goes from that buffer to the image without a copy. A command that needs more data
+asks for it (R2T) and waits for it in memory of its own; there are as many such commands as the queue has entries, so
+what a connection can make this process hold is bounded, by :data:`PENDING_BYTES_MAX` at most.
+
+A malformed PDU ends its connection, with a PDU that names the field. An exception that nothing foresaw costs its
+command. Rejected: one event loop for all connections, because a command that waits for the host's disk would hold up
+all hosts.
+"""
+
+import contextlib
+import heapq
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.command import ENTRY_BYTES, AdminOpcode, Command, parse
+from zonefs_emu.nvme.controller import Controller
+from zonefs_emu.nvme.namespace import Namespace
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.nvme.status import NvmeStatus
+from zonefs_emu.nvme_tcp import fabrics
+from zonefs_emu.nvme_tcp.fabrics import Connect, FabricsType
+from zonefs_emu.nvme_tcp.pdu import (
+    CAPSULE_BYTES,
+    COMMON_BYTES,
+    PDU_BYTES_MAX,
+    DigestError,
+    Fatal,
+    Framing,
+    PduError,
+    PduType,
+    ic_response,
+    parse_h2c_data,
+    parse_ic_request,
+    terminate,
+)
+
+if TYPE_CHECKING:
+    from zonefs_emu.nvme_tcp.server import NvmeTcpServer
+
+#: Data that commands of one connection may wait for, all together.
+PENDING_BYTES_MAX: Final = 16 << 20
+#: Answers are sent when they have so many bytes, or no whole command is left in the buffer.
+_SEND_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = 4 * PDU_BYTES_MAX
+#: A host has so long for its first PDU and its Connect command, and for taking answers.
+_CONNECT_S: Final = 10.0
+_SEND_S: Final = 30.0
+_IOV_MAX: Final = 1024
+#: The host is not to retry what it did wrong, but may retry a command whose data came damaged.
+_TRANSIENT_TRANSPORT_ERROR: Final = 0x022
+_SGL_IN_CAPSULE: Final = 0x01
+_SGL_TRANSPORT: Final = 0x5A
+
+
+class _Waiting:
+    """A command whose data is on its way into *data*, of which *received* bytes are there."""
+
+    __slots__ = ("command", "data", "received")
+
+    def __init__(self, command: Command, length: int) -> None:
+        self.command = command
+        self.data = bytearray(length)
+        self.received = 0
+
+
+class Connection:
+    """One connection. *sock* is connected; *server* knows the subsystem and the controllers."""
+
+    def __init__(self, server: "NvmeTcpServer", sock: socket.socket, peer: str) -> None:
+        self.server = server
+        self.peer = peer
+        self.controller: Controller | None = None
+        self.connect: Connect | None = None
+        self.nr_commands = 0
+        # Not with a timeout: Python would ask the kernel before each call whether the socket is ready.
+        sock.setblocking(False)  # noqa: FBT003  (its only form)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._framing = Framing()
+        self._namespaces: dict[int, Namespace] = {}
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._begin = self._end = 0
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
+        self._waiting: dict[int, _Waiting] = {}
+        self._waiting_bytes = 0
+        self._sq_head = 0
+        self._sq_size = 1
+        self._delay_ns = 0
+        self._heard_ns = time.monotonic_ns()
+        #: Answers that injected delays keep back: (due, number, parts).
+        self._delayed: list[tuple[int, int, list[bytes | memoryview]]] = []
+        self._nr_delayed = 0
+        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        #: Keeps :meth:`wake` from writing to a descriptor that is closed, and another file's by then.
+        self._waking = threading.Lock()
+        self._is_over = False
+        self._stopping = False
+
+    # -- life -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """End the connection; from any thread."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look for what is due; from any thread, also with the device's lock held."""
+        with self._waking:
+            if not self._is_over:
+                os.eventfd_write(self._wakes, 1)
+
+    def run(self) -> None:
+        """Serve until the host goes, breaks the protocol or falls silent, or :meth:`stop`."""
+        try:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                self._serve()
+        except PduError as error:
+            self.server.log.info("%s: %s; its connection is ended", self.peer, error.what)
+            self._last_words(error)
+        except OSError as error:
+            self.server.log.info("%s: the connection is lost: %s", self.peer, error)
+        except Exception as error:  # the boundary of a connection
+            self.server.unforeseen.contain("nvme", "a connection", error)
+        finally:
+            self._sock.close()
+            self.server.forget(self)
+            with self._waking:
+                self._is_over = True
+                os.close(self._wakes)
+
+    def _last_words(self, error: PduError) -> None:
+        pdu = bytes(self._buffer[self._begin : min(self._end, self._begin + CAPSULE_BYTES)])
+        with contextlib.suppress(OSError):
+            self._flush_out()
+            self._sock.send(terminate(error, pdu))
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def _serve(self) -> None:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN)
+        poller.register(self._wakes, select.POLLIN)
+        began_ns = time.monotonic_ns()
+        while not self._stopping:
+            timeout_ns = self._until_due_ns()
+            if self.controller is None:
+                left_ns = began_ns + int(_CONNECT_S * 1e9) - time.monotonic_ns()
+                if left_ns <= 0:
+                    self.server.log.info("%s: no Connect command within %g s", self.peer, _CONNECT_S)
+                    return
+                timeout_ns = left_ns if timeout_ns is None else min(timeout_ns, left_ns)
+            events = poller.poll(None if timeout_ns is None else -(-timeout_ns // 1_000_000))
+            for fd, _ in events:
+                if fd == self._wakes:
+                    os.eventfd_read(self._wakes)
+                elif not self._receive():
+                    return
+            self._send_due()
+            if self._is_silent():
+                self.server.log.warning("%s: no keep alive; its controller is dropped", self.peer)
+                return
+            self._flush_out()
+
+    def _until_due_ns(self) -> int | None:
+        """Return how long nothing is to be done but to wait for the host; None: without end."""
+        due = [self._delayed[0][0]] if self._delayed else []
+        if self._is_admin and self.controller and self.controller.keep_alive_ns:
+            due.append(self._heard_ns + self._patience_ns)
+        return max(min(due) - time.monotonic_ns(), 0) if due else None
+
+    @property
+    def _is_admin(self) -> bool:
+        return self.connect is not None and self.connect.qid == 0
+
+    @property
+    def _patience_ns(self) -> int:
+        """A host sends keep alives in time; the network may bring them late."""
+        return (self.controller.keep_alive_ns if self.controller else 0) * 3 // 2
+
+    def _is_silent(self) -> bool:
+        controller = self.controller
+        if controller is None or not self._is_admin or not controller.keep_alive_ns:
+            return False
+        return time.monotonic_ns() - self._heard_ns >= self._patience_ns
+
+    def local_address(self) -> tuple[str, int]:
+        """Return the address and the port at which the host has reached this connection."""
+        address, port = self._sock.getsockname()[:2]
+        return str(address), int(port)
+
+    # -- receiving --------------------------------------------------------------------------------------------
+
+    def _receive(self) -> bool:
+        """Take what the host has sent, and carry out what is whole of it; False at the end of the connection."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+        elif len(self._buffer) - self._begin < PDU_BYTES_MAX:
+            left = self._end - self._begin
+            self._buffer[:left] = bytes(self._buffer[self._begin : self._end])
+            self._begin, self._end = 0, left
+        try:
+            count = self._sock.recv_into(self._buffer[self._end :])
+        except BlockingIOError:
+            return True
+        if not count:
+            return False
+        self._end += count
+        self._heard_ns = time.monotonic_ns()
+        while self._end - self._begin >= COMMON_BYTES:
+            kind, length = self._framing.check(self._buffer[self._begin :])
+            if self._end - self._begin < length:
+                break
+            self._take(kind, self._buffer[self._begin : self._begin + length])
+            self._begin += length
+            if self._out_bytes >= _SEND_BYTES or len(self._out) >= _IOV_MAX - 8:
+                self._flush_out()
+        self._flush_out()
+        return True
+
+    def _take(self, kind: int, pdu: memoryview) -> None:
+        """Act on one whole PDU."""
+        if (kind == PduType.IC_REQ) != (not self._is_initialized):
+            raise PduError(Fatal.SEQUENCE, 0, f"PDU type {kind:02X}h, out of sequence")
+        match kind:
+            case PduType.IC_REQ:
+                header, data = parse_ic_request(pdu)
+                self._framing = Framing(header_digest=header, data_digest=data)
+                self._is_initialized = True
+                self._queue([ic_response(self._framing)])
+            case PduType.COMMAND:
+                self._take_command(pdu)
+            case PduType.H2C_DATA:
+                self._take_data(pdu)
+            case _:
+                raise ConnectionError
+
+    _is_initialized = False
+
+    def _take_command(self, pdu: memoryview) -> None:
+        entry = pdu[COMMON_BYTES : COMMON_BYTES + ENTRY_BYTES]
+        command = parse(entry)
+        self.nr_commands += 1
+        self._sq_head = (self._sq_head + 1) % self._sq_size
+        try:
+            data = self._framing.data_of(pdu)
+        except DigestError:
+            self._respond(command, Answer(NvmeStatus.SUCCESS), status_field=_TRANSIENT_TRANSPORT_ERROR)
+            return
+        if command.opcode == AdminOpcode.FABRICS:
+            self._fabrics(entry, command, data)
+            return
+        controller = self.controller
+        if controller is None:
+            raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a command before Connect")
+        if not controller.is_ready:
+            self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
+            return
+        try:
+            length, from_host = self._transfer(controller, command)
+        except RefusedError as refused:
+            self._respond(command, self._refuse(command, refused))
+            return
+        if not from_host or not length:
+            self._execute(command, length, None)
+        elif len(data) == length:
+            self._execute(command, length, data)
+        elif len(data):
+            self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
+        else:
+            self._ask_for_data(command, length)
+
+    def _transfer(self, controller: Controller, command: Command) -> tuple[int, bool]:
+        """Return how many bytes *command* moves, and whether they come from the host; by the command alone."""
+        if self._is_admin:
+            return controller.data_length(command)
+        namespace = self._namespaces.get(command.nsid)
+        if namespace is None:
+            if command.opcode == 0:  # a flush may be of all namespaces
+                return 0, False
+            raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
+        return namespace.transfer(command)
+
+    def _refuse(self, command: Command, refused: RefusedError) -> Answer:
+        assert self.controller is not None
+        if self._is_admin:
+            return self.controller.refuse(command, refused)
+        namespace = self._namespaces.get(command.nsid) or next(iter(self._namespaces.values()))
+        return self._noted(command, namespace.refuse(command, refused))
+
+    def _noted(self, command: Command, answer: Answer) -> Answer:
+        """Put a refused I/O command into the error log of the controller."""
+        if answer.status and self.controller is not None and self.connect is not None:
+            self.controller.note_error(self.connect.qid, command, answer.status)
+        return answer
+
+    def _ask_for_data(self, command: Command, length: int) -> None:
+        """Have the host send the data of *command*."""
+        sgl_bytes, sgl_type = command.prp2 & 0xFFFFFFFF, command.prp2 >> 56
+        if sgl_type != _SGL_TRANSPORT or sgl_bytes != length:
+            self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
+            return
+        if command.cid in self._waiting:
+            raise PduError(Fatal.SEQUENCE, COMMON_BYTES + 2, f"command {command.cid} while one of that number waits")
+        if self._waiting_bytes + length > PENDING_BYTES_MAX or len(self._waiting) >= self._sq_size:
+            raise PduError(Fatal.LIMIT_EXCEEDED, COMMON_BYTES, "more commands with data than the queue has entries")
+        self._waiting[command.cid] = _Waiting(command, length)
+        self._waiting_bytes += length
+        self._queue([self._framing.ready_to_transfer(command.cid, command.cid, length)])
+
+    def _take_data(self, pdu: memoryview) -> None:
+        cid, tag, offset, length, _ = parse_h2c_data(pdu)
+        waiting = self._waiting.get(cid)
+        if waiting is None or tag != cid:
+            raise PduError(Fatal.INVALID_HEADER, 8, f"data of command {cid}, which waits for none")
+        try:
+            data = self._framing.data_of(pdu)
+        except DigestError:
+            self._forget(cid)
+            self._respond(waiting.command, Answer(NvmeStatus.SUCCESS), status_field=_TRANSIENT_TRANSPORT_ERROR)
+            return
+        received = waiting.received
+        if offset != received or length != len(data) or received + length > len(waiting.data):
+            raise PduError(Fatal.OUT_OF_RANGE, 12, f"{len(data)} bytes at offset {offset} of the data of a command")
+        waiting.data[received : received + length] = data
+        waiting.received = received + length
+        if waiting.received == len(waiting.data):
+            self._forget(cid)
+            self._execute(waiting.command, len(waiting.data), memoryview(waiting.data))
+
+    def _forget(self, cid: int) -> None:
+        self._waiting_bytes -= len(self._waiting.pop(cid).data)
+
+    # -- executing --------------------------------------------------------------------------------------------
+
+    def _execute(self, command: Command, length: int, data: memoryview | None) -> None:
+        """Carry out *command* with *data* from the host, or with room for *length* bytes for it."""
+        try:
+            answer = self._answer(command, length, data)
+        except Exception as error:  # the boundary of a command
+            self.server.unforeseen.contain("nvme", "a command", error)
+            answer = Answer(NvmeStatus.INTERNAL_ERROR)
+        if answer is not None:
+            self._respond(command, answer)
+
+    def _answer(self, command: Command, length: int, data: memoryview | None) -> Answer | None:
+        controller = self.controller
+        assert controller is not None
+        if self._is_admin:
+            return controller.execute(command, b"" if data is None else data)
+        namespace = self._namespaces.get(command.nsid)
+        if namespace is None:
+            return self._flush_all(command)
+        if data is not None:
+            answer = namespace.execute(command, (data,))
+        elif length:
+            room = memoryview(bytearray(length))
+            answer = namespace.execute(command, (room,))
+            if not answer.status:
+                answer = Answer(NvmeStatus.SUCCESS, answer.result, room)
+        else:
+            answer = namespace.execute(command, ())
+        return self._noted(command, answer)
+
+    def _flush_all(self, command: Command) -> Answer:
+        for namespace in self._namespaces.values():
+            answer = namespace.execute(command, ())
+            if answer.status:
+                return answer
+        return SUCCESS
+
+    def defer(self, duration_ns: int) -> None:
+        """Note an injected delay of the command that is being carried out: its answer waits, and no other command."""
+        self._delay_ns += duration_ns
+
+    # -- fabrics ----------------------------------------------------------------------------------------------
+
+    def _fabrics(self, entry: memoryview, command: Command, data: memoryview) -> None:
+        kind = command.nsid & 0xFF  # byte 4
+        controller = self.controller
+        if kind == FabricsType.CONNECT:
+            if controller is not None:
+                self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
+            elif len(data) != fabrics.CONNECT_DATA_BYTES:
+                self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
+            else:
+                self._connect(command, fabrics.parse_connect(entry, data))
+            return
+        if controller is None:
+            raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a fabrics command before Connect")
+        answer = Answer(NvmeStatus.INVALID_FIELD)
+        asked = fabrics.parse_property(entry)
+        match kind:
+            case FabricsType.PROPERTY_GET if self._is_admin:
+                value = controller.read_register(asked.offset)
+                if value is not None:
+                    answer = Answer(NvmeStatus.SUCCESS, value if asked.is_wide else value & 0xFFFFFFFF)
+            case FabricsType.PROPERTY_SET if self._is_admin:
+                if controller.write_register(asked.offset, asked.value):
+                    answer = SUCCESS
+            case FabricsType.DISCONNECT if not self._is_admin:
+                self._respond(command, SUCCESS)
+                self._flush_out()
+                raise ConnectionError
+        self._respond(command, answer)
+
+    def _connect(self, command: Command, connect: Connect) -> None:
+        """Make this connection the queue that the host asks for."""
+        answer = self.server.admit(self, connect)
+        if not answer.status:
+            self.connect = connect
+            self._sq_size = connect.sq_size + 1
+            self._sq_head = 1 % self._sq_size
+            assert self.controller is not None
+            if connect.qid:
+                self._namespaces = self.controller.namespaces_of_queue()
+                for namespace in self._namespaces.values():
+                    namespace.port.defer = self.defer
+            else:
+                self.controller.wake = self.wake
+        self._respond(command, answer)
+
+    # -- sending ----------------------------------------------------------------------------------------------
+
+    def _respond(self, command: Command, answer: Answer, *, status_field: int | None = None) -> None:
+        """Queue the answer to *command*: its data, and its completion or a sign in the data that stands for it."""
+        field = answer.status_field if status_field is None else status_field
+        qid = self.connect.qid if self.connect else 0
+        parts: list[bytes | memoryview] = []
+        if answer.data and not field:
+            success = not answer.result
+            parts += self._framing.data(command.cid, memoryview(answer.data), success=success)
+            if success:
+                self._queue(parts)
+                return
+        parts.append(self._framing.response(answer.result, self._sq_head, qid, command.cid, field))
+        self._queue(parts)
+
+    def _queue(self, parts: list[bytes | memoryview]) -> None:
+        delay_ns, self._delay_ns = self._delay_ns, 0
+        if delay_ns:
+            self._nr_delayed += 1
+            heapq.heappush(self._delayed, (time.monotonic_ns() + delay_ns, self._nr_delayed, parts))
+            return
+        self._out += parts
+        self._out_bytes += sum(map(len, parts))
+
+    def _send_due(self) -> None:
+        """Queue delayed answers whose time has come, and events."""
+        now_ns = time.monotonic_ns()
+        while self._delayed and self._delayed[0][0] <= now_ns:
+            self._queue(heapq.heappop(self._delayed)[2])
+        if self._is_admin and self.controller is not None:
+            for cid, answer in self.controller.due_events():
+                self._queue([self._framing.response(answer.result, self._sq_head, 0, cid, answer.status_field)])
+
+    def _flush_out(self) -> None:
+        """Send what is queued.
+
+        Raises:
+            TimeoutError: the host does not take it.
+        """
+        if not self._out:
+            return
+        out, total = self._out, self._out_bytes
+        self._out, self._out_bytes = [], 0
+        done = 0
+        while True:
+            try:
+                sent = self._sock.sendmsg(out[:_IOV_MAX])
+            except BlockingIOError:
+                sent = 0
+            done += sent
+            if done == total:
+                return
+            out = _without(out, sent)
+            if not sent and not self._wait_until_writable():
+                raise TimeoutError
+
+    def _wait_until_writable(self) -> bool:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLOUT)
+        return bool(poller.poll(int(_SEND_S * 1000)))
+
+
+def _without(parts: Sequence[bytes | memoryview], nr_bytes: int) -> list[bytes | memoryview]:
+    """Return *parts* without their first *nr_bytes*."""
+    for index, part in enumerate(parts):
+        if nr_bytes < len(part):
+            return [memoryview(part)[nr_bytes:], *parts[index + 1 :]]
+        nr_bytes -= len(part)
+    return []
