@@ -295,6 +295,12 @@ def test_documents_have_lines_of_at_most_120_characters() -> None:
     assert not wide
 
 
+def test_the_sentence_of_an_error_has_one_name() -> None:
+    """``message = …`` before ``raise``, everywhere; the linter asks for a name and not for which."""
+    other = re.compile(r"^\s*(msg|sentence) = f?\"[^\n]*\n\s*raise ", re.MULTILINE)
+    assert [str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py") if other.search(path.read_text())] == []
+
+
 def test_no_file_is_large() -> None:
     assert [str(path.relative_to(ROOT)) for path in tracked_files() if path.stat().st_size > 1 << 20] == []
 

@@ -30,8 +30,8 @@ def to_sectors(nr_bytes: int) -> Sector:
         ValueError: *nr_bytes* is not a multiple of 512.
     """
     if nr_bytes % SECTOR_BYTES:
-        msg = f"{nr_bytes} bytes are not whole 512-byte sectors"
-        raise ValueError(msg)
+        message = f"{nr_bytes} bytes are not whole 512-byte sectors"
+        raise ValueError(message)
     return nr_bytes >> SECTOR_SHIFT
 
 

@@ -242,8 +242,8 @@ async def test_several_clients_at_once(server: Path) -> None:
 
 def _broken(_request: object, _payload: bytes) -> Iterator[Message]:
     yield {"more": True}, b"the first reply"
-    msg = "a bug"
-    raise AssertionError(msg)
+    message = "a bug"
+    raise AssertionError(message)
 
 
 def _too_long(_request: object, _payload: bytes) -> Iterator[Message]:
@@ -287,8 +287,8 @@ async def test_an_unforeseen_error_is_the_answer_to_its_verb(
 
 def _broken_afterwards(_request: object, _payload: bytes) -> Iterator[Message]:
     yield {"done": True}, b""
-    msg = "a bug that nobody waits for"
-    raise AssertionError(msg)
+    message = "a bug that nobody waits for"
+    raise AssertionError(message)
 
 
 async def test_nothing_follows_the_last_reply(image: Path, nursery: trio.Nursery) -> None:
@@ -313,8 +313,8 @@ async def test_an_unforeseen_error_costs_its_connection(
     expect_warning("internal error in cli, a connection to the control socket: RuntimeError: a bug")
 
     def broken(_stream: trio.SocketStream) -> int:
-        msg = "a bug"
-        raise RuntimeError(msg)
+        message = "a bug"
+        raise RuntimeError(message)
 
     with monkeypatch.context() as patch:
         patch.setattr(control, "_peer_uid", broken)

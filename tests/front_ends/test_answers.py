@@ -92,8 +92,8 @@ def test_a_real_refusal(image: Path) -> None:
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
     assert EXPLAINER.explain_all(last_refusal(port), device.geometry) == (
         f"{EXPLAINER.explain(last_refusal(port), device.geometry)}; "
-        "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), DATA_PROTECT 55h/0Eh (scsi), "
-        "1BEh TOO_MANY_OPEN_ZONES (nvme)"
+        "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), "
+        "DATA_PROTECT 55h/0Eh (scsi), 1BEh TOO_MANY_OPEN_ZONES (nvme)"
     )
     device.close()
 

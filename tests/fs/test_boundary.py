@@ -42,8 +42,8 @@ def failing_once(raised: set[str]) -> type[ZonefsOperations]:
         async def handler(self: ZonefsOperations, *args: Any) -> Any:
             if name not in raised:
                 raised.add(name)
-                msg = f"a bug in {name}"
-                raise RuntimeError(msg)
+                message = f"a bug in {name}"
+                raise RuntimeError(message)
             return await proper(self, *args)
 
         return handler
@@ -175,8 +175,8 @@ def test_what_tells_the_kernel_fails_and_the_mount_survives(
         nonlocal failures
         if failures:
             failures -= 1
-            msg = "a bug"
-            raise RuntimeError(msg)
+            message = "a bug"
+            raise RuntimeError(message)
         drop(self, file)
 
     monkeypatch.setattr(ZonefsOperations, "drop_pages_sync", failing)
@@ -212,8 +212,8 @@ def test_a_remount_that_fails_leaves_the_mount_as_it_is(
     expect_warning("internal error in zonefs, making the mount read-only: RuntimeError: a bug")
 
     def failing(_: Path) -> None:
-        msg = "a bug"
-        raise RuntimeError(msg)
+        message = "a bug"
+        raise RuntimeError(message)
 
     monkeypatch.setattr(mount_module, "remount_readonly", failing)
     with mounted(bench) as fs:

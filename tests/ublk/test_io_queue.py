@@ -277,8 +277,8 @@ def test_an_unforeseen_error_costs_its_request(
     def broken(*args: object) -> object:
         calls.append(args)
         if len(calls) == 1:
-            msg = "a bug"
-            raise AssertionError(msg)
+            message = "a bug"
+            raise AssertionError(message)
         return real(*args)
 
     monkeypatch.setattr(driver.port, method, broken)

@@ -42,8 +42,8 @@ class Echo:
 
     def execute(self, chain: Chain) -> int:
         if chain[1][0][0] == ord("x"):
-            msg = "x"
-            raise BrokenRingError(msg)
+            message = "x"
+            raise BrokenRingError(message)
         if self.coming is not None:
             coming, self.coming = self.coming, None
             coming()
@@ -54,8 +54,8 @@ class Echo:
 
     def fail(self, chain: Chain) -> int:
         if not chain[2]:
-            msg = "no room"
-            raise BrokenRingError(msg)
+            message = "no room"
+            raise BrokenRingError(message)
         chain[2][0][0] = ord("!")
         return 1
 

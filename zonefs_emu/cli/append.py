@@ -38,15 +38,15 @@ def append(
         # One byte more than can be: what is too long is then refused by the device, with its own sentence.
         wanted = limit + 1 if length is None else length
         if wanted > limit and length is not None:
-            msg = f"one append is at most {limit} bytes long on this device, not {length}"
-            raise UsageError(msg, exit_code=1)
+            message = f"one append is at most {limit} bytes long on this device, not {length}"
+            raise UsageError(message, exit_code=1)
         data = sys.stdin.buffer.read(wanted)
         if len(data) > limit:
-            msg = f"one append is at most {limit} bytes long on this device, and stdin has more"
-            raise UsageError(msg, exit_code=1)
+            message = f"one append is at most {limit} bytes long on this device, and stdin has more"
+            raise UsageError(message, exit_code=1)
         if length is not None and len(data) < length:
-            msg = f"stdin ended after {len(data)} bytes of {length}"
-            raise UsageError(msg, exit_code=1)
+            message = f"stdin ended after {len(data)} bytes of {length}"
+            raise UsageError(message, exit_code=1)
         reply, _ = call(target, {"verb": "append", "zone_no": zone_no}, data)
     if as_json:
         say_json({"zone_no": zone_no, **reply})

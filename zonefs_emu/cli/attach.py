@@ -66,8 +66,8 @@ def attach(
         _list(as_json=as_json)
         return
     if image is None:
-        msg = "name the image to attach, or ask for --list"
-        raise UsageError(msg)
+        message = "name the image to attach, or ask for --list"
+        raise UsageError(message)
     # Loads both ways to the kernel, which takes a while; --list needs neither.
     from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415
 

@@ -81,8 +81,8 @@ class TextType(click.ParamType[str]):
             return os.fsencode(value).decode()
         except UnicodeDecodeError:
             name = param.opts[0] if param is not None else "the text"
-            msg = f"{name} must be UTF-8 text, and '{printable(value)}' is not"
-            raise UsageError(msg) from None
+            message = f"{name} must be UTF-8 text, and '{printable(value)}' is not"
+            raise UsageError(message) from None
 
 
 TEXT: Final = TextType()
@@ -192,8 +192,8 @@ def zone_of(target: Target, zone_no: int) -> Zone:
     """
     nr_zones = number_of(info_of(target), "nr_zones")
     if zone_no >= nr_zones:
-        msg = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
-        raise UsageError(msg, exit_code=1)
+        message = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
+        raise UsageError(message, exit_code=1)
     (zone,) = zones_of(target, zone_no, 1)
     return zone
 

@@ -70,8 +70,8 @@ def parse_cond(text: str) -> Condition:
         cond = _by_number(text)
     if cond is None:
         known = ", ".join(f"{code} ({COND_WORDS[cond]})" for cond, code in COND_CODES.items())
-        msg = f"'{text}' is not a zone condition: there are {known}"
-        raise UsageError(msg)
+        message = f"'{text}' is not a zone condition: there are {known}"
+        raise UsageError(message)
     return cond
 
 

@@ -69,11 +69,11 @@ def crash(
         _watch(image, on=watch, cuts=directory is not None)
         return
     if directory is None:
-        msg = "where are the images to go? Give --out"
-        raise UsageError(msg)
+        message = "where are the images to go? Give --out"
+        raise UsageError(message)
     if every and reorder:
-        msg = "--all goes through the outcomes in order: it cannot be combined with --reorder"
-        raise UsageError(msg)
+        message = "--all goes through the outcomes in order: it cannot be combined with --reorder"
+        raise UsageError(message)
     moment, nr_writes = _moment(at)
     request: dict[str, Json] = {
         "verb": "crash",
@@ -108,8 +108,8 @@ def crash(
 
 def _watch(image: Path, *, on: bool, cuts: bool) -> None:
     if cuts:
-        msg = "--watch and --no-watch are commands of their own: they take no --out"
-        raise UsageError(msg)
+        message = "--watch and --no-watch are commands of their own: they take no --out"
+        raise UsageError(message)
     with open_target(image) as target:
         _require_live(target, image, "there is nothing to watch")
         call(target, {"verb": "crash-watch", "on": on})
@@ -117,8 +117,8 @@ def _watch(image: Path, *, on: bool, cuts: bool) -> None:
 
 def _require_live(target: Target, image: Path, otherwise: str) -> None:
     if not target.live:
-        msg = f"nothing writes to {image}: mount or serve it, or {otherwise}"
-        raise UsageError(msg, exit_code=1)
+        message = f"nothing writes to {image}: mount or serve it, or {otherwise}"
+        raise UsageError(message, exit_code=1)
 
 
 def _end(target: Target) -> None:
@@ -133,8 +133,8 @@ def _moment(at: str) -> tuple[str, int]:
         return "every-flush", 1
     if (match := _AFTER.fullmatch(words)) and int(match[1]):
         return "after-writes", int(match[1])
-    msg = f"'{at}' is no moment: write now, 'after 100 writes' or 'every flush'"
-    raise UsageError(msg)
+    message = f"'{at}' is no moment: write now, 'after 100 writes' or 'every flush'"
+    raise UsageError(message)
 
 
 def _sentence(made: dict[str, Json]) -> str:

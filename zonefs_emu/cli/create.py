@@ -29,8 +29,8 @@ def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
         first = int(found[1]) if found else 0
         last = int(found[2] or first) if found else -1
         if last < first:
-            msg = f"'{part}' is not a range of zones: write numbers and ranges, as in 0-3,60,62-63"
-            raise UsageError(msg)
+            message = f"'{part}' is not a range of zones: write numbers and ranges, as in 0-3,60,62-63"
+            raise UsageError(message)
         runs.append((first, last - first + 1))
     return merge_runs(runs)
 
@@ -59,8 +59,8 @@ def create_image(image: Path, geometry: Geometry, label: str) -> None:
     try:
         ZonedDevice.create(image, geometry, uuid=uuid4(), label=label)
     except FileExistsError:
-        msg = f"{image} exists, and create never overwrites: remove it first, or choose another name"
-        raise UsageError(msg, exit_code=1) from None
+        message = f"{image} exists, and create never overwrites: remove it first, or choose another name"
+        raise UsageError(message, exit_code=1) from None
     except OSError as error:
         # "No space left" comes without a name.
         error.filename = error.filename or str(image)
@@ -123,8 +123,8 @@ def create(
     says who refuses it.
     """
     if nr_conv is not None and conv is not None:
-        msg = "--nr-conv and --conv say the same thing twice: give one of them"
-        raise UsageError(msg)
+        message = "--nr-conv and --conv say the same thing twice: give one of them"
+        raise UsageError(message)
     conventional = parse_ranges(conv) if conv is not None else None
     if nr_conv is not None:
         conventional = ((0, nr_conv),) if nr_conv else ()

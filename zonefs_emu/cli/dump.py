@@ -42,8 +42,8 @@ def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
 def require_new(target: Path) -> None:
     """Raise UsageError if there is a file *target*."""
     if os.path.lexists(target):
-        msg = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
-        raise UsageError(msg, exit_code=1)
+        message = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
+        raise UsageError(message, exit_code=1)
 
 
 def send(image: Path) -> None:
@@ -56,8 +56,8 @@ def send(image: Path) -> None:
         UsageError: stdout is a terminal. As :func:`copy`.
     """
     if sys.stdout.isatty():
-        msg = "a dump is no text: send stdout to a pipe or a file, or name a file"
-        raise UsageError(msg)
+        message = "a dump is no text: send stdout to a pipe or a file, or name a file"
+        raise UsageError(message)
     with TemporaryDirectory(prefix="zonefs-emu-dump-") as directory:
         spool = Path(directory) / "dump"
         copy(image, spool, spool=True)

@@ -126,8 +126,8 @@ def _faults(target: Target) -> list[dict[str, Json]]:
 
 def _fail_now(target: Target, effect: str, zone_no: int | None, count: int) -> None:
     if zone_no is None:
-        msg = f"which zone is to go {effect}? Give --zone"
-        raise UsageError(msg)
+        message = f"which zone is to go {effect}? Give --zone"
+        raise UsageError(message)
     for number in range(zone_no, zone_no + count):
         call(target, {"verb": "set-cond", "zone_no": number, "cond": int(Condition[effect.upper()])})
 
@@ -156,12 +156,12 @@ def _add_amount(fault: dict[str, Json], size: int | None, delay_ns: tuple[int, i
     effect = fault["effect"]
     if size is not None:
         if size % SECTOR_BYTES:
-            msg = f"--size must be whole sectors of {SECTOR_BYTES} bytes, not {size} bytes"
-            raise UsageError(msg)
+            message = f"--size must be whole sectors of {SECTOR_BYTES} bytes, not {size} bytes"
+            raise UsageError(message)
         fault["nr_sectors"] = size // SECTOR_BYTES * (-1 if back else 1)
     elif effect == "lie":
-        msg = "by how much are reports to lie? Give --size"
-        raise UsageError(msg)
+        message = "by how much are reports to lie? Give --size"
+        raise UsageError(message)
     if delay_ns is not None:
         fault["delay_min_ns"], fault["delay_max_ns"] = delay_ns
 

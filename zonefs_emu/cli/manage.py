@@ -28,11 +28,11 @@ def _command(name: str, text: str) -> click.Command:
         every: bool,
     ) -> None:
         if every == (zone_no is not None):
-            msg = f"say which zones to {name}: --zone N [--count N], or --all"
-            raise UsageError(msg)
+            message = f"say which zones to {name}: --zone N [--count N], or --all"
+            raise UsageError(message)
         if every and count is not None:
-            msg = "--all takes no --count"
-            raise UsageError(msg)
+            message = "--all takes no --count"
+            raise UsageError(message)
         request: dict[str, Json] = {"verb": "manage", "operation": name}
         request.update({"all": True} if every else {"zone_no": zone_no, "count": count or 1})
         with open_target(image) as target:

@@ -74,8 +74,8 @@ def mount(
             )  # fmt: skip
         except OSError as error:
             if error.filename == str(image) and os.access(image, os.R_OK) and not os.access(image, os.W_OK):
-                msg = f"{host_sentence(error)}; an image that cannot be written can be mounted with -o ro"
-                raise UsageError(msg, exit_code=1) from None
+                message = f"{host_sentence(error)}; an image that cannot be written can be mounted with -o ro"
+                raise UsageError(message, exit_code=1) from None
             raise
 
     if foreground:

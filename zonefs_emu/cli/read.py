@@ -38,14 +38,14 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
             whole = zone.cond in (Condition.NOT_WP, Condition.OFFLINE)
             length = max(0, to_bytes(zone.capacity if whole else zone.wp - zone.start) - offset)
         if offset % SECTOR_BYTES or length % SECTOR_BYTES:
-            msg = f"offset {offset} and length {length} must be multiples of the block size"
-            raise UsageError(msg, exit_code=1)
+            message = f"offset {offset} and length {length} must be multiples of the block size"
+            raise UsageError(message, exit_code=1)
         sector, end = zone.start + to_sectors(offset), zone.start + to_sectors(offset + length)
         if end > zone.start + zone.size:
-            msg = (
+            message = (
                 f"offset {offset} and length {length} lead beyond zone {zone_no}, which has {to_bytes(zone.size)} bytes"
             )
-            raise UsageError(msg, exit_code=1)
+            raise UsageError(message, exit_code=1)
         output = sys.stdout.buffer
         while sector < end:
             nr_sectors = min(end - sector, to_sectors(_CHUNK_BYTES))

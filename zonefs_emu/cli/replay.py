@@ -47,11 +47,11 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
             }
         say_json({"operations": done.nr_operations, "difference": found})
     if difference is not None:
-        msg = (
+        message = (
             f"{file}, line {difference.line_no}: the log says {difference.expected}, this device says "
             f"{difference.found}: {difference.line}"
         )
-        raise UsageError(msg, exit_code=1)
+        raise UsageError(message, exit_code=1)
     if not as_json:
         click.echo(f"{done.nr_operations} operations, all answered as in the log")
 

@@ -64,8 +64,8 @@ def report(
         nr_zones, size = number_of(info, "nr_zones"), number_of(info, "size")
         sector = offset // SECTOR_BYTES
         if sector >= size:
-            msg = f"offset {human_bytes(offset)} lies beyond the device, which has {human_bytes(to_bytes(size))}"
-            raise UsageError(msg, exit_code=1)
+            message = f"offset {human_bytes(offset)} lies beyond the device, which has {human_bytes(to_bytes(size))}"
+            raise UsageError(message, exit_code=1)
         first = sector // number_of(info, "zone_size")
         count = min(count or nr_zones, nr_zones - first)
         name = "json" if as_json else format_name

@@ -27,8 +27,8 @@ def receive(image: Path) -> None:
     """
     require_new(image)
     if sys.stdin.isatty():
-        msg = "a dump is no text: stdin must be a pipe or a file, or name a file"
-        raise UsageError(msg)
+        message = "a dump is no text: stdin must be a pipe or a file, or name a file"
+        raise UsageError(message)
     backing = FileBacking.create(image, 0, ())
     try:
         try:
@@ -40,8 +40,8 @@ def receive(image: Path) -> None:
     except BaseException as error:
         image.unlink(missing_ok=True)
         if isinstance(error, ImageError):
-            msg = f"stdin has no image: {str(error).removeprefix(f'{image}: ')}"
-            raise UsageError(msg, exit_code=1) from None
+            message = f"stdin has no image: {str(error).removeprefix(f'{image}: ')}"
+            raise UsageError(message, exit_code=1) from None
         raise
 
 

@@ -138,14 +138,14 @@ def serve(
         return
     path = blk_file if image is None else image
     if path is None or (image is not None and blk_file is not None):
-        msg = "one image is served: IMG, or --blk-file IMG"
-        raise UsageError(msg)
+        message = "one image is served: IMG, or --blk-file IMG"
+        raise UsageError(message)
     front_ends: list[FrontEnd] = []
     make_blk = partial(blk_model, nr_queues=nr_queues, strict=strict)
     makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": make_blk}
     if socket_path is not None and fd is not None:
-        msg = "--socket-path and --fd exclude each other"
-        raise UsageError(msg)
+        message = "--socket-path and --fd exclude each other"
+        raise UsageError(message)
     if fd is not None:
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
@@ -158,8 +158,8 @@ def serve(
     ]
     front_ends += drives
     if not front_ends:
-        msg = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK or --nvme-tcp"
-        raise UsageError(msg)
+        message = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK or --nvme-tcp"
+        raise UsageError(message)
     if directory is not None:
         front_ends.append(ZonefsFrontEnd(directory, mount_options))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)

@@ -26,17 +26,17 @@ def parse_size(text: str) -> int:
     """
     shape = _SHAPE.fullmatch(text.strip())
     if shape is None:
-        msg = f"'{text}' is not a size: {_HELP}"
-        raise UsageError(msg)
+        message = f"'{text}' is not a size: {_HELP}"
+        raise UsageError(message)
     number, suffix = shape.groups()
     value = Decimal(int(number, 16)) if number[:2] in {"0x", "0X"} else Decimal(number)
     size = value * _multiplier(text, suffix)
     if size != int(size):
-        msg = f"'{text}' is {size.normalize():f} bytes, which is not a whole number of bytes"
-        raise UsageError(msg)
+        message = f"'{text}' is {size.normalize():f} bytes, which is not a whole number of bytes"
+        raise UsageError(message)
     if size >= _SIZE_BYTES_MAX:
-        msg = f"'{text}' is too large: sizes end at 8 EiB"
-        raise UsageError(msg)
+        message = f"'{text}' is too large: sizes end at 8 EiB"
+        raise UsageError(message)
     return int(size)
 
 
@@ -48,7 +48,7 @@ def _multiplier(text: str, suffix: str) -> int:
     if letter in _LETTERS and rest in {"", "IB"}:
         return 1 << 10 * (_LETTERS.index(letter) + 1)
     if letter in _LETTERS and rest == "B":
-        msg = f"'{text}' could mean powers of 1000 or of 1024: write {letter}iB for 1024"
-        raise UsageError(msg)
-    msg = f"'{text}' has the unknown unit '{suffix}': {_HELP}"
-    raise UsageError(msg)
+        message = f"'{text}' could mean powers of 1000 or of 1024: write {letter}iB for 1024"
+        raise UsageError(message)
+    message = f"'{text}' has the unknown unit '{suffix}': {_HELP}"
+    raise UsageError(message)

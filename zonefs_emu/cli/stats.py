@@ -48,11 +48,11 @@ def stats(
     in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files.
     """
     if zone_no is not None and top is not None:
-        msg = "--zone is about one zone and --top about all: give one of them"
-        raise UsageError(msg)
+        message = "--zone is about one zone and --top about all: give one of them"
+        raise UsageError(message)
     if openmetrics and (as_json or top is not None):
-        msg = "--openmetrics is a format of its own: it goes with --zone only"
-        raise UsageError(msg)
+        message = "--openmetrics is a format of its own: it goes with --zone only"
+        raise UsageError(message)
     request: dict[str, Json] = {"verb": "stats"}
     if zone_no is not None:
         request["zone_no"] = zone_no

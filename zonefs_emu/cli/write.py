@@ -56,8 +56,8 @@ def write(
             except UsageError as error:
                 if not nr_written:
                     raise
-                msg = f"{error} ({to_bytes(nr_written)} bytes had been written before)"
-                raise UsageError(msg, exit_code=error.exit_code) from None
+                message = f"{error} ({to_bytes(nr_written)} bytes had been written before)"
+                raise UsageError(message, exit_code=error.exit_code) from None
             at, nr_sectors = number_of(reply, "sector"), number_of(reply, "nr_sectors")
             first = at if first is None else first
             nr_written += nr_sectors
@@ -82,12 +82,12 @@ def chunks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
         left = None if left is None else left - len(chunk)
         yield chunk
     if left or not nr_read:
-        msg = f"stdin ended after {nr_read} bytes" + (f" of {length}" if left else ": there is nothing to write")
-        raise UsageError(msg, exit_code=1)
+        message = f"stdin ended after {nr_read} bytes" + (f" of {length}" if left else ": there is nothing to write")
+        raise UsageError(message, exit_code=1)
 
 
 def _sectors(offset: int) -> int:
     if offset % SECTOR_BYTES:
-        msg = f"offset {offset} is not a multiple of the block size"
-        raise UsageError(msg, exit_code=1)
+        message = f"offset {offset} is not a multiple of the block size"
+        raise UsageError(message, exit_code=1)
     return to_sectors(offset)

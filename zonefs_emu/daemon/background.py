@@ -58,8 +58,8 @@ def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) 
         sys.stderr.write(text.decode(errors="replace"))
         raise UsageError(message["error"], exit_code=message["exit_code"])
     os.close(_append(log, text))
-    msg = f"the process in the background ended before it was ready; {log} may say why"
-    raise UsageError(msg, exit_code=1)
+    message = f"the process in the background ended before it was ready; {log} may say why"
+    raise UsageError(message, exit_code=1)
 
 
 def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, said: int, log: Path) -> None:

@@ -132,8 +132,8 @@ class _LiveTarget:
         except OSError as error:
             raise _silent(error) from None
         if len(parts) < length:
-            msg = "the daemon that holds the image ended while it was asked"
-            raise _GoneError(msg)
+            message = "the daemon that holds the image ended while it was asked"
+            raise _GoneError(message)
         return bytes(parts)
 
 

@@ -85,8 +85,8 @@ class ControlServer:
         uid = _peer_uid(stream)
         if uid not in (0, os.geteuid()):
             mine = user_name(os.geteuid())
-            msg = f"{user_name(uid)} may not control this image: only {mine} and root may (pid {os.getpid()})"
-            raise PeerError(msg)
+            message = f"{user_name(uid)} may not control this image: only {mine} and root may (pid {os.getpid()})"
+            raise PeerError(message)
         # Strangers are not counted: any process can reach the abstract socket, and none may use up our clients' places.
         self._nr_connections += 1
         try:
@@ -96,13 +96,13 @@ class ControlServer:
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         if self._nr_connections > CONNECTIONS_MAX:
-            msg = f"{CONNECTIONS_MAX} clients are already connected: try again later"
-            raise PeerError(msg)
+            message = f"{CONNECTIONS_MAX} clients are already connected: try again later"
+            raise PeerError(message)
         verbs = self._verbs.for_client()
-        message = await _receive(stream, FIRST_S)
-        while message is not None:
-            await self._answer(stream, verbs, *message)
-            message = await _receive(stream, None)
+        asked = await _receive(stream, FIRST_S)
+        while asked is not None:
+            await self._answer(stream, verbs, *asked)
+            asked = await _receive(stream, None)
 
     async def _answer(self, stream: trio.SocketStream, verbs: Verbs, request: dict[str, Json], payload: bytes) -> None:
         replies = verbs.execute(request, payload)
@@ -175,8 +175,8 @@ async def _receive(stream: trio.SocketStream, patience_s: float | None) -> Messa
         request = framing.decode_object(await _receive_exactly(stream, object_bytes))
         return request, await _receive_exactly(stream, payload_bytes)
     assert scope.cancelled_caught
-    msg = f"the peer began a message and did not finish it within {MESSAGE_S:.0f} seconds"
-    raise PeerError(msg)
+    message = f"the peer began a message and did not finish it within {MESSAGE_S:.0f} seconds"
+    raise PeerError(message)
 
 
 async def _receive_exactly(stream: trio.SocketStream, length: int) -> bytes:
@@ -184,7 +184,7 @@ async def _receive_exactly(stream: trio.SocketStream, length: int) -> bytes:
     while len(parts) < length:
         part = await stream.receive_some(length - len(parts))
         if not part:
-            msg = "the peer closed the connection in the middle of a message"
-            raise PeerError(msg)
+            message = "the peer closed the connection in the middle of a message"
+            raise PeerError(message)
         parts += part
     return bytes(parts)

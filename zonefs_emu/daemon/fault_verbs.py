@@ -42,17 +42,19 @@ class FaultVerbs:
     def _inject(self, request: Request, _payload: bytes) -> Iterator[Message]:
         wanted = request.get("fault")
         if not isinstance(wanted, dict):
-            msg = "'fault' must be an object"
-            raise UsageError(msg)
+            message = "'fault' must be an object"
+            raise UsageError(message)
         made = Fault.from_dict({name: value for name, value in wanted.items() if name not in ("id", "seen")})
         nr_zones = self._device.geometry.nr_zones
         if made.first_zone + made.nr_zones > nr_zones:
-            msg = f"there are no zones up to {made.first_zone + made.nr_zones - 1}: the device has 0 to {nr_zones - 1}"
-            raise UsageError(msg, exit_code=1)
+            message = (
+                f"there are no zones up to {made.first_zone + made.nr_zones - 1}: the device has 0 to {nr_zones - 1}"
+            )
+            raise UsageError(message, exit_code=1)
         granularity = self._device.geometry.write_granularity
         if made.effect is Effect.PARTIAL and made.nr_sectors % granularity:
-            msg = f"{made.nr_sectors} sectors are not a multiple of the write granularity of {granularity} sectors"
-            raise UsageError(msg, exit_code=1)
+            message = f"{made.nr_sectors} sectors are not a multiple of the write granularity of {granularity} sectors"
+            raise UsageError(message, exit_code=1)
         with _sentences():
             fault = _json(self._device.inject(made))
         yield {"fault": fault}, b""
@@ -64,8 +66,8 @@ class FaultVerbs:
     def _remove_fault(self, request: Request, _payload: bytes) -> Iterator[Message]:
         fault_id = request.get("id")
         if not isinstance(fault_id, int):
-            msg = "'id' must be a number"
-            raise UsageError(msg)
+            message = "'id' must be a number"
+            raise UsageError(message)
         with _sentences():
             self._device.remove_fault(fault_id)
         yield {}, b""
@@ -95,13 +97,13 @@ class FaultVerbs:
 
     def _require_idle(self) -> None:
         if self._lab is not None and not self._lab.is_done:
-            msg = "a power-cut lab is at work on this image: end it first"
-            raise UsageError(msg, exit_code=1)
+            message = "a power-cut lab is at work on this image: end it first"
+            raise UsageError(message, exit_code=1)
 
     def _crash_results(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         if self._lab is None:
-            msg = "no power-cut lab is at work on this image"
-            raise UsageError(msg, exit_code=1)
+            message = "no power-cut lab is at work on this image"
+            raise UsageError(message, exit_code=1)
         if self._lab.failure:
             failure = self._lab.failure
             self._end_lab()
@@ -144,15 +146,15 @@ def _json(entry: Fault | UnknownFault) -> dict[str, Json]:
 def _plan(request: Request) -> Plan:
     directory, at = request.get("directory"), request.get("at")
     if not isinstance(directory, str) or not Path(directory).is_absolute():
-        msg = "'directory' must be an absolute path"
-        raise UsageError(msg)
+        message = "'directory' must be an absolute path"
+        raise UsageError(message)
     if not isinstance(at, str) or at not in _MOMENTS:
-        msg = f"'at' must be one of {', '.join(_MOMENTS)}"
-        raise UsageError(msg)
+        message = f"'at' must be one of {', '.join(_MOMENTS)}"
+        raise UsageError(message)
     count = _number(request, "count", 1)
     if not 1 <= count <= NR_IMAGES_MAX:
-        msg = f"'count' must lie between 1 and {NR_IMAGES_MAX}"
-        raise UsageError(msg, exit_code=1)
+        message = f"'count' must lie between 1 and {NR_IMAGES_MAX}"
+        raise UsageError(message, exit_code=1)
     return Plan(
         directory=Path(directory),
         at=_MOMENTS[at],
@@ -168,14 +170,14 @@ def _plan(request: Request) -> Plan:
 def _number(request: Request, name: str, default: int) -> int:
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
-        msg = f"'{name}' must be a number from 0 on, not {value!r}"
-        raise UsageError(msg)
+        message = f"'{name}' must be a number from 0 on, not {value!r}"
+        raise UsageError(message)
     return value
 
 
 def _flag(request: Request, name: str) -> bool:
     value = request.get(name, False)
     if not isinstance(value, bool):
-        msg = f"'{name}' must be true or false, not {value!r}"
-        raise UsageError(msg)
+        message = f"'{name}' must be true or false, not {value!r}"
+        raise UsageError(message)
     return value

@@ -27,8 +27,8 @@ def text(request: Request, name: str) -> str:
     """
     value = request.get(name, "")
     if not isinstance(value, str):
-        msg = f"'{name}' must be a text, not {value!r}"
-        raise UsageError(msg)
+        message = f"'{name}' must be a text, not {value!r}"
+        raise UsageError(message)
     return value
 
 
@@ -42,11 +42,11 @@ def number(
     """
     value = request.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
-        msg = f"'{name}' must be a number, not {value!r}"
-        raise UsageError(msg)
+        message = f"'{name}' must be a number, not {value!r}"
+        raise UsageError(message)
     if not minimum <= value <= maximum:
-        msg = f"'{name}' must lie between {minimum} and {maximum}, not be {value}"
-        raise UsageError(msg, exit_code=1)
+        message = f"'{name}' must lie between {minimum} and {maximum}, not be {value}"
+        raise UsageError(message, exit_code=1)
     return value
 
 
@@ -61,8 +61,8 @@ def condition(value: Json) -> Condition:
             return Condition(value)
     except ValueError:
         pass
-    msg = f"{value!r} is not the number of a zone condition"
-    raise UsageError(msg)
+    message = f"{value!r} is not the number of a zone condition"
+    raise UsageError(message)
 
 
 def conditions(request: Request) -> frozenset[Condition] | None:
@@ -75,6 +75,6 @@ def conditions(request: Request) -> frozenset[Condition] | None:
     if values is None:
         return None
     if not isinstance(values, list):
-        msg = "'conds' must be a list of condition numbers"
-        raise UsageError(msg)
+        message = "'conds' must be a list of condition numbers"
+        raise UsageError(message)
     return frozenset(condition(value) for value in values)

@@ -40,8 +40,8 @@ def encode(obj: Mapping[str, Json], payload: bytes = b"") -> bytes:
     """
     text = json.dumps(obj, separators=(",", ":")).encode()
     if len(text) > OBJECT_BYTES_MAX or len(payload) > PAYLOAD_BYTES_MAX:
-        msg = f"a message of {len(text)} + {len(payload)} bytes is too long"
-        raise ValueError(msg)
+        message = f"a message of {len(text)} + {len(payload)} bytes is too long"
+        raise ValueError(message)
     return _HEADER.pack(MAGIC, len(text), len(payload)) + text + payload
 
 
@@ -53,11 +53,11 @@ def decode_header(header: bytes) -> tuple[int, int]:
     """
     magic, object_bytes, payload_bytes = _HEADER.unpack(header)
     if magic != MAGIC:
-        msg = f"the peer does not speak our protocol: a message begins with {magic.hex()}, not {MAGIC.hex()}"
-        raise PeerError(msg)
+        message = f"the peer does not speak our protocol: a message begins with {magic.hex()}, not {MAGIC.hex()}"
+        raise PeerError(message)
     if object_bytes > OBJECT_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
-        msg = f"the peer announced a message of {object_bytes} + {payload_bytes} bytes, which is too long"
-        raise PeerError(msg)
+        message = f"the peer announced a message of {object_bytes} + {payload_bytes} bytes, which is too long"
+        raise PeerError(message)
     return object_bytes, payload_bytes
 
 
@@ -72,8 +72,8 @@ def decode_object(text: bytes) -> dict[str, Json]:
     except (ValueError, RecursionError):
         obj = None
     if not isinstance(obj, dict):
-        msg = "the peer sent a message that is not a JSON object"
-        raise PeerError(msg)
+        message = "the peer sent a message that is not a JSON object"
+        raise PeerError(message)
     return obj
 
 
@@ -99,5 +99,5 @@ def unpack_zones(payload: bytes) -> list[Zone]:
             for zone_no, start, size, capacity, wp, cond, zone_type, reset in _ZONE.iter_unpack(payload)
         ]
     except (struct.error, KeyError):
-        msg = "the peer sent a zone report that cannot be read"
-        raise PeerError(msg) from None
+        message = "the peer sent a zone report that cannot be read"
+        raise PeerError(message) from None

@@ -76,8 +76,8 @@ def make_directory() -> Path:
                 return place
         except (OSError, PermissionError) as error:
             reason = f"{place}: {error.strerror}"
-    msg = f"there is no place for the control socket ({reason}): set XDG_RUNTIME_DIR to a directory of your own"
-    raise UsageError(msg, exit_code=1)
+    message = f"there is no place for the control socket ({reason}): set XDG_RUNTIME_DIR to a directory of your own"
+    raise UsageError(message, exit_code=1)
 
 
 @contextmanager
@@ -194,10 +194,10 @@ def _is_to_be_believed(connection: socket.socket, image: Path) -> bool:
     if os.geteuid() == 0 and may_write(connection, image):
         return True
     who = user_name(peer.uid)
-    msg = f"{image} is in use by {peer}: only {who}{'' if peer.uid == 0 else ' or root'} can work on it meanwhile"
+    message = f"{image} is in use by {peer}: only {who}{'' if peer.uid == 0 else ' or root'} can work on it meanwhile"
     if os.geteuid() == 0:
-        msg = f"{image} is in use by {peer}, who may not write to it: what that process says of it is not believed"
-    raise UsageError(msg, exit_code=1)
+        message = f"{image} is in use by {peer}, who may not write to it: what that process says of it is not believed"
+    raise UsageError(message, exit_code=1)
 
 
 def connect_all(*, of_others: bool = False) -> Iterator[socket.socket]:

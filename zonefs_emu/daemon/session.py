@@ -304,8 +304,8 @@ def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:
     for leaf in leaves:
         if not isinstance(leaf, ZonedError | OSError):
             session.device.unforeseen.contain(session.name, f"front-end at {session.where}", leaf)
-            msg = f"internal error: {type(leaf).__name__}: {leaf}; the daemon's log has the traceback"
-            return UsageError(msg, exit_code=1)
+            message = f"internal error: {type(leaf).__name__}: {leaf}; the daemon's log has the traceback"
+            return UsageError(message, exit_code=1)
     failure = leaves[0]
     assert isinstance(failure, ZonedError | OSError)
     return failure

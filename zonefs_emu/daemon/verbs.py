@@ -168,8 +168,8 @@ class Verbs:
     def _further_verb(self, name: Json) -> Verb:
         verbs = self._parts.verbs
         if not isinstance(name, str) or name not in verbs:
-            msg = f"there is no verb {name!r}: there are {', '.join((*self._verbs, *verbs))}"
-            raise UsageError(msg)
+            message = f"there is no verb {name!r}: there are {', '.join((*self._verbs, *verbs))}"
+            raise UsageError(message)
         return verbs[name]
 
     # -- looking ----------------------------------------------------------------------------------------------
@@ -231,8 +231,10 @@ class Verbs:
         if "top" in request:
             name = request.get("by", "resets")
             if not isinstance(name, str) or name.upper() not in Counter.__members__:
-                msg = f"there is no counter {name!r}: there are {', '.join(member.name.lower() for member in Counter)}"
-                raise UsageError(msg)
+                message = (
+                    f"there is no counter {name!r}: there are {', '.join(member.name.lower() for member in Counter)}"
+                )
+                raise UsageError(message)
             count = fields.number(request, "top", minimum=1, maximum=TOP_MAX)
             reply["top"] = [
                 {"zone_no": zone_no, name: number}
@@ -245,8 +247,8 @@ class Verbs:
         """Raise UsageError if the counters are off: they have no numbers then."""
         if self._device.counters.switch.error is not None:
             reason = self._device.unforeseen.observers_off["the counters"]
-            msg = f"there are no numbers: the counters are switched off ({reason})"
-            raise UsageError(msg, exit_code=1)
+            message = f"there are no numbers: the counters are switched off ({reason})"
+            raise UsageError(message, exit_code=1)
 
     def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
         count = fields.number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)
@@ -330,8 +332,8 @@ class Verbs:
         """Copy the image; all but the last reply say how far it is."""
         path = Path(fields.text(request, "path"))
         if not path.is_absolute():
-            msg = f"'path' must be an absolute path, not {str(path)!r}"
-            raise UsageError(msg)
+            message = f"'path' must be an absolute path, not {str(path)!r}"
+            raise UsageError(message)
         with closing(dump(self._device, path)) as progress:
             for nr_bytes in progress:
                 yield {"more": True, "done": to_sectors(nr_bytes)}, b""
@@ -343,8 +345,8 @@ class Verbs:
         name = request.get("operation")
         operation = _OPERATIONS.get(name) if isinstance(name, str) else None
         if operation is None:
-            msg = f"there is no zone operation {name!r}: there are {', '.join(_OPERATIONS)}"
-            raise UsageError(msg)
+            message = f"there is no zone operation {name!r}: there are {', '.join(_OPERATIONS)}"
+            raise UsageError(message)
         if request.get("all") is True:
             self._ask(lambda: self._port.manage_all(operation))
         else:
@@ -352,8 +354,10 @@ class Verbs:
             count = fields.number(request, "count", minimum=1, default=1)
             nr_zones = self._geometry.nr_zones
             if zone_no + count > nr_zones:
-                msg = f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
-                raise UsageError(msg, exit_code=1)
+                message = (
+                    f"there are no zones {zone_no} to {zone_no + count - 1}: the device has zones 0 to {nr_zones - 1}"
+                )
+                raise UsageError(message, exit_code=1)
             self._ask(lambda: self._port.manage(operation, self._geometry.zone_start(zone_no), count))
         yield {}, b""
 
@@ -392,14 +396,14 @@ class Verbs:
         nr_zones = self._geometry.nr_zones
         zone_no = fields.number(request, "zone_no")
         if zone_no >= nr_zones:
-            msg = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
-            raise UsageError(msg, exit_code=1)
+            message = f"there is no zone {zone_no}: the device has zones 0 to {nr_zones - 1}"
+            raise UsageError(message, exit_code=1)
         return zone_no
 
     def _whole_blocks(self, payload: bytes) -> int:
         """Return the sectors in *payload*; data that is no whole number of blocks cannot even be asked of a device."""
         block = self._geometry.block_size_bytes
         if not payload or len(payload) % block:
-            msg = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
-            raise UsageError(msg, exit_code=1)
+            message = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
+            raise UsageError(message, exit_code=1)
         return to_sectors(len(payload))

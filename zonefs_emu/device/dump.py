@@ -34,8 +34,8 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
 
     def begin() -> None:
         if image.erase_listener is not None:
-            msg = "a dump is at work on this image: try again when it has ended"
-            raise UsageError(msg, exit_code=1)
+            message = "a dump is at work on this image: try again when it has ended"
+            raise UsageError(message, exit_code=1)
         copy.begin(bytearray(image.conds), image.wps[:])
         image.erase_listener = erase
 

@@ -83,20 +83,20 @@ def _is(what: Path, device: Attached) -> bool:
 def _detach_left_behind(what: Path, *, force: bool) -> None:
     """End the device that a killed process left of the image *what*."""
     if not what.is_file():
-        msg = f"{what} is no device of ours that is attached, and no image"
-        raise UsageError(msg, exit_code=1)
+        message = f"{what} is no device of ours that is attached, and no image"
+        raise UsageError(message, exit_code=1)
     with open_target(what, readonly=True) as target:
         info = call(target, {"verb": "info"})[0]
         if target.live:
-            msg = f"{what} is not attached: process {info['pid']} uses it otherwise"
-            raise UsageError(msg, exit_code=1)
+            message = f"{what} is not attached: process {info['pid']} uses it otherwise"
+            raise UsageError(message, exit_code=1)
     from zonefs_emu.front_ends.block_device import left_behind  # noqa: PLC0415  (takes a while to load)
 
     image = Path(os.path.realpath(what))
     left = left_behind(image, str(info["uuid"]))
     if not left:
-        msg = f"{what} is not attached"
-        raise UsageError(msg, exit_code=1)
+        message = f"{what} is not attached"
+        raise UsageError(message, exit_code=1)
     for front_end, node in left:
         _require_unused(node, force=force)
         # Requests in flight are answered first, so that their callers get the data.
@@ -108,8 +108,8 @@ def _require_unused(node: str, *, force: bool) -> None:
     from zonefs_emu.front_ends.block_device import is_in_use  # noqa: PLC0415  (takes a while to load)
 
     if not force and is_in_use(node):
-        msg = f"{node} is in use: unmount it, or end the program that has it open"
-        raise UsageError(msg, exit_code=1)
+        message = f"{node} is in use: unmount it, or end the program that has it open"
+        raise UsageError(message, exit_code=1)
 
 
 def _end(pid: int, image: str) -> None:
@@ -128,5 +128,5 @@ def _end(pid: int, image: str) -> None:
     finally:
         os.close(pidfd)
     if not ended:
-        msg = f"the process {pid} that serves {image} has not ended"
-        raise UsageError(msg, exit_code=1)
+        message = f"the process {pid} that serves {image} has not ended"
+        raise UsageError(message, exit_code=1)

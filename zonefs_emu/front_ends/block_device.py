@@ -26,15 +26,15 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
     """
     driver = Driver.VM if for_vm else Driver.HOST
     if driver is Driver.VM and via == "ublk":
-        msg = (
+        message = (
             "ublk makes devices of the host only: give its node to QEMU with -blockdev host_device, or use --via vduse"
         )
-        raise UsageError(msg)
+        raise UsageError(message)
     with open_target(image, readonly=True) as target:
         info = call(target, {"verb": "info"})[0]
         if target.live:
-            msg = f"{image} is held by process {info['pid']} already"
-            raise UsageError(msg, exit_code=1)
+            message = f"{image} is held by process {info['pid']} already"
+            raise UsageError(message, exit_code=1)
     left = left_behind(image, str(info["uuid"]))
     way = left[0][0].name if left else choose(via, driver, geometry_of(info))
     front_end: KernelDeviceFrontEnd = (

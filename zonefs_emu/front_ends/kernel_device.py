@@ -70,5 +70,5 @@ class KernelDeviceFrontEnd(ABC):
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(device.stop)
         if device.failure is not None:
-            msg = f"{node} could not be served any more: {device.failure}"
-            raise UsageError(msg, exit_code=1)
+            message = f"{node} could not be served any more: {device.failure}"
+            raise UsageError(message, exit_code=1)

@@ -27,19 +27,19 @@ class MkfsVerb:
         features, label, name = (text(request, key) for key in ("features", "label", "name"))
         super_block = parse_features(features, uuid=uuid4(), label=label)
         if not self._formatting.acquire(blocking=False):
-            msg = f"{name} is being formatted by another client"
-            raise UsageError(msg, exit_code=1)
+            message = f"{name} is being formatted by another client"
+            raise UsageError(message, exit_code=1)
         port = self._device.port(PORT_NAME, VIRTIO)
         try:
             found = None if request.get("force") is True else find_signature(port)
             if found:
-                msg = f"{name} appears to contain {found}: use the option '-f' to overwrite"
-                raise UsageError(msg, exit_code=1)
+                message = f"{name} appears to contain {found}: use the option '-f' to overwrite"
+                raise UsageError(message, exit_code=1)
             for front_end in self._front_ends():
                 # A virtual machine may be using the disk as well, and its caches would not know.
                 assert isinstance(front_end, dict)
-                msg = f"{name} is in use ({front_end['name']} at {front_end['where']})"
-                raise UsageError(msg, exit_code=1)
+                message = f"{name} is in use ({front_end['name']} at {front_end['where']})"
+                raise UsageError(message, exit_code=1)
             facts = examine(port)
             lines: list[Json] = list(report_lines(facts, super_block, name))
             yield {"more": True, "lines": lines}, b""

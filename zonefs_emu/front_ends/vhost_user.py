@@ -143,8 +143,8 @@ def _remove_dead(path: Path) -> None:
     """Remove the socket *path* if there is one and nothing answers at it; with the directory locked."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            msg = f"{path} exists and is no socket"
-            raise UsageError(msg, exit_code=1)
+            message = f"{path} exists and is no socket"
+            raise UsageError(message, exit_code=1)
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -198,8 +198,8 @@ def _locked_directory(path: Path, patience_s: float) -> Iterator[None]:
                 if error.errno != errno.EWOULDBLOCK:
                     raise _of_path(error, path) from None
             if time.monotonic() > deadline:
-                msg = f"another process is about to serve at {path}, or holds a lock of {path.parent}"
-                raise UsageError(msg, exit_code=1)
+                message = f"another process is about to serve at {path}, or holds a lock of {path.parent}"
+                raise UsageError(message, exit_code=1)
             time.sleep(_POLL_S)
         yield
     finally:
@@ -231,7 +231,7 @@ def adopt(fd: int) -> tuple[socket.socket, bool]:
             raise OSError
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
     except OSError:
-        msg = f"file descriptor {fd} is no Unix socket"
-        raise UsageError(msg, exit_code=1) from None
+        message = f"file descriptor {fd} is no Unix socket"
+        raise UsageError(message, exit_code=1) from None
     os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
     return sock, listening

@@ -68,12 +68,12 @@ def _mountable(directory: Path) -> Path:
             # Attributes come from the kernel's cache; this is asked of the file system, if it is FUSE.
             os.statvfs(directory)
             if not stat.S_ISDIR(directory.stat().st_mode):
-                msg = f"{directory} is no directory to mount on"
-                raise UsageError(msg, exit_code=1)
+                message = f"{directory} is no directory to mount on"
+                raise UsageError(message, exit_code=1)
         except OSError as error:
             if error.errno not in _DEAD:
-                msg = f"{directory} is no directory to mount on: {error.strerror}"
-                raise UsageError(msg, exit_code=1) from None
+                message = f"{directory} is no directory to mount on: {error.strerror}"
+                raise UsageError(message, exit_code=1) from None
         else:
             return place
         _take_away_dead(directory, place)
@@ -82,11 +82,13 @@ def _mountable(directory: Path) -> Path:
 def _take_away_dead(directory: Path, place: Path) -> None:
     entry = mount_at(place)
     if entry is None:
-        msg = f"{directory} is the mount of a process that is gone, and no zonefs of ours: 'umount {directory}' ends it"
-        raise UsageError(msg, exit_code=1)
+        message = (
+            f"{directory} is the mount of a process that is gone, and no zonefs of ours: 'umount {directory}' ends it"
+        )
+        raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        msg = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
-        raise UsageError(msg, exit_code=1)
+        message = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
+        raise UsageError(message, exit_code=1)
     # Lazily: for those who still have something open in it, nothing becomes worse.
     take_away(place, lazy=True)
 
@@ -100,18 +102,18 @@ def unmount(directory: Path) -> None:
     place = Path(os.path.realpath(directory))
     entry = mount_at(place)
     if entry is None:
-        msg = f"no zonefs of ours is mounted at {directory}"
-        raise UsageError(msg, exit_code=1)
+        message = f"no zonefs of ours is mounted at {directory}"
+        raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        msg = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
-        raise UsageError(msg, exit_code=1)
+        message = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
+        raise UsageError(message, exit_code=1)
     # Looked for while it can be asked; afterwards only the process is left of it.
     serving = find_serving(str(place), entry.source) if _is_alive(place) else None
     try:
         take_away(place)
         if serving is not None and not serving.wait(_END_S):
-            msg = f"{directory} is unmounted, but the process that served {entry.source} has not ended"
-            raise UsageError(msg, exit_code=1)
+            message = f"{directory} is unmounted, but the process that served {entry.source} has not ended"
+            raise UsageError(message, exit_code=1)
     finally:
         if serving is not None:
             serving.close()

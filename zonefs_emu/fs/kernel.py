@@ -56,14 +56,14 @@ def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError:
-        msg = f"{mountpoint} cannot be unmounted: fusermount3, which does it for users, is not installed"
-        raise UsageError(msg, 1) from None
+        message = f"{mountpoint} cannot be unmounted: fusermount3, which does it for users, is not installed"
+        raise UsageError(message, 1) from None
     except OSError as error:
-        msg = f"{mountpoint} cannot be unmounted: fusermount3 cannot be run: {error.strerror}"
-        raise UsageError(msg, 1) from None
+        message = f"{mountpoint} cannot be unmounted: fusermount3 cannot be run: {error.strerror}"
+        raise UsageError(message, 1) from None
     except subprocess.TimeoutExpired:
-        msg = f"{mountpoint} cannot be unmounted: fusermount3 has not ended for {_FUSERMOUNT_SECONDS} seconds"
-        raise UsageError(msg, 1) from None
+        message = f"{mountpoint} cannot be unmounted: fusermount3 has not ended for {_FUSERMOUNT_SECONDS} seconds"
+        raise UsageError(message, 1) from None
     if done.returncode:
         said = os.fsdecode(done.stderr).strip()
         refused = f"{mountpoint} cannot be unmounted: {said or 'fusermount3 does not say why'}"

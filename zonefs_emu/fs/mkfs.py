@@ -68,13 +68,13 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
             digits = "01234567" if name == "perm" else "0123456789"
             if not value or value.strip(digits):
                 kind = "an octal" if name == "perm" else "a decimal"
-                msg = f"feature {name} needs {kind} number, not {value!r}"
-                raise UsageError(msg)
+                message = f"feature {name} needs {kind} number, not {value!r}"
+                raise UsageError(message)
             values[name] = int(value, 8 if name == "perm" else 10)
             features |= _FEATURE_OF[name]
         else:
-            msg = f"unknown feature {part}: there are aggr_cnv, uid=N, gid=N and perm=OCTAL"
-            raise UsageError(msg)
+            message = f"unknown feature {part}: there are aggr_cnv, uid=N, gid=N and perm=OCTAL"
+            raise UsageError(message)
     return SuperBlock(uuid=uuid, label=label.encode(), features=features, **values)
 
 
@@ -100,14 +100,14 @@ def examine(port: Port) -> Facts:
         lost_zones.append(zones[0].zone_no)
         zone_no = zones[-1].zone_no + 1
     if nr_offline >= geometry.nr_zones - 1:
-        msg = "no usable zones: besides zone 0, which holds the super block, at least one must not be offline"
-        raise UsageError(msg, 1)
+        message = "no usable zones: besides zone 0, which holds the super block, at least one must not be offline"
+        raise UsageError(message, 1)
     if lost_zones and lost_zones[0] == 0:
-        msg = "zone 0, which is to hold the super block, is read-only or offline"
-        raise UsageError(msg, 1)
+        message = "zone 0, which is to hold the super block, is read-only or offline"
+        raise UsageError(message, 1)
     if to_bytes(geometry.zone_cap(0)) < _written_bytes(port):
-        msg = f"zone 0 has a capacity of {to_bytes(geometry.zone_cap(0))} bytes, too small for the super block"
-        raise UsageError(msg, 1)
+        message = f"zone 0 has a capacity of {to_bytes(geometry.zone_cap(0))} bytes, too small for the super block"
+        raise UsageError(message, 1)
     last = geometry.zone_len(geometry.nr_zones - 1)
     return Facts(
         size=geometry.size,
@@ -168,5 +168,5 @@ def _written_bytes(port: Port) -> int:
 
 def _require(status: Status, what: str) -> None:
     if status:
-        msg = f"the {what} was refused ({status.name})"
-        raise UsageError(msg, 1)
+        message = f"the {what} was refused ({status.name})"
+        raise UsageError(message, 1)

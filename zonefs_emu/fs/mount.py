@@ -92,8 +92,8 @@ async def serve(
             pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
     except RuntimeError as error:
         # The error has the name of a function; what the kernel or fusermount3 did not like was said on stderr.
-        msg = f"cannot mount on {mountpoint}: {'; '.join(said) or error}"
-        raise UsageError(msg, 1) from None
+        message = f"cannot mount on {mountpoint}: {'; '.join(said) or error}"
+        raise UsageError(message, 1) from None
     for line in said:
         log.warning("libfuse: %s", line)
     device.subscribe(news.zones_changed, port=port)
@@ -155,8 +155,8 @@ def fuse_options(options: MountOptions, source: str) -> set[str]:
 
 def _directory(mountpoint: Path) -> Path:
     if not mountpoint.is_dir():
-        msg = f"{mountpoint} is no directory to mount on"
-        raise UsageError(msg, 1)
+        message = f"{mountpoint} is no directory to mount on"
+        raise UsageError(message, 1)
     return Path(os.path.realpath(mountpoint))
 
 

@@ -78,8 +78,8 @@ def parse_options(text: str) -> MountOptions:
                 errors = ErrorPolicy(value)
             except ValueError:
                 known = ", ".join(policy.value for policy in ErrorPolicy)
-                msg = f"errors={value} is no policy of zonefs: it has {known}"
-                raise UsageError(msg) from None
+                message = f"errors={value} is no policy of zonefs: it has {known}"
+                raise UsageError(message) from None
         elif option == "explicit-open":
             explicit_open = True
         elif option in {"ro", "rw"}:
@@ -96,11 +96,11 @@ def parse_options(text: str) -> MountOptions:
             for implied in _BY_USERS[name]:
                 _replace(passed_on, implied)
         elif option not in _FOR_MOUNT and not option.startswith(_COMMENTS):
-            msg = f"unknown mount option {option}"
-            raise UsageError(msg)
+            message = f"unknown mount option {option}"
+            raise UsageError(message)
     if allow_other and "allow_root" in passed_on:
-        msg = "allow_other and allow_root exclude each other: the one lets all users in, the other root alone"
-        raise UsageError(msg)
+        message = "allow_other and allow_root exclude each other: the one lets all users in, the other root alone"
+        raise UsageError(message)
     return MountOptions(
         errors=errors,
         explicit_open=explicit_open,

@@ -70,8 +70,10 @@ def _probe(fd: int) -> str | None:
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:
-        msg = f"cannot detect an existing filesystem, as {_LIBRARY} is not installed: use the option '-f' to overwrite"
-        raise UsageError(msg, 1) from None
+        message = (
+            f"cannot detect an existing filesystem, as {_LIBRARY} is not installed: use the option '-f' to overwrite"
+        )
+        raise UsageError(message, 1) from None
     library.blkid_new_probe.restype = ctypes.c_void_p
     probe = ctypes.c_void_p(library.blkid_new_probe())
     try:
@@ -87,8 +89,8 @@ def _probe(fd: int) -> str | None:
         if found == _NOTHING:
             return None
         if found != _FOUND:
-            msg = "cannot detect an existing filesystem, as libblkid failed: use the option '-f' to overwrite"
-            raise UsageError(msg, 1)
+            message = "cannot detect an existing filesystem, as libblkid failed: use the option '-f' to overwrite"
+            raise UsageError(message, 1)
         value = ctypes.c_char_p()
         for name, what in ((b"TYPE", "an existing filesystem"), (b"PTTYPE", "a partition table")):
             if not library.blkid_probe_lookup_value(probe, name, ctypes.byref(value), None) and value.value:

@@ -73,19 +73,19 @@ class SuperBlock:
     def __post_init__(self) -> None:
         """Refuse what :func:`encode` could not write."""
         if len(self.label) > LABEL_BYTES:
-            msg = f"label of {len(self.label)} bytes is longer than {LABEL_BYTES}"
-            raise UsageError(msg)
+            message = f"label of {len(self.label)} bytes is longer than {LABEL_BYTES}"
+            raise UsageError(message)
         if b"\0" in self.label:
-            msg = "a label cannot contain a NUL byte"
-            raise UsageError(msg)
+            message = "a label cannot contain a NUL byte"
+            raise UsageError(message)
         for name in ("uid", "gid"):
             value = getattr(self, name)
             if not 0 <= value < INVALID_ID:
-                msg = f"{name} {value} must lie between 0 and {INVALID_ID - 1}"
-                raise UsageError(msg)
+                message = f"{name} {value} must lie between 0 and {INVALID_ID - 1}"
+                raise UsageError(message)
         if not 0 <= self.perm <= 0o7777:
-            msg = f"permissions {self.perm:o} must lie between 0 and 7777 (octal)"
-            raise UsageError(msg)
+            message = f"permissions {self.perm:o} must lie between 0 and 7777 (octal)"
+            raise UsageError(message)
 
     @property
     def aggregates(self) -> bool:
@@ -123,8 +123,8 @@ def decode(block: bytes) -> SuperBlock:
     assert len(block) == SUPER_BLOCK_BYTES
     magic, crc, label, uuid, features, uid, gid, perm = _FIELDS.unpack_from(block)
     if magic != MAGIC:
-        msg = f"no zonefs super block: the magic number is {magic:#010x}, not {MAGIC:#010x}; mkfs writes one"
-        raise BadMagicError(msg)
+        message = f"no zonefs super block: the magic number is {magic:#010x}, not {MAGIC:#010x}; mkfs writes one"
+        raise BadMagicError(message)
     expected = _checksum(block)
     if crc != expected:
         raise _corrupt("checksum", _CRC_OFFSET, f"{crc:#010x}", f"{expected:#010x}")

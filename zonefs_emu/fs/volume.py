@@ -104,8 +104,8 @@ class Volume:
         self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
         self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
         if not self.tree.groups:
-            msg = "no zone is left for files: zone 0 holds the super block"
-            raise UsageError(msg, 1)
+            message = "no zone is left for files: zone 0 holds the super block"
+            raise UsageError(message, 1)
         self.root = Node(DIRECTORY_MODE, *owner, now_ns())
         self.directories = {group.name: Node(DIRECTORY_MODE, *owner, self.root.ctime_ns) for group in self.tree.groups}
         self._file_node = self._describe_files(owner)
@@ -127,8 +127,8 @@ class Volume:
         view = self._buffer[: superblock.SUPER_BLOCK_BYTES]
         status = self.port.read(0, superblock.SUPER_BLOCK_BYTES >> SECTOR_SHIFT, (view,))
         if status:
-            msg = f"zone 0, where the super block is, cannot be read ({status.name})"
-            raise UsageError(msg, 1)
+            message = f"zone 0, where the super block is, cannot be read ({status.name})"
+            raise UsageError(message, 1)
         return bytes(view)
 
     def _describe_files(self, owner: tuple[int, int]) -> Node:
@@ -150,8 +150,8 @@ class Volume:
                 operation = Operation.CLOSE if zone.wp > zone.start else Operation.RESET
                 status = self.port.manage(operation, zone.start)
                 if status:
-                    msg = f"zone {zone.zone_no} is open and cannot be closed ({status.name})"
-                    raise UsageError(msg, 1)
+                    message = f"zone {zone.zone_no} is open and cannot be closed ({status.name})"
+                    raise UsageError(message, 1)
             zone_no = zones[-1].zone_no + 1
 
     def _scan(self) -> None:

@@ -103,8 +103,8 @@ def build_geometry(
     """
     if preset is None:
         if size is None:
-            msg = f"say how large the device is to be: --size 1G, or --preset {' or '.join(PRESETS)}"
-            raise UsageError(msg)
+            message = f"say how large the device is to be: --size 1G, or --preset {' or '.join(PRESETS)}"
+            raise UsageError(message)
         preset = _plain(size)
     own_zones = zone_size is not None
     zone_size = _or(zone_size, preset.zone_size_bytes)
@@ -147,8 +147,8 @@ def _sectors(name: str, nr_bytes: int) -> int:
     try:
         return to_sectors(nr_bytes)
     except ValueError as error:
-        msg = f"{name}: {error}"
-        raise UsageError(msg) from None
+        message = f"{name}: {error}"
+        raise UsageError(message) from None
 
 
 def warnings(geometry: Geometry) -> Iterator[str]:

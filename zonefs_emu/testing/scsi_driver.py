@@ -68,8 +68,8 @@ class ScsiDriver:
         _, (head, *data) = self.queue.request([frame, *([out] if out else [])], into)
         _, residual, _, status, response = _RESPONSE.unpack_from(head)
         if response:
-            msg = f"the virtio-scsi host answers {response} to command {cdb.hex()}"
-            raise PeerError(msg)
+            message = f"the virtio-scsi host answers {response} to command {cdb.hex()}"
+            raise PeerError(message)
         given = b"".join(data)
         return Reply(_sense(head[_RESPONSE.size :]) if status else None, given[: room - residual] if room else b"")
 
@@ -99,8 +99,8 @@ class ScsiDriver:
         room = _LIST_HEADER_BYTES + max_zones * _DESCRIPTOR.size
         reply = self.command(_READ_WRITE.pack(Opcode.ZBC_IN, REPORT_ZONES, lba, room, _PARTIAL, 0), room=room)
         if reply.sense is not None:
-            msg = f"REPORT ZONES from block {lba} answers sense {reply.sense}"
-            raise PeerError(msg)
+            message = f"REPORT ZONES from block {lba} answers sense {reply.sense}"
+            raise PeerError(message)
         return [
             ScsiZone(kind & 0xF, cond >> 4, *rest)
             for kind, cond, *rest in _DESCRIPTOR.iter_unpack(reply.data[_LIST_HEADER_BYTES:])

@@ -409,14 +409,14 @@ class FrontendQueue:
         if self.call_fd in ready:
             os.eventfd_read(self.call_fd)
         elif self.err_fd in ready:
-            msg = f"queue {self.index}: the back-end has given the ring up"
-            raise PeerError(msg)
+            message = f"queue {self.index}: the back-end has given the ring up"
+            raise PeerError(message)
         elif ready:
-            msg = f"queue {self.index}: the back-end closed the connection"
-            raise PeerError(msg)
+            message = f"queue {self.index}: the back-end closed the connection"
+            raise PeerError(message)
         else:
-            msg = f"queue {self.index}: no answer"
-            raise TimeoutError(msg)
+            message = f"queue {self.index}: no answer"
+            raise TimeoutError(message)
 
     def _collect(self, number: int) -> tuple[int, list[bytes]]:
         memory = self.frontend.memory
@@ -549,8 +549,8 @@ class Frontend:
         header = decode_header(head)
         data = self._receive_bytes(header.size, fds)
         if header.request != request or not header.flags & FLAG_REPLY:
-            msg = f"answer {header.request} with flags {header.flags:#x} to request {request}"
-            raise PeerError(msg)
+            message = f"answer {header.request} with flags {header.flags:#x} to request {request}"
+            raise PeerError(message)
         return decode_reply(request, data), fds
 
     def _receive_bytes(self, length: int, fds: list[int]) -> bytes:
@@ -560,8 +560,8 @@ class Frontend:
             for _, _, content in ancillary:
                 fds += array.array("i", content[: len(content) - len(content) % 4])
             if not part:
-                msg = "the back-end closed the connection"
-                raise PeerError(msg)
+                message = "the back-end closed the connection"
+                raise PeerError(message)
             data += part
         return data
 
@@ -591,8 +591,8 @@ class Frontend:
         self.send(request, payload, flags=FLAG_NEED_REPLY, fds=fds)
         answer, _ = self.receive(request)
         if answer != Number(0):
-            msg = f"request {request} failed: {answer}"
-            raise PeerError(msg)
+            message = f"request {request} failed: {answer}"
+            raise PeerError(message)
 
     # -- orders of messages -----------------------------------------------------------------------------------
 

@@ -103,8 +103,8 @@ class DeviceUnderTest:
             UsageError: a daemon has it.
         """
         if self._device is None:
-            msg = "a daemon has the image: stop() it first, or ask through report(), inject(), refusals()"
-            raise UsageError(msg)
+            message = "a daemon has the image: stop() it first, or ask through report(), inject(), refusals()"
+            raise UsageError(message)
         return self._device
 
     @property
@@ -145,8 +145,8 @@ class DeviceUnderTest:
         makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": partial(blk_model, nr_queues=1, strict=False)}
         make_model = makers.get(kind)
         if make_model is None:
-            msg = f"a device is served as scsi or blk, not {kind}"
-            raise UsageError(msg)
+            message = f"a device is served as scsi or blk, not {kind}"
+            raise UsageError(message)
         if self._sockets is None:
             # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
             self._sockets = Path(tempfile.mkdtemp(prefix="zoned-"))
@@ -171,8 +171,8 @@ class DeviceUnderTest:
         except UsageError as error:
             self._clear_up(mountpoint)
             self._open()
-            msg = f"the daemon did not start: {error}"
-            raise UsageError(msg, exit_code=1) from None
+            message = f"the daemon did not start: {error}"
+            raise UsageError(message, exit_code=1) from None
         self._daemon = _Daemon(process=process, front_end=front_end, mountpoint=mountpoint)
         with self._target() as target:
             call(target, {"verb": "crash-watch", "on": True})
@@ -188,8 +188,8 @@ class DeviceUnderTest:
         code = process.end(_END_S)
         self._kill_daemon()
         if code:
-            msg = f"the daemon ended with {code}: {process.last_words()}"
-            raise UsageError(msg, exit_code=1)
+            message = f"the daemon ended with {code}: {process.last_words()}"
+            raise UsageError(message, exit_code=1)
 
     def _kill_daemon(self) -> None:
         assert self._daemon is not None
