@@ -7,7 +7,7 @@ One sparse file behaves, command for command, like a host-managed zoned device. 
     persist           the image file: codec, backing, image
     device            ZonedDevice = model + image; Port = what one front-end holds of it
     scsi, virtio      protocols without transports
-    virtqueue         serving virtqueues, whoever transports them
+    virtqueue         serving virtqueues, for every transport
     fs, vhost_user, vduse, ublk
                       front-ends: zonefs over FUSE, virtual machines, the host kernel
     daemon, cli       one process per image; the verbs

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import fails, ok
+from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.nvme_initiator import NvmeHost
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.virtio import blk_codec
 
 ZONE = 2048

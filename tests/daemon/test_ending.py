@@ -14,7 +14,8 @@ from tests.served import CHECKOUT, Served
 from zonefs_emu.daemon import control, ending, framing
 from zonefs_emu.daemon.rendezvous import connect
 from zonefs_emu.fs import mount
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.virtio.blk_codec import T_IN
 
 # Takes the times of the module as seconds, and what to do as an argument.

@@ -11,8 +11,6 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.testing.conformance import (
     ADAPTERS,
-    SCENARIOS,
-    SHAPES,
     Adapter,
     Answer,
     DeviceAdapter,
@@ -23,6 +21,7 @@ from zonefs_emu.testing.conformance import (
     differences,
     run,
 )
+from zonefs_emu.testing.scenarios import SCENARIOS, SHAPES
 from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 

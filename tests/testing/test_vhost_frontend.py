@@ -9,7 +9,9 @@ import pytest
 from tests.vhost_user.serving import blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, Heap
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE, Heap
+from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend
 from zonefs_emu.vhost_user.messages import Request
 
 

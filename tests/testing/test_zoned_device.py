@@ -11,7 +11,8 @@ from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.presets import PRESETS, build_geometry
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 BLOCK = b"b" * 4096

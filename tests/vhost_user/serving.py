@@ -14,7 +14,8 @@ from uuid import UUID
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice

@@ -8,7 +8,8 @@ import pytest
 from tests.vhost_user.serving import blk_device, serving, still_serves
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.memory_map import MEM_SLOTS_MAX
 from zonefs_emu.vhost_user.messages import (
     Nothing,

@@ -18,7 +18,9 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.backend import Backend, serve_in_thread
 from zonefs_emu.vhost_user.connection import Connection
 from zonefs_emu.vhost_user.dispatcher import Dispatcher

@@ -5,7 +5,8 @@ import pytest
 from tests.vhost_user.serving import ZONE
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.testing.vhost_frontend import BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.messages import (
     BackendRequest,
     ConfigSpace,

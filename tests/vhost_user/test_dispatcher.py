@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.vhost_user.serving import ZONE, still_serves
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Style
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE
+from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend, FrontendQueue, Style
 from zonefs_emu.vhost_user.messages import (
     FLAG_NEED_REPLY,
     ConfigSpace,

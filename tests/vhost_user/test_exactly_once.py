@@ -25,7 +25,9 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, USER_BASE, BlkDriver, Frontend, FrontendQueue, Heap
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE, Heap
+from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend, FrontendQueue
 from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence

@@ -14,7 +14,9 @@ import pytest
 
 from tests.vhost_user.serving import ZONE, create
 from zonefs_emu.errors import PeerError
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user.messages import Request
 from zonefs_emu.virtio import blk_codec
 

@@ -12,7 +12,9 @@ from tests.vhost_user.serving import GEOMETRY, ZONE, blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE
+from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vhost_user import state_transfer
 from zonefs_emu.vhost_user.messages import (
     FLAG_NEED_REPLY,

@@ -9,7 +9,8 @@ import pytest
 
 from tests.vhost_user.serving import ZONE
 from zonefs_emu.errors import PeerError
-from zonefs_emu.testing.vhost_frontend import USER_BASE, BlkDriver, Frontend
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend
 from zonefs_emu.vhost_user.messages import (
     Number,
     Request,

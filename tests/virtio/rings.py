@@ -4,7 +4,7 @@ import mmap
 from collections.abc import Sequence
 from typing import Final
 
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, Buffer, Heap, PackedDriver, SplitDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE, Buffer, Heap, PackedDriver, SplitDriver
 from zonefs_emu.virtio import packed, split
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.packed import PackedRing

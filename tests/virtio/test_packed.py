@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.virtio.rings import Pair
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.virtio.packed import (
     DESC_AVAIL,
     DESC_USED,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.virtio.rings import MEMORY_BYTES, Pair
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import (
     CHAIN_BYTES_MAX,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.virtio.rings import Pair
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.virtio import split
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE, BrokenRingError, Chain

@@ -14,7 +14,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
 from zonefs_emu.polling import AdaptivePolling
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE
+from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region

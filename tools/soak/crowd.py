@@ -29,8 +29,10 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.scsi.commands import READ_CAPACITY_16, REPORT_SUPPORTED_OPERATION_CODES, Opcode
 from zonefs_emu.scsi.sense import SenseKey
 from zonefs_emu.testing import scsi_driver
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDriver
-from zonefs_emu.testing.vhost_frontend import GUEST_BASE, BlkDriver, Frontend, FrontendQueue
+from zonefs_emu.testing.vhost_frontend import Frontend, FrontendQueue
 from zonefs_emu.virtio import blk_codec
 
 ZONE: Final = 4096

@@ -128,7 +128,7 @@ def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
 
 
 def _occupy_standard_streams() -> None:
-    """Put the null device where whoever started us closed a standard stream.
+    """Put the null device in place of each standard stream that the parent process has closed.
 
     The next file that is opened would get its number, an image for example, and then our words and libfuse's.
     """

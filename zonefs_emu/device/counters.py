@@ -1,6 +1,6 @@
 """Counters that last: what was done to each zone, and to the device, since the image was created.
 
-A row of sixteen numbers a zone, in a sparse section of the image: zones that nobody touches take no space and no
+A row of sixteen numbers a zone, in a sparse section of the image: zones that were never used take no space and no
 memory. Rows are kept here from the first use on and written back, if they changed, at close, at a flush if the last
 time is a second ago, when there are many, and by a daemon every few seconds. They are statistics: a killed process
 loses those since the last time they were written, and no rule depends on them.

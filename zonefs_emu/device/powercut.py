@@ -102,7 +102,7 @@ class CutImage:
 class PowerCutLab:
     """Watches *device* and writes what a power cut could leave of it.
 
-    What was written before it was made, and not flushed, counts as one write for each zone: nobody noted where each
+    What was written before it was made, and not flushed, counts as one write for each zone: it is not known where each
     write ended. Of conventional zones everything from before is there.
     """
 

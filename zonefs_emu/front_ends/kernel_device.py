@@ -16,7 +16,7 @@ class KernelDevice(Protocol):
 
     @property
     def failure(self) -> BaseException | None:
-        """Why serving ended, if nobody wanted it to."""
+        """Why serving ended, if it was not asked to."""
         ...
 
     def start(self) -> Path:

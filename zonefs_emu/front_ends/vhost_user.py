@@ -65,7 +65,7 @@ def scsi_model(device: ZonedDevice) -> VirtioDevice:
 class VhostUserFrontEnd:
     """The front-end of a session that offers what *make_model* makes of the device.
 
-    *path* is where the socket is to be; or *fd*, a socket that somebody else has opened for us: listening, or connected
+    *path* is where the socket is to be; or *fd*, a socket that another process has opened: listening, or connected
     already, in which case the front-end ends with the connection.
     """
 
@@ -121,7 +121,7 @@ def statistics(backend: Backend) -> Mapping[str, int]:
 
 
 def listen(path: Path) -> socket.socket:
-    """Return a listening socket at *path*, in the place of one that nobody answers at.
+    """Return a listening socket at *path*, in the place of one at which no process answers.
 
     Raises:
         UsageError: another process serves there, or is about to; or it is no socket.
@@ -213,7 +213,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _remove(path: Path, identity: tuple[int, int]) -> None:
-    """Remove the socket *path*, unless it is another process's by now: somebody may have removed ours before."""
+    """Remove the socket *path*, unless another process has put its own in its place."""
     with suppress(OSError, UsageError), _locked_directory(path, _LAST_LOCK_S):
         if _identity(path) == identity:
             path.unlink()
