@@ -298,6 +298,11 @@ def test_documents_have_lines_of_at_most_120_characters() -> None:
     assert not wide
 
 
+def test_no_module_is_longer_than_600_lines() -> None:
+    long = [path for path in PACKAGE.rglob("*.py") if len(path.read_text().splitlines()) > 600]
+    assert [str(path.relative_to(ROOT)) for path in long] == []
+
+
 def test_the_sentence_of_an_error_has_one_name() -> None:
     """``message = …`` before ``raise``, everywhere; the linter asks for a name and not for which."""
     other = re.compile(r"^\s*(msg|sentence) = f?\"[^\n]*\n\s*raise ", re.MULTILINE)

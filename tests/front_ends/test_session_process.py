@@ -9,7 +9,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.front_ends.session_process import SessionProcess
-from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, scsi_model
+from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, make_scsi_host
 
 
 def places(info: dict[str, Json]) -> list[Json]:
@@ -21,7 +21,7 @@ def places(info: dict[str, Json]) -> list[Json]:
 
 def test_front_ends_are_ready_when_it_returns_and_gone_after_the_end(image: Path, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    process = SessionProcess(image, [VhostUserFrontEnd(scsi_model, path=path)], log=tmp_path / "log")
+    process = SessionProcess(image, [VhostUserFrontEnd(make_scsi_host, path=path)], log=tmp_path / "log")
     with open_target(image) as target:
         assert target.live
         assert places(call(target, {"verb": "info"})[0]) == [str(path)]
@@ -33,7 +33,7 @@ def test_front_ends_are_ready_when_it_returns_and_gone_after_the_end(image: Path
 def test_what_stands_against_a_start_is_said(image: Path, tmp_path: Path) -> None:
     (tmp_path / "socket").write_text("mine")
     with pytest.raises(UsageError, match="socket exists and is no socket"):
-        SessionProcess(image, [VhostUserFrontEnd(scsi_model, path=tmp_path / "socket")], log=tmp_path / "log")
+        SessionProcess(image, [VhostUserFrontEnd(make_scsi_host, path=tmp_path / "socket")], log=tmp_path / "log")
     ZonedDevice.open(image).close()
 
 

@@ -11,7 +11,7 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import vhost_user
-from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, adopt, listen, scsi_model
+from zonefs_emu.front_ends.vhost_user import VhostUserFrontEnd, adopt, listen, make_scsi_host
 
 
 def test_a_socket_that_was_left_behind_is_replaced(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_only_the_own_socket_is_removed_at_the_end(image: Path, tmp_path: Path) 
     async def serve() -> None:
         device = ZonedDevice.open(image)
         async with trio.open_nursery() as nursery:
-            front_end = VhostUserFrontEnd(scsi_model, path=path)
+            front_end = VhostUserFrontEnd(make_scsi_host, path=path)
             await nursery.start(front_end, Session(device, image))
             path.unlink()
             other = listen(path)

@@ -203,8 +203,8 @@ def info_of(target: Target) -> dict[str, Json]:
     return call(target, {"verb": "info"})[0]
 
 
-def number_of(record: dict[str, Json], name: str) -> int:
-    """Return the number *name* of *record*, which the device made."""
-    value = record[name]
+def number_of(reply: dict[str, Json], name: str) -> int:
+    """Return the number *name* of *reply*, which the device made."""
+    value = reply[name]
     assert isinstance(value, int)
     return value

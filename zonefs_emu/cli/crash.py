@@ -89,14 +89,14 @@ def crash(
     with open_target(image) as target:
         if moment != "now":
             _require_live(target, image, "leave --at away")
-        record, _ = call(target, request)
+        reply, _ = call(target, request)
         try:
-            while not record["done"]:
+            while not reply["done"]:
                 time.sleep(_POLL_S)
-                record, _ = call(target, {"verb": "crash-results"})
+                reply, _ = call(target, {"verb": "crash-results"})
         finally:
             _end(target)
-    images = record["images"]
+    images = reply["images"]
     assert isinstance(images, list)
     if as_json:
         say_json({"images": images})

@@ -29,44 +29,44 @@ def info(
     While a file system is mounted this shows its counters too. JSON gives sizes in sectors of 512 bytes.
     """
     with open_target(image, readonly=True) as target:
-        record = info_of(target)
+        reply = info_of(target)
     if as_json:
-        say_json({"image": str(image), **record})
+        say_json({"image": str(image), **reply})
     else:
-        say_lines(_lines(image, record))
+        say_lines(_lines(image, reply))
 
 
-def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
+def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
     def size(name: str) -> str:
-        return human_bytes(to_bytes(number_of(record, name)))
+        return human_bytes(to_bytes(number_of(reply, name)))
 
     def zones(kind: str) -> str:
-        limit = record[f"max_{kind}_zones"]
-        return f"{record[f'nr_{kind}']} of at most {limit}" if limit else f"{record[f'nr_{kind}']}, no limit"
+        limit = reply[f"max_{kind}_zones"]
+        return f"{reply[f'nr_{kind}']} of at most {limit}" if limit else f"{reply[f'nr_{kind}']}, no limit"
 
     rows = [
         ("image", printable(image)),
-        ("uuid", record["uuid"]),
-        ("label", printable(record["label"] or "-")),
+        ("uuid", reply["uuid"]),
+        ("label", printable(reply["label"] or "-")),
         ("size", size("size")),
-        ("zones", f"{record['nr_zones']}, {record['nr_conventional']} of them conventional"),
+        ("zones", f"{reply['nr_zones']}, {reply['nr_conventional']} of them conventional"),
         ("zone size", size("zone_size")),
         ("zone capacity", size("zone_capacity")),
-        ("block size", f"{record['block_size_bytes']} B"),
+        ("block size", f"{reply['block_size_bytes']} B"),
         ("write granularity", size("write_granularity")),
         ("longest append", size("max_append")),
         ("open zones", zones("open")),
         ("active zones", zones("active")),
-        ("held by", "no process" if record["pid"] is None else f"process {record['pid']}"),
+        ("held by", "no process" if reply["pid"] is None else f"process {reply['pid']}"),
     ]
-    if record["poison"] and record["pid"] is not None:
-        rows.append(("refuses changes", record["poison"]))
-    if record["recovery"]:
-        rows.append(("recovered", record["recovery"]))
-    rows.extend(("switched off", text) for text in observers_off(record))
+    if reply["poison"] and reply["pid"] is not None:
+        rows.append(("refuses changes", reply["poison"]))
+    if reply["recovery"]:
+        rows.append(("recovered", reply["recovery"]))
+    rows.extend(("switched off", text) for text in observers_off(reply))
     yield from (f"{name + ':':<19} {value}\n" for name, value in rows)
-    yield from front_end_lines(record)
-    ended = record["ended_front_ends"]
+    yield from front_end_lines(reply)
+    ended = reply["ended_front_ends"]
     assert isinstance(ended, list)
     for front_end in ended:
         assert isinstance(front_end, dict)
@@ -74,16 +74,16 @@ def _lines(image: Path, record: dict[str, Json]) -> Iterator[str]:
         yield f"{front_end['name']} at {front_end['where']} has ended{f': {reason}' if reason else ''}\n"
 
 
-def observers_off(record: dict[str, Json]) -> Iterator[str]:
+def observers_off(reply: dict[str, Json]) -> Iterator[str]:
     """Yield what observes the device and met an error of its own, with the reason: "the counters (bad sector)"."""
-    off = record["observers_off"]
+    off = reply["observers_off"]
     assert isinstance(off, dict)
     yield from (f"{observer} ({reason})" for observer, reason in off.items())
 
 
-def front_end_lines(record: dict[str, Json]) -> Iterator[str]:
+def front_end_lines(reply: dict[str, Json]) -> Iterator[str]:
     """Yield lines on the front-ends at work, with their counters."""
-    front_ends = record["front_ends"]
+    front_ends = reply["front_ends"]
     assert isinstance(front_ends, list)
     for front_end in front_ends:
         assert isinstance(front_end, dict)

@@ -17,7 +17,13 @@ from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
 from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, safe_address
-from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES, MakeModel, VhostUserFrontEnd, blk_model, scsi_model
+from zonefs_emu.front_ends.vhost_user import (
+    BLK_CONFIG_BYTES,
+    MakeVirtioDevice,
+    VhostUserFrontEnd,
+    make_blk_device,
+    make_scsi_host,
+)
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 
 _MEMORY: Final = [
@@ -141,8 +147,8 @@ def serve(
         message = "one image is served: IMG, or --blk-file IMG"
         raise UsageError(message)
     front_ends: list[FrontEnd] = []
-    make_blk = partial(blk_model, nr_queues=nr_queues, strict=strict)
-    makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": make_blk}
+    make_blk = partial(make_blk_device, nr_queues=nr_queues, strict=strict)
+    makers: dict[str, MakeVirtioDevice] = {"scsi": make_scsi_host, "blk": make_blk}
     if socket_path is not None and fd is not None:
         message = "--socket-path and --fd exclude each other"
         raise UsageError(message)
@@ -150,7 +156,7 @@ def serve(
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
-    front_ends += [VhostUserFrontEnd(scsi_model, path=path.absolute()) for path in scsi]
+    front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
     drives = [
         NvmeTcpFrontEnd(safe_address(place, insecure=insecure), nqn=nqn, serial=serial, allowed_hosts=frozenset(hosts))

@@ -59,26 +59,26 @@ def stats(
     elif top is not None:
         request |= {"top": top, "by": by}
     with open_target(image, readonly=True) as target:
-        record, _ = call(target, request)
+        reply, _ = call(target, request)
         uuid = str(info_of(target)["uuid"]) if openmetrics else ""
     if openmetrics:
-        say_lines(_openmetrics(record, uuid, zone_no))
+        say_lines(_openmetrics(reply, uuid, zone_no))
         return
     if as_json:
-        say_json(record)
+        say_json(reply)
         return
     if zone_no is not None:
-        say_lines(_lines(record["zone"]))
+        say_lines(_lines(reply["zone"]))
         return
     if top is not None:
-        rows = record["top"]
+        rows = reply["top"]
         assert isinstance(rows, list)
         say_lines(f"zone {row['zone_no']:>8}  {row[by]}\n" for row in rows if isinstance(row, dict))
         return
-    for text in observers_off(record):
+    for text in observers_off(reply):
         click.echo(f"switched off: {text}", err=True)
-    say_lines(_lines(record["device"]))
-    say_lines(front_end_lines(record))
+    say_lines(_lines(reply["device"]))
+    say_lines(front_end_lines(reply))
 
 
 def _lines(counters: Json) -> Iterator[str]:
@@ -87,10 +87,10 @@ def _lines(counters: Json) -> Iterator[str]:
         yield f"{name + ':':<26} {value}\n"
 
 
-def _openmetrics(record: dict[str, Json], uuid: str, zone_no: int | None) -> Iterator[str]:
+def _openmetrics(reply: dict[str, Json], uuid: str, zone_no: int | None) -> Iterator[str]:
     """Yield the counters as OpenMetrics 1.0 text: gauges for what goes up and down, counters for what only grows."""
     zone = "" if zone_no is None else f',zone="{zone_no}"'
-    counters = record["device" if zone_no is None else "zone"]
+    counters = reply["device" if zone_no is None else "zone"]
     assert isinstance(counters, dict)
     for name, value in counters.items():
         metric = f"zonefs_emu_{name}"

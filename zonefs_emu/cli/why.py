@@ -50,11 +50,11 @@ def why(
         _follow(image, count, as_json=as_json)
         return
     with open_target(image, readonly=True) as target:
-        record, _ = call(target, {"verb": "why", "count": count})
+        reply, _ = call(target, {"verb": "why", "count": count})
     if as_json:
-        say_json(record)
+        say_json(reply)
         return
-    refusals = record["refusals"]
+    refusals = reply["refusals"]
     assert isinstance(refusals, list)
     if not refusals:
         click.echo("nothing was refused", err=True)
@@ -72,8 +72,8 @@ def _follow(image: Path, count: int, *, as_json: bool) -> None:
     after = 0
     while True:
         with open_target(image, readonly=True) as target:
-            record, _ = call(target, {"verb": "why", "count": REFUSALS_MAX if after else count, "after": after})
-        refusals = record["refusals"]
+            reply, _ = call(target, {"verb": "why", "count": REFUSALS_MAX if after else count, "after": after})
+        refusals = reply["refusals"]
         assert isinstance(refusals, list)
         for refusal in refusals:
             assert isinstance(refusal, dict)

@@ -44,7 +44,7 @@ _POLL_S: Final = 0.02
 
 
 #: Makes of a device what is offered.
-MakeModel: TypeAlias = Callable[[ZonedDevice], VirtioDevice]
+MakeVirtioDevice: TypeAlias = Callable[[ZonedDevice], VirtioDevice]
 
 
 def _serial(device: ZonedDevice) -> str:
@@ -52,33 +52,33 @@ def _serial(device: ZonedDevice) -> str:
     return device.uuid.hex[:20].upper()
 
 
-def blk_model(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
+def make_blk_device(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
     """Make the virtio block device."""
     return BlkDevice(device, BlkOptions(serial=_serial(device), nr_queues=nr_queues), strict=strict)
 
 
-def scsi_model(device: ZonedDevice) -> VirtioDevice:
+def make_scsi_host(device: ZonedDevice) -> VirtioDevice:
     """Make the virtio SCSI host."""
     return ScsiHost(device, serial=_serial(device), nr_request_queues=_SCSI_QUEUES)
 
 
 class VhostUserFrontEnd:
-    """The front-end of a session that offers what *make_model* makes of the device.
+    """The front-end of a session that offers what *make_device* makes of the device.
 
     *path* is where the socket is to be; or *fd*, a socket that another process has opened: listening, or connected
     already, in which case the front-end ends with the connection.
     """
 
-    def __init__(self, make_model: MakeModel, *, path: Path | None = None, fd: int = -1) -> None:
+    def __init__(self, make_device: MakeVirtioDevice, *, path: Path | None = None, fd: int = -1) -> None:
         """Take one of *path* and *fd*."""
         assert (path is None) != (fd < 0)
-        self._make_model = make_model
+        self._make_device = make_device
         self._path = path
         self._fd = fd
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled, or until the one connection ends."""
-        model = self._make_model(session.device)
+        virtio_device = self._make_device(session.device)
         if self._path is not None:
             sock, listening, where = listen(self._path), True, str(self._path)
             ours = _identity(self._path)
@@ -89,11 +89,11 @@ class VhostUserFrontEnd:
         try:
             backend = Backend(
                 session.device,
-                model,
+                virtio_device,
                 listener=sock if listening else None,
                 connected=None if listening else sock,
             )
-            with session.register(model.name, where, lambda: statistics(backend)):
+            with session.register(virtio_device.name, where, lambda: statistics(backend)):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_serve, backend, nursery.cancel_scope)
                     task_status.started()
@@ -102,7 +102,7 @@ class VhostUserFrontEnd:
                     finally:
                         backend.stop()
         finally:
-            session.device.unsubscribe(model.changes)
+            session.device.unsubscribe(virtio_device.changes)
             if self._path is not None and ours is not None:
                 _remove(self._path, ours)
 

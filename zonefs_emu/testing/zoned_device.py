@@ -34,7 +34,7 @@ from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 from zonefs_emu.front_ends.session_process import SessionProcess
-from zonefs_emu.front_ends.vhost_user import MakeModel, VhostUserFrontEnd, blk_model, scsi_model
+from zonefs_emu.front_ends.vhost_user import MakeVirtioDevice, VhostUserFrontEnd, make_blk_device, make_scsi_host
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 from zonefs_emu.fs.kernel import unmount
 from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_features
@@ -142,16 +142,19 @@ class DeviceUnderTest:
             UsageError: it cannot be served; says why.
         """
         assert self.device is not None
-        makers: dict[str, MakeModel] = {"scsi": scsi_model, "blk": partial(blk_model, nr_queues=1, strict=False)}
-        make_model = makers.get(kind)
-        if make_model is None:
+        makers: dict[str, MakeVirtioDevice] = {
+            "scsi": make_scsi_host,
+            "blk": partial(make_blk_device, nr_queues=1, strict=False),
+        }
+        make_device = makers.get(kind)
+        if make_device is None:
             message = f"a device is served as scsi or blk, not {kind}"
             raise UsageError(message)
         if self._sockets is None:
             # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
             self._sockets = Path(tempfile.mkdtemp(prefix="zoned-"))
         path = self._sockets / kind
-        self._start(VhostUserFrontEnd(make_model, path=path), None)
+        self._start(VhostUserFrontEnd(make_device, path=path), None)
         return path
 
     def stop(self) -> None:
