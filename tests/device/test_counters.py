@@ -91,6 +91,16 @@ def test_what_was_saved_lasts_and_what_was_not_is_forgotten(opened: Opener) -> N
     assert again.totals()["power_cycles"] == 1
 
 
+def test_closing_saves_the_rows(opened: Opener) -> None:
+    first = opened()
+    first.count(5, Counter.RESETS)
+    first.device[Counter.POWER_CYCLES] += 1
+    first.close()
+    again = opened()
+    assert number(again, 5, Counter.RESETS) == 1
+    assert again.totals()["power_cycles"] == 1
+
+
 def test_rows_are_written_back_once_a_second(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     counters = opened()

@@ -195,7 +195,8 @@ def test_its_own_id_and_a_count_that_is_none_are_kept() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"{", b"[1]", b"[[1]]", b"[[1,2],{}]", b"[{},]", b"[{}] x", b'{"version":2}', b"\xff\xfe", b"7", b"[" * 30_000,
+        b"{", b"[1]", b"[[1]]", b"[[1,2],{}]", b"[{},]", b"[{}] x", b"[{}]7", b"[]]", b'{"version":2}', b"\xff\xfe",
+        b"7", b"[" * 30_000,
         b"[[" + b"1" * 5000 + b"],{}]",
     ],
 )  # fmt: skip
