@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -29,6 +30,7 @@ DEFAULT_PORT: Final = 4420
 #: Queues of all hosts together; each has a thread and a buffer of half a mebibyte.
 CONNECTIONS_MAX: Final = 128
 _BACKLOG: Final = 64
+#: How long the end waits for the threads of all connections together.
 _JOIN_S: Final = 2.0
 #: Offsets in the Connect command and in its data, for the answer to a wrong field.
 _OF_QID: Final = 42
@@ -126,8 +128,10 @@ class NvmeTcpServer:
             threads = list(self._connections.items())
         for connection, _ in threads:
             connection.stop()
+        # A thread that waits for the host's disk may take longer; the daemon ends without it.
+        deadline = time.monotonic() + _JOIN_S
         for _, thread in threads:
-            thread.join(_JOIN_S)
+            thread.join(max(deadline - time.monotonic(), 0))
         os.close(self._wakes)
 
     def forget(self, connection: Connection) -> None:
