@@ -84,3 +84,14 @@ def test_directories_are_found_by_name() -> None:
     assert found.find(b"seq") is found.seq
     assert found.find(b"cnv") is None
     assert found.find(b"Seq") is None
+
+
+@pytest.mark.parametrize(
+    ("conventional", "size"), [((), 6400), ((), 6350), (((0, 2), (5, 1)), 6400), (((0, 2), (62, 2)), 6350)]
+)
+def test_the_capacity_of_a_directory_is_that_of_its_zones(conventional: tuple[tuple[int, int], ...], size: int) -> None:
+    geometry = Geometry(size=size, zone_size=100, zone_capacity=75, conventional=conventional)
+    tree = Tree(geometry, aggregated=False)
+    for group in tree.groups:
+        capacities = [geometry.zone_cap(group.zones(number)[0]) for number in range(group.nr_files)]
+        assert group.measure(geometry) == (sum(capacities), max(capacities))

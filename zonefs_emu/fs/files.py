@@ -4,6 +4,7 @@ Sizes are in bytes; *start* is a sector.
 """
 
 import os
+from dataclasses import dataclass
 
 
 class Node:
@@ -65,3 +66,14 @@ class Handle:
         self.synchronous = bool(flags & os.O_DSYNC)  # O_SYNC contains the bit of O_DSYNC
         self.cached = False
         self.failed = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZonefsStatistics:
+    """The four counters of /sys/fs/zonefs/DEVICE (0 = no limit), and whether the file system is read-only."""
+
+    max_wro_seq_files: int
+    nr_wro_seq_files: int
+    max_active_seq_files: int
+    nr_active_seq_files: int
+    readonly: bool

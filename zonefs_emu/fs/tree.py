@@ -48,6 +48,16 @@ class Group:
             self._first_files.append(self.nr_files)
             self.nr_files += 1 if aggregated else count
 
+    def measure(self, geometry: Geometry) -> tuple[int, int]:
+        """Return the capacity of all its zones, and that of the largest, in sectors."""
+        total = largest = 0
+        for first, count in self._runs:
+            # Zones of one type have one capacity, but for the last zone of the device.
+            capacity, last = (geometry.zone_cap(zone_no) for zone_no in (first, first + count - 1))
+            total += capacity * (count - 1) + last
+            largest = max(largest, capacity)
+        return total, largest
+
     def zones(self, file_no: int) -> tuple[int, int]:
         """Return the (first zone_no, number of zones) of file *file_no*, which must exist."""
         index = bisect_right(self._first_files, file_no) - 1

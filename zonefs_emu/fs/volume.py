@@ -22,14 +22,13 @@ import os
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs import superblock
 from zonefs_emu.fs.errnos import ERRNO_OF, FS_RULES, FileError
-from zonefs_emu.fs.files import Handle, Node, ZoneFile
+from zonefs_emu.fs.files import Handle, Node, ZoneFile, ZonefsStatistics
 from zonefs_emu.fs.io_errors import ALL_BITS, Finding, data_size, judge
 from zonefs_emu.fs.options import MountOptions
 from zonefs_emu.fs.rules import ZonefsRule
@@ -46,22 +45,12 @@ log = logging.getLogger(__name__)
 DIRECTORY_MODE: Final = 0o555
 #: Zones asked for in one report.
 _REPORT_ZONES: Final = 4096
+_NOT_EMPTY: Final = frozenset(Condition) - {Condition.EMPTY}
 #: A file of such a zone has no permissions, and its size is not known.
 _LOST: Final = frozenset((int(Condition.READONLY), int(Condition.OFFLINE)))
 _READ_BUFFER_BYTES: Final = 1 << 20
 #: relatime notes an access after this time, even if nothing has changed since the last one.
 _ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ZonefsStatistics:
-    """The four counters of /sys/fs/zonefs/DEVICE (0 = no limit), and whether the file system is read-only."""
-
-    max_wro_seq_files: int
-    nr_wro_seq_files: int
-    max_active_seq_files: int
-    nr_active_seq_files: int
-    readonly: bool
 
 
 class Volume:
@@ -116,7 +105,7 @@ class Volume:
         self.total_bytes = 0
         #: s_maxbytes: no file can be longer.
         self.max_file_bytes = 0
-        self._mount_conds = bytearray(self.geometry.nr_zones)
+        self._mount_conds = bytearray((Condition.EMPTY,)) * self.geometry.nr_zones
         self._mount_sizes = array("Q", bytes(8 * self.geometry.nr_zones))
         self._close_open_zones()
         self._scan()
@@ -155,20 +144,28 @@ class Volume:
             zone_no = zones[-1].zone_no + 1
 
     def _scan(self) -> None:
-        """Take the state of all zones from the device."""
+        """Take the state of all zones from the device.
+
+        Most zones of a large device are empty, and what they contribute follows from the geometry. They are left out of
+        the report, unless faults change what it says of them.
+        """
         aggregated = self.super_block.aggregates
+        for group in self.tree.groups:
+            total, largest = group.measure(self.geometry)
+            self.total_bytes += total << SECTOR_SHIFT
+            if group.sequential or not aggregated:
+                self.max_file_bytes = max(self.max_file_bytes, largest << SECTOR_SHIFT)
+        conds = None if self.port.device.faults else _NOT_EMPTY
         zone_no = 1
-        while zones := self.port.report(zone_no, _REPORT_ZONES):
+        while zones := self.port.report(zone_no, _REPORT_ZONES, conds):
             for zone in zones:
                 capacity = zone.capacity << SECTOR_SHIFT
                 sequential = zone.type is not ZoneType.CONVENTIONAL
                 size = data_size(zone.cond, (zone.wp - zone.start) << SECTOR_SHIFT, capacity, 0, sequential=sequential)
                 self._mount_conds[zone.zone_no] = zone.cond
                 self._mount_sizes[zone.zone_no] = size
-                self.total_bytes += capacity
                 if sequential or not aggregated:
                     self.used_bytes += size
-                    self.max_file_bytes = max(self.max_file_bytes, capacity)
                 if sequential and 0 < size < capacity:
                     self.nr_active_files += 1
             zone_no = zones[-1].zone_no + 1
