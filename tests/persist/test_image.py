@@ -87,6 +87,16 @@ def nr_calls() -> tuple[int, int]:
 OPENING, ALL = nr_calls()
 
 
+def test_closing_a_second_time_does_nothing() -> None:
+    backing = Failing(set_up())
+    world = World(backing)
+    world.image.close()
+    calls = backing.calls
+    world.image.close()
+    assert backing.calls == calls
+    assert world.image.is_closed
+
+
 # -- the host fails ---------------------------------------------------------------------------------------------------
 
 
