@@ -40,7 +40,7 @@ def test_without_a_verb_help_is_shown() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_option_is_one_sentence(verb: str) -> None:
     code = 1 if verb == "mkfs" else 2
-    assert f"No such option '--qqq' (see 'zonefs-emu {verb} --help')" in fails(verb, "--qqq", code=code)
+    assert f"No such option '--xyzzy' (see 'zonefs-emu {verb} --help')" in fails(verb, "--xyzzy", code=code)
 
 
 def test_an_unknown_verb_is_one_sentence() -> None:

@@ -76,7 +76,7 @@ def test_after_close_it_is_only_logged(device: ZonedDevice, expect_warning: Expe
 
 
 def test_a_read_only_image_is_not_written(tmp_path: Path, device: ZonedDevice, expect_warning: ExpectWarning) -> None:
-    path = tmp_path / "image"  # where the fixture has it
+    path = tmp_path / "a.img"  # where the fixture has it
     device.close()
     before = path.read_bytes()
     readonly = ZonedDevice.open(path, readonly=True)
