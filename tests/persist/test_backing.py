@@ -2,6 +2,8 @@ import ctypes
 import errno
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,3 +228,31 @@ def test_a_full_host_refuses_writes_but_a_failed_sync_is_never_only_that(code: i
     with pytest.raises(SyncFailedError) as raised:
         checked_sync(FailingBacking(bytearray(), fail_at=1, errno=code))
     assert (raised.value.errno, raised.value.strerror, is_full(raised.value)) == (code, os.strerror(code), False)
+
+
+def test_a_forked_daemon_keeps_the_file_that_took_the_number(tmp_path: Path) -> None:
+    """It closes what it inherits. What is left of the parent's backing must not close the number again."""
+    program = f"""
+import gc, os
+from pathlib import Path
+from zonefs_emu.persist.backing import FileBacking
+backing = FileBacking.create(Path({str(tmp_path / "a")!r}), 4096, [])
+fd = backing._fd
+child = os.fork()
+if child == 0:
+    os.close(fd)
+    assert os.open(os.devnull, os.O_RDONLY) == fd
+    del backing
+    gc.collect()
+    os.fstat(fd)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+del backing
+gc.collect()
+try:
+    os.fstat(fd)
+except OSError:
+    print("closed")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("closed\n", "")

@@ -33,6 +33,9 @@ MESSAGE_S: Final = 30.0
 LAST_REPLY_S: Final = 1.0
 #: How long a peer may be silent before its first message. Later it may: a writer waits for its own input.
 FIRST_S: Final = 10.0
+#: After the answer to its first request, a client that is about to ask more has so long to do so, even if the session
+#: ends meanwhile.
+NEXT_S: Final = 0.25
 
 T = TypeVar("T")
 
@@ -100,6 +103,16 @@ class ControlServer:
             raise PeerError(message)
         verbs = self._verbs.for_client()
         asked = await _receive(stream, FIRST_S)
+        if asked is not None:
+            await self._answer(stream, verbs, *asked)
+            # The first request only asks whether the daemon answers. A session that ends now would let the client down:
+            # it has found a daemon, and its next request is on the way.
+            is_here = False
+            with trio.move_on_after(NEXT_S, shield=True):
+                await trio.lowlevel.wait_readable(stream.socket)
+                is_here = True
+            with trio.CancelScope(shield=is_here):
+                asked = await _receive(stream, None)
         while asked is not None:
             await self._answer(stream, verbs, *asked)
             asked = await _receive(stream, None)

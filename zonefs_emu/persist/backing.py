@@ -98,6 +98,12 @@ class Backing(Protocol):
         ...
 
 
+def _close_in(process: int, fd: int) -> None:
+    """Close *fd*, unless this is a child of *process*: a daemon closes what it inherits; *fd* may be another file."""
+    if os.getpid() == process:
+        os.close(fd)
+
+
 class FileBacking:
     """A file of the host, under a lock.
 
@@ -110,7 +116,7 @@ class FileBacking:
         self.path = path
         self._fd = fd
         self._is_closed = False
-        self._release = weakref.finalize(self, os.close, fd)
+        self._release = weakref.finalize(self, _close_in, os.getpid(), fd)
         self._maps: list[tuple[mmap.mmap, memoryview]] = []
         self._watched: list[int] = []
         self.preadv: Callable[[Sequence[Buffer], int], int] = partial(os.preadv, fd)
