@@ -35,7 +35,7 @@ LAST_REPLY_S: Final = 1.0
 FIRST_S: Final = 10.0
 #: After the answer to its first request, a client that is about to ask more has so long to do so, even if the session
 #: ends meanwhile.
-NEXT_S: Final = 0.25
+NEXT_S: Final = 1.0
 
 T = TypeVar("T")
 
@@ -103,10 +103,11 @@ class ControlServer:
             raise PeerError(message)
         verbs = self._verbs.for_client()
         asked = await _receive(stream, FIRST_S)
-        if asked is not None:
-            await self._answer(stream, verbs, *asked)
-            # The first request only asks whether the daemon answers. A session that ends now would let the client down:
-            # it has found a daemon, and its next request is on the way.
+        if asked is not None and asked[0].get("verb") == "info":
+            # A client asks this first, to see whether the daemon answers. A session that ends now would let it down: it
+            # has found a daemon, and its next request is on the way.
+            with trio.CancelScope(shield=True):
+                await self._answer(stream, verbs, *asked)
             is_here = False
             with trio.move_on_after(NEXT_S, shield=True):
                 await trio.lowlevel.wait_readable(stream.socket)
