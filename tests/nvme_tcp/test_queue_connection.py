@@ -246,6 +246,21 @@ def test_an_injected_delay_keeps_one_answer_back(target: Target) -> None:
         assert [queue.receive().cid for _ in range(2)] == [fast, slow]
 
 
+def test_no_more_answers_wait_for_a_delay_than_the_queue_has_entries(target: Target) -> None:
+    target.device.inject(delay(3_600_000_000_000))
+    with target.host() as host:
+        queue = host.queue(1, sq_size=3)
+        for _ in range(5):
+            queue.send(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), room=BLOCK)
+        assert ended(queue) == (5, 8)
+
+
+def test_a_flush_is_of_one_namespace_or_of_all(target: Target) -> None:
+    with target.host() as host:
+        queue = host.queue(1)
+        assert [queue.flush(nsid).status for nsid in (1, 0xFFFFFFFF, 2, 0)] == [0, 0, 0x00B, 0x00B]
+
+
 def test_the_end_does_not_wait_for_a_delay(device: ZonedDevice) -> None:
     device.inject(delay(3_600_000_000_000))
     with serving(device) as target, target.host() as host:

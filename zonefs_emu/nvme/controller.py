@@ -17,7 +17,7 @@ from zonefs_emu.nvme import identify, logs
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, Command, IoOpcode, name_of
 from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
-from zonefs_emu.nvme.logs import CHANGED_ZONES_MAX, ErrorEntry, Log
+from zonefs_emu.nvme.logs import ErrorEntry, Log
 from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import DO_NOT_RETRY, STATUS_OF_RULE, NvmeStatus
@@ -120,14 +120,15 @@ class Controller:
         self._of_queues: WeakSet[Namespace] = WeakSet()
         self._event_cids: list[int] = []
         self._notices: deque[int] = deque()
-        #: Zones that changed, and that this controller has not looked at: (nsid, first, count).
-        self._to_look_at: deque[tuple[int, int, int]] = deque(maxlen=1 << 16)
-        self._lost_zones: dict[int, dict[int, None]] = {nsid: {} for nsid in self.namespaces}
+        #: Whether zones have changed since this controller looked last.
+        self._zones_changed = False
+        #: The zones that were lost when it looked last, and those of them that its host has not read of, by nsid.
+        self._known_lost = {nsid: self._lost_zones(nsid) for nsid in self.namespaces}
+        self._unread_lost: dict[int, set[int]] = {nsid: set() for nsid in self.namespaces}
         self._errors: deque[ErrorEntry] = deque(maxlen=identify.ELPE + 1)
         self._nr_errors = 0
-        self._listeners = [(namespace, self._listener(nsid)) for nsid, namespace in self.namespaces.items()]
-        for namespace, listener in self._listeners:
-            namespace.device.subscribe(listener, port=namespace.port)
+        for namespace in self.namespaces.values():
+            namespace.device.subscribe(self.zones_changed, port=namespace.port)
         self._handlers: Mapping[int, Callable[[Command, memoryview | bytes], Answer | None]] = {
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.IDENTIFY: self._identify,
@@ -140,9 +141,8 @@ class Controller:
 
     def close(self) -> None:
         """End the controller: no more events."""
-        for namespace, listener in self._listeners:
-            namespace.device.unsubscribe(listener)
-        self._listeners.clear()
+        for namespace in self.namespaces.values():
+            namespace.device.unsubscribe(self.zones_changed)
 
     def namespaces_of_queue(self) -> dict[int, Namespace]:
         """Return the namespaces for the use of one I/O queue."""
@@ -396,16 +396,15 @@ class Controller:
         self.wake()
         return None
 
-    def _listener(self, nsid: int) -> Callable[[int, int], None]:
-        def changed(zone_no: int, nr_zones: int) -> None:
-            self.zones_changed(nsid, zone_no, nr_zones)
+    def zones_changed(self, _zone_no: int, _nr_zones: int) -> None:
+        """Note that others have changed zones; quick and thread safe, as a listener of the device must be.
 
-        return changed
-
-    def zones_changed(self, nsid: int, zone_no: int, nr_zones: int) -> None:
-        """Note that others have changed zones; quick and thread safe, as a listener of the device must be."""
-        self._to_look_at.append((nsid, zone_no, nr_zones))
-        self.wake()
+        Every write of another front-end comes here, so the thread of the admin queue is woken only for a host that
+        wants the events.
+        """
+        self._zones_changed = True
+        if self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES:
+            self.wake()
 
     def due_events(self) -> list[tuple[int, Answer]]:
         """Return (cid, answer) of each Asynchronous Event Request that an event now answers.
@@ -419,17 +418,20 @@ class Controller:
             due.append((self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._notices.popleft())))
         return due
 
+    def _lost_zones(self, nsid: int) -> set[int]:
+        namespace = self.namespaces[nsid]
+        return {zone.zone_no for zone in namespace.port.report(0, namespace.geometry.nr_zones, _LOST)}
+
     def _look_at_changed_zones(self) -> None:
+        if not self._zones_changed:
+            return
+        self._zones_changed = False
         found = False
-        for _ in range(len(self._to_look_at)):
-            nsid, first, count = self._to_look_at.popleft()
-            lost = self._lost_zones[nsid]
-            for zone in self.namespaces[nsid].port.report(first, min(count, CHANGED_ZONES_MAX + 1)):
-                if zone.zone_no >= first + count:
-                    break
-                if zone.cond in _LOST and zone.zone_no not in lost and len(lost) <= CHANGED_ZONES_MAX:
-                    lost[zone.zone_no] = None
-                    found = True
+        for nsid, known in self._known_lost.items():
+            lost = self._lost_zones(nsid)
+            self._unread_lost[nsid] |= lost - known
+            found |= not lost <= known
+            self._known_lost[nsid] = lost
         if found and self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES and _ZONE_NOTICE not in self._notices:
             self._notices.append(_ZONE_NOTICE)
 
@@ -438,7 +440,7 @@ class Controller:
         if namespace is None:
             raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
         self._look_at_changed_zones()
-        lost = self._lost_zones[command.nsid]
+        lost = self._unread_lost[command.nsid]
         block = namespace.geometry.block_sectors
         page = logs.changed_zones([namespace.geometry.zone_start(zone_no) // block for zone_no in sorted(lost)])
         if not command.cdw10 & _RETAIN_EVENT:

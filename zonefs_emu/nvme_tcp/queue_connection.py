@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
-from zonefs_emu.nvme.command import ENTRY_BYTES, AdminOpcode, Command, parse
+from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
 from zonefs_emu.nvme.controller import Controller
 from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
@@ -286,7 +286,7 @@ class Connection:
             return controller.data_length(command)
         namespace = self._namespaces.get(command.nsid)
         if namespace is None:
-            if command.opcode == 0:  # a flush may be of all namespaces
+            if command.opcode == IoOpcode.FLUSH and command.nsid == ALL_NAMESPACES:
                 return 0, False
             raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
         return namespace.transfer(command)
@@ -449,6 +449,8 @@ class Connection:
     def _queue(self, parts: list[bytes | memoryview]) -> None:
         delay_ns, self._delay_ns = self._delay_ns, 0
         if delay_ns:
+            if len(self._delayed) >= self._sq_size:
+                raise PduError(Fatal.LIMIT_EXCEEDED, COMMON_BYTES, "more commands than the queue has entries")
             self._nr_delayed += 1
             heapq.heappush(self._delayed, (time.monotonic_ns() + delay_ns, self._nr_delayed, parts))
             return
