@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
 from zonefs_emu.model.transitions import Operation
@@ -29,7 +30,6 @@ from zonefs_emu.vhost_user.messages import Request
 from zonefs_emu.vhost_user.migration import Migration
 from zonefs_emu.vhost_user.rings import Rings
 from zonefs_emu.virtio import blk_codec, scsi
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.scsi_host import ScsiHost
 

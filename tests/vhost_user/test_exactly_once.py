@@ -20,6 +20,7 @@ from tests.refused import last_refusal
 from tests.vhost_user.serving import Daemon, blk_device, create
 from zonefs_emu.device import image_access
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import PeerError
 from zonefs_emu.inflight.ring_record import record_bytes
@@ -31,7 +32,6 @@ from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend, FrontendQueue
 from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
 QUEUE_SIZE = 64
@@ -445,9 +445,7 @@ def test_a_record_of_anything_does_no_harm(
     entries: list[tuple[int | None, int, int, int]],
 ) -> None:
     """The front-end keeps the record, and what comes back may be anything: it is used, or not, or refused."""
-    monkeypatch.setattr(
-        "zonefs_emu.virtqueue.limited_log.LimitedLog.warning", lambda *_: None
-    )  # a broken ring is allowed
+    monkeypatch.setattr("zonefs_emu.device.limited_log.LimitedLog.warning", lambda *_: None)  # a broken ring is allowed
     path = tmp_path / "image"
     path.unlink(missing_ok=True)
     create(path, GEOMETRY)

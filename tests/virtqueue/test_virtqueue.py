@@ -8,6 +8,7 @@ import pytest
 
 from tests.virtio.rings import MEMORY_BYTES, Pair
 from zonefs_emu.device.intent_log import Intents
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.inflight.ring_record import RingRecord, record_bytes
 from zonefs_emu.model.transitions import Operation
@@ -17,7 +18,6 @@ from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.virtqueue import BATCH, RingAddresses, Service, Virtqueue
 

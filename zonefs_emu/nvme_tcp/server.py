@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import UsageError
 from zonefs_emu.nvme.answer import Answer
@@ -23,7 +24,6 @@ from zonefs_emu.nvme.subsystem import DISCOVERY_NQN, Subsystem
 from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
 from zonefs_emu.nvme_tcp.pdu import IN_CAPSULE_MAX
 from zonefs_emu.nvme_tcp.queue_connection import Connection
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 
 #: The port that hosts try if they are not told another one.
 DEFAULT_PORT: Final = 4420

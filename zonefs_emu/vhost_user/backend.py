@@ -12,10 +12,10 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.connection import Connection
 from zonefs_emu.vhost_user.dispatcher import Dispatcher
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice

@@ -6,11 +6,11 @@ May not know: rings, memory.
 import socket
 from collections.abc import Mapping
 
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
 from zonefs_emu.vhost_user.connection import Connection, Handler, Reply
 from zonefs_emu.vhost_user.messages import BackendRequest, ConfigSpace, Nothing, ProtocolFeature, Request
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 

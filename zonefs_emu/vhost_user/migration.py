@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError, ZonedError
 from zonefs_emu.vhost_user import state_transfer
 from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
@@ -20,7 +21,6 @@ from zonefs_emu.vhost_user.messages import DeviceStateTransfer, LogBase, Nothing
 from zonefs_emu.vhost_user.state_transfer import Transfer
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 _STATE_FAILED: Final = 1

@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.virtqueue.atomic import make_fence
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 from zonefs_emu.virtqueue.virtqueue import Service, Virtqueue
 from zonefs_emu.virtqueue.worker import Worker

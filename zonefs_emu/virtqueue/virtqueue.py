@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from zonefs_emu.device.buffers import scatter, total_bytes
 from zonefs_emu.device.intent_log import IntentLog, Intents
+from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.virtio import features as bits, packed, split
@@ -27,7 +28,6 @@ from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence, OversizedChain
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.limited_log import LimitedLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 #: Requests taken from the ring at once.

@@ -2,12 +2,12 @@ import logging
 
 import pytest
 
-from zonefs_emu.virtqueue.limited_log import LimitedLog
+from zonefs_emu.device.limited_log import LimitedLog
 
 
 def test_a_guest_does_not_fill_the_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    monkeypatch.setattr("zonefs_emu.virtqueue.limited_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("zonefs_emu.device.limited_log.time.monotonic", lambda: now[0])
     log = LimitedLog(logging.getLogger("zonefs_emu.tests"))
     caplog.set_level(logging.INFO)
     for number in range(1000):
@@ -26,7 +26,7 @@ def test_a_guest_does_not_fill_the_log(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 def test_one_more_is_logged_after_a_minute(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
-    monkeypatch.setattr("zonefs_emu.virtqueue.limited_log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("zonefs_emu.device.limited_log.time.monotonic", lambda: now[0])
     log = LimitedLog(logging.getLogger("zonefs_emu.tests"))
     caplog.set_level(logging.INFO)
     for number in range(10):
