@@ -36,6 +36,7 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
         "nvme/answer.py": "values; nvme/test_status.py has what they compute",
         "testing/driver_rings.py": "the same: rings that testing/test_vhost_frontend.py and the tests of virtio drive",
         "testing/blk_driver.py": "the same",
+        "front_ends/own_thread.py": "front_ends/test_nvme_tcp.py and test_vhost_user.py end it in each way",
         "testing/scenarios.py": "data; testing/test_conformance.py carries all of it out",
         "testing/nvme_initiator.py": "a host for tests: nvme_tcp/test_queue_connection.py uses all of it",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",

@@ -63,6 +63,11 @@ class ZonedDevice(DeviceCore):
         return self.image.header.uuid
 
     @property
+    def serial(self) -> str:
+        """The serial number for protocols that have one: the same for every front-end and every start."""
+        return self.uuid.hex[:20].upper()
+
+    @property
     def label(self) -> str:
         """The image's label."""
         return self.image.header.label

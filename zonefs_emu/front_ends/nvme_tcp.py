@@ -2,13 +2,13 @@
 
 import contextlib
 import ipaddress
-from functools import partial
 from typing import Final, NamedTuple
 
 import trio
 
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.own_thread import run_until_stopped
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.nvme_tcp.server import DEFAULT_PORT, NvmeTcpServer, listen
 
@@ -99,18 +99,4 @@ class NvmeTcpFrontEnd:
         self.address = self.address._replace(port=sockets[0].getsockname()[1])
         server = NvmeTcpServer(subsystem, sockets, session.device.unforeseen, allowed_hosts=self._allowed_hosts)
         with session.register("nvme-tcp", str(self.address), server.statistics):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(_serve, server, nursery.cancel_scope))
-                task_status.started()
-                try:
-                    await trio.sleep_forever()
-                finally:
-                    server.stop()
-
-
-async def _serve(server: NvmeTcpServer, scope: trio.CancelScope) -> None:
-    """Run *server* on its thread; the end of the one is the end of the other."""
-    # Not abandoned when cancelled: stop() ends it, and the device must not be closed before.
-    with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(server.run, limiter=trio.CapacityLimiter(1))
-    scope.cancel()
+            await run_until_stopped(server.run, server.stop, task_status.started)

@@ -22,6 +22,7 @@ import trio
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.own_thread import run_until_stopped
 from zonefs_emu.vhost_user.backend import Backend
 from zonefs_emu.virtio.blk_config import CONFIG_BYTES, BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
@@ -47,19 +48,14 @@ _POLL_S: Final = 0.02
 MakeVirtioDevice: TypeAlias = Callable[[ZonedDevice], VirtioDevice]
 
 
-def _serial(device: ZonedDevice) -> str:
-    """Return the serial number of *device*: the same for every front-end and every start."""
-    return device.uuid.hex[:20].upper()
-
-
 def make_blk_device(device: ZonedDevice, *, nr_queues: int, strict: bool) -> VirtioDevice:
     """Make the virtio block device."""
-    return BlkDevice(device, BlkOptions(serial=_serial(device), nr_queues=nr_queues), strict=strict)
+    return BlkDevice(device, BlkOptions(serial=device.serial, nr_queues=nr_queues), strict=strict)
 
 
 def make_scsi_host(device: ZonedDevice) -> VirtioDevice:
     """Make the virtio SCSI host."""
-    return ScsiHost(device, serial=_serial(device), nr_request_queues=_SCSI_QUEUES)
+    return ScsiHost(device, serial=device.serial, nr_request_queues=_SCSI_QUEUES)
 
 
 class VhostUserFrontEnd:
@@ -94,25 +90,11 @@ class VhostUserFrontEnd:
                 connected=None if listening else sock,
             )
             with session.register(virtio_device.name, where, lambda: statistics(backend)):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_serve, backend, nursery.cancel_scope)
-                    task_status.started()
-                    try:
-                        await trio.sleep_forever()
-                    finally:
-                        backend.stop()
+                await run_until_stopped(backend.run, backend.stop, task_status.started)
         finally:
             session.device.unsubscribe(virtio_device.changes)
             if self._path is not None and ours is not None:
                 _remove(self._path, ours)
-
-
-async def _serve(backend: Backend, scope: trio.CancelScope) -> None:
-    """Run *backend* on its thread; the end of the one is the end of the other."""
-    # Not abandoned when cancelled: stop() ends it, and the device must not be closed before.
-    with trio.CancelScope(shield=True):
-        await trio.to_thread.run_sync(backend.run, limiter=trio.CapacityLimiter(1))
-    scope.cancel()
 
 
 def statistics(backend: Backend) -> Mapping[str, int]:

@@ -49,7 +49,7 @@ class Subsystem:
         first = devices[0]
         self.nqn = nqn or nqn_of(first.uuid)
         require_nqn(self.nqn)
-        self.serial = serial or first.uuid.hex[:20].upper()
+        self.serial = serial or first.serial
         self.devices: Mapping[int, ZonedDevice] = MappingProxyType(dict(enumerate(devices, 1)))
         self._cntlids: dict[int, object] = {}
         self._last_cntlid = 0
