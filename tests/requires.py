@@ -7,6 +7,7 @@ is a failure there: ``ZONEFS_EMU_REQUIRE=fuse,qemu,fio``. ``make test`` sets it.
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -23,10 +24,12 @@ def which(command: str) -> str | None:
     return shutil.which(command, path=os.environ.get("PATH", os.defpath) + ":" + SBIN_PATH)
 
 
-def _missing_fuse() -> str | None:
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "/dev/fuse cannot be opened"
-    return None if which("fusermount3") else "fusermount3 is not installed"
+def _missing_way(name: str) -> str | None:
+    # Not at the head: conftest.py imports this before coverage is told of the collection.
+    from zonefs_emu.front_ends.ways_in import examine
+
+    (finding,) = examine([name], Path())
+    return None if finding.works else finding.reason
 
 
 def _missing_qemu() -> str | None:
@@ -38,7 +41,13 @@ def _missing_root() -> str | None:
 
 
 NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
-    {"fuse": _missing_fuse, "qemu": _missing_qemu, "root": _missing_root}
+    {
+        "fuse": partial(_missing_way, "mount"),
+        "ublk": partial(_missing_way, "ublk"),
+        "vduse": partial(_missing_way, "vduse"),
+        "qemu": _missing_qemu,
+        "root": _missing_root,
+    }
 )
 
 

@@ -13,8 +13,8 @@ from typing import IO, Final, TextIO
 
 import click
 
-from zonefs_emu import __version__
 from zonefs_emu.cli.verb_table import VERBS, Verb
+from zonefs_emu.cli.versions import versions
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
 
 #: The name of our handler of characters that a stream cannot encode.
@@ -81,8 +81,18 @@ def _in_one_sentence() -> Iterator[None]:
         raise OneSentence(host_sentence(error)) from None
 
 
+def _say_versions(context: click.Context, _option: click.Parameter, wanted: bool) -> None:  # noqa: FBT001  (click's)
+    if wanted and not context.resilient_parsing:
+        own, *others = (f"{name} {version}" for name, version in versions().items())
+        click.echo(f"{own} ({', '.join(others)})")
+        context.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_say_versions,
+    help="Show the versions of the program and of what it runs on, and exit.",
+)  # fmt: skip
 def cli() -> None:
     """Zoned storage without the hardware: one file that behaves like a host-managed zoned drive.
 

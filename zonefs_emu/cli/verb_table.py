@@ -56,6 +56,7 @@ VERBS: Final = tuple(
         ("dump", "dump:dump", "Copy an image, even while it is used, to a file or a pipe."),
         ("restore", "restore:restore", "Make an image from a dump."),
         ("check", "check:check", "Look an image over, and repair it."),
+        ("doctor", "doctor:doctor", "Look which ways in work on this machine."),
         ("power-cycle", "power_cycle:power_cycle", "Cut and restore the drive's power."),
     )
 )

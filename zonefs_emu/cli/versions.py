@@ -1,0 +1,29 @@
+"""The versions that a report of a fault needs: of this program, and of what it runs on."""
+
+import ctypes
+import platform
+from typing import Final
+
+from zonefs_emu import __version__
+
+_LIBFUSE: Final = "libfuse3.so.3"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions by name, this program's first."""
+    return {
+        "zonefs-emu": __version__,
+        platform.python_implementation(): platform.python_version(),
+        "libfuse": _libfuse(),
+        "Linux": platform.release(),
+    }
+
+
+def _libfuse() -> str:
+    # Not through pyfuse3: importing it takes longer than everything else that --version does.
+    try:
+        function = ctypes.CDLL(_LIBFUSE).fuse_pkgversion
+    except (OSError, AttributeError):
+        return "not found"
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
