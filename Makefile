@@ -1,6 +1,6 @@
 # The commands of the README; each is a script in tools/ that can be run by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak mutants docs site clean
+.PHONY: help demo test bench soak mutants docs site dist clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
 REQUIRE := fuse,qemu,fio,blkid,blkzone
@@ -45,6 +45,11 @@ site: ## Make a site of the documents in build/site; a broken link is an error.
 	tools/setup
 	.venv/bin/sphinx-build -q -W --keep-going -c docs . build/site
 	cp build/site/README.html build/site/index.html
+
+dist: ## Build the sdist and, from it, the wheel, in dist/.
+	tools/setup
+	rm -rf build dist
+	.venv/bin/python -m build --no-isolation
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -75,12 +75,17 @@ def is_shown(shown: str, printed: str) -> bool:
     return re.fullmatch(rf"\s*{pattern}\s*", printed, re.DOTALL) is not None
 
 
-def play(steps: list[Step], directory: Path) -> list[str]:
-    """Run *steps* in one shell in *directory* and return what each printed."""
+def play(
+    steps: list[Step], directory: Path, *, programs: Path = Path(sys.executable).parent, modules: str = str(ROOT)
+) -> list[str]:
+    """Run *steps* in one shell in *directory* and return what each printed.
+
+    *programs* is the first directory of PATH, and *modules* is PYTHONPATH: this checkout.
+    """
     script = "set -eo pipefail\n" + "".join(f"printf '{_MARK}'\n{step.command}\n" for step in steps)
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": modules,
         "TMPDIR": str(directory),
     }
     log = directory.parent / "session.log"
@@ -99,7 +104,7 @@ def play(steps: list[Step], directory: Path) -> list[str]:
             code = shell.wait()  # pytest's timeout is the limit
         finally:
             subprocess.run(
-                [sys.executable, "-m", "zonefs_emu", "umount", directory / "mnt"],
+                [programs / "python", "-m", "zonefs_emu", "umount", directory / "mnt"],
                 env=environment,
                 capture_output=True,
                 check=False,

@@ -1,4 +1,4 @@
-"""Manual pages and shell completion: current, installed with the package, and understood by man and bash."""
+"""Manual pages and shell completion: current, and understood by man and bash; test_dist.py installs them."""
 
 import os
 import shutil
@@ -74,26 +74,3 @@ def test_bash_completes(typed: list[str], offered: list[str], tmp_path: Path) ->
         ["bash", "-ec", script, COMPLETION, *typed], capture_output=True, text=True, check=False, env=environment
     )
     assert (done.stdout.split(), done.stderr) == (sorted(offered), "")
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_has_them(tmp_path: Path) -> None:
-    """Of a copy: building leaves files beside the source."""
-    source = tmp_path / "source"
-    for name in ("zonefs_emu", "share"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
-    command = [*pip, "--no-build-isolation", "--ignore-installed", "--prefix", str(tmp_path / "prefix"), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for path, content in share.files():
-        assert (tmp_path / "prefix" / path).read_text() == content
-    installed = subprocess.run(
-        [tmp_path / "prefix/bin/zonefs-emu", "--version"],
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(next((tmp_path / "prefix/lib").glob("python*/site-packages")))},
-    )  # fmt: skip
-    metadata = next((tmp_path / "prefix").rglob("*.dist-info/METADATA")).read_text()
-    assert f"\nVersion: {installed.stdout.split()[1]}\n" in metadata

@@ -50,6 +50,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "cli/test_broken_arguments.py": "every verb with every kind of broken path",
         "test_tidy.py": "tests the repository",
         "test_share.py": "tests what tools/share.py makes, which is not part of the package",
+        "test_dist.py": "tests what the build makes of the whole tree",
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_bench.py": "tests bench/, which is not part of the package",
         "test_documents.py": "runs the commands of documents",
