@@ -49,14 +49,22 @@ class NvmeQueue:
         self._next_cid = 0
         self._data: dict[int, bytearray] = {}
         self._outgoing: dict[int, bytes] = {}
-        request = COMMON.pack(PduType.IC_REQ, 0, IC_BYTES, 0, IC_BYTES) + struct.pack(
-            "<HBBI112x", 0, 0, header_digest | data_digest << 1, 0
-        )
+        try:
+            self.h2c_data_max = self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> int:
+        """Exchange the first PDUs; return how much data a PDU to the target may have."""
+        digests = self.header_digest | self.data_digest << 1
+        request = COMMON.pack(PduType.IC_REQ, 0, IC_BYTES, 0, IC_BYTES) + struct.pack("<HBBI112x", 0, 0, digests, 0)
         self.sock.sendall(request)
         answer = self._read(IC_BYTES)
         assert answer[0] == PduType.IC_RESP, answer[:8]
-        assert answer[11] == header_digest | data_digest << 1
-        self.h2c_data_max = struct.unpack_from("<I", answer, 12)[0]
+        assert answer[11] == digests
+        (h2c_data_max,) = struct.unpack_from("<I", answer, 12)
+        return int(h2c_data_max)
 
     def close(self) -> None:
         """Close the connection without a word."""
