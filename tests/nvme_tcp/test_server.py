@@ -1,7 +1,10 @@
 """Who may connect to what, several hosts, the discovery service, and the limits of all connections together."""
 
 import struct
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -149,3 +152,57 @@ def test_a_port_that_is_taken() -> None:
     with pytest.raises(UsageError, match=f"cannot listen at 127.0.0.1, port {port}: Address already in use"):
         listen("127.0.0.1", port)
     sockets[0].close()
+
+
+def test_an_unforeseen_exception_costs_a_new_connection(
+    target: Target, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("internal error in nvme, a new connection: ZeroDivisionError")
+    with target.host() as host:
+        queue = host.queue(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(server, "Connection", lambda *_: 1 // 0)
+            with pytest.raises(ConnectionError):
+                target.queue()
+        assert queue.read(1, 0, 1, BLOCK).status == 0
+        assert connect(target)[0] == 0
+    assert target.device.statistics()["internal_errors"] == 1
+
+
+def test_a_host_without_threads_refuses_a_connection(
+    target: Target, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("refused: can't start new thread")
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            message = "can't start new thread"
+            raise RuntimeError(message)
+
+    with target.host() as host:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "Thread", Thread)
+            with pytest.raises(ConnectionError):
+                target.queue()
+        assert target.server.statistics()["queues"] == 1
+        assert host.queue(1).read(1, 0, 1, BLOCK).status == 0
+
+
+def wait_until_none_is_connected() -> None:
+    while any(thread.name.startswith("nvme ") for thread in threading.enumerate()):
+        time.sleep(0.01)
+
+
+def test_an_unforeseen_exception_at_the_end_of_a_connection_leaves_nothing(
+    target: Target, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("internal error in nvme, a connection: ZeroDivisionError")
+    with target.host() as host:
+        host.queue(1)
+    wait_until_none_is_connected()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(target.server.subsystem, "give_back_cntlid", lambda _: 1 // 0)
+    with target.host() as host:
+        host.queue(1)
+    wait_until_none_is_connected()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

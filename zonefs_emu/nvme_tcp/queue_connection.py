@@ -124,6 +124,22 @@ class Connection:
     def run(self) -> None:
         """Serve until the host goes, breaks the protocol or falls silent, or :meth:`stop`."""
         try:
+            with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
+                ending.callback(self.close)
+                ending.callback(self.server.forget, self)
+                ending.callback(self._sock.close)
+                self._run()
+        except Exception as error:  # the boundary of a connection
+            self.server.unforeseen.contain("nvme", "a connection", error)
+
+    def close(self) -> None:
+        """Let the descriptors go, once the connection is not served any more."""
+        with self._waking:
+            self._is_over = True
+            os.close(self._wakes)
+
+    def _run(self) -> None:
+        try:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 self._serve()
         except PduError as error:
@@ -131,14 +147,6 @@ class Connection:
             self._last_words(error)
         except OSError as error:
             self.server.log.info("%s: the connection is lost: %s", self.peer, error)
-        except Exception as error:  # the boundary of a connection
-            self.server.unforeseen.contain("nvme", "a connection", error)
-        finally:
-            self._sock.close()
-            self.server.forget(self)
-            with self._waking:
-                self._is_over = True
-                os.close(self._wakes)
 
     def _last_words(self, error: PduError) -> None:
         pdu = bytes(self._buffer[self._begin : min(self._end, self._begin + CAPSULE_BYTES)])

@@ -94,7 +94,10 @@ class NvmeTcpServer:
                 for fd, _ in poller.poll():
                     if fd == self._wakes:
                         return
-                    self._accept(by_fd[fd])
+                    try:
+                        self._accept(by_fd[fd])
+                    except Exception as error:  # the boundary of a connection that is not there yet
+                        self.unforeseen.contain("nvme", "a new connection", error)
         finally:
             self._end()
 
@@ -115,11 +118,20 @@ class NvmeTcpServer:
             self.log.warning("%s: refused, because there are %d connections already", peer, CONNECTIONS_MAX)
             sock.close()
             return
-        connection = Connection(self, sock, peer)
-        thread = threading.Thread(target=connection.run, name=f"nvme {peer}", daemon=True)
-        with self._lock:
-            self._connections[connection] = thread
-        thread.start()
+        with contextlib.ExitStack() as failing:
+            failing.callback(sock.close)
+            connection = Connection(self, sock, peer)
+            failing.callback(connection.close)
+            thread = threading.Thread(target=connection.run, name=f"nvme {peer}", daemon=True)
+            with self._lock:
+                self._connections[connection] = thread
+            failing.callback(self.forget, connection)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the host gives this process no more threads
+                self.log.warning("%s: refused: %s", peer, error)
+                return
+            failing.pop_all()
 
     def _end(self) -> None:
         for listener in self._listeners:
