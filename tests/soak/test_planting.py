@@ -11,7 +11,7 @@ from tools.soak.crowd import Crowd
 from tools.soak.planting import PACKAGE, boundaries
 
 #: Which front-end's name the exceptions of a load's requests are contained under.
-FRONT_ENDS = {"files": "zonefs", "verbs": "cli", "blk": "vhost-user-blk", "scsi": "vhost-user-scsi"}
+FRONT_ENDS = {"files": "zonefs", "verbs": "cli", "blk": "vhost-user-blk", "scsi": "vhost-user-scsi", "nvme": "nvme"}
 #: An observer that is off reports nothing more. The last is what a zone listener of a queue server calls.
 OBSERVERS = re.compile(r"device/(refusals|counters|oplog)\.py|virtqueue/changes\.py|.* QueueServer\.wake$")
 #: So many requests of every load without a new exception: there is none left to meet.
@@ -27,6 +27,9 @@ def test_boundaries_are_found_in_the_source() -> None:
         "virtqueue/virtqueue.py",
         "virtqueue/worker.py",
         "ublk/io_queue.py",
+        "vduse/vduse_device.py",
+        "nvme_tcp/queue_connection.py",
+        "nvme_tcp/server.py",
     } <= found
 
 
@@ -49,7 +52,7 @@ def run_until_nothing_new(crowd: Crowd) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
-    """Under load of a mount, two disks and the control socket; and what is left is what was answered."""
+    """Under load of a mount, three disks and the control socket; and what is left is what was answered."""
     crowd = Crowd(tmp_path, seed=1, planting="once")
     try:
         crowd.begin(faulty=False)

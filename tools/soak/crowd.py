@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from tools.soak.daemon import ANSWER_SECONDS, BLK, FILES, LOADED, SCSI, VERBS, ZONE, Daemon
+from tools.soak.daemon import ANSWER_SECONDS, BLK, FILES, LOADED, NVME, SCSI, VERBS, ZONE, Daemon
 from tools.soak.disk_loads import BlkLoad, ScsiLoad
 from tools.soak.harm import FaultLoad, GarbageLoad, HostileLoad
 from tools.soak.ledger import BLOCK_BYTES, Ledger
 from tools.soak.loads import FileLoad, Load, VerbLoad, asking
+from tools.soak.nvme_loads import HostileHostLoad, NvmeLoad
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE
 
@@ -37,6 +38,7 @@ class Crowd:
             VerbLoad(daemon, "verbs", seed, those(VERBS)),
             BlkLoad(daemon, "blk", seed, those(BLK), daemon.blk),
             ScsiLoad(daemon, "scsi", seed, those(SCSI), daemon.scsi),
+            NvmeLoad(daemon, "nvme", seed, those(NVME)),
         ]
         if faulty:
             self.loads += [
@@ -44,6 +46,7 @@ class Crowd:
                 GarbageLoad(daemon, "garbage", seed),
                 HostileLoad(daemon, "hostile-blk", seed, daemon.hostile_blk, nr_queues=1),
                 HostileLoad(daemon, "hostile-scsi", seed, daemon.hostile_scsi, nr_queues=FIRST_REQUEST_QUEUE + 1),
+                HostileHostLoad(daemon, "hostile-nvme", seed),
             ]
         for load in self.loads:
             load.start()

@@ -1,6 +1,7 @@
 """The daemon of a soak: ``zonefs-emu serve`` with every front-end, and the shape of its image."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,16 +20,20 @@ from zonefs_emu.model.geometry import Geometry
 
 ZONE: Final = 4096
 ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
-#: 2 conventional zones (the super block lies in the first) and 80 for the loads; fewer may be open than are written to.
+#: The super block lies in zone 0, zone 1 is for those that mean harm, and 100 are for the loads; fewer may be open than
+#: are written to. All are sequential, because NVMe knows no others.
 GEOMETRY: Final = Geometry(
-    size=82 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), block_size_bytes=BLOCK_BYTES,
+    size=102 * ZONE, zone_size=ZONE, zone_capacity=ZONE, block_size_bytes=BLOCK_BYTES,
     write_granularity=BLOCK_SECTORS, max_open_zones=6, max_append=ZONE,
 )  # fmt: skip
+#: The zone of the mount's first file.
+FIRST_FILE_ZONE: Final = 1
 FILES: Final = range(2, 22)
 VERBS: Final = range(22, 42)
 BLK: Final = range(42, 62)
 SCSI: Final = range(62, 82)
-LOADED: Final = (*FILES, *VERBS, *BLK, *SCSI)
+NVME: Final = range(82, 102)
+LOADED: Final = (*FILES, *VERBS, *BLK, *SCSI, *NVME)
 _START_SECONDS: Final = 60
 ANSWER_SECONDS: Final = 60
 PROGRAM: Final = (sys.executable, "-m", "zonefs_emu")
@@ -59,7 +64,11 @@ class Daemon:
         self.blk, self.scsi = directory / "blk.sock", directory / "scsi.sock"
         #: The same disks, for guests that mean harm.
         self.hostile_blk, self.hostile_scsi = directory / "hostile-blk.sock", directory / "hostile-scsi.sock"
+        #: Where the NVMe/TCP drive is, and the name of its subsystem; known once it is served.
+        self.nvme = "127.0.0.1", 0
+        self.nqn = ""
         self.log = directory / "daemon.log"
+        self._output = directory / "daemon.out"
         self.mountpoint.mkdir()
         ZonedDevice.create(self.image, GEOMETRY, uuid=uuid4(), label="soak")
         subprocess.run([*PROGRAM, "mkfs", str(self.image)], check=True, stdout=subprocess.DEVNULL)
@@ -91,22 +100,28 @@ class Daemon:
         if self.planting is not None:
             program = (sys.executable, "-m", "tools.soak.planting", self.planting)
             environment |= {PLANTED_VARIABLE: str(self.planted), REPORT_VARIABLE: str(self.contained)}
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, self._output.open("wb") as output:
             before = log.tell()
             self._process = subprocess.Popen(
                 [
                     *program, "serve", str(self.image), "--vhost-user-blk", str(self.blk),
                     "--vhost-user-scsi", str(self.scsi), "--vhost-user-blk", str(self.hostile_blk),
                     "--vhost-user-scsi", str(self.hostile_scsi), "--mount", str(self.mountpoint),
-                    "--mount-options", "errors=repair",
+                    "--mount-options", "errors=repair", "--nvme-tcp", f"{self.nvme[0]}:{self.nvme[1]}",
                 ],
-                stdout=subprocess.DEVNULL, stderr=log, env=environment,
+                stdout=output, stderr=log, env=environment,
             )  # fmt: skip
         deadline = time.monotonic() + _START_SECONDS
         while b"is served" not in self.log.read_bytes()[before:]:
             assert self.is_running, f"the daemon did not start: see {self.log}"
             assert time.monotonic() < deadline, f"the daemon does not come up: see {self.log}"
             time.sleep(0.05)
+        while (
+            found := re.search(r"nvme connect -t tcp -a (\S+) -s (\d+) -n (\S+)\n", self._output.read_text())
+        ) is None:
+            assert self.is_running, f"the daemon did not start: see {self.log}"
+            time.sleep(0.05)
+        self.nvme, self.nqn = (found[1], int(found[2])), found[3]
 
     def kill(self) -> None:
         """Kill it as the kernel does when memory is out, and clean up as the administrator does."""

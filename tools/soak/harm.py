@@ -116,8 +116,8 @@ class GarbageLoad(Load):
 class HostileLoad(Load):
     """A guest that means harm: chains of any length, made of descriptors that name the same memory or none.
 
-    It writes to zone 1 only, which no other load uses. What it gets for an answer is its own affair: an error, a broken
-    ring, an end of the connection.
+    It writes to zone 1 only, which no other load uses, and resets it, so that there is room again. What it gets for an
+    answer is its own affair: an error, a broken ring, an end of the connection.
     """
 
     def __init__(self, daemon: Daemon, name: str, seed: int, path: Path, *, nr_queues: int) -> None:
@@ -153,13 +153,16 @@ class HostileLoad(Load):
                     blk_codec.T_OUT,
                     blk_codec.T_ZONE_REPORT,
                     blk_codec.T_ZONE_APPEND,
+                    blk_codec.T_ZONE_APPEND,
+                    blk_codec.T_ZONE_RESET,
                     blk_codec.T_GET_ID,
                     rng.randrange(64),
                 )
             )
             if kind in (blk_codec.T_ZONE_RESET_ALL, blk_codec.T_WRITE_ZEROES, blk_codec.T_DISCARD):
                 kind = blk_codec.T_FLUSH
-            content = blk_codec.HEADER.pack(kind, 0, ZONE + rng.randrange(ZONE))
+            at_start = kind in (blk_codec.T_ZONE_APPEND, blk_codec.T_ZONE_RESET)
+            content = blk_codec.HEADER.pack(kind, 0, ZONE if at_start else ZONE + rng.randrange(ZONE))
         else:
             opcode = rng.choice(
                 (Opcode.TEST_UNIT_READY, Opcode.INQUIRY, Opcode.READ_16, Opcode.WRITE_16, Opcode.VERIFY_16)

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from tools.soak.daemon import (
     ANSWER_SECONDS,
-    GEOMETRY,
+    FIRST_FILE_ZONE,
     PROGRAM,
     ZONE,
     ZONE_BLOCKS,
@@ -200,7 +200,7 @@ class FileLoad(DataLoad):
         with ExitStack() as stack:
             self._fds: dict[int, int] = {}
             for zone in self.ledgers:
-                path = self.target.mountpoint / "seq" / str(zone.zone_no - GEOMETRY.nr_conventional)
+                path = self.target.mountpoint / "seq" / str(zone.zone_no - FIRST_FILE_ZONE)
                 fd = self._open(path)
                 stack.callback(self._close, fd)
                 self._fds[zone.zone_no] = fd
@@ -275,15 +275,15 @@ class FileLoad(DataLoad):
     def _look(self) -> None:
         """Do what file managers and backup programs do: look, and try what a zonefs refuses."""
         top = self.target.mountpoint
-        file = top / "seq" / str(self.rng.choice(self.ledgers).zone_no - GEOMETRY.nr_conventional)
+        file = top / "seq" / str(self.rng.choice(self.ledgers).zone_no - FIRST_FILE_ZONE)
         looks: list[tuple[Callable[[], object], int]] = [
-            (lambda: list(self.rng.choice((top, top / "seq", top / "cnv")).iterdir()), 0),
+            (lambda: list(self.rng.choice((top, top / "seq")).iterdir()), 0),
             (file.stat, 0),
             (lambda: os.statvfs(top), 0),
             (lambda: os.utime(file), 0),
             (file.read_bytes, 0),
             (lambda: os.getxattr(file, "user.x"), errno.ENOTSUP),
-            (lambda: file.rename(top / "cnv" / "0"), errno.EPERM),
+            (lambda: file.rename(top / "seq" / "0"), errno.EPERM),
             (file.unlink, errno.EPERM),
             ((top / "seq" / "new").touch, errno.ENOENT),
             (lambda: os.truncate(file, 4096), errno.EPERM),

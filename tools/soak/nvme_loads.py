@@ -1,0 +1,217 @@
+"""Hosts of NVMe over TCP: one that knows what its zones hold, and one that means harm."""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from tools.soak.daemon import ANSWER_SECONDS, ZONE_BLOCKS, Daemon, GoneError, LostConnectionError
+from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
+from tools.soak.loads import LOOK_SHARE, RECOVERIES_MAX, DataLoad, Load
+from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
+from zonefs_emu.nvme.controller import Register
+from zonefs_emu.nvme.status import NvmeStatus
+from zonefs_emu.nvme_tcp.pdu import COMMON, PduType
+from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue, Reply
+
+_NSID: Final = 1
+#: How often a host goes and comes again.
+_UNPLUG_SHARE: Final = 0.002
+#: The answers to a command that faults and exceptions make fail.
+_FAILED: Final = frozenset((NvmeStatus.WRITE_FAULT, NvmeStatus.UNRECOVERED_READ_ERROR, NvmeStatus.INTERNAL_ERROR))
+_WP: Final = struct.Struct("<Q")
+_WP_OFFSET: Final = 64 + 24
+_HOSTILE_SECONDS: Final = 0.2
+
+
+class NvmeLoad(DataLoad):
+    """A host at the NVMe/TCP drive, with or without digests."""
+
+    def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger]) -> None:
+        super().__init__(daemon, name, seed, ledgers)
+        self._host: NvmeHost | None = None
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Connect an admin queue and an I/O queue."""
+        self.connect_again()
+        try:
+            yield
+        finally:
+            if self._host is not None:
+                self._host.close()
+
+    def connect_again(self) -> None:
+        """Connect, in place of the connections that were lost."""
+        for _ in range(RECOVERIES_MAX):
+            if self._host is not None:
+                self._host.close()
+            try:
+                with self.losing():
+                    self._connect()
+            except LostConnectionError:
+                self.nr_lost += 1
+            else:
+                return
+        raise GoneError
+
+    def _connect(self) -> None:
+        address, port = self.target.nvme
+        # Without keep alives, which a host must send at times of its own.
+        self._host = host = NvmeHost(
+            address, port, self.target.nqn, keep_alive_ms=0,
+            header_digest=self.rng.random() < 0.5, data_digest=self.rng.random() < 0.5,
+        )  # fmt: skip
+        self._queue = host.queue(1)
+        for queue in (host.admin, self._queue):
+            queue.sock.settimeout(ANSWER_SECONDS)
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Turn the end of a connection into the end of the load, if the daemon is gone; it may just be ending."""
+        try:
+            yield
+        except OSError as error:
+            self.lost(error)
+
+    def use_a_zone(self) -> None:
+        """Look at something, or use a zone; now and then after another start of everything."""
+        dice = self.rng.random()
+        with self.losing():
+            if dice < _UNPLUG_SHARE:
+                assert self._host is not None
+                self._host.close()
+                self._connect()
+            if dice < LOOK_SHARE:
+                self._look()
+            else:
+                super().use_a_zone()
+
+    @staticmethod
+    def _is_done(reply: Reply) -> bool:
+        """Say whether it was done; all that faults make of a command is an error of the medium."""
+        assert not reply.status or reply.status in _FAILED, f"the NVMe/TCP drive answers {reply.status:03X}h"
+        return not reply.status
+
+    def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
+        """Read."""
+        reply = self._queue.read(_NSID, zone.zone_no * ZONE_BLOCKS + first, count, BLOCK_BYTES)
+        return reply.data if self._is_done(reply) else None
+
+    def write(self, zone: Ledger, data: bytes) -> bool:
+        """Write or append."""
+        start = zone.zone_no * ZONE_BLOCKS
+        if self.rng.random() < 0.5:
+            return self._is_done(self._queue.write(_NSID, start + zone.acknowledged, data, BLOCK_BYTES))
+        reply = self._queue.append(_NSID, start, data, BLOCK_BYTES)
+        done = self._is_done(reply)
+        assert not done or reply.result == start + zone.acknowledged, "an append went astray"
+        return done
+
+    def reset(self, zone: Ledger) -> bool:
+        """Send a reset."""
+        return self._is_done(self._queue.manage(_NSID, SendAction.RESET, zone.zone_no * ZONE_BLOCKS))
+
+    def flush(self, zone: Ledger) -> bool:  # noqa: ARG002  (a namespace is flushed whole)
+        """Flush."""
+        return self._is_done(self._queue.flush(_NSID))
+
+    def written_sectors(self, zone: Ledger) -> int:
+        """Receive a report of one zone."""
+        start = zone.zone_no * ZONE_BLOCKS
+        reply = self._queue.report(_NSID, start, room=128)
+        if not self._is_done(reply):
+            self.lost(ConnectionError("a report was refused"))
+        return int(_WP.unpack_from(reply.data, _WP_OFFSET)[0] - start) * BLOCK_SECTORS
+
+    def _look(self) -> None:
+        """Ask what Linux and its tools ask a drive, and for what it has not."""
+        assert self._host is not None
+        host, queue, rng = self._host, self._queue, self.rng
+        match rng.randrange(7):
+            case 0:
+                command_set = rng.choice((0, 2))
+                self._look_at(
+                    host.identify(rng.choice((0, 1, 2, 3, 5, 6, 8, 0x1C, 0x77)), nsid=1, command_set=command_set)
+                )
+            case 1:
+                self._look_at(host.log(rng.choice((1, 2, 3, 5, 0xBF, 0x77)), room=rng.choice((64, 512, 4096))))
+            case 2:
+                self._look_at(
+                    host.admin.call(AdminOpcode.GET_FEATURES, cdws=(rng.choice((1, 2, 6, 7, 0xB, 0xF, 0x77)),))
+                )
+            case 3:
+                self._look_at(host.admin.call(AdminOpcode.KEEP_ALIVE))
+            case 4:
+                self._look_at(host.admin.get_property(rng.choice((Register.CSTS, Register.CC, 0x14, 0x77))))
+            case 5:
+                self._look_at(queue.report(_NSID, 0, room=rng.choice((64, 4096, 16384)), partial=rng.random() < 0.5))
+            case _:
+                self._look_at(queue.call(rng.choice((0x55, IoOpcode.READ)), nsid=rng.choice((1, 2, 0xFFFFFFFF))))
+
+    def _look_at(self, reply: Reply) -> None:
+        """Count a refusal of what the drive does not have as done."""
+        self._note(done=reply.status not in _FAILED)
+
+
+class HostileHostLoad(Load):
+    """A host that means harm: commands and data that contradict each other, or the protocol.
+
+    It writes to zone 1 only, which no other load uses. What it gets for an answer is its own affair.
+    """
+
+    def step(self) -> None:
+        """Connect, send something, and go."""
+        rng = self.rng
+        address, port = self.target.nvme
+        try:
+            if rng.random() < 0.2:
+                with socket.create_connection((address, port), timeout=_HOSTILE_SECONDS) as peer:
+                    peer.sendall(self._pdu())
+                    peer.recv(1 << 16)
+            else:
+                with NvmeHost(address, port, self.target.nqn, header_digest=rng.random() < 0.2) as host:
+                    queues = (host.admin, host.queue(rng.randrange(1, 4), rng.choice((1, 15, 127))))
+                    for queue in queues:
+                        queue.sock.settimeout(_HOSTILE_SECONDS)
+                    for _ in range(rng.randrange(1, 20)):
+                        self._send(rng.choice(queues), is_admin=rng.random() < 0.5)
+        except OSError:  # it drops us, as it should
+            if not self.target.is_running:
+                raise GoneError from None
+        self.nr_done += 1
+        self.stopping.wait(0.02)
+
+    def _pdu(self) -> bytes:
+        """Return a PDU that may have any type and lengths."""
+        rng = self.rng
+        body = os.urandom(rng.choice((0, 16, 64, 120, 4096)))
+        kind = rng.choice((*PduType, 0xFF))
+        header_bytes = rng.choice((8, 24, 72, 128, rng.randrange(256)))
+        length = rng.choice((8 + len(body), header_bytes, rng.randrange(1 << 32)))
+        return COMMON.pack(kind, rng.randrange(256), header_bytes, rng.randrange(256), length) + body
+
+    def _send(self, queue: NvmeQueue, *, is_admin: bool) -> None:
+        rng = self.rng
+        match rng.randrange(4):
+            case 0:
+                queue.sock.sendall(self._pdu())
+            case 1:  # data that no command waits for, or not so
+                number, offset = rng.randrange(1 << 16), rng.choice((0, 512, 1 << 31))
+                payload = bytes(rng.choice((0, 1, 4096)))
+                queue.sock.sendall(queue.data_pdu(number, rng.choice((number, 7)), offset, payload, last=True))
+            case _:
+                opcode = rng.choice((rng.randrange(256), *(AdminOpcode if is_admin else IoOpcode)))
+                if opcode == AdminOpcode.FABRICS:
+                    opcode = AdminOpcode.KEEP_ALIVE
+                # Of I/O commands: the first block of zone 1, any length and flags, and any action on that zone.
+                cdws = (ZONE_BLOCKS, 0, rng.randrange(1 << 32), rng.randrange(256))
+                data = bytes(rng.choice((0, 1, 512, 4096, 8192)))
+                length = rng.choice((len(data), 4096, 1 << 20, (1 << 32) - 1))
+                nsid, inline = rng.choice((0, 1, 1, 1, 0xFFFFFFFF)), rng.random() < 0.5
+                command = queue.command(opcode, nsid=nsid, cdws=cdws, length=length, inline=inline)
+                queue.sock.sendall(queue.capsule(command, data))
+        if rng.random() < 0.3:
+            queue.sock.recv(1 << 20)
