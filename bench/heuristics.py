@@ -23,8 +23,6 @@ HEURISTICS: Final = (
     (1, "sleeping at once", "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
     (4, "sleeping at once", "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
     (32, "a notification a request", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._NOTIFY_MAX = 1"),
-    (32, "notifications that never grow", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._GROW_AFTER = 0"),
-    (32, "giving back a whole batch", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._GIVE_BACK_EVERY = 99"),
 )
 
 

@@ -182,12 +182,16 @@ def pattern(number: int, nr_sectors: int) -> bytes:
 
 
 def workload() -> list[list[tuple[int, int, bytes, Sequence[int]]]]:
-    """Batches of requests: all that change zones, in one queue."""
+    """Batches of requests: all that change zones, in one queue.
+
+    No answer of a request that changes nothing depends on later requests of its batch: see
+    :func:`test_a_refusal_that_was_not_shown_may_be_another_after_a_kill`.
+    """
     z = [number * ZONE for number in range(8)]
     return [
         [
             *((blk_codec.T_OUT, z[2] + 2 * index, pattern(1 + index, 2), ()) for index in range(5)),  # merged
-            (blk_codec.T_OUT, z[3] + 8, pattern(9, 1), ()),  # refused: not at wp
+            (blk_codec.T_OUT, z[6] + 8, pattern(9, 1), ()),  # refused: not at wp
             (blk_codec.T_ZONE_APPEND, z[3], pattern(10, 3), (8,)),
             (blk_codec.T_ZONE_APPEND, z[3], pattern(11, 3), (8,)),
             (blk_codec.T_IN, z[3], b"", (3072,)),
@@ -305,6 +309,31 @@ def test_killed_again_while_it_recovers(tmp_path: Path, undisturbed: Any) -> Non
     for fatal in range(0, undisturbed[2], 7):
         for again in range(0, 60, 11):
             check_life(tmp_path, undisturbed, [fatal, again])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_refusal_that_was_not_shown_may_be_another_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, packed: bool
+) -> None:
+    """A refused write and a FINISH of its zone are made before either is answered, so each order is right."""
+    z = 3 * ZONE
+    batch = [(blk_codec.T_OUT, z + 8, pattern(1, 1), ()), (blk_codec.T_ZONE_FINISH, z, b"", ())]
+    monkeypatch.setattr("tests.vhost_user.test_exactly_once.workload", lambda: [batch])
+    path = create(tmp_path / "undisturbed", GEOMETRY)
+    guest = Guest(packed=packed)
+    _, (nr_instants,) = play(path, guest, ())
+    guest.close()
+    expected = contents(path)
+    refusals = set()
+    for fatal in range(nr_instants + 1):
+        path = create(tmp_path / str(fatal), GEOMETRY)
+        guest = Guest(packed=packed)
+        ((refusal,), (finished,)), _ = play(path, guest, [fatal])
+        guest.close()
+        assert finished == b"\0"
+        assert contents(path) == expected
+        refusals.add(refusal[0])
+    assert refusals == {blk_codec.S_ZONE_UNALIGNED_WP, blk_codec.S_ZONE_INVALID_CMD}
 
 
 def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:

@@ -150,14 +150,16 @@ def test_a_driver_that_goes_on_is_notified_of_many_at_once(bench: Bench, monkeyp
     monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: now_ns[0])
     bench.start()
     calls(bench)
-    # Something has come before the first was given back: there is more than one under way.
-    bench.queue._handler.coming = lambda: bench.pair.add([b"b"], [1])  # type: ignore[union-attr]
-    send(bench, 1)
-    assert calls(bench) == 0
+    # A request comes before the batch is given back: more than a batch is under way.
+    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
+    for _ in range(20):
+        bench.pair.add([b"a"], [1])
     assert bench.queue.run()
     assert calls(bench) == 1
-    send(bench, 400)
-    assert 400 / 16 <= calls(bench) <= 60
+    assert bench.queue.run()
+    assert calls(bench) == 0
+    send(bench, 15)
+    assert calls(bench) == 1
     send(bench, 16 * 3)
     assert calls(bench) == 3
     # It waits for those that it was not told of.
@@ -437,9 +439,7 @@ def test_an_answer_that_was_abandoned_is_ignored(bench: Bench) -> None:
     assert len(bench.pair.driver.reap()) == 1
 
 
-def test_requests_are_given_back_by_eights_while_their_batch_goes_on(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_is_given_back_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.start()
     for _ in range(20):
         bench.pair.add([b"a"], [1])
@@ -452,8 +452,8 @@ def test_requests_are_given_back_by_eights_while_their_batch_goes_on(
 
     monkeypatch.setattr(bench.echo, "execute", counting)
     assert bench.queue.run()
-    assert [(number, count) for number, count in enumerate(given_back) if count] == [(8, 8), (16, 8)]
-    assert len(bench.pair.driver.reap()) == 4
+    assert given_back == [0] * 20
+    assert len(bench.pair.driver.reap()) == 20
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "by the worker"])
@@ -662,34 +662,34 @@ def go_on_unnotified(bench: Bench) -> None:
     assert calls(bench) == 1
 
 
-def test_after_four_times_in_a_row_the_driver_is_told_of_one_more_at_once(
+def test_the_number_of_completions_a_notification_stands_for_is_kept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Clock(monkeypatch)
     go_on_unnotified(bench)
-    expected, number = [], 0
-    for at_once, times in [(2, 3), *((at_once, 4) for at_once in range(3, 16)), (16, 20)]:
-        for _ in range(times):
-            number += at_once
-            expected.append(number)
-    assert called_after(bench, number) == expected
+    assert called_after(bench, 20) == list(range(2, 21, 2))
 
 
-def test_a_driver_that_waits_is_told_after_fifty_microseconds_and_of_fewer_at_once(
+def test_a_driver_that_waits_is_notified_after_fifty_microseconds_and_of_fewer_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    go_on_unnotified(bench)
-    # Twice three times in a row are not four: the wait in between begins the count anew.
-    assert called_after(bench, 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5)[-1] == 3 * 2 + 4 * 3 + 4 * 4 + 3 * 5
-    assert called_after(bench, 3) == []
+    bench.start()
+    calls(bench)
+    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
+    for _ in range(7):
+        bench.pair.add([b"a"], [1])
+    while bench.queue.run():
+        pass
+    assert calls(bench) == 1
+    assert called_after(bench, 11) == [8]
     clock.now_ns += 49_999
     assert not bench.queue.run()
     assert calls(bench) == 0
     clock.now_ns += 1
     assert not bench.queue.run()
     assert calls(bench) == 1
-    assert called_after(bench, 4 * 4 + 5) == [4, 8, 12, 16, 21]
+    assert called_after(bench, 10) == [5, 10], "half of eight and the three that it waited for"
 
 
 def test_a_driver_is_told_of_all_that_was_given_back_while_more_came(

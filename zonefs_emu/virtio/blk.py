@@ -61,8 +61,6 @@ from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
 
 _UNPACK_HEADER: Final = HEADER.unpack_from
-#: Reads of one step, so that the driver goes on with the first of a batch while the others are read.
-_READS_MAX: Final = 8
 #: Bits of a number of bytes that is no whole sectors, or LONG_BYTES and more.
 _UNUSUAL_BYTES: Final = ~(LONG_BYTES - SECTOR_BYTES)
 #: A longer report is made by the thread that may wait.
@@ -146,7 +144,7 @@ class Blk:
         """Execute from ``chains[index]`` on; see :class:`zonefs_emu.virtio.handler.Handler`."""
         kind, sector = -1, 0
         following = index
-        for _, readable, writable in chains[index : index + _READS_MAX] if len(chains) > 1 else chains:
+        for _, readable, writable in chains[index:] if index else chains:
             if not readable or len(readable[0]) != 16 or not writable or len(writable[-1]) != 1:
                 kind = -1
                 break

@@ -32,14 +32,10 @@ from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
-#: Requests that are given back at once, so that the driver can go on before the batch is done.
-_GIVE_BACK_EVERY: Final = 8
 #: An interrupt costs a guest as much as a request. Where requests come although the driver was not notified of those
 #: before, one notification stands for several, up to this many. It is held back for this time at most.
 _NOTIFY_MAX: Final = 16
 _HOLD_NS: Final = 50_000
-#: After this many notifications in a row for the full number, the number grows by one.
-_GROW_AFTER: Final = 4
 
 
 class RingAddresses(NamedTuple):
@@ -122,7 +118,6 @@ class Virtqueue:
         self._record: RingRecord | None = None
         self._intent_log: IntentLog | None = None
         self._backlog: Sequence[Chain] = ()
-        self._pushed = 0
         self._log: DirtyLog | None = None
         self._used_log_address = -1
         #: Requests given back since the queue was made.
@@ -130,9 +125,8 @@ class Virtqueue:
         #: Requests given back of which the driver was not notified, and when the last of them was given back.
         self._nr_unnotified = 0
         self._unnotified_since_ns = 0
-        #: The driver is notified of so many at once, and how many times in a row it did not wait for that.
+        #: The driver is notified of this many at once.
         self._notify_at = 1
-        self._nr_full = 0
 
     # -- starting and stopping --------------------------------------------------------------------------------
 
@@ -185,7 +179,6 @@ class Virtqueue:
             self._used_log_address = address.log
         self._intent_log = self._record
         self._backlog = ()
-        self._pushed = 0
         self.broken = False
         self.set_log(dirty)
 
@@ -267,7 +260,6 @@ class Virtqueue:
                 if not chains:
                     if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
                         # The driver may be waiting for these.
-                        self._nr_full = 0
                         self._notify_at = (self._notify_at + self._nr_unnotified) // 2
                         self._notify()
                     return False
@@ -305,7 +297,6 @@ class Virtqueue:
         self._intents.current.log = self._intent_log
         step, begin = handler.step, self._begin
         lengths: list[int] = []
-        pushed = self._pushed = 0
         index, count = 0, len(chains)
         while index < count:
             try:
@@ -314,20 +305,17 @@ class Virtqueue:
             except Exception as error:  # the boundary of a request
                 done = self._answer_failed(chains, index, lengths, error)
             if not done:
-                if index > pushed:
-                    self._give_back(chains[pushed:index], lengths)
+                if index:
+                    self._give_back(chains[:index], lengths)
                 self._hand_over(chains, index, done if isinstance(done, Deferred) else None)
                 return
             index += done
-            if index - pushed >= _GIVE_BACK_EVERY or index == count:
-                self._give_back(chains[pushed:index] if pushed or index < count else chains, lengths)
-                lengths = []
-                pushed = self._pushed = index
+        self._give_back(chains, lengths)
 
     def _begin(self, index: int, spans: Sequence[tuple[int, int]]) -> None:
         record = self._record
         if record is not None:
-            record.start_request(index - self._pushed, spans)
+            record.start_request(index, spans)
 
     def _give_back(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
         ring, record, dirty = self.ring, self._record, self._log
@@ -358,11 +346,6 @@ class Virtqueue:
         if nr_unnotified < self._notify_at:
             self._unnotified_since_ns = monotonic_ns()
             return
-        if nr_unnotified > count:
-            self._nr_full += 1
-            if self._nr_full == _GROW_AFTER:
-                self._nr_full = 0
-                self._notify_at = min(self._notify_at + 1, _NOTIFY_MAX)
         self._notify()
 
     def _notify(self) -> None:
@@ -379,14 +362,14 @@ class Virtqueue:
             BrokenRingError: it cannot be answered; those before it have been given back.
         """
         # A step may be several requests. Those that have a length are done.
-        failed = self._pushed + len(lengths)
+        failed = len(lengths)
         try:
             if isinstance(error, BrokenRingError):
                 raise error
             lengths.append(self._fail(chains[failed], error))
         except BrokenRingError:
             if lengths:
-                self._give_back(chains[self._pushed : failed], lengths)
+                self._give_back(chains[:failed], lengths)
             raise
         return failed + 1 - index
 
@@ -413,8 +396,7 @@ class Virtqueue:
         handler = self._handler
         assert handler is not None
         self._notify()
-        self._pushed = index
-        self._begin(index, ())
+        self._begin(0, ())  # those before it have been given back
         chain = chains[index]
         self._backlog = chains[index:]
         intents, intent_log = self._intents, self._intent_log
