@@ -7,13 +7,14 @@ processor, as whatever serves a disk from inside must; at 128 KiB and depth 32 t
 """
 
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from bench.harness import PROJECT, Row, progress, spread
+from bench.harness import PROJECT, Row, program, progress, spread
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 
@@ -62,9 +63,9 @@ def rows(scratch: Path, runs: int) -> list[Row]:
         )  # fmt: skip
         guest.wait_until("test -b /dev/nvme0n1")
         peers = {NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1"}
-        ours = {via: _attach(guest, via) for via in ("ublk", "vduse")}
+        ours = {via: attach(guest, via) for via in ("ublk", "vduse")}
         for node in (*ours.values(), *peers.values()):
-            _fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")
+            fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")
         found = []
         for what, direction, options in WHAT:
             figures: dict[str, list[float]] = {name: [] for name in (*ours, *peers)}
@@ -72,20 +73,21 @@ def rows(scratch: Path, runs: int) -> list[Row]:
                 progress(f"attach: {what}, {number + 1} of {runs}")
                 for name, node in (ours | peers).items():
                     timed = f"{options} --time_based --runtime={SECONDS}"
-                    figures[name].append(_fio(guest, node, timed, direction))
+                    figures[name].append(fio(guest, node, timed, direction))
             found += [_row(via, what, figures, peer) for via in ours for peer in peers]
         guest.run(f"{_PRELUDE}Z detach ublk.img; Z detach vduse.img", timeout=120)
     return found
 
 
-def _attach(guest: Guest, via: str) -> str:
-    """Make an image in the guest's memory and attach it; returns the node."""
+def attach(guest: Guest, via: str, *, name: str = "", change: str = "") -> str:
+    """Make an image in the guest's memory, attach it, return its node. *change*: see :func:`bench.harness.program`."""
+    image = f"{name or via}.img"
     shape = f"--size {NR_ZONES * ZONE_MIB}M --zone-size {ZONE_MIB}M --block-size 4096"
-    script = f"{_PRELUDE}Z create {via}.img {shape} >&2; Z attach {via}.img --via {via}"
+    script = f"{_PRELUDE}Z create {image} {shape} >&2; {shlex.join(program(change))} attach {image} --via {via}"
     return guest.run(script, timeout=120).stdout.strip()
 
 
-def _fio(guest: Guest, node: str, options: str, direction: str) -> float:
+def fio(guest: Guest, node: str, options: str, direction: str) -> float:
     """Run fio in the guest on the zoned disk *node*; requests a second."""
     fixed = "--name=bench --zonemode=zbd --direct=1 --ioengine=libaio --output-format=json"
     output = guest.run(f"fio {fixed} --filename={node} {options}", timeout=300).stdout

@@ -23,11 +23,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from bench.harness import PROJECT, Row, compare, fio, progress, spread
+from bench.harness import PROJECT, Row, compare, fio, program, progress, spread
 
 SECONDS: Final = 3
 ZONE_BYTES: Final = 1 << 30
-CLI: Final = (sys.executable, "-m", "zonefs_emu")
+CLI: Final = program()
 #: Against the pyfuse3 pass-through, and against passthrough_ll.
 GOALS: Final[Mapping[tuple[str, str], tuple[float, float | None]]] = {
     ("write", "4k"): (2.0, 0.7),
@@ -41,30 +41,30 @@ NR_FILES: Final = 1_000_000
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure 4 KiB and 1 MiB sequential writes and reads, several callers, and directories of many files."""
     found = []
-    with _zonefs(scratch) as zone_file:
+    with mounted_zonefs(scratch) as zone_file:
         with _passthrough(scratch) as plain_file:
             for (direction, size), (goal, _) in GOALS.items():
                 found.append(
                     compare("FUSE", f"{size} sequential {direction}", "KiB/s",
-                            _fio(zone_file, direction, size, zoned=True), peer="pyfuse3 pass-through",
-                            peers=_fio(plain_file, direction, size), runs=runs, goal=goal)
+                            fio_job(zone_file, direction, size, zoned=True), peer="pyfuse3 pass-through",
+                            peers=fio_job(plain_file, direction, size), runs=runs, goal=goal)
                 )  # fmt: skip
         found.append(
             compare("FUSE", "4k sequential read, 4 callers together", "KiB/s",
-                    _fio(zone_file, "read", "4k", zoned=True, nr_jobs=4), peer="one caller",
-                    peers=_fio(zone_file, "read", "4k", zoned=True), runs=runs, goal=1.0)
+                    fio_job(zone_file, "read", "4k", zoned=True, nr_jobs=4), peer="one caller",
+                    peers=fio_job(zone_file, "read", "4k", zoned=True), runs=runs, goal=1.0)
         )  # fmt: skip
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as memory,
         _passthrough_ll(scratch, Path(memory)) as c_file,
-        _zonefs(Path(memory)) as zone_file,
+        mounted_zonefs(Path(memory)) as zone_file,
     ):
         for (direction, size), (_, c_goal) in GOALS.items() if c_file is not None else ():
             assert c_file is not None
             found.append(
                 compare("FUSE", f"{size} sequential {direction}, on tmpfs", "KiB/s",
-                        _fio(zone_file, direction, size, zoned=True), peer="passthrough_ll (C)",
-                        peers=_fio(c_file, direction, size), runs=runs, goal=c_goal)
+                        fio_job(zone_file, direction, size, zoned=True), peer="passthrough_ll (C)",
+                        peers=fio_job(c_file, direction, size), runs=runs, goal=c_goal)
             )  # fmt: skip
     return [*found, *_many_files(scratch, runs)]
 
@@ -112,7 +112,9 @@ def _seconds_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _fio(file: Path, direction: str, size: str, *, zoned: bool = False, nr_jobs: int = 1) -> Callable[[], float]:
+def fio_job(file: Path, direction: str, size: str, *, zoned: bool = False, nr_jobs: int = 1) -> Callable[[], float]:
+    """Return what measures one run of fio on *file*, in KiB/s; *zoned*: it is the file of a zone."""
+
     def measure() -> float:
         if direction == "write":
             os.truncate(file, 0)
@@ -152,15 +154,16 @@ def _fill(file: Path) -> None:
 
 
 @contextmanager
-def _zonefs(scratch: Path) -> Iterator[Path]:
-    image, mountpoint = scratch / "fuse.img", scratch / "zonefs"
+def mounted_zonefs(scratch: Path, *, name: str = "zonefs", change: str = "") -> Iterator[Path]:
+    """Mount an image and yield the file of one zone; *change*: see :func:`bench.harness.program`."""
+    image, mountpoint = scratch / f"{name}.img", scratch / name
     mountpoint.mkdir()
     for arguments in (
         ["create", image, "--size", "4GiB", "--zone-size", str(ZONE_BYTES), "--block-size", "4096"],
         ["mkfs", image],
         ["mount", image, mountpoint],
     ):
-        subprocess.run([*CLI, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*program(change), *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
     try:
         yield mountpoint / "seq" / "0"
     finally:

@@ -15,6 +15,13 @@ from typing import Final
 PROJECT: Final = Path(__file__).parent.parent
 
 
+def program(change: str = "") -> list[str]:
+    """Return the command that runs zonefs-emu; *change*: statements that its process executes before it begins."""
+    if not change:
+        return [sys.executable, "-m", "zonefs_emu"]
+    return [sys.executable, "-c", f"{change}\nfrom zonefs_emu.cli.main import main\nmain()"]
+
+
 #: A peer whose figures are further apart than this, by their median, says that the machine was busy with other work.
 NOISE_MAX: Final = 0.3
 

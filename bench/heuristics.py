@@ -1,4 +1,8 @@
-"""What each heuristic of the loop that serves virtqueues brings: the same server with and without it, over libblkio.
+"""What each heuristic brings: the same server with and without it.
+
+* Virtqueues: a vhost-user server over libblkio.
+* zonefs: a mount, with fio.
+* ublk: two devices in one guest, with fio there.
 
 The servers run side by side and are measured in turn. A server without a heuristic runs the same code with one name
 changed before it begins, so the product has no switch for the benchmark. A heuristic that stays below its goal, here
@@ -11,23 +15,33 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bench.attach import READ_ZONE, ZONE_MIB, attach, fio
+from bench.fuse import fio_job, mounted_zonefs
 from bench.harness import Row, compare
 from bench.vhost import Disk, compile_loop, our_disk
 from tools.guest.kit import obtain_kit
+from tools.guest.machine import Guest
 
 GOAL: Final = 1.05
 _RANDOM_READ: Final = "4 KiB random read, depth {}"
+_SLEEPING: Final = "sleeping at once"
 
-#: Where it should show (depth), what the server without it does, and how it comes to do that.
+#: Of virtqueues: where it should show (depth), what the server without it does, and how it comes to do that.
 HEURISTICS: Final = (
-    (1, "sleeping at once", "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
-    (4, "sleeping at once", "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
+    (1, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
+    (4, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
     (32, "a notification a request", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._NOTIFY_MAX = 1"),
 )
+_FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
+_UBLK_SLEEPING: Final = "import zonefs_emu.ublk.io_queue as module\nmodule._LOOK_NS_MAX = 0"
 
 
 def rows(scratch: Path, runs: int) -> list[Row]:
-    """Measure random reads with and without each heuristic."""
+    """Measure reads with and without each heuristic."""
+    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs)]
+
+
+def _virtqueues(scratch: Path, runs: int) -> list[Row]:
     library, loop = obtain_kit(print).library("libblkio.so.1"), compile_loop(scratch)
     found = []
     with ExitStack() as stack:
@@ -47,3 +61,34 @@ def rows(scratch: Path, runs: int) -> list[Row]:
                 )  # fmt: skip
                 found.append(row)
     return found
+
+
+def _fuse(scratch: Path, runs: int) -> list[Row]:
+    with (
+        mounted_zonefs(scratch, name="looking") as ours,
+        mounted_zonefs(scratch, name="sleeping", change=_FUSE_SLEEPING) as peer,
+    ):
+        return [
+            compare(
+                "heuristics", f"zonefs: 4k sequential {direction}", "KiB/s",
+                fio_job(ours, direction, "4k", zoned=True), peer=_SLEEPING,
+                peers=fio_job(peer, direction, "4k", zoned=True), runs=runs, goal=GOAL,
+            )
+            for direction in ("write", "read")
+        ]  # fmt: skip
+
+
+def _ublk(runs: int) -> Row:
+    """Measure in a guest: ublk needs root and its module."""
+    place = f"--offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M"
+    read = f"--rw=randread --bs=4k --iodepth=1 {place} --time_based --runtime=2"
+    with Guest(obtain_kit(print), memory_mib=2048) as guest:
+        guest.load("ublk_drv")
+        ours = attach(guest, "ublk", name="looking")
+        peer = attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING)
+        for node in (ours, peer):
+            fio(guest, node, f"--rw=write --bs=128k {place}", "write")
+        return compare(
+            "heuristics", f"ublk: {_RANDOM_READ.format(1)}", "/s", partial(fio, guest, ours, read, "read"),
+            peer=_SLEEPING, peers=partial(fio, guest, peer, read, "read"), runs=runs, goal=GOAL,
+        )  # fmt: skip

@@ -8,7 +8,6 @@ import ctypes
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from bench.harness import PROJECT, Row, compare
+from bench.harness import PROJECT, Row, compare, program
 from tools.blkio import Blkio
 from tools.guest.kit import Kit, obtain_kit
 from zonefs_emu.device.device import ZonedDevice
@@ -117,14 +116,12 @@ def our_disk(
     image, socket_path = scratch / f"{name}.img", scratch / f"{name}.sock"
     zone = ZONE_BYTES // 512
     ZonedDevice.create(image, Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone), uuid=uuid4())
-    program = [sys.executable, "-m", "zonefs_emu"]
-    changed = [sys.executable, "-c", f"{change}\nfrom zonefs_emu.cli.main import main\nmain()"] if change else program
 
     def empty() -> None:
-        subprocess.run([*program, "reset", str(image), "--zone", str(WRITE_ZONE)], check=True, cwd=PROJECT)
+        subprocess.run([*program(), "reset", str(image), "--zone", str(WRITE_ZONE)], check=True, cwd=PROJECT)
 
     with (
-        _running([*changed, "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
+        _running([*program(change), "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
         Blkio(library, socket_path, buffer_bytes=BUFFER_BYTES) as client,
     ):
         yield Disk(client, loop, empty)
