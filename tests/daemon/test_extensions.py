@@ -61,7 +61,7 @@ def test_a_front_end_brings_its_rules_and_no_layer_below_changes(image: Path, ca
     async def toy(session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         port = session.device.port("toy", VIRTIO)
         task_status.started()
-        port.refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
+        port.refusals.refuse(ToyRule.TOY_COLOUR, None, Status.UNSUPPORTED, request="paint it green")
         said.append(await trio.to_thread.run_sync(why, image))
 
     run(image, [toy], EXTENSIONS, ready=lambda: None, owner="a toy")

@@ -92,7 +92,7 @@ def asked(port: Port) -> Iterator[object]:
     buffer = bytearray(8192)
     yield port.read(ZONE, 16, [buffer])
     yield bytes(buffer)
-    yield port.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="a request \udcff of bytes")
+    yield port.refusals.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="a request \udcff of bytes")
     port.power_cycle()
     yield port.manage_all(Operation.RESET)
     yield port.flush()
@@ -266,7 +266,7 @@ def test_text_that_is_no_utf_8_is_noted(tmp_path: Path) -> None:
     device = opened(tmp_path / "image")
     port = device.port("front\udcffend\0", VIRTIO)
     assert (
-        port.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="CDB \ud800 \0 €" * 50)
+        port.refusals.refuse(DeviceRule.UNSUPPORTED, None, Status.UNSUPPORTED, request="CDB \ud800 \0 €" * 50)
         is Status.UNSUPPORTED
     )
     (refusal,) = device.refusals.last(1)

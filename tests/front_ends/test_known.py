@@ -26,7 +26,9 @@ def asked(image: Path) -> Json:
 
 def test_rules_and_verbs_are_the_same_with_a_daemon_and_without(image: Path) -> None:
     with closing(ZonedDevice.open(image)) as device:
-        device.port("zonefs", VIRTIO).refuse(ZonefsRule.FS_CREATE, None, Status.UNSUPPORTED, request="create of x")
+        device.port("zonefs", VIRTIO).refusals.refuse(
+            ZonefsRule.FS_CREATE, None, Status.UNSUPPORTED, request="create of x"
+        )
     assert asked(image) == "FS_CREATE"
     said = []
 

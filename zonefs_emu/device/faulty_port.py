@@ -128,7 +128,7 @@ class FaultyPort(Port):
     def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:
         # A flush is of no zone.
         place = -1 if operation is Operation.FLUSH else zone_no
-        return self.refuse(DeviceRule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
+        return self.refusals.refuse(DeviceRule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
 
     def _store_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
         """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted.

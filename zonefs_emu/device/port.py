@@ -21,7 +21,6 @@ from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.holds import Hold
 from zonefs_emu.device.intent_log import ALL_ZONES, IntentLog, Intents
 from zonefs_emu.device.refusing import Refuser
-from zonefs_emu.device.rules import Rule
 from zonefs_emu.device.zone_states import power_cycle
 from zonefs_emu.errors import CommandError, NoSpaceError, PoisonedError, Status
 from zonefs_emu.model.machine import Changes
@@ -75,6 +74,7 @@ class Port:
         self.geometry = device.geometry
         #: The listeners that are told of what this port changes.
         self.audience = device.listeners.audience(name)
+        #: What is refused is noted here, also by a front-end that has rules of its own.
         self.refusals = Refuser(device, name)
         #: Called in place of the device's sleep_ns with the length of an injected delay, where the front-end is itself
         #: able to answer later; the command is carried out at once then.
@@ -87,20 +87,6 @@ class Port:
         self._holds = device.holds
         self._image = device.image
         self._machine = device.machine
-
-    def refuse(
-        self,
-        rule: Rule,
-        operation: Operation | None,
-        status: Status,
-        sector: Sector = 0,
-        nr_sectors: int = 0,
-        *,
-        zone_no: int = -1,
-        request: str = "",
-    ) -> Status:
-        """Note that the front-end refused an operation; see :meth:`Refuser.refuse`."""
-        return self.refusals.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no, request=request)
 
     # -- reading ----------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 A rule has a number, which images keep, a sentence and the clause of a standard (or the page of our manual) that says
 so. A front-end that refuses by rules of its own (zonefs: "a sequential file takes direct writes only") states them in
-its own package, as a subclass of :class:`Rule`, and passes them to ``Port.refuse``. ``front_ends/answers.py`` joins all
-of them where refusals are explained.
+its own package, as a subclass of :class:`Rule`, and passes them to ``Port.refusals``. ``front_ends/answers.py`` joins
+all of them where refusals are explained.
 
 Each rule is a member of an enumeration of its package. Rejected: one table that packages fill when they are imported,
 because what ``why`` can explain would then depend on the imports of the process. Rejected: plain numbers with a table

@@ -573,7 +573,7 @@ class Volume:
     def refuse(self, rule: ZonefsRule, request: str) -> FileError:
         """Note that a *request* on no file's data was refused by zonefs' own *rule*; what the application gets."""
         status, errno_no = FS_RULES[rule]
-        self.port.refuse(rule, None, status, request=request)
+        self.port.refusals.refuse(rule, None, status, request=request)
         return FileError(errno_no)
 
     def _refuse(
@@ -581,7 +581,7 @@ class Volume:
     ) -> FileError:
         """Note a refusal by zonefs' own *rule* where ``why`` finds it, and return what the application gets."""
         status, errno_no = FS_RULES[rule]
-        self.port.refuse(
+        self.port.refusals.refuse(
             rule,
             operation,
             status,

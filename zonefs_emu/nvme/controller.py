@@ -231,7 +231,7 @@ class Controller:
         code, status = STATUS_OF_RULE[refused.rule]
         request = f"admin command {name_of(command.opcode, admin=True)}: {refused.what}"
         for namespace in list(self.namespaces.values())[:1]:
-            namespace.port.refuse(refused.rule, None, status, request=request)
+            namespace.port.refusals.refuse(refused.rule, None, status, request=request)
         self.note_error(0, command, code)
         return Answer(code)
 

@@ -159,7 +159,7 @@ class Namespace:
         """Note that *command* breaks a rule of the drive, and return its answer."""
         code, status = STATUS_OF_RULE[refused.rule]
         request = f"{name_of(command.opcode, admin=False)}: {refused.what}"
-        self.port.refuse(refused.rule, None, status, request=request)
+        self.port.refusals.refuse(refused.rule, None, status, request=request)
         return Answer(code)
 
     def _sector(self, lba: int) -> int:
@@ -259,7 +259,7 @@ class Namespace:
         if cond is Condition.OFFLINE:
             return SUCCESS
         if cond is not Condition.READONLY:
-            status = self.port.refuse(
+            status = self.port.refusals.refuse(
                 DeviceRule.BAD_TRANSITION, Operation.SET_COND, Status.BAD_TRANSITION, self._sector(command.slba),
                 zone_no=zone_no,
             )  # fmt: skip
@@ -291,7 +291,9 @@ class Namespace:
         return SUCCESS
 
     def _out_of_range(self, request: str) -> Answer:
-        return _answer(self.port.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request), None)
+        return _answer(
+            self.port.refusals.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request), None
+        )
 
     def _report(self, zone_no: int, nr_bytes: int, conds: frozenset[Condition], *, partial: bool) -> bytes:
         """Return the zones from *zone_no* on that are in *conds*, in *nr_bytes*, zeros after the last."""

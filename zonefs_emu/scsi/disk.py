@@ -136,7 +136,7 @@ class Disk:
     def note(self, rule: Rule, cdb: Cdb, wrong: str = "", *, status: Status = Status.UNSUPPORTED) -> None:
         """Note that the command of *cdb* was refused by *rule*, if it is none that only asks what there is."""
         if not len(cdb) or cdb[0] not in ENQUIRIES:
-            self._port.refuse(rule, None, status, request=commands.describe(cdb, wrong))
+            self._port.refusals.refuse(rule, None, status, request=commands.describe(cdb, wrong))
 
     # -- commands ---------------------------------------------------------------------------------------------
 

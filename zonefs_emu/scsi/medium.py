@@ -119,7 +119,7 @@ class Medium:
         conventional = geometry.is_conventional(first)
         for zone_no in range(first, (end - 1) // self._zone_size + 1):
             if geometry.is_conventional(zone_no) != conventional:
-                self._port.refuse(
+                self._port.refusals.refuse(
                     ScsiRule.SCSI_READ_TYPES, Operation.READ, Status.READ_BOUNDARY, sector, nr_sectors, zone_no=zone_no
                 )
                 raise CheckConditionError(SENSE_OF_RULE[ScsiRule.SCSI_READ_TYPES])
@@ -128,7 +128,7 @@ class Medium:
         self, rule: ScsiRule, operation: Operation, status: Status, sector: Sector, nr_sectors: int
     ) -> NoReturn:
         """Note a refusal by a *rule* of the disk's own, in the zone of *sector*, and answer its sense."""
-        self._port.refuse(rule, operation, status, sector, nr_sectors, zone_no=sector // self._zone_size)
+        self._port.refusals.refuse(rule, operation, status, sector, nr_sectors, zone_no=sector // self._zone_size)
         raise CheckConditionError(SENSE_OF_RULE[rule])
 
     # -- WRITE ------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Medium:
         sector = command.lba << self._block_shift
         nr_sectors = command.nr_blocks << self._block_shift
         if sector + nr_sectors > self._size:
-            status = self._port.refuse(
+            status = self._port.refusals.refuse(
                 DeviceRule.OUT_OF_RANGE, Operation.FLUSH, Status.OUT_OF_RANGE, sector, nr_sectors
             )
             raise CheckConditionError(SENSE_OF_STATUS[status])

@@ -220,7 +220,7 @@ class Target:
 
     def refuse_oversized(self, nr_bytes: int) -> None:
         """Note a request whose buffers hold *nr_bytes*, more than any request may have."""
-        self._port.refuse(
+        self._port.refusals.refuse(
             HostRule.VSCSI_OVERSIZED, None, Status.UNSUPPORTED, request=f"a request with {nr_bytes} bytes of buffers"
         )
 
@@ -254,7 +254,7 @@ class Target:
                 return TaskResponse.COMPLETE
 
     def _refuse_task(self, rule: HostRule, request: str) -> None:
-        self._port.refuse(rule, None, Status.UNSUPPORTED, request=request)
+        self._port.refusals.refuse(rule, None, Status.UNSUPPORTED, request=request)
 
 
 def _name_of_lun(lun: int) -> str:

@@ -118,7 +118,7 @@ class Executor:
     def _no_data(self, operation: int, count: int, sector: int) -> None:
         """Note that the kernel failed to move the data of a request."""
         request = _describe(operation, count, sector)
-        self._port.refuse(UblkRule.UBLK_DATA, None, Status.IO_ERROR, request=request)
+        self._port.refusals.refuse(UblkRule.UBLK_DATA, None, Status.IO_ERROR, request=request)
 
     def _part(self, count: int) -> tuple[memoryview]:
         part = self._parts[count] = (self._buffer[: count << SECTOR_SHIFT],)
@@ -167,7 +167,7 @@ class Executor:
             zone_no = self._port.geometry.zone_no(sector)
             zones = encode_zones(self._port.report(zone_no, min(count, _ZONES_MAX)))
             return os.pwrite(self._fd, zones, self._offsets[tag])
-        self._port.refuse(UblkRule.UBLK_OPERATION, None, Status.UNSUPPORTED, request=f"operation {operation}")
+        self._port.refusals.refuse(UblkRule.UBLK_OPERATION, None, Status.UNSUPPORTED, request=f"operation {operation}")
         return RESULTS[Status.UNSUPPORTED]
 
 

@@ -307,14 +307,14 @@ class Blk:
 
     def _broken(self, rule: BlkRule, request: str) -> int:
         """Note that *request* is refused by a *rule* of virtio-blk's own, and return its status."""
-        self.port.refuse(rule, None, Status.UNSUPPORTED, request=request)
+        self.port.refusals.refuse(rule, None, Status.UNSUPPORTED, request=request)
         return STATUS_OF_RULE[rule]
 
     def _no_sectors(self, operation: Operation, sector: int, nr_bytes: int) -> int:
         """Note that the data of a request are no whole sectors, and return its status."""
         request = f"{operation.name.lower()} of {nr_bytes} bytes at sector {sector}"
         zone_no = sector // self._zone_size
-        status = self.port.refuse(
+        status = self.port.refusals.refuse(
             DeviceRule.UNALIGNED, operation, Status.UNALIGNED, sector, zone_no=zone_no, request=request
         )
         return ZONE_STATUS[status] if operation is Operation.APPEND else self._data_status[status]
@@ -322,7 +322,9 @@ class Blk:
     def _write_protected(self, operation: Operation, sector: int) -> int:
         """Note a change that the image does not take, and return its status."""
         zone_no = sector // self._zone_size
-        return ZONE_STATUS[self.port.refuse(DeviceRule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)]
+        return ZONE_STATUS[
+            self.port.refusals.refuse(DeviceRule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)
+        ]
 
     def _in(self, request: Request) -> int:
         sector, nr_bytes = request.sector, request.nr_in_bytes
@@ -402,7 +404,9 @@ class Blk:
         max_zones = (room - codec.REPORT_HEADER.size) // codec.REPORT_ZONE.size
         if sector >= geometry.size:
             what = f"zone report from sector {sector}"
-            return ZONE_STATUS[self.port.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=what)]
+            return ZONE_STATUS[
+                self.port.refusals.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=what)
+            ]
         if max_zones < 1:
             return self._broken(BlkRule.BLK_REPORT_ROOM, f"zone report from sector {sector} with room for {room} bytes")
         first = geometry.zone_no(sector)
