@@ -122,7 +122,7 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
         [[f"`{op.name}`", *(cell(dialect, op, cond) for cond in conds)] for op in ZONE_OPERATIONS],
     )
     conventional: dict[str, list[str]] = {}
-    for op in ZONE_OPERATIONS:
+    for op in dialect.table:
         conventional.setdefault(cell(dialect, op, Condition.NOT_WP), []).append(f"`{op.name}`")
     # Not a column: the rows would be too wide.
     parts = (f"{', '.join(names)} → {outcome}" for outcome, names in conventional.items())
@@ -147,12 +147,27 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
     yield f"* One read {crossing}; it may always cross those between conventional zones."
     if dialect.closed_at_start is Condition.CLOSED:
         yield "* Closing an explicitly open zone without data gives CLOSED. The zone keeps its active resource."
+    for operation in dialect.table:
+        if operation not in ZONE_OPERATIONS:
+            yield own_row(dialect, operation)
+    if Operation.SET_EXTENSION in dialect.table:
+        yield "* A zone keeps its descriptor extension until a reset. Closing and power cuts leave it."
     if dialect.finish_needs_open:
         yield (
             "* Finishing an EMPTY or CLOSED zone needs an open resource for a moment. It may close an implicitly open\n"
             "  zone to get one, or be refused with OPEN_RESOURCE. `FINISH ALL` needs none."
         )
     yield ""
+
+
+def own_row(dialect: Dialect, operation: Operation) -> str:
+    """Return the row of an *operation* that only *dialect* has, in a line: a column for it would be too wide."""
+    found: dict[str, list[str]] = {}
+    for cond in Condition:
+        if cond is not Condition.NOT_WP:
+            found.setdefault(cell(dialect, operation, cond), []).append(cond.name)
+    parts = (f"{', '.join(conds)} → {outcome}" for outcome, conds in found.items())
+    return f"* `{operation.name}`: {'; '.join(parts)}."
 
 
 def by_hand() -> Iterator[str]:
@@ -184,7 +199,7 @@ def after_power() -> Iterator[str]:
         ["", "with data", "without data"],
         [[cond.name, after_power_cycle(cond, 1).name, after_power_cycle(cond, 0).name] for cond in changed],
     )
-    yield "All other conditions stay as they are."
+    yield "A zone with a descriptor extension comes back CLOSED in any case. All other conditions stay as they are."
 
 
 def page() -> Iterator[str]:

@@ -121,3 +121,11 @@ def test_a_full_host_is_one_sentence_that_names_the_file(tmp_path: Path, monkeyp
         == f"zonefs-emu: cannot reserve room for {image}: No space left on device"
     )
     assert not image.exists()
+
+
+def test_zones_with_descriptor_extensions(tmp_path: Path) -> None:
+    ok("create", tmp_path / "a.img", "--size", "64M", "--zone-extension", "128")
+    assert json.loads(ok("info", tmp_path / "a.img", "--json"))["extension_bytes"] == 128
+    assert "zone extensions:    128 B each" in ok("info", tmp_path / "a.img")
+    refused = ("create", tmp_path / "b.img", "--size", "64M", "--zone-extension", "100")
+    assert "must be a multiple of 64" in fails(*refused, code=2)

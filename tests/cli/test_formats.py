@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from zonefs_emu.cli.formats import FORMATS, ReportContext
-from zonefs_emu.model.zone import Condition, Zone, ZoneType
+from zonefs_emu.model.zone import Attribute, Condition, Zone, ZoneType
 
 C = Condition
 SIZE = 0x20000
@@ -205,3 +205,8 @@ def test_zones_are_taken_one_at_a_time(name: str) -> None:
     for _ in range(20):
         next(report)
     assert taken <= 20
+
+
+def test_a_zone_with_a_descriptor_extension() -> None:
+    zone = swr(2, C.FULL, CAPACITY)._replace(attributes=Attribute.EXTENSION)
+    assert lines("nvme", [zone])[1].endswith(" Attrs: 0x80")

@@ -64,11 +64,19 @@ def test_zones_travel() -> None:
     zones = [
         Zone(0, 0, 2048, 2048, 0, Condition.NOT_WP, ZoneType.CONVENTIONAL),
         Zone(
-            (1 << 24) - 1, 1 << 60, 1 << 43, 1, (1 << 60) + 1, Condition.OFFLINE, ZoneType.SWR, reset_recommended=True
+            (1 << 24) - 1,
+            1 << 60,
+            1 << 43,
+            1,
+            (1 << 60) + 1,
+            Condition.OFFLINE,
+            ZoneType.SWR,
+            reset_recommended=True,
+            attributes=1,
         ),
     ]
     payload = framing.pack_zones(zones)
     assert framing.unpack_zones(payload) == zones
-    for damaged in (payload[:-1], payload[:-3] + b"\x07\x02\0", payload[:-2] + b"\x09\0"):
+    for damaged in (payload[:-1], payload[:-4] + b"\x07\x02\0\0", payload[:-3] + b"\x09\0\0"):
         with pytest.raises(PeerError, match="cannot be read"):
             framing.unpack_zones(damaged)

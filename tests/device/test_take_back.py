@@ -87,8 +87,8 @@ def consistent(device: DeviceCore) -> None:
     """The machine has what a kill would leave, counts it right, and nothing is held."""
     machine = device.machine
     with device.lock:
-        conds, wps = device.image.published()
-    assert (machine.conds, machine.wps) == (conds, wps)
+        conds, wps, attributes = device.image.published()
+    assert (machine.conds, machine.wps, machine.attributes) == (conds, wps, attributes)
     counted = ZoneMachine(SHAPE, bytearray(conds), wps[:])
     assert (machine.nr_open, machine.nr_active) == (counted.nr_open, counted.nr_active)
     resources, expected = machine.resources, counted.resources

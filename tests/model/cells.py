@@ -65,6 +65,7 @@ OPEN     -cnv  oe    oe    oe    oe    -bad  -bad  -bad
 CLOSE    -cnv  -bad  cl    cl    cl    -bad  -bad  -bad
 FINISH   -cnv  fu    fu    fu    fu    -bad  fu    -bad
 RESET    -cnv  em    em    em    em    -bad  em    -bad
+SET_EXTENSION  -cnv  cl  -bad  -bad  -bad  -bad  -bad  -bad
 """
 
 # The ALL forms refuse nothing: what is not named here stays as it is. They are the same in all dialects.

@@ -174,3 +174,15 @@ def test_merged_runs_cover_the_same_and_neither_touch_nor_overlap(runs: list[tup
     covered = [n for first, count in merged for n in range(first, first + count)]
     assert covered == sorted({n for first, count in runs for n in range(first, first + count)})
     assert all(first + count < following for (first, count), (following, _) in itertools.pairwise(merged))
+
+
+def test_descriptor_extensions() -> None:
+    assert not Geometry(size=16, zone_size=16, zone_capacity=16).has_attributes
+    assert Geometry(size=16, zone_size=16, zone_capacity=16, extension_bytes=64 * 255).has_attributes
+    for length in (-64, 1, 63, 65, 64 * 256):
+        with pytest.raises(UsageError, match="must be a multiple of 64 up to 16320"):
+            Geometry(size=16, zone_size=16, zone_capacity=16, extension_bytes=length)
+    largest = 1 << 39
+    Geometry(size=largest, zone_size=largest, zone_capacity=16, extension_bytes=64)
+    with pytest.raises(UsageError, match="must not exceed 256 TiB with a zone descriptor extension"):
+        Geometry(size=4 * largest, zone_size=2 * largest, zone_capacity=16, extension_bytes=64)

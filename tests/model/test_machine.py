@@ -856,7 +856,9 @@ def test_states_that_are_loaded() -> None:
     machine = limited(2, 3)
     write(machine, 0, 4)
     conds, wps = machine.conds, machine.wps
-    machine.take_over(machine.loaded(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2])))
+    machine.take_over(
+        machine.loaded(bytearray([EM, OI, OE, CL, FU, RO]), array("Q", [0, 3, 0, 1, 16, 2]), bytearray(6))
+    )
     assert conds_of(machine) == [EM, OI, OE, CL, FU, RO]
     assert list(machine.wps) == [0, 3, 0, 1, 16, 2]
     assert machine.conds is conds
@@ -876,7 +878,7 @@ def test_more_than_the_limits_is_not_loaded(conds: list[Condition], status: Stat
     write(machine, 0, 4)
     before = conds_of(machine), list(machine.wps)
     with pytest.raises(CommandError) as refused:
-        machine.loaded(bytearray(conds), array("Q", [1] * 6))
+        machine.loaded(bytearray(conds), array("Q", [1] * 6), bytearray(6))
     assert refused.value.status == status
     assert (conds_of(machine), list(machine.wps)) == before
 
@@ -909,7 +911,7 @@ def test_a_refused_finish_names_the_first_zone_of_its_range() -> None:
 
 def test_states_of_another_number_of_zones_are_a_bug() -> None:
     with pytest.raises(AssertionError):
-        fresh(PLAIN).loaded(bytearray([EM] * 6), array("Q", [0] * 5))
+        fresh(PLAIN).loaded(bytearray([EM] * 6), array("Q", [0] * 5), bytearray(6))
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------

@@ -46,8 +46,9 @@ def test_cell_of_the_all_forms(cell: Cell) -> None:
 
 def test_the_tables_by_hand_and_those_of_the_code_are_total() -> None:
     by_hand = {(cell.dialect.name, cell.operation, cell.cond) for cell in CELLS}
-    assert by_hand == {(d.name, op, cond) for d in DIALECTS for op in ZONE_OPERATIONS for cond in Condition}
-    assert len(by_hand) == len(CELLS) == 3 * 7 * 8
+    expected = {(d.name, op, cond) for d in DIALECTS for op in ZONE_OPERATIONS for cond in Condition}
+    assert by_hand == expected | {("zns", Operation.SET_EXTENSION, cond) for cond in Condition}
+    assert len(by_hand) == len(CELLS) == (3 * 7 + 1) * 8
     in_code = [(d.name, op, cond) for d in DIALECTS for op, row in d.table.items() for cond in row]
     assert sorted(in_code) == sorted(by_hand)
     assert {(cell.dialect.name, cell.operation) for cell in ALL_CELLS} == {
@@ -144,6 +145,7 @@ def test_operations_are_numbered_for_the_log_so_they_never_change() -> None:
         (6, "RESET"),
         (7, "FLUSH"),
         (8, "SET_COND"),
+        (9, "SET_EXTENSION"),
     ]
     assert [op.name for op in ZONE_OPERATIONS] == ["READ", "WRITE", "APPEND", "OPEN", "CLOSE", "FINISH", "RESET"]
     assert [op.name for op in MANAGEMENT] == ["OPEN", "CLOSE", "FINISH", "RESET"]
@@ -165,6 +167,9 @@ def test_operations_are_numbered_for_the_log_so_they_never_change() -> None:
 def test_power_cycle(cond: str, with_data: str, without: str) -> None:
     assert after_power_cycle(Condition[cond], 8).name == with_data
     assert after_power_cycle(Condition[cond], 0).name == without
+    # A zone with an attribute is never EMPTY.
+    if cond not in {"NOT_WP", "EMPTY"}:
+        assert after_power_cycle(Condition[cond], 0, 1).name == with_data
 
 
 def test_a_write_that_reaches_the_capacity_fills_the_zone_unless_it_is_conventional() -> None:

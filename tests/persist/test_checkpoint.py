@@ -24,7 +24,7 @@ def checkpoint(backing: MemoryBacking) -> Checkpoint:
 
 
 def zones(memory: bytearray) -> tuple[list[int], list[int]]:
-    conds, wps = read_zones(MemoryBacking(memory), HEADER)
+    conds, wps, _ = read_zones(MemoryBacking(memory), HEADER)
     return list(conds), list(wps)
 
 

@@ -10,6 +10,7 @@ from zonefs_emu.errors import BadMagicError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.persist.check import check_image
+from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import copy_image
 from zonefs_emu.persist.image import Image
 
@@ -32,20 +33,20 @@ def origin(tmp_path: Path) -> Path:
     return path
 
 
-def states(path: Path) -> tuple[bytearray, "array[int]"]:
+def states(path: Path) -> ZoneStates:
     image = Image.open(path, readonly=True)
     image.close()
-    return image.conds, image.wps
+    return image.states
 
 
 def test_states_data_and_identity_are_copied(origin: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    copy_image(origin, target, *states(origin))
+    copy_image(origin, target, states(origin))
     assert states(target) == states(origin)
     assert check_image(target) == []
     copy = ZonedDevice.open(target)
     with pytest.raises(FileExistsError):
-        copy_image(origin, target, *states(origin))
+        copy_image(origin, target, states(origin))
     assert (copy.uuid, copy.label) == (ZonedDevice.open(origin, readonly=True).uuid, "origin")
     data = bytearray(4096)
     port = copy.port("test", VIRTIO)
@@ -59,14 +60,14 @@ def test_what_lies_beyond_wp_is_left_behind(origin: Path, tmp_path: Path) -> Non
     with origin.open("r+b") as file:
         file.seek(3 << 20)
         file.write(b"never acknowledged")
-    copy_image(origin, tmp_path / "target", *states(origin))
+    copy_image(origin, tmp_path / "target", states(origin))
     assert b"never acknowledged" not in (tmp_path / "target").read_bytes()
 
 
 def test_holes_stay_holes(tmp_path: Path) -> None:
     path = tmp_path / "large"
     ZonedDevice.create(path, Geometry(size=1 << 28, zone_size=1 << 18, zone_capacity=1 << 18), uuid=uuid4())
-    copy_image(path, tmp_path / "copy", *states(path))
+    copy_image(path, tmp_path / "copy", states(path))
     status = (tmp_path / "copy").stat()
     assert status.st_size == path.stat().st_size
     assert status.st_blocks * 512 < 2 << 20
@@ -76,17 +77,17 @@ def test_a_failure_leaves_nothing(origin: Path, tmp_path: Path, monkeypatch: pyt
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    conds, wps = states(origin)
+    found = states(origin)
     monkeypatch.setattr("zonefs_emu.persist.backing.FileBacking.pwrite", full)
     with pytest.raises(OSError, match="No space"):
-        copy_image(origin, tmp_path / "target", conds, wps)
+        copy_image(origin, tmp_path / "target", found)
     assert not (tmp_path / "target").exists()
 
 
 def test_what_is_no_image_is_not_copied(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(os.urandom(10_000))
     with pytest.raises(BadMagicError):
-        copy_image(tmp_path / "text", tmp_path / "target", bytearray(), array("Q"))
+        copy_image(tmp_path / "text", tmp_path / "target", ZoneStates(bytearray(), array("Q"), bytearray()))
     assert not (tmp_path / "target").exists()
 
 
@@ -97,7 +98,7 @@ def test_a_copy_is_open_to_no_more_users(permissions: int, origin: Path, tmp_pat
     target = tmp_path / "target"
     umask = os.umask(0)
     try:
-        copy_image(origin, target, *states(origin))
+        copy_image(origin, target, states(origin))
     finally:
         os.umask(umask)
     assert target.stat().st_mode & 0o777 == permissions

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.persist.codec.extension import decode_extension, encode_extension
 from zonefs_emu.persist.codec.faults import decode_faults, encode_faults
 from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header, encode_header, plan_header
 from zonefs_emu.persist.codec.journal import Record, decode_record, encode_record
@@ -32,7 +33,7 @@ STATE = State(
 )  # fmt: skip
 CONDS, WPS = bytearray((0, 2, 14, 4, 1, 13)), array("Q", (0, 3, 6, 5, 0, 4))
 RECORD = Record(epoch=2, seq=1, entries=((1, pack_word(4, 4)), (5, pack_word(1, 0))))
-NAMES = ("header", "state", "table", "record", "live", "faults")
+NAMES = ("header", "state", "table", "record", "extension", "live", "faults")
 
 
 def golden(name: str) -> bytes:
@@ -76,6 +77,11 @@ def test_table() -> None:
 def test_record() -> None:
     assert decode_record(golden("record"), 0, SEED) == RECORD
     assert encode_record(RECORD, SEED) == golden("record")
+
+
+def test_extension() -> None:
+    assert decode_extension(golden("extension"), 5, SEED) == bytes(range(64))
+    assert encode_extension(5, bytes(range(64)), SEED) == golden("extension")
 
 
 def test_live() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.persist.codec.samples import SEED, SMALL, UUID_A, header_block, packed, words_of_zones
 from zonefs_emu.errors import CorruptImageError
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import FAULTS_BYTES, encode_faults
@@ -22,7 +23,7 @@ from zonefs_emu.persist.codec.header import (
 from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES, Record, encode_record, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, encode_table
-from zonefs_emu.persist.codec.words import pack_word
+from zonefs_emu.persist.codec.words import ZoneStates, pack_word
 from zonefs_emu.persist.recovery import (
     Journal,
     Table,
@@ -164,14 +165,17 @@ def test_a_hole_in_the_journal_is_corruption_but_a_torn_end_is_not() -> None:
     assert len(read_journal([repeated] * 2, 4, SEED, offsets=[0, 0]).records) == 1
 
 
+TWO_ZONES = Geometry(size=16, zone_size=8, zone_capacity=8)
+
+
 def test_apply_records_in_order_and_refuse_zones_that_do_not_exist() -> None:
-    conds, wps = bytearray((1, 1)), array("Q", [0, 0])
+    states = ZoneStates(bytearray((1, 1)), array("Q", [0, 0]), bytearray(2))
     first = Record(epoch=1, seq=1, entries=((0, pack_word(2, 5)), (1, pack_word(14, 8))))
     second = Record(epoch=1, seq=2, entries=((0, pack_word(4, 6)),))
-    apply_records(conds, wps, [first, second], offset=0)
-    assert (list(conds), list(wps)) == ([4, 14], [6, 8])
+    apply_records(TWO_ZONES, states, [first, second], offset=0)
+    assert (list(states.conds), list(states.wps)) == ([4, 14], [6, 8])
     with pytest.raises(CorruptImageError, match="journal, record 9 at byte 77: found zone 2, expected a zone below 2"):
-        apply_records(conds, wps, [Record(epoch=1, seq=9, entries=((2, 1),))], offset=77)
+        apply_records(TWO_ZONES, states, [Record(epoch=1, seq=9, entries=((2, 1),))], offset=77)
 
 
 @hypothesis.given(data=st.binary(max_size=300), generation=st.integers(1, 2**64 - 1))
@@ -216,7 +220,7 @@ def test_a_clean_stop_says_where_the_journal_ends() -> None:
     table = Table(generation=3, words=bytes(16), newest=3, base=0, is_sound=True)
     record = Record(epoch=3, seq=1, entries=((1, pack_word(14, 8)),))
     journal = Journal(records=(record,), end=512, is_sound=True)
-    assert zone_states(table, journal, offset=0) == (bytearray((0, 14)), array("Q", (0, 8)))
+    assert zone_states(TWO_ZONES, table, journal, offset=0) == (bytearray((0, 14)), array("Q", (0, 8)), bytearray(2))
     clean = State(generation=1, mode=Mode.CLEAN, boot_id=bytes(16), epoch=3, journal_seq=1)
     check_clean_stop(clean, table, journal, offset=1000)
     for epoch, seq in ((3, 2), (4, 1)):
@@ -236,8 +240,23 @@ def test_a_power_cut_closes_open_zones_and_empties_those_without_data() -> None:
         Condition.FULL,
         Condition.IMP_OPEN,
     ]
-    conds, wps = bytearray(before), array("Q", (0, 3, 0, 2, 6, 1))
-    power_cycle(conds, wps, range(5))
+    conds, wps, attributes = states = ZoneStates(bytearray(before), array("Q", (0, 3, 0, 2, 6, 1)), bytearray(6))
+    power_cycle(states, range(5))
     after = [Condition.NOT_WP, Condition.CLOSED, Condition.EMPTY, Condition.CLOSED, Condition.FULL, Condition.IMP_OPEN]
     assert list(conds) == after
     assert list(wps) == [0, 3, 0, 2, 6, 1]
+    assert not any(attributes)
+
+
+def test_a_power_cut_leaves_a_zone_with_an_attribute_closed() -> None:
+    states = ZoneStates(bytearray((Condition.EXP_OPEN, Condition.CLOSED)), array("Q", (0, 0)), bytearray((1, 0)))
+    power_cycle(states, range(2))
+    assert (list(states.conds), list(states.attributes)) == ([Condition.CLOSED, Condition.EMPTY], [1, 0])
+
+
+def test_attributes_in_the_journal() -> None:
+    geometry = replace(TWO_ZONES, extension_bytes=64)
+    states = ZoneStates(bytearray((1, 1)), array("Q", [0, 0]), bytearray(2))
+    record = Record(epoch=1, seq=1, entries=((1, pack_word(4, 5, 1)),))
+    apply_records(geometry, states, [record], offset=0)
+    assert [list(array_of) for array_of in states] == [[1, 4], [0, 5], [0, 1]]

@@ -58,7 +58,7 @@ def zones_of(memory: bytearray, geometry: Geometry, boot_id: bytes = BOOT) -> Zo
 
 
 def states(zones: Zones) -> list[tuple[int, int]]:
-    return list(zip(zones.conds, zones.wps, strict=True))
+    return list(zip(zones.states.conds, zones.states.wps, strict=True))
 
 
 # -- header -----------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_each_zone_is_as_new_as_its_table_block() -> None:
     words = pack_word(EM, 0).to_bytes(8, "little") * 510
     put(memory, WIDE, SectionKind.TABLE, [0], encode_table(words, 6, seed))
     zones = zones_of(memory, WIDE)
-    assert FU not in zones.conds
+    assert FU not in zones.states.conds
     assert zones.epoch == 6
     # And alone it says nothing for certain, only where the data bear it out.
     spoil(memory, WIDE, SectionKind.TABLE)

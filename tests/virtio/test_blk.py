@@ -478,9 +478,9 @@ def test_a_long_report_is_made_and_stored_in_portions(tmp_path: Path, monkeypatc
     driver = Driver(device)
     real_snapshot = ZoneMachine.snapshot
 
-    def snapshot(machine: ZoneMachine, zone_no: int, cond_code: int, offset: int) -> Zone:
+    def snapshot(machine: ZoneMachine, zone_no: int, cond_code: int, offset: int, attributes: int) -> Zone:
         assert not device.lock.locked(), "other commands go on meanwhile"
-        return real_snapshot(machine, zone_no, cond_code, offset)
+        return real_snapshot(machine, zone_no, cond_code, offset, attributes)
 
     monkeypatch.setattr(ZoneMachine, "snapshot", snapshot)
     memory = memoryview(bytearray(64 + 64 * nr_zones + 1))

@@ -93,6 +93,8 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
     help="Limit of open and closed zones, 0 for none. [default: 0]",
 )
 @click.option("--max-append", type=SIZE, help="Longest zone append. [default: 512K]")
+@click.option("--zone-extension", type=SIZE, default="0",
+              help="Descriptor extension of each zone, for NVMe: a multiple of 64 bytes. [default: none]")  # fmt: skip
 @click.option("--label", type=TEXT, default="", help="A name that is kept in the image.")
 @json_option
 def create(
@@ -108,6 +110,7 @@ def create(
     max_open_zones: int | None,
     max_active_zones: int | None,
     max_append: int | None,
+    zone_extension: int,
     label: str,
     as_json: bool,
 ) -> None:
@@ -138,6 +141,7 @@ def create(
         max_open_zones=max_open_zones,
         max_active_zones=max_active_zones,
         max_append=max_append,
+        extension_bytes=zone_extension,
     )
     create_image(image, geometry, label)
     if as_json:

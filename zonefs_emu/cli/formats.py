@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from zonefs_emu.cli.conditions import COND_CODES, TYPE_CODES
-from zonefs_emu.model.zone import Condition, Zone, ZoneType
+from zonefs_emu.model.zone import Attribute, Condition, Zone, ZoneType
 from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, human_bytes, to_bytes
 
 _U64: Final = (1 << 64) - 1
@@ -153,8 +153,8 @@ def _nvme_wp(zone: Zone, sectors_per_lba: int) -> int:
 
 
 def _nvme_attrs(zone: Zone) -> int:
-    """Return the Zone Attributes; bit 2 is Reset Zone Recommended (ZNS 1.1, Zone Descriptor Data Structure)."""
-    return 0x4 if zone.reset_recommended else 0
+    """Return the Zone Attributes: bit 2 Reset Zone Recommended, bit 7 extension valid (ZNS 1.1, Zone Descriptor)."""
+    return (0x4 if zone.reset_recommended else 0) | (0x80 if zone.attributes & Attribute.EXTENSION else 0)
 
 
 def nvme(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:

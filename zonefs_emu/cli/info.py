@@ -59,6 +59,8 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
         ("active zones", zones("active")),
         ("held by", "no process" if reply["pid"] is None else f"process {reply['pid']}"),
     ]
+    if reply["extension_bytes"]:
+        rows.append(("zone extensions", f"{reply['extension_bytes']} B each"))
     if reply["poison"] and reply["pid"] is not None:
         rows.append(("refuses changes", reply["poison"]))
     if reply["recovery"]:

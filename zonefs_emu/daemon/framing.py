@@ -25,8 +25,8 @@ _HEADER: Final = struct.Struct("<4sII")
 HEADER_BYTES: Final = _HEADER.size
 OBJECT_BYTES_MAX: Final = 1 << 20
 PAYLOAD_BYTES_MAX: Final = 16 << 20
-#: zone_no, start, size, capacity, wp, cond, type, reset_recommended
-_ZONE: Final = struct.Struct("<I4Q2B?")
+#: zone_no, start, size, capacity, wp, cond, type, reset_recommended, attributes
+_ZONE: Final = struct.Struct("<I4Q2B?B")
 # A report has a million zones: a look-up costs a tenth of what calling the enumeration does.
 _CONDITIONS: Final = {int(cond): cond for cond in Condition}
 _ZONE_TYPES: Final = {int(zone_type): zone_type for zone_type in ZoneType}
@@ -95,8 +95,8 @@ def unpack_zones(payload: bytes) -> list[Zone]:
     """
     try:
         return [
-            Zone(zone_no, start, size, capacity, wp, _CONDITIONS[cond], _ZONE_TYPES[zone_type], reset)
-            for zone_no, start, size, capacity, wp, cond, zone_type, reset in _ZONE.iter_unpack(payload)
+            Zone(zone_no, start, size, capacity, wp, _CONDITIONS[cond], _ZONE_TYPES[zone_type], reset, bits)
+            for zone_no, start, size, capacity, wp, cond, zone_type, reset, bits in _ZONE.iter_unpack(payload)
         ]
     except (struct.error, KeyError):
         message = "the peer sent a zone report that cannot be read"

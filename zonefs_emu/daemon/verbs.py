@@ -192,6 +192,7 @@ class Verbs:
             "max_open_zones": geometry.max_open_zones,
             "max_active_zones": geometry.max_active_zones,
             "max_append": geometry.max_append,
+            "extension_bytes": geometry.extension_bytes,
             "nr_open": device.nr_open,
             "nr_active": device.nr_active,
             "recovery": device.image.recovery,

@@ -24,7 +24,8 @@ from zonefs_emu.device.refusals import RefusalLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.machine import Changes, ZoneMachine
+from zonefs_emu.model.machine import Changes
+from zonefs_emu.model.zns_machine import make_machine
 from zonefs_emu.persist.image import LOST, Image
 from zonefs_emu.units import Sector
 
@@ -40,7 +41,7 @@ class DeviceCore:
         """Take over *image*."""
         self.image = image
         self.geometry: Geometry = image.geometry
-        self.machine = ZoneMachine(image.geometry, image.conds, image.wps)
+        self.machine = make_machine(image.geometry, *image.states)
         self.lock = image.lock
         self.holds = Holds(image.lock)
         self.machine.writing = self.holds.writing.values()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import Copy
 from zonefs_emu.units import to_bytes
 
@@ -36,7 +37,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
         if image.erase_listener is not None:
             message = "a dump is at work on this image: try again when it has ended"
             raise UsageError(message, exit_code=1)
-        copy.begin(bytearray(image.conds), image.wps[:])
+        copy.begin(ZoneStates(bytearray(image.conds), image.wps[:], bytearray(image.attributes)))
         image.erase_listener = erase
 
     copy = Copy(image.backing, image.header, target)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "zonefs-emu operations 1"
 _SET_COND: Final = "set-cond"
+_SET_EXTENSION: Final = "set-extension"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
 _NR_SECTORS_MAX: Final = 1 << 21
@@ -160,6 +161,12 @@ class RecordingPort(FaultyPort):
         status = super().set_cond(zone_no, cond)
         # Not by _record: this may be what a fault does in the middle of an operation.
         self._log.record(self, _SET_COND, status, zone_no=zone_no, cond=cond.name)
+        return status
+
+    def set_extension(self, sector: Sector, data: bytes) -> Status:
+        """Set a descriptor extension and record, with its bytes in hexadecimal."""
+        status = super().set_extension(sector, data)
+        self._record(_SET_EXTENSION, status, sector=sector, data=data.hex())
         return status
 
     def power_cycle(self) -> None:
@@ -341,6 +348,8 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
     sector = translated(number("sector"))
     if operation in ("open", "close", "finish", "reset"):
         return expected, port.manage(Operation[operation.upper()], sector, number("nr_zones")).name
+    if operation == _SET_EXTENSION:
+        return expected, port.set_extension(sector, bytes.fromhex(str(entry["data"]))).name
     nr_sectors = number("nr_sectors")
     if not 0 <= nr_sectors <= _NR_SECTORS_MAX:
         raise ValueError(nr_sectors)

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from zonefs_emu.device import zns_commands
 from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.counters import Counter
@@ -504,6 +505,21 @@ class Port:
                 return self.refusals.command(Operation.SET_COND, error, sector, 0)
         return self.refusals.lost(Operation.SET_COND, sector, 0, zone_no) if self._image.is_lost else Status.OK
 
+    def set_extension(self, sector: Sector, data: bytes) -> Status:
+        """Give the EMPTY zone that starts at *sector* the descriptor extension *data*, and close it.
+
+        *data* has as many bytes as the geometry says, or the answer is UNSUPPORTED. The dialect is ZNS. May wait for a
+        flush, as a write after a reset does.
+
+        Returns OUT_OF_RANGE, NOT_ZONE_START, BAD_TRANSITION, ACTIVE_RESOURCE, POISONED or NO_SPACE; nothing has changed
+        then.
+        """
+        return zns_commands.set_extension(self, sector, data)
+
+    def extension(self, zone_no: int) -> tuple[Status, bytes]:
+        """Return the descriptor extension of zone *zone_no*, zeros if it has none; IO_ERROR if it is damaged."""
+        return zns_commands.extension(self, zone_no)
+
     def power_cycle(self) -> None:
         """Do what :func:`zone_states.power_cycle` does.
 
@@ -530,8 +546,9 @@ class Port:
             end = min(zone_no + (_SCAN_PORTION if conds else min(left, _SCAN_PORTION)), nr_zones)
             with self.device.lock:
                 cond_codes, wps = machine.conds[zone_no:end], machine.wps[zone_no:end]
+                bits = machine.attributes[zone_no:end]
             found = range(len(cond_codes)) if conds is None else islice(indices_of(conds, cond_codes), left)
-            zones += [machine.snapshot(zone_no + index, cond_codes[index], wps[index]) for index in found]
+            zones += [machine.snapshot(zone_no + index, cond_codes[index], wps[index], bits[index]) for index in found]
             zone_no = end
         return zones
 

@@ -33,6 +33,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import copy_image
 from zonefs_emu.persist.image import Stage
 from zonefs_emu.persist.metadata import read_zones
@@ -120,7 +121,7 @@ class PowerCutLab:
         self._switch = Switch(_NAME)
         self._switch.report_to(device.unforeseen.observer_failed)
         self._flushing = 0
-        self._baseline: tuple[bytes, array[int]] = (b"", array("Q"))
+        self._baseline = ZoneStates(bytearray(), array("Q"), bytearray())
         self._next_baseline = self._baseline
         self._plan: Plan | None = None
         self.images: list[CutImage] = []
@@ -129,8 +130,7 @@ class PowerCutLab:
         #: Writes seen since the plan began.
         self.nr_seen = 0
         with self._image.between_checkpoints():
-            conds, wps = read_zones(self._image.backing, self._image.header)
-            self._baseline = (bytes(conds), wps)
+            self._baseline = read_zones(self._image.backing, self._image.header)
             device.subscribe(self._published)
             device.add_write_hook(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
 
@@ -158,7 +158,7 @@ class PowerCutLab:
             raise UsageError(self.failure, exit_code=1)
 
     def _earlier_writes(self) -> Iterator[Write]:
-        conds, wps = self._baseline
+        conds, wps, _ = self._baseline
         for zone_no in self._changed_zones():
             nr_sectors = self._image.wps[zone_no] - wps[zone_no]
             if nr_sectors > 0 and conds[zone_no] not in _FAILED:
@@ -275,7 +275,8 @@ class PowerCutLab:
             if plan is not None and plan.at is Moment.EVERY_FLUSH:
                 self._moment_has_come(plan, 1)
             self._flushing = len(self._writes)
-            self._next_baseline = (bytes(self._image.conds), self._image.wps[:])
+            image = self._image
+            self._next_baseline = ZoneStates(bytearray(image.conds), image.wps[:], bytearray(image.attributes))
         else:
             del self._writes[: self._flushing]
             self._baseline = self._next_baseline
@@ -283,15 +284,11 @@ class PowerCutLab:
     # -- outcomes ---------------------------------------------------------------------------------------------
 
     def _changed_zones(self) -> list[int]:
-        """Return the zones whose condition or data extent differ from the last checkpoint's."""
-        conds, wps = self._baseline
-        if conds == self._image.conds and wps == self._image.wps:
+        """Return the zones whose states differ from the last checkpoint's."""
+        if self._baseline == self._image.states:
             return []
-        return [
-            zone_no
-            for zone_no in range(len(conds))
-            if conds[zone_no] != self._image.conds[zone_no] or wps[zone_no] != self._image.wps[zone_no]
-        ]
+        changed = enumerate(zip(zip(*self._baseline, strict=True), zip(*self._image.states, strict=True), strict=True))
+        return [zone_no for zone_no, (before, now) in changed if before != now]
 
     def draw(self, seed: int, *, torn: bool = False, reorder: bool = False) -> Cut:
         """Return one outcome, the same for the same *seed* and history."""
@@ -362,8 +359,7 @@ class PowerCutLab:
     def _write_locked(self, cut: Cut, path: Path) -> None:
         origin = self._image.backing
         assert isinstance(origin, FileBacking)
-        conds, wps = self._states(cut)
-        copy_image(origin.path, path, conds, wps)
+        copy_image(origin.path, path, self._states(cut))
         backing = FileBacking.open(path)
         try:
             self._lose(cut, backing)
@@ -387,10 +383,10 @@ class PowerCutLab:
                     backing.pwrite(write.before[to_bytes(index) : to_bytes(index + 1)], to_bytes(sector))
             hidden.update(range(write.sector, write.sector + kept))
 
-    def _states(self, cut: Cut) -> tuple[bytearray, "array[int]"]:
-        """Return the conditions and data extents that *cut* leaves."""
+    def _states(self, cut: Cut) -> ZoneStates:
+        """Return the zone states that *cut* leaves."""
         image, geometry = self._image, self._device.geometry
-        conds, wps = bytearray(self._baseline[0]), self._baseline[1][:]
+        conds, wps, attributes = bytearray(self._baseline[0]), self._baseline[1][:], bytearray(self._baseline[2])
         for write, kept in zip(self._writes, cut.kept, strict=True):
             if write.before or not kept:
                 continue
@@ -402,7 +398,8 @@ class PowerCutLab:
             # A change is there only if the data that was there when it was made is.
             if changed and (wps[zone_no] == image.wps[zone_no] or image.wps[zone_no] == 0):
                 conds[zone_no], wps[zone_no] = image.conds[zone_no], image.wps[zone_no]
+                attributes[zone_no] = image.attributes[zone_no]
         for zone_no, cond in enumerate(conds):
             if cond in ACTIVE_CONDITIONS:
-                conds[zone_no] = after_power_cycle(Condition(cond), wps[zone_no])
-        return conds, wps
+                conds[zone_no] = after_power_cycle(Condition(cond), wps[zone_no], attributes[zone_no])
+        return ZoneStates(conds, wps, attributes)

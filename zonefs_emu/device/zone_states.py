@@ -10,7 +10,7 @@ from typing import Final
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
-from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_words
+from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_states
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
@@ -37,14 +37,16 @@ def power_cycle(device: DeviceCore) -> None:
 
 
 def save_zones(device: DeviceCore) -> bytes:
-    """Return the state of all zones at one instant: for each 8 bytes, sectors with data · 16 + condition."""
+    """Return the state of all zones at one instant: the words of the image format, 8 bytes each."""
     nr_zones = device.geometry.nr_zones
     # Memory that was touched before: only copying is done under the lock.
     conds, wps = bytearray(b"\1") * nr_zones, array("Q", b"\1" * 8 * nr_zones)
+    attributes = bytearray(b"\1") * nr_zones
     with device.lock:
         conds[:] = device.machine.conds
         wps[:] = device.machine.wps
-    return pack_words(conds, wps)
+        attributes[:] = device.machine.attributes
+    return pack_words(conds, wps, attributes)
 
 
 def load_zones(device: DeviceCore, words: bytes) -> None:
@@ -57,21 +59,21 @@ def load_zones(device: DeviceCore, words: bytes) -> None:
         CommandError: more zones are open or active than may be; nothing has changed.
         PoisonedError: the image takes no changes.
     """
-    conds, wps = unpack_words(words)
-    check_words(device.geometry, conds, wps, what="zone states to load", offset=0)
+    states = unpack_states(device.geometry, words)
+    check_words(device.geometry, *states, what="zone states to load", offset=0)
     machine = device.machine
-    loaded = machine.loaded(conds, wps)
+    loaded = machine.loaded(*states)
     # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
     # they may get their data back.
     with device.image.between_checkpoints(), device.holding_all():
         # Nothing changes meanwhile, so no lock is needed to look.
         changed = [
             zone_no
-            for zone_no, (cond, wp) in enumerate(zip(conds, wps, strict=True))
-            if machine.conds[zone_no] != cond or machine.wps[zone_no] != wp
+            for zone_no, (cond, wp, bits) in enumerate(zip(*states, strict=True))
+            if (machine.conds[zone_no], machine.wps[zone_no], machine.attributes[zone_no]) != (cond, wp, bits)
         ]
         # If the process is killed while they are published, no more zones are open or active than may be.
-        changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(conds[zone_no])])
+        changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(states.conds[zone_no])])
         with device.lock, device.changing():
             machine.take_over(loaded)
         for _ in device.each_under_lock(_publishing(device.image, changed)):

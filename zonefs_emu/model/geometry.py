@@ -16,6 +16,11 @@ from zonefs_emu.units import SECTOR_BYTES, Sector, human_bytes, to_bytes
 BLOCK_SIZES_BYTES: Final = (512, 4096)
 #: A write pointer has 44 bits in the image, and zone numbers have 32.
 ZONE_SIZE_MAX: Final = 1 << 43
+#: In an image whose zones have attributes, these take 4 of the bits of the write pointer.
+ZONE_SIZE_MAX_WITH_ATTRIBUTES: Final = 1 << 39
+#: Descriptor extensions are counted in units of 64 bytes, in one byte (ZDES).
+EXTENSION_UNIT_BYTES: Final = 64
+EXTENSION_BYTES_MAX: Final = 255 * EXTENSION_UNIT_BYTES
 NR_ZONES_MAX: Final = 1 << 24
 LIMIT_MAX: Final = (1 << 32) - 1
 
@@ -25,7 +30,8 @@ class Geometry:
     """Shape and limits of a zoned device; sectors unless a name says otherwise.
 
     *conventional* lists runs of conventional zones as (first zone_no, count), ascending and not touching.
-    *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append.
+    *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append. *extension_bytes*: of the
+    descriptor extension that a host can give each zone (NVMe ZNS); 0 = zones have none.
 
     Raises:
         UsageError: the shape is impossible; the sentence says what would be possible.
@@ -40,6 +46,7 @@ class Geometry:
     max_open_zones: int = 0
     max_active_zones: int = 0
     max_append: Sector = 1024
+    extension_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Check everything that later code relies on."""
@@ -47,6 +54,7 @@ class Geometry:
             object.__setattr__(self, "write_granularity", self.block_size_bytes // SECTOR_BYTES)
         self._check_sizes()
         self._check_conventional()
+        self._check_extension()
         for name in ("max_open_zones", "max_active_zones"):
             value = getattr(self, name)
             _require(0 <= value <= LIMIT_MAX, f"{name} {value} must lie between 0 (no limit) and {LIMIT_MAX}")
@@ -87,6 +95,24 @@ class Geometry:
             end <= self.nr_zones,
             f"conventional zones up to number {end - 1} do not exist: the device has {self.nr_zones} zones",
         )
+
+    def _check_extension(self) -> None:
+        length = self.extension_bytes
+        _require(
+            0 <= length <= EXTENSION_BYTES_MAX and length % EXTENSION_UNIT_BYTES == 0,
+            f"zone descriptor extension of {length} bytes must be a multiple of {EXTENSION_UNIT_BYTES} up to "
+            f"{EXTENSION_BYTES_MAX}",
+        )
+        _require(
+            not self.has_attributes or self.zone_size <= ZONE_SIZE_MAX_WITH_ATTRIBUTES,
+            f"zone size must not exceed {human_bytes(to_bytes(ZONE_SIZE_MAX_WITH_ATTRIBUTES))} with a zone descriptor "
+            "extension",
+        )
+
+    @property
+    def has_attributes(self) -> bool:
+        """Whether zones can have attributes (:class:`zonefs_emu.model.zone.Attribute`)."""
+        return self.extension_bytes > 0
 
     @property
     def nr_zones(self) -> int:

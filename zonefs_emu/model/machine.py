@@ -7,7 +7,7 @@ Invariants:
 
 * ``conds`` and ``wps`` are flat arrays, one entry a zone: a million zones are nine megabytes. ``wps`` counts sectors
   written from the zone's start; for READONLY, FULL and OFFLINE zones it still says how many sectors hold data, and
-  for conventional zones it is 0.
+  for conventional zones it is 0. ``attributes`` has the bits of Attribute; none for EMPTY zones.
 * A command that raises CommandError has changed nothing.
 * ``nr_open`` and ``nr_active`` always equal a count over ``conds``. No command costs more for more zones, but for those
   that ask for many zones.
@@ -112,6 +112,7 @@ class ZoneMachine:
         "_nr_zones",
         "_size",
         "_zone_size",
+        "attributes",
         "conds",
         "geometry",
         "resources",
@@ -119,12 +120,15 @@ class ZoneMachine:
         "writing",
     )
 
-    def __init__(self, geometry: Geometry, conds: bytearray, wps: "array[int]") -> None:
-        """Take over *conds* and *wps* (one entry a zone); they stay the caller's to read."""
+    def __init__(
+        self, geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray | None = None
+    ) -> None:
+        """Take over *conds*, *wps* and *attributes* (one entry a zone, none by default); they stay readable."""
         assert len(conds) == len(wps) == geometry.nr_zones
         self.geometry = geometry
         self.conds: Final = conds
         self.wps: Final = wps
+        self.attributes: Final = bytearray(geometry.nr_zones) if attributes is None else attributes
         #: Ranges [first, end) of zones to which the caller is writing after :meth:`open_to_write`: these stay open.
         self.writing: Collection[Sequence[int]] = ()
         self._size = geometry.size
@@ -152,12 +156,12 @@ class ZoneMachine:
 
     def zone(self, zone_no: int) -> Zone:
         """Return a snapshot of zone *zone_no*."""
-        return self.snapshot(zone_no, self.conds[zone_no], self.wps[zone_no])
+        return self.snapshot(zone_no, self.conds[zone_no], self.wps[zone_no], self.attributes[zone_no])
 
-    def snapshot(self, zone_no: int, cond_code: int, offset: Sector) -> Zone:
+    def snapshot(self, zone_no: int, cond_code: int, offset: Sector, attributes: int) -> Zone:
         """Return zone *zone_no* as it is in condition *cond_code* with *offset* sectors written from its start.
 
-        For long reports: what conds and wps held at one instant takes a copy of them, the snapshots take much longer.
+        For long reports: what the arrays held at one instant takes a copy of them, the snapshots take much longer.
         """
         geometry = self.geometry
         start = zone_no * self._zone_size
@@ -171,6 +175,7 @@ class ZoneMachine:
             start + offset,
             cond,
             ZoneType.CONVENTIONAL if conventional else ZoneType.SWR,
+            attributes=attributes,
         )
 
     def zones_in(self, conds: frozenset[Condition], first: int = 0, end: int | None = None) -> Iterator[int]:
@@ -459,17 +464,17 @@ class ZoneMachine:
         if outcome in ACTIVE_CONDITIONS:
             self.resources.require_active(zone_no, old)
         if outcome == _EMPTY:
-            self.wps[zone_no] = 0
+            self.wps[zone_no] = self.attributes[zone_no] = 0
         self._set_cond(zone_no, outcome)
         return Changes((), (zone_no,))
 
-    def loaded(self, conds: bytearray, wps: "array[int]") -> "ZoneMachine":
+    def loaded(self, conds: bytearray, wps: "array[int]", attributes: bytearray) -> "ZoneMachine":
         """Return a machine of this geometry in the states given, which the caller has checked against it.
 
         Raises:
             CommandError: OPEN_RESOURCE or ACTIVE_RESOURCE if more zones are open or active than may be.
         """
-        loaded = ZoneMachine(self.geometry, conds, wps)
+        loaded = type(self)(self.geometry, conds, wps, attributes)
         geometry = self.geometry
         if geometry.max_active_zones and loaded.nr_active > geometry.max_active_zones:
             raise CommandError(Status.ACTIVE_RESOURCE)
@@ -481,6 +486,7 @@ class ZoneMachine:
         """Put all zones into the states of *other*, which is not used afterwards; touches none, in one short step."""
         self.conds[:] = other.conds
         self.wps[:] = other.wps
+        self.attributes[:] = other.attributes
         self.resources = other.resources
 
     def power_cycle(self) -> Changes:
@@ -493,7 +499,7 @@ class ZoneMachine:
             changed = []
             for zone_no in found:
                 cond = Condition(self.conds[zone_no])
-                target = after_power_cycle(cond, self.wps[zone_no])
+                target = after_power_cycle(cond, self.wps[zone_no], self.attributes[zone_no])
                 if target != cond:
                     self._set_cond(zone_no, target)
                     changed.append(zone_no)
@@ -567,7 +573,7 @@ class ZoneMachine:
 
     def _move_all(self, changes: Sequence[int], row: Mapping[Condition, Condition | Status], dialect: Dialect) -> None:
         """Put each zone of *changes* into the condition that *row* gives it."""
-        conds, wps = self.conds, self.wps
+        conds, wps, attributes = self.conds, self.wps, self.attributes
         # By plain numbers, and without the accounts where neither condition is in any: there may be a million zones.
         targets = [row.get(Condition(cond)) if cond in _CONDITIONS else None for cond in range(16)]
         for zone_no in changes:
@@ -575,8 +581,8 @@ class ZoneMachine:
             target = targets[old]
             assert isinstance(target, Condition)
             if target == _EMPTY:
-                wps[zone_no] = 0
-            elif target == _CLOSED and not wps[zone_no]:
+                wps[zone_no] = attributes[zone_no] = 0
+            elif target == _CLOSED and not wps[zone_no] and not attributes[zone_no]:
                 target = dialect.closed_at_start
             if old in _ACTIVE or target in _ACTIVE:
                 self._set_cond(zone_no, target)

@@ -95,6 +95,7 @@ def build_geometry(
     max_open_zones: int | None = None,
     max_active_zones: int | None = None,
     max_append: int | None = None,
+    extension_bytes: int = 0,
 ) -> Geometry:
     """Return the geometry of *preset* with all that is not None in its place; sizes in bytes.
 
@@ -120,6 +121,7 @@ def build_geometry(
         max_open_zones=_or(max_open_zones, preset.max_open_zones),
         max_active_zones=_or(max_active_zones, preset.max_active_zones),
         max_append=_sectors("max-append", _or(max_append, min(preset.max_append_bytes, zone_capacity))),
+        extension_bytes=extension_bytes,
     )
 
 

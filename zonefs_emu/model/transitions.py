@@ -8,7 +8,7 @@ The machine looks every target up here. These rules depend on more than the cond
 
 * a write or append that reaches the capacity makes the zone FULL (:func:`after_write`);
 * a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
-  keeps its active resource (``Dialect.closed_at_start``);
+  keeps its active resource (``Dialect.closed_at_start``), or the zone has an attribute, which EMPTY zones have not;
 * a zone that is closed to make room for another one goes into :data:`CLOSED_FOR_ROOM`;
 * power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
 * :data:`SET_COND` says what a failing or repaired medium can make of a zone, and :func:`after_set_cond` when CLOSED
@@ -46,9 +46,11 @@ class Operation(IntEnum):
     RESET = 6
     FLUSH = 7  #: of the device; no row in the tables
     SET_COND = 8  #: by hand, as a failing medium would; the same in all dialects, see :data:`SET_COND`
+    SET_EXTENSION = 9  #: of the zone's descriptor; ZNS only
 
 
-#: The operations that can be asked of all zones at once, and all those that have a row in every table.
+#: The operations that can be asked of all zones at once, and all those that have a row in every table. The table of
+#: ZNS has the row of SET_EXTENSION as well.
 MANAGEMENT: Final = (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
 ZONE_OPERATIONS: Final = (Operation.READ, Operation.WRITE, Operation.APPEND, *MANAGEMENT)
 
@@ -116,7 +118,7 @@ def possible_outcomes(operation: Operation, cond: Condition) -> tuple[Outcome, .
         targets = ()  # there is no write pointer to append at
     elif operation is Operation.READ or cond is Condition.NOT_WP:
         targets = (cond,)
-    elif operation in MANAGEMENT:
+    elif operation in MANAGEMENT or operation is Operation.SET_EXTENSION:
         targets = tuple(target for target in Condition if target is not Condition.NOT_WP)
     else:
         targets = (Condition.IMP_OPEN, Condition.EXP_OPEN)
@@ -191,12 +193,20 @@ _STRICT_TABLE: Final = MappingProxyType(
 
 # ZNS knows one status for what a zone's condition does not allow, also where that is READ ONLY or OFFLINE: "Zone Is
 # Read Only" and "Zone Is Offline" are said of reads and writes only (so does QEMU's nvme device).
+# "If the zone is in the ZSE:Empty state, the controller associates the descriptor extension with the zone and
+# transitions it to ZSC:Closed"; in all other states that is an invalid transition (Zone Management Send, "Set Zone
+# Descriptor Extension").
 _ZNS_TABLE: Final = MappingProxyType(
     {
         operation: MappingProxyType({**row, _C.READONLY: _S.BAD_TRANSITION, _C.OFFLINE: _S.BAD_TRANSITION})
         if operation in MANAGEMENT
         else row
         for operation, row in _STRICT_TABLE.items()
+    }
+    | {
+        Operation.SET_EXTENSION: MappingProxyType(
+            {**_every(_S.BAD_TRANSITION), _C.EMPTY: _C.CLOSED, _C.NOT_WP: _S.CONVENTIONAL}
+        )
     }
 )
 
@@ -276,14 +286,15 @@ def after_set_cond(outcome: Outcome, *, nr_written: int, capacity: int) -> Outco
     return outcome
 
 
-def after_power_cycle(cond: Condition, nr_written: int) -> Condition:
+def after_power_cycle(cond: Condition, nr_written: int, attributes: int = 0) -> Condition:
     """Return the condition after power was cut and restored, for a zone with *nr_written* sectors.
 
-    Open zones come back CLOSED, or EMPTY where nothing was written; so do CLOSED ones without data.
+    Open zones come back CLOSED, or EMPTY where nothing was written; so do CLOSED ones without data. A zone with
+    *attributes* comes back CLOSED in any case.
     Source: ZBC-2 "zone conditions and power cycles"; NVMe ZNS 1.1, Zone State Machine, "power loss".
     """
     if cond in ACTIVE_CONDITIONS:
-        return _C.CLOSED if nr_written else _C.EMPTY
+        return _C.CLOSED if nr_written or attributes else _C.EMPTY
     return cond
 
 

@@ -3,7 +3,7 @@
 The numbers are shared by ZBC-2 (REPORT ZONES), virtio-blk and Linux (blkzoned.h), so they are never translated.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
 from zonefs_emu.units import Sector
@@ -30,6 +30,15 @@ class ZoneType(IntEnum):
     SWP = 3
 
 
+class Attribute(IntFlag):
+    """What a zone has besides its condition. Only the ZNS dialect knows these; a zone that becomes EMPTY loses them.
+
+    Source: NVMe ZNS 1.1, Zone Descriptor, "Zone Attributes".
+    """
+
+    EXTENSION = 1  #: its descriptor extension is valid
+
+
 #: Conditions that hold an open resource, and those that hold an active resource.
 OPEN_CONDITIONS: Final = frozenset({Condition.IMP_OPEN, Condition.EXP_OPEN})
 ACTIVE_CONDITIONS: Final = OPEN_CONDITIONS | {Condition.CLOSED}
@@ -40,7 +49,7 @@ class Zone(NamedTuple):
 
     *wp* is absolute. For NOT_WP, READONLY, FULL and OFFLINE zones the standards give it no meaning; here it is
     *start* plus the number of sectors that hold data, and front-ends print what their format wants.
-    *reset_recommended* is the drive's wish; only an injected fault makes it.
+    *reset_recommended* is the drive's wish; only an injected fault makes it. *attributes*: see :class:`Attribute`.
     """
 
     zone_no: int
@@ -51,3 +60,4 @@ class Zone(NamedTuple):
     cond: Condition
     type: ZoneType
     reset_recommended: bool = False
+    attributes: int = 0

@@ -4,6 +4,7 @@
     status       the status of each refusal
     identify     the data structures of Identify
     logs         the log pages
+    zone_report  reports of zones
     namespace    the I/O commands of one device
     subsystem    the namespaces that hosts see under one name, and the controllers that they have
     controller   the registers, admin commands, features and events of one controller

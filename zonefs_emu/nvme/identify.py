@@ -11,7 +11,7 @@ from enum import IntEnum
 from typing import Final
 from uuid import UUID
 
-from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.geometry import EXTENSION_UNIT_BYTES, Geometry
 
 IDENTIFY_BYTES: Final = 4096
 #: Version 2.0.0 of the Base Specification.
@@ -155,7 +155,8 @@ def zoned_namespace(geometry: Geometry) -> bytes:
     # OZCS: reads may cross zones. A limit is stored less one, so that "no limit", our 0, is all ones.
     limits = (geometry.max_active_zones - 1) & 0xFFFFFFFF, (geometry.max_open_zones - 1) & 0xFFFFFFFF
     struct.pack_into("<HHII", data, 0, 0, 1, *limits)
-    struct.pack_into("<QB", data, 2816, geometry.zone_size // geometry.block_sectors, 0)
+    zdes = geometry.extension_bytes // EXTENSION_UNIT_BYTES
+    struct.pack_into("<QB", data, 2816, geometry.zone_size // geometry.block_sectors, zdes)
     return bytes(data)
 
 

@@ -6,8 +6,7 @@ A transport calls :meth:`Namespace.transfer` with the command alone, provides bu
 Source: NVM Command Set 1.0, "I/O Commands"; Zoned Namespace Command Set 1.1, "I/O Commands".
 """
 
-import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,44 +16,23 @@ from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import ZNS, Operation
-from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command, IoOpcode, ReceiveAction, SendAction, name_of
 from zonefs_emu.nvme.identify import MDTS_BYTES
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import STATUS_OF_RULE, NvmeStatus, status_of
+from zonefs_emu.nvme.zone_report import FILTERS, ZoneReporter
 from zonefs_emu.units import SECTOR_SHIFT
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-DESCRIPTOR_BYTES: Final = 64
-_REPORT_HEADER: Final = struct.Struct("<Q56x")
-_DESCRIPTOR: Final = struct.Struct("<BBBxxxxxQQQ32x")
-#: The write pointer of a zone that has none.
-_NO_WP: Final = 0xFFFFFFFFFFFFFFFF
 _FUA: Final = 1 << 30
 _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
 _PARTIAL: Final = 1 << 16
 _PIREMAP: Final = 1 << 25
-_SEQUENTIAL: Final = 2
-#: Zones that are looked at in one step of a report.
-_REPORT_ZONES: Final = 4096
-_ALL_CONDITIONS: Final = frozenset(Condition) - {Condition.NOT_WP}
-#: "Zone Receive Action Specific": the zones that a report lists.
-_FILTERS: Final[Mapping[int, frozenset[Condition]]] = MappingProxyType(
-    {
-        0: _ALL_CONDITIONS,
-        1: frozenset((Condition.EMPTY,)),
-        2: frozenset((Condition.IMP_OPEN,)),
-        3: frozenset((Condition.EXP_OPEN,)),
-        4: frozenset((Condition.CLOSED,)),
-        5: frozenset((Condition.FULL,)),
-        6: frozenset((Condition.READONLY,)),
-        7: frozenset((Condition.OFFLINE,)),
-    }
-)
 _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
     {
         SendAction.CLOSE: Operation.CLOSE,
@@ -63,8 +41,6 @@ _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
         SendAction.RESET: Operation.RESET,
     }
 )
-#: Conditions in which the write pointer of a zone has a meaning.
-_WITH_WP: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
 _ZEROS: Final = memoryview(bytes(MDTS_BYTES))
 
 
@@ -109,6 +85,7 @@ class Namespace:
         self.geometry = device.geometry
         self._block_shift = self.geometry.block_size_bytes.bit_length() - 1
         self._sector_shift = self._block_shift - SECTOR_SHIFT
+        self._reporter = ZoneReporter(self.port)
         self._readonly = device.image.readonly
         #: False after a host has switched the volatile write cache off: each write is then durable when it is answered.
         self.caches_writes = True
@@ -132,6 +109,8 @@ class Namespace:
         opcode = command.opcode
         if opcode in (IoOpcode.READ, IoOpcode.WRITE, IoOpcode.ZONE_APPEND, IoOpcode.COMPARE):
             found = Transfer(command.nr_blocks << self._block_shift, from_host=opcode != IoOpcode.READ)
+        elif opcode == IoOpcode.ZONE_SEND and command.cdw13 & 0xFF == SendAction.SET_DESCRIPTOR:
+            found = Transfer(self.geometry.extension_bytes, from_host=True)
         elif opcode == IoOpcode.ZONE_RECEIVE:
             found = Transfer((command.cdw12 + 1) << 2, from_host=False)
         elif opcode in self._handlers:
@@ -228,7 +207,7 @@ class Namespace:
 
     # -- zone management --------------------------------------------------------------------------------------
 
-    def _send(self, command: Command, _buffers: "Sequence[Buffer]") -> Answer:
+    def _send(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
         self._require_writable()
         action = command.cdw13 & 0xFF
         if command.cdw13 & _ZRWA:
@@ -236,6 +215,12 @@ class Namespace:
         select_all = bool(command.cdw13 & _SELECT_ALL)
         if action == SendAction.OFFLINE:
             return self._take_offline(command, select_all=select_all)
+        if action == SendAction.SET_DESCRIPTOR and self.geometry.extension_bytes:
+            if select_all:
+                raise RefusedError(NvmeRule.NVME_FIELD, "a descriptor extension for all zones")
+            data = b"".join(bytes(buffer) for buffer in buffers)
+            status = self.port.set_extension(self._sector(command.slba), data)
+            return _answer(status, Operation.SET_EXTENSION)
         operation = _OPERATION_OF.get(action)
         if operation is None:
             raise RefusedError(NvmeRule.NVME_FIELD, f"zone send action {action:02X}h")
@@ -246,7 +231,7 @@ class Namespace:
     def _take_offline(self, command: Command, *, select_all: bool) -> Answer:
         """Move READONLY zones to OFFLINE, the only transition that a host may ask for there."""
         if select_all:
-            for zone in self._matching(0, frozenset((Condition.READONLY,))):
+            for zone in self._reporter.matching(0, frozenset((Condition.READONLY,))):
                 if status := self.port.set_cond(zone.zone_no, Condition.OFFLINE):
                     return _answer(status, Operation.SET_COND)
             return SUCCESS
@@ -268,10 +253,10 @@ class Namespace:
 
     def _receive(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
         action = command.cdw13 & 0xFF
-        if action != ReceiveAction.REPORT:
-            # An extended report has descriptor extensions, which the namespace does not have (ZDES is 0).
+        extended = action == ReceiveAction.EXTENDED_REPORT and self.geometry.extension_bytes > 0
+        if action != ReceiveAction.REPORT and not extended:
             raise RefusedError(NvmeRule.NVME_FIELD, f"zone receive action {action:02X}h")
-        conds = _FILTERS.get(command.cdw13 >> 8 & 0xFF)
+        conds = FILTERS.get(command.cdw13 >> 8 & 0xFF)
         if conds is None:
             raise RefusedError(
                 NvmeRule.NVME_FIELD, f"zone receive action specific field {command.cdw13 >> 8 & 0xFF:02X}h"
@@ -280,9 +265,12 @@ class Namespace:
         if sector >= self.geometry.size:
             return self._out_of_range("zone receive")
         nr_bytes = (command.cdw12 + 1) << 2
-        report = self._report(
-            sector // self.geometry.zone_size, nr_bytes, conds, partial=bool(command.cdw13 & _PARTIAL)
-        )
+        status, report = self._reporter.report(
+            sector // self.geometry.zone_size, nr_bytes, conds, partial=bool(command.cdw13 & _PARTIAL),
+            extended=extended,
+        )  # fmt: skip
+        if status:
+            return _answer(status, Operation.READ)
         at = 0
         for buffer in buffers:
             view = memoryview(buffer).cast("B")
@@ -294,33 +282,6 @@ class Namespace:
         return _answer(
             self.port.refusals.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE, request=request), None
         )
-
-    def _report(self, zone_no: int, nr_bytes: int, conds: frozenset[Condition], *, partial: bool) -> bytes:
-        """Return the zones from *zone_no* on that are in *conds*, in *nr_bytes*, zeros after the last."""
-        nr_listed_max = max(nr_bytes - _REPORT_HEADER.size, 0) // DESCRIPTOR_BYTES
-        listed = bytearray(_REPORT_HEADER.size)
-        for zone in self._matching(zone_no, conds, nr_listed_max):
-            listed += self._descriptor(zone)
-        nr_found = len(listed) // DESCRIPTOR_BYTES - 1 if partial else self.port.count(zone_no, conds)
-        _REPORT_HEADER.pack_into(listed, 0, nr_found)
-        return bytes(listed[:nr_bytes]).ljust(nr_bytes, b"\0")
-
-    def _matching(self, zone_no: int, conds: frozenset[Condition], nr_max: int | None = None) -> Iterator[Zone]:
-        """Yield up to *nr_max* zones from *zone_no* on that are in *conds*, in portions of few zones."""
-        every = conds == _ALL_CONDITIONS
-        left = self.geometry.nr_zones if nr_max is None else nr_max
-        while left > 0 and zone_no < self.geometry.nr_zones:
-            zones = self.port.report(zone_no, min(left, _REPORT_ZONES), None if every else conds)
-            if not zones:
-                return
-            yield from zones
-            left -= len(zones)
-            zone_no = zones[-1].zone_no + 1
-
-    def _descriptor(self, zone: Zone) -> bytes:
-        shift = self._sector_shift
-        wp = zone.wp >> shift if zone.cond in _WITH_WP else _NO_WP
-        return _DESCRIPTOR.pack(_SEQUENTIAL, zone.cond << 4, 0, zone.capacity >> shift, zone.start >> shift, wp)
 
 
 def _answer(status: Status, operation: Operation | None) -> Answer:

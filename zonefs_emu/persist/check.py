@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from zonefs_emu.errors import BadMagicError, CorruptImageError, ImageError
-from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Attribute, Condition
 from zonefs_emu.persist.backing import Backing, FileBacking, current_boot_id
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import decode_faults
@@ -21,7 +21,8 @@ from zonefs_emu.persist.codec.header import Header, Section, SectionKind, decode
 from zonefs_emu.persist.codec.journal import decode_record, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import scan_table
-from zonefs_emu.persist.codec.words import decode_live, impossible_zones, unpack_words
+from zonefs_emu.persist.codec.words import ZoneStates, decode_live, impossible_zones, unpack_states
+from zonefs_emu.persist.extensions_section import ExtensionsSection
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.metadata import read_checkpoint, read_copies, read_header, read_zones
 from zonefs_emu.persist.recovery import choose_faults
@@ -222,23 +223,22 @@ def _faults(backing: Backing, header: Header) -> Iterator[Finding]:
 def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding]:
     """Look at the zones of the checkpoint, and at the live table if it counts."""
     try:
-        conds, wps = read_zones(backing, header)
+        states = read_zones(backing, header)
     except CorruptImageError:
         return  # an ERROR says it already
-    yield from _impossible(header, SectionKind.TABLE, conds, wps)
+    yield from _impossible(header, SectionKind.TABLE, states)
     good = (state for _, state in _state_copies(backing, header) if isinstance(state, State))
     state = max(good, key=lambda found: found.generation, default=None)
     is_live = state is not None and state.mode is Mode.LIVE
     if state is not None and is_live and state.boot_id == boot_id:
         section = header.section(SectionKind.LIVE)
         try:
-            live = decode_live(backing.pread(8 * len(conds), section.offset), offset=section.offset)
+            live = decode_live(backing.pread(8 * len(states.conds), section.offset), offset=section.offset)
         except CorruptImageError:
             return  # an ERROR says it already
-        flushed = (conds, wps)
-        conds, wps = unpack_words(live)
-        yield from _impossible(header, SectionKind.LIVE, conds, wps)
-        yield from _changed(section, zip(conds, wps, strict=True), zip(*flushed, strict=True))
+        flushed, states = states, unpack_states(header.geometry, live)
+        yield from _impossible(header, SectionKind.LIVE, states)
+        yield from _changed(section, zip(*states, strict=True), zip(*flushed, strict=True))
     elif state is not None and is_live:
         yield Finding(
             severity=Severity.INFO,
@@ -247,12 +247,31 @@ def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding
             "last completed flush",
             section=SectionKind.STATE,
         )
-    yield from _limits(header, conds)
-    yield from _beyond_wp(backing, header, conds, wps)
+    yield from _limits(header, states.conds)
+    yield from _beyond_wp(backing, header, states.conds, states.wps)
+    if header.geometry.extension_bytes:
+        yield from _extensions(backing, header, states.attributes)
 
 
-def _changed(live: Section, now: Iterable[tuple[int, int]], flushed: Iterable[tuple[int, int]]) -> Iterator[Finding]:
-    """Say how many zones differ between the (condition, extent) of all zones *now* and as of the last flush."""
+def _extensions(backing: Backing, header: Header, attributes: bytearray) -> Iterator[Finding]:
+    """Look at the descriptor extension of each zone that has one."""
+    section = ExtensionsSection(backing, header)
+    for zone_no, bits in enumerate(attributes):
+        if bits & Attribute.EXTENSION and section.load(zone_no) is None:
+            yield Finding(
+                severity=Severity.WARNING,
+                offset=section.offset(zone_no),
+                message=f"the descriptor extension of zone {zone_no} has a wrong CRC: reports of it fail until the "
+                "zone is reset",
+                section=SectionKind.EXTENSIONS,
+                zone_no=zone_no,
+            )
+
+
+def _changed(
+    live: Section, now: Iterable[tuple[int, int, int]], flushed: Iterable[tuple[int, int, int]]
+) -> Iterator[Finding]:
+    """Say how many zones differ between the states of all zones *now* and as of the last flush."""
     changed = [zone_no for zone_no, (new, old) in enumerate(zip(now, flushed, strict=True)) if new != old]
     if changed:
         yield Finding(
@@ -264,8 +283,9 @@ def _changed(live: Section, now: Iterable[tuple[int, int]], flushed: Iterable[tu
         )
 
 
-def _impossible(header: Header, kind: SectionKind, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
-    found = list(impossible_zones(header.geometry, conds, wps))
+def _impossible(header: Header, kind: SectionKind, states: ZoneStates) -> Iterator[Finding]:
+    conds, wps, _ = states
+    found = list(impossible_zones(header.geometry, *states))
     for zone_no, expected in found[:_NR_LISTED_MAX]:
         yield Finding(
             severity=Severity.ERROR,

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from zonefs_emu.model.zone import Attribute
 from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.codec.header import Header
-from zonefs_emu.persist.codec.words import pack_words
+from zonefs_emu.persist.codec.words import ZoneStates, pack_words
+from zonefs_emu.persist.extensions_section import ExtensionsSection
 from zonefs_emu.persist.metadata import initialize, read_header
 from zonefs_emu.units import to_bytes
 
@@ -42,8 +44,8 @@ class Copy:
         self._source = source
         self._header = header
         self._target = target
-        self._conds = bytearray()
-        self._wps = array("Q")
+        self._states = ZoneStates(bytearray(), array("Q"), bytearray())
+        self._extensions: dict[int, bytes] = {}
         self._zone_bytes = to_bytes(header.geometry.zone_size)
         self._copying = threading.Lock()
         self._passed = 0
@@ -53,9 +55,20 @@ class Copy:
             target, header.file_bytes, header.reserved, permissions=source.permissions | 0o600
         )
 
-    def begin(self, conds: bytearray, wps: "array[int]") -> None:
-        """Take the states of all zones; *wps* counts sectors from each zone's start. From now on changes are saved."""
-        self._conds, self._wps = conds, wps
+    def begin(self, states: ZoneStates) -> None:
+        """Take the *states* of all zones, and the descriptor extensions. From now on changes are saved.
+
+        Raises:
+            OSError: the host cannot read an extension.
+        """
+        self._states = states
+        if self._header.geometry.extension_bytes:
+            section = ExtensionsSection(self._source, self._header)
+            self._extensions = {
+                section.offset(zone_no): section.record(zone_no)
+                for zone_no, bits in enumerate(states.attributes)
+                if bits & Attribute.EXTENSION
+            }
 
     def run(self) -> Iterator[int]:
         """Copy all data; yield the progress now and then, in bytes of the device.
@@ -105,7 +118,9 @@ class Copy:
         if self._failure is not None:
             raise self._failure
         try:
-            initialize(self._backing, self._header, pack_words(self._conds, self._wps))
+            for offset, record in self._extensions.items():
+                self._backing.pwrite(record, offset)
+            initialize(self._backing, self._header, pack_words(*self._states))
             self._backing.sync_name()
         except OSError as error:
             raise self._named(error) from None
@@ -122,7 +137,7 @@ class Copy:
         for zone_no in range(start // self._zone_bytes, -(-end // self._zone_bytes)):
             zone = zone_no * self._zone_bytes
             whole = geometry.is_conventional(zone_no)
-            covered = zone + to_bytes(geometry.zone_len(zone_no) if whole else self._wps[zone_no])
+            covered = zone + to_bytes(geometry.zone_len(zone_no) if whole else self._states.wps[zone_no])
             if start >= covered:
                 continue
             first = zone + max(start - zone, 0) // _CHUNK_BYTES * _CHUNK_BYTES
@@ -143,10 +158,10 @@ class Copy:
         return error
 
 
-def copy_image(origin: Path, target: Path, conds: bytearray, wps: "array[int]") -> None:
-    """Create the image *target* with the zone states *conds* and *wps* and the data of *origin*, which does not change.
+def copy_image(origin: Path, target: Path, states: ZoneStates) -> None:
+    """Create the image *target* with the zone *states* and the data of *origin*, which does not change.
 
-    *wps* counts sectors from each zone's start. The lock of *origin* is neither taken nor tested.
+    The lock of *origin* is neither taken nor tested.
 
     Raises:
         FileExistsError: *target* exists.
@@ -157,7 +172,7 @@ def copy_image(origin: Path, target: Path, conds: bytearray, wps: "array[int]") 
     try:
         copy = Copy(source, read_header(source, source.length), target)
         try:
-            copy.begin(conds, wps)
+            copy.begin(states)
             for _ in copy.run():
                 pass
             copy.seal()

@@ -16,7 +16,7 @@ Invariants:
 * Bytes that a write pointer moved back over are neither overwritten nor punched out before the new write pointer is
   durable (``old_extents``; :meth:`Image.apply_pending_resets`): the last checkpoint, or the one being written, may
   still point at them. Whether a zone has such bytes is computed from its present write pointer, so a zone that gets its
-  write pointer back (a loaded state) has none any more.
+  write pointer back (a loaded state) has none any more. A descriptor extension is kept from being overwritten likewise.
 * Of two copies of a section, the one that may be the only good one is never overwritten first.
 * After a failed sync, or a write that failed for another reason than a full host, nothing more is written (poisoned). A
   write that a full host refuses loses nothing: the last checkpoint stays as it is, and the next one covers more.
@@ -46,15 +46,19 @@ from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import Header, SectionKind
 from zonefs_emu.persist.codec.state import Mode, State
 from zonefs_emu.persist.codec.words import (
+    ATTRIBUTES_SHIFT,
     COND_BITS,
     LIVE_PRIME,
+    ZoneStates,
     check_words,
     decode_live,
     encode_live,
     pack_word,
     pack_words,
-    unpack_words,
+    unpack_state,
+    unpack_states,
 )
+from zonefs_emu.persist.extensions_section import ExtensionsSection
 from zonefs_emu.persist.faults_section import FaultsSection
 from zonefs_emu.persist.metadata import (
     NO_BOOT,
@@ -110,10 +114,10 @@ class Stage(Enum):
 
 
 class Image:
-    """One image, opened. ``conds`` and ``wps`` are the zone states; the machine works on the same arrays.
+    """One image, opened. ``conds``, ``wps`` and ``attributes`` are the zone states; the machine works on these arrays.
 
     *lock* guards the arrays and all other state of this object: a change of a zone holds it from the decision to
-    :meth:`publish`. :meth:`flush` and :meth:`apply_pending_resets` take it themselves.
+    :attr:`publish`. :meth:`flush` and :meth:`apply_pending_resets` take it themselves.
     """
 
     def __init__(self, backing: Backing, header: Header, boot_id: bytes, *, readonly: bool) -> None:
@@ -147,9 +151,10 @@ class Image:
         table, journal = read_checkpoint(backing, header)
         offset = header.section(SectionKind.JOURNAL).offset
         check_clean_stop(state, table, journal, offset=offset)
-        self.conds, self.wps = zone_states(table, journal, offset=offset)
-        table_offset = header.section(SectionKind.TABLE).offset
-        check_words(self.geometry, self.conds, self.wps, what="checkpoint", offset=table_offset)
+        self._take_states(
+            zone_states(self.geometry, table, journal, offset=offset),
+            what="checkpoint", offset=header.section(SectionKind.TABLE).offset,
+        )  # fmt: skip
         self._state_block = StateBlock(backing, header, state, state_first)
         self._checkpoint = Checkpoint(backing, header, table, journal)
         if state.mode is Mode.LIVE:
@@ -160,6 +165,10 @@ class Image:
         # Damage that keeps an image from being opened is found before anything is changed, so the faults are read here.
         self._faults = FaultsSection(backing, header)
         self._faults.load()
+        self.extensions = ExtensionsSection(backing, header)
+        #: Make the present state of a zone survive the death of this process: one aligned 8-byte store. Meant for zones
+        #: that were written to. A conventional zone has no state that a write changes.
+        self.publish = self._publish_with_attributes if self.geometry.has_attributes else self._publish
         self._pending = PendingResets(len(self.wps))
         #: See :class:`PendingResets`; read by each write.
         self.old_extents = self._pending.old_extents
@@ -170,6 +179,7 @@ class Image:
         # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
         self._captured_conds = bytearray()
         self._captured_wps = array("Q")
+        self._captured_attributes = bytearray()
 
     # -- opening and closing ---------------------------------------------------------------------------------
 
@@ -221,23 +231,37 @@ class Image:
             image._start(boot_id, owner)
         return image
 
+    def _take_states(self, states: ZoneStates, *, what: str, offset: int) -> None:
+        """Make *states*, which *what* at byte *offset* of the file has, those of the image.
+
+        Raises:
+            CorruptImageError: a state is impossible.
+        """
+        check_words(self.geometry, *states, what=what, offset=offset)
+        self.conds, self.wps, self.attributes = states
+
+    @property
+    def states(self) -> ZoneStates:
+        """The arrays of the zone states."""
+        return ZoneStates(self.conds, self.wps, self.attributes)
+
     def _recover(self, state: State, boot_id: bytes) -> None:
         """Take the states that the crash left: the live table, or the checkpoint after a power cut."""
         if state.boot_id != boot_id:
-            power_cycle(self.conds, self.wps, range(self.geometry.nr_zones))
+            power_cycle(self.states, range(self.geometry.nr_zones))
             why = "the last process could not sync the image" if state.boot_id == NO_BOOT else "the host lost power"
             self.recovery = f"{why}: everything up to the last completed flush is here"
             return
         section = self.header.section(SectionKind.LIVE)
         live = self.backing.pread(8 * self.geometry.nr_zones, section.offset)
-        self.conds, self.wps = unpack_words(decode_live(live, offset=section.offset))
-        check_words(self.geometry, self.conds, self.wps, what="live table", offset=section.offset)
+        states = unpack_states(self.geometry, decode_live(live, offset=section.offset))
+        self._take_states(states, what="live table", offset=section.offset)
         self.recovery = "the last process did not stop in order: every command that it had answered is here"
 
     def _start(self, boot_id: bytes, owner: str) -> None:
         """Make the image LIVE, in an order that leaves a good image at every instant."""
         backing, header = self.backing, self.header
-        words = pack_words(self.conds, self.wps)
+        words = pack_words(*self.states)
         # Writes of an earlier process may not be durable yet, and the steps below rely on them.
         backing.sync()
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
@@ -310,39 +334,48 @@ class Image:
 
     # -- changing ---------------------------------------------------------------------------------------------
 
-    def publish(self, zone_no: int) -> None:
-        """Make the present state of *zone_no* survive the death of this process: one aligned 8-byte store.
-
-        Meant for zones that were written to. A conventional zone has no state that a write changes.
-        """
+    def _publish(self, zone_no: int) -> None:
+        """Do what :attr:`publish` does, in an image whose zones have no attributes."""
         cond = self.conds[zone_no]
         if cond:  # not NOT_WP
             self._live[zone_no] = (self.wps[zone_no] << COND_BITS | cond) * LIVE_PRIME
             self._dirty.add(zone_no)
 
+    def _publish_with_attributes(self, zone_no: int) -> None:
+        """Do what :attr:`publish` does, in an image whose zones can have attributes."""
+        if self.conds[zone_no]:  # not NOT_WP
+            self._live[zone_no] = self._live_word(zone_no)
+            self._dirty.add(zone_no)
+
+    def _live_word(self, zone_no: int) -> int:
+        return LIVE_PRIME * (
+            self.attributes[zone_no] << ATTRIBUTES_SHIFT | self.wps[zone_no] << COND_BITS | self.conds[zone_no]
+        )
+
     def publish_all(self, zone_numbers: Sequence[int]) -> None:
         """Publish zones whose condition changed, in order, and note those whose write pointer moved back."""
-        live, conds, wps = self._live, self.conds, self.wps
+        live, wps = self._live, self.wps
         for zone_no in zone_numbers:
             wp = wps[zone_no]
-            before = live[zone_no] // LIVE_PRIME >> COND_BITS
+            _, before, attributes = unpack_state(self.geometry, live[zone_no] // LIVE_PRIME)
             # Only a zone that had data can have durable data: opening and closing an empty zone leaves nothing pending.
-            if wp < before:
-                self._pending.note(zone_no, before)
-            live[zone_no] = (wp << COND_BITS | conds[zone_no]) * LIVE_PRIME
+            # So can a zone that had a descriptor extension.
+            if wp < before or attributes & ~self.attributes[zone_no]:
+                self._pending.note(zone_no, max(before, 1))
+            live[zone_no] = self._live_word(zone_no)
         self._dirty.update(zone_numbers)
         if len(self._dirty) > _CHANGED_ZONES_MAX:
             self._dirty = EveryZone()
 
-    def published(self) -> "tuple[bytearray, array[int]]":
-        """Return the conditions and write pointers that a kill now would leave; with the lock held.
+    def published(self) -> ZoneStates:
+        """Return the zone states that a kill now would leave; with the lock held.
 
         The next checkpoint covers all zones, because it is unknown which of them an interrupted command has published.
         """
         section = self.header.section(SectionKind.LIVE)
-        conds, wps = unpack_words(decode_live(bytes(self._live), offset=section.offset))
+        states = unpack_states(self.geometry, decode_live(bytes(self._live), offset=section.offset))
         self._dirty = EveryZone()
-        return conds, wps
+        return states
 
     def has_pending_reset(self, zone_no: int) -> bool:
         """Say whether old bytes lie at the write pointer of *zone_no*: see :meth:`apply_pending_resets`."""
@@ -376,6 +409,7 @@ class Image:
         """Sync the data, then write and sync the states of the zones it belongs to; with *_flushing* held."""
         if not self._captured_conds:
             self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
+            self._captured_attributes = bytearray(len(self.conds))
         # Resets that are noted from now on are for the next checkpoint.
         resets = self._pending.zone_numbers()
         dirty: set[int] = set()
@@ -389,7 +423,7 @@ class Image:
                     self.checkpoint_listener(Stage.BEGUN)
             checked_sync(self.backing)
             if not fits:
-                self._checkpoint.compact(pack_words(self._captured_conds, self._captured_wps))
+                self._checkpoint.compact(pack_words(*self._captured))
             elif dirty:
                 self._checkpoint.append(entries or self._captured_entries(dirty))
             is_durable = True
@@ -415,15 +449,20 @@ class Image:
         does not fit, the states of all zones are copied instead, and there are no entries.
         """
         if fits and max(len(dirty), len(resets)) <= PORTION_ZONES:
-            entries = [(zone_no, pack_word(self.conds[zone_no], self.wps[zone_no])) for zone_no in sorted(dirty)]
+            entries = [(zone_no, self._live_word(zone_no) // LIVE_PRIME) for zone_no in sorted(dirty)]
             return entries, {zone_no: self.wps[zone_no] for zone_no in resets}
         self._captured_conds[:] = self.conds
         self._captured_wps[:] = self.wps
+        self._captured_attributes[:] = self.attributes
         return [], self._captured_wps
 
     def _captured_entries(self, dirty: set[int]) -> list[tuple[int, int]]:
-        conds, wps = self._captured_conds, self._captured_wps
-        return [(zone_no, pack_word(conds[zone_no], wps[zone_no])) for zone_no in sorted(dirty)]
+        conds, wps, attributes = self._captured
+        return [(zone_no, pack_word(conds[zone_no], wps[zone_no], attributes[zone_no])) for zone_no in sorted(dirty)]
+
+    @property
+    def _captured(self) -> ZoneStates:
+        return ZoneStates(self._captured_conds, self._captured_wps, self._captured_attributes)
 
     def _apply_resets(self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int]) -> None:
         """Give back the space of the *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.
@@ -537,3 +576,19 @@ class Image:
             self._faults.save(data, durably=durably)
         except OSError as error:
             raise self._refuse_or_fail(error, "the faults could not be written", distrust=True) from None
+
+    # -- descriptor extensions ----------------------------------------------------------------------------------
+
+    def save_extension(self, zone_no: int, data: bytes) -> None:
+        """Store *data* as the descriptor extension of *zone_no*; with the lock held, before its state says so.
+
+        A death of the process in between leaves the zone as it was. A flush makes the extension durable.
+
+        Raises:
+            PoisonedError: the host failed to write. NoSpaceError: it is full.
+        """
+        self._require_healthy()
+        try:
+            self.extensions.save(zone_no, data)
+        except OSError as error:
+            raise self._refuse_or_fail(error, "a descriptor extension could not be written") from None

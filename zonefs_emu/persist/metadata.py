@@ -4,7 +4,6 @@ May not know: how an image in use is written (that is image.py).
 """
 
 import sys
-from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from zonefs_emu.persist.codec.header import (
 )
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
-from zonefs_emu.persist.codec.words import pack_words
+from zonefs_emu.persist.codec.words import ZoneStates, pack_words
 from zonefs_emu.persist.recovery import Journal, Table, choose_state, choose_table, read_journal, zone_states
 
 #: No host boots with this id: a LIVE state that carries it is never trusted.
@@ -160,14 +159,14 @@ def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
     return table, read_journal(journals, table.generation, header.seed, offsets=offsets)
 
 
-def read_zones(backing: Backing, header: Header) -> tuple[bytearray, "array[int]"]:
-    """Return the conditions and data extents that the last checkpoint on *backing* says.
+def read_zones(backing: Backing, header: Header) -> ZoneStates:
+    """Return the zone states that the last checkpoint on *backing* says.
 
     Raises:
         CorruptImageError: damaged beyond what two copies can repair.
     """
     table, journal = read_checkpoint(backing, header)
-    return zone_states(table, journal, offset=header.section(SectionKind.JOURNAL).offset)
+    return zone_states(header.geometry, table, journal, offset=header.section(SectionKind.JOURNAL).offset)
 
 
 def holder(path: Path) -> str:

@@ -3,12 +3,12 @@
 Pure: bytes in, values out. May not know: files; how a section is laid out in bytes (that is codec/).
 """
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from zonefs_emu.errors import CorruptImageError, UsageError
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import after_power_cycle
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
@@ -23,7 +23,7 @@ from zonefs_emu.persist.codec.header import (
 from zonefs_emu.persist.codec.journal import Record, decode_record, find_records, record_bytes
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
-from zonefs_emu.persist.codec.words import unpack_word, unpack_words
+from zonefs_emu.persist.codec.words import ZoneStates, unpack_state, unpack_states
 
 #: If many bytes differ, those that are less than this apart are taken from the same copy.
 _RUN_GAP_BYTES: Final = 16
@@ -205,30 +205,32 @@ def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Seq
     return Journal(records=tuple(records), end=at, is_sound=is_sound)
 
 
-def zone_states(table: Table, journal: Journal, *, offset: int) -> tuple[bytearray, "array[int]"]:
-    """Return the conditions and data extents of all zones as *table* and *journal* (at byte *offset*) give them.
+def zone_states(geometry: Geometry, table: Table, journal: Journal, *, offset: int) -> ZoneStates:
+    """Return the states of all zones as *table* and *journal* (at byte *offset*) give them.
 
     Raises:
         CorruptImageError: a record names a zone that does not exist.
     """
-    conds, wps = unpack_words(table.words)
-    apply_records(conds, wps, journal.records, offset=offset)
-    return conds, wps
+    states = unpack_states(geometry, table.words)
+    apply_records(geometry, states, journal.records, offset=offset)
+    return states
 
 
-def power_cycle(conds: bytearray, wps: "array[int]", zone_numbers: Iterable[int]) -> None:
+def power_cycle(states: ZoneStates, zone_numbers: Iterable[int]) -> None:
     """Bring open and closed zones among *zone_numbers* to the condition in which a power cut leaves them."""
+    conds, wps, attributes = states
     for zone_no in zone_numbers:
         if conds[zone_no] in ACTIVE_CONDITIONS:
-            conds[zone_no] = after_power_cycle(Condition(conds[zone_no]), wps[zone_no])
+            conds[zone_no] = after_power_cycle(Condition(conds[zone_no]), wps[zone_no], attributes[zone_no])
 
 
-def apply_records(conds: bytearray, wps: "array[int]", records: Iterable[Record], *, offset: int) -> None:
-    """Bring the zone states up to date with the journal's *records*, in order.
+def apply_records(geometry: Geometry, states: ZoneStates, records: Iterable[Record], *, offset: int) -> None:
+    """Bring the zone *states* up to date with the journal's *records*, in order.
 
     Raises:
         CorruptImageError: a record names a zone that does not exist.
     """
+    conds, wps, attributes = states
     for record in records:
         for zone_no, word in record.entries:
             if zone_no >= len(conds):
@@ -238,7 +240,7 @@ def apply_records(conds: bytearray, wps: "array[int]", records: Iterable[Record]
                     found=f"zone {zone_no}",
                     expected=f"a zone below {len(conds)}",
                 )
-            conds[zone_no], wps[zone_no] = unpack_word(word)
+            conds[zone_no], wps[zone_no], attributes[zone_no] = unpack_state(geometry, word)
 
 
 def choose_faults(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[int, bytes, int]:

@@ -176,7 +176,7 @@ def _plan_zones(backing: Backing, header: Header, boot_id: bytes) -> _Part:
     zones = salvage_zones(backing, header, boot_id)
     if zones.is_sound:
         return _Part()
-    words = pack_words(zones.conds, zones.wps)
+    words = pack_words(*zones.states)
     state = State(generation=zones.generation + 1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=zones.epoch + 1)
     state_block = encode_state(state, header.seed)
     table = encode_table(words, state.epoch, header.seed)

@@ -29,7 +29,14 @@ from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header
 from zonefs_emu.persist.codec.journal import Record, find_records
 from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
-from zonefs_emu.persist.codec.words import LIVE_PRIME, decode_live, impossible_zones, unpack_word, unpack_words
+from zonefs_emu.persist.codec.words import (
+    LIVE_PRIME,
+    ZoneStates,
+    decode_live,
+    impossible_zones,
+    unpack_state,
+    unpack_states,
+)
 from zonefs_emu.persist.metadata import find_first_header, header_blocks, read_copies, read_section
 from zonefs_emu.persist.recovery import (
     choose_table,
@@ -57,8 +64,7 @@ class Zones:
     *state_first*: the copy of the state block that counts least.
     """
 
-    conds: bytearray
-    wps: "array[int]"
+    states: ZoneStates
     is_sound: bool
     source: str
     lost: tuple[str, ...]
@@ -129,8 +135,7 @@ def _header_places(backing: Backing, length: int) -> Iterator[int]:
 class _Words:
     """The states of all zones but the *unknown* ones, as one source has them. Of these it has the latest it knows."""
 
-    conds: bytearray
-    wps: "array[int]"
+    states: ZoneStates
     unknown: set[int]
 
 
@@ -186,7 +191,7 @@ class _Evidence:
     def is_live_equal(self) -> bool:
         """Whether live table and checkpoint say the same of every zone."""
         live, words = self.live, self.checkpoint.words
-        return not live.unknown and (live.conds, live.wps) == (words.conds, words.wps)
+        return not live.unknown and live.states == words.states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,8 +246,7 @@ def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
     if not is_sound:
         lost.extend(_keep_limits(header.geometry, zones))
     return Zones(
-        conds=zones.conds,
-        wps=zones.wps,
+        states=zones.states,
         is_sound=is_sound,
         source=source,
         lost=tuple(lost),
@@ -256,15 +260,18 @@ def _by_rule(rule: _Rule, evidence: _Evidence, *, is_sound: bool) -> tuple[_Word
     """Return (the zone states as *rule* takes them from *evidence*, what is lost by that)."""
     others = evidence.checkpoint.words
     first = evidence.live if rule.is_from_live else others
-    zones = _Words(conds=bytearray(first.conds), wps=array("Q", first.wps), unknown=set(first.unknown))
+    conds, wps, attributes = first.states
+    states = ZoneStates(bytearray(conds), array("Q", wps), bytearray(attributes))
+    zones = _Words(states=states, unknown=set(first.unknown))
     lost = [rule.lost] if rule.lost else []
     if rule.is_power_cut and not is_sound:
-        power_cycle(zones.conds, zones.wps, range(len(zones.conds)))
+        power_cycle(states, range(len(conds)))
     taken = zones.unknown - others.unknown
     for zone_no in taken:
-        zones.conds[zone_no], zones.wps[zone_no] = others.conds[zone_no], others.wps[zone_no]
+        for own, other in zip(states, others.states, strict=True):
+            own[zone_no] = other[zone_no]
     if taken and rule.lost_of_others:
-        power_cycle(zones.conds, zones.wps, taken)
+        power_cycle(states, taken)
         lost.append(f"{rule.lost_of_others} in {_zone_list(taken)}")
     zones.unknown -= taken
     return zones, lost
@@ -311,9 +318,9 @@ def _live(backing: Backing, header: Header) -> _Words:
         values = array("Q", live)
         unknown = {zone_no for zone_no, value in enumerate(values) if value % LIVE_PRIME}
         words = array("Q", (0 if value % LIVE_PRIME else value // LIVE_PRIME for value in values)).tobytes()
-    conds, wps = unpack_words(words)
-    unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, conds, wps))
-    return _Words(conds=conds, wps=wps, unknown=unknown)
+    states = unpack_states(header.geometry, words)
+    unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, *states))
+    return _Words(states=states, unknown=unknown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,7 +366,7 @@ def _checkpoint(backing: Backing, header: Header, state: State | None) -> _Check
     is_complete = words is not None
     if words is None:
         words = _checkpoint_of_pieces(header.geometry, pieces, stop)
-    words.unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, words.conds, words.wps))
+    words.unknown.update(zone_no for zone_no, _ in impossible_zones(header.geometry, *words.states))
     return _Checkpoint(
         words=words,
         is_complete=is_complete,
@@ -378,14 +385,14 @@ def _whole_checkpoint(header: Header, pieces: _Pieces, stop: tuple[int, int] | N
     try:
         table = choose_table(pieces.tables, header.geometry.nr_zones, header.seed, offsets=(0, 0))
         journal = read_journal(pieces.journals, table.generation, header.seed, offsets=(0, 0))
-        conds, wps = zone_states(table, journal, offset=0)
+        states = zone_states(header.geometry, table, journal, offset=0)
     except CorruptImageError:
         return None, False
     if stop not in (None, (table.generation, len(journal.records))):
         return None, False
     first, second = (copy[: journal.end] for copy in pieces.journals)
     is_sound = first == second and all(generation >= 0 for scan in pieces.scans for generation in scan)
-    return _Words(conds=conds, wps=wps, unknown=set()), is_sound
+    return _Words(states=states, unknown=set()), is_sound
 
 
 def _checkpoint_of_pieces(geometry: Geometry, pieces: _Pieces, stop: tuple[int, int] | None) -> _Words:
@@ -395,19 +402,20 @@ def _checkpoint_of_pieces(geometry: Geometry, pieces: _Pieces, stop: tuple[int, 
     journal's epoch and no record is missing, or if a record names it that follows on the last missing one.
     """
     words, generations = _newest_blocks(pieces)
-    conds, wps = unpack_words(words[: 8 * geometry.nr_zones])
+    states = unpack_states(geometry, words[: 8 * geometry.nr_zones])
     epoch = stop[0] if stop else max((record.epoch for record in pieces.records), default=-1)
     current = [record for record in pieces.records if record.epoch == epoch]
     for zone_no, word in (entry for record in current for entry in record.entries):
         if zone_no < geometry.nr_zones and generations[zone_no // WORDS_PER_BLOCK] <= epoch:
-            conds[zone_no], wps[zone_no] = unpack_word(word)
+            for array_of, value in zip(states, unpack_state(geometry, word), strict=True):
+                array_of[zone_no] = value
     missing = _last_missing(current, stop)
     unknown = _unknown_zones(geometry, generations, epoch, missing)
     # Without a table block of their epoch, the records may be from before the last compaction.
     if stop or max(generations) == epoch:
         later = (record for record in current if record.seq > missing)
         unknown.difference_update(zone_no for record in later for zone_no, _ in record.entries)
-    return _Words(conds=conds, wps=wps, unknown=unknown)
+    return _Words(states=states, unknown=unknown)
 
 
 def _unknown_zones(geometry: Geometry, generations: Sequence[int], epoch: int, missing: int) -> set[int]:
@@ -453,19 +461,22 @@ def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Seque
     but no data are left beyond wp. The first of *hints* that says so more exactly is taken.
     """
     ends = {zone_no: end for zone_no, _, end in zone_extents(backing, geometry) if zone_no in zones.unknown}
-    impossible = [{zone_no for zone_no, _ in impossible_zones(geometry, hint.conds, hint.wps)} for hint in hints]
+    impossible = [{zone_no for zone_no, _ in impossible_zones(geometry, *hint.states)} for hint in hints]
     losses: list[str] = []
     for zone_no in sorted(zones.unknown):
         end = ends.get(zone_no, 0)
         cond, nr_written = _by_extents(geometry, zone_no, end)
         what = "its condition and write pointer; by its data"
+        attributes = 0
         for hint, bad in zip(hints, impossible, strict=True):
-            if zone_no not in bad and _bears_out(backing, geometry, zone_no, hint.wps[zone_no], end):
-                nr_written = hint.wps[zone_no]
-                cond = after_power_cycle(Condition(hint.conds[zone_no]), nr_written)
+            if zone_no not in bad and _bears_out(backing, geometry, zone_no, hint.states.wps[zone_no], end):
+                nr_written = hint.states.wps[zone_no]
+                attributes = hint.states.attributes[zone_no]
+                cond = after_power_cycle(Condition(hint.states.conds[zone_no]), nr_written, attributes)
                 what = "what happened to it last; by what else is said of it, which its data bear out,"
                 break
-        zones.conds[zone_no], zones.wps[zone_no] = cond, nr_written
+        zones.states.conds[zone_no], zones.states.wps[zone_no] = cond, nr_written
+        zones.states.attributes[zone_no] = attributes
         if cond is not Condition.NOT_WP:
             losses.append(f"zone {zone_no}: {what} it is {cond.name} with {nr_written} sectors")
     yield from losses[:_NR_LISTED_MAX]
@@ -496,19 +507,20 @@ def _bears_out(backing: Backing, geometry: Geometry, zone_no: int, nr_written: i
 
 def _keep_limits(geometry: Geometry, zones: _Words) -> Iterator[str]:
     """Close and finish zones until no more are open and active than may be, and yield what is lost by that."""
-    nr_open = sum(zones.conds.count(cond) for cond in OPEN_CONDITIONS)
-    nr_active = sum(zones.conds.count(cond) for cond in ACTIVE_CONDITIONS)
+    conds = zones.states.conds
+    nr_open = sum(conds.count(cond) for cond in OPEN_CONDITIONS)
+    nr_active = sum(conds.count(cond) for cond in ACTIVE_CONDITIONS)
     if not (0 < geometry.max_open_zones < nr_open or 0 < geometry.max_active_zones < nr_active):
         return
-    power_cycle(zones.conds, zones.wps, range(geometry.nr_zones))
+    power_cycle(zones.states, range(geometry.nr_zones))
     yield "which zones were open: there were more than the limits allow"
-    active = [zone_no for zone_no, cond in enumerate(zones.conds) if cond in ACTIVE_CONDITIONS]
+    active = [zone_no for zone_no, cond in enumerate(conds) if cond in ACTIVE_CONDITIONS]
     if 0 < geometry.max_active_zones < len(active):
         # The fullest zones have the least room to lose.
-        active.sort(key=lambda zone_no: -zones.wps[zone_no])
+        active.sort(key=lambda zone_no: -zones.states.wps[zone_no])
         finished = active[: len(active) - geometry.max_active_zones]
         for zone_no in finished:
-            zones.conds[zone_no] = Condition.FULL
+            conds[zone_no] = Condition.FULL
         yield f"the room left in {_zone_list(finished)}: finished, as more were active than the limit allows"
 
 

@@ -142,3 +142,25 @@ def test_a_header_with_more_runs_than_fit_cannot_be_planned() -> None:
     block[_HEADER.size - 4 : _HEADER.size] = (385).to_bytes(4, "little")
     with pytest.raises(ValueError, match="385 runs of conventional zones, more than the 384 supported"):
         planned_header(bytes(block))
+
+
+def test_an_image_with_extensions_has_a_feature_bit_and_a_section() -> None:
+    plain = Geometry(size=64, zone_size=16, zone_capacity=16)
+    header = plan_header(replace(plain, extension_bytes=128), uuid=UUID(int=3))
+    block = encode_header(header, 0)
+    assert block[16:24] == b"\1" + bytes(7)
+    assert block[192:200] == b"\x80" + bytes(7)
+    assert decode_header(block, offset=header.metadata_offset) == header
+    kinds = [section.kind for section in header.sections]
+    assert kinds[kinds.index(SectionKind.COUNTERS) + 1] is SectionKind.EXTENSIONS
+    section = header.section(SectionKind.EXTENSIONS)
+    assert (section.length, section.length % BLOCK_BYTES) == (4096, 0)
+    assert (section.offset, section.length) not in header.reserved
+    assert len(header.sections) == len(plan_header(plain, uuid=UUID(int=3)).sections) + 1
+
+
+def test_a_feature_bit_without_extensions_is_damage() -> None:
+    block, offset = header_block()
+    block[16] = 1
+    with pytest.raises(CorruptImageError, match=r"header, features at byte .* found 0x1, expected 0x0"):
+        decode_header(sealed(block), offset=offset)

@@ -2,6 +2,7 @@
 
 import struct
 from array import array
+from dataclasses import replace
 
 import hypothesis
 import pytest
@@ -18,6 +19,9 @@ from zonefs_emu.persist.codec.words import (
     encode_live,
     impossible_zones,
     pack_word,
+    pack_words,
+    unpack_state,
+    unpack_states,
     unpack_word,
     unpack_words,
 )
@@ -85,3 +89,37 @@ def test_which_words_are_possible(zone_no: int, cond: int, nr_written: int, is_p
     else:
         with pytest.raises(CorruptImageError, match=f"it, zone {zone_no} at byte 3: found condition {int(cond)} with"):
             check_words(SMALL, conds, wps, what="it", offset=3)
+
+
+EXTENDED = replace(SMALL, conventional=(), extension_bytes=64)
+
+
+@hypothesis.given(
+    zones=st.lists(st.tuples(st.integers(0, 15), st.integers(0, (1 << 40) - 1), st.integers(0, 15)), max_size=20)
+)
+def test_words_with_attributes_round_trip(zones: list[tuple[int, int, int]]) -> None:
+    conds, wps, attributes = ([zone[part] for zone in zones] for part in range(3))
+    words = pack_words(bytearray(conds), array("Q", wps), bytearray(attributes))
+    assert list(struct.unpack(f"<{len(zones)}Q", words)) == [pack_word(*zone) for zone in zones]
+    assert unpack_states(EXTENDED, words) == (bytearray(conds), array("Q", wps), bytearray(attributes))
+    assert [unpack_state(EXTENDED, pack_word(*zone)) for zone in zones] == zones
+    assert decode_live(encode_live(words), offset=0) == words
+
+
+def test_without_the_feature_the_bits_of_attributes_are_sectors() -> None:
+    words = pack_word(2, 3, 1).to_bytes(8, "little")
+    assert unpack_states(SMALL, words) == (bytearray((2,)), array("Q", ((1 << 40) + 3,)), bytearray(1))
+    assert unpack_state(SMALL, pack_word(2, 3, 1)) == (2, (1 << 40) + 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("cond", "attributes", "is_possible"),
+    [(Condition.CLOSED, 1, True), (Condition.FULL, 1, True), (Condition.EMPTY, 1, False), (Condition.CLOSED, 8, False)],
+)
+def test_which_attributes_are_possible(cond: Condition, attributes: int, is_possible: bool) -> None:
+    conds, wps, bits = bytearray(b"\1" * 6), array("Q", bytes(48)), bytearray(6)
+    conds[2], bits[2] = cond, attributes
+    assert [number for number, _ in impossible_zones(EXTENDED, conds, wps, bits)] == ([] if is_possible else [2])
+    if not is_possible:
+        with pytest.raises(CorruptImageError, match=f"zone 2 at byte 3: .* and attributes {attributes:#x}"):
+            check_words(EXTENDED, conds, wps, bits, what="it", offset=3)

@@ -10,6 +10,7 @@ from uuid import UUID
 from zonefs_emu.errors import BadMagicError, CorruptImageError, UnsupportedVersionError, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.persist.codec.block import BLOCK_BYTES, check_crc, seal
+from zonefs_emu.persist.codec.extension import extension_record_bytes
 from zonefs_emu.persist.codec.faults import FAULTS_BYTES
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK
 from zonefs_emu.units import round_up, to_bytes, to_sectors
@@ -24,6 +25,11 @@ COUNTER_ROW_BYTES: Final = 8 * NR_COUNTERS
 NR_CONV_RUNS_MAX: Final = 384
 
 _HEADER: Final = struct.Struct("<8sIIQQQ16s64sQQQQQQIIIIII")
+#: Behind it: what zones have beside ZBC's model, 0 in an image without the feature.
+_EXTENSION_BYTES: Final = struct.Struct("<I")
+_EXTENSION_BYTES_AT: Final = 192
+#: An incompatible feature: zones have descriptor extensions, so words have attributes, and there is one more section.
+FEATURE_EXTENSIONS: Final = 1 << 0
 _SECTION: Final = struct.Struct("<IIQQ")
 _SECTIONS_OFFSET: Final = 256
 _NR_SECTIONS_MAX: Final = 32
@@ -32,7 +38,7 @@ _RUN: Final = struct.Struct("<II")
 _OWN_OFFSET: Final = struct.Struct("<QQ")
 _OWN_OFFSET_AT: Final = 120
 #: The bytes of a header that determine all others: features to label, geometry, number of runs, runs.
-TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 192), *range(_RUNS_OFFSET, BLOCK_BYTES))
+TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 196), *range(_RUNS_OFFSET, BLOCK_BYTES))
 
 
 class SectionKind(IntEnum):
@@ -46,6 +52,10 @@ class SectionKind(IntEnum):
     REFUSALS = 6
     FAULTS = 7
     COUNTERS = 8
+    EXTENSIONS = 9
+
+
+_SPARSE: Final = frozenset((SectionKind.COUNTERS, SectionKind.EXTENSIONS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +81,7 @@ class Header:
     read_only_compatible: int = 0
 
     def section(self, kind: SectionKind, copy: int = 0) -> Section:
-        """Return the section of *kind*; every header has all of them (checked on decoding)."""
+        """Return the section of *kind*; every header has all of them (checked on decoding), but for EXTENSIONS."""
         return next(section for section in self.sections if section.kind is kind and section.copy == copy)
 
     @property
@@ -81,11 +91,11 @@ class Header:
 
     @property
     def reserved(self) -> list[tuple[int, int]]:
-        """Return the (offset, length) runs that are never sparse, in bytes: all metadata but the counters.
+        """Return the (offset, length) runs that are never sparse, in bytes: all metadata but counters and extensions.
 
         Mapped sections must be reserved. So are those that a flush writes, which then needs no new space on the host.
         """
-        return [(s.offset, s.length) for s in self.sections if s.kind is not SectionKind.COUNTERS]
+        return [(s.offset, s.length) for s in self.sections if s.kind not in _SPARSE]
 
     @property
     def file_bytes(self) -> int:
@@ -117,6 +127,9 @@ def plan_header(geometry: Geometry, *, uuid: UUID, label: str = "") -> Header:
     journal = min(max(64 * 1024, round_up(table // 8, BLOCK_BYTES)), 1024 * 1024)
     live = round_up(8 * geometry.nr_zones, BLOCK_BYTES)
     counters = round_up(COUNTER_ROW_BYTES * (geometry.nr_zones + 1), BLOCK_BYTES)
+    extensions = 0
+    if geometry.extension_bytes:
+        extensions = round_up(extension_record_bytes(geometry.extension_bytes) * geometry.nr_zones, BLOCK_BYTES)
     plan = (
         (SectionKind.HEADER, 0, BLOCK_BYTES),
         (SectionKind.STATE, 0, BLOCK_BYTES),
@@ -126,6 +139,7 @@ def plan_header(geometry: Geometry, *, uuid: UUID, label: str = "") -> Header:
         (SectionKind.REFUSALS, 0, REFUSALS_BYTES),
         (SectionKind.FAULTS, 0, FAULTS_BYTES),
         (SectionKind.COUNTERS, 0, counters),
+        *(((SectionKind.EXTENSIONS, 0, extensions),) if extensions else ()),
         (SectionKind.TABLE, 1, table),
         (SectionKind.JOURNAL, 1, journal),
         (SectionKind.FAULTS, 1, FAULTS_BYTES),
@@ -145,13 +159,14 @@ def encode_header(header: Header, copy: int) -> bytes:
     geometry = header.geometry
     block = bytearray(BLOCK_BYTES)
     _HEADER.pack_into(
-        block, 0, HEADER_MAGIC, 0, VERSION, 0, header.compatible, header.read_only_compatible,
+        block, 0, HEADER_MAGIC, 0, VERSION, _incompatible(geometry), header.compatible, header.read_only_compatible,
         header.uuid.bytes, header.label.encode(),
         header.section(SectionKind.HEADER, copy).offset, header.file_bytes,
         geometry.size, geometry.zone_size, geometry.zone_capacity, geometry.max_append,
         geometry.max_open_zones, geometry.max_active_zones, geometry.block_size_bytes,
         to_bytes(geometry.write_granularity), len(header.sections), len(geometry.conventional),
     )  # fmt: skip
+    _EXTENSION_BYTES.pack_into(block, _EXTENSION_BYTES_AT, geometry.extension_bytes)
     for index, section in enumerate(header.sections):
         at = _SECTIONS_OFFSET + index * _SECTION.size
         _SECTION.pack_into(block, at, section.kind, section.copy, section.offset, section.length)
@@ -159,6 +174,11 @@ def encode_header(header: Header, copy: int) -> bytes:
         _RUN.pack_into(block, _RUNS_OFFSET + index * _RUN.size, *run)
     seal(block, 8, 0)
     return bytes(block)
+
+
+def _incompatible(geometry: Geometry) -> int:
+    """Return the feature bits without which an image of *geometry* cannot be understood."""
+    return FEATURE_EXTENSIONS if geometry.extension_bytes else 0
 
 
 def decode_header(block: bytes, *, offset: int) -> Header:
@@ -174,10 +194,10 @@ def decode_header(block: bytes, *, offset: int) -> Header:
         raise BadMagicError(message)
     check_crc(block, 8, 0, what="header", offset=offset)
     _, _, version, incompatible, *_, nr_sections, nr_runs = _HEADER.unpack_from(block)
-    if version != VERSION or incompatible:
+    if version != VERSION or incompatible & ~FEATURE_EXTENSIONS:
         message = (
             f"image format version {version} with incompatible features {incompatible:#x} is not supported: "
-            f"this program knows version {VERSION} without features"
+            f"this program knows version {VERSION} with features {FEATURE_EXTENSIONS:#x}"
         )
         raise UnsupportedVersionError(message)
 
@@ -195,6 +215,8 @@ def decode_header(block: bytes, *, offset: int) -> Header:
         raise corrupt("geometry", error, "a possible one") from None
     found = [_SECTION.unpack_from(block, _SECTIONS_OFFSET + index * _SECTION.size) for index in range(nr_sections)]
     expected = [(section.kind, section.copy, section.offset, section.length) for section in header.sections]
+    if incompatible != _incompatible(header.geometry):
+        raise corrupt("features", f"{incompatible:#x}", f"{_incompatible(header.geometry):#x}")
     if found != expected or file_bytes != header.file_bytes:
         raise corrupt("sections", found, expected)
     return header
@@ -217,6 +239,7 @@ def planned_header(block: bytes) -> Header:
         size=size, zone_size=zone_size, zone_capacity=zone_capacity, max_append=max_append,
         max_open_zones=max_open, max_active_zones=max_active, block_size_bytes=block_size,
         write_granularity=to_sectors(granularity),
+        extension_bytes=_EXTENSION_BYTES.unpack_from(block, _EXTENSION_BYTES_AT)[0],
         conventional=tuple(_RUN.unpack_from(block, _RUNS_OFFSET + index * _RUN.size) for index in range(nr_runs)),
     )  # fmt: skip
     header = plan_header(geometry, uuid=UUID(bytes=uuid), label=label.rstrip(b"\0").decode())

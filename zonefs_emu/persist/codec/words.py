@@ -1,28 +1,47 @@
-"""The zones' words: one zone's condition and data extent in a number, in the table, the journal and the live table."""
+"""The zones' words: one zone's condition and data extent in a number, in the table, the journal and the live table.
+
+In an image whose zones can have attributes, these are in the word as well.
+"""
 
 import struct
 from array import array
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from zonefs_emu.errors import CorruptImageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Attribute, Condition
 
 #: Every live word is a multiple of this prime. A change of a single byte (at most 255 · 2^8k) is no multiple, so it is
 #: detected.
 LIVE_PRIME: Final = 65521
 COND_BITS: Final = 4
+#: The place of the attributes: the upper half of byte 5.
+ATTRIBUTES_SHIFT: Final = 44
+_ATTRIBUTES_BYTE: Final = 5
+_ATTRIBUTES_OF_BYTE: Final = bytes(byte >> 4 for byte in range(256))
+_REST_OF_BYTE: Final = bytes(byte & 15 for byte in range(256))
+_WP_MASK: Final = (1 << ATTRIBUTES_SHIFT - COND_BITS) - 1
+_ATTRIBUTES_MASK: Final = sum(Attribute)
 _COND_MASK: Final = (1 << COND_BITS) - 1
 _COND_OF_BYTE: Final = bytes(byte & _COND_MASK for byte in range(256))
 _CONVENTIONAL_CONDS: Final = frozenset((Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
 _WRITTEN_CONDS: Final = frozenset((Condition.FULL, Condition.READONLY, Condition.OFFLINE))
+_WITHOUT_ATTRIBUTES: Final = frozenset((Condition.NOT_WP, Condition.EMPTY))
 _PART_CONDS: Final = frozenset((Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
 
 
-def pack_word(cond: int, nr_written: int) -> int:
-    """Return the 48-bit word of a zone: its sectors with data above its condition."""
-    return nr_written << COND_BITS | cond
+class ZoneStates(NamedTuple):
+    """The states of all zones, one entry a zone in each array: condition, sectors with data, attributes."""
+
+    conds: bytearray
+    wps: "array[int]"
+    attributes: bytearray
+
+
+def pack_word(cond: int, nr_written: int, attributes: int = 0) -> int:
+    """Return the 48-bit word of a zone: its attributes above its sectors with data above its condition."""
+    return attributes << ATTRIBUTES_SHIFT | nr_written << COND_BITS | cond
 
 
 def unpack_word(word: int) -> tuple[int, int]:
@@ -30,11 +49,18 @@ def unpack_word(word: int) -> tuple[int, int]:
     return word & _COND_MASK, word >> COND_BITS
 
 
-def pack_words(conds: bytes | bytearray, wps: "array[int]") -> bytes:
-    """Return the words of all zones, 8 bytes each, at the speed of arithmetic on one large number."""
+def pack_words(conds: bytes | bytearray, wps: "array[int]", attributes: bytes | bytearray = b"") -> bytes:
+    """Return the words of all zones, 8 bytes each, at the speed of arithmetic on one large number.
+
+    Without *attributes*, no zone has any.
+    """
     lanes = bytearray(8 * len(conds))
     lanes[0::8] = conds
     total = (int.from_bytes(wps.tobytes(), "little") << COND_BITS) + int.from_bytes(lanes, "little")
+    if attributes.strip(b"\0"):
+        lanes[0::8] = bytes(len(conds))
+        lanes[_ATTRIBUTES_BYTE::8] = attributes
+        total += int.from_bytes(lanes, "little") << 4
     return total.to_bytes(len(lanes), "little")
 
 
@@ -47,6 +73,27 @@ def unpack_words(words: bytes) -> tuple[bytearray, "array[int]"]:
     wps = array("Q")
     wps.frombytes(total.to_bytes(len(words), "little"))
     return conds, wps
+
+
+def unpack_states(geometry: Geometry, words: bytes) -> ZoneStates:
+    """Return the states of all zones of *geometry* from their *words*, 8 bytes each."""
+    attributes = bytearray(len(words) // 8)
+    if geometry.has_attributes:
+        packed = words[_ATTRIBUTES_BYTE::8]
+        attributes = bytearray(packed.translate(_ATTRIBUTES_OF_BYTE))
+        if attributes.strip(b"\0"):
+            without = bytearray(words)
+            without[_ATTRIBUTES_BYTE::8] = packed.translate(_REST_OF_BYTE)
+            words = bytes(without)
+    return ZoneStates(*unpack_words(words), attributes)
+
+
+def unpack_state(geometry: Geometry, word: int) -> tuple[int, int, int]:
+    """Return (condition number, sectors with data, attributes) of *word* in an image of *geometry*."""
+    cond, nr_written = unpack_word(word)
+    if geometry.has_attributes:
+        return cond, nr_written & _WP_MASK, word >> ATTRIBUTES_SHIFT
+    return cond, nr_written, 0
 
 
 def encode_live(words: bytes) -> bytes:
@@ -76,19 +123,30 @@ def decode_live(live: bytes, *, offset: int) -> bytes:
     return words
 
 
-def check_words(geometry: Geometry, conds: bytearray, wps: "array[int]", *, what: str, offset: int) -> None:
-    """Check that every zone's condition and extent are possible in *geometry*.
+def check_words(
+    geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray | None = None, *, what: str,
+    offset: int,
+) -> None:  # fmt: skip
+    """Check that every zone's condition, extent and attributes are possible in *geometry*.
 
     Raises:
         CorruptImageError: names the first zone that is not; *what* and *offset* say which table is being read.
     """
-    for zone_no, expected in impossible_zones(geometry, conds, wps):
+    for zone_no, expected in impossible_zones(geometry, conds, wps, attributes):
         found = f"condition {conds[zone_no]} with {wps[zone_no]} sectors of data"
+        if attributes and attributes[zone_no]:
+            found += f" and attributes {attributes[zone_no]:#x}"
         raise CorruptImageError(f"{what}, zone {zone_no}", offset=offset, found=found, expected=expected)
 
 
-def impossible_zones(geometry: Geometry, conds: bytearray, wps: "array[int]") -> Iterator[tuple[int, str]]:
-    """Yield (zone_no, a description of possible states) for the zones whose condition and extent are impossible."""
+def impossible_zones(
+    geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray | None = None
+) -> Iterator[tuple[int, str]]:
+    """Yield (zone_no, a description of possible states) for the zones whose states are impossible."""
+    if attributes and attributes.strip(b"\0"):
+        for zone_no, bits in enumerate(attributes):
+            if bits and (bits & ~_ATTRIBUTES_MASK or conds[zone_no] in _WITHOUT_ATTRIBUTES):
+                yield zone_no, "attributes that its condition allows"
     last = geometry.nr_zones - 1
     capacity = geometry.zone_capacity
     start = 0

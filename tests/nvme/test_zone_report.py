@@ -1,0 +1,90 @@
+"""Reports with zone descriptor extensions, and how zones get these; plain reports are tested with the namespace."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.nvme.conftest import CAPACITY, NR_ZONES, UUID_1, ZONE, geometry
+from tests.nvme.test_namespace import at, do, send
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.nvme import identify
+from zonefs_emu.nvme.answer import Answer
+from zonefs_emu.nvme.command import IoOpcode, SendAction
+from zonefs_emu.nvme.namespace import Namespace
+
+EXTENSION = bytes(range(128))
+ENTRY = 64 + len(EXTENSION)
+ALL = 1 << 8
+
+
+@pytest.fixture
+def device(tmp_path: Path, block_bytes: int) -> Iterator[ZonedDevice]:
+    ZonedDevice.create(tmp_path / "image", geometry(block_bytes, extension_bytes=128), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    yield device
+    device.close()
+
+
+def extend(namespace: Namespace, slba: int, flags: int = 0) -> int:
+    return do(namespace, IoOpcode.ZONE_SEND, *at(slba, 0, SendAction.SET_DESCRIPTOR | flags), data=EXTENSION).status
+
+
+def extended_report(namespace: Namespace, slba: int, nr_bytes: int, flags: int = 1 << 16) -> Answer:
+    return do(namespace, IoOpcode.ZONE_RECEIVE, *at(slba, nr_bytes // 4 - 1, 1 | flags))
+
+
+def test_identify_says_how_long_they_are(namespace: Namespace) -> None:
+    assert identify.zoned_namespace(namespace.geometry)[2824] == 2
+
+
+def test_an_extension_closes_the_zone_and_is_reported(namespace: Namespace) -> None:
+    assert extend(namespace, ZONE) == 0
+    answer = extended_report(namespace, 0, 64 + 3 * ENTRY)
+    assert answer.status == 0
+    assert int.from_bytes(answer.data[:8], "little") == 3
+    first, second, third = (answer.data[64 + n * ENTRY : 64 + (n + 1) * ENTRY] for n in range(3))
+    assert (first[1] >> 4, first[2], first[64:]) == (1, 0, bytes(128))
+    assert (second[1] >> 4, second[2], second[64:]) == (4, 0x80, EXTENSION)
+    assert int.from_bytes(second[8:16], "little") == CAPACITY
+    assert (third[1] >> 4, third[64:]) == (1, bytes(128))
+    assert send(namespace, SendAction.RESET, ZONE) == 0
+    assert extended_report(namespace, ZONE, 64 + ENTRY).data[64 + 2 :: 1][0] == 0
+
+
+def test_a_report_without_extensions_names_the_attribute(namespace: Namespace) -> None:
+    assert extend(namespace, 0) == 0
+    answer = do(namespace, IoOpcode.ZONE_RECEIVE, *at(0, 31, 1 << 16))
+    assert answer.data[64 + 2] == 0x80
+
+
+def test_a_full_count_is_of_zones_and_a_part_of_an_entry_is_left_out(namespace: Namespace) -> None:
+    answer = extended_report(namespace, 0, 64 + ENTRY + 100, flags=0)
+    assert int.from_bytes(answer.data[:8], "little") == NR_ZONES
+    assert answer.data[64 + ENTRY :] == bytes(100)
+
+
+def test_refusals(namespace: Namespace) -> None:
+    assert extend(namespace, 0, ALL) == 0x002
+    assert extend(namespace, 1) == 0x002
+    assert extend(namespace, NR_ZONES * ZONE) == 0x080
+    assert send(namespace, SendAction.OPEN, 0) == 0
+    assert extend(namespace, 0) == 0x1BF
+    assert extend(namespace, ZONE) == 0
+    assert extend(namespace, 2 * ZONE) == 0
+    assert extend(namespace, 3 * ZONE) == 0x1BD
+
+
+def test_a_damaged_extension_fails_the_report(namespace: Namespace, device: ZonedDevice) -> None:
+    assert extend(namespace, 0) == 0
+    device.image.backing.pwrite(b"?", device.image.extensions.offset(0) + 30)
+    assert extended_report(namespace, 0, 64 + ENTRY).status == 0x281
+    assert do(namespace, IoOpcode.ZONE_RECEIVE, *at(0, 31, 1 << 16)).status == 0
+
+
+def test_a_reset_that_a_fault_recommends_is_an_attribute(namespace: Namespace, device: ZonedDevice) -> None:
+    device.inject(Fault(effect=Effect.RECOMMEND_RESET, nr_zones=1))
+    namespace = Namespace(device, 1)
+    assert extend(namespace, 0) == 0
+    assert do(namespace, IoOpcode.ZONE_RECEIVE, *at(0, 31, 1 << 16)).data[64 + 2] == 0x84

@@ -1,0 +1,55 @@
+"""What only the ZNS dialect knows: attributes of zones. A zone machine for geometries whose zones can have them.
+
+May not know: files, front-ends. Like its base class, it moves no data.
+
+Source: NVMe Zoned Namespace Command Set 1.1, "Zone Management Send command".
+"""
+
+from array import array
+
+from zonefs_emu.errors import CommandError, Status
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import Changes, ZoneMachine
+from zonefs_emu.model.transitions import Dialect, Operation
+from zonefs_emu.model.zone import Attribute, Condition
+from zonefs_emu.units import Sector
+
+
+class ZnsMachine(ZoneMachine):
+    """A zone machine that also gives zones their descriptor extensions."""
+
+    __slots__ = ()
+
+    def begin_set_extension(self, sector: Sector, dialect: Dialect) -> int:
+        """Check whether the zone that starts at *sector* can get a descriptor extension; return its number.
+
+        The caller then stores the extension and calls :meth:`set_extension`. Nothing is changed here.
+
+        Raises:
+            CommandError: OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, BAD_TRANSITION, ACTIVE_RESOURCE, looked for in
+                this order.
+        """
+        if not 0 <= sector < self._size:
+            raise CommandError(Status.OUT_OF_RANGE)
+        zone_no, offset = divmod(sector, self._zone_size)
+        if offset:
+            raise CommandError(Status.NOT_ZONE_START, zone_no)
+        outcome = dialect.table[Operation.SET_EXTENSION][Condition(self.conds[zone_no])]
+        if isinstance(outcome, Status):
+            raise CommandError(outcome, zone_no)
+        self.resources.require_active(zone_no, self.conds[zone_no])
+        return zone_no
+
+    def set_extension(self, zone_no: int, dialect: Dialect) -> Changes:
+        """Note that zone *zone_no* has a descriptor extension, after :meth:`begin_set_extension` has allowed it."""
+        outcome = dialect.table[Operation.SET_EXTENSION][Condition(self.conds[zone_no])]
+        assert isinstance(outcome, Condition), "a refused extension cannot be set"
+        self.attributes[zone_no] |= Attribute.EXTENSION
+        self._set_cond(zone_no, outcome)
+        return Changes((), (zone_no,))
+
+
+def make_machine(geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray) -> ZoneMachine:
+    """Return a machine for *geometry* that takes over the arrays, one entry a zone each."""
+    kind = ZnsMachine if geometry.has_attributes else ZoneMachine
+    return kind(geometry, conds, wps, attributes)
