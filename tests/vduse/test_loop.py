@@ -39,7 +39,7 @@ class Kernel:
     def ask(self, kind: int, payload: bytes = b"") -> int:
         """Send a message and have it answered; returns the result."""
         self._ours.send(encode_request(kind, 7, payload))
-        self.loop._take_message()
+        self.loop._step()
         request_id, result = struct.unpack_from("<II", self._ours.recv(MESSAGE_BYTES))
         assert request_id == 7
         return int(result)
@@ -67,6 +67,57 @@ def test_an_unforeseen_error_costs_its_message(
     assert kernel.ask(Message.SET_STATUS, bytes([0])) == RESULT_OK
     assert kernel.ask(Message.UPDATE_IOTLB, struct.pack("<QQ", 0, 4095)) == RESULT_OK
     assert kernel.ask(Message.GET_VQ_STATE, bytes(4)) == RESULT_OK
+    end(kernel, expect_warning)
+
+
+def test_a_message_that_cannot_be_decoded_is_answered(
+    kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel gives a device up that leaves a message unanswered."""
+    expect_warning("internal error in vduse, message 2 of the kernel: ZeroDivisionError")
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.vduse.protocol.decode_request", lambda _: 1 // 0)
+        assert kernel.ask(Message.UPDATE_IOTLB, struct.pack("<QQ", 0, 4095)) == RESULT_FAILED
+    assert kernel.ask(Message.UPDATE_IOTLB, struct.pack("<QQ", 0, 4095)) == RESULT_OK
+    end(kernel, expect_warning)
+
+
+def test_a_reset_that_fails_leaves_no_record(
+    kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver begins anew: what an earlier ring had under way must not be carried out in the next."""
+    expect_warning("internal error in vduse, message 1 of the kernel: ZeroDivisionError")
+    (record,) = kernel.loop._records
+    record[:] = b"\xff" * len(record)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.loop, "_stop_queues", lambda: 1 // 0)
+        assert kernel.ask(Message.SET_STATUS, bytes([0])) == RESULT_FAILED
+    assert not any(record)
+    end(kernel, expect_warning)
+
+
+def test_rings_that_cannot_go_on_after_a_move_go_on_in_the_next_step(
+    kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect_warning("internal error in vduse, a step of the loop: ZeroDivisionError")
+    started: list[int] = []
+
+    def start_queues() -> None:
+        started.append(len(started))
+        assert 1 // started[-1] == 1
+
+    monkeypatch.setattr(kernel.loop, "_start_queues", start_queues)
+    kernel.loop._moved = True
+    kernel.loop._server.wake()
+    kernel.loop._step()
+    kernel.loop._step()  # does not sleep
+    assert started == [0, 1]
+    monkeypatch.undo()
+    end(kernel, expect_warning)
+
+
+def end(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
+    """Have the thread end, which closes everything: a socket is no device of the kernel."""
     expect_warning("the VDUSE device is served no more")
     kernel.loop.start()
     kernel.loop.join()
@@ -84,9 +135,7 @@ def test_a_loop_that_dies_says_so(kernel: Kernel, expect_warning: Callable[[str]
 def test_a_message_that_is_not_known_is_refused(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
     expect_warning("a message that is not known: 99")
     assert kernel.ask(99) == RESULT_FAILED
-    expect_warning("the VDUSE device is served no more")
-    kernel.loop.start()
-    kernel.loop.join()
+    end(kernel, expect_warning)
 
 
 def test_memory_that_is_cut_costs_the_rings(

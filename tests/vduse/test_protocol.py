@@ -103,3 +103,11 @@ def test_responses() -> None:
     assert state == from_hex(f"09 00 00 00  00 00 00 00  {'00' * 16}  02 00 00 00  34 12  {'00' * 122}")
     failed = protocol.encode_response(Request(kind=77, request_id=10), protocol.RESULT_FAILED)
     assert failed == from_hex(f"0a 00 00 00  01 00 00 00  {'00' * 144}")
+
+
+@pytest.mark.parametrize("kind", [*Message, 99])
+def test_a_failure_names_the_message_that_it_answers(kind: int) -> None:
+    message = protocol.encode_request(kind, 7, b"\xff" * 8)
+    expected = protocol.encode_response(Request(kind=99, request_id=7), protocol.RESULT_FAILED)
+    assert protocol.encode_failure(message) == expected
+    assert len(protocol.encode_failure(b"")) == protocol.MESSAGE_BYTES

@@ -361,3 +361,30 @@ def test_what_comes_while_the_driver_is_asked_for_kicks_is_all_served(
     bench.server.activate(first.queue)
     bench.server.serve()
     assert first.reap() == numbers
+
+
+def test_a_turn_that_failed_loses_no_event(bench: Bench) -> None:
+    """Of two kicks that are taken together the first is acted upon with an exception."""
+    bench.server.watch(bench.lines[0].queue.kick_fd, lambda: 1 // 0, edges=True)
+    numbers = [line.submit(b"a") for line in bench.lines]
+    with pytest.raises(ZeroDivisionError):
+        bench.turn()
+    bench.server.look_again()
+    bench.turn()
+    assert [line.reap() for line in bench.lines] == [[number] for number in numbers]
+
+
+def test_a_turn_that_failed_loses_no_result_of_the_worker(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = bench.lines[0]
+    number = line.submit(b"w")
+    bench.turn()
+    assert line.queue.busy
+    bench.echo.go_on.set()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.server.worker, "collect", lambda: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.turn()
+    bench.server.look_again()
+    while not (found := line.reap()):
+        bench.turn()
+    assert found == [number]

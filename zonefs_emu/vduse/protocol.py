@@ -91,6 +91,11 @@ def encode_response(request: Request, result: int, *, avail_index: int = 0) -> b
     return (_RESPONSE.pack(request.request_id, result) + payload).ljust(MESSAGE_BYTES, b"\0")
 
 
+def encode_failure(message: bytes) -> bytes:
+    """Return the answer that *message* has failed; of *message* its number alone is looked at."""
+    return message[4:8].ljust(4, b"\0") + RESULT_FAILED.to_bytes(4, "little") + bytes(MESSAGE_BYTES - 8)
+
+
 def encode_name(name: str) -> bytes:
     """Return a device's name as DESTROY_DEV takes it."""
     return _NAME.pack(name.encode())

@@ -216,6 +216,9 @@ class _Loop(threading.Thread):
         server.watch(fd, self._take_message)
         #: The memory has moved while rings were served.
         self._moved = False
+        #: The message that is being carried out.
+        self._unanswered = b""
+        self._nr_bad_steps = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
@@ -229,19 +232,8 @@ class _Loop(threading.Thread):
         try:
             # A device that a dead server left behind may be running; of a new one no queue is ready.
             self._start_queues()
-            nr_bad_steps = 0
             while not server.stopping:
-                try:
-                    server.wait()
-                    server.serve()
-                    if self._shared.is_lost:
-                        self._give_up_memory()
-                    nr_bad_steps = 0
-                except Exception as error:  # the boundary of a step
-                    nr_bad_steps += 1
-                    if nr_bad_steps > _BAD_STEPS_MAX:
-                        raise
-                    server.service.contain("a step of the loop", error)
+                self._step()
         except BaseException as error:
             self.failure = error
             log.exception("the VDUSE device is served no more")
@@ -253,6 +245,38 @@ class _Loop(threading.Thread):
                 ending.callback(server.close)
                 ending.callback(self._stop_queues)
 
+    def _step(self) -> None:
+        """Sleep until there is something to do, and do it; an exception costs the message that met it, or this step."""
+        server = self._server
+        try:
+            server.wait()
+            server.serve()
+            if self._shared.is_lost:
+                self._give_up_memory()
+            if self._moved:
+                # Not with the message: the kernel gives no memory before it has the answer.
+                self._start_queues()
+                self._moved = False
+            self._nr_bad_steps = 0
+        except Exception as error:  # the boundary of a message, and of a step
+            self._nr_bad_steps += 1
+            if self._nr_bad_steps > _BAD_STEPS_MAX:
+                raise
+            self._contain(error)
+
+    def _contain(self, error: Exception) -> None:
+        message, self._unanswered = self._unanswered, b""
+        if message:
+            kind = int.from_bytes(message[:4], "little")
+            self._server.service.contain(f"message {kind} of the kernel", error)
+            # The message may have taken memory away, so none of the driver's memory may be used any more.
+            self._drop_rings()
+            with contextlib.suppress(OSError):  # the kernel no longer waits for an answer
+                os.write(self._fd, protocol.encode_failure(message))
+        else:
+            self._server.service.contain("a step of the loop", error)
+        self._server.look_again()
+
     # -- messages ---------------------------------------------------------------------------------------------
 
     def _take_message(self) -> None:
@@ -260,18 +284,10 @@ class _Loop(threading.Thread):
             data = os.read(self._fd, protocol.MESSAGE_BYTES)
         except BlockingIOError:
             return  # the kernel no longer waits for an answer
-        request = protocol.decode_request(data)
-        try:
-            answer = self._answer(request)
-        except Exception as error:  # the boundary of a message
-            self._server.service.contain(f"message {request.kind} of the kernel", error)
-            # The message may have taken memory away, so none of the driver's memory may be used any more.
-            self._drop_rings()
-            answer = protocol.encode_response(request, protocol.RESULT_FAILED)
+        self._unanswered = data
+        answer = self._answer(protocol.decode_request(data))
         os.write(self._fd, answer)
-        if self._moved:
-            self._moved = False
-            self._start_queues()
+        self._unanswered = b""
 
     def _answer(self, request: Request) -> bytes:
         result, avail_index = protocol.RESULT_OK, 0
@@ -292,10 +308,12 @@ class _Loop(threading.Thread):
 
     def _set_status(self, status: int) -> None:
         if status == 0:
-            self._stop_queues()
-            for record in self._records:
-                # After a reset no request comes again.
-                record[:] = bytes(len(record))
+            try:
+                self._stop_queues()
+            finally:
+                for record in self._records:
+                    # After a reset no request comes again, also if the reset itself fails: the driver begins anew.
+                    record[:] = bytes(len(record))
             self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:
             self._start_queues()

@@ -165,6 +165,13 @@ class QueueServer:
             if queue.is_ready:
                 self.activate(queue)
 
+    def look_again(self) -> None:
+        """Have the next :meth:`wait` collect all results and serve all queues, after an exception in one of a turn.
+
+        The turn may have taken events that it did not act on: a kick, or the news that the worker is done.
+        """
+        os.eventfd_write(self.worker.wake_fd, 1)
+
     # -- rings ------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
