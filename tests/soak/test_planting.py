@@ -1,6 +1,10 @@
 """An unforeseen exception in any function below a boundary costs the request that meets it and no other."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tools.soak.crowd import Crowd
-from tools.soak.planting import PACKAGE, boundaries
+from tools.soak.planting import PACKAGE, PLANTED_VARIABLE, boundaries
+from zonefs_emu.device.unforeseen import REPORT_VARIABLE
 
 #: Which front-end's name the exceptions of a load's requests are contained under.
 FRONT_ENDS = {"files": "zonefs", "verbs": "cli", "blk": "vhost-user-blk", "scsi": "vhost-user-scsi", "nvme": "nvme"}
@@ -31,6 +36,16 @@ def test_boundaries_are_found_in_the_source() -> None:
         "nvme_tcp/queue_connection.py",
         "nvme_tcp/server.py",
     } <= found
+
+
+def contained(planted: Path, reported: Path) -> Counter[str]:
+    """Return how many exceptions the boundaries of each front-end have contained; everything planted must be there."""
+    reports = "\n".join(reported.read_text().split("\0"))
+    names = set(re.findall(r"^\S*PlantedError: (\S+)$", reports, re.MULTILINE))
+    lines = planted.read_text().splitlines()
+    lost = [line for line in lines if line.split(" ", 1)[1] not in names and not OBSERVERS.match(line)]
+    assert not lost, "planted, and caught by something that is no boundary"
+    return Counter(re.findall(r"^ERROR \S+ internal error in ([^,]+),", reports, re.MULTILINE))
 
 
 def run_until_nothing_new(crowd: Crowd) -> None:
@@ -61,13 +76,28 @@ def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
     finally:
         if crowd.daemon.is_running:
             crowd.daemon.kill()
-    planted = crowd.daemon.planted.read_text().splitlines()
-    assert len(planted) > 350
-    reports = crowd.daemon.contained.read_text().split("\0")
-    names = set(re.findall(r"^\S*PlantedError: (\S+)$", "\n".join(reports), re.MULTILINE))
-    lost = [line for line in planted if line.split(" ", 1)[1] not in names and not OBSERVERS.match(line)]
-    assert not lost, "planted, and caught by something that is no boundary"
-    by_front_end = Counter(re.findall(r"^ERROR \S+ internal error in ([^,]+),", "\n".join(reports), re.MULTILINE))
+    assert len(crowd.daemon.planted.read_text().splitlines()) > 350
+    by_front_end = contained(crowd.daemon.planted, crowd.daemon.contained)
     for load, front_end in FRONT_ENDS.items():
         felt = crowd.refused[load] + crowd.lost[load]
         assert felt <= by_front_end[front_end], f"{load} felt {felt} errors, of which {by_front_end} were its own"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_exception_in_any_function_below_a_kernel_costs_one_request(tmp_path: Path) -> None:
+    """Under load of ublk, VDUSE and NVMe/TCP; what plays the kernel is in the process of the front-ends."""
+    planted, reported = tmp_path / "planted", tmp_path / "contained"
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.soak.kernels", str(tmp_path)], check=False, capture_output=True, text=True,
+        env=os.environ | {PLANTED_VARIABLE: str(planted), REPORT_VARIABLE: str(reported)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(planted.read_text().splitlines()) > 300
+    by_front_end = contained(planted, reported)
+    felt: Counter[str] = Counter()
+    for load, (nr_done, nr_failed) in json.loads(done.stdout).items():
+        assert nr_done
+        felt[load.partition("-")[0]] += nr_failed
+    for front_end, nr_failed in felt.items():
+        assert nr_failed <= by_front_end[front_end], f"{front_end} felt {nr_failed} errors; {by_front_end}"

@@ -128,6 +128,8 @@ class HostileLoad(Load):
     def step(self) -> None:
         """Connect, send some chains, and go."""
         rng = self.rng
+        if not self.target.is_running:
+            raise GoneError  # a front-end would wait for its socket
         try:
             with Frontend(
                 self._path, packed=rng.random() < 0.5, indirect=rng.random() < 0.5, queue_size=1024,

@@ -69,6 +69,8 @@ class Planter:
         self._chooses = chooses
         self._boundaries = boundaries()
         self._others: set[CodeType] = set()
+        #: How many exceptions were planted so far.
+        self.nr_planted = 0
         report = os.environ.get(PLANTED_VARIABLE)
         self._report = None if report is None else os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -84,6 +86,7 @@ class Planter:
             return
         if not self._is_below_boundary(frame) or not _begins(frame) or not self._chooses(code):
             return
+        self.nr_planted += 1
         if self._report is not None:
             place = f"{Path(code.co_filename).relative_to(PACKAGE)}:{code.co_firstlineno} {code.co_qualname}\n"
             os.write(self._report, place.encode())
@@ -128,8 +131,8 @@ def install(planter: Planter) -> None:
     sys.setprofile(planter)
 
 
-def once() -> Callable[[CodeType], bool]:
-    """Choose each function, once, at one of its first calls.
+def once(probability: float = _ONCE_PROBABILITY) -> Callable[[CodeType], bool]:
+    """Choose each function, once, at one of its first calls: each of them with *probability*.
 
     Not at the first: a loop whose functions all fail one after the other is taken for one that cannot go on.
     """
@@ -137,7 +140,7 @@ def once() -> Callable[[CodeType], bool]:
     rng = random.Random(os.environ.get(SEED_VARIABLE))
 
     def choose(code: CodeType) -> bool:
-        if code in done or rng.random() > _ONCE_PROBABILITY:
+        if code in done or rng.random() > probability:
             return False
         done.add(code)
         return True
