@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from zonefs_emu.daemon import control, framing, rendezvous
 from zonefs_emu.daemon.client import call
@@ -15,7 +16,7 @@ from zonefs_emu.daemon.control import ControlServer
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import PeerError, UsageError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 
 
@@ -221,6 +222,49 @@ async def test_the_kernels_word_counts(server: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(control, "_peer_uid", noted)
     assert await is_alive(server)
     assert seen == [os.geteuid()]
+
+
+async def test_a_client_that_was_welcomed_is_answered_by_a_session_that_ends(
+    image: Path, nursery: trio.Nursery
+) -> None:
+    device = ZonedDevice.open(image)
+    listener, _ = rendezvous.listen(image, backlog=16)
+    ending = trio.CancelScope()
+
+    async def serve(*, task_status: trio.TaskStatus[object]) -> None:
+        with ending:
+            await ControlServer(listener, Verbs(device, extensions=EXTENSIONS)).run(task_status=task_status)
+        device.close()
+
+    await nursery.start(serve)
+    # The daemon answers the hello in open_target().
+    held = await trio.to_thread.run_sync(open_target, image)
+    target = held.__enter__()
+    ending.cancel()
+    with trio.fail_after(10):
+        await trio.testing.wait_all_tasks_blocked()
+        assert not device.image.is_closed
+        assert (await trio.to_thread.run_sync(lambda: call(target, {"verb": "info"})))[0]["label"] == "test"
+        held.__exit__(None, None, None)
+        while not device.image.is_closed:  # noqa: ASYNC110  (nothing tells)
+            await trio.sleep(0.01)
+
+
+async def test_a_client_that_asks_nothing_after_its_hello_is_not_waited_for_long(
+    image: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "NEXT_S", 0.05)
+    device = ZonedDevice.open(image)
+    listener, _ = rendezvous.listen(image, backlog=16)
+    async with trio.open_nursery() as session:
+        await session.start(ControlServer(listener, Verbs(device, extensions=EXTENSIONS)).run)
+        held = await trio.to_thread.run_sync(open_target, image)
+        target = held.__enter__()
+        session.cancel_scope.cancel()
+    with pytest.raises(PeerError, match="ended while it was asked"):
+        await trio.to_thread.run_sync(lambda: call(target, {"verb": "info"}))
+    held.__exit__(None, None, None)
+    device.close()
 
 
 async def test_several_clients_at_once(server: Path) -> None:

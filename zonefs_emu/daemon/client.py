@@ -91,7 +91,7 @@ class _LiveTarget:
             _GoneError: it ended. PeerError: it does not answer, or in another language.
         """
         self._peer.settimeout(_HELLO_S)
-        call(self, {"verb": "info"})
+        call(self, framing.HELLO)
         self._peer.settimeout(_REPLY_S)
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:

@@ -33,8 +33,7 @@ MESSAGE_S: Final = 30.0
 LAST_REPLY_S: Final = 1.0
 #: How long a peer may be silent before its first message. Later it may: a writer waits for its own input.
 FIRST_S: Final = 10.0
-#: After the answer to its first request, a client that is about to ask more has so long to do so, even if the session
-#: ends meanwhile.
+#: After the answer to its hello, a client has so long to send its request, even if the session ends meanwhile.
 NEXT_S: Final = 1.0
 
 T = TypeVar("T")
@@ -103,20 +102,26 @@ class ControlServer:
             raise PeerError(message)
         verbs = self._verbs.for_client()
         asked = await _receive(stream, FIRST_S)
-        if asked is not None and asked[0].get("verb") == "info":
-            # A client asks this first, to see whether the daemon answers. A session that ends now would let it down: it
-            # has found a daemon, and its next request is on the way.
-            with trio.CancelScope(shield=True):
-                await self._answer(stream, verbs, *asked)
-            is_here = False
-            with trio.move_on_after(NEXT_S, shield=True):
-                await trio.lowlevel.wait_readable(stream.socket)
-                is_here = True
-            with trio.CancelScope(shield=is_here):
-                asked = await _receive(stream, None)
+        if asked is not None and asked[0] == framing.HELLO:
+            asked = await self._welcome(stream)
         while asked is not None:
             await self._answer(stream, verbs, *asked)
             asked = await _receive(stream, None)
+
+    async def _welcome(self, stream: trio.SocketStream) -> Message | None:
+        """Answer a hello, and return the request that follows.
+
+        A session that ends meanwhile still waits for that request, NEXT_S at most: the client relies on the answer.
+        """
+        with trio.CancelScope(shield=True):
+            await self._send(stream, framing.encode({}))
+        is_here = False
+        with trio.move_on_after(NEXT_S, shield=True):
+            await trio.lowlevel.wait_readable(stream.socket)
+            is_here = True
+        with trio.CancelScope(shield=is_here):
+            return await _receive(stream, None)
+        return None  # cancelled
 
     async def _answer(self, stream: trio.SocketStream, verbs: Verbs, request: dict[str, Json], payload: bytes) -> None:
         replies = verbs.execute(request, payload)

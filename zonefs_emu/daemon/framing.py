@@ -6,6 +6,9 @@ Pure. A message is a header of 12 bytes, a JSON object, and a payload of raw byt
     4  4  length of the JSON object in bytes, little endian, at most 1 MiB
     8  4  length of the payload in bytes, little endian, at most 16 MiB
 
+A client first says hello, which asks for no verb: an answer to it shows that the daemon serves, and that the next
+request will be answered as well.
+
 Every length is checked before anything is read by it, so a peer that sends garbage costs at most a message's memory.
 """
 
@@ -21,6 +24,8 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Message: TypeAlias = tuple[dict[str, Json], bytes]
 
 MAGIC: Final = b"ZFE1"
+#: The first message of a client; the answer is an empty object.
+HELLO: Final[Mapping[str, Json]] = {"hello": True}
 _HEADER: Final = struct.Struct("<4sII")
 HEADER_BYTES: Final = _HEADER.size
 OBJECT_BYTES_MAX: Final = 1 << 20
