@@ -12,8 +12,9 @@ process that has imported the libraries already. All processors are used. A run 
 was, from the results in build/mutants. What was killed stays so, also after a change of the module's other lines; what
 survived is tried again, because that is what a test was written for since. Remove build/mutants to begin anew.
 
-The mutants are those of cosmic-ray, but for two things. Of the eleven ways to replace an operator one or two are made,
-the likely slips: the others die of the same tests. And statements are removed, which cosmic-ray does not do.
+The mutants are those of cosmic-ray, but for three things. Of the eleven ways to replace an operator one or two are
+made, the likely slips: the others die of the same tests. Statements are removed, which cosmic-ray does not do. And
+nothing is changed in annotations, assertions, imports for types, and the arguments of a log: no behaviour is in them.
 """
 
 import argparse
@@ -143,6 +144,8 @@ class RemoveStatement:
         return ()
 
 
+#: The methods of a log.
+_LOGGING: Final = frozenset(("debug", "info", "warning", "error", "exception"))
 #: The exit status of a process in which pytest itself met an exception.
 _NOT_RUN: Final = 99
 
@@ -317,6 +320,70 @@ def _session(module: Path) -> Path:
     return path
 
 
+class _Inert(ast.NodeVisitor):
+    """Finds what no test can tell apart: annotations, imports for types, assertions, and what is logged."""
+
+    def __init__(self) -> None:
+        #: (first line, first column), (last line, last column) of each.
+        self.spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
+
+    def _add(self, node: ast.expr | ast.stmt | None) -> None:
+        if node is not None:
+            end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
+            self.spans.append(((node.lineno, node.col_offset), end))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """Annotations are not evaluated for anything."""
+        arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg)
+        for annotation in (node.returns, *(each.annotation for each in arguments if each is not None)):
+            self._add(annotation)
+        self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """Nor are those of variables; a type by another name is one as well."""
+        self._add(node.annotation)
+        if isinstance(node.annotation, ast.Name) and node.annotation.id == "TypeAlias":
+            self._add(node.value)
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        """What is imported for types only is not there when the code runs."""
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            self._add(node)
+        self.generic_visit(node)
+
+    def visit_Assert(self, node: ast.Assert) -> None:
+        """An assertion holds always, so a weaker one changes nothing."""
+        self._add(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """The arguments of a log, and the assertion that lists are of one length."""
+        function = node.func
+        if (
+            isinstance(function, ast.Attribute)
+            and function.attr in _LOGGING
+            and ast.unparse(function.value).endswith("log")
+        ):
+            for argument in node.args:
+                self._add(argument)
+        for keyword in node.keywords:
+            if isinstance(function, ast.Name) and function.id == "zip" and keyword.arg == "strict":
+                self._add(keyword.value)
+        self.generic_visit(node)
+
+
+def _meaningful(items: Iterable[WorkItem], source: str) -> list[WorkItem]:
+    """Return those of *items* that change what the code in *source* does, as far as its grammar tells."""
+    inert = _Inert()
+    inert.visit(ast.parse(source))
+
+    def is_inert(item: WorkItem) -> bool:
+        begin = item.mutations[0].start_pos
+        return any(first <= begin < last for first, last in inert.spans)
+
+    return [item for item in items if not is_inert(item)]
+
+
 def _sampled(items: Iterable[WorkItem], source: str, count: int) -> list[WorkItem]:
     """Return *count* of *items*, as random as a hash is: the same ones again, also after a change of other lines."""
     by_job = {item.job_id: item for item in items}
@@ -388,7 +455,8 @@ def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int
             for module, path in sessions.items():
                 with use_db(str(path), WorkDB.Mode.open) as session:
                     done = {job for job, result in session.results if _is_killed(result)}
-                    items = sorted(session.work_items, key=lambda item: (item.mutations[0].start_pos, item.job_id))
+                    items = _meaningful(session.work_items, (ROOT / module).read_text())
+                items.sort(key=lambda item: (item.mutations[0].start_pos, item.job_id))
                 if sample is not None:
                     items = _sampled(items, (ROOT / module).read_text(), sample)
                 items = [item for item in items if item.job_id not in done]
@@ -632,7 +700,7 @@ def _report(sessions: Mapping[Path, Path]) -> str:
     for module, path in sessions.items():
         with use_db(str(path), WorkDB.Mode.open) as session:
             results = dict(session.results)
-            items = list(session.work_items)
+            items = _meaningful(session.work_items, path.with_suffix(".py").read_text())
         broken = [result for result in results.values() if result.worker_outcome is not WorkerOutcome.NORMAL]
         if broken:
             survivors.append(f"{module}: {len(broken)} could not be tried, the first because of\n{broken[0].output}")
