@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -13,17 +14,22 @@ from tests.persist.worlds import (
     GEOMETRY,
     NEXT_BOOT,
     WIDE_GEOMETRY,
+    Moment,
     Snapshot,
     World,
     fresh_memory,
     scribble,
     snapshot,
 )
+from tests.vhost_user.serving import blk_device, serving
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.codec.header import SectionKind
 from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES
 from zonefs_emu.persist.image import Image
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
+from zonefs_emu.testing.blk_driver import BlkDriver
+from zonefs_emu.testing.vhost_frontend import Frontend
+from zonefs_emu.virtio import blk_codec
 
 #: Commands before the crash is looked for, and those around which it is: every kind of command.
 PROGRAMS = {
@@ -213,6 +219,92 @@ def test_power_cut_around_states_that_are_loaded(setup: str, program: str) -> No
     world.run(setup)
     world.run(program)
     assert check_power_cuts(world, rng, limit=200) > 200
+
+
+class LoadAt(CrashBacking):
+    """Has another thread load states at call *at* (from 0) that writes or syncs, once it is armed with *load*."""
+
+    def __init__(self, memory: bytearray, at: int) -> None:
+        super().__init__(memory)
+        self.load: Callable[[], None] | None = None
+        self.loading: threading.Thread | None = None
+        self.nr_calls = 0
+        self._at = at
+
+    def _meet(self) -> None:
+        if self.load is None:
+            return
+        if self.nr_calls == self._at:
+            self.loading = threading.Thread(target=self.load)
+            self.loading.start()
+            # Where the load must wait for this very call, nothing is proven, and nothing fails.
+            self.loading.join(0.02)
+        self.nr_calls += 1
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        self._meet()
+        super().pwrite(data, offset)
+
+    def sync(self) -> None:
+        self._meet()
+        super().sync()
+
+    def punch(self, offset: int, length: int) -> None:
+        self._meet()
+        super().punch(offset, length)
+
+
+#: What was done and saved before, and what a guest asks of its queue while the states are loaded.
+LOADS_BESIDE_A_QUEUE = {
+    "appends": ("w1:4 w2:2 f S r1 w2:1", "a1:1 f a2:2 f a1:1 a4:1 f"),
+    "resets": ("w1:4 w2:2 f S r1", "a1:2 f r1 a1:3 f r2 r1 f a1:1"),
+    "finish": ("w1:4 f S w1:1 r1", "a1:1 f1 f r1 f a1:6 f"),
+    "what was given back": ("w1:4 w2:2 f S r1 r2 f", "f a2:1 f a1:1 f"),
+}
+
+
+def serve_beside_a_load(backing: LoadAt, setup: str, program: str, path: Path) -> World:
+    """Have a queue carry *program* out, one request after the other, while *backing* has the saved states loaded."""
+    world = World(backing)
+    world.run(setup)
+    world.device.listeners.subscribe(
+        # With the lock held: each change of either thread is in the history before the next begins.
+        lambda _zone_no, _nr_zones: world.history.append(Moment(position=world.position, after=world.snapshot())),
+        None,
+    )
+    backing.load = lambda: world.device.load_zones(world.saved)
+    with serving(world.device, blk_device(world.device), path), Frontend(path) as frontend:
+        frontend.start()
+        driver = BlkDriver(frontend.queues[0])
+        for word in program.split():
+            sector = GEOMETRY.zone_size * int(word[1:2] or 0)
+            covered = len(world.history) - 1
+            if word == "f":
+                assert driver.flush() == blk_codec.S_OK
+                world.flushes.append((world.position, covered))
+            elif word.startswith("a"):  # refused where the load has left too little room
+                driver.append(sector, world.new_data(int(word[3:])))
+            else:
+                driver.manage({"r": blk_codec.T_ZONE_RESET, "f": blk_codec.T_ZONE_FINISH}[word[0]], sector)
+    if backing.loading is not None:
+        backing.loading.join()
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("setup", "program"), LOADS_BESIDE_A_QUEUE.values(), ids=list(LOADS_BESIDE_A_QUEUE))
+def test_power_cut_around_a_load_while_a_queue_serves_requests(setup: str, program: str, tmp_path: Path) -> None:
+    """The load comes at every write and every sync that the requests cause; power goes at each of them after it."""
+    rng = random.Random(program)
+    plain = LoadAt(prepared(""), -1)
+    serve_beside_a_load(plain, setup, program, tmp_path / "s")
+    assert plain.nr_calls > 10
+    for at in range(plain.nr_calls):
+        world = serve_beside_a_load(LoadAt(prepared(""), at), setup, program, tmp_path / f"s{at}")
+        assert isinstance(world.backing, LoadAt)
+        assert world.backing.loading is not None
+        assert check_power_cuts(world, rng, limit=30) > 30
 
 
 @pytest.mark.slow
