@@ -248,6 +248,11 @@ def check_zone_operations(place: Place, via: str) -> None:
     conds = re.findall(r"zcond:\s*\d+\((\w+)\)", place.sh(f"blkzone report {node}").stdout)
     assert conds[:8] == ["nw", "nw", "oe", "em", "em", "oi", "of", "ro"]
     assert conds[15] == "fu"
+    # A drive like the one that the kernel knows, states and all.
+    place.sh(f"Z create like.img --like {node} --with-state >/dev/null 2>&1")
+    place.assert_reports_agree(node, "like.img")
+    assert json.loads(place.sh("Z info like.img --json").stdout)["max_active_zones"] == 7
+    place.sh("rm like.img")
     # Five may be open. The zone that is open implicitly gives way to the fifth; nobody does to the sixth.
     place.sh("".join(zone("open", number) for number in (8, 9, 10, 11)))
     assert place.sh(zone("open", 12), check=False).returncode

@@ -1,6 +1,7 @@
 """``create``: a new image."""
 
 import re
+from array import array
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -8,6 +9,7 @@ from uuid import uuid4
 import click
 
 from zonefs_emu.cli.common import FILE, SIZE, TEXT, json_option, say, say_json
+from zonefs_emu.cli.templates import read_template, zone_states
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
@@ -49,15 +51,17 @@ def summary(geometry: Geometry) -> str:
     return ", ".join(parts)
 
 
-def create_image(image: Path, geometry: Geometry, label: str) -> None:
-    """Create *image* and say what a host will not like about it.
+def create_image(
+    image: Path, geometry: Geometry, label: str, states: "tuple[bytearray, array[int]] | None" = None
+) -> None:
+    """Create *image*, with the zone *states* if given, and say what a host will not like about it.
 
     Raises:
         UsageError: it exists.
         OSError: the host refuses.
     """
     try:
-        ZonedDevice.create(image, geometry, uuid=uuid4(), label=label)
+        ZonedDevice.create(image, geometry, uuid=uuid4(), label=label, states=states)
     except FileExistsError:
         message = f"{image} exists, and create never overwrites: remove it first, or choose another name"
         raise UsageError(message, exit_code=1) from None
@@ -76,6 +80,11 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
 @click.argument("image", metavar="IMG", type=FILE)
 @click.option("--size", type=SIZE, help="Size of the device. The last zone may be smaller than the others.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"{_PRESET_HELP}. Other options override its parts.")
+@click.option("--like", type=FILE, multiple=True, metavar="SOURCE",
+              help="The shape of another drive: a block device, a file with a report of its zones (blkzone, zbd, "
+                   "zbd -csv, nvme -o json with id-ns, zbc_report_zones, zrp), or a directory of zloop. Other options "
+                   "override its parts. May be given again for a further file on the same drive.")  # fmt: skip
+@click.option("--with-state", is_flag=True, help="Conditions and write pointers of --like as well; the data are zeros.")
 @click.option("--zone-size", type=SIZE, help="Size of a zone. [default: 64M, less for a small device]")
 @click.option("--zone-capacity", type=SIZE, help="Writable part of a sequential zone. [default: the zone size]")
 @click.option(
@@ -102,6 +111,8 @@ def create(
     image: Path,
     size: int | None,
     preset: str | None,
+    like: tuple[Path, ...],
+    with_state: bool,
     zone_size: int | None,
     zone_capacity: int | None,
     nr_conv: int | None,
@@ -121,6 +132,7 @@ def create(
       zonefs-emu create small.img --preset small
       zonefs-emu create zns.img --size 8G --zone-size 128M --zone-capacity 96M --max-active-zones 14
       zonefs-emu create smr.img --size 4G --nr-conv 8 --max-open-zones 16
+      blkzone report /dev/sda >zones.txt && zonefs-emu create same.img --like zones.txt --with-state
 
     An existing file is never overwritten. Geometry that Linux or a front-end will refuse is created with a warning that
     says who refuses it.
@@ -131,6 +143,23 @@ def create(
     conventional = parse_ranges(conv) if conv is not None else None
     if nr_conv is not None:
         conventional = ((0, nr_conv),) if nr_conv else ()
+    if like and preset:
+        message = "--like and --preset are two drives: give one of them"
+        raise UsageError(message)
+    if with_state and not like:
+        message = "--with-state takes the states of zones from --like, which is not given"
+        raise UsageError(message)
+    template = read_template(like, block_size=block_size, zone_size=zone_size) if like else None
+    if template is not None:
+        size = template.size if size is None else size
+        zone_size = template.zone_size if zone_size is None else zone_size
+        zone_capacity = min(template.zone_capacity, zone_size) if zone_capacity is None else zone_capacity
+        conventional = template.conventional if conventional is None else conventional
+        block_size = template.block_size if block_size is None else block_size
+        max_open_zones = template.max_open_zones if max_open_zones is None else max_open_zones
+        max_active_zones = template.max_active_zones if max_active_zones is None else max_active_zones
+        if max_append is None and template.max_append:
+            max_append = min(template.max_append, zone_capacity)
     geometry = build_geometry(
         preset=PRESETS[preset] if preset else None,
         size=size,
@@ -143,7 +172,7 @@ def create(
         max_append=max_append,
         extension_bytes=zone_extension,
     )
-    create_image(image, geometry, label)
+    create_image(image, geometry, label, zone_states(template, geometry) if template and with_state else None)
     if as_json:
         say_json(
             {

@@ -7,6 +7,7 @@ May not know: front-ends, protocols, event loops. Sync and thread safe. Its part
 * :mod:`zone_states`: commands on the states of all zones at once.
 """
 
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -37,9 +38,12 @@ class ZonedDevice(DeviceCore):
         self.port_factory: Callable[[str, Dialect], Port] = partial(FaultyPort, self)
 
     @classmethod
-    def create(cls, path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
+    def create(
+        cls, path: Path, geometry: Geometry, *, uuid: UUID, label: str = "",
+        states: "tuple[bytearray, array[int]] | None" = None,
+    ) -> None:  # fmt: skip
         """Create the image *path*; see :func:`zonefs_emu.persist.metadata.create_image`."""
-        create_image(path, geometry, uuid=uuid, label=label)
+        create_image(path, geometry, uuid=uuid, label=label, states=states)
 
     @classmethod
     def open(

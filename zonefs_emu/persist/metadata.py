@@ -4,6 +4,7 @@ May not know: how an image in use is written (that is image.py).
 """
 
 import sys
+from array import array
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ from zonefs_emu.persist.codec.header import (
 )
 from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
-from zonefs_emu.persist.codec.words import ZoneStates, pack_words
+from zonefs_emu.persist.codec.words import ZoneStates, check_words, pack_words
 from zonefs_emu.persist.recovery import Journal, Table, choose_state, choose_table, read_journal, zone_states
 
 #: No host boots with this id: a LIVE state that carries it is never trusted.
@@ -36,18 +37,26 @@ _SEARCH_BYTES: Final = 3 << 30
 _SEARCH_CHUNK_BYTES: Final = 1 << 20
 
 
-def create_image(path: Path, geometry: Geometry, *, uuid: UUID, label: str = "") -> None:
+def create_image(
+    path: Path, geometry: Geometry, *, uuid: UUID, label: str = "",
+    states: "tuple[bytearray, array[int]] | None" = None,
+) -> None:  # fmt: skip
     """Create the image *path* and close it.
 
+    *states*: the conditions and the sectors with data of all zones, which read as zeros; of a fresh device without.
+
     Raises:
+        CorruptImageError: *states* are impossible in *geometry*.
         FileExistsError: *path* exists; creating never overwrites.
         UsageError: the label or the conventional zones do not fit into the header.
         OSError: the host has no room; nothing is left behind.
     """
     header = plan_header(geometry, uuid=uuid, label=label)
+    if states is not None:
+        check_words(geometry, *states, what="the states of zones", offset=0)
     backing = FileBacking.create(path, header.file_bytes, header.reserved)
     try:
-        initialize(backing, header)
+        initialize(backing, header, b"" if states is None else pack_words(*states))
         backing.sync_name()
     except BaseException:
         backing.close()
