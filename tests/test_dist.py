@@ -66,6 +66,10 @@ def test_the_sdist_has_what_building_and_testing_need(archives: Path) -> None:
 def test_the_installation_is_complete(environment: Path) -> None:
     for path, content in share.files():
         assert (environment / path).read_text() == content
+    for unit in (ROOT / "systemd").iterdir():
+        assert (environment / "lib/systemd/system" / unit.name).read_text() == unit.read_text()
+    helper = subprocess.run([environment / "bin/mount.fuse.zonefs-emu", "x", "y", "-f"], check=False)
+    assert helper.returncode == 0
     (package,) = environment.glob("lib/python*/site-packages/zonefs_emu")
     assert (package / "py.typed").exists()
     (metadata,) = environment.glob("lib/python*/site-packages/zonefs_emu-*.dist-info/METADATA")

@@ -66,6 +66,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "guest/test_migration.py": "a guest that moves from QEMU to QEMU",
         "guest/test_restart.py": "a daemon and a QEMU that die under a guest's load",
         "guest/test_nested.py": "attached devices and a virtual machine that uses them",
+        "guest/test_systemd.py": "fstab and the units of systemd/, which are no Python",
         "guest/test_failures.py": "injected failures and a real kernel",
         "persist/test_corruption.py": "every byte and every length of an image's metadata",
         "device/test_take_back.py": "exceptions in every function that changes zones, device and machine alike",

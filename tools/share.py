@@ -27,6 +27,28 @@ _COMPLETIONS: Final[Mapping[str, type[ShellComplete]]] = {
     f"share/zsh/site-functions/_{PROGRAM}": ZshComplete,
     f"share/fish/vendor_completions.d/{PROGRAM}.fish": FishComplete,
 }
+_HELPER_PAGE: Final = rf""".TH MOUNT.FUSE.ZONEFS\-EMU 8 "" "{PROGRAM} {__version__}"
+.SH NAME
+mount.fuse.zonefs\-emu \- mount the zonefs on an emulated drive
+.SH SYNOPSIS
+.B mount \-t fuse.zonefs\-emu
+IMG DIR [\-o OPTIONS]
+.SH DESCRIPTION
+mount(8) runs this program for the type fuse.zonefs\-emu, from the command line and for a line in fstab:
+.PP
+.nf
+/var/lib/zones.img /mnt/zones fuse.zonefs\-emu nofail,errors=repair 0 0
+.fi
+.PP
+It does what zonefs\-emu mount does and takes the same options.
+The program must be found in /sbin, which is where mount(8) looks.
+.PP
+Options: \-o OPTIONS; \-f (nothing is mounted), \-n, \-s, \-v and \-t TYPE are accepted.
+Exit status: 1 for a wrong command line, 32 for a mount that failed.
+.SH SEE ALSO
+.BR zonefs\-emu\-mount (1),
+.BR mount (8)
+"""
 _VARIABLE: Final = "_ZONEFS_EMU_COMPLETE"
 
 
@@ -34,6 +56,7 @@ def files() -> Iterator[tuple[str, str]]:
     """Yield (path below the checkout, content) of all files of share/."""
     for path, shell in _COMPLETIONS.items():
         yield path, shell(cli, {}, PROGRAM, _VARIABLE).source().strip() + "\n"
+    yield "share/man/man8/mount.fuse.zonefs-emu.8", _HELPER_PAGE
     commands = dict(verbs(cli))
     summaries = {name: str(cli.commands[name].short_help) for name in commands}
     pages = [f".TP\n.BR {PROGRAM}-{_roff(name)} (1)\n{_roff(summary)}" for name, summary in summaries.items()]

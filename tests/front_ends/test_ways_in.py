@@ -100,6 +100,18 @@ def test_users_may_let_others_in_if_the_configuration_says_so(tmp_path: Path, mo
     assert ways_in.allow_other().works
 
 
+def test_a_line_of_fstab_needs_the_helper_where_mount_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install: Install
+) -> None:
+    monkeypatch.setattr(ways_in, "_HELPER_DIRECTORY", tmp_path)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python/bin/python"))
+    assert "is not installed" in ways_in.fstab().reason
+    helper = install("mount.fuse.zonefs-emu", "")
+    assert ways_in.fstab().remedy.endswith(f"ln -s {helper} {tmp_path}/")
+    (tmp_path / helper.name).symlink_to(helper)
+    assert ways_in.fstab().works
+
+
 QEMU = """case "$1" in
 --version) echo "QEMU emulator version {version} (Debian)";;
 *) echo 'name "{device}", bus PCI';;

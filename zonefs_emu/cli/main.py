@@ -164,3 +164,22 @@ def vhost_user_scsi() -> None:
     """Be the program that managers know as a vhost-user-scsi back-end: ``serve`` with their options."""
     sys.argv[1:1] = ["serve", "--device", "scsi"]
     main()
+
+
+def mount_helper() -> None:
+    """Be the program that mount(8) runs for the type fuse.zonefs-emu: ``mount`` with the arguments of a helper."""
+    # One program of three needs it.
+    from zonefs_emu.cli.mount_helper import exit_code, verb_arguments  # noqa: PLC0415
+
+    try:
+        arguments = verb_arguments(sys.argv[1:])
+    except UsageError as error:
+        sys.stderr.write(f"{printable(error)}\n")
+        sys.exit(exit_code(error.exit_code))
+    if arguments is None:
+        return
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as ended:
+        sys.exit(exit_code(ended.code))

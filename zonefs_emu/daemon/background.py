@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from zonefs_emu.daemon import service_manager
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence
 
 _MESSAGE_BYTES_MAX: Final = 65536
@@ -110,6 +111,8 @@ def _clean(writer: int, said: int) -> int:
     for number in signal.valid_signals() - _IGNORED_BY_PYTHON - _CANNOT_CHANGE:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # A service manager that started our parent process has been told of nothing, and this process is not its service.
+    os.environ.pop(service_manager.VARIABLE, None)
     os.umask(0)
     os.chdir("/")
     return 3

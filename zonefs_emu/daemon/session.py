@@ -30,6 +30,7 @@ from zonefs_emu.daemon.explainer import Explainer
 from zonefs_emu.daemon.extensions import Extensions
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.rendezvous import connect, listen, listen_everywhere
+from zonefs_emu.daemon.service_manager import notify_ready, notify_status, notify_stopping
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import record
@@ -82,6 +83,15 @@ class FrontEnds:
     def list_ended(self) -> list[Json]:
         """Return the front-ends that have ended, with the reason of those that failed."""
         return [*self.ended]
+
+    def sentence(self, path: Path) -> str:
+        """Return what a service manager shows of a session of the image *path*."""
+        running = ", ".join(f"{running.name} at {running.where}" for running in tuple(self.running))
+        ended = "".join(
+            f"; {each['name']} at {each['where']} has ended" + (f": {each['reason']}" if each["reason"] else "")
+            for each in self.ended
+        )
+        return f"{path}: {running or 'no front-end'}{ended}"
 
 
 class Session:
@@ -253,12 +263,14 @@ async def _run(
                     for front_end in front_ends:
                         await workers.start(_serve, front_end, Session(device, path, known), known, ending)
                     ready()
+                    notify_ready(known.sentence(path))
                     if not front_ends:
                         await trio.sleep_forever()
                 nursery.cancel_scope.cancel()
             if known.failure is not None:
                 raise known.failure
     finally:
+        notify_stopping()
         with suppress(FileNotFoundError):
             socket_path.unlink()
 
@@ -296,6 +308,7 @@ async def _serve(
     else:
         ended_log.info("%s at %s has ended", session.name, session.where)
         known.ended.append({"name": session.name, "where": session.where, "reason": None})
+    notify_status(known.sentence(session.path))
 
 
 def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from zonefs_emu.units import human_bytes
 _SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _FUSE_CONFIGURATION: Final = Path("/etc/fuse.conf")
 _FUSE_NODE: Final = Path("/dev/fuse")
+_HELPER: Final = "mount.fuse.zonefs-emu"
+_HELPER_DIRECTORY: Final = Path("/sbin")
 _MODULES: Final = Path("/lib/modules")
 _QEMUS: Final = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _QEMU_SECONDS: Final = 20
@@ -101,6 +104,21 @@ def allow_other() -> Finding:
     reason = f"{_FUSE_CONFIGURATION} has no line user_allow_other, so that only root may let other users into a mount"
     remedy = f"echo user_allow_other | sudo tee -a {_FUSE_CONFIGURATION}"
     return Finding(name=name, works=False, reason=reason, remedy=remedy)
+
+
+def fstab() -> Finding:
+    """Say whether mount(8), and so a line of fstab, can mount an image. Source: mount(8), "EXTERNAL HELPERS"."""
+    name = "fstab"
+    helper = _HELPER_DIRECTORY / _HELPER
+    if os.access(helper, os.X_OK):
+        return Finding(name=name, works=True, reason=f"{helper} is there")
+    # Beside this program, where the same installation has put it.
+    place = shutil.which(_HELPER, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
+    if place is None:
+        reason = f"{_HELPER}, which mount(8) runs, is not installed"
+        return Finding(name=name, works=False, reason=reason, remedy="pip install zonefs-emu")
+    reason = f"mount(8) looks for {_HELPER} in {_HELPER_DIRECTORY} only"
+    return Finding(name=name, works=False, reason=reason, remedy=f"{_sudo()}ln -s {place} {_HELPER_DIRECTORY}/")
 
 
 def vhost_user_scsi() -> Finding:
@@ -194,6 +212,7 @@ WAYS: Final[Mapping[str, Callable[[], Finding]]] = MappingProxyType(
         "images": lambda: images(Path()),
         "mount": mount,
         "allow_other": allow_other,
+        "fstab": fstab,
         "vhost-user-scsi": vhost_user_scsi,
         "vhost-user-blk": vhost_user_blk,
         "nvme-tcp": nvme_tcp,
