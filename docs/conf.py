@@ -24,7 +24,10 @@ suppress_warnings = ["misc.highlighting_failure"]  # a command of several lines 
 # Not in the README: a toctree is a directive of Sphinx, and readers of the file would see it.
 _SECTIONS: Final = {
     "Tasks": ("vm", "without-root", "ci", "break"),
-    "Use": ("cli", "commands", "fuse", "vhost-user", "nvme", "attach", "scsi", "faults", "testing", "glossary"),
+    "Use": (
+        *("cli", "commands", "fuse", "vhost-user", "nvme", "attach", "scsi"),
+        *("faults", "timing", "testing", "glossary"),
+    ),
     "Inside": (
         *("architecture", "state-machine", "image-format", "concurrency", "errors", "test-guest", "mutants"),
         *("/CONTRIBUTING", "/SECURITY", "/CHANGELOG", "/bench/results"),

@@ -57,6 +57,7 @@ VERBS: Final = tuple(
         ("restore", "restore:restore", "Make an image from a dump."),
         ("check", "check:check", "Look an image over, and repair it."),
         ("doctor", "doctor:doctor", "Look which ways in work on this machine."),
+        ("simulate", "simulate:simulate", "Say how fast a drive would be, in virtual time."),
         ("power-cycle", "power_cycle:power_cycle", "Cut and restore the drive's power."),
     )
 )

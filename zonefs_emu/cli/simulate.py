@@ -1,0 +1,153 @@
+"""``simulate``: how fast a drive would be, in virtual time."""
+
+from typing import Final
+
+import click
+
+from zonefs_emu.cli.common import SIZE, json_option, say_json, say_lines
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.presets import PRESETS
+from zonefs_emu.model.timing.closed_loop import Job, Summary, run, run_management, steady_warm_up, summarize
+from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS, find_preset, make_timing
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.units import SECTOR_BYTES, to_sectors
+
+OPERATIONS: Final = {
+    "append": Operation.APPEND,
+    "write": Operation.WRITE,
+    "read": Operation.READ,
+    "randread": Operation.READ,
+    "reset": Operation.RESET,
+    "finish": Operation.FINISH,
+    "open": Operation.OPEN,
+    "close": Operation.CLOSE,
+}
+_MOVES_DATA: Final = ("append", "write", "read", "randread")
+#: How full a zone is that is reset or finished, where it is not said.
+_OCCUPANCY: Final = {"reset": 1.0, "finish": 0.5, "open": 0.0, "close": 0.0}
+_COUNT_MAX: Final = 10_000_000
+_DEPTH_MAX: Final = 1 << 16
+
+
+@click.command()
+@click.option(
+    "--preset", default="zn540", show_default=True, type=click.Choice(tuple(TIMING_PRESETS)), help="The drive."
+)
+@click.option("--op", "operation", required=True, type=click.Choice(tuple(OPERATIONS)), help="What is asked of it.")
+@click.option("--bs", "block_size", default="4096", show_default=True, type=SIZE, help="Bytes of a request.")
+@click.option(
+    "--zones", default=1, show_default=True, type=click.IntRange(min=1), help="Jobs, each in a zone of its own."
+)
+@click.option(
+    "--depth", default=1, show_default=True, type=click.IntRange(1, _DEPTH_MAX), help="Requests of a job in flight."
+)
+@click.option(
+    "--count", default=20_000, show_default=True, type=click.IntRange(1, _COUNT_MAX), help="Requests that are counted."
+)
+@click.option("--occupancy", type=click.FloatRange(0, 1), help="How full a zone is that is reset, finished or read.")
+@click.option("--finished", is_flag=True, help="Reset zones that were finished, not ones that are open.")
+@click.option(
+    "--lbaf", default="4096", show_default=True, type=click.Choice(("512", "4096")), help="Bytes of a logical block."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the random parts of the model.")
+@json_option
+def simulate(
+    *,
+    preset: str,
+    operation: str,
+    block_size: int,
+    zones: int,
+    depth: int,
+    count: int,
+    occupancy: float | None,
+    finished: bool,
+    lbaf: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Say how fast a drive would be: rates and latencies from a model of it, in virtual time.
+
+    \b
+    Examples:
+      zonefs-emu simulate --op append --bs 8K --zones 4 --depth 16
+      zonefs-emu simulate --op reset --occupancy 0.5 --json
+
+    Each of --zones jobs keeps --depth requests in flight. The queues are filled before counting begins. A latency is
+    from when a request is asked for until it is answered. Zones are managed one after the other.
+    """
+    block_bytes = int(lbaf)
+    if not block_size or block_size % block_bytes:
+        raise UsageError(f"--bs {block_size} is not a whole number of blocks of {block_bytes} bytes (--lbaf)")
+    shape = PRESETS["smr-hm" if preset == "smr-hm" else "zn540"]
+    capacity_sectors = to_sectors(shape.zone_capacity_bytes)
+    zone_sectors = to_sectors(shape.zone_size_bytes)
+    if zones > shape.size_bytes // shape.zone_size_bytes:
+        raise UsageError(
+            f"--zones {zones} is more than the {shape.size_bytes // shape.zone_size_bytes} zones of {preset}"
+        )
+    if finished and operation != "reset":
+        raise UsageError("--finished is about --op reset: of the zones that it resets")
+    if occupancy is None:
+        occupancy = _OCCUPANCY.get(operation, 1.0)
+    blocks = round(occupancy * shape.zone_capacity_bytes / block_bytes)
+    written_sectors = blocks * block_bytes // SECTOR_BYTES
+    model = make_timing(
+        find_preset(preset),
+        capacity_sectors=capacity_sectors,
+        size_sectors=to_sectors(shape.size_bytes),
+        block_bytes=block_bytes,
+        seed=seed,
+    )
+    if operation not in _MOVES_DATA:
+        outcome = run_management(
+            model,
+            OPERATIONS[operation],
+            count=count,
+            capacity_sectors=capacity_sectors,
+            written_sectors=written_sectors,
+            finished=finished,
+        )
+        _say(outcome.summary(), as_json=as_json)
+        return
+    usable = written_sectors if operation in ("read", "randread") else capacity_sectors
+    if to_sectors(block_size) > usable:
+        raise UsageError(
+            f"--bs {block_size} does not fit into the {usable * SECTOR_BYTES} bytes of a zone that are there"
+        )
+    jobs = [
+        Job(
+            operation=OPERATIONS[operation],
+            nr_sectors=to_sectors(block_size),
+            depth=depth,
+            first_zone=zone,
+            random=operation == "randread",
+        )
+        for zone in range(zones)
+    ]
+    outcomes = run(
+        model,
+        jobs,
+        zone_sectors=zone_sectors,
+        capacity_sectors=usable,
+        count=count,
+        warm_up=steady_warm_up(jobs[0], zones),
+        seed=seed,
+    )
+    latencies_ns = [latency for outcome in outcomes for latency in outcome.latencies_ns]
+    _say(summarize(latencies_ns, outcomes[0].end_ns - outcomes[0].begin_ns, block_size), as_json=as_json)
+
+
+def _say(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        say_json({name: round(value, 3) for name, value in summary._asdict().items()})
+        return
+    latencies = ", ".join(
+        f"{name} {value / 1e3:.1f}"
+        for name, value in (
+            ("mean", summary.mean_ns),
+            ("50 %", summary.p50_ns),
+            ("95 %", summary.p95_ns),
+            ("99 %", summary.p99_ns),
+        )
+    )
+    say_lines((f"IOPS {summary.iops:.0f}, {summary.bw / 1e6:.1f} MB/s\n", f"latency in us: {latencies}\n"))

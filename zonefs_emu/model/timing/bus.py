@@ -1,0 +1,47 @@
+"""A bus that carries one transfer at a time, for transfers that are announced in another order than they are ready."""
+
+from bisect import bisect_left, bisect_right
+
+
+class Bus:
+    """The busy periods of a bus, in nanoseconds.
+
+    A request is submitted before its data are ready, and not in the order in which they become ready. One time from
+    which the bus is free would make a transfer wait for another that is ready later than itself. So the busy periods
+    are kept, and a transfer takes the idle time that it needs from when it is ready, in pieces where need be.
+    """
+
+    __slots__ = ("_begins", "_ends")
+
+    def __init__(self) -> None:
+        # Period i is [_begins[i], _ends[i]); they are in order and do not overlap.
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+
+    def transfer(self, ready_ns: int, service_ns: int) -> int:
+        """Occupy the bus for *service_ns* from *ready_ns* on, and return when the transfer ends."""
+        begins, ends = self._begins, self._ends
+        if not ends or ready_ns > ends[-1]:
+            end = ready_ns + service_ns
+            begins.append(ready_ns)
+            ends.append(end)
+            return end
+        first = bisect_left(ends, ready_ns)  # the first period that is not over at ready_ns
+        after = first
+        begin = end = ready_ns
+        if begins[first] <= ready_ns:
+            begin, end = begins[first], ends[first]
+            after += 1
+        while after < len(begins) and begins[after] - end < service_ns:
+            service_ns -= begins[after] - end
+            end = ends[after]
+            after += 1
+        end += service_ns
+        begins[first:after] = [begin]
+        ends[first:after] = [end]
+        return end
+
+    def forget(self, before_ns: int) -> None:
+        """Drop the periods that end by *before_ns*; no later transfer may be ready earlier."""
+        index = bisect_right(self._ends, before_ns)
+        del self._begins[:index], self._ends[:index]

@@ -1,0 +1,242 @@
+"""When a zoned SSD completes a request."""
+
+from collections import deque
+from math import log
+from random import Random
+from typing import Final
+
+from zonefs_emu.model.timing.bus import Bus
+from zonefs_emu.model.timing.nand import Nand
+from zonefs_emu.model.timing.parameters import FlashParameters
+from zonefs_emu.model.timing.read_ahead import ReadAhead
+from zonefs_emu.model.timing.waits import Wait
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_SHIFT
+
+#: The size of a block above which writes of any number of blocks are whole ones for the drive.
+_WHOLE_BLOCK_BYTES: Final = 4096
+#: A write makes a reset slower that begins so soon after it.
+_BESIDE_NS: Final = 1_000_000
+#: Requests between two looks at what can be forgotten.
+_FORGET_EVERY: Final = 1024
+#: Zones that are remembered as finished.
+_FINISHED_MAX: Final = 65536
+
+
+class FlashTiming:
+    """The state of a zoned SSD that decides when it answers.
+
+    Requests are submitted in the order of their arrival, and each is answered with the time at which it completes. In
+    *waited_for* and *waited_ns* is what the last request waited for longest, in *controller_wait_ns* how long it
+    waited for the controller. Deterministic from *seed*.
+    """
+
+    def __init__(
+        self, parameters: FlashParameters, *, capacity_sectors: int, block_bytes: int = 4096, seed: int = 0
+    ) -> None:
+        self.parameters = parameters
+        self._capacity_sectors = capacity_sectors
+        self._whole_blocks = block_bytes >= _WHOLE_BLOCK_BYTES
+        self._rng = rng = Random(seed)
+        self._random = rng.random
+        self._nand = Nand(parameters, rng)
+        self._bus = Bus()
+        self._read_ahead = ReadAhead(parameters, rng)
+        self._controller_free_ns = 0
+        self._controller_cause = Wait.CONTROLLER
+        self._management_free_ns = 0
+        self._write_until_ns = -_BESIDE_NS
+        self._merges: deque[int] = deque()  # when the last merges of partial blocks end
+        self._finished: dict[int, float] = {}  # by zone that finish made full: the share that was written
+        self._until_forget = _FORGET_EVERY
+        self.waited_for = Wait.NOTHING
+        self.waited_ns = 0
+        self.controller_wait_ns = 0
+
+    @property
+    def busy_ns(self) -> int:
+        """Nanoseconds of work of one die that were begun: what all dies did, divided by their number."""
+        return self._nand.busy_ns // self._nand.nr_dies
+
+    def submit(
+        self,
+        operation: Operation,
+        zone: int,
+        sector: int,
+        nr_sectors: int,
+        arrival_ns: int,
+        *,
+        condition: Condition = Condition.IMP_OPEN,
+        written_sectors: int = 0,
+    ) -> int:
+        """Return when the request completes, in nanoseconds of the clock of *arrival_ns*.
+
+        *condition* and *written_sectors* are those of the zone before the request. *nr_sectors* is 0 for zone
+        management.
+        """
+        self._until_forget -= 1
+        if not self._until_forget:
+            self._until_forget = _FORGET_EVERY
+            self._bus.forget(arrival_ns)
+            self._nand.forget(arrival_ns)
+        if operation == Operation.READ:
+            return self._read(zone, sector, nr_sectors, arrival_ns)
+        if operation in (Operation.WRITE, Operation.APPEND):
+            return self._write(nr_sectors << SECTOR_SHIFT, arrival_ns, condition, append=operation == Operation.APPEND)
+        return self._manage(operation, zone, arrival_ns, condition, written_sectors)
+
+    def _reach_controller(self, arrival_ns: int) -> int:
+        """Return when the controller begins with a request, and note what it waited for until then.
+
+        Where the controller itself was held up since it was last idle, that is what the requests behind it wait for.
+        """
+        start_ns = max(arrival_ns, self._controller_free_ns)
+        if start_ns == arrival_ns:
+            self._controller_cause = Wait.CONTROLLER
+        self.controller_wait_ns = self.waited_ns = start_ns - arrival_ns
+        self.waited_for = self._controller_cause
+        return start_ns
+
+    # --- reads --------------------------------------------------------------------------------------------------------
+
+    def _read(self, zone: int, sector: int, nr_sectors: int, arrival_ns: int) -> int:
+        p = self.parameters
+        start_ns = self._reach_controller(arrival_ns)
+        if end_ns := self._read_ahead.read(zone, sector, nr_sectors, start_ns):
+            return end_ns
+        self._controller_free_ns = now_ns = start_ns + p.controller_read_ns
+        nand, random = self._nand, self._random
+        number = int(random() * nand.nr_dies)
+        left = nr_sectors << SECTOR_SHIFT
+        end_ns = now_ns
+        while left:
+            piece = min(left, p.stripe_bytes)
+            left -= piece
+            read_ns = p.die_read_ns
+            if random() < p.slow_page_share:
+                read_ns += p.slow_page_ns
+            at_ns = nand.read(number, now_ns, read_ns, int(p.channel_byte_ns * piece))
+            if nand.waited_ns > self.waited_ns:
+                self.waited_ns, self.waited_for = nand.waited_ns, Wait.DIE
+            number = (number + 1) % nand.nr_dies
+            service_ns = p.bus_ns + int(p.bus_byte_ns * piece)
+            done_ns = self._bus.transfer(at_ns + p.read_base_ns, service_ns)
+            if done_ns - at_ns - p.read_base_ns - service_ns > self.waited_ns:
+                self.waited_ns, self.waited_for = done_ns - at_ns - p.read_base_ns - service_ns, Wait.BUS
+            end_ns = max(end_ns, done_ns)
+        return end_ns
+
+    # --- writes -------------------------------------------------------------------------------------------------------
+
+    def _write(self, nr_bytes: int, arrival_ns: int, condition: Condition, *, append: bool) -> int:
+        p = self.parameters
+        start_ns = self._reach_controller(arrival_ns)
+        service_ns = int(nr_bytes * p.write_byte_ns)
+        latency_ns = p.write_base_ns + int(-p.jitter_ns * log(1.0 - self._random()))
+        if append:
+            service_ns += p.controller_append_ns
+            latency_ns += p.append_extra_ns
+        else:
+            service_ns += p.controller_write_ns
+        now_ns = start_ns + service_ns
+        if nr_bytes > p.write_unit_bytes:
+            now_ns += p.large_ns
+            latency_ns += p.large_append_ns if append else p.large_write_ns
+        elif nr_bytes < p.write_unit_bytes:
+            if self._whole_blocks:
+                now_ns += p.small_append_ns if append else p.small_write_ns
+            else:
+                now_ns = self._merge(now_ns, nr_bytes, append=append)
+                if nr_bytes >= _WHOLE_BLOCK_BYTES:
+                    latency_ns += p.partial_latency_ns
+        if arrival_ns < self._write_until_ns:
+            latency_ns += p.overlap_ns
+        if condition == Condition.EMPTY:
+            latency_ns += p.first_append_ns if append else p.first_write_ns
+        elif condition == Condition.CLOSED:
+            latency_ns += p.reopen_ns
+        nand = self._nand
+        self._controller_free_ns = now_ns = nand.store(now_ns, nr_bytes)
+        if nand.waited_ns:
+            self._controller_cause = Wait.BUFFER
+            if nand.waited_ns > self.waited_ns:
+                self.waited_ns, self.waited_for = nand.waited_ns, Wait.BUFFER
+        self._write_until_ns = now_ns + latency_ns
+        return self._write_until_ns
+
+    def _merge(self, now_ns: int, nr_bytes: int, *, append: bool) -> int:
+        """Merge a write of less than 8 KiB into what the drive stores as a whole; return when the write is taken."""
+        p = self.parameters
+        if nr_bytes >= _WHOLE_BLOCK_BYTES:
+            mean_ns, shape = p.partial_4k_ns, p.partial_4k_shape
+        else:
+            mean_ns, shape = p.partial_ns, p.partial_shape
+        if append:
+            mean_ns += p.partial_append_ns
+        merges = self._merges
+        if len(merges) >= p.partial_slots and (free_ns := merges.popleft()) > now_ns:
+            self._controller_cause = Wait.MERGE
+            if free_ns - now_ns > self.waited_ns:
+                self.waited_ns, self.waited_for = free_ns - now_ns, Wait.MERGE
+            now_ns = free_ns
+        begin_ns = max(now_ns, merges[-1]) if merges else now_ns
+        merges.append(begin_ns + int(mean_ns * self._rng.gammavariate(shape, 1 / shape)))
+        return now_ns
+
+    # --- zone management ----------------------------------------------------------------------------------------------
+
+    def _manage(
+        self, operation: Operation, zone: int, arrival_ns: int, condition: Condition, written_sectors: int
+    ) -> int:
+        """Reset and finish come one after the other; the others, and reads and writes, do not wait for them."""
+        self.controller_wait_ns = self.waited_ns = 0
+        self.waited_for = Wait.NOTHING
+        p = self.parameters
+        if operation in (Operation.OPEN, Operation.CLOSE):
+            service_ns = p.open_ns if operation == Operation.OPEN else p.close_ns
+            return arrival_ns + service_ns + int(-p.management_jitter_ns * log(1.0 - self._random()))
+        if operation == Operation.RESET:
+            service_ns = self._reset_ns(zone, condition, written_sectors)
+            if arrival_ns - self._write_until_ns < _BESIDE_NS:
+                service_ns = int(service_ns * p.reset_beside_writes)
+        elif operation == Operation.FINISH:
+            service_ns = self._finish_ns(zone, condition, written_sectors)
+        else:  # flush and what is set by hand: nothing is waited for
+            return arrival_ns
+        start_ns = max(arrival_ns, self._management_free_ns)
+        if start_ns > arrival_ns:
+            self.waited_ns, self.waited_for = start_ns - arrival_ns, Wait.MANAGEMENT
+        self._management_free_ns = start_ns + service_ns
+        return self._management_free_ns
+
+    def _reset_ns(self, zone: int, condition: Condition, written_sectors: int) -> int:
+        p = self.parameters
+        share = self._finished.pop(zone, None)
+        if share is not None and condition == Condition.FULL:
+            service_ns = p.reset_ns - p.reset_finished_ns
+        else:
+            share = min(written_sectors / self._capacity_sectors, 1.0)
+            service_ns = p.reset_ns
+            if condition != Condition.FULL and written_sectors << SECTOR_SHIFT > _WHOLE_BLOCK_BYTES:
+                service_ns += p.reset_active_ns
+            if self._random() < p.reset_slow_share:
+                service_ns += int(p.reset_slow_ns * share**0.6)
+        if share:
+            service_ns += p.reset_written_ns + int(p.reset_capacity_ns * share)
+        return service_ns
+
+    def _finish_ns(self, zone: int, condition: Condition, written_sectors: int) -> int:
+        p = self.parameters
+        if condition in (Condition.EMPTY, Condition.FULL) or written_sectors <= 0:
+            share, service_ns = 0.0, p.finish_empty_ns
+        else:
+            share = min(written_sectors / self._capacity_sectors, 1.0)
+            left_bytes = max(self._capacity_sectors - written_sectors, 0) << SECTOR_SHIFT
+            padding_ns = left_bytes * p.finish_byte_ns * self._rng.gauss(1.0, p.finish_spread)
+            service_ns = p.finish_ns + max(int(padding_ns), 0)
+        if condition != Condition.FULL:
+            if len(self._finished) >= _FINISHED_MAX:
+                self._finished.clear()
+            self._finished[zone] = share
+        return service_ns

@@ -1,0 +1,173 @@
+"""The dies of a zoned SSD, the write buffer in front of them, and how reads pass the programs that empty it."""
+
+from collections import deque
+from random import Random
+
+from zonefs_emu.model.timing.bus import Bus
+from zonefs_emu.model.timing.parameters import FlashParameters
+
+
+class _Die:
+    """One die: what it does now, and the programs that wait for it.
+
+    From *origin_ns* on it has *slices* slices of a program before it, each of the model's slice time. Reads that were
+    promised are before *origin_ns*; *reads* of them were since the last slice. *waiting* are the slices of further
+    programs.
+    """
+
+    __slots__ = ("channel", "origin_ns", "reads", "slices", "waiting")
+
+    def __init__(self, channel: Bus) -> None:
+        self.channel = channel
+        self.origin_ns = 0
+        self.slices = 0
+        self.reads = 0
+        self.waiting: deque[int] = deque()
+
+
+class Nand:
+    """Dies on channels, and the write buffer.
+
+    Nothing runs here: each call computes what has happened until its time and what it adds. A write that has to wait
+    for room waits in the controller, and so does every request after it. So no read can come between a program and
+    the time until which a waiting write has looked ahead.
+    """
+
+    def __init__(self, parameters: FlashParameters, random: Random) -> None:
+        p = parameters
+        self._random = random.random
+        self._slice_ns = p.slice_ns
+        self._program_bytes = p.program_bytes
+        self._programs_per_die = p.programs_per_die
+        self._program_slices = p.program_slices
+        self._spread = p.program_spread
+        self._reads_between = p.reads_between_slices
+        self._housekeeping_bytes = p.housekeeping_bytes
+        self._housekeeping_slices = p.housekeeping_slices
+        self._buffer_bytes = p.buffer_bytes
+        self._channels = [Bus() for _ in range(p.nr_channels)]
+        nr_dies = p.nr_channels * p.dies_per_channel
+        self._dies = [_Die(self._channels[number % p.nr_channels]) for number in range(nr_dies)]
+        self._next_die = 0  # the die that gets the next program
+        self._next_count = 0  # how many it has got in a row
+        self._buffered_bytes = 0
+        self._filling_bytes = 0  # of those, what no program has taken yet
+        self._until_housekeeping_bytes = p.housekeeping_bytes
+        #: Nanoseconds that the last read or write waited, for a die or for room in the buffer.
+        self.waited_ns = 0
+        #: Nanoseconds of dies' work that were begun: reads and slices.
+        self.busy_ns = 0
+
+    @property
+    def nr_dies(self) -> int:
+        """The number of dies."""
+        return len(self._dies)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes in the write buffer, as of the last write that found it full or the last program that began."""
+        return self._buffered_bytes
+
+    def forget(self, before_ns: int) -> None:
+        """No request arrives before *before_ns* any more."""
+        for channel in self._channels:
+            channel.forget(before_ns)
+
+    def store(self, now_ns: int, nr_bytes: int) -> int:
+        """Take *nr_bytes* into the buffer at *now_ns* or when there is room, and return when that was."""
+        program_bytes = self._program_bytes
+        begin_ns = now_ns
+        while nr_bytes:
+            piece = min(nr_bytes, program_bytes)
+            nr_bytes -= piece
+            if self._buffered_bytes + piece > self._buffer_bytes:
+                now_ns = self._make_room(now_ns, piece)
+            self._buffered_bytes += piece
+            self._filling_bytes += piece
+            if self._filling_bytes >= program_bytes:
+                self._filling_bytes -= program_bytes
+                self._begin_program(now_ns)
+        self.waited_ns = now_ns - begin_ns
+        return now_ns
+
+    def read(self, number: int, now_ns: int, read_ns: int, transfer_ns: int) -> int:
+        """Read from die *number*: *read_ns* in the die, then *transfer_ns* on its channel. Returns when that ends."""
+        die = self._dies[number]
+        if die.slices:
+            self._catch_up(die, now_ns)
+        start_ns = die.origin_ns
+        if die.slices:
+            if now_ns > start_ns:
+                # A slice is under way: it ends first.
+                self._run_slices(die, -(-(now_ns - start_ns) // self._slice_ns))
+                start_ns = die.origin_ns
+            elif die.reads < self._reads_between:
+                die.reads += 1
+            else:
+                self._run_slices(die, 1)
+                start_ns = die.origin_ns
+        elif now_ns > start_ns:
+            start_ns = now_ns
+        self.waited_ns = start_ns - now_ns
+        self.busy_ns += read_ns
+        end_ns = die.origin_ns = die.channel.transfer(start_ns + read_ns, transfer_ns)
+        return end_ns
+
+    def _run_slices(self, die: _Die, count: int) -> None:
+        """Let *count* slices of *die* pass, at most those of its program; a read follows."""
+        count = min(count, die.slices)
+        die.origin_ns += count * self._slice_ns
+        die.slices -= count
+        die.reads = 1
+        if not die.slices:
+            self._end_program(die)
+
+    def _end_program(self, die: _Die) -> None:
+        self._buffered_bytes -= self._program_bytes
+        if die.waiting:
+            die.slices = die.waiting.popleft()
+
+    def _catch_up(self, die: _Die, now_ns: int) -> None:
+        """End the programs of *die* that end until *now_ns*."""
+        while die.slices and (end_ns := die.origin_ns + die.slices * self._slice_ns) <= now_ns:
+            die.origin_ns = end_ns
+            die.slices = 0
+            die.reads = 0
+            self._end_program(die)
+
+    def _make_room(self, now_ns: int, nr_bytes: int) -> int:
+        """Return when *nr_bytes* fit into the buffer: after as many programs as that takes."""
+        slice_ns = self._slice_ns
+        limit = self._buffer_bytes - nr_bytes
+        while self._buffered_bytes > limit:
+            busy = [die for die in self._dies if die.slices]
+            now_ns = max(now_ns, min(die.origin_ns + die.slices * slice_ns for die in busy))
+            for die in busy:
+                self._catch_up(die, now_ns)
+        return now_ns
+
+    def _begin_program(self, now_ns: int) -> None:
+        """Give a program to the die whose turn it is."""
+        die = self._dies[self._next_die]
+        self._next_count += 1
+        if self._next_count == self._programs_per_die:
+            self._next_count = 0
+            self._next_die = (self._next_die + 1) % len(self._dies)
+        self._catch_up(die, now_ns)
+        factor = 1 + self._spread * (2 * self._random() - 1)
+        # Rounded up or down at random, so that the mean is kept.
+        slices = max(int(self._program_slices * factor + self._random()), 1)
+        self.busy_ns += slices * self._slice_ns
+        if die.slices:
+            die.waiting.append(slices)
+        else:
+            die.origin_ns = max(die.origin_ns, now_ns)
+            die.slices = slices
+        self._until_housekeeping_bytes -= self._program_bytes
+        if self._until_housekeeping_bytes <= 0:
+            self._until_housekeeping_bytes += self._housekeeping_bytes
+            for other in self._dies:
+                self._catch_up(other, now_ns)
+                if other.slices:
+                    other.slices += self._housekeeping_slices
+                    self.busy_ns += self._housekeeping_slices * self._slice_ns

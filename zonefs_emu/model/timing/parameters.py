@@ -1,0 +1,127 @@
+"""What a timing model is told about a drive: frozen values, each with its unit, its meaning and its source.
+
+The unit stands at the end of a name where there is one (``_ns``, ``_bytes``; ``_byte_ns`` is nanoseconds per byte).
+``parameters_of`` lists all three for documents and for ``zonefs-emu fit``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, TypeAlias
+
+#: Requests a second that streams of sequential reads reach: (request bytes, by streams, by depth of each stream).
+ReadAheadTable: TypeAlias = tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
+
+
+def parameter(unit: str, meaning: str, source: str = "fit") -> Any:  # noqa: ANN401  (as dataclasses.field)
+    """Declare a parameter. *source*: "fit" to the measurements, "fact" read off them, or where it is published."""
+    return field(metadata={"unit": unit, "meaning": meaning, "source": source})
+
+
+class ParameterFact(NamedTuple):
+    """One row of the table of parameters."""
+
+    name: str
+    value: object
+    unit: str
+    meaning: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlashParameters:
+    """A zoned SSD: a controller, a write buffer, dies on channels, a bus to the host."""
+
+    # --- the controller, which takes requests one after the other ---------------------------------------------------
+    controller_write_ns: int = parameter("ns", "the controller's time for a write")
+    controller_append_ns: int = parameter("ns", "the controller's time for a zone append")
+    controller_read_ns: int = parameter("ns", "the controller's time for a read", "assumed")
+    write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
+    write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
+    small_write_ns: int = parameter("ns", "added for a write below write_unit_bytes")
+    small_append_ns: int = parameter("ns", "added for an append below write_unit_bytes")
+    large_ns: int = parameter("ns", "the controller's added time above write_unit_bytes")
+    # --- what a write waits for after the controller ----------------------------------------------------------------
+    write_base_ns: int = parameter("ns", "from the buffer to the answer")
+    append_extra_ns: int = parameter("ns", "added for an append")
+    large_write_ns: int = parameter("ns", "added for a write above write_unit_bytes")
+    large_append_ns: int = parameter("ns", "added for an append above write_unit_bytes")
+    overlap_ns: int = parameter("ns", "added while another write is under way")
+    jitter_ns: int = parameter("ns", "mean of an exponential part of the latency of each write")
+    first_write_ns: int = parameter("ns", "added to the first write of an empty zone", "fact")
+    first_append_ns: int = parameter("ns", "added to the first append to an empty zone", "fact")
+    reopen_ns: int = parameter("ns", "added to the first write of a closed zone", "fact")
+    # --- writes below 8 KiB on a device of 512-byte blocks ----------------------------------------------------------
+    partial_4k_ns: int = parameter("ns", "mean time to merge a write of 4 KiB or more on 512-byte blocks")
+    partial_ns: int = parameter("ns", "mean time to merge a write below 4 KiB on 512-byte blocks")
+    partial_append_ns: int = parameter("ns", "added where it is an append")
+    partial_4k_shape: float = parameter("", "shape of the gamma distribution of partial_4k_ns")
+    partial_shape: float = parameter("", "shape of the gamma distribution of partial_ns")
+    partial_slots: int = parameter("", "merges that are answered before they are done")
+    partial_latency_ns: int = parameter("ns", "added to the latency of a merge of 4 KiB or more")
+    # --- the write buffer and the programs that empty it ------------------------------------------------------------
+    buffer_bytes: int = parameter("B", "the write buffer; a write waits in the controller until it fits")
+    program_bytes: int = parameter("B", "what one program stores and frees at once")
+    programs_per_die: int = parameter("", "programs in a row on one die before the next die gets data")
+    program_slices: int = parameter("", "mean number of slices of a program")
+    program_spread: float = parameter("", "a program's slices vary evenly by this share of them")
+    slice_ns: int = parameter("ns", "a slice of a program, which no read interrupts")
+    reads_between_slices: int = parameter("", "waiting reads of a die that pass between two slices")
+    housekeeping_bytes: int = parameter("B", "after this much is programmed, running programs take longer once")
+    housekeeping_slices: int = parameter("", "... by this many slices")
+    # --- reads ------------------------------------------------------------------------------------------------------
+    nr_channels: int = parameter("", "channels, each of which carries one transfer at a time")
+    dies_per_channel: int = parameter("", "dies on a channel; each reads or programs one thing at a time")
+    die_read_ns: int = parameter("ns", "a die's time to read a page")
+    slow_page_share: float = parameter("", "share of pages that take longer: one of three bits of a cell, about")
+    slow_page_ns: int = parameter("ns", "... by this")
+    channel_byte_ns: float = parameter("ns/B", "the transfer from a die over its channel")
+    read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read")
+    bus_ns: int = parameter("ns", "the bus to the host: a transfer")
+    bus_byte_ns: float = parameter("ns/B", "... and each byte of it")
+    stripe_bytes: int = parameter("B", "a read above this goes to more than one die", "assumed")
+    # --- reads in order ---------------------------------------------------------------------------------------------
+    read_ahead_rates: ReadAheadTable = parameter(  # noqa: RUF009  (it is a field)
+        "1/s", "rates of sequential streams by size, streams and depth", "fact"
+    )
+    read_ahead_streams: tuple[int, ...] = parameter("", "numbers of streams of the rows of read_ahead_rates", "fact")
+    read_ahead_depths: tuple[int, ...] = parameter("", "depths of each stream in the columns of it", "fact")
+    read_ahead_gap_ns: int = parameter("ns", "what the host of the measurements needed between answer and request")
+    read_ahead_shape: float = parameter("", "shape of the gamma distribution of the time of a sequential read")
+    # --- zone management --------------------------------------------------------------------------------------------
+    open_ns: int = parameter("ns", "explicit open", "fact")
+    close_ns: int = parameter("ns", "close", "fact")
+    management_jitter_ns: int = parameter("ns", "mean of an exponential part of open and close", "fact")
+    finish_empty_ns: int = parameter("ns", "finish of an empty zone, and of a full one", "fact")
+    finish_ns: int = parameter("ns", "finish of any other zone")
+    finish_byte_ns: float = parameter("ns/B", "... and for each byte that is padded")
+    finish_spread: float = parameter("", "standard deviation of the padding time, as a share of it", "fact")
+    reset_ns: int = parameter("ns", "reset")
+    reset_written_ns: int = parameter("ns", "added where anything is written")
+    reset_capacity_ns: int = parameter("ns", "added in proportion to the share of the capacity that is written")
+    reset_active_ns: int = parameter("ns", "added where the zone is open or closed with more than a block")
+    reset_finished_ns: int = parameter("ns", "saved where the zone was made full by finish", "fact")
+    reset_slow_share: float = parameter("", "share of resets that take longer", "fact")
+    reset_slow_ns: int = parameter("ns", "... by this for a full zone, else by its occupancy to the power of 0.6")
+    reset_beside_writes: float = parameter("", "factor on a reset while writes are under way", "fact")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskParameters:
+    """A disk with one actuator."""
+
+    seek_ns: int = parameter("ns", "settling: the part of a seek that does not depend on its distance", "assumed")
+    seek_stroke_ns: int = parameter("ns", "a seek over the whole disk beyond that; grows as the root of the distance")
+    revolution_ns: int = parameter("ns", "a revolution", "data sheet")
+    media_byte_ns: float = parameter("ns/B", "a byte at the outermost track", "data sheet")
+    inner_ratio: float = parameter("", "rate at the innermost track as a share of the outermost one", "assumed")
+    command_ns: int = parameter("ns", "each command, and all of the management ones", "assumed")
+    streaming_ns: int = parameter(
+        "ns", "a request that follows on is under the head if it comes within this", "assumed"
+    )
+
+
+def parameters_of(parameters: FlashParameters | DiskParameters) -> Iterator[ParameterFact]:
+    """Yield each parameter with its value, unit, meaning and source."""
+    for item in fields(parameters):
+        data = item.metadata
+        yield ParameterFact(item.name, getattr(parameters, item.name), data["unit"], data["meaning"], data["source"])

@@ -1,0 +1,103 @@
+"""Reads in order: the drive reads ahead of a stream, and how far depends on how many streams there are.
+
+A server whose rate depends on how much is asked of it (a flow-equivalent server of queueing theory). The rates are
+measured ones; between them time for a request is interpolated, in proportion to its size and to the logarithms of the
+number of streams and of their depth. How the firmware decides what to read ahead is not known, and its rates jump by
+factors between neighbouring depths, so that a model of its parts would have had more parameters than measurements.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from math import exp, log
+from random import Random
+from typing import Final
+
+from zonefs_emu.model.timing.parameters import FlashParameters
+from zonefs_emu.units import SECTOR_SHIFT
+
+#: Entries of the caches; they are emptied when they have grown to this.
+_CACHE_MAX: Final = 4096
+
+
+class ReadAhead:
+    """The sequential streams of a drive: which reads are in order, and when they are answered."""
+
+    def __init__(self, parameters: FlashParameters, random: Random) -> None:
+        p = parameters
+        self._random = random
+        self._table = p.read_ahead_rates
+        self._sizes = [size for size, _ in p.read_ahead_rates]
+        self._streams = p.read_ahead_streams
+        self._depths = p.read_ahead_depths
+        self._gap_ns = p.read_ahead_gap_ns
+        self._shape = p.read_ahead_shape
+        self._next_sector: dict[int, int] = {}  # by zone: where a read would be in order
+        self._in_flight: deque[tuple[int, int]] = deque()  # (when it ends, zone), in order
+        self._of_zone: dict[int, int] = {}  # how many of them there are, by zone
+        self._free_ns = 0
+        self._cache: dict[tuple[int, int, int], float] = {}
+
+    def read(self, zone: int, sector: int, nr_sectors: int, arrival_ns: int) -> int:
+        """Return when a read that follows on the last one of its zone is answered; 0 for any other read."""
+        expected = self._next_sector.get(zone)
+        if expected is None and len(self._next_sector) >= _CACHE_MAX:
+            self._next_sector.clear()
+        self._next_sector[zone] = sector + nr_sectors
+        if sector != expected:
+            return 0
+        flights, of_zone = self._in_flight, self._of_zone
+        while flights and flights[0][0] <= arrival_ns:
+            gone = flights.popleft()[1]
+            if of_zone[gone] == 1:
+                del of_zone[gone]
+            else:
+                of_zone[gone] -= 1
+        of_zone[zone] = of_zone.get(zone, 0) + 1
+        key = (nr_sectors, len(flights) + 1, len(of_zone))
+        service_ns = self._cache.get(key)
+        if service_ns is None:
+            if len(self._cache) >= _CACHE_MAX:
+                self._cache.clear()
+            service_ns = self._cache[key] = self.service_ns(nr_sectors << SECTOR_SHIFT, key[2], key[1] / key[2])
+        if len(of_zone) > 1:
+            service_ns *= self._random.gammavariate(self._shape, 1 / self._shape)
+        start_ns = max(self._free_ns, arrival_ns)
+        end_ns = start_ns + max(int(service_ns) - self._gap_ns, 1)
+        self._free_ns = end_ns + self._gap_ns
+        flights.append((end_ns, zone))
+        return end_ns
+
+    def service_ns(self, nr_bytes: int, nr_streams: int, depth: float) -> float:
+        """Return the time for one request of *nr_bytes*, with *depth* requests of each of *nr_streams* streams."""
+        sizes = self._sizes
+        if nr_bytes >= sizes[-1]:  # the rate of bytes is that of the largest size
+            return self._of_size(len(sizes) - 1, nr_streams, depth) * nr_bytes / sizes[-1]
+        if nr_bytes <= sizes[0]:
+            return self._of_size(0, nr_streams, depth)
+        above = bisect_right(sizes, nr_bytes)
+        low, high = self._of_size(above - 1, nr_streams, depth), self._of_size(above, nr_streams, depth)
+        return low + (high - low) * (nr_bytes - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
+
+    def _of_size(self, index: int, nr_streams: int, depth: float) -> float:
+        """The same for a size of the table."""
+        rows = self._table[index][1]
+        first, share = _between(self._streams, nr_streams)
+        of_rows = [_interpolate(self._depths, row, depth) for row in rows[first : first + 2]]
+        return 1e9 / exp(of_rows[0] + share * (of_rows[-1] - of_rows[0]))
+
+
+def _between(grid: tuple[int, ...], value: float) -> tuple[int, float]:
+    """Return the point of *grid* below *value*, and how far *value* is from it to the next by their logarithms."""
+    if value <= grid[0]:
+        return 0, 0.0
+    if value >= grid[-1]:
+        return len(grid) - 1, 0.0
+    index = bisect_right(grid, value) - 1
+    return index, log(value / grid[index]) / log(grid[index + 1] / grid[index])
+
+
+def _interpolate(grid: tuple[int, ...], rates: tuple[int, ...], value: float) -> float:
+    """Return the logarithm of the rate at *value*."""
+    index, share = _between(grid, value)
+    low = log(rates[index])
+    return low + share * (log(rates[min(index + 1, len(rates) - 1)]) - low)
