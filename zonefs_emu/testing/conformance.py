@@ -39,6 +39,7 @@ from zonefs_emu.testing import scsi_driver
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.scenarios import (
     CAPACITY,
+    CONVENTIONAL,
     CONVENTIONAL_ZONE,
     NR_CONVENTIONAL,
     SCENARIOS,
@@ -433,6 +434,8 @@ class _Run:
             first = self._next_zone
             self._next_zone += scenario.nr_zones
             for number, step in enumerate(scenario.steps):
+                if step.zone == CONVENTIONAL and not self._geometry.conventional:
+                    continue
                 yield self._do(f"{scenario.name}, step {number} ({step.operation.name})", step, first)
             # What is there at the end, and the limits are for the next one.
             for number, zone in enumerate(self._device.report()[first : self._next_zone]):
@@ -498,8 +501,9 @@ def run(
     directory.mkdir()
     device = DeviceUnderTest(directory, shape)
     try:
-        examine(device.port)
-        format_device(device.port, parse_features("", uuid=uuid4(), label=""))
+        if shape.conventional:
+            examine(device.port)
+            format_device(device.port, parse_features("", uuid=uuid4(), label=""))
         with ExitStack() as stack:
             return list(_Run(device, make_adapter(device, stack)).results())
     finally:

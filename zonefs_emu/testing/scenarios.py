@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -116,6 +116,7 @@ def _set_cond(zone: int, cond: Condition) -> Step:
 _NOT_ZONEFS: Final = ("fuse",)
 #: ZBC has no append; the adapter writes at wp, as Linux does, which is another thing where an append is refused.
 _NOT_APPEND: Final = ("scsi", "fuse")
+_COUNT_BLOCKS: Final = ("scsi", "nvme")
 
 SCENARIOS: Final = (
     Scenario(
@@ -269,7 +270,8 @@ SCENARIOS: Final = (
             read_step(0, 0, 16),
             _write(0, 16, 8, _S.ZONE_READONLY),
             _write(0, 16, 8, _S.ZONE_READONLY),
-            *(manage_step(operation, 0, _S.ZONE_READONLY) for operation in MANAGEMENT),
+            # ZNS knows one status for what the condition of a zone does not allow.
+            *(manage_step(operation, 0, _S.ZONE_READONLY, nvme=_S.BAD_TRANSITION) for operation in MANAGEMENT),
             read_step(0, 0, 16),
         ),
     ),
@@ -280,7 +282,7 @@ SCENARIOS: Final = (
             _set_cond(0, _C.OFFLINE),
             read_step(0, 0, 16, _S.ZONE_OFFLINE),
             _write(0, 16, 8, _S.ZONE_OFFLINE),
-            *(manage_step(operation, 0, _S.ZONE_OFFLINE) for operation in MANAGEMENT),
+            *(manage_step(operation, 0, _S.ZONE_OFFLINE, nvme=_S.BAD_TRANSITION) for operation in MANAGEMENT),
         ),
     ),
     Scenario(
@@ -304,19 +306,19 @@ SCENARIOS: Final = (
         steps=(
             _write(0, 0, CAPACITY),
             _write(1, 0, 8),
-            # SCSI reads across (URSWRZ).
-            read_step(0, -8, _ZONE, _S.READ_BOUNDARY, from_end=True, cannot=("scsi", "fuse")),
+            # SCSI (URSWRZ) and NVMe (RAZB) read across.
+            read_step(0, -8, _ZONE, _S.READ_BOUNDARY, from_end=True, cannot=("scsi", "fuse", "nvme")),
         ),
     ),
     Scenario(
         name="half a block",
         block_size_bytes=4096,
         steps=(
-            # SCSI counts in blocks.
-            _write(0, 0, 1, _S.UNALIGNED_WP, cannot=("scsi",)),
+            # SCSI and NVMe count in blocks.
+            _write(0, 0, 1, _S.UNALIGNED_WP, cannot=_COUNT_BLOCKS),
             _write(0, 0, 8),
-            _write(0, 8, 9, _S.UNALIGNED_WP, cannot=("scsi",)),
-            read_step(0, 1, 1, _S.UNALIGNED, cannot=("scsi",)),
+            _write(0, 8, 9, _S.UNALIGNED_WP, cannot=_COUNT_BLOCKS),
+            read_step(0, 1, 1, _S.UNALIGNED, cannot=_COUNT_BLOCKS),
             _write(CONVENTIONAL, 1, 8, _S.UNALIGNED, cannot=("scsi",)),
         ),
     ),
@@ -346,7 +348,11 @@ def _shape(block_size_bytes: int, zone_capacity: Sector) -> Geometry:
     )  # fmt: skip
 
 
-#: The devices that all scenarios are run on.
+#: The devices that all scenarios are run on by adapters whose protocols have conventional zones.
 SHAPES: Final[Mapping[str, Geometry]] = MappingProxyType(
     {"512": _shape(512, _ZONE), "4096": _shape(4096, _ZONE), "capacity": _shape(4096, _ZONE * 3 // 4)}
+)
+#: The same without conventional zones, which NVMe does not have: steps on these are left out.
+ZNS_SHAPES: Final[Mapping[str, Geometry]] = MappingProxyType(
+    {name: replace(shape, conventional=()) for name, shape in SHAPES.items()}
 )

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 from uuid import uuid4
 
 from zonefs_emu.daemon import rendezvous
@@ -33,6 +33,7 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
+from zonefs_emu.front_ends.nvme_tcp import NvmeTcpFrontEnd, parse_address
 from zonefs_emu.front_ends.session_process import SessionProcess
 from zonefs_emu.front_ends.vhost_user import MakeVirtioDevice, VhostUserFrontEnd, make_blk_device, make_scsi_host
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
@@ -41,6 +42,7 @@ from zonefs_emu.fs.mkfs import examine, format_device, is_formatted, parse_featu
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.nvme.subsystem import nqn_of
 from zonefs_emu.units import human_bytes, to_bytes
 
 #: How long a daemon may take to end.
@@ -156,6 +158,19 @@ class DeviceUnderTest:
         path = self._sockets / kind
         self._start(VhostUserFrontEnd(make_device, path=path), None)
         return path
+
+    def serve_nvme(self) -> tuple[str, int, str]:
+        """Serve the device as an NVMe drive over TCP; returns the address, the port, and the name of the subsystem.
+
+        Raises:
+            UsageError: it cannot be served; says why.
+        """
+        nqn = nqn_of(self.device.uuid)
+        self._start(NvmeTcpFrontEnd(parse_address("127.0.0.1:0")), None)
+        with self._target() as target:
+            (front_end,) = cast("list[dict[str, str]]", call(target, {"verb": "info"})[0]["front_ends"])
+        host, port = parse_address(front_end["where"])
+        return host, port, nqn
 
     def stop(self) -> None:
         """End the daemon in order; from here on the image is this process's again.
