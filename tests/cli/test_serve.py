@@ -95,6 +95,40 @@ def test_offers_an_nvme_drive_and_prints_how_to_connect(tmp_path: Path) -> None:
         assert process.wait(30) == 0
 
 
+def test_several_images_are_namespaces_of_one_drive(tmp_path: Path) -> None:
+    images = [tmp_path / name for name in ("one.img", "two.img")]
+    for image, size in zip(images, ("64M", "32M"), strict=True):
+        ok("create", image, "--size", size, "--zone-size", "4M", "--block-size", "4096")
+    with serving(*images, "--nvme-tcp", "127.0.0.1:0") as process:
+        assert process.stdout is not None
+        _, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
+        with NvmeHost("127.0.0.1", int(connect[connect.index("-s") + 1]), connect[-1]) as host:
+            sizes = [int.from_bytes(host.identify(0, nsid=nsid).data[:8], "little") for nsid in (1, 2)]
+            assert sizes == [(64 << 20) // 4096, (32 << 20) // 4096]
+            queue = host.queue(1)
+            assert queue.write(1, 0, b"1" * 4096, 4096).status == 0
+            assert queue.append(2, 1024, b"2" * 8192, 4096).result == 1024
+            # Each image has its own control socket: other ways in see what the host does, and the reverse.
+            reports = [json.loads(ok("report", image, "--json"))["zones"] for image in images]
+            assert [report[1]["wp"] for report in reports] == [8192, 8192 + 16]
+            ok("reset", images[1], "--zone", "1")
+            assert queue.append(2, 1024, b"3" * 4096, 4096).result == 1024
+            assert "nvme" in ok("info", images[1])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert json.loads(ok("info", images[1], "--json"))["pid"] is None
+
+
+def test_images_that_cannot_be_served_together(fresh: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.img"
+    ok("create", other, "--size", "64M", "--zone-size", "4M")
+    sentence = fails("serve", fresh, other, "--vhost-user-blk", tmp_path / "sock", code=2)
+    assert "several images are served as namespaces of an NVMe drive only" in sentence
+    assert "is given twice" in fails("serve", other, other, "--nvme-tcp", code=2)
+    assert "one image is served" in fails("serve", "--nvme-tcp", code=2)
+    assert "one image is served" in fails("serve", other, "--blk-file", other, "--nvme-tcp", code=2)
+
+
 def test_a_drive_that_cannot_be_offered(fresh: Path) -> None:
     assert "conventional zones, which NVMe does not have" in fails("serve", fresh, "--nvme-tcp", "127.0.0.1:0", code=2)
     assert "can be reached from other machines" in fails("serve", fresh, "--nvme-tcp", "0.0.0.0:0", code=2)

@@ -5,6 +5,7 @@ import logging
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -86,8 +87,26 @@ def _program(name: str) -> Path:
     return Path(shutil.which(name) or beside)
 
 
+def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
+    """Make sure that *images* can be served together.
+
+    Raises:
+        UsageError: one is given twice, or they are several and are not only offered over NVMe.
+    """
+    if len(images) > 1 and not only_nvme:
+        message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp and nothing else"
+        raise UsageError(message)
+    seen: set[Path] = set()
+    for image in images:
+        resolved = image.resolve()
+        if resolved in seen:
+            message = f"{image} is given twice: a namespace is one image, and an image is one namespace"
+            raise UsageError(message)
+        seen.add(resolved)
+
+
 @click.command()
-@click.argument("image", metavar="[IMG]", type=FILE, required=False)
+@click.argument("images", metavar="[IMG]...", type=FILE, nargs=-1)
 @click.option("--vhost-user-scsi", "scsi", type=FILE, multiple=True, metavar="SOCK",
               help="Offer a virtio-scsi host with a ZBC disk; may be given for each of several guests.")  # fmt: skip
 @click.option("--vhost-user-blk", "blk", type=FILE, multiple=True, metavar="SOCK",
@@ -121,18 +140,21 @@ def _program(name: str) -> Path:
     help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
 )
 def serve(
-    *, image: Path | None, scsi: tuple[Path, ...], blk: tuple[Path, ...], nvme: tuple[str, ...], nqn: str, serial: str,
-    hosts: tuple[str, ...], insecure: bool, directory: Path | None,
+    *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], nvme: tuple[str, ...], nqn: str,
+    serial: str, hosts: tuple[str, ...], insecure: bool, directory: Path | None,
     record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
     """Offer IMG to virtual machines at the socket SOCK, or to hosts over TCP, by any number of front-ends at once.
+
+    Several images become one NVMe drive with a namespace for each, in their order.
 
     \b
     Examples:
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
       zonefs-emu serve zns.img --nvme-tcp
+      zonefs-emu serve one.img two.img --nvme-tcp --nqn nqn.2014-08.org.example:drive
 
     Prints the QEMU command line of each guest and the commands with which a host connects, and stays in the foreground
     until SIGTERM or SIGINT. Killed and started again, it goes on with what a guest has in flight, each request exactly
@@ -142,10 +164,12 @@ def serve(
     if show_capabilities or show_descriptor:
         click.echo(capabilities(device) if show_capabilities else descriptor(device))
         return
-    path = blk_file if image is None else image
-    if path is None or (image is not None and blk_file is not None):
+    if bool(images) == (blk_file is not None):
         message = "one image is served: IMG, or --blk-file IMG"
         raise UsageError(message)
+    path, *others = images or (blk_file,)
+    assert path is not None
+    _check_images(images, only_nvme=not (scsi or blk or socket_path or fd is not None or directory or record_file))
     front_ends: list[FrontEnd] = []
     make_blk = partial(make_blk_device, nr_queues=nr_queues, strict=strict)
     makers: dict[str, MakeVirtioDevice] = {"scsi": make_scsi_host, "blk": make_blk}
@@ -171,11 +195,11 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
     def ready() -> None:
-        say(f"{path} is served; stop with Ctrl-C", err=True)
+        say(f"{', '.join(map(str, images or (path,)))} is served; stop with Ctrl-C", err=True)
         for sockets in zip_longest(scsi, blk):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
         for drive in drives:
             for command in drive.host_commands():
                 click.echo(shlex.join(command))
 
-    known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file)
+    known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file, others=others)

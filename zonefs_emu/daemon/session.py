@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,10 +97,18 @@ class FrontEnds:
 class Session:
     """What a front-end gets: the device, and the place where it makes itself known."""
 
-    def __init__(self, device: ZonedDevice, path: Path, front_ends: FrontEnds | None = None) -> None:
+    def __init__(
+        self,
+        device: ZonedDevice,
+        path: Path,
+        front_ends: FrontEnds | None = None,
+        others: Sequence[ZonedDevice] = (),
+    ) -> None:
         """Serve one front-end, which is one of *front_ends*."""
         self.device = device
         self.path = path
+        #: The devices of further images, for a front-end that can offer several.
+        self.others = others
         self._all = FrontEnds() if front_ends is None else front_ends
         #: What the front-end was called when it registered.
         self.name, self.where = "a front-end", "nowhere"
@@ -138,8 +146,11 @@ def run(
     owner: str,
     record_file: Path | None = None,
     readonly: bool = False,
+    others: Sequence[Path] = (),
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
+
+    *others* are further images, which are held in the same way, each with a control socket of its own.
 
     *readonly*: no front-end writes, so that an image will do that this user or this file system does not let us write.
 
@@ -155,10 +166,13 @@ def run(
         ZonedError, OSError: what the last front-end that failed raised, or *record_file* cannot be written or exists.
     """
     with ExitStack() as held:
-        device = _open(path, owner, readonly=readonly)
         ending = EndBySignal()
-        held.callback(_close, device, ending)
-        device.refusals.listener = _CauseLog(device, extensions.explainer()).hear
+        devices: dict[Path, ZonedDevice] = {}
+        for place in (path, *others):
+            opened = devices[place] = _open(place, owner, readonly=readonly)
+            held.callback(_close, opened, ending)
+            opened.refusals.listener = _CauseLog(opened, extensions.explainer()).hear
+        device = devices[path]
         if record_file is not None:
             # Line by line, so that all is there of a daemon that was killed.
             record_file.touch(_RECORD_MODE, exist_ok=False)
@@ -169,7 +183,7 @@ def run(
                 file.close()
                 raise
         try:
-            trio.run(partial(_run, device, path, front_ends, ready, ending, extensions=extensions))
+            trio.run(partial(_run, devices, front_ends, ready, ending, extensions=extensions))
         except BaseExceptionGroup as group:
             raise _innermost(group) from None
 
@@ -230,38 +244,50 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
+def _control(
+    device: ZonedDevice, path: Path, known: FrontEnds, extensions: Extensions, held: ExitStack
+) -> ControlServer:
+    """Open the control socket of *device*, which *held* takes away again."""
+    listener, socket_path = listen(path, backlog=16)
+    held.callback(socket_path.unlink, missing_ok=True)
+    verbs = Verbs(
+        device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, extensions=extensions
+    )
+    verbs.import_all()
+    everywhere = listen_everywhere(path, backlog=16)
+    return ControlServer(listener, verbs, *([everywhere] if everywhere else []))
+
+
 async def _run(
-    device: ZonedDevice,
-    path: Path,
+    devices: Mapping[Path, ZonedDevice],
     front_ends: Sequence[FrontEnd],
     ready: Callable[[], None],
     ending: EndBySignal,
     *,
     extensions: Extensions,
 ) -> None:
-    listener, socket_path = listen(path, backlog=16)
+    (path, device), *others = devices.items()
     known = FrontEnds()
-    verbs = Verbs(
-        device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, extensions=extensions
-    )
-    verbs.import_all()
     token = trio.lowlevel.current_trio_token()
     all_of_it = trio.CancelScope()
 
     def end() -> None:
-        device.stop_waiting()
+        for each in devices.values():
+            each.stop_waiting()
         token.run_sync_soon(all_of_it.cancel)
 
-    try:
-        everywhere = listen_everywhere(path, backlog=16)
-        server = ControlServer(listener, verbs, *([everywhere] if everywhere else []))
+    with ExitStack() as held:
+        servers = {each: _control(each, place, known, extensions, held) for place, each in devices.items()}
+        held.callback(notify_stopping)
         with ending.watching(end), all_of_it:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(keep_counters, device)
-                await nursery.start(_serve_control, server, device)
+                for each, server in servers.items():
+                    nursery.start_soon(keep_counters, each)
+                    await nursery.start(_serve_control, server, each)
                 async with trio.open_nursery() as workers:
                     for front_end in front_ends:
-                        await workers.start(_serve, front_end, Session(device, path, known), known, ending)
+                        session = Session(device, path, known, [each for _, each in others])
+                        await workers.start(_serve, front_end, session, known, ending)
                     ready()
                     notify_ready(known.sentence(path))
                     if not front_ends:
@@ -269,10 +295,6 @@ async def _run(
                 nursery.cancel_scope.cancel()
             if known.failure is not None:
                 raise known.failure
-    finally:
-        notify_stopping()
-        with suppress(FileNotFoundError):
-            socket_path.unlink()
 
 
 class _Started(trio.TaskStatus[None]):

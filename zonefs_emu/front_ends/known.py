@@ -48,11 +48,13 @@ def run(
     owner: str,
     record_file: Path | None = None,
     readonly: bool = False,
+    others: Sequence[Path] = (),
 ) -> None:
     """Run *front_ends* on the image *path*; see :func:`zonefs_emu.daemon.session.run`."""
     # Loads the event loop, which an image without a daemon does not need.
     from zonefs_emu.daemon import session  # noqa: PLC0415
 
     session.run(
-        path, front_ends, EXTENSIONS, ready=ready, owner=owner, record_file=record_file, readonly=readonly
+        path, front_ends, EXTENSIONS, ready=ready, owner=owner, record_file=record_file, readonly=readonly,
+        others=others,
     )  # fmt: skip

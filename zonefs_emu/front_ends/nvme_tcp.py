@@ -73,7 +73,7 @@ def safe_address(text: str, *, insecure: bool) -> Address:
 
 
 class NvmeTcpFrontEnd:
-    """The front-end of a session that offers the device as an NVMe ZNS drive at *address*."""
+    """The front-end of a session that offers its devices as an NVMe ZNS drive at *address*, a namespace each."""
 
     def __init__(
         self, address: Address, *, nqn: str = "", serial: str = "", allowed_hosts: frozenset[str] = frozenset()
@@ -93,7 +93,7 @@ class NvmeTcpFrontEnd:
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled."""
-        subsystem = Subsystem([session.device], nqn=self._nqn, serial=self._serial)
+        subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         self.nqn = subsystem.nqn
         sockets = listen(self.address.host, self.address.port)
         self.address = self.address._replace(port=sockets[0].getsockname()[1])
