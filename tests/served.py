@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ class Served:
         directory: Path,
         *,
         create: str,
-        front_ends: Sequence[Literal["scsi", "blk", "mount"]] = ("scsi",),
+        front_ends: Sequence[Literal["scsi", "blk", "nvme", "mount"]] = ("scsi",),
         options: Sequence[str] = (),
     ) -> None:
         self.image = directory / "disk.img"
@@ -78,6 +79,7 @@ class Served:
         options = {
             "scsi": ("--vhost-user-scsi", str(self.scsi_socket)),
             "blk": ("--vhost-user-blk", str(self.blk_socket)),
+            "nvme": ("--nvme-tcp", "127.0.0.1:0"),
             "mount": ("--mount", str(self.mount_point)),
         }
         command += [word for name in self._front_ends for word in options[name]]
@@ -98,6 +100,13 @@ class Served:
             assert self._daemon.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
+
+    def nvme(self) -> tuple[str, int, str]:
+        """Return the address, port and subsystem of the NVMe/TCP drive; once the daemon is ready."""
+        while not (found := re.findall(r"nvme connect -t tcp -a (\S+) -s (\d+) -n (\S+)\n", self.log)):
+            time.sleep(0.02)
+        address, port, nqn = found[-1]
+        return address, int(port), nqn
 
     def kill(self) -> None:
         """Kill the daemon as the out-of-memory killer would."""

@@ -11,12 +11,13 @@ import pytest
 
 from tests.refused import last_refusal
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import Status
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.inflight.tag_record import COMMITTED, FREE, TagRecord
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.ublk.io_queue import Executor, IoQueue
 from zonefs_emu.ublk.protocol import BLK_ZONE_BYTES, IO_DESC, IO_RES_ABORT, Request, buffer_offset
@@ -191,6 +192,37 @@ def test_an_append_comes_again(driver: Driver) -> None:
     assert record.recoverable == []
     assert driver.ask(Request.ZONE_APPEND, ZONE, 4, data=b"a" * 2048) == 2048
     assert driver.executor.landed == ZONE + 4
+
+
+@pytest.mark.parametrize(
+    ("request_kind", "operation"),
+    [
+        (Request.READ, Operation.READ),
+        (Request.WRITE, Operation.WRITE),
+        (Request.ZONE_APPEND, Operation.APPEND),
+        (Request.ZONE_FINISH, Operation.FINISH),
+        (Request.FLUSH, Operation.FLUSH),
+    ],
+)
+def test_a_delay_is_cut_short_at_the_end(driver: Driver, request_kind: Request, operation: Operation) -> None:
+    hour_ns = 3600 * 10**9
+    fault = Fault(
+        effect=Effect.DELAY, operations=frozenset((operation,)), delay_min_ns=hour_ns, delay_max_ns=hour_ns
+    )  # fmt: skip
+    driver.device.inject(fault)
+    results: list[int] = []
+
+    def serve() -> None:
+        driver.executor.begin()
+        results.append(driver.ask(request_kind, ZONE, 4, data=bytes(2048)))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    while not driver.device.faults.faults[0].seen:
+        threading.Event().wait(0.01)
+    driver.device.stop_waiting()
+    thread.join()
+    assert results[0] >= 0
 
 
 class Kernel:

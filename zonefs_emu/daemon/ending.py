@@ -20,8 +20,9 @@ from typing import Final
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: How long what is under way may take to end after a signal. What takes longer is stuck in the host.
 END_S: Final = 4.0
-#: How long the last flush may take after a signal, as umount and detach wait for it.
+#: How long the last flush may take after that, as umount and detach wait for it, and when the log says that it does.
 FLUSH_S: Final = 60.0
+NOTE_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -69,15 +70,31 @@ class EndBySignal:
 
 @contextmanager
 def bounded_flush(*, bounded: bool) -> Iterator[None]:
-    """Leave the process if the context lasts longer than FLUSH_S, where *bounded*."""
-    timer = threading.Timer(FLUSH_S, _leave, (f"the last flush has not ended within {FLUSH_S:.0f} seconds",))
-    timer.daemon = True
-    if bounded:
-        timer.start()
+    """Leave the process if the context lasts longer than FLUSH_S, where *bounded*; after NOTE_S the log says so.
+
+    Nothing that the emulator itself delays is in it: what takes long is the host's disk.
+    """
+    timers = (
+        threading.Timer(
+            NOTE_S,
+            _log.warning,
+            (
+                "the host's disk has not taken the last flush after %g s: %s",
+                NOTE_S,
+                f"waiting for it, for up to {FLUSH_S:.0f} seconds",
+            ),
+        ),
+        threading.Timer(FLUSH_S, _leave, (f"the last flush has not ended within {FLUSH_S:.0f} seconds",)),
+    )
+    for timer in timers:
+        timer.daemon = True
+        if bounded:
+            timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _leave(reason: str) -> None:

@@ -31,7 +31,7 @@ DEFAULT_PORT: Final = 4420
 CONNECTIONS_MAX: Final = 128
 _BACKLOG: Final = 64
 #: How long the end waits for the threads of all connections together.
-_JOIN_S: Final = 2.0
+JOIN_S: Final = 2.0
 #: Offsets in the Connect command and in its data, for the answer to a wrong field.
 _OF_QID: Final = 42
 _OF_SQ_SIZE: Final = 44
@@ -141,7 +141,7 @@ class NvmeTcpServer:
         for connection, _ in threads:
             connection.stop()
         # A thread that waits for the host's disk may take longer; the daemon ends without it.
-        deadline = time.monotonic() + _JOIN_S
+        deadline = time.monotonic() + JOIN_S
         for _, thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
         os.close(self._wakes)
