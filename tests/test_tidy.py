@@ -274,6 +274,16 @@ def test_the_layers_of_the_contract_are_those_that_exist() -> None:
     assert sorted(names) == layers()
 
 
+def test_contracts_that_keep_protocols_away_name_all_of_them() -> None:
+    """The packages between the front-ends and the device, which neither the daemon nor the command line may import."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rows = contracts[0]["layers"]
+    between = rows[rows.index("front_ends") + 1 : rows.index("device")]
+    protocols = {f"zonefs_emu.{name.strip()}" for row in between for name in row.split("|")} - {"zonefs_emu.daemon"}
+    keeping = [each for each in contracts if each["name"].startswith(("The daemon knows", "The command line reaches"))]
+    assert [set(each["forbidden_modules"]) ^ protocols for each in keeping] == [set(), set()]
+
+
 def test_links_between_documents_lead_somewhere() -> None:
     broken = [
         f"{path.relative_to(ROOT)}: {target}"

@@ -48,13 +48,23 @@ def test_an_unknown_verb_is_one_sentence() -> None:
 
 
 READING = ["report", "map", "info", "stats", "why"]
-#: What each verb on an image needs besides it.
+#: What each verb on an image needs besides it, to be refused because of the image.
 ARGUMENTS = {
     **{verb: [] for verb in [*READING, "mkfs", "power-cycle"]},
     **{verb: ["--all"] for verb in ["open", "close", "finish", "reset"]},
     **{verb: ["--zone", "3"] for verb in ["read", "write", "append"]},
     "set-cond": ["--zone", "3", "ro"],
+    "inject": ["fail"],
+    "watch": ["--frames", "1"],
 }
+#: Verbs on an image that take something else besides it, which their own tests refuse; and verbs without an image.
+TESTED_ELSEWHERE = frozenset(
+    {"attach", "check", "crash", "create", "detach", "doctor", "dump", "mount", "replay", "restore", "serve", "umount"}
+)
+
+
+def test_no_verb_is_left_out() -> None:
+    assert sorted(ARGUMENTS.keys() ^ TESTED_ELSEWHERE) == VERBS
 
 
 def wrong_images(directory: Path) -> Iterator[tuple[Path, str]]:

@@ -135,27 +135,11 @@ def test_the_longest_write(verbs: Verbs) -> None:
     assert "write of 32768 sectors at sector 2048 was refused (OUT_OF_RANGE)" in sentence
 
 
-VERBS = [
-    "info",
-    "report",
-    "manage",
-    "read",
-    "write",
-    "append",
-    "set-cond",
-    "stats",
-    "why",
-    "flush",
-    "power-cycle",
-    "mkfs",
-]
-
-
 @given(
     st.fixed_dictionaries(
         {},
         optional={
-            "verb": st.sampled_from(VERBS),
+            "verb": st.deferred(lambda: st.sampled_from([*_shared_verbs()._verbs, "mkfs"])),
             "zone_no": st.integers(-2, 1 << 65) | st.text(max_size=2) | st.none(),
             "sector": st.integers(-2, 1 << 65) | st.lists(st.none(), max_size=1),
             "nr_sectors": st.integers(-2, 64) | st.floats(),

@@ -1,8 +1,9 @@
 import errno
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import pytest
@@ -12,7 +13,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import DeviceRule, Rule
 from zonefs_emu.errors import Status
-from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.front_ends.answers import ANSWERS, EXPLAINER
 from zonefs_emu.fs.rules import ZonefsRule
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
@@ -21,6 +22,18 @@ from zonefs_emu.ublk.rules import UblkRule
 from zonefs_emu.virtio.rules import BlkRule
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
+FRONT_ENDS: Final = frozenset(answers.name for answers in ANSWERS)
+#: The front-ends that refuse by the rules of a package, by the beginning of the names of these rules.
+FRONT_ENDS_OF_PREFIX: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "FS": frozenset({"zonefs"}),
+        "BLK": frozenset({"virtio-blk", "vduse"}),
+        "SCSI": frozenset({"scsi"}),
+        "VSCSI": frozenset({"scsi"}),
+        "UBLK": frozenset({"ublk"}),
+        "NVME": frozenset({"nvme"}),
+    }
+)
 
 
 def refusal(rule: int, status: Status, operation: Operation | None) -> Refusal:
@@ -36,7 +49,7 @@ def test_every_rule_has_an_answer_to_every_operation(rule: Rule, operation: Oper
     for status in set(Status) - {Status.OK}:
         found = EXPLAINER.answers(refusal(rule, status, operation))
         assert found
-        assert found.keys() <= {"zonefs", "virtio-blk", "scsi", "ublk", "vduse", "nvme"}
+        assert found.keys() <= FRONT_ENDS
         assert "S_OK" not in found.values()
         for front_end in found.keys() & {"zonefs", "ublk", "vduse"}:
             assert getattr(errno, found[front_end])
@@ -120,13 +133,9 @@ def test_every_rule_of_a_front_ends_own_is_met_there_only() -> None:
         front_ends = EXPLAINER.answers(refusal(rule, Status.UNSUPPORTED, None)).keys()
         if not isinstance(rule, DeviceRule):
             prefix, _, _ = rule.name.partition("_")
-            expected = {
-                "FS": {"zonefs"}, "BLK": {"virtio-blk", "vduse"}, "SCSI": {"scsi"}, "VSCSI": {"scsi"}, "UBLK": {"ublk"},
-                "NVME": {"nvme"},
-            }[prefix]  # fmt: skip
-            assert front_ends == expected, rule.name
+            assert front_ends == FRONT_ENDS_OF_PREFIX[prefix], rule.name
         else:
-            assert front_ends == {"zonefs", "virtio-blk", "scsi", "ublk", "vduse", "nvme"}, rule.name
+            assert front_ends == FRONT_ENDS, rule.name
 
 
 # -- all rules together ---------------------------------------------------------------------------------------------
