@@ -10,11 +10,12 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.nvme.answer import Answer
-from zonefs_emu.nvme.command import AdminOpcode
-from zonefs_emu.nvme.controller import CAPABILITIES, IO_QUEUES_MAX, Controller, Feature, Register
+from zonefs_emu.nvme.answer import Answer, RefusedError
+from zonefs_emu.nvme.command import AdminOpcode, Command
+from zonefs_emu.nvme.controller import CAPABILITIES, IO_QUEUES_MAX, AdminHandler, Controller, Feature, Register
 from zonefs_emu.nvme.identify import Cns, ControllerIdentity
 from zonefs_emu.nvme.logs import Log
+from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
 
@@ -240,4 +241,18 @@ def test_a_discovery_controller_has_its_log_only(subsystem: Subsystem) -> None:
     assert answer.status is NvmeStatus.INVALID_LOG_PAGE
     assert bytes(identify(controller, Cns.ACTIVE_NAMESPACES).data) == bytes(4096)
     assert controller.namespaces_of_queue() == {}
+    controller.close()
+
+
+def test_a_transport_carries_out_its_own_commands(subsystem: Subsystem) -> None:
+    def create(asked: Command, data: bytes | memoryview) -> Answer:
+        if asked.cdw10:
+            raise RefusedError(NvmeRule.NVME_QUEUE_ID, "queue 1")
+        return Answer(NvmeStatus.SUCCESS, len(data))
+
+    identity = ControllerIdentity(serial="S", firmware="2.0", nqn=subsystem.nqn, cntlid=3, max_nsid=1)
+    handlers: dict[int, AdminHandler] = {AdminOpcode.CREATE_SQ: create}
+    controller = Controller(subsystem, identity, admin=(*ADMIN, AdminOpcode.CREATE_SQ), transport_handlers=handlers)
+    assert ask(controller, AdminOpcode.CREATE_SQ, data=b"four").result == 4
+    assert ask(controller, AdminOpcode.CREATE_SQ, 1).status == NvmeStatus.INVALID_QUEUE_ID
     controller.close()

@@ -9,7 +9,8 @@ Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Comm
 from collections import deque
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Final, TypeAlias
 from weakref import WeakSet
 
 from zonefs_emu.model.zone import Condition
@@ -91,8 +92,15 @@ _IO_COMMANDS: Final = tuple(IoOpcode)
 _LOGS: Final = tuple(log for log in Log if log is not Log.DISCOVERY)
 
 
+#: Carries out an admin command with data from the host; None if its answer comes later.
+AdminHandler: TypeAlias = Callable[[Command, memoryview | bytes], Answer | None]
+
+
 class Controller:
-    """The controller that one host has of *subsystem*. *admin*: the admin commands that its transport has."""
+    """The controller that one host has of *subsystem*. *admin*: the admin commands that its transport has.
+
+    *transport_handlers*: those of them that the transport carries out itself; they may raise RefusedError.
+    """
 
     def __init__(
         self,
@@ -101,6 +109,7 @@ class Controller:
         *,
         admin: tuple[AdminOpcode, ...],
         discovered: Callable[[], bytes] | None = None,
+        transport_handlers: Mapping[int, AdminHandler] = MappingProxyType({}),
     ) -> None:
         """*discovered* returns the discovery log, which makes this a discovery controller without namespaces."""
         self.subsystem = subsystem
@@ -129,7 +138,7 @@ class Controller:
         self._nr_errors = 0
         for namespace in self.namespaces.values():
             namespace.device.subscribe(self.zones_changed, port=namespace.port)
-        self._handlers: Mapping[int, Callable[[Command, memoryview | bytes], Answer | None]] = {
+        self._handlers: Mapping[int, AdminHandler] = {
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.IDENTIFY: self._identify,
             AdminOpcode.ABORT: self._abort,
@@ -137,6 +146,7 @@ class Controller:
             AdminOpcode.GET_FEATURES: self._get_features,
             AdminOpcode.ASYNC_EVENT: self._async_event,
             AdminOpcode.KEEP_ALIVE: self._keep_alive,
+            **transport_handlers,
         }
 
     def close(self) -> None:

@@ -54,3 +54,38 @@ class NvmeRule(Rule):
         "the bytes to be compared are not those in the namespace",
         "NVM Command Set 1.0, Compare Failure",
     )
+    NVME_PRP = (
+        609,
+        "the data of a command begins at a multiple of 4 bytes, and every further page at a multiple of 4096",
+        "NVMe Base 2.0, PRP Offset Invalid",
+    )
+    NVME_MEMORY = (
+        610,
+        "the data of a command, and the list of its pages, must lie in memory of the host",
+        "NVMe Base 2.0, Data Transfer Error",
+    )
+    NVME_QUEUE_ID = (
+        611,
+        "a queue is created under a free number that Number of Queues has granted, and deleted under its own",
+        "NVMe Base 2.0, Invalid Queue Identifier",
+    )
+    NVME_QUEUE_SIZE = (
+        612,
+        "a queue has at least 2 entries and at most as many as CAP.MQES says",
+        "NVMe Base 2.0, Invalid Queue Size",
+    )
+    NVME_COMPLETION_QUEUE = (
+        613,
+        "a submission queue must name a completion queue that exists",
+        "NVMe Base 2.0, Completion Queue Invalid",
+    )
+    NVME_VECTOR = (
+        614,
+        "a completion queue must name an interrupt vector that the function has",
+        "NVMe Base 2.0, Invalid Interrupt Vector",
+    )
+    NVME_QUEUE_DELETION = (
+        615,
+        "a completion queue is deleted after all submission queues that use it",
+        "NVMe Base 2.0, Invalid Queue Deletion",
+    )
