@@ -38,6 +38,7 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
         "testing/blk_driver.py": "the same",
         "front_ends/own_thread.py": "front_ends/test_nvme_tcp.py and test_vhost_user.py end it in each way",
         "testing/scenarios.py": "data; testing/test_conformance.py carries all of it out",
+        "testing/vfio_client.py": "a guest for tests: vfio_user/test_pci_drive.py uses all of it",
         "testing/nvme_initiator.py": "a host for tests: nvme_tcp/test_queue_connection.py uses all of it",
         "daemon/holders.py": "the kernel's word on other processes; cli/test_finding.py has some",
     }

@@ -17,6 +17,7 @@ import pytest
 from tests.cli.conftest import fails, ok
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.nvme_initiator import NvmeHost
+from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
 from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.virtio import blk_codec
 
@@ -127,6 +128,28 @@ def test_images_that_cannot_be_served_together(fresh: Path, tmp_path: Path) -> N
     assert "is given twice" in fails("serve", other, other, "--nvme-tcp", code=2)
     assert "one image is served" in fails("serve", "--nvme-tcp", code=2)
     assert "one image is served" in fails("serve", other, "--blk-file", other, "--nvme-tcp", code=2)
+
+
+def test_offers_an_nvme_drive_to_a_guest_and_prints_the_command_line(tmp_path: Path) -> None:
+    image, path = tmp_path / "zns.img", tmp_path / "a,b c"
+    ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
+    with serving(image, "--vfio-user", path, "--serial", "S123") as process:
+        assert process.stdout is not None
+        words = shlex.split(process.stdout.readline())
+        device = json.loads(words[words.index("-device") + 1])
+        assert device == {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}}
+        assert any("share=on" in word for word in words)
+        with VfioClient(path) as client:
+            guest = NvmeGuest(client)
+            assert guest.identify(1).data[4:24] == b"S123".ljust(20)
+            assert guest.queue(1).append(1, 1024, b"n" * 8192, 4096).result == 1024
+            assert json.loads(ok("report", image, "--json"))["zones"][1]["wp"] == 8192 + 16
+            (front_end,) = json.loads(ok("info", image, "--json"))["front_ends"]
+            assert (front_end["name"], front_end["where"]) == ("vfio-user", str(path))
+            assert front_end["statistics"]["connected"] == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not path.exists()
 
 
 def test_a_drive_that_cannot_be_offered(fresh: Path) -> None:

@@ -133,6 +133,12 @@ def test_a_virtual_machine_needs_a_qemu_with_the_device(
     assert (ways_in.vhost_user_scsi().works, ways_in.vhost_user_blk().works) == (scsi, blk)
 
 
+@pytest.mark.parametrize(("version", "works"), [("10.0.2", False), ("10.1.0", True), ("11.1.3", True)])
+def test_an_nvme_drive_of_a_virtual_machine_needs_a_newer_one(install: Install, version: str, works: bool) -> None:
+    install("qemu-system-x86_64", QEMU.format(version=version, device="vfio-user-pci"))
+    assert ways_in.vfio_user().works == works
+
+
 def test_without_qemu_the_package_is_named(install: Install) -> None:
     assert "apt-get install qemu-system" in ways_in.vhost_user_scsi().remedy
     install("crosvm", "")

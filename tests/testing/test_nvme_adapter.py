@@ -1,4 +1,4 @@
-"""The scenarios of the conformance suite over NVMe/TCP."""
+"""The scenarios of the conformance suite over NVMe/TCP and vfio-user."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from zonefs_emu.errors import Status
 from zonefs_emu.testing.conformance import Adapter, Answer, Place, differences, run
-from zonefs_emu.testing.nvme_adapter import NvmeAdapter, ZnsAdapter
+from zonefs_emu.testing.nvme_adapter import NvmeAdapter, NvmePciAdapter, ZnsAdapter
 from zonefs_emu.testing.scenarios import ZNS_SHAPES
 from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
@@ -18,10 +18,11 @@ def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("adapter", [NvmeAdapter, NvmePciAdapter])
 @pytest.mark.parametrize("shape", ZNS_SHAPES)
-def test_nvme_leads_to_the_same_device_as_its_dialect(tmp_path: Path, shape: str) -> None:
+def test_nvme_leads_to_the_same_device_as_its_dialect(tmp_path: Path, shape: str, adapter: type[NvmeAdapter]) -> None:
     expected = run(ZNS_SHAPES[shape], ZnsAdapter, tmp_path / "device")
-    found = run(ZNS_SHAPES[shape], NvmeAdapter, tmp_path / "nvme")
+    found = run(ZNS_SHAPES[shape], adapter, tmp_path / "nvme")
     assert "\n".join(differences(expected, found, "nvme")) == ""
 
 

@@ -21,9 +21,9 @@ def doctor(*, names: tuple[str, ...], directory: Path, as_json: bool) -> None:
       zonefs-emu doctor
       zonefs-emu doctor mount ublk && zonefs-emu attach small.img
 
-    The ways are images, mount, allow_other, fstab, vhost-user-scsi, vhost-user-blk, nvme-tcp, ublk and vduse; without
-    any named, all are looked at. Nothing is changed. Exits with 1 if a way that was named does not work; without names,
-    if no image can be kept in DIR, which every way needs.
+        The ways are images, mount, allow_other, fstab, vhost-user-scsi, vhost-user-blk, vfio-user, nvme-tcp, ublk and
+    vduse; without any named, all are looked at. Nothing is changed. Exits with 1 if a way that was named does not work;
+    without names, if no image can be kept in DIR, which every way needs.
     """
     findings = examine(names or tuple(WAYS), directory)
     if as_json:

@@ -18,6 +18,7 @@ from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
 from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, safe_address
+from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd
 from zonefs_emu.front_ends.vhost_user import (
     BLK_CONFIG_BYTES,
     MakeVirtioDevice,
@@ -39,7 +40,7 @@ _MEMORY: Final = [
 _TYPES: Final = {"scsi": "scsi", "blk": "block"}
 
 
-def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
+def qemu_command(scsi: Path | None, blk: Path | None, vfio: Path | None, nr_queues: int) -> str:
     """Return a QEMU command line that uses the sockets, ready to paste."""
     words = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", *_MEMORY]
     if scsi is not None:
@@ -52,6 +53,9 @@ def qemu_command(scsi: Path | None, blk: Path | None, nr_queues: int) -> str:
             "-device",
             f"vhost-user-test-device-pci,chardev=blk0,virtio-id=2,num_vqs={nr_queues},config_size={BLK_CONFIG_BYTES}",
         ]
+    if vfio is not None:
+        socket = {"path": str(vfio.absolute()), "type": "unix"}
+        words += ["-device", json.dumps({"driver": "vfio-user-pci", "socket": socket})]
     return shlex.join(words)
 
 
@@ -94,7 +98,7 @@ def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
         UsageError: one is given twice, or they are several and are not only offered over NVMe.
     """
     if len(images) > 1 and not only_nvme:
-        message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp and nothing else"
+        message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp, --vfio-user, or both"
         raise UsageError(message)
     seen: set[Path] = set()
     for image in images:
@@ -111,6 +115,8 @@ def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
               help="Offer a virtio-scsi host with a ZBC disk; may be given for each of several guests.")  # fmt: skip
 @click.option("--vhost-user-blk", "blk", type=FILE, multiple=True, metavar="SOCK",
               help="Offer a virtio-blk disk with zones; may be given for each of several guests.")  # fmt: skip
+@click.option("--vfio-user", "vfio", type=FILE, multiple=True, metavar="SOCK",
+              help="Offer an NVMe ZNS drive to a guest of QEMU; may be given for each of several guests.")  # fmt: skip
 @click.option("--nvme-tcp", "nvme", is_flag=False, flag_value=LOOPBACK, multiple=True, metavar="[ADDRESS[:PORT]]",
               help=f"Offer an NVMe ZNS drive over TCP; at {LOOPBACK} if no address is given.")  # fmt: skip
 @click.option("--nqn", metavar="NQN", default="", help="Name of the NVMe subsystem. [default: from the image's UUID]")
@@ -140,8 +146,8 @@ def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
     help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
 )
 def serve(
-    *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], nvme: tuple[str, ...], nqn: str,
-    serial: str, hosts: tuple[str, ...], insecure: bool, directory: Path | None,
+    *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
+    nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], insecure: bool, directory: Path | None,
     record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
@@ -155,6 +161,7 @@ def serve(
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
       zonefs-emu serve zns.img --nvme-tcp
       zonefs-emu serve one.img two.img --nvme-tcp --nqn nqn.2014-08.org.example:drive
+      zonefs-emu serve zns.img --vfio-user /tmp/zns.sock
 
     Prints the QEMU command line of each guest and the commands with which a host connects, and stays in the foreground
     until SIGTERM or SIGINT. Killed and started again, it goes on with what a guest has in flight, each request exactly
@@ -187,8 +194,9 @@ def serve(
         for place in nvme
     ]
     front_ends += drives
+    front_ends += [VfioUserFrontEnd(path.absolute(), nqn=nqn, serial=serial) for path in vfio]
     if not front_ends:
-        message = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK or --nvme-tcp"
+        message = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK, --vfio-user SOCK or --nvme-tcp"
         raise UsageError(message)
     if directory is not None:
         front_ends.append(ZonefsFrontEnd(directory, mount_options))
@@ -196,7 +204,7 @@ def serve(
 
     def ready() -> None:
         say(f"{', '.join(map(str, images or (path,)))} is served; stop with Ctrl-C", err=True)
-        for sockets in zip_longest(scsi, blk):  # of each guest
+        for sockets in zip_longest(scsi, blk, vfio):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
         for drive in drives:
             for command in drive.host_commands():

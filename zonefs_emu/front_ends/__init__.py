@@ -5,7 +5,8 @@
                   block_device chooses one, attached lists and ends devices
     vhost_user    the image as a disk of virtual machines, at vhost-user sockets
     nvme_tcp      the image as an NVMe ZNS drive, at TCP sockets
-    own_thread    what the last two share: a server that blocks, on a thread of its own
+    vfio_user     the image as an NVMe ZNS drive of virtual machines, at vfio-user sockets
+    own_thread    what the last three share: a server that blocks, on a thread of its own
     answers       the rules of all front-ends, joined for ``why``
     mkfs          the verb that formats an image with zonefs
     session_process

@@ -121,6 +121,23 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """Yield a socket that listens at *path*, and remove *path* at the end unless another process has it by then.
+
+    The socket is closed by its user.
+
+    Raises:
+        UsageError, OSError: as :func:`listen`.
+    """
+    sock = listen(path)
+    ours = _identity(path)
+    try:
+        yield sock
+    finally:
+        _remove(path, ours)
+
+
 def _remove_dead(path: Path) -> None:
     """Remove the socket *path* if there is one and nothing answers at it; with the directory locked."""
     try:

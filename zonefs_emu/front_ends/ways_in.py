@@ -134,6 +134,11 @@ def vhost_user_blk() -> Finding:
     return _by_qemu("vhost-user-blk", "vhost-user-blk-pci", (11, 1))
 
 
+def vfio_user() -> Finding:
+    """Say whether a virtual machine here can have the drive of ``serve --vfio-user``."""
+    return _by_qemu("vfio-user", "vfio-user-pci", (10, 1))
+
+
 def _by_qemu(name: str, device: str, oldest: _Version) -> Finding:
     needed = f"QEMU {oldest[0]}.{oldest[1]} or later with {device}"
     remedy = _install("qemu-system-x86" if platform.machine() == "x86_64" else "qemu-system-arm")
@@ -215,6 +220,7 @@ WAYS: Final[Mapping[str, Callable[[], Finding]]] = MappingProxyType(
         "fstab": fstab,
         "vhost-user-scsi": vhost_user_scsi,
         "vhost-user-blk": vhost_user_blk,
+        "vfio-user": vfio_user,
         "nvme-tcp": nvme_tcp,
         "ublk": ublk,
         "vduse": vduse,

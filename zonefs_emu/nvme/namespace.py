@@ -33,6 +33,8 @@ _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
 _PARTIAL: Final = 1 << 16
 _PIREMAP: Final = 1 << 25
+#: A longer report takes more than a moment.
+_QUICK_REPORT_BYTES: Final = 1 << 16
 _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
     {
         SendAction.CLOSE: Operation.CLOSE,
@@ -120,6 +122,22 @@ class Namespace:
         if found.nr_bytes > MDTS_BYTES:
             raise RefusedError(NvmeRule.NVME_TRANSFER, f"{name_of(opcode, admin=False)} of {found.nr_bytes} bytes")
         return found
+
+    def may_wait(self, command: Command) -> bool:
+        """Say whether *command*, which :meth:`transfer` has taken, may wait for the host's disk, or takes long."""
+        match command.opcode:
+            case IoOpcode.WRITE | IoOpcode.ZONE_APPEND:
+                is_through = not self.caches_writes or command.cdw12 & _FUA
+                zone_no = self._sector(command.slba) // self.geometry.zone_size
+                return bool(is_through) or self.port.has_pending_reset(zone_no)
+            case IoOpcode.READ | IoOpcode.COMPARE:
+                return False
+            case IoOpcode.ZONE_SEND:
+                return bool(command.cdw13 & _SELECT_ALL)
+            case IoOpcode.ZONE_RECEIVE:
+                return command.cdw12 >= _QUICK_REPORT_BYTES >> 2
+            case _:
+                return True
 
     def execute(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
         """Carry out *command* on *buffers*, as long as :meth:`transfer` said. Raises nothing for an error of the host.

@@ -1,4 +1,4 @@
-"""The conformance suite's way to a device over NVMe/TCP, and what a device has to be like in the ZNS dialect.
+"""The conformance suite's ways to a device as an NVMe drive, and what a device has to be like in the ZNS dialect.
 
     expected = run(shape, ZnsAdapter, directory)
     assert not differences(expected, run(shape, NvmeAdapter, other_directory), NvmeAdapter.name)
@@ -17,7 +17,8 @@ from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.model.zone import Condition, ZoneType
 from zonefs_emu.nvme.command import SendAction
 from zonefs_emu.testing.conformance import Answer, DeviceAdapter, Place, View
-from zonefs_emu.testing.nvme_initiator import NvmeHost
+from zonefs_emu.testing.nvme_initiator import AdminCommands, IoCommands, NvmeHost
+from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
 from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 _S = Status
@@ -69,8 +70,11 @@ class NvmeAdapter:
         """See :class:`zonefs_emu.testing.conformance.Adapter`."""
         self._geometry = device.geometry
         self._unit = device.geometry.block_sectors
-        self._host = stack.enter_context(NvmeHost(*device.serve_nvme(), keep_alive_ms=0))
-        self._queue = self._host.queue(1)
+        self._host, self._queue = self._connect(device, stack)
+
+    def _connect(self, device: DeviceUnderTest, stack: ExitStack) -> tuple[AdminCommands, IoCommands]:
+        host = stack.enter_context(NvmeHost(*device.serve_nvme(), keep_alive_ms=0))
+        return host, host.queue(1)
 
     def do(self, place: Place) -> Answer:
         """See :class:`zonefs_emu.testing.conformance.Adapter`."""
@@ -99,3 +103,11 @@ class NvmeAdapter:
             )
             for cond, capacity, start, wp in found
         ]  # fmt: skip
+
+
+class NvmePciAdapter(NvmeAdapter):
+    """The same commands in the queues of a PCI function, at a vfio-user socket that a daemon serves."""
+
+    def _connect(self, device: DeviceUnderTest, stack: ExitStack) -> tuple[AdminCommands, IoCommands]:
+        guest = NvmeGuest(stack.enter_context(VfioClient(device.serve("vfio-user"))))
+        return guest, guest.queue(1)

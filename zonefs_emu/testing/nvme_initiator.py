@@ -12,7 +12,7 @@ import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from zonefs_emu.nvme.command import AdminOpcode, Command, IoOpcode, ReceiveAction, SendAction, encode, parse
 from zonefs_emu.nvme.controller import Register
@@ -35,7 +35,73 @@ class Reply(NamedTuple):
     sq_head: int
 
 
-class NvmeQueue:
+class IoCommands(Protocol):
+    """The commands of an I/O queue, by whatever transport."""
+
+    def call(self, opcode: int, *, nsid: int = 0, cdws: Sequence[int] = (), data: bytes = b"", room: int = 0) -> Reply:
+        """Send a command with *data*, or with *room* for its answer, and return its completion."""
+        ...
+
+    def read(self, nsid: int, slba: int, nr_blocks: int, block_bytes: int) -> Reply:
+        """Read."""
+        cdws = (slba & 0xFFFFFFFF, slba >> 32, nr_blocks - 1)
+        return self.call(IoOpcode.READ, nsid=nsid, cdws=cdws, room=nr_blocks * block_bytes)
+
+    def write(
+        self, nsid: int, slba: int, data: bytes, block_bytes: int, *, opcode: int = IoOpcode.WRITE, flags: int = 0
+    ) -> Reply:
+        """Write *data*, or append or compare it."""
+        cdws = (slba & 0xFFFFFFFF, slba >> 32, len(data) // block_bytes - 1 | flags)
+        return self.call(opcode, nsid=nsid, cdws=cdws, data=data)
+
+    def append(self, nsid: int, slba: int, data: bytes, block_bytes: int) -> Reply:
+        """Append *data* to the zone that starts at *slba*; the result is where."""
+        return self.write(nsid, slba, data, block_bytes, opcode=IoOpcode.ZONE_APPEND)
+
+    def flush(self, nsid: int) -> Reply:
+        """Flush."""
+        return self.call(IoOpcode.FLUSH, nsid=nsid)
+
+    def manage(self, nsid: int, action: SendAction, slba: int = 0, *, select_all: bool = False) -> Reply:
+        """Send a zone management command."""
+        cdws = (slba & 0xFFFFFFFF, slba >> 32, 0, action | select_all << 8)
+        return self.call(IoOpcode.ZONE_SEND, nsid=nsid, cdws=cdws)
+
+    def report(self, nsid: int, slba: int = 0, *, room: int = 4096, listed: int = 0, partial: bool = True) -> Reply:
+        """Receive a zone report."""
+        cdws = (slba & 0xFFFFFFFF, slba >> 32, room // 4 - 1, ReceiveAction.REPORT | listed << 8 | partial << 16)
+        return self.call(IoOpcode.ZONE_RECEIVE, nsid=nsid, cdws=cdws, room=room)
+
+
+class AdminCommands(Protocol):
+    """What a host asks of a controller, by whatever transport."""
+
+    def ask(self, opcode: int, *, nsid: int = 0, cdws: Sequence[int] = (), data: bytes = b"", room: int = 0) -> Reply:
+        """Send an admin command and return its completion."""
+        ...
+
+    def identify(self, cns: int, *, nsid: int = 0, command_set: int = 0) -> Reply:
+        """Identify."""
+        return self.ask(AdminOpcode.IDENTIFY, nsid=nsid, cdws=(cns, command_set << 24), room=4096)
+
+    def log(
+        self, page: int, *, room: int = 4096, nsid: int = 0xFFFFFFFF, offset: int = 0, retain: bool = False
+    ) -> Reply:
+        """Get a log page."""
+        nr_dwords = room // 4 - 1
+        cdws = (page | retain << 15 | (nr_dwords & 0xFFFF) << 16, nr_dwords >> 16, offset & 0xFFFFFFFF, offset >> 32)
+        return self.ask(AdminOpcode.GET_LOG_PAGE, nsid=nsid, cdws=cdws, room=room)
+
+    def zones(self, queue: IoCommands, nsid: int, nr_zones: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (condition, capacity, start, wp) of the first *nr_zones* zones."""
+        report = queue.report(nsid, room=64 * (nr_zones + 1)).data
+        (count,) = struct.unpack_from("<Q", report)
+        for number in range(1, count + 1):
+            state, capacity, start, wp = struct.unpack_from("<xB6xQQQ", report, 64 * number)
+            yield state >> 4, capacity, start, wp
+
+
+class NvmeQueue(IoCommands):
     """One connection, which is one queue. Commands are sent by :meth:`send`, replies taken by :meth:`receive`."""
 
     def __init__(self, address: str, port: int, *, header_digest: bool = False, data_digest: bool = False) -> None:
@@ -209,40 +275,8 @@ class NvmeQueue:
         self.sock.sendall(self.capsule(parse(entry), data))
         return self.receive()
 
-    # -- I/O --------------------------------------------------------------------------------------------------
 
-    def read(self, nsid: int, slba: int, nr_blocks: int, block_bytes: int) -> Reply:
-        """Read."""
-        cdws = (slba & 0xFFFFFFFF, slba >> 32, nr_blocks - 1)
-        return self.call(IoOpcode.READ, nsid=nsid, cdws=cdws, room=nr_blocks * block_bytes)
-
-    def write(
-        self, nsid: int, slba: int, data: bytes, block_bytes: int, *, opcode: int = IoOpcode.WRITE, flags: int = 0
-    ) -> Reply:
-        """Write *data*, or append or compare it."""
-        cdws = (slba & 0xFFFFFFFF, slba >> 32, len(data) // block_bytes - 1 | flags)
-        return self.call(opcode, nsid=nsid, cdws=cdws, data=data)
-
-    def append(self, nsid: int, slba: int, data: bytes, block_bytes: int) -> Reply:
-        """Append *data* to the zone that starts at *slba*; the result is where."""
-        return self.write(nsid, slba, data, block_bytes, opcode=IoOpcode.ZONE_APPEND)
-
-    def flush(self, nsid: int) -> Reply:
-        """Flush."""
-        return self.call(IoOpcode.FLUSH, nsid=nsid)
-
-    def manage(self, nsid: int, action: SendAction, slba: int = 0, *, select_all: bool = False) -> Reply:
-        """Send a zone management command."""
-        cdws = (slba & 0xFFFFFFFF, slba >> 32, 0, action | select_all << 8)
-        return self.call(IoOpcode.ZONE_SEND, nsid=nsid, cdws=cdws)
-
-    def report(self, nsid: int, slba: int = 0, *, room: int = 4096, listed: int = 0, partial: bool = True) -> Reply:
-        """Receive a zone report."""
-        cdws = (slba & 0xFFFFFFFF, slba >> 32, room // 4 - 1, ReceiveAction.REPORT | listed << 8 | partial << 16)
-        return self.call(IoOpcode.ZONE_RECEIVE, nsid=nsid, cdws=cdws, room=room)
-
-
-class NvmeHost:
+class NvmeHost(AdminCommands):
     """A host with a controller: connected and enabled, as Linux does it."""
 
     def __init__(
@@ -294,25 +328,9 @@ class NvmeHost:
         """Connect I/O queue *qid*."""
         return self._connect(qid, sq_size=sq_size)
 
-    def identify(self, cns: int, *, nsid: int = 0, command_set: int = 0) -> Reply:
-        """Identify."""
-        return self.admin.call(AdminOpcode.IDENTIFY, nsid=nsid, cdws=(cns, command_set << 24), room=4096)
-
-    def log(
-        self, page: int, *, room: int = 4096, nsid: int = 0xFFFFFFFF, offset: int = 0, retain: bool = False
-    ) -> Reply:
-        """Get a log page."""
-        nr_dwords = room // 4 - 1
-        cdws = (page | retain << 15 | (nr_dwords & 0xFFFF) << 16, nr_dwords >> 16, offset & 0xFFFFFFFF, offset >> 32)
-        return self.admin.call(AdminOpcode.GET_LOG_PAGE, nsid=nsid, cdws=cdws, room=room)
-
-    def zones(self, queue: NvmeQueue, nsid: int, nr_zones: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (condition, capacity, start, wp) of the first *nr_zones* zones."""
-        report = queue.report(nsid, room=64 * (nr_zones + 1)).data
-        (count,) = struct.unpack_from("<Q", report)
-        for number in range(1, count + 1):
-            state, capacity, start, wp = struct.unpack_from("<xB6xQQQ", report, 64 * number)
-            yield state >> 4, capacity, start, wp
+    def ask(self, opcode: int, *, nsid: int = 0, cdws: Sequence[int] = (), data: bytes = b"", room: int = 0) -> Reply:
+        """Send an admin command and return its completion."""
+        return self.admin.call(opcode, nsid=nsid, cdws=cdws, data=data, room=room)
 
     def close(self) -> None:
         """Close all queues without a word, as a host that dies."""

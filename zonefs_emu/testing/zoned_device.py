@@ -35,6 +35,7 @@ from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 from zonefs_emu.front_ends.nvme_tcp import NvmeTcpFrontEnd, parse_address
 from zonefs_emu.front_ends.session_process import SessionProcess
+from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd
 from zonefs_emu.front_ends.vhost_user import MakeVirtioDevice, VhostUserFrontEnd, make_blk_device, make_scsi_host
 from zonefs_emu.front_ends.zonefs import ZonefsFrontEnd
 from zonefs_emu.fs.kernel import unmount
@@ -138,7 +139,7 @@ class DeviceUnderTest:
         return mountpoint
 
     def serve(self, kind: str = "scsi") -> Path:
-        """Serve the device to a virtual machine and return the socket: *kind* is ``scsi`` or ``blk``.
+        """Serve the device to a virtual machine and return the socket: *kind* is ``scsi``, ``blk`` or ``vfio-user``.
 
         Raises:
             UsageError: it cannot be served; says why.
@@ -149,14 +150,15 @@ class DeviceUnderTest:
             "blk": partial(make_blk_device, nr_queues=1, strict=False),
         }
         make_device = makers.get(kind)
-        if make_device is None:
-            message = f"a device is served as scsi or blk, not {kind}"
+        if make_device is None and kind != "vfio-user":
+            message = f"a device is served as scsi, blk or vfio-user, not {kind}"
             raise UsageError(message)
         if self._sockets is None:
             # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
             self._sockets = Path(tempfile.mkdtemp(prefix="zoned-"))
         path = self._sockets / kind
-        self._start(VhostUserFrontEnd(make_device, path=path), None)
+        front_end = VfioUserFrontEnd(path) if make_device is None else VhostUserFrontEnd(make_device, path=path)
+        self._start(front_end, None)
         return path
 
     def serve_nvme(self) -> tuple[str, int, str]:

@@ -1,0 +1,377 @@
+"""The controller behind registers, as a guest's driver uses it and as no driver should."""
+
+import random
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
+from tests.vfio_user.conftest import Served, serving
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
+from zonefs_emu.nvme.controller import CAPABILITIES, Feature, Register
+from zonefs_emu.nvme.logs import Log
+from zonefs_emu.testing.vfio_client import MEMORY_START, NvmeGuest, PciQueue, VfioClient
+
+READY = 1
+FATAL = 2
+
+
+def pattern(nr_bytes: int, seed: int = 1) -> bytes:
+    return random.Random(seed).randbytes(nr_bytes)
+
+
+def test_registers(served: Served) -> None:
+    with VfioClient(served.path) as client:
+        assert client.register(Register.CAP, 8) == CAPABILITIES
+        assert client.register(Register.VS) == 0x20000
+        assert client.register(Register.CSTS) == 0
+        NvmeGuest(client)
+        assert client.register(Register.CSTS) == READY
+
+
+def test_identify_says_that_it_is_no_fabric(guest: NvmeGuest) -> None:
+    found = guest.identify(1).data
+    assert struct.unpack_from("<H", found, 256)[0] >> 8 & 1, "doorbells in memory"
+    assert struct.unpack_from("<I", found, 1792) == (0,)
+    (effects,) = struct.unpack_from("<I", guest.log(Log.EFFECTS).data, 4 * AdminOpcode.CREATE_SQ)
+    assert effects & 1
+
+
+@pytest.mark.parametrize("offset", [0, 512, 4092])
+def test_data_comes_and_goes_whole(guest: NvmeGuest, offset: int) -> None:
+    queue = guest.queue(1)
+    slba = 0
+    for nr_blocks in (1, 2, 29, 32, 33, 64, 31):
+        data = pattern(nr_blocks * BLOCK, nr_blocks)
+        cdws = (slba, 0, nr_blocks - 1)
+        assert queue.call(IoOpcode.WRITE, nsid=1, cdws=cdws, data=data, offset=offset).status == 0
+        assert queue.call(IoOpcode.READ, nsid=1, cdws=cdws, room=len(data), offset=offset).data == data
+        slba += nr_blocks
+    assert queue.append(1, ZONE, pattern(BLOCK), BLOCK).result == ZONE
+    assert queue.append(1, ZONE, pattern(20 * BLOCK), BLOCK).result == ZONE + 1
+    assert list(guest.zones(queue, 1, 2)) == [(14, CAPACITY, 0, (1 << 64) - 1), (2, CAPACITY, ZONE, ZONE + 21)]
+    assert [queue.flush(nsid).status for nsid in (1, 0xFFFFFFFF, 2)] == [0, 0, 0x00B]
+
+
+def test_queues_go_round_many_times(guest: NvmeGuest) -> None:
+    queues = [guest.queue(number, size=4) for number in (1, 2)]
+    for number in range(50):
+        for queue in queues:
+            assert queue.append(1, ZONE * queue.number, bytes((number,)) * BLOCK, BLOCK).status == 0
+    for queue in queues:
+        expected = b"".join(bytes((number,)) * BLOCK for number in range(50))
+        assert queue.read(1, ZONE * queue.number, 50, BLOCK).data == expected
+
+
+def test_commands_at_once_are_answered_in_their_order(guest: NvmeGuest) -> None:
+    queue = guest.queue(1, size=128)
+    for number in range(100):
+        command = queue.entry(IoOpcode.WRITE, nsid=1, cdws=(number, 0, 0), nr_bytes=BLOCK)
+        queue.push(command, ring=False)
+    queue.ring(2, queue.tail)
+    replies = [queue.wait() for _ in range(100)]
+    assert [(reply.status, reply.cid, reply.sq_head) for reply in replies] == [(0, n, n) for n in range(1, 101)]
+
+
+def test_a_full_completion_queue_waits_for_the_guest(guest: NvmeGuest) -> None:
+    client = guest.client
+    queue = PciQueue(client, 1, 16)
+    assert guest.create(AdminOpcode.CREATE_CQ, 1, 4, queue.cq, 1 << 16 | 3).status == 0
+    assert guest.create(AdminOpcode.CREATE_SQ, 1, 16, queue.sq, 1 << 16 | 1).status == 0
+    for _ in range(10):
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1), ring=False)
+    queue.ring(2, queue.tail)
+    queue.size, entries = 4, 16  # of the completion queue
+    assert [queue.wait().cid for _ in range(10)] == list(range(1, 11))
+    assert entries > queue.size
+
+
+def test_doorbells_in_memory(guest: NvmeGuest) -> None:
+    queue = guest.queue(1)
+    assert guest.set_shadow([queue]).status == 0
+    for number in range(100):
+        assert queue.append(1, 0, bytes((number,)) * BLOCK, BLOCK).status == 0
+    other = guest.queue(2, size=4)
+    for number in range(10):
+        assert other.read(1, number, 1, BLOCK).data == bytes((number,)) * BLOCK
+    # Heads of completion queues are rung when they come round only, tails where the drive is asleep.
+    assert queue.nr_rings < 110
+    assert other.nr_rings < 15
+
+
+def test_refusals_have_their_status_and_are_not_to_be_retried(guest: NvmeGuest, served: Served) -> None:
+    queue = guest.queue(1)
+    refused = queue.write(1, 5, bytes(BLOCK), BLOCK)
+    assert (refused.status, refused.do_not_retry) == (0x1BC, True)
+    assert queue.read(1, NR_ZONES * ZONE, 1, BLOCK).status == 0x080
+    assert queue.call(0xC1, nsid=1).status == 0x001
+    assert queue.call(IoOpcode.READ, nsid=1, cdws=(0, 0, 0xFFFF), room=BLOCK).status == 0x002
+    for changes, status in (
+        ({"prp1": 2}, 0x013), ({"prp1": 0}, 0x004), ({"flags": 0x40}, 0x002), ({"flags": 1}, 0x002),
+        ({"prp1": MEMORY_START - 4096}, 0x004), ({"nsid": 7}, 0x00B),
+    ):  # fmt: skip
+        command = queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK)
+        queue.push(command._replace(**changes))
+        assert queue.wait().status == status
+    entries = guest.log(Log.ERROR, room=4032).data
+    assert struct.unpack_from("<QHHH", entries)[1] == 1, "the queue of the last refusal"
+    answers = [EXPLAINER.answers(refusal)["nvme"] for refusal in served.device.refusals.last(6)]
+    assert [int(answer[:3], 16) for answer in answers] == [0x013, 0x004, 0x002, 0x002, 0x004, 0x00B]
+
+
+def test_zone_management(guest: NvmeGuest) -> None:
+    queue = guest.queue(1)
+    assert queue.manage(1, SendAction.OPEN, ZONE).status == 0
+    assert queue.manage(1, SendAction.CLOSE, ZONE * 2).status == 0x1BF
+    assert queue.manage(1, SendAction.RESET, select_all=True).status == 0
+    assert [zone[0] for zone in guest.zones(queue, 1, NR_ZONES)] == [1] * NR_ZONES
+
+
+@pytest.mark.parametrize(
+    ("opcode", "cdw10", "cdw11", "status"),
+    [
+        (AdminOpcode.CREATE_CQ, 0 | 7 << 16, 0b11, 0x101),
+        (AdminOpcode.CREATE_CQ, 1 | 7 << 16, 0b11, 0x101),
+        (AdminOpcode.CREATE_CQ, 17 | 7 << 16, 0b11, 0x101),
+        (AdminOpcode.CREATE_CQ, 2 | 0 << 16, 0b11, 0x102),
+        (AdminOpcode.CREATE_CQ, 2 | 128 << 16, 0b11, 0x102),
+        (AdminOpcode.CREATE_CQ, 2 | 7 << 16, 0b10, 0x002),
+        (AdminOpcode.CREATE_CQ, 2 | 7 << 16, 17 << 16 | 0b11, 0x108),
+        (AdminOpcode.CREATE_SQ, 2 | 7 << 16, 5 << 16 | 1, 0x100),
+        (AdminOpcode.CREATE_SQ, 2 | 7 << 16, 0 << 16 | 1, 0x100),
+        (AdminOpcode.CREATE_SQ, 1 | 7 << 16, 1 << 16 | 1, 0x101),
+        (AdminOpcode.DELETE_CQ, 1, 0, 0x10C),
+        (AdminOpcode.DELETE_CQ, 0, 0, 0x101),
+        (AdminOpcode.DELETE_CQ, 3, 0, 0x101),
+        (AdminOpcode.DELETE_SQ, 0, 0, 0x101),
+        (AdminOpcode.DELETE_SQ, 3, 0, 0x101),
+        (0xC0, 0, 0, 0x001),
+    ],
+)
+def test_queues_that_cannot_be(guest: NvmeGuest, opcode: int, cdw10: int, cdw11: int, status: int) -> None:
+    guest.queue(1)
+    page = guest.client.allocate(1)
+    admin = guest.admin
+    admin.push(admin.entry(opcode, cdws=(cdw10, cdw11))._replace(prp1=page))
+    assert admin.wait().status == status
+
+
+@pytest.mark.parametrize("opcode", [AdminOpcode.CREATE_CQ, AdminOpcode.CREATE_SQ, AdminOpcode.DOORBELL_BUFFER])
+def test_queues_that_are_not_in_memory(guest: NvmeGuest, opcode: int) -> None:
+    guest.queue(1)
+    admin = guest.admin
+    for address, status in ((64, 0x013), (1 << 40, 0x004)):
+        admin.push(admin.entry(opcode, cdws=(2 | 7 << 16, 1 << 16 | 1))._replace(prp1=address, prp2=address))
+        assert admin.wait().status == status
+
+
+def test_queues_are_deleted_and_made_again(guest: NvmeGuest) -> None:
+    for _ in range(3):
+        queue = guest.queue(1)
+        assert queue.flush(1).status == 0
+        assert guest.ask(AdminOpcode.DELETE_SQ, cdws=(1,)).status == 0
+        assert guest.ask(AdminOpcode.DELETE_CQ, cdws=(1,)).status == 0
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+        assert queue.take() is None
+
+
+def test_disabling_the_controller_drops_queues_and_keeps_zones(guest: NvmeGuest) -> None:
+    """As firmware leaves it to the kernel."""
+    queue = guest.queue(1)
+    assert guest.set_shadow([queue]).status == 0
+    assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
+    guest.disable()
+    guest._shadow = None
+    guest.enable()
+    queue = guest.queue(1)
+    assert list(guest.zones(queue, 1, 1)) == [(2, CAPACITY, 0, 1)]
+    guest.client.reset()
+    assert guest.client.register(Register.CSTS) == 0
+    assert guest.client.register(Register.CAP, 8) == CAPABILITIES
+    guest.disable()
+    guest.enable()
+    assert list(guest.zones(guest.queue(1), 1, 1)) == [(2, CAPACITY, 0, 1)]
+
+
+def test_a_shutdown_is_done_at_once(guest: NvmeGuest) -> None:
+    queue = guest.queue(1)
+    guest.client.set_register(Register.CC, 0x464061)
+    assert guest.wait_for(Register.CSTS, 0b1100, 0b1000) == 0b1001
+    queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+    assert guest.client.register(Register.CSTS) == 0b1001
+    assert queue.take() is None
+    guest.disable()
+    guest.enable()
+    assert guest.queue(1).flush(1).status == 0
+
+
+@pytest.mark.parametrize(
+    ("register", "value", "nr_bytes"),
+    [(0x24, 0, 4), (0x28, 1 << 40, 8), (0x30, 64, 8), (Register.CC, 0x460061 | 1 << 7, 4)],
+    ids=["no entries", "no memory", "not a page", "another page size"],
+)
+def test_an_admin_queue_that_cannot_be_is_fatal(served: Served, register: int, value: int, nr_bytes: int) -> None:
+    with VfioClient(served.path) as client:
+        guest = NvmeGuest(client)
+        guest.disable()
+        client.set_register(register, value, nr_bytes)
+        if register != Register.CC:
+            client.set_register(Register.CC, 0x460061)
+        assert guest.wait_for(Register.CSTS, FATAL, FATAL) == FATAL
+        guest.disable()
+        guest.enable()
+        assert client.register(Register.CSTS) == READY
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_a_doorbell_beyond_its_queue_is_fatal_until_the_controller_is_reset(guest: NvmeGuest, index: int) -> None:
+    queue = guest.queue(1, size=4)
+    guest.client.set_register(0x1000 + 4 * index, 0xFFFF)
+    if index == 3:
+        for _ in range(3):  # the head is looked at when the queue is full
+            queue.push(queue.entry(IoOpcode.FLUSH, nsid=1), ring=False)
+        queue.ring(2, queue.tail)
+        while not guest.client.view(queue.cq + 2 * 16 + 14, 1)[0] & 1:
+            pass
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+    assert guest.wait_for(Register.CSTS, FATAL, FATAL) == FATAL | READY
+    guest.disable()
+    assert guest.client.register(Register.CSTS) == 0
+    guest.enable()
+    assert guest.queue(1).flush(1).status == 0
+
+
+def test_memory_that_goes_away_under_a_queue_is_fatal(guest: NvmeGuest) -> None:
+    guest.queue(1)
+    guest.client.unmap()
+    assert guest.client.register(Register.CSTS) == FATAL | READY
+    guest.client.map()
+    guest.disable()
+    guest.enable()
+    assert guest.queue(1).flush(1).status == 0
+
+
+def test_an_interrupt_without_a_descriptor_is_kept(guest: NvmeGuest) -> None:
+    """The client takes all away before it sets one more."""
+    queue = guest.queue(1)
+    guest.client.set_interrupts(enabled=False)
+    queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+    while queue.take() is None:
+        pass
+    assert not guest.client.take_interrupt(1, 0)
+    guest.client.set_interrupts()
+    assert guest.client.take_interrupt(1)
+
+
+def test_a_queue_without_interrupts(guest: NvmeGuest) -> None:
+    queue = PciQueue(guest.client, 1, 8)
+    assert guest.create(AdminOpcode.CREATE_CQ, 1, 8, queue.cq, 1).status == 0
+    assert guest.create(AdminOpcode.CREATE_SQ, 1, 8, queue.sq, 1 << 16 | 1).status == 0
+    queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+    while queue.take() is None:
+        pass
+    assert not guest.client.take_interrupt(1, 0)
+
+
+def test_a_zone_that_fails_is_an_event(guest: NvmeGuest, served: Served) -> None:
+    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.ASYNC_EVENTS, 1 << 27)).status == 0
+    admin = guest.admin
+    waiting = admin.entry(AdminOpcode.ASYNC_EVENT)
+    admin.push(waiting)
+    assert guest.identify(1).status == 0
+    served.device.port("other", VIRTIO).set_cond(3, Condition.OFFLINE)
+    event = admin.wait()
+    assert (event.cid, event.result) == (waiting.cid, 0xBFEF02)
+    assert struct.unpack_from("<H6xQ", guest.log(Log.CHANGED_ZONES, nsid=1).data) == (1, 3 * ZONE)
+
+
+def test_features_with_data(guest: NvmeGuest) -> None:
+    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.TIMESTAMP,), data=bytes(range(8))).status == 0
+    assert guest.ask(AdminOpcode.GET_FEATURES, cdws=(Feature.TIMESTAMP,), room=8).data == bytes(range(8))
+    assert guest.ask(AdminOpcode.GET_LOG_PAGE, cdws=(2 | 0xFFFF << 16, 0xFF)).status == 0x002, "longer than MDTS"
+
+
+def delay(duration_ns: int) -> Fault:
+    return Fault(
+        effect=Effect.DELAY, operations=frozenset((Operation.READ,)), nr_zones=1, every=True,
+        delay_min_ns=duration_ns, delay_max_ns=duration_ns,
+    )  # fmt: skip
+
+
+def test_a_delay_holds_up_one_queue_only(guest: NvmeGuest, served: Served) -> None:
+    served.device.inject(delay(3_600_000_000_000))
+    slow, other = guest.queue(1), guest.queue(2)
+    slow.push(slow.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
+    assert other.flush(1).status == 0
+    assert slow.take() is None
+    guest.disable()  # does not wait for an hour
+
+
+def test_the_end_does_not_wait_for_a_delay(device: ZonedDevice) -> None:
+    device.inject(delay(3_600_000_000_000))
+    with serving(device) as served, served.guest() as guest:
+        queue = guest.queue(1)
+        queue.push(queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
+        assert guest.identify(1).status == 0
+
+
+@pytest.mark.parametrize("opcode", [IoOpcode.FLUSH, IoOpcode.ZONE_SEND], ids=["with the worker", "at once"])
+def test_an_unforeseen_exception_costs_its_command(
+    guest: NvmeGuest, served: Served, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None],
+    opcode: int,
+) -> None:  # fmt: skip
+    expect_warning("internal error in nvme, a command: ZeroDivisionError")
+    queue = guest.queue(1)
+    cdws = (0, 0, 0, SendAction.OPEN)
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.nvme.namespace._answer", lambda *_: 1 / 0)
+        assert queue.call(opcode, nsid=1, cdws=cdws).status == 0x006
+    assert queue.call(opcode, nsid=1, cdws=cdws).status == 0
+    assert served.device.statistics()["internal_errors"] == 1
+
+
+ADDRESSES = st.integers(0, (1 << 64) - 1) | st.integers(MEMORY_START, MEMORY_START + (1 << 20)).map(lambda at: at & ~7)
+COMMANDS = st.tuples(
+    st.sampled_from([*IoOpcode, *AdminOpcode, 0xC0, 0xFF]),
+    st.sampled_from([0, 0, 0, 1, 0x40]),
+    st.sampled_from([0, 1, 2, 0xFFFFFFFF]),
+    ADDRESSES,
+    ADDRESSES,
+    st.lists(st.integers(0, 0xFFFFFFFF) | st.integers(0, 3000), max_size=6),
+)
+
+
+@given(commands=st.lists(COMMANDS, min_size=1, max_size=8), of_admin=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_commands_are_answered_or_fatal_and_a_reset_heals(
+    served: Served, commands: list[tuple[int, int, int, int, int, list[int]]], of_admin: bool
+) -> None:
+    with served.guest() as guest:
+        queue = guest.admin if of_admin else guest.queue(1)
+        for opcode, flags, nsid, prp1, prp2, cdws in commands:
+            if of_admin and opcode == AdminOpcode.ASYNC_EVENT:
+                continue
+            queue.push(queue.entry(opcode, nsid=nsid, cdws=cdws)._replace(flags=flags, prp1=prp1, prp2=prp2))
+        # The guest's memory, queues included, may be overwritten by then.
+        guest.disable()
+        guest.enable()
+        assert guest.identify(1).status == 0
+
+
+@given(rings=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 0xFFFFFFFF) | st.integers(0, 8)), max_size=10))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_doorbells(served: Served, rings: list[tuple[int, int]]) -> None:
+    with served.guest() as guest:
+        guest.queue(1, size=8)
+        for index, value in rings:
+            guest.client.set_register(0x1000 + 4 * index, value)
+        guest.disable()
+        guest.enable()
+        assert guest.identify(1).status == 0

@@ -1,0 +1,14 @@
+"""vfio-user: an NVMe drive as a PCI function of a virtual machine, at a socket.
+
+    vfio_messages      messages as bytes and values
+    client_connection  a socket: whole messages, and the descriptors beside them
+    pci_config         configuration space
+    drive_memory       registers and doorbells
+    pci_function       what messages do: regions, interrupts, memory, reset
+    page_list          where the data of a command is
+    drive_queues       submission and completion queues in guest memory
+    pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
+    vfio_server        the thread that serves a socket
+
+Sources: QEMU, docs/interop/vfio-user.rst; NVM Express over PCIe Transport Specification 1.0.
+"""

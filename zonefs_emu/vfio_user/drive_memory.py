@@ -1,0 +1,64 @@
+"""The memory of a drive: the registers and doorbells as the guest sees them, and what is kept beside them.
+
+The function (:mod:`pci_function`) stores what the guest writes, and the drive (:mod:`pci_drive`) stores what the guest
+reads. Each word has one writer at a time and is stored at once, so two processes can share the memory.
+
+::
+
+    offset  0x0000  registers, as BAR0 has them
+            0x1000  doorbells: tail of submission queue 0, head of completion queue 0, tail of queue 1, …
+            0x2000  words of 8 bytes: how many resets there were
+
+A guest that disables the controller and enables it again may do so between two looks of the drive, so the function
+counts that: it is a reset, too.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+DOORBELLS_OFFSET: Final = 0x1000
+_CONTROL_OFFSET: Final = 0x2000
+MEMORY_BYTES: Final = 0x3000
+_RESETS: Final = 0
+#: Controller Configuration as a word, and its bit that enables the controller.
+CC_WORD: Final = 0x14 >> 2
+ENABLE: Final = 1
+_REGISTER_BYTES: Final = 0x1000
+
+
+class DriveMemory:
+    """The memory as words; *buffer* has :data:`MEMORY_BYTES`, zero at first."""
+
+    def __init__(self, buffer: "Buffer") -> None:
+        view = memoryview(buffer).cast("B")
+        assert len(view) == MEMORY_BYTES
+        self._registers = view[:_REGISTER_BYTES]
+        #: Registers, 4 and 8 bytes each.
+        self.words = view[:_REGISTER_BYTES].cast("I")
+        self.wide_words = view[:_REGISTER_BYTES].cast("Q")
+        self.doorbells = view[DOORBELLS_OFFSET:_CONTROL_OFFSET].cast("I")
+        self._control = view[_CONTROL_OFFSET:].cast("Q")
+
+    def registers(self, offset: int, count: int) -> bytes:
+        """Return *count* bytes of the registers at *offset*, as the guest reads them."""
+        return bytes(self._registers[offset : offset + count])
+
+    def configure(self, value: int) -> None:
+        """Store what the guest writes to the register CC."""
+        if self.words[CC_WORD] & ENABLE and not value & ENABLE:
+            self._control[_RESETS] += 1
+        self.words[CC_WORD] = value
+
+    def clear(self) -> None:
+        """Zero what the guest has stored, as a reset does, and count the reset."""
+        for words in (self.words, self.doorbells):
+            for index in range(len(words)):
+                words[index] = 0
+        self._control[_RESETS] += 1
+
+    @property
+    def nr_resets(self) -> int:
+        """How often the guest has disabled the controller or reset the function."""
+        return self._control[_RESETS]

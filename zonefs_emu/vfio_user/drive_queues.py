@@ -1,0 +1,123 @@
+"""Submission and completion queues, as they lie in guest memory.
+
+Invariant: the commands of a submission queue are answered in their order, so its head is the number of answers. A guest
+may use an entry again only after a completion has shown it a head beyond; so the entries of commands without an answer
+stay as they are.
+"""
+
+from typing import Final
+
+from zonefs_emu.nvme.command import ENTRY_BYTES
+from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
+
+COMPLETION_BYTES: Final = 16
+
+
+def queue_view(memory: GuestMemory, base: int, nr_bytes: int) -> memoryview:
+    """Return the *nr_bytes* of a queue at guest address *base*.
+
+    Raises:
+        BadAddressError: they are not memory, or not in one piece.
+    """
+    found = memory.slices(base, nr_bytes)
+    if len(found) > 1:
+        message = f"a queue of {nr_bytes} bytes at {base:#x} lies in {len(found)} pieces of memory"
+        raise BadAddressError(message)
+    return found[0]
+
+
+class CompletionQueue:
+    """Completions for the guest. *vector*: the interrupt that announces them; -1: none."""
+
+    def __init__(self, number: int, base: int, size: int, vector: int) -> None:
+        self.number = number
+        self.base = base
+        self.size = size
+        self.vector = vector
+        #: Where the next completion goes, and the phase tag that makes it one.
+        self.tail = 0
+        self.phase = 1
+        #: The guest has taken the completions before this one, as it said last.
+        self.head = 0
+        #: Whether completions were stored since the last interrupt.
+        self.is_unannounced = False
+        self._words = memoryview(b"").cast("Q")
+
+    def place(self, memory: GuestMemory) -> None:
+        """Use *memory* from now on.
+
+        Raises:
+            BadAddressError: the queue does not lie in it.
+        """
+        self._words = queue_view(memory, self.base, self.size * COMPLETION_BYTES).cast("Q")
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the guest has to take completions first."""
+        tail = self.tail + 1
+        return (0 if tail == self.size else tail) == self.head
+
+    def post(self, result: int, sq_head: int, sq_number: int, cid: int, status_field: int) -> None:
+        """Store a completion. Its second half has the phase tag and is stored at once, after the first."""
+        words, tail = self._words, self.tail
+        words[2 * tail] = result
+        words[2 * tail + 1] = sq_head | sq_number << 16 | cid << 32 | (status_field << 1 | self.phase) << 48
+        tail += 1
+        if tail == self.size:
+            tail = 0
+            self.phase ^= 1
+        self.tail = tail
+        self.is_unannounced = True
+
+
+class SubmissionQueue:
+    """Commands of the guest."""
+
+    def __init__(self, number: int, base: int, size: int, completions: CompletionQueue) -> None:
+        self.number = number
+        self.base = base
+        self.size = size
+        self.completions = completions
+        self.head = 0
+        #: Whether the worker has the command at the head.
+        self.is_busy = False
+        #: Whether its commands are refused attention: the guest has broken it, or it is deleted.
+        self.is_over = False
+        self.entries = memoryview(b"")
+
+    def place(self, memory: GuestMemory) -> None:
+        """Use *memory* from now on.
+
+        Raises:
+            BadAddressError: the queue does not lie in it.
+        """
+        self.entries = queue_view(memory, self.base, self.size * ENTRY_BYTES)
+
+    def advance(self) -> int:
+        """Note that the command at the head is answered; returns the head."""
+        head = self.head + 1
+        self.head = head = 0 if head == self.size else head
+        return head
+
+
+class ShadowDoorbells:
+    """The doorbells in guest memory, and the places where the guest looks whether a doorbell must be rung besides.
+
+    The guest stores each doorbell here, and writes the real one only if it passes the value in *event_index*.
+    Source: NVM Express Base Specification 2.0, "Doorbell Buffer Config command".
+    """
+
+    def __init__(self, doorbells_base: int, event_index_base: int) -> None:
+        self.doorbells_base = doorbells_base
+        self.event_index_base = event_index_base
+        self.doorbells = memoryview(b"").cast("I")
+        self.event_index = memoryview(b"").cast("I")
+
+    def place(self, memory: GuestMemory, page_bytes: int) -> None:
+        """Use *memory* from now on.
+
+        Raises:
+            BadAddressError: the pages do not lie in it.
+        """
+        self.doorbells = queue_view(memory, self.doorbells_base, page_bytes).cast("I")
+        self.event_index = queue_view(memory, self.event_index_base, page_bytes).cast("I")

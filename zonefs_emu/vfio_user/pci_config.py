@@ -1,0 +1,85 @@
+"""The configuration space of the PCI function: an NVMe controller with MSI-X.
+
+QEMU keeps base addresses and the MSI-X table itself and passes the rest on. So the words of base addresses and of the
+expansion ROM are zero here: a writable ROM word would make QEMU look for a ROM.
+
+Source: PCI Local Bus Specification 3.0, "Configuration Space"; PCI Express Base Specification, "PCI Express
+Capability"; NVM Express over PCIe Transport Specification 1.0, "PCI Header".
+"""
+
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+CONFIG_BYTES: Final = 4096
+#: Interrupt vectors: one for the admin queue and one for each I/O queue.
+NR_VECTORS: Final = 17
+#: The registers and the doorbells.
+BAR0_BYTES: Final = 0x2000
+#: The table and the pending bits of MSI-X.
+MSIX_BAR: Final = 4
+MSIX_BAR_BYTES: Final = 0x1000
+_PENDING_BITS: Final = 0x800
+
+_VENDOR: Final = 0x1B36
+_DEVICE: Final = 0x0010
+#: Mass storage, non-volatile memory controller, NVM Express.
+_CLASS: Final = 0x010802
+_STATUS_CAPABILITIES: Final = 1 << 4
+_CAPABILITIES_POINTER: Final = 0x34
+_EXPRESS: Final = 0x40
+_POWER: Final = 0x80
+_MSIX: Final = 0x90
+_FUNCTION_RESET_CAPABLE: Final = 1 << 28
+_INITIATE_RESET: Final = 1 << 15
+
+#: What a guest may write, by byte: the bits that stay.
+_WRITABLE: Final[Mapping[int, int]] = MappingProxyType(
+    {
+        0x04: 0x06,  # memory space, bus master
+        0x05: 0x04,  # interrupt disable
+        0x0C: 0xFF,  # cache line size
+        0x3C: 0xFF,  # interrupt line
+        _EXPRESS + 0x08: 0xFF,  # device control
+        _EXPRESS + 0x09: 0x7F,
+        _EXPRESS + 0x10: 0x43,  # link control
+        _POWER + 0x04: 0x03,  # power state
+        _MSIX + 0x03: 0xC0,  # enable, mask all
+    }
+)
+
+
+class PciConfig:
+    """The configuration space of one function."""
+
+    def __init__(self) -> None:
+        self._data = bytearray(CONFIG_BYTES)
+        self.reset()
+
+    def reset(self) -> None:
+        """Make it what it is after power-on."""
+        data = self._data = bytearray(CONFIG_BYTES)
+        struct.pack_into("<HHHH", data, 0x00, _VENDOR, _DEVICE, 0, _STATUS_CAPABILITIES)
+        data[0x08] = 2
+        data[0x09:0x0C] = _CLASS.to_bytes(3, "little")
+        struct.pack_into("<HH", data, 0x2C, _VENDOR, _DEVICE)
+        # No interrupt pin: a driver without MSI-X polls, as firmware does.
+        data[_CAPABILITIES_POINTER] = _EXPRESS
+        # An endpoint, version 2; payloads of 128 bytes; a link of one lane at 2.5 GT/s.
+        struct.pack_into("<BBHIHH", data, _EXPRESS, 0x10, _POWER, 0x0002, _FUNCTION_RESET_CAPABLE | 1 << 15, 0, 0)
+        struct.pack_into("<IHH", data, _EXPRESS + 0x0C, 0x11, 0, 0x11)
+        struct.pack_into("<BBHHH", data, _POWER, 0x01, _MSIX, 0x0003, 0x0008, 0)
+        struct.pack_into("<BBHII", data, _MSIX, 0x11, 0, NR_VECTORS - 1, MSIX_BAR, _PENDING_BITS | MSIX_BAR)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return *count* bytes at *offset*, which lie in the space."""
+        return bytes(self._data[offset : offset + count])
+
+    def write(self, offset: int, data: bytes) -> bool:
+        """Store what of *data* can be written at *offset*; True if the guest asks for a reset of the function."""
+        for at, value in enumerate(data, offset):
+            mask = _WRITABLE.get(at, 0)
+            self._data[at] = self._data[at] & ~mask | value & mask
+        at = _EXPRESS + 0x09 - offset
+        return 0 <= at < len(data) and bool(data[at] & _INITIATE_RESET >> 8)

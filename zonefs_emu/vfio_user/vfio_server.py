@@ -1,0 +1,153 @@
+"""The thread that serves one drive at one socket, to one client after the other.
+
+A boundary is here (docs/errors.md): an exception in a turn of the loop that no command has contained costs the
+connection. The socket goes on and accepts the next client.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+from typing import Final
+
+from zonefs_emu.device.limited_log import LimitedLog
+from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.errors import PeerError
+from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.vfio_user.client_connection import ClientConnection
+from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
+from zonefs_emu.vfio_user.pci_drive import PciDrive
+from zonefs_emu.vfio_user.pci_function import PciFunction
+from zonefs_emu.virtqueue.peer_memory import LOST
+
+#: Messages that are taken before the queues are served.
+_MESSAGES: Final = 64
+
+
+class _Client:
+    """One client: its connection, the function that it sees, and the drive behind that."""
+
+    def __init__(self, sock: socket.socket, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> None:
+        memory = DriveMemory(bytearray(MEMORY_BYTES))
+        self.drive = PciDrive(subsystem, memory, unforeseen)
+        self.function = PciFunction(self.drive, memory)
+        self.connection = ClientConnection(sock)
+
+    def step(self) -> bool:
+        """Take messages and serve queues; True if something is left to do.
+
+        Raises:
+            PeerError: the client is gone, or breaks the protocol.
+        """
+        for _ in range(_MESSAGES):
+            message = self.connection.receive()
+            if message is None:
+                break
+            reply = self.function.handle(message)
+            if reply is not None:
+                self.connection.send(reply)
+        is_busy = self.drive.serve()
+        if self.drive.has_lost_memory:
+            raise PeerError(LOST)
+        return is_busy
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
+            ending.callback(self.connection.close)
+            ending.callback(self.drive.close)
+            ending.callback(self.function.close)
+
+
+class VfioServer:
+    """Serves *subsystem* at *listener*, a listening socket, which is closed at the end."""
+
+    def __init__(self, subsystem: Subsystem, listener: socket.socket, unforeseen: UnforeseenErrors) -> None:
+        self._subsystem = subsystem
+        self._listener = listener
+        self._unforeseen = unforeseen
+        self._log = LimitedLog(logging.getLogger(__name__))
+        self._client: _Client | None = None
+        self._nr_commands = 0
+        self._stopping = False
+        self._ending = threading.Lock()
+        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def stop(self) -> None:
+        """Have :meth:`run` end; from any thread."""
+        self._stopping = True
+        with self._ending:
+            if self._wakes >= 0:
+                os.eventfd_write(self._wakes, 1)
+
+    def statistics(self) -> dict[str, int]:
+        """Return the counters of the front-end."""
+        client = self._client
+        commands = self._nr_commands + (client.drive.nr_commands if client is not None else 0)
+        return {"connected": int(client is not None), "commands": commands}
+
+    def run(self) -> None:
+        """Serve until :meth:`stop`."""
+        self._listener.settimeout(0)
+        try:
+            while not self._stopping:
+                if self._client is None:
+                    self._wait(self._listener.fileno())
+                    self._accept()
+                else:
+                    self._serve(self._client)
+        finally:
+            with contextlib.ExitStack() as ending:
+                ending.callback(self._close_wakes)
+                ending.callback(self._listener.close)
+                ending.callback(self._disconnect)
+
+    def _close_wakes(self) -> None:
+        with self._ending:
+            os.close(self._wakes)
+            self._wakes = -1
+
+    def _wait(self, *fds: int) -> None:
+        poller = select.poll()
+        for fd in (self._wakes, *fds):
+            poller.register(fd, select.POLLIN)
+        poller.poll()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            self._log.info("a client went away before it was accepted: %s", error)
+            return
+        try:  # the boundary of a connection that begins
+            self._client = _Client(sock, self._subsystem, self._unforeseen)
+        except Exception as error:
+            sock.close()
+            self._unforeseen.contain("nvme", "a connection that begins", error)
+
+    def _serve(self, client: _Client) -> None:
+        poller = select.epoll()
+        try:  # the boundary of a connection
+            for fd in (self._wakes, client.connection.fileno(), *client.drive.wake_fds):
+                poller.register(fd, select.EPOLLIN)
+            while not self._stopping:
+                if not client.step():
+                    poller.poll()
+        except PeerError as error:
+            self._log.info("the connection ends: %s", error)
+        except Exception as error:
+            self._unforeseen.contain("nvme", "a connection", error)
+        finally:
+            poller.close()
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is None:
+            return
+        self._nr_commands += client.drive.nr_commands
+        try:  # the boundary of a connection that ends
+            client.close()
+        except Exception as error:
+            self._unforeseen.contain("nvme", "the end of a connection", error)
