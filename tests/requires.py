@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from tools.guest.kit import find_kit
+from tools.guest.newer_qemu import find_newer_qemu
 
 SBIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -36,6 +37,10 @@ def _missing_qemu() -> str | None:
     return None if find_kit() else "the test guest has not been downloaded (tools/guest/fetch)"
 
 
+def _missing_newer_qemu() -> str | None:
+    return None if find_newer_qemu(find_kit()) else "no QEMU from 10.1 on has been downloaded (tools/guest/fetch)"
+
+
 def _missing_root() -> str | None:
     return None if os.geteuid() == 0 else "only root may do this"
 
@@ -46,6 +51,7 @@ NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
         "ublk": partial(_missing_way, "ublk"),
         "vduse": partial(_missing_way, "vduse"),
         "qemu": _missing_qemu,
+        "newer-qemu": _missing_newer_qemu,
         "root": _missing_root,
     }
 )

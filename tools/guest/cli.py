@@ -9,6 +9,7 @@ from typing import Final
 
 from tools.guest.kit import KitError, obtain_kit
 from tools.guest.machine import Guest, GuestError, Job, zns_drive
+from tools.guest.newer_qemu import obtain_newer_qemu
 from tools.guest.qmp import QmpError
 
 _RUN_EXAMPLE: Final = """\
@@ -28,7 +29,16 @@ def fetch() -> int:
     )
     parser.add_argument("--refresh", action="store_true", help="download again, for a newer kernel")
     options = parser.parse_args()
-    return _reporting(lambda: print(obtain_kit(_progress, refresh=options.refresh).root))
+    return _reporting(lambda: _fetch(refresh=options.refresh))
+
+
+def _fetch(*, refresh: bool) -> None:
+    print(obtain_kit(_progress, refresh=refresh).root)
+    try:
+        obtain_newer_qemu(_progress, refresh=refresh)
+    except KitError as error:
+        # The kit is complete without it.
+        _progress(str(error))
 
 
 def run() -> int:

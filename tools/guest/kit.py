@@ -62,6 +62,7 @@ _MODULES: Final = (
     "net/9p/*",
     "virt/**/*",
 )
+_NEXT_SOURCE: Final = "zonefs-emu-next.sources"
 # One directory behind both names, as on every merged-/usr host: a real /lib would hide the host's in the overlay.
 _MERGED: Final = ("bin", "lib", "lib32", "lib64", "libx32", "sbin")
 
@@ -143,7 +144,7 @@ def obtain_kit(progress: Progress, *, refresh: bool = False) -> Kit:
     """
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         kit = find_kit()
         if kit is not None and not refresh:
             return kit
@@ -168,7 +169,8 @@ def _kit_root() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of the cache."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -190,7 +192,7 @@ def _check_machine() -> None:
 
 def _build(work: Path, progress: Progress) -> Path:
     """Download and unpack everything below *work*; the root of the result."""
-    apt = _Apt(work)
+    apt = Apt(work)
     progress("guest kit: reading the package lists")
     apt.run("apt-get", "-qq", "update")
     kernel = apt.newest_kernel()
@@ -203,6 +205,18 @@ def _build(work: Path, progress: Progress) -> Path:
 
     progress("guest kit: unpacking")
     root = work / "root"
+    unpack_packages(downloads, root)
+
+    progress("guest kit: preparing the kernel's modules")
+    release = kernel.removeprefix("linux-image-")
+    _prune_modules(root / "usr/lib/modules" / release / "kernel")
+    # kmod is one program that goes by the name it is called; the package's links are absolute and lead out of the kit.
+    _run(["depmod", "--basedir", str(root), release], executable=root / "usr/bin/kmod")
+    return root
+
+
+def unpack_packages(downloads: Path, root: Path) -> None:
+    """Unpack all packages in *downloads* into the new directory *root*."""
     for name in _MERGED:
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
@@ -212,13 +226,6 @@ def _build(work: Path, progress: Progress) -> Path:
         with contextlib.suppress(OSError):  # not empty: in use
             (root / "usr" / name).rmdir()
             (root / name).unlink()
-
-    progress("guest kit: preparing the kernel's modules")
-    release = kernel.removeprefix("linux-image-")
-    _prune_modules(root / "usr/lib/modules" / release / "kernel")
-    # kmod is one program that goes by the name it is called; the package's links are absolute and lead out of the kit.
-    _run(["depmod", "--basedir", str(root), release], executable=root / "usr/bin/kmod")
-    return root
 
 
 def _unpack(package: Path, root: Path) -> None:
@@ -239,10 +246,13 @@ def _prune_modules(directory: Path) -> None:
         module.unlink()
 
 
-class _Apt:
-    """apt with lists, cache and sources of its own; only the list of installed packages is the machine's."""
+class Apt:
+    """apt with lists, cache and sources of its own; only the list of installed packages is the machine's.
 
-    def __init__(self, work: Path) -> None:
+    With *suite*, that suite is the only source, and no package counts as installed.
+    """
+
+    def __init__(self, work: Path, *, suite: str = "") -> None:
         lists, cache, sources = (work / name for name in ("lists", "cache", "sources"))
         for directory in (lists / "partial", cache / "archives" / "partial", sources):
             directory.mkdir(parents=True)
@@ -258,7 +268,14 @@ class _Apt:
             "-oAPT::Install-Recommends=false",
             f"-oAPT::Architectures={platform.machine().replace('x86_64', 'amd64')}",
         ]
-        _write_sources(sources)
+        if suite:
+            _write_sources(work / "of-the-machine", suite)
+            (work / "of-the-machine" / _NEXT_SOURCE).rename(sources / _NEXT_SOURCE)
+            status = work / "status"
+            status.touch()
+            self._options.append(f"-oDir::State::status={status}")
+            return
+        _write_sources(sources, _NEXT)
         # Never by itself, only where it is named.
         preferences.write_text(f"Package: *\nPin: release n={_NEXT}\nPin-Priority: 1\n")
 
@@ -289,8 +306,9 @@ class _Apt:
         return {f"{name}={version}" for name, version in found if name not in named}
 
 
-def _write_sources(directory: Path) -> None:
-    """The machine's own apt sources, and beside them the backports and the next release from the same place."""
+def _write_sources(directory: Path, next_suite: str) -> None:
+    """The machine's own apt sources, and beside them the backports and *next_suite* from the same place."""
+    directory.mkdir(exist_ok=True)
     etc = Path("/etc/apt")
     candidates = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]
     stanza: str | None = None  # of the backports
@@ -304,7 +322,7 @@ def _write_sources(directory: Path) -> None:
         message = f"no apt source of this machine offers {_CODENAME}, so there is no telling where {_BACKPORTS} is"
         raise KitError(message)
     (directory / "zonefs-emu-backports.sources").write_text(stanza)
-    (directory / "zonefs-emu-next.sources").write_text(stanza.replace(f"Suites: {_BACKPORTS}", f"Suites: {_NEXT}"))
+    (directory / _NEXT_SOURCE).write_text(stanza.replace(f"Suites: {_BACKPORTS}", f"Suites: {next_suite}"))
 
 
 def _from_deb822(text: str) -> str | None:
