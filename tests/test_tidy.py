@@ -364,7 +364,7 @@ RETIRED_WORDS: Final[Mapping[str, str]] = MappingProxyType(
         r"\b_?hold_up\b|\bheld_up\b": "defer",
         r"\b_?told_\w+|\bis_told\b|\b(self|port|device|queue)\._?told\b": "notified",
         r"\b_turns?\b|\btake_turns?\b": "file lock",
-        r"\bdoors?\b|Door|_doors?(?![a-z])": "adapter",
+        r"\bdoors?\b|Door(?!bell)|_doors?(?![a-z])": "adapter",
         r"\bfold(s|ed|ing)?\b|_fold(s|ed|ing)?(?![a-z])|\bfold_": "compact",
         r"\bmend(s|ed|ing)?\b|_mend(?![a-z])": "repair",
         r"\bHands\b|\b_hands\b|\bhands[.:=(]": "executor",

@@ -12,7 +12,7 @@ from zonefs_emu.vfio_user.vfio_server import VfioServer
 
 
 class VfioUserFrontEnd:
-    """The front-end of a session that offers its devices as one PCI function, a namespace each, at the socket *path*."""
+    """The front-end of a session that offers its devices as a PCI function at the socket *path*, a namespace each."""
 
     def __init__(self, path: Path, *, nqn: str = "", serial: str = "") -> None:
         """*nqn* and *serial* are those of the image by default."""
