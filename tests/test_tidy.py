@@ -95,6 +95,7 @@ SHARED_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "mkfs": "the verb, and what it does",
         "mount": "the verb, and what it does",
         "protocol": "the structures of a kernel interface as bytes: ublk's, VDUSE's",
+        "rewind": "the verb, and what it does",
         "rules": "the rules that a package states",
     }
 )

@@ -17,7 +17,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist import copy as persist_copy
-from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.check import check_image
 
 #: Eight zones of 256 sectors, 192 of them writable; zones 0 and 4 are conventional, the last one has half the size.
@@ -179,18 +179,16 @@ def test_a_full_disk_hurts_the_dump_alone(
     assert not port.write(0, 64, [b"c" * 64 * 512])
     progress = dump(device, tmp_path / "dump")
     next(progress)
-    pwrite: Callable[[FileBacking, bytes, int], None] = FileBacking.pwrite
+    copy_from: Callable[[FileBacking, Backing, int, int], None] = FileBacking.copy_from
 
-    def full(backing: FileBacking, data: bytes, offset: int) -> None:
-        if backing is not device.image.backing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        pwrite(backing, data, offset)
+    def full(_backing: FileBacking, _source: Backing, _offset: int, _length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(FileBacking, "pwrite", full)
+    monkeypatch.setattr(FileBacking, "copy_from", full)
     if where == "in a hurry":
         assert not port.write(32, 8, [b"d" * 8 * 512])
         assert not port.write(48, 8, [b"d" * 8 * 512])
-        monkeypatch.setattr(FileBacking, "pwrite", pwrite)
+        monkeypatch.setattr(FileBacking, "copy_from", copy_from)
     with pytest.raises(OSError, match="No space left") as caught:
         list(progress)
     assert caught.value.filename == str(tmp_path / "dump")

@@ -163,3 +163,33 @@ def test_a_served_disk_survives_a_power_cut(device: DeviceUnderTest) -> None:
         assert BlkDriver(frontend.queues[0]).write(2 * ZONE + written(device, 2), BLOCK) == 0
     device.close()
     assert not path.parent.exists()
+
+
+def test_a_snapshot_is_gone_back_to_as_often_as_needed(device: DeviceUnderTest) -> None:
+    assert device.port.write(3 * ZONE, 8, (BLOCK,)) == 0
+    device.snapshot("one block")
+    for _ in range(2):
+        assert device.port.manage(Operation.RESET, 3 * ZONE) == 0
+        assert device.port.write(4 * ZONE, 8, (BLOCK,)) == 0
+        device.rewind("one block")
+        assert [written(device, zone_no) for zone_no in (3, 4)] == [8, 0]
+        data = bytearray(4096)
+        assert device.port.read(3 * ZONE, 8, [data]) == 0
+        assert data == BLOCK
+    device.snapshot("one block")
+    device.rewind("one block")
+    with pytest.raises(UsageError, match="no snapshot 'two'"):
+        device.rewind("two")
+    with pytest.raises(UsageError, match="cannot be the name"):
+        device.snapshot("../x")
+
+
+@pytest.mark.fuse
+def test_a_mounted_device_goes_back_too(device: DeviceUnderTest) -> None:
+    mountpoint = device.mount()
+    append_file(mountpoint / "seq/3")
+    device.snapshot()
+    append_file(mountpoint / "seq/3")
+    device.rewind()
+    assert (mountpoint / "seq/3").stat().st_size == 4096
+    append_file(mountpoint / "seq/3")

@@ -55,6 +55,8 @@ VERBS: Final = tuple(
         ("replay", "replay:replay", "Carry out again what mount or serve --record noted."),
         ("dump", "dump:dump", "Copy an image, even while it is used, to a file or a pipe."),
         ("restore", "restore:restore", "Make an image from a dump."),
+        ("snapshot", "snapshot:snapshot", "Keep a state of an image under a name."),
+        ("rewind", "rewind:rewind", "Go back to a snapshot."),
         ("check", "check:check", "Look an image over, and repair it."),
         ("doctor", "doctor:doctor", "Look which ways in work on this machine."),
         ("simulate", "simulate:simulate", "Say how fast a drive would be, in virtual time."),

@@ -27,6 +27,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.refusals import Refusal
+from zonefs_emu.device.rewind import rewind
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
@@ -122,6 +123,7 @@ class Verbs:
             "why": self._why,
             "flush": self._flush,
             "dump": self._dump,
+            "rewind": self._rewind,
             "power-cycle": self._power_cycle,
         }
 
@@ -331,13 +333,14 @@ class Verbs:
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Copy the image; all but the last reply say how far it is."""
-        path = Path(fields.text(request, "path"))
-        if not path.is_absolute():
-            message = f"'path' must be an absolute path, not {str(path)!r}"
-            raise UsageError(message)
+        path = _absolute_path(request)
         with closing(dump(self._device, path)) as progress:
             for nr_bytes in progress:
                 yield {"more": True, "done": to_sectors(nr_bytes)}, b""
+        yield {}, b""
+
+    def _rewind(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        rewind(self._device, _absolute_path(request))
         yield {}, b""
 
     # -- zones ------------------------------------------------------------------------------------------------
@@ -408,3 +411,16 @@ class Verbs:
             message = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
             raise UsageError(message, exit_code=1)
         return to_sectors(len(payload))
+
+
+def _absolute_path(request: Request) -> Path:
+    """Return the field ``path``. A daemon has another directory than its clients.
+
+    Raises:
+        UsageError: it is not absolute.
+    """
+    path = Path(fields.text(request, "path"))
+    if not path.is_absolute():
+        message = f"'path' must be an absolute path, not {str(path)!r}"
+        raise UsageError(message)
+    return path

@@ -81,6 +81,11 @@ class ImageAccess:
             self._hooks = [entry for entry in self._hooks if entry[0] != hook]
             self._choose()
 
+    @property
+    def has_write_hooks(self) -> bool:
+        """Whether writes are observed: by a dump, or by the power-cut lab."""
+        return bool(self._hooks)
+
     def _choose(self) -> None:
         self.pwritev = self._pwritev_hooked if self._hooks else self._image.backing.pwritev
         self.short_sectors = sys.maxsize if self._hooks else LONG_WRITE_SECTORS

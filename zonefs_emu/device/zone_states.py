@@ -10,7 +10,7 @@ from typing import Final
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
-from zonefs_emu.persist.codec.words import check_words, pack_words, unpack_states
+from zonefs_emu.persist.codec.words import ZoneStates, check_words, pack_words, unpack_states
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
@@ -60,26 +60,31 @@ def load_zones(device: DeviceCore, words: bytes) -> None:
         PoisonedError: the image takes no changes.
     """
     states = unpack_states(device.geometry, words)
-    check_words(device.geometry, *states, what="zone states to load", offset=0)
-    machine = device.machine
-    loaded = machine.loaded(*states)
     # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
     # they may get their data back.
     with device.image.between_checkpoints(), device.holding_all():
-        # Nothing changes meanwhile, so no lock is needed to look.
-        changed = [
-            zone_no
-            for zone_no, (cond, wp, bits) in enumerate(zip(*states, strict=True))
-            if (machine.conds[zone_no], machine.wps[zone_no], machine.attributes[zone_no]) != (cond, wp, bits)
-        ]
-        # If the process is killed while they are published, no more zones are open or active than may be.
-        changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(states.conds[zone_no])])
-        with device.lock, device.changing():
-            machine.take_over(loaded)
-        for _ in device.each_under_lock(_publishing(device.image, changed)):
-            pass
-        with device.lock:
-            device.listeners.tell_all(device.geometry.nr_zones)
+        load_states(device, states)
+
+
+def load_states(device: DeviceCore, states: ZoneStates) -> None:
+    """Do what :func:`load_zones` does, for a caller that keeps checkpoints and commands off."""
+    check_words(device.geometry, *states, what="zone states to load", offset=0)
+    machine = device.machine
+    loaded = machine.loaded(*states)
+    # Nothing changes meanwhile, so no lock is needed to look.
+    changed = [
+        zone_no
+        for zone_no, (cond, wp, bits) in enumerate(zip(*states, strict=True))
+        if (machine.conds[zone_no], machine.wps[zone_no], machine.attributes[zone_no]) != (cond, wp, bits)
+    ]
+    # If the process is killed while they are published, no more zones are open or active than may be.
+    changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(states.conds[zone_no])])
+    with device.lock, device.changing():
+        machine.take_over(loaded)
+    for _ in device.each_under_lock(_publishing(device.image, changed)):
+        pass
+    with device.lock:
+        device.listeners.tell_all(device.geometry.nr_zones)
 
 
 def _publishing(image: Image, zone_numbers: Sequence[int]) -> Iterator[int]:

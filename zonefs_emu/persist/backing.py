@@ -23,6 +23,8 @@ from zonefs_emu.persist import sigbus
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+#: What two files that the kernel cannot copy between are answered: of two file systems, or of one without.
+_NO_COPY_RANGE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 #: What a full host says, whether it is full for all users or for this one.
@@ -219,6 +221,23 @@ class FileBacking:
                 view = view[done:]
                 offset += done
 
+    def copy_from(self, source: Backing, offset: int, length: int) -> None:
+        """Copy the range of *source* to the same place of this file; the two share blocks where the host can (reflink).
+
+        A source that was cut gives less, and the missing bytes stay as they are here.
+
+        Raises:
+            OSError: EIO if this file is shorter; any error of the host.
+        """
+        if offset + length > self.length:
+            raise OSError(errno.EIO, "the file was cut", str(self.path))
+        end = offset + length
+        if isinstance(source, FileBacking):
+            with trying(f"write to {self.path}"):
+                offset += _copy_range(source._fd, self._fd, offset, length)  # noqa: SLF001  (of the same class)
+        if offset < end:
+            self.pwrite(source.pread(end - offset, offset), offset)
+
     def sync(self) -> None:
         """Make everything written so far durable."""
         with trying(f"sync {self.path}"):
@@ -311,6 +330,21 @@ class FileBacking:
 
 class SyncFailedError(OSError):
     """A sync failed: what the host had accepted before may be lost, even if the reason is that the host is full."""
+
+
+def _copy_range(source: int, target: int, offset: int, length: int) -> int:
+    """Copy in the kernel as much as it can; returns how many bytes. Source: copy_file_range(2)."""
+    done = 0
+    try:
+        while done < length:
+            count = os.copy_file_range(source, target, length - done, offset + done, offset + done)
+            if not count:
+                break
+            done += count
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+    return done
 
 
 def checked_sync(backing: Backing) -> None:

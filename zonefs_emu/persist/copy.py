@@ -148,7 +148,7 @@ class Copy:
         try:
             for offset, length in self._source.extents(start, end):
                 # A source that was cut during the copy gives less; the missing bytes read as zeros in the target.
-                self._backing.pwrite(self._source.pread(length, offset), offset)
+                self._backing.copy_from(self._source, offset, length)
         except OSError as error:
             raise self._named(error) from None
 

@@ -398,8 +398,12 @@ class Image:
         """
         self.look_after()
         with self._flushing:
-            self._require_healthy()
-            self._write_checkpoint()
+            self.flush_now()
+
+    def flush_now(self) -> None:
+        """Do what :meth:`flush` does, for a caller that is in the context of :meth:`between_checkpoints`."""
+        self._require_healthy()
+        self._write_checkpoint()
 
     def between_checkpoints(self) -> AbstractContextManager[bool]:
         """Return a context during which no checkpoint is written: take it before the lock."""

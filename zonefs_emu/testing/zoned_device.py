@@ -28,6 +28,7 @@ from zonefs_emu.daemon.framing import Json, unpack_zones
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.dump import dump
 from zonefs_emu.device.faults import Fault
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
@@ -256,6 +257,60 @@ class DeviceUnderTest:
             self._kill_daemon()
         (cuts / "cut-0000.img").replace(self.image)
         self._start(daemon.front_end, daemon.mountpoint)
+
+    # -- snapshots --------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str = "0") -> None:
+        """Keep what the device is now under *name*, in place of an earlier snapshot of that name.
+
+        One state that takes long to make is made once, and :meth:`rewind` goes back to it as often as needed.
+
+        Raises:
+            UsageError: *name* cannot be one. OSError: the host refuses or has no room.
+        """
+        with self._target() as target:
+            path = self._snapshot_path(name)
+            path.unlink(missing_ok=True)
+            for _ in target.stream({"verb": "dump", "path": str(path)}):
+                pass
+
+    def rewind(self, name: str = "0") -> None:
+        """Go back to the snapshot *name*. Faults that were injected are gone.
+
+        A daemon is ended in order and started again as it was: mount point and socket stay the same.
+
+        Raises:
+            UsageError: there is no such snapshot. OSError: the host refuses or has no room.
+        """
+        path = self._snapshot_path(name)
+        if not path.exists():
+            message = f"the device has no snapshot {name!r}: take it with snapshot()"
+            raise UsageError(message)
+        self._earlier_refusals = self.refusals(_REFUSALS_SHOWN)
+        daemon = self._daemon
+        self._end_daemon()
+        self._let_go()
+        back = self.image.with_suffix(".back")
+        for _ in self._copied(path, back):
+            pass
+        back.replace(self.image)
+        self._open()
+        if daemon is not None:
+            self._start(daemon.front_end, daemon.mountpoint)
+
+    def _snapshot_path(self, name: str) -> Path:
+        if not name or "/" in name or "\0" in name:
+            message = f"{name!r} cannot be the name of a snapshot: it becomes a part of a file's"
+            raise UsageError(message)
+        return self.image.with_name(f"{self.image.name}.snapshot-{name}")
+
+    @staticmethod
+    def _copied(origin: Path, target: Path) -> Iterator[int]:
+        device = ZonedDevice.open(origin, readonly=True)
+        try:
+            yield from dump(device, target)
+        finally:
+            device.close()
 
     def inject(
         self,

@@ -1,0 +1,54 @@
+import json
+import os
+from pathlib import Path
+
+from tests.cli.conftest import fails, ok, run_cli
+
+
+def test_a_snapshot_keeps_what_the_image_was(image: Path) -> None:
+    ok("write", image, "--zone", 3, stdin=b"a" * 4096)
+    before = ok("report", image)
+    ok("snapshot", image, "first")
+    ok("reset", image, "--zone", 3)
+    kept = image.with_name("a.img.snapshot-first")
+    assert ok("report", kept) == before
+    assert run_cli("read", kept, "--zone", 3).stdout_bytes[:4096] == b"a" * 4096
+
+
+def test_names_are_listed_the_oldest_first(image: Path) -> None:
+    assert ok("snapshot", image, "--list") == ""
+    for name in ("zero", "and-one"):
+        ok("snapshot", image, name)
+    os.utime(image.with_name("a.img.snapshot-zero"), ns=(0, 10**18))
+    assert [line.split()[-1] for line in ok("snapshot", image, "--list").splitlines()] == ["zero", "and-one"]
+    rows = json.loads(ok("snapshot", image, "--list", "--json"))
+    assert rows[0] == {
+        "name": "zero",
+        "time": "2001-09-09T01:46:40+00:00",
+        "bytes": rows[0]["bytes"],
+        "file": str(image.with_name("a.img.snapshot-zero")),
+    }
+
+
+def test_a_snapshot_is_beside_the_file_itself(image: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere"
+    link.mkdir()
+    (link / "link.img").symlink_to(image)
+    printed = json.loads(ok("snapshot", link / "link.img", "first", "--json"))
+    assert printed == {"name": "first", "file": str(image.with_name("a.img.snapshot-first"))}
+    ok("rewind", link / "link.img", "first")
+
+
+def test_delete(image: Path) -> None:
+    ok("snapshot", image, "first")
+    assert "first exists, and nothing is ever overwritten" in fails("snapshot", image, "first")
+    ok("snapshot", image, "first", "--delete")
+    assert "has no snapshot 'first': there are none" in fails("snapshot", image, "first", "--delete")
+
+
+def test_what_is_no_name(image: Path) -> None:
+    for name in ("../a", "", "a b", ".hidden"):
+        assert "cannot be the name of a snapshot" in fails("snapshot", image, name, code=2)
+    assert "give the snapshot a NAME" in fails("snapshot", image, code=2)
+    assert "--list takes IMG only" in fails("snapshot", image, "first", "--list", code=2)
+    assert "No such file" in fails("snapshot", image.with_name("absent"), "--list")
