@@ -41,6 +41,11 @@ def _missing_newer_qemu() -> str | None:
     return None if find_newer_qemu(find_kit()) else "no QEMU from 10.1 on has been downloaded (tools/guest/fetch)"
 
 
+def _missing_browser() -> str | None:
+    # Debian's names; chromium-headless-shell is the smaller one.
+    return None if which("chromium-headless-shell") or which("chromium") else "chromium is not installed"
+
+
 def _missing_root() -> str | None:
     return None if os.geteuid() == 0 else "only root may do this"
 
@@ -53,6 +58,7 @@ NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
         "qemu": _missing_qemu,
         "newer-qemu": _missing_newer_qemu,
         "root": _missing_root,
+        "chromium": _missing_browser,
     }
 )
 

@@ -72,6 +72,7 @@ def test_the_installation_is_complete(environment: Path) -> None:
     assert helper.returncode == 0
     (package,) = environment.glob("lib/python*/site-packages/zonefs_emu")
     assert (package / "py.typed").exists()
+    assert (package / "cli/page.html").exists()
     (metadata,) = environment.glob("lib/python*/site-packages/zonefs_emu-*.dist-info/METADATA")
     assert f"\nVersion: {__version__}\n" in metadata.read_text()
     assert clean([environment / "bin/zonefs-emu", "--version"], environment).startswith(f"zonefs-emu {__version__} (")

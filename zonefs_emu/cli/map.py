@@ -20,13 +20,18 @@ from zonefs_emu.cli.common import (
     zones_of,
 )
 from zonefs_emu.cli.conditions import COND_CODES
+from zonefs_emu.cli.page import page
 from zonefs_emu.cli.picture import aggregate, svg, terminal
+from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.errors import printable
+from zonefs_emu.errors import UsageError, printable
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
 _JSON_CELLS: Final = 4096
+#: The counters of so many zones are in a page.
+_BUSIEST: Final = 1000
+_COUNTERS: Final = ("writes", "appends", "reads", "resets", "refused")
 
 
 @click.command("map")
@@ -34,11 +39,16 @@ _JSON_CELLS: Final = 4096
 @click.option(
     "--svg", "svg_file", type=FILE_OR_STREAM, metavar="FILE", help="Write the picture to FILE as SVG ('-' for stdout)."
 )
+@click.option(
+    "--html", "html_file", type=FILE_OR_STREAM, metavar="FILE",
+    help="Write FILE, a page for a browser that needs nothing else: zoom, details of each zone, filter by condition.",
+)  # fmt: skip
 @json_option
 def map_(
     *,
     image: Path,
     svg_file: Path | None,
+    html_file: Path | None,
     as_json: bool,
 ) -> None:
     """Draw all zones of IMG in the terminal: what condition each is in, and how full it is.
@@ -47,6 +57,7 @@ def map_(
     Examples:
       zonefs-emu map small.img
       zonefs-emu map small.img --svg zones.svg
+      zonefs-emu map small.img --html zones.html
 
     A device with more zones than fit is drawn with several zones to a sign. Colours appear on a terminal only, and not
     if NO_COLOR is set.
@@ -55,10 +66,8 @@ def map_(
         info = info_of(target)
         nr_zones = number_of(info, "nr_zones")
         zones = zones_of(target)
-        title = (
-            f"{printable(image.name)}: {nr_zones} zones of {human_bytes(to_bytes(number_of(info, 'zone_size')))}, "
-            f"{_limit(info, 'open')}, {_limit(info, 'active')}"
-        )
+        drive = f"{printable(image.name)}: {nr_zones} zones of {human_bytes(to_bytes(number_of(info, 'zone_size')))}"
+        title = f"{drive}, {_limit(info, 'open')}, {_limit(info, 'active')}"
         if as_json:
             picture = aggregate(zones, nr_zones=nr_zones, max_cells=_JSON_CELLS)
             cells: list[Json] = [
@@ -67,6 +76,12 @@ def map_(
             ]
             counts: dict[str, Json] = {COND_CODES[cond]: count for cond, count in picture.counts.items()}
             say_json({"nr_zones": nr_zones, "counts": counts, "cells": cells})
+        elif html_file is not None:
+            text = page(zones, info, title=drive, counters=busiest(target), live=False)
+            if html_file is STREAM:
+                click.echo(text, nl=False)
+            else:
+                html_file.write_text(text, encoding="utf-8")
         elif svg_file is not None and svg_file is not STREAM:
             with svg_file.open("w", encoding="utf-8") as file:
                 file.writelines(svg(zones, nr_zones=nr_zones, title=title))
@@ -76,6 +91,25 @@ def map_(
             colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             click.echo(title)
             say_lines(terminal(zones, nr_zones=nr_zones, width=shutil.get_terminal_size().columns, colour=colour))
+
+
+def busiest(target: Target) -> dict[int, dict[str, int]]:
+    """Return the counters of the zones that were used most, by zone number; none if the counters are switched off."""
+    found: dict[int, dict[str, int]] = {}
+    for name in _COUNTERS:
+        try:
+            top = call(target, {"verb": "stats", "top": _BUSIEST, "by": name})[0]["top"]
+        except UsageError:
+            return {}
+        assert isinstance(top, list)
+        for row in top:
+            assert isinstance(row, dict)
+            zone_no, value = row["zone_no"], row[name]
+            assert isinstance(zone_no, int)
+            assert isinstance(value, int)
+            if value:
+                found.setdefault(zone_no, {})[name] = value
+    return found
 
 
 def _limit(info: dict[str, Json], kind: str) -> str:
