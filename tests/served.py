@@ -31,7 +31,7 @@ class Served:
         directory: Path,
         *,
         create: str,
-        front_ends: Sequence[Literal["scsi", "blk", "nvme", "mount"]] = ("scsi",),
+        front_ends: Sequence[Literal["scsi", "blk", "nvme", "vfio", "mount"]] = ("scsi",),
         options: Sequence[str] = (),
     ) -> None:
         self.image = directory / "disk.img"
@@ -39,6 +39,7 @@ class Served:
         self.mount_point = directory / "mnt"
         self.mount_point.mkdir()
         self.blk_socket = directory / "disk.blk"
+        self.vfio_socket = directory / "disk.vfio"
         self._log = directory / "disk.log"
         self._front_ends = front_ends
         self._options = options
@@ -80,6 +81,7 @@ class Served:
             "scsi": ("--vhost-user-scsi", str(self.scsi_socket)),
             "blk": ("--vhost-user-blk", str(self.blk_socket)),
             "nvme": ("--nvme-tcp", "127.0.0.1:0"),
+            "vfio": ("--vfio-user", str(self.vfio_socket)),
             "mount": ("--mount", str(self.mount_point)),
         }
         command += [word for name in self._front_ends for word in options[name]]

@@ -357,6 +357,19 @@ class Guest:
         """Run a command of QEMU's control protocol; what it returns."""
         return self._qmp.execute(command, arguments, timeout=timeout)
 
+    def reboot(self, timeout: float = 120) -> None:
+        """Reset the machine, as a button does, and wait until the guest has booted again.
+
+        Raises:
+            GuestTimeoutError: it has not after *timeout* seconds.
+        """
+        self._ready = False
+        # The command line makes QEMU end instead, for panics.
+        self.qmp("set-action", {"reboot": "reset"})
+        self.qmp("system_reset")
+        self.wait(lambda: self._ready, timeout, what="the guest to boot again")
+        self.qmp("set-action", {"reboot": "shutdown"})
+
     def power_off(self, timeout: float = 60) -> int:
         """Let the guest sync and power off, as its user would; QEMU's exit status.
 

@@ -1,0 +1,136 @@
+"""The drive as a PCI device of a guest of a stock QEMU, with the kernel's own NVMe driver and nvme-cli."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final
+
+import pytest
+
+from tests.requires import requires
+from tests.served import Served
+from tools.guest.kit import find_kit
+from tools.guest.machine import Guest
+from tools.guest.newer_qemu import find_newer_qemu
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
+
+#: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
+SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
+#: Logical blocks in a zone.
+ZONE: Final = 1024
+
+
+class Machine:
+    """A guest with two drives, each served by a daemon of its own."""
+
+    def __init__(self, guest: Guest, drives: dict[str, Served]) -> None:
+        self.guest = guest
+        #: By node.
+        self.drives = drives
+
+    def assert_reports_agree(self) -> None:
+        for node, served in self.drives.items():
+            assert self.guest.run(["blkzone", "report", node]).stdout == served.blkzone_report()
+
+
+def find_drives(guest: Guest, served: list[Served]) -> dict[str, Served]:
+    """Return the drives by their nodes, which the driver numbers in any order."""
+    guest.load("nvme")
+    guest.wait_until("[ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]", timeout=60)
+    serials = guest.run("cat /sys/class/nvme/nvme0/serial /sys/class/nvme/nvme1/serial").stdout.split()
+    assert sorted(serials) == ["drive0", "drive1"]
+    return {f"/dev/nvme{number}n1": served[int(serial[-1])] for number, serial in enumerate(serials)}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    requires("newer-qemu")
+    kit = find_newer_qemu(find_kit())
+    assert kit is not None
+    with ExitStack() as stack:
+        served = []
+        for name in ("drive0", "drive1"):
+            directory = tmp_path_factory.mktemp(name)
+            each = Served(directory, create=SHAPE, front_ends=["vfio"], options=["--serial", name])
+            served.append(stack.enter_context(each))
+            each.wait_until_ready()
+        devices = [
+            json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(each.vfio_socket)}})
+            for each in served
+        ]
+        arguments = [word for device in devices for word in ("-device", device)]
+        guest = stack.enter_context(Guest(kit, qemu_arguments=arguments))
+        yield Machine(guest, find_drives(guest, served))
+
+
+def test_linux_takes_two_drives_and_reports_the_same_zones(machine: Machine) -> None:
+    guest = machine.guest
+    refusals = [served.refusals() for served in machine.drives.values()]
+    names = "zoned nr_zones max_open_zones max_active_zones logical_block_size write_cache"
+    text = guest.run(f"cd /sys/block/nvme0n1/queue; cat {names}").stdout
+    assert text.splitlines() == ["host-managed", "16", "3", "5", "4096", "write back"]
+    assert guest.run("cat /sys/block/nvme0n1/queue/zone_append_max_bytes").stdout == f"{512 << 10}\n"
+    machine.assert_reports_agree()
+    guest.run(
+        f"""dd if=/dev/urandom of=data bs=64k count=4 status=none
+        for node in {" ".join(machine.drives)}
+        do
+            blkzone reset $node
+            dd if=data of=$node bs=64k oflag=direct seek={2 * 4 * 16} status=none
+            dd if=$node bs=64k count=4 iflag=direct skip={2 * 4 * 16} status=none | cmp - data
+            sync $node
+        done"""
+    )
+    machine.assert_reports_agree()
+    assert [served.refusals() for served in machine.drives.values()] == refusals, "a kernel does nothing wrong"
+
+
+def test_nvme_cli_manages_zones(machine: Machine) -> None:
+    guest = machine.guest
+    node, served = next(iter(machine.drives.items()))
+    identified = json.loads(guest.run(f"nvme zns id-ns {node} -o json").stdout)
+    assert (identified["mar"], identified["mor"]) == (4, 2)
+    guest.run(
+        f"""nvme zns reset-zone {node} -a; head -c 8192 /dev/urandom >two
+        nvme zns open-zone {node} -s {ZONE}
+        nvme zns zone-append {node} -s {2 * ZONE} -z 8192 -d two
+        nvme zns close-zone {node} -s {2 * ZONE}
+        nvme zns finish-zone {node} -s {3 * ZONE}"""
+    )
+    zones = json.loads(guest.run(f"nvme zns report-zones {node} -o json").stdout)["zone_list"]
+    assert [zone["state"] for zone in zones[:5]] == ["EMPTY", "EXP_OPENED", "CLOSED", "FULL", "EMPTY"]
+    assert zones[2]["wp"] == 2 * ZONE + 2
+    machine.assert_reports_agree()
+    wrong = guest.run(f"nvme write {node} -s {5 * ZONE + 1} -c 0 -z 4096 -d /dev/zero", check=False)
+    assert "Zone Invalid Write" in wrong.stderr + wrong.stdout
+    assert "1BCh ZONE_INVALID_WRITE" in served.verb("why")
+    guest.run(f"nvme zns reset-zone {node} -a; nvme smart-log {node} >smart; nvme error-log {node} >errors")
+
+
+def test_fio_verifies_on_both_at_once(machine: Machine) -> None:
+    jobs = [
+        machine.guest.start(
+            # Not by nvme-cli: the kernel knows the write pointers, and does not see what passes it by.
+            f"blkzone reset {node}\n"
+            f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=8 --max_open_zones=3"
+            " --rw=randwrite --bs=32k --size=12M --verify=crc32c --do_verify=1 --verify_fatal=1"
+        )
+        for node in machine.drives
+    ]
+    for job in jobs:
+        job.wait(300)
+    machine.assert_reports_agree()
+
+
+def test_a_guest_that_reboots_finds_its_data(machine: Machine) -> None:
+    """The firmware drives the controller in between, and leaves it enabled."""
+    guest = machine.guest
+    node = next(iter(machine.drives))
+    guest.run(f"blkzone reset {node}; echo here | dd of={node} bs=4k conv=sync oflag=direct")
+    written = machine.drives[node]
+    guest.reboot()
+    machine.drives = find_drives(guest, sorted(machine.drives.values(), key=lambda each: each.image))
+    (again,) = [node for node, each in machine.drives.items() if each is written]
+    assert guest.run(f"dd if={again} bs=4k count=1 iflag=direct status=none | tr -d '\\0'").stdout == "here\n"
+    machine.assert_reports_agree()
