@@ -38,15 +38,27 @@ _RATES: Final = (
     help="How often to look.",
 )  # fmt: skip
 @click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after so many pictures.")
-def watch(*, image: Path, interval: float, frames: int | None) -> None:
+@click.option(
+    "--http", "place", is_flag=False, flag_value="127.0.0.1:0", metavar="[ADDRESS:PORT]",
+    help="Serve the picture as a page to browsers of this machine instead, and print its address.",
+)  # fmt: skip
+def watch(*, image: Path, interval: float, frames: int | None, place: str | None) -> None:
     """Draw the zones of IMG again and again: condition, fill, open and active zones, commands and bytes per second.
 
     \b
-    Example:
+    Examples:
       zonefs-emu watch small.img
+      zonefs-emu watch small.img --http
 
-    Ends with Ctrl-C. IMG may be mounted or served; that is when there is something to see.
+    Ends with Ctrl-C. IMG may be mounted or served; that is when there is something to see. The page of --http can
+    change nothing, and is for those who have its address with the token in it.
     """
+    if place is not None:
+        # Loads an event loop, which a terminal does not need.
+        from zonefs_emu.cli.page_server import serve  # noqa: PLC0415
+
+        serve(image, place, interval_s=interval, ready=click.echo)
+        return
     is_terminal = sys.stdout.isatty()
     before: tuple[float, dict[str, Json]] | None = None
     number = 0

@@ -1,0 +1,125 @@
+"""The live page: who is let in, and what a browser sees of an image at work."""
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.browser import browser
+from tests.cli.conftest import fails, held, ok
+from tests.requires import requires
+from zonefs_emu.cli.page_server import CONNECTIONS_MAX
+
+
+@pytest.fixture
+def url(fresh: Path) -> Iterator[str]:
+    """The address of the page of ``fresh``, which a daemon has."""
+    command = [sys.executable, "-m", "zonefs_emu", "watch", str(fresh), "--http", "--interval", "0.1"]
+    with held(fresh), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def connect(url: str) -> socket.socket:
+    found = re.search(r":(\d+)/", url)
+    assert found is not None
+    port = int(found[1])
+    return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+def ask(url: str, text: str) -> str:
+    """Send *text*, in which HOST and TOKEN are the server's, and return all that comes."""
+    host, token = url.removeprefix("http://").split("/?token=")
+    with connect(url) as peer:
+        answer = b""
+        # A server that closes without having read all resets the connection.
+        with suppress(ConnectionResetError, BrokenPipeError):
+            peer.sendall(text.replace("HOST", host).replace("TOKEN", token).replace("\n", "\r\n").encode())
+            while part := peer.recv(1 << 16):
+                answer += part
+    return answer.decode()
+
+
+def test_the_page_is_served_to_those_who_have_its_address(url: str) -> None:
+    answer = ask(url, "GET /?token=TOKEN HTTP/1.1\nHost: HOST\n\n")
+    head, _, body = answer.partition("\r\n\r\n")
+    assert head.startswith("HTTP/1.1 200")
+    assert "connect-src 'self'" in head
+    assert body.startswith("<!doctype html>")
+    assert '"live": true' in body
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        ("GET / HTTP/1.1\nHost: HOST\n\n", 403),
+        ("GET /?token=guess HTTP/1.1\nHost: HOST\n\n", 403),
+        ("GET /?token=TOKEN HTTP/1.1\nHost: evil.example\n\n", 421),
+        ("GET /events?token=TOKEN HTTP/1.1\nHost: HOST\nOrigin: http://evil.example\n\n", 403),
+        ("POST /?token=TOKEN HTTP/1.1\nHost: HOST\n\n", 405),
+        ("GET /etc/passwd?token=TOKEN HTTP/1.1\nHost: HOST\n\n", 404),
+    ],
+)
+def test_others_are_not_let_in(url: str, request_text: str, status: int) -> None:
+    assert ask(url, request_text).startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.parametrize("text", ["no HTTP at all\n\n", "GET / HTTP/1.1\nHost: HOST\nX: " + "x" * 100_000 + "\n\n"])
+def test_what_is_no_request_ends_its_connection_alone(url: str, text: str) -> None:
+    assert ask(url, text) == ""
+    assert ask(url, "GET /?token=TOKEN HTTP/1.1\nHost: HOST\n\n").startswith("HTTP/1.1 200")
+
+
+def test_connections_are_few(url: str) -> None:
+    peers = [connect(url) for _ in range(CONNECTIONS_MAX)]
+    try:
+        assert ask(url, "").startswith("HTTP/1.1 503")
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def test_events_are_all_zones_and_then_what_changes(url: str, fresh: Path) -> None:
+    host, token = url.removeprefix("http://").split("/?token=")
+    with connect(url) as peer, peer.makefile("rb") as lines:
+        peer.sendall(f"GET /events?token={token} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+
+        def event(name: str) -> str:
+            while line := lines.readline().decode():
+                if line == f"event: {name}\n":
+                    return lines.readline().decode()
+            raise AssertionError
+
+        assert '"nr_zones": 8' in event("zones")
+        ok("write", fresh, "--zone", 3, stdin=bytes(4096))
+        assert '"zones": [[3, 2, 8]]' in event("changes")
+        fails("write", fresh, "--zone", 3, "--offset", "512K", stdin=bytes(4096))
+        while "refused: cli" not in event("news"):
+            pass
+
+
+def test_addresses_that_are_none(fresh: Path) -> None:
+    assert "is no ADDRESS:PORT" in fails("watch", fresh, "--http", "127.0.0.1:http", code=2)
+    assert "may be reached from other machines" in fails("watch", fresh, "--http", "0.0.0.0:0", code=2)
+    assert "No such file" in fails("watch", fresh.with_name("absent"), "--http", "127.0.0.1:0")
+
+
+@pytest.mark.slow
+def test_a_browser_sees_a_write(url: str, fresh: Path, tmp_path: Path) -> None:
+    requires("chromium")
+    with browser(tmp_path / "browser") as page:
+        page.open(url)
+        # What it has from its own first event on is live.
+        page.run("(async () => { while (!byId('news').textContent) await new Promise(r => setTimeout(r, 10)) })()")
+        ok("write", fresh, "--zone", 4, stdin=bytes(8192))
+        page.run("(async () => { while (written[4] != 16) await new Promise(r => setTimeout(r, 10)) })()")
+        assert page.text("limits") == "1 of 3 open, 1 of 4 active"
+        counts = page.text("filters")
+        assert re.search(r"oi implicitly open 1", counts)

@@ -1,0 +1,360 @@
+"""``watch --http``: the page of :mod:`zonefs_emu.cli.page`, live, over HTTP for browsers of this machine.
+
+Read-only. A browser lets any page of any site send requests here, and any program of this machine can: so a request
+needs the token of the printed address, a Host that is this server's, and no Origin of another one. What a client sends
+is bounded in bytes, in time and in connections, and what goes wrong costs its connection.
+
+The image is looked at only while a page is open, and its zones are read only when the device's counters say that
+something was done. HTTP is h11's, which does no I/O; a server framework would bring an event loop of its own.
+"""
+
+import hmac
+import json
+import logging
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+import h11
+import trio
+
+from zonefs_emu.cli.common import info_of, zones_of
+from zonefs_emu.cli.page import pack, page, shape
+from zonefs_emu.daemon.client import call
+from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
+from zonefs_emu.front_ends.known import open_target
+from zonefs_emu.model.zone import Zone
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 8
+_REQUEST_BYTES_MAX: Final = 16 << 10
+_REQUEST_S: Final = 10.0
+_SEND_S: Final = 30.0
+#: A browser that reads no faster than this many events behind is let go, and connects again.
+_BACKLOG: Final = 16
+#: More changed zones than this are sent as all zones, compressed.
+_CHANGES_MAX: Final = 2000
+_REFUSALS: Final = 5
+_RECEIVE_BYTES: Final = 1 << 14
+_POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'none'"
+)
+_HEADERS: Final = (
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", _POLICY),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Connection", "close"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What the image was at one moment. *states*: condition and sectors with data of each zone."""
+
+    time_ns: int
+    info: dict[str, Json]
+    counters: dict[str, Json]
+    zones: tuple[Zone, ...]
+    news: tuple[str, ...]
+
+
+class PageServer:
+    """Serves the page of *image* to browsers; *interval_s* is how often it looks while one is there.
+
+    The URL is known once :meth:`run` has told its task status.
+    """
+
+    def __init__(self, image: Path, *, interval_s: float, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._image = image
+        self._interval_s = interval_s
+        self._host, self._port = host, port
+        self._token = secrets.token_urlsafe(16)
+        self._clients: set[trio.MemorySendChannel[tuple[str, Json]]] = set()
+        self._connections = 0
+        self._looking = trio.Event()
+        self._last: _Look | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of the page, with the token that lets its reader in."""
+        return f"http://{self._authority}/?token={self._token}"
+
+    @property
+    def _authority(self) -> str:
+        return f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
+        listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        self._port = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_on)
+            await nursery.start(partial(trio.serve_listeners, self._serve, listeners))
+            task_status.started()
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    async def _look_on(self) -> None:
+        while True:
+            if not self._clients:
+                self._last = None
+                self._looking = trio.Event()
+                await self._looking.wait()
+            try:
+                await self._look_and_tell()
+            except (ZonedError, OSError) as error:
+                sentence = host_sentence(error) if isinstance(error, OSError) else str(error)
+                self._tell("news", [printable(sentence)])
+            await trio.sleep(self._interval_s)
+
+    async def _look_and_tell(self) -> None:
+        before = self._last
+        look = self._last = await trio.to_thread.run_sync(_look, self._image, before)
+        if before is None:
+            return
+        if look.zones is not before.zones:
+            pairs = zip(look.zones, before.zones, strict=True)
+            changed = [zone for zone, old in pairs if (zone.cond, zone.wp) != (old.cond, old.wp)]
+            if len(changed) > _CHANGES_MAX:
+                self._tell("zones", _all_zones(look))
+            elif changed or look.info != before.info:
+                changes: list[Json] = [[zone.zone_no, int(zone.cond), zone.wp - zone.start] for zone in changed]
+                self._tell("changes", {"zones": changes, "info": shape(look.info)})
+        news: list[Json] = [_rates(before, look), *look.news]
+        self._tell("news", news)
+
+    def _tell(self, event: str, data: Json) -> None:
+        for client in tuple(self._clients):
+            try:
+                client.send_nowait((event, data))
+            except trio.WouldBlock:
+                self._clients.discard(client)
+                client.close()
+
+    @asynccontextmanager
+    async def _events(self) -> AsyncIterator["trio.MemoryReceiveChannel[tuple[str, Json]]"]:
+        """Give the events of one client: all zones first, then changes."""
+        sender, receiver = trio.open_memory_channel[tuple[str, Json]](_BACKLOG)
+        look = await trio.to_thread.run_sync(_look, self._image, self._last)
+        self._last = self._last or look
+        sender.send_nowait(("zones", _all_zones(look)))
+        self._clients.add(sender)
+        self._looking.set()
+        try:
+            yield receiver
+        finally:
+            self._clients.discard(sender)
+            sender.close()
+
+    # -- serving ------------------------------------------------------------------------------------------------
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        """Answer the one request of a connection; an error of the client ends its connection alone."""
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_BYTES_MAX)
+        self._connections += 1
+        try:
+            if self._connections > CONNECTIONS_MAX:
+                await _answer(connection, stream, 503, f"at most {CONNECTIONS_MAX} connections are served\n")
+                return
+            request = None
+            with trio.move_on_after(_REQUEST_S):
+                request = await _request(connection, stream)
+            if request is not None:
+                await self._respond(connection, stream, request)
+        except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        except (ZonedError, OSError) as error:
+            sentence = host_sentence(error) if isinstance(error, OSError) else str(error)
+            if connection.our_state is h11.SEND_RESPONSE:
+                await _answer(connection, stream, 500, f"{printable(sentence)}\n")
+        except Exception:  # the boundary of a connection: the others go on
+            log.exception("a connection of a browser was ended")
+        finally:
+            self._connections -= 1
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                await stream.aclose()
+
+    async def _respond(self, connection: h11.Connection, stream: trio.SocketStream, request: h11.Request) -> None:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            await _answer(connection, stream, *refusal)
+            return
+        path = urlsplit(request.target.decode("ascii", "replace")).path
+        if path == "/":
+            text = await trio.to_thread.run_sync(_page, self._image)
+            await _answer(connection, stream, 200, text, "text/html; charset=utf-8")
+        elif path == "/events":
+            await self._send_events(connection, stream)
+        else:
+            await _answer(connection, stream, 404, "there is nothing here but / and /events\n")
+
+    def _refusal(self, request: h11.Request) -> tuple[int, str] | None:
+        """Return the status and the sentence of a *request* that is not answered; None for one that is."""
+        headers = {name: value.decode("ascii", "replace") for name, value in request.headers}
+        own = {self._authority, f"localhost:{self._port}"}
+        if headers.get(b"host") not in own:
+            return 421, f"this is {self._authority}\n"
+        if headers.get(b"origin", f"http://{self._authority}") not in {f"http://{name}" for name in own}:
+            return 403, "pages of other sites may not ask here\n"
+        query = parse_qs(urlsplit(request.target.decode("ascii", "replace")).query)
+        if not hmac.compare_digest(query.get("token", [""])[0].encode(), self._token.encode()):
+            return 403, "the token of the address that was printed is missing\n"
+        if request.method != b"GET":
+            return 405, "nothing can be changed here\n"
+        return None
+
+    async def _send_events(self, connection: h11.Connection, stream: trio.SocketStream) -> None:
+        async with self._events() as events:
+            await _send(
+                connection,
+                stream,
+                h11.Response(status_code=200, headers=[*_HEADERS, ("Content-Type", "text/event-stream")]),
+            )
+            async for event, data in events:
+                message = f"event: {event}\ndata: {json.dumps(data)}\n\n"
+                await _send(connection, stream, h11.Data(data=message.encode()))
+
+
+def _look(image: Path, before: _Look | None) -> _Look:
+    """Look at *image*; the zones are those of *before* if nothing was done since."""
+    with open_target(image, readonly=True) as target:
+        info = info_of(target)
+        counters = call(target, {"verb": "stats"})[0]["device"]
+        assert isinstance(counters, dict)
+        same = before is not None and counters == before.counters and shape(info) == shape(before.info)
+        zones = before.zones if before is not None and same else tuple(zones_of(target))
+        refusals = call(target, {"verb": "why", "count": _REFUSALS})[0]["refusals"]
+        faults = call(target, {"verb": "faults"})[0]["faults"]
+    assert isinstance(refusals, list)
+    assert isinstance(faults, list)
+    front_ends = info["front_ends"]
+    assert isinstance(front_ends, list)
+    news = [f"{each['name']} at {each['where']}" for each in front_ends if isinstance(each, dict)]
+    news += [f"fault: {json.dumps(each)}" for each in faults]
+    news += [f"refused: {each['sentence']}" for each in refusals if isinstance(each, dict)]
+    return _Look(
+        time_ns=time.monotonic_ns(), info=info, counters=counters, zones=zones, news=tuple(map(printable, news))
+    )  # fmt: skip
+
+
+def _rates(before: _Look, look: _Look) -> str:
+    elapsed_s = max(look.time_ns - before.time_ns, 1) / 1e9
+
+    def rate(name: str) -> float:
+        new, old = look.counters.get(name, 0), before.counters.get(name, 0)
+        return (new - old) / elapsed_s if isinstance(new, int) and isinstance(old, int) else 0.0
+
+    return "  ".join(
+        f"{rate(name):.0f} {name}/s" for name in ("writes", "appends", "reads", "resets", "flushes", "refused")
+    )
+
+
+def _all_zones(look: _Look) -> dict[str, Json]:
+    return {"zones": pack(look.zones), "info": shape(look.info)}
+
+
+def _page(image: Path) -> str:
+    with open_target(image, readonly=True) as target:
+        return page(zones_of(target), info_of(target), title=printable(image.name), counters={}, live=True)
+
+
+async def _request(connection: h11.Connection, stream: trio.SocketStream) -> h11.Request:
+    """Return the request that a client sends.
+
+    Raises:
+        h11.RemoteProtocolError: it is none, or too long.
+    """
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(_RECEIVE_BYTES))
+        elif isinstance(event, h11.Request):
+            return event
+        else:
+            message = "no request"
+            raise h11.RemoteProtocolError(message)
+
+
+async def _answer(
+    connection: h11.Connection, stream: trio.SocketStream, status: int, text: str,
+    kind: str = "text/plain; charset=utf-8",
+) -> None:  # fmt: skip
+    body = text.encode()
+    headers = [*_HEADERS, ("Content-Type", kind), ("Content-Length", str(len(body)))]
+    await _send(connection, stream, h11.Response(status_code=status, headers=headers))
+    await _send(connection, stream, h11.Data(data=body))
+    await _send(connection, stream, h11.EndOfMessage())
+
+
+async def _send(connection: h11.Connection, stream: trio.SocketStream, event: h11.Event) -> None:
+    data = connection.send(event)
+    assert data is not None
+    try:
+        with trio.fail_after(_SEND_S):
+            await stream.send_all(data)
+    except trio.TooSlowError:
+        message = "the client reads nothing"
+        raise trio.BrokenResourceError(message) from None
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """Return the address and port in *text*: ADDRESS:PORT, ADDRESS or :PORT; 127.0.0.1 and any port by default.
+
+    Raises:
+        UsageError: it is no such text, or other machines can reach the address: nothing is encrypted.
+    """
+    host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
+    host = host or "127.0.0.1"
+    if not port.isdecimal() or int(port) > 0xFFFF:
+        message = f"'{text}' is no ADDRESS:PORT, such as 127.0.0.1:8080"
+        raise UsageError(message)
+    if host not in ("127.0.0.1", "localhost"):
+        message = f"{host} may be reached from other machines, and nothing is encrypted: use 127.0.0.1 and a tunnel"
+        raise UsageError(message)
+    return "127.0.0.1", int(port)
+
+
+def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], None]) -> None:
+    """Serve the page of *image* at *place* until interrupted; call *ready* with its URL.
+
+    Raises:
+        UsageError: *place* cannot be one. OSError: the address cannot be used.
+        ZonedError: *image* cannot be opened.
+    """
+    host, port = parse_place(place)
+    # Said at once, and not to the first browser.
+    with open_target(image, readonly=True):
+        pass
+    server = PageServer(image, interval_s=interval_s, host=host, port=port)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            # Not by the handler of other verbs, whose exception would come in the middle of the event loop.
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+                await nursery.start(server.run)
+                ready(server.url)
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+    try:
+        trio.run(main)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
