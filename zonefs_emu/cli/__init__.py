@@ -5,9 +5,10 @@ was wrong; either comes with one sentence, never with a traceback. Layout:
 
     main                    the group, and where errors become sentences and exit codes
     verb_table              which verbs there are; each is imported when it is used
-    common, durations       options, types of arguments and helpers that several verbs share
-    sizes conditions formats picture
-                            pure: sizes and names in, text out
+    common, durations, progress
+                            options, types of arguments and helpers that several verbs share
+    sizes conditions formats picture page zone_reports
+                            pure: sizes, names and reports in or out
     everything else         one verb each (manage: the four zone management verbs)
 
 A verb does not know whether the image is held by a daemon: :mod:`zonefs_emu.front_ends.known` opens it either way.

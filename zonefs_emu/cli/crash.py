@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, image_argument, json_option, say, say_json
+from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
@@ -91,9 +92,12 @@ def crash(
             _require_live(target, image, "leave --at away")
         reply, _ = call(target, request)
         try:
-            while not reply["done"]:
-                time.sleep(_POLL_S)
-                reply, _ = call(target, {"verb": "crash-results"})
+            # The number of outcomes of --all is not known before.
+            with progress(None if every else count or 1, lambda number: f"{number} images") as show:
+                while not reply["done"]:
+                    time.sleep(_POLL_S)
+                    reply, _ = call(target, {"verb": "crash-results"})
+                    show(len(reply["images"]) if isinstance(reply["images"], list) else 0)
         finally:
             _end(target)
     images = reply["images"]

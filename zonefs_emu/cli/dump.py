@@ -10,8 +10,10 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE_OR_STREAM, STREAM, image_argument, info_of, number_of
+from zonefs_emu.cli.progress import progress
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
+from zonefs_emu.units import human_bytes, to_bytes
 
 #: What is written to a pipe in one go.
 _PIECE_BYTES: Final = 1 << 20
@@ -33,10 +35,10 @@ def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
         if spool and os.geteuid() == 0:
             # Another user's daemon is to write there.
             os.chown(target.parent, source.uid, -1)
-        with click.progressbar(length=size, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        with progress(to_bytes(size), human_bytes) as at:
             # A daemon has another directory.
             for reply, _ in source.stream({"verb": "dump", "path": str(target.absolute())}):
-                bar.update((number_of(reply, "done") if "done" in reply else size) - bar.pos)
+                at(to_bytes(number_of(reply, "done") if "done" in reply else size))
 
 
 def require_new(target: Path) -> None:

@@ -1,15 +1,19 @@
 """``replay``: carry a recorded operation log out again."""
 
-import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
 from zonefs_emu.cli.common import FILE, image_argument, json_option, say_json
+from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import replay as replay_log
 from zonefs_emu.errors import UsageError
+
+#: Operations between two looks at the bar.
+_STEP: Final = 1000
 
 
 @click.command()
@@ -31,10 +35,15 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
     with file.open(encoding="utf-8", errors="replace") as lines:
         device = ZonedDevice.open(image, owner="zonefs-emu replay")
         try:
-            done = replay_log(lines, device, progress=_progress)
+            with progress(None, lambda count: f"{count} operations") as at:
+
+                def show(count: int) -> None:
+                    if count % _STEP == 0:
+                        at(count)
+
+                done = replay_log(lines, device, progress=show)
         finally:
             device.close()
-            _progress(0)
     difference = done.difference
     if as_json:
         found: Json = None
@@ -54,10 +63,3 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
         raise UsageError(message, exit_code=1)
     if not as_json:
         click.echo(f"{done.nr_operations} operations, all answered as in the log")
-
-
-def _progress(nr_operations: int) -> None:
-    """Show progress on a terminal; 0 clears it."""
-    if sys.stderr.isatty() and not nr_operations % 1000:
-        text = f"{nr_operations} operations" if nr_operations else ""
-        click.echo(f"\r\033[K{text}", nl=False, err=True)

@@ -8,9 +8,11 @@ import click
 
 from zonefs_emu.cli.common import FILE, FILE_OR_STREAM, STREAM
 from zonefs_emu.cli.dump import copy, require_new
+from zonefs_emu.cli.progress import progress
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.units import human_bytes
 
 _CHUNK_BYTES: Final = 1 << 20
 #: Zeros of this length become a hole.
@@ -48,13 +50,15 @@ def receive(image: Path) -> None:
 def _fill(backing: FileBacking, image: Path) -> None:
     length = 0
     try:
-        while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
-            backing.resize(length + len(chunk))
-            for start in range(0, len(chunk), _HOLE_BYTES):
-                piece = chunk[start : start + _HOLE_BYTES]
-                if piece != _ZEROS:
-                    backing.pwrite(piece, length + start)
-            length += len(chunk)
+        with progress(None, human_bytes) as at:
+            while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+                backing.resize(length + len(chunk))
+                for start in range(0, len(chunk), _HOLE_BYTES):
+                    piece = chunk[start : start + _HOLE_BYTES]
+                    if piece != _ZEROS:
+                        backing.pwrite(piece, length + start)
+                length += len(chunk)
+                at(length)
         backing.sync()
         backing.sync_name()
     except OSError as error:
