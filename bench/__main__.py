@@ -18,7 +18,7 @@ from bench.harness import Row, format_table, machine, progress
 from bench.picture import PICTURE, svg
 
 RESULTS: Final = Path(__file__).parent / "results.md"
-AREAS: Final = ("startup", "device", "locks", "scale", "fuse", "vhost", "heuristics", "guest", "attach")
+AREAS: Final = ("startup", "device", "locks", "scale", "fuse", "vhost", "heuristics", "guest", "attach", "timing")
 
 
 def main() -> int:

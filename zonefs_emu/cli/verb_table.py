@@ -60,6 +60,7 @@ VERBS: Final = tuple(
         ("check", "check:check", "Look an image over, and repair it."),
         ("doctor", "doctor:doctor", "Look which ways in work on this machine."),
         ("simulate", "simulate:simulate", "Say how fast a drive would be, in virtual time."),
+        ("fit", "fit:fit", "Make a timing preset from measurements of a drive."),
         ("power-cycle", "power_cycle:power_cycle", "Cut and restore the drive's power."),
     )
 )

@@ -1,0 +1,44 @@
+"""``fit``: a timing preset from measurements of a drive."""
+
+from pathlib import Path
+
+import click
+
+from zonefs_emu.cli.common import FILE, say_lines
+from zonefs_emu.errors import UsageError
+from zonefs_emu.fitting.measurements import read_measurements
+from zonefs_emu.fitting.predictions import by_group, errors_of
+from zonefs_emu.fitting.search import fit as search
+from zonefs_emu.model.timing.parameters import parameters_of
+from zonefs_emu.model.timing.timing_presets import ZN540
+
+
+@click.command()
+@click.argument("measurements", metavar="CSV", type=FILE)
+def fit(measurements: Path) -> None:
+    """Print the parameters with which the timing model agrees with CSV, measurements of a drive, and the errors left.
+
+    \b
+    Example:
+      zonefs-emu fit measurements.csv
+
+    The search begins at the preset zn540, and what no measurement decides stays as it is there. docs/timing.md has the
+    columns. Needs SciPy: pip install 'zonefs-emu[fit]'.
+    """
+    try:
+        with measurements.open(newline="", encoding="utf-8") as lines:
+            points = read_measurements(lines)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{measurements}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
+    if not points:
+        raise UsageError(f"{measurements}: no row of a kind that is modelled")
+    parameters = search(points, ZN540, say=lambda group: click.echo(f"searching: {group}", err=True))
+    say_lines(
+        f"{fact.name}={fact.value!r},  # {fact.unit + ': ' if fact.unit else ''}{fact.meaning}\n"
+        for fact in parameters_of(parameters)
+    )
+    say_lines(
+        f"# {row.group}: {row.nr_points} points, mean error {100 * row.mean:.1f} %, "
+        f"{100 * row.within:.0f} % of them within 10 %\n"
+        for row in by_group(errors_of(parameters, points))
+    )
