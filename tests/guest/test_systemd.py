@@ -58,9 +58,12 @@ ln -sf /usr/local/bin/mount.fuse.zonefs-emu /sbin/
 cp {checkout}/systemd/*.service /etc/systemd/system/
 for unit in {masked}; do ln -sf /dev/null /etc/systemd/system/$unit.service; done
 for unit in {masked_mounts}; do ln -sf /dev/null /etc/systemd/system/$unit.mount; done
+# A start of Python takes long here, and longer beside other guests.
+mkdir -p /etc/systemd/system.conf.d
+printf '[Manager]\\nDefaultTimeoutStartSec=300\\n' >/etc/systemd/system.conf.d/guest.conf
 targets="basic.target local-fs.target remote-fs.target"
 printf "[Unit]\\nRequires=$targets\\nAfter=$targets\\n" >/etc/systemd/system/guest.target
-options=nofail,_netdev,x-systemd.mount-timeout=120,errors=repair
+options=nofail,_netdev,x-systemd.mount-timeout=300,errors=repair
 echo "/images/boot.img /mnt/boot fuse.zonefs-emu $options 0 0" >/etc/fstab
 cp --sparse=always {share}/boot.img {share}/unit.img {share}/disk.img /images/
 printf 'IMAGE=/images/unit.img\\nDIRECTORY=/mnt/unit\\nMOUNT_OPTIONS=explicit-open\\n' >/etc/zonefs-emu/unit.conf
