@@ -1,6 +1,7 @@
 """Ready-made timing models: the parameters of drives, beside the geometries of ``zonefs_emu.model.presets``.
 
-``zn540`` is fitted by ``tools/fit_timing.py`` to public measurements (docs/timing.md names them and shows the errors).
+``zn540`` is fitted to public measurements, in part by search (the reads) and in part by hand (the writes, the buffer
+and the programs, zone management). docs/timing.md names the measurements and shows the errors.
 """
 
 from types import MappingProxyType
