@@ -28,4 +28,4 @@ def test_which_conditions_hold_resources() -> None:
 def test_a_snapshot_has_its_fields_in_order() -> None:
     assert ",".join(Zone._fields) == "zone_no,start,size,capacity,wp,cond,type,reset_recommended,attributes"
     zone = Zone(1, 64, 64, 48, 72, Condition.CLOSED, ZoneType.SWR)
-    assert tuple(map(int, zone)) == (1, 64, 64, 48, 72, 4, 2, 0)
+    assert tuple(map(int, zone)) == (1, 64, 64, 48, 72, 4, 2, 0, 0)
