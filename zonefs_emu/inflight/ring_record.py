@@ -32,14 +32,15 @@ from typing import Final
 
 from zonefs_emu.device.intent_log import ALL_ZONES, Intent
 from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, decode
+from zonefs_emu.inflight.slot_stores import store_intent
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
 
 MAGIC: Final = 0x5A564946  # "ZVIF"
 _VERSION: Final = 1
-_HEADER_WORDS: Final = 8
-_SLOT_WORDS: Final = 4
+HEADER_WORDS: Final = 8
+SLOT_WORDS: Final = 4
 _ALIGNMENT_BYTES: Final = 64
 _COUNT_MASK: Final = 0xFFFF
 #: Numbers of requests stay below this, so that there is room for 16 bits beside them. No queue lives to see so many: a
@@ -50,7 +51,7 @@ _CONDITIONS: Final = frozenset(Condition)
 
 def record_bytes(queue_size: int) -> int:
     """Return the bytes of the record of one queue."""
-    nr_bytes = (_HEADER_WORDS + _SLOT_WORDS * queue_size) * WORD_BYTES
+    nr_bytes = (HEADER_WORDS + SLOT_WORDS * queue_size) * WORD_BYTES
     return -(-nr_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
@@ -74,7 +75,7 @@ class RingRecord:
     def _clear(self) -> None:
         words = self._words
         words[0] = 0
-        for index in range(1, _HEADER_WORDS + _SLOT_WORDS * self._size):
+        for index in range(1, HEADER_WORDS + SLOT_WORDS * self._size):
             words[index] = 0
 
     def start_split(self, used_idx: int) -> None:
@@ -145,7 +146,7 @@ class RingRecord:
         if position >= self._recover_end:
             return None
         words = self._words
-        at = _HEADER_WORDS + position % self._size * _SLOT_WORDS
+        at = HEADER_WORDS + position % self._size * SLOT_WORDS
         has_intent = words[at] == position + 1
         ordinal = words[at + 3]
         committed = words[3]
@@ -179,20 +180,12 @@ class RingRecord:
         kind = operation << OPERATION_SHIFT | cond << COND_SHIFT
         if self._spans:
             for sector, nr_sectors in self._spans:  # noqa: PLR1704  (the parts instead of the whole)
-                at = _HEADER_WORDS + position % size * _SLOT_WORDS
+                at = HEADER_WORDS + position % size * SLOT_WORDS
                 position += 1
-                words[at] = 0
-                words[at + 1] = sector
-                words[at + 2] = nr_sectors | kind
-                words[at + 3] = 0
-                words[at] = position
+                store_intent(words, at, position, sector, nr_sectors | kind, 0)
             return
-        at = _HEADER_WORDS + position % size * _SLOT_WORDS
-        words[at] = 0
-        words[at + 1] = sector
-        words[at + 2] = nr_sectors | kind
-        words[at + 3] = self._count
-        words[at] = position + 1
+        at = HEADER_WORDS + position % size * SLOT_WORDS
+        store_intent(words, at, position + 1, sector, nr_sectors | kind, self._count)
 
     def commit(self) -> None:
         """Note that the change has happened; see the protocol."""
@@ -207,4 +200,4 @@ class RingRecord:
     def abort(self) -> None:
         """Forget the change that was begun; see the protocol."""
         for position in range(self._position, self._position + max(len(self._spans), 1)):
-            self._words[_HEADER_WORDS + position % self._size * _SLOT_WORDS] = 0
+            self._words[HEADER_WORDS + position % self._size * SLOT_WORDS] = 0

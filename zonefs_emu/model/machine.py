@@ -25,6 +25,7 @@ from typing import Final, NamedTuple
 
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.plain_rules import is_plain_read, is_plain_write
 from zonefs_emu.model.resources import Resources
 from zonefs_emu.model.scan import indices_of
 from zonefs_emu.model.transitions import (
@@ -201,14 +202,11 @@ class ZoneMachine:
         beyond the write pointer is a fixed pattern (here zeros).
         """
         zone_no = sector // self._zone_size
-        # The common case first: written blocks of one zone. Where wp has passed the end, the end lies in the zone.
-        if (
-            0 <= zone_no < self._nr_zones
-            and self.wps[zone_no] >= sector - zone_no * self._zone_size + nr_sectors
-            and self.conds[zone_no] in dialect.readable
-            and not (sector | nr_sectors) & self._block_mask
-            and nr_sectors > 0
-        ):
+        # The common case first.
+        if 0 <= zone_no < self._nr_zones and is_plain_read(
+            self.conds[zone_no] in dialect.readable, self.wps[zone_no], sector, sector - zone_no * self._zone_size,
+            nr_sectors, self._block_mask,
+        ):  # fmt: skip
             return nr_sectors
         if not 0 <= sector < self._size or nr_sectors < 0 or sector + nr_sectors > self._size:
             raise CommandError(Status.OUT_OF_RANGE)
@@ -261,15 +259,11 @@ class ZoneMachine:
         standard says which comes first where several hold; most peers look for the boundary before wp.
         """
         zone_no, offset = divmod(sector, self._zone_size)
-        # The common case first: at wp of a zone that is open and that a write leaves as it is.
-        if (
-            0 <= zone_no < self._last_zone
-            and self.conds[zone_no] in dialect.on_write.keeps_open
-            and offset == self.wps[zone_no]
-            and offset + nr_sectors <= self._capacity
-            and nr_sectors > 0
-            and not nr_sectors % self._granularity
-        ):
+        # The common case first. The last zone may have another capacity.
+        if 0 <= zone_no < self._last_zone and is_plain_write(
+            self.conds[zone_no] in dialect.on_write.keeps_open, self.wps[zone_no], offset, nr_sectors, self._capacity,
+            self._granularity,
+        ):  # fmt: skip
             return zone_no
         self._begin_write_checked(zone_no, sector, nr_sectors, dialect)
         return zone_no
