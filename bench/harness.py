@@ -84,6 +84,20 @@ def compare(
     for number in range(runs):
         progress(f"{area}: {what}, {number + 1} of {runs}")
         pairs.append((ours(), peers()))
+    return judge(area, what, unit, pairs, peer=peer, goal=goal, less_is_better=less_is_better)
+
+
+def judge(
+    area: str,
+    what: str,
+    unit: str,
+    pairs: Sequence[tuple[float, float]],
+    *,
+    peer: str,
+    goal: float | None = None,
+    less_is_better: bool = False,
+) -> Row:
+    """Return the row of *pairs* of figures, ours and the peer's."""
     ratios = tuple(b / a if less_is_better else a / b for a, b in pairs)
     return Row(
         area=area,
