@@ -3,7 +3,7 @@
 .PHONY: help demo test bench soak mutants docs site dist clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
-REQUIRE := fuse,qemu,fio,blkid,blkzone
+REQUIRE := fuse,qemu,fio,blkid,blkzone,walker
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -52,5 +52,5 @@ dist: ## Build the sdist and, from it, the wheel, in dist/.
 	.venv/bin/python -m build --no-isolation
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
-	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info zonefs_emu/virtqueue/*.so .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

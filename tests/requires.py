@@ -50,6 +50,12 @@ def _missing_root() -> str | None:
     return None if os.geteuid() == 0 else "only root may do this"
 
 
+def _missing_walker() -> str | None:
+    from zonefs_emu.virtqueue.compiled import is_compiled, used_walker  # as above
+
+    return None if is_compiled() else used_walker()
+
+
 NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
     {
         "fuse": partial(_missing_way, "mount"),
@@ -59,6 +65,7 @@ NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
         "newer-qemu": _missing_newer_qemu,
         "root": _missing_root,
         "chromium": _missing_browser,
+        "walker": _missing_walker,
     }
 )
 

@@ -26,6 +26,7 @@ TESTS: Final = ROOT / "tests"
 UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
+        "virtio/plain_requests.py": "values; virtqueue/test_walker.py has what they say",
         "virtqueue/virtio_device.py": "a Protocol; its two implementations have tests",
         "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
         "fs/rules.py": "texts; front_ends/test_answers.py looks at those of all packages",
@@ -49,6 +50,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "vduse/test_loop.py": "the thread of vduse/vduse_device.py, without a guest",
         "cli/test_readonly.py": "mounts what cannot be written",
         "cli/test_broken_arguments.py": "every verb with every kind of broken path",
+        "virtqueue/test_walker.py": "walker.pyx, which is no Python",
         "test_tidy.py": "tests the repository",
         "test_share.py": "tests what tools/share.py makes, which is not part of the package",
         "test_dist.py": "tests what the build makes of the whole tree",

@@ -16,7 +16,7 @@ HEAVY = {
     "zonefs_emu.front_ends.block_device", "zonefs_emu.front_ends.mkfs", "zonefs_emu.front_ends.vhost_user",
     "zonefs_emu.front_ends.zonefs",
     "zonefs_emu.fs", "zonefs_emu.scsi", "zonefs_emu.ublk", "zonefs_emu.vduse", "zonefs_emu.vhost_user",
-    "zonefs_emu.virtio", "zonefs_emu.virtqueue",
+    "zonefs_emu.virtio", "zonefs_emu.virtqueue.virtqueue",
 }  # fmt: skip
 SCRIPT = """
 import atexit, sys

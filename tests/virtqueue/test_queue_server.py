@@ -28,6 +28,8 @@ USER = 1 << 40
 class Echo:
     """Answers each request with its first byte; b"w" goes to the worker, which waits until it may go on."""
 
+    plain = None
+
     def __init__(self) -> None:
         self.go_on = threading.Event()
 

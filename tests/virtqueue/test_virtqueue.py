@@ -27,6 +27,8 @@ USER = 1 << 40
 class Echo:
     """Answers each request with its first byte; b"w" and b"Y" wait, b"x" breaks, b"y" and b"Y" meet a bug."""
 
+    plain = None
+
     def __init__(self) -> None:
         self.begun: list[int] = []
         self.nr_oversized = 0

@@ -10,12 +10,16 @@ _LIBFUSE: Final = "libfuse3.so.3"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions by name, this program's first."""
+    """Return the versions by name, this program's first, and which ring walker is used."""
+    # Not at the head: every verb imports this module, and only this needs the package.
+    from zonefs_emu.virtqueue.compiled import used_walker  # noqa: PLC0415
+
     return {
         "zonefs-emu": __version__,
         platform.python_implementation(): platform.python_version(),
         "libfuse": _libfuse(),
         "Linux": platform.release(),
+        "ring walker": used_walker(),
     }
 
 

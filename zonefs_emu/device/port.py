@@ -244,13 +244,13 @@ class Port:
             if intent_log:
                 intent_log.abort()
             return self.refusals.failed(row.operation, error, sector, nr_sectors)
-        self._commit(row, zone_no, nr_sectors)
+        self.commit(row, zone_no, nr_sectors)
         if intent_log:
             intent_log.commit()
         return _OK
 
-    def _commit(self, row: WriteRow, zone_no: int, nr_sectors: int) -> None:
-        """Advance wp over what was written; with the lock held."""
+    def commit(self, row: WriteRow, zone_no: int, nr_sectors: int) -> None:
+        """Advance wp over what was written; with the lock held. The compiled ring walker calls it as well."""
         path, audience = self._path, self.audience
         try:  # device.changing(), which a write cannot afford
             changes = path.commit_write(zone_no, nr_sectors, row)
@@ -291,7 +291,7 @@ class Port:
                     intent_log.abort()
             return status
         with self.device.lock:
-            self._commit(row, hold[0], nr_sectors)
+            self.commit(row, hold[0], nr_sectors)
             if intent_log:
                 intent_log.commit()
         return _OK

@@ -186,6 +186,11 @@ class FileBacking:
             raise ImageBusyError(str(self.path), "another process") from None
 
     @property
+    def descriptor(self) -> int:
+        """The file's descriptor, for compiled code that does what *preadv* and *pwritev* do."""
+        return self._fd
+
+    @property
     def length(self) -> int:
         """Length of the file in bytes."""
         return os.fstat(self._fd).st_size

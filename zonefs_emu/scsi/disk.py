@@ -106,6 +106,11 @@ class Disk:
         self._modes.reset()
 
     @property
+    def has_write_cache(self) -> bool:
+        """Whether writes are answered before they are stable (WCE of the caching mode page)."""
+        return self._modes.write_cache
+
+    @property
     def descriptor_sense(self) -> bool:
         """Whether sense data is in descriptor format (D_SENSE of the control mode page)."""
         return self._modes.descriptor_sense

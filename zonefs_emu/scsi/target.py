@@ -153,6 +153,14 @@ class Target:
         """Say whether executing *command* at *lun* may wait for the host's disk."""
         return lun == 0 and self.disk.may_block(command)
 
+    def may_read_now(self) -> bool:
+        """Say whether a READ without FUA is nothing but a read of the port: no unit attention stops it."""
+        return not self._attentions
+
+    def may_write_now(self) -> bool:
+        """Say the same of a WRITE, which without a write cache waits for the host's disk."""
+        return not self._attentions and self.disk.has_write_cache
+
     # -- unit attentions --------------------------------------------------------------------------------------
 
     def attend(self, condition: Sense) -> None:

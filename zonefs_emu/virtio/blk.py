@@ -57,6 +57,7 @@ from zonefs_emu.virtio.blk_config import (
 )
 from zonefs_emu.virtio.blk_merge import Merger
 from zonefs_emu.virtio.handler import LONG_BYTES, Begin, Deferred
+from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
 
@@ -99,6 +100,9 @@ class Blk:
         self._port_write = port.write
         self._has_pending_reset = port.has_pending_reset
         self._collect = Merger(geometry).collect
+        self.plain: PlainRequests | None = PlainRequests(
+            port, LONG_BYTES - 1 >> SECTOR_SHIFT, may_write=lambda: not self._write_through
+        )
         self._config = ConfigSpace(geometry, options, readonly=self._readonly)
         self.offered = self._config.offered
         self.accept(self.offered)

@@ -18,7 +18,7 @@ from zonefs_emu.virtio.ring import Chain
 #: The most buffers of a merged write, which one pwritev takes, and its most sectors: a longer one is not faster, and
 #: its first part would be answered later.
 _BUFFERS_MAX: Final = 1024
-_SECTORS_MAX: Final = 512
+SECTORS_MAX: Final = 512
 _UNPACK_HEADER: Final = HEADER.unpack_from
 
 
@@ -73,4 +73,4 @@ class Merger:
         if nr_sectors % self._granularity or zone_no > self._last_zone:
             return 0
         capacity = self._capacity if zone_no != self._last_zone else self._last_capacity
-        return min(zone_no * self._zone_size + capacity, sector + _SECTORS_MAX)
+        return min(zone_no * self._zone_size + capacity, sector + SECTORS_MAX)

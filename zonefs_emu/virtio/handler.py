@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
+from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import Chain
 
 #: begin(first, spans): the requests from the *first* of the batch on are executed now, as one change. spans: (sector,
@@ -33,6 +34,11 @@ class Deferred:
 
 class Handler(Protocol):
     """Executes requests in order."""
+
+    @property
+    def plain(self) -> PlainRequests | None:
+        """The requests that need no handler, if the queue has such."""
+        ...
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute one or more requests from ``chains[index]`` on; append the bytes written into each to *lengths*.

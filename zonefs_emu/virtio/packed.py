@@ -65,12 +65,12 @@ class PackedRing(Ring):
         "_driver_event",
         "_event_idx",
         "_fence",
-        "_next",
         "_ordered",
-        "_used",
         "logged",
         "memory",
+        "next_place",
         "size",
+        "used_place",
     )
 
     def __init__(
@@ -104,21 +104,17 @@ class PackedRing(Ring):
         if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
             message = f"a ring of {size} that is to go on at {base:#x}"
             raise BrokenRingError(message)
-        self._used = place_of(base >> 16, size)
-        self._next = place_of(base & 0xFFFF, size)
-        if self._next < self._used:  # the available position has wrapped once more than the used one
-            self._next += 2 * size
-        self._called = self._used
+        #: Where the next chain is taken and the next one is given back. The compiled ring walker moves both.
+        self.used_place = place_of(base >> 16, size)
+        self.next_place = place_of(base & 0xFFFF, size)
+        if self.next_place < self.used_place:  # the available position has wrapped once more than the used one
+            self.next_place += 2 * size
+        self._called = self.used_place
 
     @property
     def base(self) -> int:
         """The next available and used positions, as GET_VRING_BASE has them."""
-        return position_of(self._next, self.size) | position_of(self._used, self.size) << 16
-
-    @property
-    def used_place(self) -> int:
-        """Where the next chain will be given back."""
-        return self._used
+        return position_of(self.next_place, self.size) | position_of(self.used_place, self.size) << 16
 
     def _is_available(self, meta: int, place: int) -> bool:
         avail, used = bool(meta & DESC_AVAIL << 48), bool(meta & DESC_USED << 48)
@@ -127,16 +123,16 @@ class PackedRing(Ring):
 
     def has_work(self) -> bool:
         """Say whether the driver has made a chain available."""
-        place = self._next
+        place = self.next_place
         return self._is_available(self._desc[2 * (place % self.size) + 1], place)
 
     def pop(self, limit: int) -> Sequence[Chain]:
         """Take up to *limit* chains; see :meth:`Ring.pop`. The token: the buffer id and, above it, the slots taken."""
-        place = self._next
+        place = self.next_place
         size = self.size
         desc = self._desc
         # At most the whole ring is taken: behind that lie descriptors that were not given back.
-        end = self._used + size
+        end = self.used_place + size
         if not self._is_available(desc[2 * (place % size) + 1], place):
             return _NONE
         chains: list[Chain] = []
@@ -183,7 +179,7 @@ class PackedRing(Ring):
             if place < 0:
                 place = first
                 break
-        self._next = place
+        self.next_place = place
         return chains
 
     def _take(self, first: int, end: int, chains: list[Chain]) -> int:
@@ -199,7 +195,7 @@ class PackedRing(Ring):
         except OversizedChainError as error:
             if chains:
                 return -1
-            self._next = first + (error.chain[0] >> 16)
+            self.next_place = first + (error.chain[0] >> 16)
             raise
         chains.append(chain)
         return place
@@ -247,7 +243,7 @@ class PackedRing(Ring):
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
         """Give chains back; see :meth:`Ring.push`. The first one is written last: the driver then sees all of them."""
         size = self.size
-        place = self._used
+        place = self.used_place
         words: list[tuple[int, int]] = []
         for (token, _, _), length in zip(chains, lengths, strict=True):
             flags = 0 if place // size & 1 else DESC_AVAIL | DESC_USED
@@ -260,7 +256,7 @@ class PackedRing(Ring):
             if not self._ordered:
                 self._fence()
             desc[index] = word
-        self._used = place
+        self.used_place = place
 
     def needs_call(self) -> bool:
         """Say whether the driver wants a notification; see :meth:`Ring.needs_call`.
@@ -268,7 +264,7 @@ class PackedRing(Ring):
         Source: virtio 1.4, "Driver and Device Event Suppression".
         """
         self._fence()
-        called, used = self._called, self._used
+        called, used = self._called, self.used_place
         self._called = used
         flags = self._driver_event[1] & 3
         if called == used or flags == EVENT_DISABLE:
@@ -286,7 +282,7 @@ class PackedRing(Ring):
     def sleep(self) -> bool:
         """Ask for a kick; see :meth:`Ring.sleep`."""
         if self._event_idx:
-            self._device_event[0] = position_of(self._next, self.size)
+            self._device_event[0] = position_of(self.next_place, self.size)
             if not self._ordered:
                 self._fence()
             self._device_event[1] = EVENT_DESC

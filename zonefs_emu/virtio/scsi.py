@@ -21,6 +21,7 @@ from zonefs_emu.scsi.result import DataIn, DataOut, ScsiResult
 from zonefs_emu.scsi.rules import HostRule
 from zonefs_emu.scsi.target import TaskResponse, decode_lun
 from zonefs_emu.virtio.handler import Begin, Deferred
+from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 
 DEVICE_ID: Final = 8
@@ -128,8 +129,9 @@ def decode_address(field: bytes) -> int:
 class RequestQueue:
     """The request queues: a :class:`zonefs_emu.virtio.handler.Handler`."""
 
-    def __init__(self, target: Target) -> None:
-        """Hand commands to *target*."""
+    def __init__(self, target: Target, plain: PlainRequests | None = None) -> None:
+        """Hand commands to *target*, which knows *plain* ones."""
+        self.plain = plain
         self._may_block = target.may_block
         self._target_execute = target.execute_parsed
         self._no_target = target.no_target
@@ -226,6 +228,8 @@ class RequestQueue:
 
 class ControlQueue:
     """The control queue: a :class:`zonefs_emu.virtio.handler.Handler`."""
+
+    plain: PlainRequests | None = None
 
     def __init__(self, target: Target) -> None:
         """Hand task management to *target*."""

@@ -64,15 +64,15 @@ class SplitRing(Ring):
         "_fence",
         "_known",
         "_known_tables",
-        "_next",
         "_nr_known",
         "_ordered",
         "_table",
         "_used",
-        "_used_idx",
         "logged",
         "memory",
+        "next_idx",
         "size",
+        "used_idx",
     )
 
     def __init__(
@@ -112,28 +112,24 @@ class SplitRing(Ring):
         self._event_idx = event_idx
         self._fence = fence
         self._ordered = ordered
-        self._next = base & 0xFFFF
-        self._used_idx = self._used[1]
-        self._called = self._used_idx
+        #: The next available index, and the used index that the driver sees. The compiled ring walker moves both.
+        self.next_idx = base & 0xFFFF
+        self.used_idx = self._used[1]
+        self._called = self.used_idx
 
     @property
     def base(self) -> int:
         """The next available index."""
-        return self._next
-
-    @property
-    def used_idx(self) -> int:
-        """The used index that the driver sees."""
-        return self._used_idx
+        return self.next_idx
 
     def has_work(self) -> bool:
         """Say whether the driver has made a chain available."""
-        return self._avail[1] != self._next
+        return self._avail[1] != self.next_idx
 
     def pop(self, limit: int) -> Sequence[Chain]:
         """Take up to *limit* chains; see :meth:`Ring.pop`."""
         avail = self._avail
-        following = self._next
+        following = self.next_idx
         count = (avail[1] - following) & 0xFFFF
         if not count:
             return _NONE
@@ -182,10 +178,10 @@ class SplitRing(Ring):
                 chains.append(self._walk(head))
         except OversizedChainError:
             if not chains:
-                self._next = (following + 1) & 0xFFFF
+                self.next_idx = (following + 1) & 0xFFFF
                 raise
             # The chains before it are returned first; the next call raises.
-        self._next = (following + len(chains)) & 0xFFFF
+        self.next_idx = (following + len(chains)) & 0xFFFF
         return chains
 
     def _learn(self, head: int, raw: bytes) -> Chain:
@@ -284,7 +280,7 @@ class SplitRing(Ring):
         """Give chains back; see :meth:`Ring.push`."""
         elements = self._elements
         mask = self.size - 1
-        used_idx = self._used_idx
+        used_idx = self.used_idx
         index = 0  # not zip: there are few chains, and making a zip costs more than two of them
         for chain in chains:
             elements[used_idx + index & mask] = chain[0] | lengths[index] << 32
@@ -292,7 +288,7 @@ class SplitRing(Ring):
         used_idx += index
         if not self._ordered:
             self._fence()
-        self._used_idx = used_idx = used_idx & 0xFFFF
+        self.used_idx = used_idx = used_idx & 0xFFFF
         self._used[1] = used_idx
 
     def needs_call(self) -> bool:
@@ -302,10 +298,10 @@ class SplitRing(Ring):
         """
         self._fence()
         if not self._event_idx:
-            called = self._called != self._used_idx
-            self._called = self._used_idx
+            called = self._called != self.used_idx
+            self._called = self.used_idx
             return called and not self._avail[0] & _NO_INTERRUPT
-        used_idx = self._used_idx
+        used_idx = self.used_idx
         event = self._avail[2 + self.size]
         needed = (used_idx - event - 1) & 0xFFFF < (used_idx - self._called) & 0xFFFF
         self._called = used_idx
@@ -314,11 +310,11 @@ class SplitRing(Ring):
     def sleep(self) -> bool:
         """Ask for a kick; see :meth:`Ring.sleep`."""
         if self._event_idx:
-            self._used[2 + 4 * self.size] = self._next
+            self._used[2 + 4 * self.size] = self.next_idx
         else:
             self._used[0] = 0
         self._fence()
-        return self._avail[1] != self._next
+        return self._avail[1] != self.next_idx
 
     def wake(self) -> None:
         """Ask for no kicks. With EVENT_IDX there is nothing to do: the available event has passed already."""

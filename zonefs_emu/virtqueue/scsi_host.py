@@ -5,9 +5,12 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import ZBC
+from zonefs_emu.scsi import inquiry
 from zonefs_emu.scsi.target import Target
+from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio import features as bits, scsi
-from zonefs_emu.virtio.handler import Handler
+from zonefs_emu.virtio.handler import LONG_BYTES, Handler
+from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue
 from zonefs_emu.virtqueue.changes import ZoneChanges
 from zonefs_emu.virtqueue.virtqueue import EventSource
@@ -15,6 +18,8 @@ from zonefs_emu.virtqueue.virtqueue import EventSource
 _CONTROL: Final = 0
 _EVENT: Final = 1
 _FIRST_REQUEST: Final = 2
+#: How Linux and QEMU's firmware address the disk: target 0, LUN 0 in flat addressing.
+_LUN_0: Final = b"\x01\0\x40\0\0\0\0\0"
 
 
 class ScsiHost:
@@ -39,7 +44,17 @@ class ScsiHost:
         self.target = Target(self.port, serial=serial, power_on=False)
         self._control = ControlQueue(self.target)
         self._events = EventQueue()
-        self._requests = RequestQueue(self.target)
+        self._requests = RequestQueue(
+            self.target,
+            PlainRequests(
+                self.port,
+                min(inquiry.MAX_TRANSFER_BYTES, LONG_BYTES - 1) >> SECTOR_SHIFT,
+                may_write=self.target.may_write_now,
+                may_read=self.target.may_read_now,
+                is_scsi=True,
+                lun=_LUN_0,
+            ),
+        )
         self.offered = bits.TRANSPORT | scsi.F_CHANGE
         self.nr_queues = _FIRST_REQUEST + nr_request_queues
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic_ns
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from zonefs_emu.device.buffers import scatter, total_bytes
 from zonefs_emu.device.intent_log import IntentLog, Intents
@@ -27,8 +27,12 @@ from zonefs_emu.virtio.packed import PackedRing
 from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence, OversizedChainError
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
+from zonefs_emu.virtqueue.compiled import new_walker
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
+
+if TYPE_CHECKING:
+    from zonefs_emu.virtqueue.walker import Walker
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
@@ -116,6 +120,10 @@ class Virtqueue:
         #: What the peer shares, if it can take that away.
         self.shared = shared
         self._record: RingRecord | None = None
+        self._record_memory: memoryview | None = None
+        #: Where the ring is, and what takes plain requests from it if that is compiled.
+        self._areas: tuple[memoryview, memoryview, memoryview] | None = None
+        self._walker: Walker | None = None
         self._intent_log: IntentLog | None = None
         self._backlog: Sequence[Chain] = ()
         self._log: DirtyLog | None = None
@@ -156,7 +164,9 @@ class Virtqueue:
         desc = memory.at_user_address(address.desc, desc_bytes)
         driver = memory.at_user_address(address.driver, driver_bytes)
         device = memory.at_user_address(address.device, device_bytes)
+        self._areas = desc, driver, device
         self._record = None
+        self._record_memory = record_memory
         if record_memory is not None:
             self._record = RingRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
         if features & bits.RING_PACKED:
@@ -201,8 +211,15 @@ class Virtqueue:
     def set_log(self, dirty: DirtyLog | None) -> None:
         """Begin or end to log the pages that are written."""
         self._log = dirty
+        # Pages are marked in Python: migrations are rare, and the walker does not keep guest addresses.
+        self._walker = None
         if self.ring is not None:
             self.ring.logged = None if dirty is None else {}
+            if dirty is None and self._handler is not None and self._areas is not None:
+                self._walker = new_walker(
+                    self.ring, self._areas, self._handler.plain, faults=self._faults, record=self._record,
+                    record_memory=self._record_memory,
+                )  # fmt: skip
 
     def set_used_log_address(self, address: int) -> None:
         """Log writes of the used ring at guest *address* from now on; packed rings know their own."""
@@ -222,6 +239,7 @@ class Virtqueue:
             self.base = position | position << 16
         self._backlog = ()
         self._record = self._intent_log = self._log = None
+        self._record_memory = self._areas = self._walker = None
         # The record lies in the front-end's memory, which may be unmapped now.
         self._intents.current.log = None
         return self.base
@@ -255,8 +273,13 @@ class Virtqueue:
             if chains:
                 self._backlog = ()
             else:
-                record = self._record
-                chains = ring.pop(1 if record is not None and record.recovering else BATCH)
+                walker = self._walker
+                nr_taken = 0 if walker is None else self._walk(walker)
+                if nr_taken > 0:
+                    return True
+                if not nr_taken:
+                    record = self._record
+                    chains = ring.pop(1 if record is not None and record.recovering else BATCH)
                 if not chains:
                     if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
                         # The driver may be waiting for these.
@@ -291,6 +314,21 @@ class Virtqueue:
             self._break(error)
             return False
 
+    def _walk(self, walker: "Walker") -> int:
+        """Let *walker* execute what is plain; return how many requests were done, or -1 if the ring is empty."""
+        try:  # the boundary of a request
+            count = walker.take()
+        except Exception as error:
+            assert self.ring is not None
+            # The write that met it is the next request: the others of its run are executed by themselves.
+            chains, lengths = self.ring.pop(1), list[int]()
+            self._answer_failed(chains, 0, lengths, error)
+            self._give_back(chains, lengths)
+            return 1
+        if count > 0:
+            self._note_given_back(count)
+        return count
+
     def _run_batch(self, chains: Sequence[Chain]) -> None:
         handler, faults = self._handler, self._faults
         assert handler is not None
@@ -321,7 +359,6 @@ class Virtqueue:
         ring, record, dirty = self.ring, self._record, self._log
         assert ring is not None
         count = len(chains)
-        self.requests += count
         if dirty is not None:
             self._mark_dirty(ring, dirty, chains, lengths)
         if record is None:
@@ -339,6 +376,13 @@ class Virtqueue:
                 record.finish_packed()
         if dirty is not None:
             self._mark_used(ring, dirty, count)
+        self._note_given_back(count)
+
+    def _note_given_back(self, count: int) -> None:
+        """Notify the driver of *count* more requests, now or together with later ones."""
+        ring = self.ring
+        assert ring is not None
+        self.requests += count
         self._nr_unnotified = nr_unnotified = self._nr_unnotified + count
         if ring.has_work():
             # The driver made a request without having seen these given back: it has more under way.

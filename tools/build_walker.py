@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Build the compiled ring walker of this checkout, beside its sources: ``tools/build_walker.py``.
+
+``--into DIR`` builds it elsewhere, and ``--cflags="..."`` with more options for the compiler, such as sanitizers. The
+exit code is 1 if it could not be built: the program then works in pure Python. Needs Cython and a compiler.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Build, and say what will be used."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--into", type=Path, help="a directory for the modules, instead of beside their sources")
+    parser.add_argument("--cflags", default="", help="more options for the compiler")
+    options = parser.parse_args()
+    where = ["--inplace"]
+    if options.into:
+        where = ["--build-lib", str(options.into.resolve()), "--build-temp", str(options.into.resolve() / "objects")]
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", *where],
+        cwd=ROOT, check=True, env={**os.environ, "ZONEFS_EMU_CFLAGS": options.cflags},
+    )  # fmt: skip
+    directory = options.into or ROOT
+    if not list(directory.glob("zonefs_emu/virtqueue/walker.*.so")):
+        print("the compiled ring walker was not built: Cython or a compiler is missing", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,785 @@
+"""The compiled ring walker: executes the plain reads and writes at the head of a ring, and gives them back.
+
+It takes a run of plain reads, or one run of plain writes that continue one another. What a plain request is
+stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well. At anything else it stops and has
+consumed nothing, so that the queue takes that request in Python, as it does where this module is not built.
+
+Invariants:
+
+* Guest memory changes at any time. Each index, descriptor and header is copied once and judged by the copy. Each
+  address is translated, with its length, right before it is used for the first time, and is one of *memory* then.
+* Nothing is stored to guest memory, and no bytes of the image are changed, before everything has been checked.
+* Write pointers move through Port.commit only, with the device's lock held.
+* Pointers are kept beside the Python objects that own the memory. No Py_buffer is held: it would keep the collector
+  from taking a queue that was forgotten.
+
+May not know: notifications, statuses other than success, how a request is refused.
+"""
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+
+cimport cython
+from cpython cimport array
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from zonefs_emu.virtqueue.compiled_plain_rules cimport is_plain_read, is_plain_write
+from zonefs_emu.virtqueue.compiled_slot_stores cimport store_intent, word
+
+cdef extern from *:
+    """
+    #include <endian.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+
+    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    #error "rings and images are little-endian, and so is this module"
+    #endif
+    #ifndef ZONEFS_EMU_SOURCES
+    #define ZONEFS_EMU_SOURCES 0
+    #endif
+
+    /* What the guest sees and changes meanwhile: loaded and stored once, and in order. */
+    static inline uint16_t load_u16(const uint8_t *at)
+    {
+        return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE);
+    }
+    static inline uint64_t load_u64(const uint8_t *at)
+    {
+        return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
+    }
+    static inline void store_u16(uint8_t *at, uint16_t value)
+    {
+        __atomic_store_n((uint16_t *)at, value, __ATOMIC_RELEASE);
+    }
+    static inline void store_u32(uint8_t *at, uint32_t value)
+    {
+        __atomic_store_n((uint32_t *)at, value, __ATOMIC_RELEASE);
+    }
+    static inline void store_u64(uint8_t *at, uint64_t value)
+    {
+        __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE);
+    }
+    /* The barrier keeps a compiler from loading anything of "from" a second time. */
+    static inline void copy_in(void *to, const uint8_t *from, size_t length)
+    {
+        memcpy(to, from, length);
+        __asm__ __volatile__("" ::: "memory");
+    }
+    static inline uint64_t big_endian(const uint8_t *at, int length)
+    {
+        uint64_t value = 0;
+        for (int i = 0; i < length; i++)
+            value = value << 8 | at[i];
+        return value;
+    }
+    /* The segments end where the answer begins, so none is read or written beyond the request. */
+    static inline int64_t read_at(int fd, const struct iovec *segments, int count, uint64_t offset)
+    {
+        if (count == 1)
+            return pread(fd, segments->iov_base, segments->iov_len, (off_t)offset);
+        return preadv(fd, segments, count, (off_t)offset);
+    }
+    static inline int64_t write_at(int fd, const struct iovec *segments, int count, uint64_t offset)
+    {
+        if (count == 1)
+            return pwrite(fd, segments->iov_base, segments->iov_len, (off_t)offset);
+        return pwritev(fd, segments, count, (off_t)offset);
+    }
+    """
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    unsigned int ZONEFS_EMU_SOURCES
+    uint16_t load_u16(const uint8_t *at) noexcept nogil
+    uint64_t load_u64(const uint8_t *at) noexcept nogil
+    void store_u16(uint8_t *at, uint16_t value) noexcept nogil
+    void store_u32(uint8_t *at, uint32_t value) noexcept nogil
+    void store_u64(uint8_t *at, uint64_t value) noexcept nogil
+    void copy_in(void *to, const uint8_t *source, size_t length) noexcept nogil
+    uint64_t big_endian(const uint8_t *at, int length) noexcept nogil
+    int64_t read_at(int fd, const iovec *segments, int count, uint64_t offset) noexcept nogil
+    int64_t write_at(int fd, const iovec *segments, int count, uint64_t offset) noexcept nogil
+    void *memset(void *at, int value, size_t length) noexcept nogil
+
+#: The CRC of the sources that this module was built from.
+SOURCES = ZONEFS_EMU_SOURCES
+
+cdef enum:
+    NEXT = 1
+    WRITABLE = 2
+    INDIRECT = 4
+    AVAIL = 1 << 7
+    USED = 1 << 15
+    # Requests that are taken at once, as many as Virtqueue takes, and the segments of all of them (IOV_MAX).
+    REQUESTS_MAX = 64
+    SEGMENTS_MAX = 1024
+    # Descriptors of one chain: 128 pages of data, a header and an answer.
+    CHAIN_MAX = 130
+    BLK_HEADER_BYTES = 16
+    SCSI_HEADER_BYTES = 51
+    SCSI_ANSWER_BYTES = 108
+    # Where the CDB stands in the header, and how much of an answer GOOD fills.
+    SCSI_CDB_AT = 19
+    SCSI_GOOD_BYTES = 12
+    SCSI_DPO = 0x10
+
+cdef enum Kind:
+    NONE
+    READ
+    WRITE
+
+# The package's own numbers: places of counters, the parts of a record, and a write as the record has it.
+cdef int READS, READ_SECTORS, WRITES, WRITTEN_SECTORS, RECORD_HEADER, RECORD_SLOT
+cdef uint64_t WRITE_KIND
+cdef object position_of = None
+
+
+cdef int learn_numbers() except -1:
+    """Import what they are: not with this module, which ``zonefs-emu --version`` imports to see whether it is there."""
+    global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS, RECORD_HEADER, RECORD_SLOT, WRITE_KIND, position_of
+    from zonefs_emu.device.counters import Counter
+    from zonefs_emu.inflight.ring_record import HEADER_WORDS, SLOT_WORDS
+    from zonefs_emu.inflight.slot import OPERATION_SHIFT
+    from zonefs_emu.model.transitions import Operation
+    from zonefs_emu.virtio import packed
+
+    READS, READ_SECTORS = Counter.READS, Counter.READ_SECTORS
+    WRITES, WRITTEN_SECTORS = Counter.WRITES, Counter.WRITTEN_SECTORS
+    RECORD_HEADER, RECORD_SLOT = HEADER_WORDS, SLOT_WORDS
+    WRITE_KIND = Operation.WRITE << OPERATION_SHIFT
+    position_of = packed.position_of
+    return 0
+
+
+cdef struct Area:
+    # A region of guest memory.
+    uint64_t start
+    uint64_t size
+    uint8_t *at
+    bint is_writable
+
+
+cdef struct Request:
+    # A request that was found plain so far; first: of its nr_segments in Walker.segments.
+    uint64_t sector
+    int64_t nr_sectors
+    int64_t zone_no
+    int first
+    int nr_segments
+    uint8_t *answer
+    # What the ring is given back: the head or buffer id, the slots, and the bytes written into the request.
+    uint32_t token
+    uint32_t nr_slots
+    uint32_t length
+
+
+cdef uint8_t *address_of(object view, Py_ssize_t length, Py_ssize_t alignment, bint writable) except NULL:
+    """Return where the memory of *view* is; the caller keeps *view*."""
+    cdef Py_buffer buffer
+    PyObject_GetBuffer(view, &buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+    cdef uint8_t *at = <uint8_t *>buffer.buf
+    cdef Py_ssize_t found = buffer.len
+    PyBuffer_Release(&buffer)
+    if found < length or <uint64_t>at % <uint64_t>alignment:
+        raise ValueError(f"{found} bytes that do not begin at a multiple of {alignment}")
+    return at
+
+
+@cython.final
+cdef class Walker:
+    """The walker of one ring. All methods belong to the thread that serves the ring."""
+
+    # What the ring shares with Python, and the memory of the ring.
+    cdef object _ring, _record, _may_read, _may_write
+    cdef object _desc_view, _driver_view, _device_view, _record_view
+    cdef uint8_t *_desc
+    cdef uint8_t *_driver
+    cdef uint8_t *_device
+    cdef word *_words
+    cdef bint _is_packed, _is_settled, _is_scsi
+    cdef uint32_t _size
+    # The guest's memory.
+    cdef object _memory, _regions
+    cdef Area *_areas
+    cdef Area *_hot
+    cdef int _nr_areas
+    # The device.
+    cdef object _port, _image, _access, _held, _rows, _load_row, _lock, _on_write, _faults
+    cdef object _check_read, _preadv, _pwritev, _has_pending_reset
+    cdef bytearray _conds
+    cdef array.array _wps, _old_extents
+    cdef int _fd
+    cdef uint64_t _nr_sectors, _zone_size
+    cdef int64_t _last_zone, _capacity, _granularity, _block_mask, _sectors_max, _write_max, _run_max
+    cdef int _block_shift
+    cdef uint32_t _readable, _keeps_open
+    cdef uint64_t _lun
+    # What is being taken: the place behind the last chain, and where the driver's end.
+    cdef uint64_t _place, _end
+    cdef Request _requests[REQUESTS_MAX]
+    cdef iovec _segments[SEGMENTS_MAX]
+    cdef int _nr_segments
+    #: Requests given back since the walker was made.
+    cdef readonly uint64_t nr_taken
+
+    def __cinit__(self):
+        self._areas = NULL
+        self._hot = NULL
+        self._nr_areas = 0
+
+    def __dealloc__(self):
+        PyMem_Free(self._areas)
+
+    def __init__(
+        self, *, ring, bint is_packed, desc, driver, device, memory, record, record_memory, port, faults, int descriptor,
+        bint is_scsi, bytes lun, may_read, may_write, int64_t sectors_max, int64_t write_sectors_max,
+        int64_t run_sectors_max,
+    ):
+        if position_of is None:
+            learn_numbers()
+        geometry, core, path, dialect = port.geometry, port.device, port.device.hot_path, port.dialect
+        self._ring, self._is_packed, self._size = ring, is_packed, ring.size
+        self._desc_view, self._driver_view, self._device_view = desc, driver, device
+        self._desc = address_of(desc, 16 * self._size, 8, True)
+        self._driver = address_of(driver, 4 if is_packed else 4 + 2 * self._size, 2, False)
+        self._device = address_of(device, 4 if is_packed else 4 + 8 * self._size, 4, True)
+        self._memory, self._regions = memory, None
+        self._record, self._record_view = record, record_memory
+        self._words = NULL
+        self._is_settled = record is None
+        if record is not None:
+            self._words = <word *>address_of(record_memory, 8 * (RECORD_HEADER + RECORD_SLOT * self._size), 8, True)
+        self._is_scsi, self._may_read, self._may_write = is_scsi, may_read, may_write
+        self._lun = int.from_bytes(lun, "little")
+        self._port, self._image, self._access, self._faults = port, core.image, core.access, faults
+        self._held, self._rows, self._load_row, self._lock = path.held, path.rows, path.load_row, path.lock
+        self._on_write, self._has_pending_reset = dialect.on_write, core.image.has_pending_reset
+        self._check_read, self._preadv, self._pwritev = core.access.check_read, core.access.preadv, core.access.pwritev
+        self._conds, self._wps, self._old_extents = core.machine.conds, core.machine.wps, path.old_extents
+        self._fd = descriptor
+        self._nr_sectors, self._zone_size = geometry.size, geometry.zone_size
+        self._last_zone, self._capacity = geometry.nr_zones - 1, geometry.zone_capacity
+        self._granularity, self._block_mask = geometry.write_granularity, geometry.block_sectors - 1
+        self._block_shift = geometry.block_sectors.bit_length() - 1
+        self._sectors_max, self._write_max, self._run_max = sectors_max, write_sectors_max, run_sectors_max
+        self._readable = sum(1 << cond for cond in dialect.readable)
+        self._keeps_open = sum(1 << cond for cond in dialect.on_write.keeps_open)
+        if not len(self._conds) == len(self._wps) == len(self._old_extents) == geometry.nr_zones:
+            raise AssertionError("zone states that do not fit the geometry")
+
+    def take(self):
+        """Execute and give back what is plain at the head of the ring.
+
+        Returns how many requests that were: 0 if the first one is Python's affair, -1 if the ring is empty.
+
+        Raises:
+            Exception: what Port.commit met. The requests that were written are still in the ring.
+        """
+        cdef int count = self._begin()
+        if count <= 0:
+            return count
+        cdef Kind kind = self._next(&self._requests[0])
+        if kind == READ:
+            count = self._reads()
+        elif kind == WRITE:
+            count = self._writes()
+        else:
+            return 0
+        self.nr_taken += count
+        return count
+
+    # -- the ring -----------------------------------------------------------------------------------------------------
+
+    cdef int _begin(self) except -2:
+        """Return 1 if the next request may be looked at, else what :meth:`take` returns."""
+        cdef uint32_t count
+        if self._is_packed:
+            self._place = self._ring.next_place
+            self._end = <uint64_t>self._ring.used_place + self._size
+            if not self._is_available(self._place):
+                return -1
+        else:
+            self._place = self._ring.next_idx
+            count = (load_u16(self._driver + 2) - self._place) & 0xFFFF
+            if not count:
+                return -1
+            if count > self._size:
+                return 0
+            self._end = self._place + count
+        if not self._is_settled:
+            if self._record.recovering:
+                return 0
+            self._is_settled = True
+        if self._faults or (self._may_read is not None and not self._may_read()):
+            return 0
+        if self._memory.regions is not self._regions:
+            self._learn_memory()
+        self._nr_segments = 0
+        return 1
+
+    cdef bint _is_available(self, uint64_t place) noexcept:
+        cdef uint64_t flags
+        if place >= self._end:
+            return False
+        flags = load_u64(self._desc + 16 * (place % self._size) + 8) >> 48
+        return self._is_drivers(flags, place)
+
+    cdef bint _is_drivers(self, uint64_t flags, uint64_t place) noexcept:
+        cdef bint wrap = not place // self._size & 1
+        return <bint>(flags & AVAIL != 0) == wrap and <bint>(flags & USED != 0) != wrap
+
+    cdef Kind _next(self, Request *request) noexcept:
+        """Decode the next chain into *request* and go on behind it; NONE, and stay, if it is not plain."""
+        cdef iovec *chain = self._segments + self._nr_segments
+        cdef int nr_readable = 0, nr_writable = 0
+        cdef uint64_t place = self._place
+        cdef Kind kind
+        if self._nr_segments > SEGMENTS_MAX - CHAIN_MAX:
+            return NONE
+        if self._is_packed:
+            if not self._packed_chain(request, chain, &nr_readable, &nr_writable):
+                self._place = place
+                return NONE
+        elif not self._split_chain(request, chain, &nr_readable, &nr_writable):
+            return NONE
+        if not nr_readable or not nr_writable:
+            kind = NONE
+        elif self._is_scsi:
+            kind = self._scsi(request, chain, nr_readable, nr_writable)
+        else:
+            kind = self._blk(request, chain, nr_readable, nr_writable)
+        if kind == NONE or request.sector >= self._nr_sectors:
+            self._place = place
+            return NONE
+        request.zone_no = request.sector // self._zone_size
+        if not self._is_packed:
+            self._place = place + 1
+        self._nr_segments += nr_readable + nr_writable
+        return kind
+
+    cdef bint _split_chain(self, Request *request, iovec *chain, int *nr_readable, int *nr_writable) noexcept:
+        cdef uint64_t mask = self._size - 1
+        cdef uint64_t descriptor[2]
+        cdef uint8_t *table = self._desc
+        cdef uint64_t at, nr_entries = self._size
+        cdef uint32_t flags
+        cdef int count
+        if self._place >= self._end:
+            return False
+        at = load_u16(self._driver + 4 + 2 * (self._place & mask))
+        request.token = at
+        if at >= nr_entries:
+            return False
+        copy_in(descriptor, table + 16 * at, 16)
+        flags = descriptor[1] >> 32 & 0xFFFF
+        if flags & INDIRECT:
+            nr_entries = (descriptor[1] & 0xFFFFFFFF) // 16
+            if flags & NEXT or descriptor[1] & 15 or not 0 < nr_entries <= CHAIN_MAX:
+                return False
+            table = self._address(descriptor[0], 16 * nr_entries, False)
+            if table is NULL:
+                return False
+            copy_in(descriptor, table, 16)
+            flags = descriptor[1] >> 32 & 0xFFFF
+        for count in range(CHAIN_MAX):
+            if not self._add(chain, descriptor[0], descriptor[1] & 0xFFFFFFFF, flags, nr_readable, nr_writable):
+                return False
+            if not flags & NEXT:
+                return True
+            at = descriptor[1] >> 48
+            if at >= nr_entries:
+                return False
+            copy_in(descriptor, table + 16 * at, 16)
+            flags = descriptor[1] >> 32 & 0xFFFF
+        return False
+
+    cdef bint _packed_chain(self, Request *request, iovec *chain, int *nr_readable, int *nr_writable) noexcept:
+        cdef uint64_t first = self._place
+        cdef uint64_t descriptor[2]
+        cdef uint8_t *at
+        cdef uint8_t *table
+        cdef uint32_t flags = NEXT
+        cdef int index, nr_entries
+        while flags & NEXT:
+            if self._place >= self._end or self._place - first >= CHAIN_MAX:
+                return False
+            at = self._desc + 16 * (self._place % self._size)
+            # The flags first: they say that the rest is there.
+            descriptor[1] = load_u64(at + 8)
+            flags = descriptor[1] >> 48
+            if self._place == first and not self._is_drivers(flags, first):
+                return False
+            descriptor[0] = load_u64(at)
+            self._place += 1
+            if flags & INDIRECT:
+                nr_entries = (descriptor[1] & 0xFFFFFFFF) // 16
+                if flags & NEXT or self._place - first > 1 or descriptor[1] & 15 or not 0 < nr_entries <= CHAIN_MAX:
+                    return False
+                table = self._address(descriptor[0], 16 * nr_entries, False)
+                if table is NULL:
+                    return False
+                request.token = descriptor[1] >> 32 & 0xFFFF
+                request.nr_slots = 1
+                for index in range(nr_entries):
+                    copy_in(descriptor, table + 16 * index, 16)
+                    flags = descriptor[1] >> 48
+                    if not self._add(chain, descriptor[0], descriptor[1] & 0xFFFFFFFF, flags, nr_readable, nr_writable):
+                        return False
+                return True
+            if not self._add(chain, descriptor[0], descriptor[1] & 0xFFFFFFFF, flags, nr_readable, nr_writable):
+                return False
+        request.token = descriptor[1] >> 32 & 0xFFFF
+        request.nr_slots = self._place - first
+        return True
+
+    cdef bint _add(
+        self, iovec *chain, uint64_t address, uint64_t length, uint32_t flags, int *nr_readable, int *nr_writable
+    ) noexcept:
+        """Add a buffer to *chain*; False if it is not one piece of memory, or not where it may be."""
+        cdef bint is_writable = flags & WRITABLE != 0
+        cdef uint8_t *at
+        if flags & INDIRECT or not length or (nr_writable[0] and not is_writable):
+            return False
+        at = self._address(address, length, is_writable)
+        if at is NULL:
+            return False
+        chain[nr_readable[0] + nr_writable[0]].iov_base = at
+        chain[nr_readable[0] + nr_writable[0]].iov_len = length
+        if is_writable:
+            nr_writable[0] += 1
+        else:
+            nr_readable[0] += 1
+        return True
+
+    # -- guest memory -------------------------------------------------------------------------------------------------
+
+    cdef int _learn_memory(self) except -1:
+        """Note where the regions are: the driver's memory may grow (zonefs_emu/vduse/driver_memory.py)."""
+        regions = self._memory.regions
+        cdef Area *areas = <Area *>PyMem_Malloc(sizeof(Area) * max(len(regions), 1))
+        cdef int count = 0
+        if areas is NULL:
+            raise MemoryError
+        PyMem_Free(self._areas)
+        self._areas, self._nr_areas, self._hot, self._regions = areas, 0, areas, None
+        for region in regions:
+            is_writable = not region.view.readonly
+            areas[count].start = region.guest_address
+            areas[count].size = region.size
+            areas[count].at = address_of(region.view, region.size, 1, is_writable)
+            areas[count].is_writable = is_writable
+            count += 1
+        self._nr_areas, self._regions = count, regions
+        return 0
+
+    cdef uint8_t *_address(self, uint64_t address, uint64_t length, bint writable) noexcept:
+        """Return where the *length* bytes at guest *address* are; NULL if they are not all in one region."""
+        cdef Area *area = self._hot
+        cdef int index
+        if not self._nr_areas:
+            return NULL
+        if address < area.start or address - area.start >= area.size:
+            for index in range(self._nr_areas):
+                area = self._areas + index
+                if address >= area.start and address - area.start < area.size:
+                    break
+            else:
+                return NULL
+            self._hot = area
+        if length > area.size - (address - area.start) or (writable and not area.is_writable):
+            return NULL
+        return area.at + (address - area.start)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    cdef Kind _blk(self, Request *request, iovec *chain, int nr_readable, int nr_writable) noexcept:
+        """Decode a request of a block device. Source: virtio 1.4, "Block Device", Device Operation."""
+        cdef uint64_t header[2]
+        cdef iovec *answer = chain + nr_readable + nr_writable - 1
+        cdef uint32_t kind
+        if chain.iov_len != BLK_HEADER_BYTES or answer.iov_len != 1:
+            return NONE
+        copy_in(header, <uint8_t *>chain.iov_base, BLK_HEADER_BYTES)
+        kind = header[0] & 0xFFFFFFFF
+        request.sector = header[1]
+        request.answer = <uint8_t *>answer.iov_base
+        request.length = 1
+        if kind == 0 and nr_readable == 1:
+            return READ if self._take_data(request, chain + 1, nr_writable - 1, True) else NONE
+        if kind == 1 and nr_writable == 1:
+            return WRITE if self._take_data(request, chain + 1, nr_readable - 1, False) else NONE
+        return NONE
+
+    cdef Kind _scsi(self, Request *request, iovec *chain, int nr_readable, int nr_writable) noexcept:
+        """Decode READ and WRITE (10) and (16). Sources: virtio 1.4, "SCSI Host Device"; SBC-3, READ and WRITE."""
+        cdef uint8_t header[SCSI_HEADER_BYTES]
+        cdef uint8_t *cdb = header + SCSI_CDB_AT
+        cdef iovec *answer = chain + nr_readable
+        cdef uint64_t lun, lba, nr_blocks
+        cdef bint is_read
+        if chain.iov_len != SCSI_HEADER_BYTES or answer.iov_len != SCSI_ANSWER_BYTES:
+            return NONE
+        copy_in(header, <uint8_t *>chain.iov_base, SCSI_HEADER_BYTES)
+        copy_in(&lun, header, 8)
+        # FUA, protection and what is obsolete: none of it is plain. DPO and the group number change nothing.
+        if lun != self._lun or cdb[1] & ~SCSI_DPO & 0xFF:
+            return NONE
+        if cdb[0] in (0x28, 0x2A):
+            lba, nr_blocks = big_endian(cdb + 2, 4), big_endian(cdb + 7, 2)
+            if cdb[9]:
+                return NONE
+        elif cdb[0] in (0x88, 0x8A):
+            lba, nr_blocks = big_endian(cdb + 2, 8), big_endian(cdb + 10, 4)
+            if cdb[15]:
+                return NONE
+        else:
+            return NONE
+        if lba > self._nr_sectors >> self._block_shift:
+            return NONE
+        request.sector = lba << self._block_shift
+        request.answer = <uint8_t *>answer.iov_base
+        request.length = SCSI_ANSWER_BYTES
+        is_read = cdb[0] in (0x28, 0x88)
+        if (nr_readable if is_read else nr_writable) != 1:
+            return NONE
+        if is_read:
+            if not self._take_data(request, answer + 1, nr_writable - 1, True):
+                return NONE
+        elif not self._take_data(request, chain + 1, nr_readable - 1, False):
+            return NONE
+        # Nothing is left over and nothing is missing.
+        if <uint64_t>request.nr_sectors != nr_blocks << self._block_shift:
+            return NONE
+        return READ if is_read else WRITE
+
+    cdef bint _take_data(self, Request *request, iovec *segments, int count, bint is_read) noexcept:
+        """Note the *count* segments of data; False if they are no whole sectors, too few, or too many."""
+        cdef uint64_t nr_bytes = 0
+        cdef int index
+        for index in range(count):
+            nr_bytes += segments[index].iov_len
+        if nr_bytes & 511 or not 0 < nr_bytes >> 9 <= <uint64_t>self._sectors_max:
+            return False
+        request.first = segments - self._segments
+        request.nr_segments = count
+        request.nr_sectors = nr_bytes >> 9
+        if is_read:
+            request.length += nr_bytes
+        return True
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    cdef bint _is_plain_read(self, Request *request) noexcept:
+        cdef int64_t zone_no = request.zone_no
+        return is_plain_read(
+            self._readable >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1,
+            self._wps.data.as_ulonglongs[zone_no], request.sector, request.sector - zone_no * self._zone_size,
+            request.nr_sectors, self._block_mask,
+        )
+
+    cdef int _reads(self) except -1:
+        """Execute the plain reads from the first request on, which is a read; return how many."""
+        cdef int count = 0, done = 0
+        cdef Request *request
+        if self._access.check_read is not self._check_read or self._access.preadv is not self._preadv:
+            return 0
+        while self._is_plain_read(&self._requests[count]):
+            count += 1
+            if count == REQUESTS_MAX or self._next(&self._requests[count]) != READ:
+                break
+        if not count:
+            return 0
+        with nogil:
+            while done < count:
+                request = &self._requests[done]
+                if read_at(
+                    self._fd, self._segments + request.first, request.nr_segments, request.sector << 9
+                ) != request.nr_sectors << 9:
+                    break
+                done += 1
+        if done:
+            self._count_reads(done)
+            self._give_back(done)
+        return done
+
+    cdef int _count_reads(self, int count) except -1:
+        cdef int index, nr_reads = 0
+        cdef int64_t nr_sectors = 0
+        for index in range(count):
+            nr_reads += 1
+            nr_sectors += self._requests[index].nr_sectors
+            if index + 1 == count or self._requests[index + 1].zone_no != self._requests[index].zone_no:
+                self._count(self._requests[index].zone_no, READS, nr_reads, READ_SECTORS, nr_sectors)
+                nr_reads, nr_sectors = 0, 0
+        return 0
+
+    cdef int _count(self, int64_t zone_no, int counter, int number, int sectors_counter, int64_t nr_sectors) except -1:
+        cdef list row = self._rows.get(zone_no) or self._load_row(zone_no)
+        row[counter] += number
+        row[sectors_counter] += nr_sectors
+        return 0
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    cdef int _writes(self) except -1:
+        """Execute the run of plain writes that begins with the first request, which is a write; return its length."""
+        cdef int count
+        if not self._may_write():
+            return 0
+        self._lock.acquire()
+        try:
+            count = self._write_run()
+        finally:
+            self._lock.release()
+        if not count or self._image.is_lost:
+            return 0
+        # Merged writes are one command of the device.
+        self._count(self._requests[0].zone_no, WRITES, 1, WRITTEN_SECTORS, self._run_sectors(count))
+        self._give_back(count)
+        return count
+
+    cdef int64_t _run_sectors(self, int count) noexcept:
+        cdef int64_t nr_sectors = 0
+        cdef int index
+        for index in range(count):
+            nr_sectors += self._requests[index].nr_sectors
+        return nr_sectors
+
+    cdef int _write_run(self) except -1:
+        """Find the run, move its bytes, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
+        cdef Request *first = &self._requests[0]
+        cdef int64_t zone_no = first.zone_no
+        cdef int count, index, nr_segments = 0
+        cdef int64_t nr_bytes, done
+        if (
+            zone_no >= self._last_zone
+            or self._held
+            or self._image.poison is not None
+            or self._access.pwritev is not self._pwritev
+            or first.nr_sectors > self._write_max
+            or (self._old_extents.data.as_ulonglongs[zone_no] and self._has_pending_reset(zone_no))
+        ):
+            return 0
+        count = self._find_run()
+        if not count:
+            return 0
+        nr_bytes = self._run_sectors(count) << 9
+        # One after the other, without the headers and answers that lie between them.
+        for index in range(count):
+            nr_segments = self._join(&self._requests[index], nr_segments)
+        cdef uint64_t position = 0
+        if self._words is not NULL:
+            position = self._record.finished
+            for index in range(count):
+                store_intent(
+                    self._words, RECORD_HEADER + (position + index) % self._size * RECORD_SLOT, position + index + 1,
+                    self._requests[index].sector, <uint64_t>self._requests[index].nr_sectors | WRITE_KIND, 0,
+                )
+        with nogil:
+            done = write_at(self._fd, self._segments, nr_segments, first.sector << 9)
+        if done != nr_bytes:
+            # wp has not moved, so what was written does not count. Python meets the same error again.
+            if self._words is not NULL:
+                for index in range(count):
+                    self._words[RECORD_HEADER + (position + index) % self._size * RECORD_SLOT] = 0
+            return 0
+        self._port.commit(self._on_write, zone_no, nr_bytes >> 9)
+        if self._words is not NULL:
+            # The record counts the changes of the last request of a merged write, as RingRecord.commit does.
+            self._words[3] = max(self._words[3], (position + count - 1) << 16 | 1)
+        return count
+
+    cdef int _find_run(self) noexcept:
+        """Return how many plain writes continue one another from the first request on."""
+        cdef Request *request = &self._requests[0]
+        cdef int64_t zone_no = request.zone_no, start = zone_no * self._zone_size
+        cdef int64_t wp = self._wps.data.as_ulonglongs[zone_no], end = wp + self._run_max
+        cdef bint keeps_open = self._keeps_open >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1
+        cdef int count = 0
+        while request.zone_no == zone_no and is_plain_write(
+            keeps_open, wp, request.sector - start, request.nr_sectors, self._capacity, self._granularity
+        ):
+            wp += request.nr_sectors
+            if count and wp > end:
+                break
+            count += 1
+            if count == REQUESTS_MAX:
+                break
+            request = &self._requests[count]
+            if self._next(request) != WRITE:
+                break
+        return count
+
+    cdef int _join(self, Request *request, int at) noexcept:
+        """Put the segments of *request* at *at*, which is not behind them; return the place after them."""
+        cdef int index
+        for index in range(request.nr_segments):
+            self._segments[at + index] = self._segments[request.first + index]
+        return at + request.nr_segments
+
+    # -- giving back --------------------------------------------------------------------------------------------------
+
+    cdef int _give_back(self, int count) except -1:
+        """Answer the first *count* requests with success, and show the driver."""
+        cdef int index
+        for index in range(count):
+            if self._is_scsi:
+                memset(self._requests[index].answer, 0, SCSI_GOOD_BYTES)
+            else:
+                self._requests[index].answer[0] = 0
+        if self._is_packed:
+            self._give_back_packed(count)
+        else:
+            self._give_back_split(count)
+        return 0
+
+    cdef int _give_back_split(self, int count) except -1:
+        cdef uint32_t used = self._ring.used_idx, mask = self._size - 1
+        cdef uint8_t *element
+        cdef int index
+        for index in range(count):
+            element = self._device + 4 + 8 * <uint64_t>(used + index & mask)
+            store_u32(element, self._requests[index].token)
+            store_u32(element + 4, self._requests[index].length)
+        used = used + count & 0xFFFF
+        self._ring.next_idx = <uint32_t>self._ring.next_idx + count & 0xFFFF
+        self._ring.used_idx = used
+        store_u16(self._device + 2, used)
+        if self._words is not NULL:
+            self._record.finish_split(count)
+        return 0
+
+    cdef int _give_back_packed(self, int count) except -1:
+        cdef uint64_t used = self._ring.used_place, place, nr_slots = 0
+        cdef int index
+        if self._words is not NULL:
+            # One by one, as Virtqueue does: a batch that a kill has cut could neither be completed nor taken again.
+            for index in range(count):
+                place = used + nr_slots
+                nr_slots += self._requests[index].nr_slots
+                self._record.before_packed(position_of(used + nr_slots, self._size))
+                self._put_used(&self._requests[index], place)
+                self._record.finish_packed()
+        else:
+            for index in range(count):
+                nr_slots += self._requests[index].nr_slots
+            place = used + nr_slots
+            # The first one last: the driver then sees all of them.
+            for index in range(count - 1, -1, -1):
+                place -= self._requests[index].nr_slots
+                self._put_used(&self._requests[index], place)
+        self._ring.used_place = used + nr_slots
+        self._ring.next_place = <uint64_t>self._ring.next_place + nr_slots
+        return 0
+
+    cdef void _put_used(self, Request *request, uint64_t place) noexcept:
+        cdef uint64_t flags = 0 if place // self._size & 1 else AVAIL | USED
+        if request.length:
+            flags |= WRITABLE
+        store_u64(
+            self._desc + 16 * (place % self._size) + 8, request.length | <uint64_t>request.token << 32 | flags << 48
+        )
