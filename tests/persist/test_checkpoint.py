@@ -1,8 +1,11 @@
 """Table, journal and state block where the host fails between any two writes: one good copy is left."""
 
+import errno
+import os
+
 import pytest
 
-from tests.persist.worlds import GEOMETRY, UUID_OF_TESTS, fresh_memory
+from tests.persist.worlds import GEOMETRY, UUID_OF_TESTS, WIDE_GEOMETRY, fresh_memory
 from zonefs_emu.persist.backing import SyncFailedError
 from zonefs_emu.persist.checkpoint import Checkpoint, StateBlock
 from zonefs_emu.persist.codec.header import SectionKind, plan_header
@@ -10,7 +13,7 @@ from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode
 from zonefs_emu.persist.codec.words import pack_word
 from zonefs_emu.persist.metadata import NO_BOOT, read_checkpoint, read_state, read_zones
-from zonefs_emu.testing.backings import FailingBacking, MemoryBacking
+from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
 
 HEADER = plan_header(GEOMETRY, uuid=UUID_OF_TESTS, label="tests")
 BOOT = b"this host's boot"
@@ -72,11 +75,11 @@ def test_the_journal_has_room_until_its_last_byte() -> None:
     assert written.has_room(most)
 
 
-@pytest.mark.parametrize("errno", [5, 28])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("fail_at", range(1, 5))
-def test_a_compaction_that_fails_leaves_one_table_and_can_be_done_again(fail_at: int, errno: int) -> None:
+def test_a_compaction_that_fails_leaves_one_table_and_can_be_done_again(fail_at: int, code: int) -> None:
     memory = fresh_memory()
-    written = checkpoint(FailingBacking(memory, fail_at=fail_at, errno=errno))
+    written = checkpoint(FailingBacking(memory, fail_at=fail_at, errno=code))
     with pytest.raises(OSError, match=r"Input/output error|No space left"):
         written.compact(WORDS)
     # The new table counts once its first copy is durable.
@@ -97,6 +100,36 @@ def test_the_copy_of_the_table_that_is_whole_is_written_last() -> None:
         with pytest.raises(SyncFailedError):
             written.compact(WORDS)
         assert bytes(memory[HEADER.section(SectionKind.TABLE, 1 - copy).offset :][: first.length]) == other
+
+
+class RefusesAndTears(FailingBacking):
+    """The write *refused* is refused as a whole; the one that fails has written its first half, as ever."""
+
+    refused = 0
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        if self.calls + 1 == self.refused:
+            self.calls += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().pwrite(data, offset)
+
+
+@pytest.mark.parametrize("copy", [0, 1])
+def test_after_a_compaction_that_stopped_half_way_the_finished_copy_is_overwritten_last(copy: int) -> None:
+    """The table has two blocks here, so that a torn copy is half old and half new."""
+    header = plan_header(WIDE_GEOMETRY, uuid=UUID_OF_TESTS)
+    memory = fresh_memory(WIDE_GEOMETRY)
+    memory[header.section(SectionKind.TABLE, copy).offset + 30] ^= 0xFF  # so that this copy is written first
+    words = (pack_word(14, 2).to_bytes(8, "little") + pack_word(1, 0).to_bytes(8, "little")) * 300
+    backing = RefusesAndTears(memory)
+    written = Checkpoint(backing, header, *read_checkpoint(backing, header))
+    backing.refused, backing.fail_at = 3, 4
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output error"):
+            written.compact(words)
+        assert read_checkpoint(backing, header)[0].words == words
+    written.compact(words)
+    assert read_checkpoint(backing, header)[0].is_sound
 
 
 def test_a_repaired_copy_is_whole_without_the_other() -> None:
@@ -148,3 +181,19 @@ def test_one_copy_is_enough_to_distrust_the_live_table(fail_at: int) -> None:
     failing = FailingBacking(backing.memory, fail_at=fail_at)
     StateBlock(failing, HEADER, *read_state(failing, HEADER)).distrust_live_table()
     assert read_state(failing, HEADER)[0].boot_id == NO_BOOT
+
+
+def test_each_copy_of_a_state_is_durable_before_the_next_one_is_written() -> None:
+    """Without the sync between them, a power cut could tear both."""
+    backing = CrashBacking(fresh_memory())
+    block = StateBlock(backing, HEADER, *read_state(backing, HEADER))
+    block.mark_live(BOOT, "a test")
+    writes = [EventKind.WRITE, EventKind.SYNC, EventKind.WRITE]
+    assert [event.kind for event in backing.events] == writes
+    backing.events.clear()
+    block.distrust_live_table()
+    assert [event.kind for event in backing.events] == [*writes, EventKind.SYNC]
+    assert len({event.offset for event in backing.events if event.kind is EventKind.WRITE}) == 2
+    backing.events.clear()
+    block.mark_clean(1, 0)
+    assert [event.kind for event in backing.events] == [*writes, EventKind.SYNC]

@@ -1,8 +1,12 @@
 """The promises of docs/architecture.md, "The image", at every point where a process or a host can die."""
 
+import errno
+import itertools
+import os
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -23,8 +27,10 @@ from tests.persist.worlds import (
 )
 from tests.vhost_user.serving import blk_device, serving
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import SectionKind
 from zonefs_emu.persist.codec.journal import JOURNAL_ALIGN_BYTES
+from zonefs_emu.persist.codec.words import pack_words
 from zonefs_emu.persist.image import Image
 from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 from zonefs_emu.testing.blk_driver import BlkDriver
@@ -342,6 +348,53 @@ def test_power_cut_around_a_compaction_tears_the_two_copies_of_the_table() -> No
     for cut in crashing.backing.power_cuts(rng, limit=24):
         if cut.position > crashing.open_position:
             check_one(crashing, cut.position, cut.content, rng, (20,))
+
+
+class FailsOnce(CrashBacking):
+    """The *fail_at*-th write or sync fails, a write after its first half; what was not synced may be lost."""
+
+    def __init__(self, memory: bytearray, fail_at: int) -> None:
+        super().__init__(memory)
+        self.calls = 0
+        self.fail_at = fail_at
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            super().pwrite(data[: len(data) // 2], offset)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().pwrite(data, offset)
+
+    def sync(self) -> None:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync()
+
+
+def test_power_cut_around_an_open_that_fails_where_only_both_tables_together_are_whole() -> None:
+    """Each copy of the table has lost one of its two blocks, so neither may be overwritten before one is repaired."""
+    rng = random.Random(3)
+    memory = fresh_memory(WIDE_GEOMETRY)
+    world = World(MemoryBacking(memory))
+    world.run("w1:2 w300:2 w599:2")
+    world.image._checkpoint.compact(pack_words(*world.image.states))
+    world.run("Q")
+    expected = Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True).states
+    for copy in (0, 1):
+        memory[world.image.header.section(SectionKind.TABLE, copy).offset + copy * BLOCK_BYTES + 30] ^= 0xFF
+    nr_failed = 0
+    for fail_at in itertools.count():  # 0 never fails
+        backing = FailsOnce(bytearray(memory), fail_at)
+        with suppress(OSError):
+            Image.load(backing, len(memory), NEXT_BOOT)
+        if fail_at > backing.calls:
+            break
+        nr_failed += 1
+        for cut in backing.power_cuts(rng, limit=12):
+            after = Image.load(MemoryBacking(cut.content), len(memory), b"yet another boot", readonly=True)
+            assert after.states == expected, (fail_at, cut.position)
+    assert nr_failed > 10
 
 
 @st.composite

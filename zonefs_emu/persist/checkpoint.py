@@ -84,9 +84,14 @@ class Checkpoint:
         A torn write loses nothing: blocks that differ from *table* were useless. The copy is written even if it seems
         complete, because it may come from the host's cache after a failed sync and never have reached the medium.
 
+        Nothing is written once a compaction has completed a copy: that copy counts instead of *table*, and it would be
+        the one to be overwritten here.
+
         Raises:
             OSError: the host refuses.
         """
+        if self.epoch != table.generation:
+            return
         self._backing.pwrite(
             encode_table(table.words, table.generation, self._seed), self._table_offsets[1 - self._table_first]
         )
