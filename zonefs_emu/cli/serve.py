@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -100,9 +101,10 @@ def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
     if len(images) > 1 and not only_nvme:
         message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp, --vfio-user, or both"
         raise UsageError(message)
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for image in images:
-        resolved = image.resolve()
+        # Path.resolve() raises RuntimeError for a loop of links, which the opening is to report.
+        resolved = os.path.realpath(image)
         if resolved in seen:
             message = f"{image} is given twice: a namespace is one image, and an image is one namespace"
             raise UsageError(message)

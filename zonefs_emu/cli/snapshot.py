@@ -1,5 +1,6 @@
 """``snapshot``: keep a state of an image beside it, under a name."""
 
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -27,13 +28,13 @@ def snapshot_path(image: Path, name: str) -> Path:
         message = f"'{name}' cannot be the name of a snapshot: letters, digits, '_', '.' and '-', up to 100"
         raise UsageError(message)
     # Beside the file itself, whatever links lead to it.
-    real = image.resolve()
+    real = Path(os.path.realpath(image))
     return real.with_name(f"{real.name}{_MARK}{name}")
 
 
 def snapshots(image: Path) -> Iterator[tuple[str, Path]]:
     """Yield (name, file) of the snapshots of *image*, the oldest first."""
-    real = image.resolve()
+    real = Path(os.path.realpath(image))
     prefix = f"{real.name}{_MARK}"
     found = [path for path in real.parent.iterdir() if path.name.startswith(prefix) and path.is_file()]
     for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name)):
