@@ -19,7 +19,7 @@ def test_it_prints_parameters_and_errors(tmp_path: Path) -> None:
 
 def test_what_is_no_table_of_measurements_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "drive.csv"
-    assert "No such file" in fails("fit", table, code=2)
+    assert "No such file" in fails("fit", table)
     table.write_text("op,mean\n")
     assert "no row of a kind that is modelled" in fails("fit", table, code=2)
     table.write_bytes(b"op,mean\n\xff,1\n")

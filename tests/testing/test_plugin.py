@@ -117,5 +117,5 @@ def test_the_manual_shows_the_example_as_it_is() -> None:
 def test_the_first_lines_of_the_manual_work(inner: pytest.Pytester) -> None:
     manual = (ROOT / "docs/testing.md").read_text()
     start = manual.index("    import pytest")
-    inner.makepyfile(textwrap.dedent(manual[start : manual.index("\n\n**Shape", start)]))
+    inner.makepyfile(textwrap.dedent(manual[start : manual.index("\n\n## Shape", start)]))
     run(inner).assert_outcomes(passed=1)

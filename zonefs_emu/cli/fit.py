@@ -28,8 +28,8 @@ def fit(measurements: Path) -> None:
     try:
         with measurements.open(newline="", encoding="utf-8") as lines:
             points = read_measurements(lines)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{measurements}: {error.strerror if isinstance(error, OSError) else 'not UTF-8'}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{measurements}: not UTF-8") from None
     if not points:
         raise UsageError(f"{measurements}: no row of a kind that is modelled")
     parameters = search(points, ZN540, say=lambda group: click.echo(f"searching: {group}", err=True))
