@@ -12,7 +12,7 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.driver_rings import GUEST_BASE, Heap
 from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend
-from zonefs_emu.vhost_user.messages import Request
+from zonefs_emu.vhost_user.messages import Nothing, Request
 
 
 def test_heap() -> None:
@@ -55,6 +55,16 @@ def test_an_answer_that_does_not_come(tmp_path: Path) -> None:
             frontend.queues[0].wait(number, timeout=0.05)
         assert frontend.ask_number(Request.GET_QUEUE_NUM) == 1
     device.close()
+
+
+def test_a_back_end_that_goes_before_it_has_read_everything_has_gone() -> None:
+    """The kernel then says so in another way than at the end of a stream."""
+    ours, theirs = socket.socketpair()
+    with Frontend(connected=ours) as frontend:
+        frontend.send(Request.SET_OWNER, Nothing())
+        theirs.close()
+        with pytest.raises(PeerError, match="closed the connection"):
+            frontend.receive(Request.GET_FEATURES)
 
 
 def test_a_back_end_that_goes_is_not_waited_for() -> None:

@@ -314,7 +314,10 @@ class Frontend:
     def _receive_bytes(self, length: int, fds: list[int]) -> bytes:
         data = b""
         while len(data) < length:
-            part, ancillary, _, _ = self._socket.recvmsg(length - len(data), socket.CMSG_SPACE(32))
+            try:
+                part, ancillary, _, _ = self._socket.recvmsg(length - len(data), socket.CMSG_SPACE(32))
+            except ConnectionResetError:  # the end as well: the back-end had not read everything that we sent
+                part, ancillary = b"", []
             for _, _, content in ancillary:
                 fds += array.array("i", content[: len(content) - len(content) % 4])
             if not part:
