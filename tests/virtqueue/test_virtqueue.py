@@ -608,6 +608,18 @@ def test_a_queue_has_no_size_until_it_is_given_one(bench: Bench) -> None:
     assert queue.stop() == 0
 
 
+def test_a_queue_whose_start_fails_is_not_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transport that contains the exception takes a queue with a ring for one that runs."""
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.virtqueue.virtqueue.new_walker", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.start()
+    assert bench.queue.ring is None
+    assert not bench.queue.is_ready
+    bench.start()
+    assert bench.queue.is_ready
+
+
 @pytest.mark.parametrize("nr_bytes_beyond", [0, 64], ids=["up to the end of a page", "into the next page"])
 def test_all_pages_of_the_descriptors_of_a_packed_ring_are_logged_and_no_more(nr_bytes_beyond: int) -> None:
     bench = Bench(is_packed=True)

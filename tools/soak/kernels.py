@@ -10,10 +10,13 @@ In one process, because what plays the kernel (:mod:`tools.soak.kernel_doubles`)
 """
 
 import errno
+import faulthandler
 import json
+import os
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -47,6 +50,8 @@ _PROBABILITY: Final = 0.03
 #: So many requests of every load without a new exception: there is none left to meet.
 _NR_QUIET_REQUESTS: Final = 150
 _SECONDS_MAX: Final = 170
+#: For the end: users wait for an answer for 60 s, and front-ends for the host's disk for less.
+_ENDING_SECONDS_MAX: Final = 80
 UBLK: Final = (range(2, 12), range(12, 22))
 VDUSE: Final = range(22, 42)
 NVME: Final = range(42, 62)
@@ -145,7 +150,7 @@ class VduseLoad(BlkLoad):
         assert loop is not None
         assert loop.failure is None
         (queue,) = loop.queues
-        return queue.ring is not None and not queue.broken
+        return queue.ring is not None and queue.enabled and not queue.broken
 
     def look(self) -> None:
         """Ask for something other than data, or have the device set itself up in another way."""
@@ -264,4 +269,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Front-ends that still serve, or hang, have threads that the interpreter would wait for.
+    faulthandler.dump_traceback_later(_SECONDS_MAX + _ENDING_SECONDS_MAX, exit=True)
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

@@ -171,7 +171,7 @@ class Virtqueue:
             self._record = RingRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
         if features & bits.RING_PACKED:
             base = self._packed_base(desc)
-            self.ring = PackedRing(
+            ring: SplitRing | PackedRing = PackedRing(
                 self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
                 ordered=ORDERED,
             )  # fmt: skip
@@ -182,7 +182,7 @@ class Virtqueue:
                 # Requests are finished in order, so the unfinished ones begin at the used index.
                 base = int.from_bytes(device[2:4], "little")
                 self._record.start_split(base)
-            self.ring = SplitRing(
+            ring = SplitRing(
                 self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
                 ordered=ORDERED,
             )  # fmt: skip
@@ -190,7 +190,9 @@ class Virtqueue:
         self._intent_log = self._record
         self._backlog = ()
         self.broken = False
-        self.set_log(dirty)
+        self._use_log(ring, dirty)
+        # Last: a queue with a ring passes for one that runs, and what raises above has not started it.
+        self.ring = ring
 
     def _packed_base(self, desc: memoryview) -> int:
         record = self._record
@@ -209,17 +211,20 @@ class Virtqueue:
         return position | position << 16
 
     def set_log(self, dirty: DirtyLog | None) -> None:
-        """Begin or end to log the pages that are written."""
-        self._log = dirty
-        # Pages are marked in Python: migrations are rare, and the walker does not keep guest addresses.
-        self._walker = None
+        """Begin or end to log the pages that are written, if the queue runs."""
         if self.ring is not None:
-            self.ring.logged = None if dirty is None else {}
-            if dirty is None and self._handler is not None and self._areas is not None:
-                self._walker = new_walker(
-                    self.ring, self._areas, self._handler.plain, faults=self._faults, record=self._record,
-                    record_memory=self._record_memory,
-                )  # fmt: skip
+            self._use_log(self.ring, dirty)
+
+    def _use_log(self, ring: SplitRing | PackedRing, dirty: DirtyLog | None) -> None:
+        self._log = dirty
+        self._walker = None
+        ring.logged = None if dirty is None else {}
+        # Pages are marked in Python: migrations are rare, and the walker does not keep guest addresses.
+        if dirty is None and self._handler is not None and self._areas is not None:
+            self._walker = new_walker(
+                ring, self._areas, self._handler.plain, faults=self._faults, record=self._record,
+                record_memory=self._record_memory,
+            )  # fmt: skip
 
     def set_used_log_address(self, address: int) -> None:
         """Log writes of the used ring at guest *address* from now on; packed rings know their own."""
