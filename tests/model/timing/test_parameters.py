@@ -2,7 +2,8 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from zonefs_emu.model.timing.parameters import parameters_of
+from zonefs_emu.fitting.search import SEARCHED as SEARCH
+from zonefs_emu.model.timing.parameters import BY_HAND, SEARCHED, SOURCES, parameters_of
 from zonefs_emu.model.timing.timing_presets import SMR_HM, ZN540
 
 
@@ -13,11 +14,18 @@ def test_each_parameter_has_a_meaning_a_source_and_the_unit_of_its_name(preset: 
     assert len(rows) > 6
     for row in rows:
         assert row.meaning
-        assert row.source in {"fit", "fact", "assumed", "data sheet"}
+        assert row.source in SOURCES
         by_name = "ns/B" if "byte_ns" in row.name else "ns" if row.name.endswith("_ns") else None
         by_name = "B" if row.name.endswith("_bytes") else by_name
         assert by_name is None or row.unit == by_name, row.name
         assert getattr(preset, row.name) == row.value
+
+
+def test_what_is_called_searched_is_what_the_search_of_random_reads_finds() -> None:
+    """The parameters of writes are searched by `fit` as well, but those of the preset were tuned by hand."""
+    sources = {row.name: row.source for row in parameters_of(ZN540)}
+    assert {name for name, source in sources.items() if source == SEARCHED} == set(SEARCH["random read"])
+    assert sources["controller_write_ns"] == BY_HAND
 
 
 def test_a_preset_does_not_change() -> None:

@@ -6,14 +6,35 @@ The unit stands at the end of a name where there is one (``_ns``, ``_bytes``; ``
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 #: Requests a second that streams of sequential reads reach: (request bytes, by streams, by depth of each stream).
 ReadAheadTable: TypeAlias = tuple[tuple[int, tuple[tuple[int, ...], ...]], ...]
 
 
-def parameter(unit: str, meaning: str, source: str = "fit") -> Any:  # noqa: ANN401  (as dataclasses.field)
-    """Declare a parameter. *source*: "fit" to the measurements, "fact" read off them, or where it is published."""
+#: Where the value of a parameter in its preset comes from.
+SEARCHED: Final = "searched"
+BY_HAND: Final = "by hand"
+MEASURED: Final = "measured"
+DOCUMENT: Final = "document"
+TYPICAL: Final = "typical"
+ASSUMED: Final = "assumed"
+SOURCES: Final = MappingProxyType(
+    {
+        SEARCHED: "found by a search for the least error at the measurements (zonefs_emu.fitting)",
+        BY_HAND: "tuned by hand until the model was near the measurements",
+        MEASURED: "read off the measurements, without a search",
+        DOCUMENT: "the specification of a similar drive: Western Digital Ultrastar DC HC310 (not shingled), "
+        "revision 1.4, section 4.5.1",
+        TYPICAL: "usual for drives of this kind; no data sheet of this drive was at hand",
+        ASSUMED: "no measurement and no document says it",
+    }
+)
+
+
+def parameter(unit: str, meaning: str, source: str = BY_HAND) -> Any:  # noqa: ANN401  (as dataclasses.field)
+    """Declare a parameter. *source*: one of SOURCES; it is that of the value in the preset, not of other values."""
     return field(metadata={"unit": unit, "meaning": meaning, "source": source})
 
 
@@ -34,7 +55,7 @@ class FlashParameters:
     # --- the controller, which takes requests one after the other ---------------------------------------------------
     controller_write_ns: int = parameter("ns", "the controller's time for a write")
     controller_append_ns: int = parameter("ns", "the controller's time for a zone append")
-    controller_read_ns: int = parameter("ns", "the controller's time for a read", "assumed")
+    controller_read_ns: int = parameter("ns", "the controller's time for a read", ASSUMED)
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
     write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
     small_write_ns: int = parameter("ns", "added for a write below write_unit_bytes")
@@ -47,9 +68,9 @@ class FlashParameters:
     large_append_ns: int = parameter("ns", "added for an append above write_unit_bytes")
     overlap_ns: int = parameter("ns", "added while another write is under way")
     jitter_ns: int = parameter("ns", "mean of an exponential part of the latency of each write")
-    first_write_ns: int = parameter("ns", "added to the first write of an empty zone", "fact")
-    first_append_ns: int = parameter("ns", "added to the first append to an empty zone", "fact")
-    reopen_ns: int = parameter("ns", "added to the first write of a closed zone", "fact")
+    first_write_ns: int = parameter("ns", "added to the first write of an empty zone", MEASURED)
+    first_append_ns: int = parameter("ns", "added to the first append to an empty zone", MEASURED)
+    reopen_ns: int = parameter("ns", "added to the first write of a closed zone", MEASURED)
     # --- writes below 8 KiB on a device of 512-byte blocks ----------------------------------------------------------
     partial_4k_ns: int = parameter("ns", "mean time to merge a write of 4 KiB or more on 512-byte blocks")
     partial_ns: int = parameter("ns", "mean time to merge a write below 4 KiB on 512-byte blocks")
@@ -71,53 +92,57 @@ class FlashParameters:
     # --- reads ------------------------------------------------------------------------------------------------------
     nr_channels: int = parameter("", "channels, each of which carries one transfer at a time")
     dies_per_channel: int = parameter("", "dies on a channel; each reads or programs one thing at a time")
-    die_read_ns: int = parameter("ns", "a die's time to read a page")
-    slow_page_share: float = parameter("", "share of pages that take longer: one of three bits of a cell, about")
-    slow_page_ns: int = parameter("ns", "... by this")
-    channel_byte_ns: float = parameter("ns/B", "the transfer from a die over its channel")
-    read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read")
-    bus_ns: int = parameter("ns", "the bus to the host: a transfer")
-    bus_byte_ns: float = parameter("ns/B", "... and each byte of it")
-    stripe_bytes: int = parameter("B", "a read above this goes to more than one die", "assumed")
+    die_read_ns: int = parameter("ns", "a die's time to read a page", SEARCHED)
+    slow_page_share: float = parameter(
+        "", "share of pages that take longer: one of three bits of a cell, about", SEARCHED
+    )
+    slow_page_ns: int = parameter("ns", "... by this", SEARCHED)
+    channel_byte_ns: float = parameter("ns/B", "the transfer from a die over its channel", SEARCHED)
+    read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read", SEARCHED)
+    bus_ns: int = parameter("ns", "the bus to the host: a transfer", SEARCHED)
+    bus_byte_ns: float = parameter("ns/B", "... and each byte of it", SEARCHED)
+    stripe_bytes: int = parameter("B", "a read above this goes to more than one die", ASSUMED)
     # --- reads in order ---------------------------------------------------------------------------------------------
     read_ahead_rates: ReadAheadTable = parameter(  # noqa: RUF009  (it is a field)
-        "1/s", "rates of sequential streams by size, streams and depth", "fact"
+        "1/s", "rates of sequential streams by size, streams and depth", MEASURED
     )
-    read_ahead_streams: tuple[int, ...] = parameter("", "numbers of streams of the rows of read_ahead_rates", "fact")
-    read_ahead_depths: tuple[int, ...] = parameter("", "depths of each stream in the columns of it", "fact")
-    read_ahead_gap_ns: int = parameter("ns", "what the host of the measurements needed between answer and request")
+    read_ahead_streams: tuple[int, ...] = parameter("", "numbers of streams of the rows of read_ahead_rates", MEASURED)
+    read_ahead_depths: tuple[int, ...] = parameter("", "depths of each stream in the columns of it", MEASURED)
+    read_ahead_gap_ns: int = parameter(
+        "ns", "what the host of the measurements needed between answer and request", MEASURED
+    )
     read_ahead_shape: float = parameter("", "shape of the gamma distribution of the time of a sequential read")
     # --- zone management --------------------------------------------------------------------------------------------
-    open_ns: int = parameter("ns", "explicit open", "fact")
-    close_ns: int = parameter("ns", "close", "fact")
-    management_jitter_ns: int = parameter("ns", "mean of an exponential part of open and close", "fact")
-    finish_empty_ns: int = parameter("ns", "finish of an empty zone, and of a full one", "fact")
+    open_ns: int = parameter("ns", "explicit open", MEASURED)
+    close_ns: int = parameter("ns", "close", MEASURED)
+    management_jitter_ns: int = parameter("ns", "mean of an exponential part of open and close", MEASURED)
+    finish_empty_ns: int = parameter("ns", "finish of an empty zone, and of a full one", MEASURED)
     finish_ns: int = parameter("ns", "finish of any other zone")
     finish_byte_ns: float = parameter("ns/B", "... and for each byte that is padded")
-    finish_spread: float = parameter("", "standard deviation of the padding time, as a share of it", "fact")
+    finish_spread: float = parameter("", "standard deviation of the padding time, as a share of it", MEASURED)
     reset_ns: int = parameter("ns", "reset")
     reset_written_ns: int = parameter("ns", "added where anything is written")
     reset_capacity_ns: int = parameter("ns", "added in proportion to the share of the capacity that is written")
     reset_active_ns: int = parameter("ns", "added where the zone is open or closed with more than a block")
-    reset_finished_ns: int = parameter("ns", "saved where the zone was made full by finish", "fact")
-    reset_slow_share: float = parameter("", "share of resets that take longer", "fact")
+    reset_finished_ns: int = parameter("ns", "saved where the zone was made full by finish", MEASURED)
+    reset_slow_share: float = parameter("", "share of resets that take longer", MEASURED)
     reset_slow_ns: int = parameter("ns", "... by this for a full zone, else by its occupancy to the power of 0.6")
-    reset_beside_writes: float = parameter("", "factor on a reset while writes are under way", "fact")
+    reset_beside_writes: float = parameter("", "factor on a reset while writes are under way", MEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskParameters:
     """A disk with one actuator."""
 
-    seek_ns: int = parameter("ns", "settling: the part of a seek that does not depend on its distance", "assumed")
-    seek_stroke_ns: int = parameter("ns", "a seek over the whole disk beyond that; grows as the root of the distance")
-    revolution_ns: int = parameter("ns", "a revolution", "data sheet")
-    media_byte_ns: float = parameter("ns/B", "a byte at the outermost track", "data sheet")
-    inner_ratio: float = parameter("", "rate at the innermost track as a share of the outermost one", "assumed")
-    command_ns: int = parameter("ns", "each command, and all of the management ones", "assumed")
-    streaming_ns: int = parameter(
-        "ns", "a request that follows on is under the head if it comes within this", "assumed"
+    seek_ns: int = parameter("ns", "settling: the part of a seek that does not depend on its distance", ASSUMED)
+    seek_stroke_ns: int = parameter(
+        "ns", "a seek over the whole disk beyond that; grows as the root of the distance", DOCUMENT
     )
+    revolution_ns: int = parameter("ns", "a revolution", DOCUMENT)
+    media_byte_ns: float = parameter("ns/B", "a byte at the outermost track", TYPICAL)
+    inner_ratio: float = parameter("", "rate at the innermost track as a share of the outermost one", ASSUMED)
+    command_ns: int = parameter("ns", "each command, and all of the management ones", ASSUMED)
+    streaming_ns: int = parameter("ns", "a request that follows on is under the head if it comes within this", ASSUMED)
 
 
 def parameters_of(parameters: FlashParameters | DiskParameters) -> Iterator[ParameterFact]:

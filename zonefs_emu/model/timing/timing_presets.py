@@ -127,11 +127,13 @@ ZN540: Final = FlashParameters(
     reset_beside_writes=1.11,
 )
 
-#: Western Digital Ultrastar DC HC620, 14 TB, host-managed SMR. Its data sheet has 7200 revolutions a minute, 233 MB/s
-#: sustained, and 7.7 ms for a typical seek, which is 1 ms and the mean root of the distance (8/15) of the stroke.
+#: A host-managed SMR disk of 7200 revolutions a minute, such as the Western Digital Ultrastar DC HC620. No data sheet
+#: of that drive was at hand: 233 MB/s is a usual rate of its kind. A seek takes 7.4 ms on average, as in the
+#: specification of a similar drive (DOCUMENT in parameters.py): 1 ms, and the mean root of the distance (8/15) of the
+#: stroke.
 SMR_HM: Final = DiskParameters(
     seek_ns=1_000_000,
-    seek_stroke_ns=12_560_000,
+    seek_stroke_ns=12_000_000,
     revolution_ns=8_333_333,
     media_byte_ns=4.292,
     inner_ratio=0.5,
