@@ -29,6 +29,7 @@ PAGES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "README.md": ("fuse",),
         "docs/break.md": ("fuse",),
         "docs/ci.md": (),
+        "docs/timing.md": (),
         "docs/vm.md": ("qemu",),
         "docs/without-root.md": ("fuse",),
     }

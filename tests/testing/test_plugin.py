@@ -66,7 +66,7 @@ def test_a_failing_test_shows_its_device(inner: pytest.Pytester) -> None:
         """
         import pytest
 
-        @pytest.mark.zoned(size=8 << 20, zone_size=1 << 20)
+        @pytest.mark.zoned(size=8 << 20, zone_size=1 << 20, timing="zn540")
         def test_it(zoned_device):
             zoned_device.port.write(4096, 8, (bytes(4096),))
             assert zoned_device.port.write(4096, 8, (bytes(4096),)) == 0
@@ -79,6 +79,9 @@ def test_a_failing_test_shows_its_device(inner: pytest.Pytester) -> None:
             "*- zoned device -*",
             "*zoned.img: 8 MiB, 8 zones of 1 MiB; those that are not empty:",
             "zone      2 at sector       4096  IMP_OPEN   8 of 2048 sectors written",
+            "timing zn540, the clock at 0.0* ms, 0 commands under way",
+            "write: 1 in 1*.* us on average, the longest in 1*.* us",
+            "lately: write of 8 sectors, zone 2, at 0.000 ms: 1*.* us",
             "refused: test: write of 8 sectors at sector 4096 was refused (UNALIGNED_WP): *",
         ]
     )
@@ -96,6 +99,7 @@ def test_a_passing_test_and_one_without_a_device_show_nothing(inner: pytest.Pyte
     [
         ("preset='large'", "there is no preset 'large': there are small, zn540, smr-hm"),
         ("size=1000", "the shape of the zoned_device: size: *"),
+        ("timing='fast'", "there is no timing preset 'fast': there are zn540, smr-hm, none"),
         ("colour=3", "the shape of the zoned_device: *unexpected keyword argument 'colour'"),
     ],
 )

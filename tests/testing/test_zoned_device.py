@@ -193,3 +193,28 @@ def test_a_mounted_device_goes_back_too(device: DeviceUnderTest) -> None:
     device.rewind()
     assert (mountpoint / "seq/3").stat().st_size == 4096
     append_file(mountpoint / "seq/3")
+
+
+def test_a_device_with_a_timing_takes_the_time_of_the_drive_on_its_clock(tmp_path: Path) -> None:
+    device = DeviceUnderTest(tmp_path, build_geometry(size=8 * MIB, zone_size=MIB), timing="zn540")
+    try:
+        assert device.port.append(3 * ZONE, 8, (BLOCK,)) == (0, 3 * ZONE)
+        once_ns = device.clock.now_ns
+        assert 14_000 < once_ns < 20_000
+        many = [device.clock.submit(device.port.append, 3 * ZONE, 8, (BLOCK,)) for _ in range(8)]
+        assert device.clock.now_ns == once_ns
+        assert "the clock at 0.0" in device.describe()
+        assert "8 commands under way" in device.describe()
+        device.clock.run_until_idle()
+        assert many[7].end_ns == device.clock.now_ns > 50_000
+        device.inject("delay", on="append", delay_ns=(10**12, 10**12))
+        device.port.append(3 * ZONE, 8, (BLOCK,))
+        assert device.clock.now_ns > 10**12, "and the test did not wait for that"
+        lines = device.describe().splitlines()
+        assert any(line.startswith("append: 10 in ") for line in lines)
+        assert lines[-1].startswith("lately: append of 8 sectors, zone 3, at 10000")
+        device.power_cut()
+        assert device.port.read(3 * ZONE, 8, (bytearray(4096),)) == 0
+        assert "read: 1 in " in device.describe()
+    finally:
+        device.close()

@@ -21,6 +21,7 @@ from zonefs_emu.device.hot_path import HotPath
 from zonefs_emu.device.image_access import ImageAccess
 from zonefs_emu.device.listeners import Audience, Listeners
 from zonefs_emu.device.refusals import RefusalLog
+from zonefs_emu.device.timing import Timing
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
@@ -62,6 +63,8 @@ class DeviceCore:
         self.faults = FaultTable.decode(image.load_faults(), image.faults_version)
         self._saving_faults = threading.Lock()
         self._delays_cut = threading.Event()
+        #: How long commands take, if they are to take as long as those of a real drive.
+        self.timing: Timing | None = None
         #: The clock that injected delays wait on; tests drive their own.
         self.sleep_ns: Callable[[int], None] = self._sleep_ns
         self._noticing_loss = threading.Lock()

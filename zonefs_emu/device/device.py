@@ -3,10 +3,12 @@
 May not know: front-ends, protocols, event loops. Sync and thread safe. Its parts, each a module:
 
 * :mod:`core`: what the ports share, and how a change gets from the machine to the image;
-* :mod:`port`: the commands; :mod:`faulty_port` decorates them with injected faults, :mod:`oplog` with a record;
+* :mod:`port`: the commands; :mod:`faulty_port` decorates them with injected faults, :mod:`timed_port` with the times of
+  a real drive, :mod:`oplog` with a record;
 * :mod:`zone_states`: commands on the states of all zones at once.
 """
 
+import time
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,9 +22,12 @@ from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.device.image_access import WriteHook
 from zonefs_emu.device.listeners import Listener
 from zonefs_emu.device.port import Port
+from zonefs_emu.device.timed_port import TimedPort
+from zonefs_emu.device.timing import Timing
 from zonefs_emu.device.zone_states import load_zones, power_cycle, save_zones
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.timing.timing_presets import find_preset, make_timing
 from zonefs_emu.model.transitions import Dialect
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.metadata import create_image
@@ -91,6 +96,28 @@ class ZonedDevice(DeviceCore):
         if self.image.is_lost:
             self.access.let_go()
         return self.port_factory(name, dialect)
+
+    def start_timing(
+        self, preset: str, *, clock: Callable[[], int] = time.monotonic_ns, scale: float = 1.0, seed: int = 0
+    ) -> Timing | None:
+        """Have commands through ports that are made from now on take as long as on the drive *preset*, times *scale*.
+
+        *clock* is the time in nanoseconds. With the preset "none" nothing changes, and None is returned.
+
+        Raises:
+            UsageError: there is no such preset.
+        """
+        parameters = find_preset(preset)
+        if parameters is None:
+            return None
+        geometry = self.geometry
+        model = make_timing(
+            parameters, capacity_sectors=geometry.zone_capacity, size_sectors=geometry.size,
+            block_bytes=geometry.block_size_bytes, seed=seed,
+        )  # fmt: skip
+        self.timing = Timing(preset, model, clock=clock, scale=scale)
+        self.port_factory = partial(TimedPort, self)
+        return self.timing
 
     def subscribe(self, listener: Listener, *, port: Port | None = None) -> None:
         """Call *listener* after any port but *port* changed zones, until it raises or :meth:`unsubscribe`."""

@@ -24,6 +24,7 @@ from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.switch import Switch
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import DIALECTS, Dialect, Operation
@@ -181,6 +182,10 @@ class RecordingPort(FaultyPort):
         return status
 
 
+class TimedRecordingPort(TimedPort, RecordingPort):
+    """A port that notes every operation, timed; an operation is noted before its answer is held back."""
+
+
 def record(device: ZonedDevice, file: IO[str]) -> OpLog:
     """Have every port that *device* gives out from now on note what it does in *file*; returns the log, to be closed.
 
@@ -190,7 +195,8 @@ def record(device: ZonedDevice, file: IO[str]) -> OpLog:
     log = OpLog(file, device)
 
     def recording_port(name: str, dialect: Dialect) -> Port:
-        return RecordingPort(device, name, dialect, log=log)
+        port_type = RecordingPort if device.timing is None else TimedRecordingPort
+        return port_type(device, name, dialect, log=log)
 
     device.port_factory = recording_port
     return log

@@ -35,11 +35,17 @@ _OUTSTANDING_MAX: Final = 64
 
 
 def fit(
-    points: Sequence[Measurement], start: FlashParameters, *, say: Callable[[str], None] | None = None
+    points: Sequence[Measurement],
+    start: FlashParameters,
+    *,
+    say: Callable[[str], None] | None = None,
+    count: int = _COUNT,
+    iterations: int = _ITERATIONS,
 ) -> FlashParameters:
     """Return *start* with what *points* decide changed so that the model agrees with them.
 
     Parameters that no point decides stay as they are. *say* is called with the name of each group before its search.
+    *count*: requests that are simulated for each prediction; *iterations*: of each search.
 
     Raises:
         UsageError: SciPy is not installed.
@@ -50,14 +56,16 @@ def fit(
         if of_group:
             if say is not None:
                 say(group)
-            parameters = _search(parameters, names, of_group)
+            parameters = _search(parameters, names, of_group, count, iterations)
     sequential = [point for point in points if point.group == "sequential read" and point.iops]
     if sequential:
         parameters = with_read_ahead(parameters, sequential)
     return parameters
 
 
-def _search(parameters: FlashParameters, names: Sequence[str], points: Sequence[Measurement]) -> FlashParameters:
+def _search(
+    parameters: FlashParameters, names: Sequence[str], points: Sequence[Measurement], count: int, iterations: int
+) -> FlashParameters:
     """Minimize the logarithms of the ratios of means and rates, and in part of the 99th percentiles of reads."""
     try:
         from scipy.optimize import least_squares  # noqa: PLC0415  (an extra, and half a second)
@@ -80,7 +88,7 @@ def _search(parameters: FlashParameters, names: Sequence[str], points: Sequence[
         candidate = made(factors)
         found = []
         for point in few:
-            summary = predict(candidate, point, count=_COUNT)
+            summary = predict(candidate, point, count=count)
             is_management = point.group in ("finish and reset", "open and close")
             measured_ns = point.p50_ns if is_management and point.p50_ns else point.mean_ns
             found.append(log(max(summary.p50_ns if is_management else summary.mean_ns, 1) / measured_ns))
@@ -91,7 +99,7 @@ def _search(parameters: FlashParameters, names: Sequence[str], points: Sequence[
         return found
 
     result = least_squares(
-        residuals, [1.0] * len(names), diff_step=0.03, loss="soft_l1", f_scale=0.05, max_nfev=_ITERATIONS
+        residuals, [1.0] * len(names), diff_step=0.03, loss="soft_l1", f_scale=0.05, max_nfev=iterations
     )
     return made(result.x)
 

@@ -3,7 +3,7 @@
     @pytest.mark.zoned(preset="small", max_open_zones=2)
     def test_it(zoned_device: DeviceUnderTest) -> None: ...
 
-A test that fails shows the zones and the last refusals of its device.
+A test that fails shows the zones and the last refusals of its device, and the times of its commands if it has a timing.
 
 Every pytest that finds the package loads this module, so the device itself is imported by the first test that uses one.
 """
@@ -27,7 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "zoned(preset, size, zone_size, zone_capacity, nr_conv, conventional, block_size, max_open_zones, "
-        "max_active_zones, max_append): the shape of the zoned_device, in bytes, as of `zonefs-emu create`",
+        "max_active_zones, max_append, timing): the shape of the zoned_device, in bytes, as of `zonefs-emu create`, "
+        "and a timing preset",
     )
 
 
@@ -43,12 +44,21 @@ def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[De
     shape = {**(mark.kwargs if mark else {}), **getattr(request, "param", {})}
     directory = tmp_path / "zoned_device"
     directory.mkdir()
-    device = DeviceUnderTest(directory, _geometry(**shape))
+    timing = _timing(shape.pop("timing", "none"))
+    device = DeviceUnderTest(directory, _geometry(**shape), timing=timing)
     request.node.stash[_DEVICE] = device
     try:
         yield device
     finally:
         device.close()
+
+
+def _timing(preset: str) -> str:
+    from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS
+
+    if preset not in TIMING_PRESETS:
+        pytest.fail(f"there is no timing preset {preset!r}: there are {', '.join(TIMING_PRESETS)}", pytrace=False)
+    return preset
 
 
 def _geometry(*, preset: str = "", nr_conv: int | None = None, **shape: Any) -> "Geometry":  # noqa: ANN401  (checked there)

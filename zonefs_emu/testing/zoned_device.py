@@ -32,6 +32,7 @@ from zonefs_emu.device.dump import dump
 from zonefs_emu.device.faults import Fault
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
+from zonefs_emu.device.virtual_clock import VirtualClock
 from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.front_ends.known import EXTENSIONS, open_target
 from zonefs_emu.front_ends.nvme_tcp import NvmeTcpFrontEnd, parse_address
@@ -52,6 +53,7 @@ _END_S: Final = 60.0
 #: What a description shows at most.
 _ZONES_SHOWN: Final = 32
 _REFUSALS_SHOWN: Final = 5
+_OPERATIONS_SHOWN: Final = 8
 _UNTOUCHED: Final = frozenset((Condition.EMPTY, Condition.NOT_WP))
 _WITHOUT_WP: Final = frozenset((Condition.NOT_WP, Condition.FULL, Condition.READONLY, Condition.OFFLINE))
 
@@ -66,14 +68,17 @@ class _Daemon:
 
 
 class DeviceUnderTest:
-    """A new device of *geometry*, in *directory*.
+    """A new device of *geometry*, in *directory*. In this process, commands take as long as on the drive *timing*.
 
     Raises:
-        OSError: the host refuses.
+        UsageError: there is no such timing preset. OSError: the host refuses.
     """
 
-    def __init__(self, directory: Path, geometry: Geometry) -> None:
+    def __init__(self, directory: Path, geometry: Geometry, *, timing: str = "none") -> None:
         self.geometry = geometry
+        #: What the time is for commands and injected delays in this process: it moves by them, and by the test.
+        self.clock = VirtualClock()
+        self._preset = timing
         #: The file. After a power cut it is another one of the same name.
         self.image = directory / "zoned.img"
         self._directory = directory
@@ -87,6 +92,8 @@ class DeviceUnderTest:
 
     def _open(self) -> None:
         self._device = ZonedDevice.open(self.image, owner="a test")
+        self._device.sleep_ns = self.clock.advance
+        self._device.start_timing(self._preset, clock=self.clock.now)
         self._port = self._device.port("test", VIRTIO)
         self._verbs = Verbs(self._device, extensions=EXTENSIONS)
         self._lab = PowerCutLab(self._device)
@@ -407,9 +414,23 @@ class DeviceUnderTest:
             yield f"... and {len(zones) - _ZONES_SHOWN} more"
         if not zones:
             yield "none"
+        yield from self._time_lines()
         yield from (f"refused before the power cut: {sentence}" for sentence in self._earlier_refusals)
         yield from (f"refused: {sentence}" for sentence in self.refusals(_REFUSALS_SHOWN))
         yield from (f"the daemon said: {line}" for line in self.log().splitlines())
+
+    def _time_lines(self) -> Iterator[str]:
+        """Yield how long the commands in this process took, if they are timed."""
+        timing = None if self._device is None else self._device.timing
+        if timing is None:
+            return
+        now_ms = self.clock.now_ns / 1e6
+        yield f"timing {timing.name}, the clock at {now_ms:.3f} ms, {self.clock.nr_in_flight} commands under way"
+        for operation, times in timing.times().items():
+            mean_us, longest_us = times.total_ns / times.count / 1e3, times.longest_ns / 1e3
+            name = operation.name.lower()
+            yield f"{name}: {times.count} in {mean_us:.1f} us on average, the longest in {longest_us:.1f} us"
+        yield from (f"lately: {done}" for done in tuple(timing.last)[-_OPERATIONS_SHOWN:])
 
     @contextmanager
     def _target(self) -> Iterator[Target]:

@@ -1,0 +1,136 @@
+"""A port whose answers take as long as those of a real drive: a decorator of the commands of :class:`Port`.
+
+Commands are carried out at once; only the answer waits. So timing never changes what is stored or answered. A command
+that is refused, and a flush, take no time of their own.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from zonefs_emu.device.core import DeviceCore
+from zonefs_emu.device.faulty_port import FaultyPort
+from zonefs_emu.errors import Status
+from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import Sector
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+#: Zones of one command that are timed each; those beyond take as long as these on average. A reset of a million zones
+#: would take seconds to compute otherwise.
+_ZONES_MAX: Final = 1024
+#: The state of a zone that there is not: what is asked of it is refused.
+_NO_ZONE: Final = (int(Condition.OFFLINE), 0)
+#: Zones that a command on all zones passes over without any work.
+_UNTOUCHED: Final = frozenset((Condition.EMPTY, Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
+
+
+class TimedPort(FaultyPort):
+    """A port on which injected faults strike, timed. An injected delay comes before the drive's own time.
+
+    *is_held*: False where the front-end asks :attr:`DeviceCore.timing` itself when a request arrives, because it holds
+    the request back and not the answer.
+    """
+
+    is_held = True
+
+    def __init__(self, device: DeviceCore, name: str, dialect: Dialect, **options: Any) -> None:  # noqa: ANN401
+        """Use :meth:`ZonedDevice.port`. *options* are those of the other classes of a port that is more than this."""
+        super().__init__(device, name, dialect, **options)
+        assert device.timing is not None
+        self._timing = device.timing
+        # Of each thread: when the operation that it is carrying out was let through by the faults.
+        self._struck_ns = threading.local()
+
+    def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
+        """Read, as slowly as the drive."""
+        arrival_ns = self._timing.clock()
+        status = super().read(sector, nr_sectors, buffers)
+        if not status and self.is_held:
+            arrival_ns = self._arrival_ns(arrival_ns)
+            zone_no = sector // self.geometry.zone_size
+            self._hold(self._ask(Operation.READ, sector, nr_sectors, self._state(zone_no), arrival_ns), arrival_ns)
+        return status
+
+    def _store(
+        self, row: WriteRow, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+    ) -> tuple[Status, Sector]:
+        arrival_ns = self._timing.clock()
+        state = self._state(sector // self.geometry.zone_size)
+        answer = super()._store(row, sector, nr_sectors, buffers)
+        if not answer[0] and self.is_held:
+            arrival_ns = self._arrival_ns(arrival_ns)
+            self._hold(self._ask(row.operation, sector, nr_sectors, state, arrival_ns), arrival_ns)
+        return answer
+
+    def _manage(self, operation: Operation, sector: Sector, nr_zones: int) -> Status:
+        first = sector // self.geometry.zone_size
+        end = min(first + nr_zones, self.geometry.nr_zones)
+        return self._managed(operation, range(first, end), partial(super()._manage, operation, sector, nr_zones))
+
+    def _manage_all(self, operation: Operation) -> Status:
+        conds = bytes(self._machine.conds)
+        touched = [zone_no for zone_no, cond in enumerate(conds) if cond not in _UNTOUCHED]
+        return self._managed(operation, touched, partial(super()._manage_all, operation))
+
+    def _managed(self, operation: Operation, zones: Sequence[int], command: Callable[[], Status]) -> Status:
+        arrival_ns = self._timing.clock()
+        states = [(zone_no, self._state(zone_no)) for zone_no in zones[:_ZONES_MAX]]
+        status = command()
+        if not status and self.is_held and states:
+            arrival_ns = self._arrival_ns(arrival_ns)
+            size = self.geometry.zone_size
+            due_ns = max(self._ask(operation, zone_no * size, 0, state, arrival_ns) for zone_no, state in states)
+            self._hold(arrival_ns + (due_ns - arrival_ns) * len(zones) // len(states), arrival_ns)
+        return status
+
+    def _struck(
+        self,
+        operation: Operation,
+        sector: Sector,
+        nr_sectors: int,
+        buffers: "Sequence[Buffer]" = (),
+        *,
+        nr_zones: int = 0,
+    ) -> Status:
+        status = super()._struck(operation, sector, nr_sectors, buffers, nr_zones=nr_zones)
+        self._struck_ns.now = self._timing.clock()
+        return status
+
+    def _arrival_ns(self, arrival_ns: int) -> int:
+        """Return when an operation reached the drive that came at *arrival_ns*: faults may have held it up."""
+        return getattr(self._struck_ns, "now", arrival_ns) if self._faults else arrival_ns
+
+    def due_ns(self, operation: Operation, sector: Sector, nr_sectors: int, arrival_ns: int) -> int:
+        """Return when an operation that has arrived and is still to be carried out is to be answered, on the clock."""
+        return self._ask(operation, sector, nr_sectors, self._state(sector // self.geometry.zone_size), arrival_ns)
+
+    def _state(self, zone_no: int) -> tuple[int, int]:
+        """Return the condition of *zone_no* and how many sectors of it are written; without the lock, as reads do."""
+        machine = self._machine
+        return (machine.conds[zone_no], machine.wps[zone_no]) if zone_no < self.geometry.nr_zones else _NO_ZONE
+
+    def _ask(
+        self, operation: Operation, sector: Sector, nr_sectors: int, state: tuple[int, int], arrival_ns: int
+    ) -> int:
+        cond, written_sectors = state
+        zone_no = sector // self.geometry.zone_size
+        return self._timing.submit(
+            operation, zone_no, sector, nr_sectors, cond=cond, written_sectors=written_sectors, arrival_ns=arrival_ns
+        )
+
+    def _hold(self, due_ns: int, arrival_ns: int) -> None:
+        """Have the answer wait until *due_ns*: by the front-end where it can do so, else here."""
+        timing = self._timing
+        now_ns = timing.clock()
+        if now_ns < due_ns:
+            if self.defer is not None:
+                self.defer(due_ns - now_ns)
+                now_ns = due_ns
+            else:
+                self.device.sleep_ns(due_ns - now_ns)
+                now_ns = timing.clock()
+        timing.answered(due_ns, arrival_ns, now_ns)

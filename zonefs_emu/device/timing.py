@@ -1,0 +1,201 @@
+"""How long the commands of a device take: a timing model (:mod:`zonefs_emu.model.timing`) that follows a clock.
+
+May not know: ports, commands, front-ends. The clock is the caller's, of the host or a virtual one, in nanoseconds. With
+a *scale* the drive is slower than the model by that factor: its time runs at a fraction of the clock's.
+"""
+
+import heapq
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from zonefs_emu.model.timing.waits import DriveTiming, Wait
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import Sector
+
+#: Operations that are remembered: the slowest ones, and the last ones.
+SLOWEST_MAX: Final = 64
+LAST_MAX: Final = 16
+#: An answer is late if it comes so much of its latency after its time.
+_LATE_SHARE: Final = 0.05
+#: The warning is said if more than this share of so many answers were late.
+_WARNING_SHARE: Final = 0.05
+_WARNING_ANSWERS: Final = 1000
+
+log = logging.getLogger(__name__)
+
+
+class TimedOperation(NamedTuple):
+    """An operation and its times, in nanoseconds of the drive; *begin_ns* counts from the start of the timing.
+
+    *waited_for* is what it waited for longest, *waited_ns* how long.
+    """
+
+    latency_ns: int
+    begin_ns: int
+    operation: Operation
+    zone_no: int
+    nr_sectors: int
+    waited_for: Wait
+    waited_ns: int
+
+    def __str__(self) -> str:
+        """Say it for people."""
+        size = f" of {self.nr_sectors} sectors" if self.nr_sectors else ""
+        waited = f", of which {self.waited_ns / 1e3:.1f} us for {self.waited_for}" if self.waited_ns else ""
+        return (
+            f"{self.operation.name.lower()}{size}, zone {self.zone_no}, at {self.begin_ns / 1e6:.3f} ms: "
+            f"{self.latency_ns / 1e3:.1f} us{waited}"
+        )
+
+
+class OperationTimes:
+    """What the operations of one kind took, in nanoseconds of the drive: sums, and the longest."""
+
+    __slots__ = ("count", "longest_ns", "total_ns", "waited_ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_ns = 0
+        self.waited_ns = 0
+        self.longest_ns = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return count, means and the longest; the mean latency is that of queueing and service together."""
+        count = max(self.count, 1)
+        return {
+            "count": self.count,
+            "mean_ns": self.total_ns // count,
+            "queueing_ns": self.waited_ns // count,
+            "service_ns": (self.total_ns - self.waited_ns) // count,
+            "longest_ns": self.longest_ns,
+        }
+
+
+class Timing:
+    """A drive of the timing preset *name*, whose requests arrive on *clock*. Thread safe."""
+
+    def __init__(self, name: str, model: DriveTiming, *, clock: Callable[[], int], scale: float = 1.0) -> None:
+        self.name = name
+        self.scale = scale
+        #: What the time is, in nanoseconds.
+        self.clock = clock
+        self._model = model
+        self._lock = threading.Lock()
+        self._origin_ns = clock()
+        self._arrived_ns = 0  # of the drive: requests are submitted to the model in the order of their arrival
+        self._times: dict[Operation, OperationTimes] = {}
+        self._slowest: list[TimedOperation] = []  # a heap: the fastest of them is first
+        #: The last operations, oldest first.
+        self.last: deque[TimedOperation] = deque(maxlen=LAST_MAX)
+        self._nr_answers = 0
+        self._nr_late = 0
+        self._late_ns = 0
+        self._latest_ns = 0
+        self._warned = False
+
+    def submit(
+        self,
+        operation: Operation,
+        zone_no: int,
+        sector: Sector,
+        nr_sectors: int,
+        *,
+        cond: int,
+        written_sectors: int,
+        arrival_ns: int,
+    ) -> int:
+        """Return when the operation that arrived at *arrival_ns* is to be answered, both on the clock.
+
+        *cond* and *written_sectors* are those of the zone before the operation.
+        """
+        with self._lock:
+            since_ns = arrival_ns - self._origin_ns
+            begin_ns = since_ns if self.scale == 1 else int(since_ns / self.scale)
+            # Of two threads, the one whose request arrived first may be the second to come here.
+            self._arrived_ns = begin_ns = max(begin_ns, self._arrived_ns)
+            model = self._model
+            end_ns = model.submit(
+                operation, zone_no, sector, nr_sectors, begin_ns,
+                condition=Condition(cond), written_sectors=written_sectors,
+            )  # fmt: skip
+            latency_ns = end_ns - begin_ns
+            done = TimedOperation(
+                latency_ns, begin_ns, operation, zone_no, nr_sectors, model.waited_for, min(model.waited_ns, latency_ns)
+            )
+            self._note(done)
+        return self._origin_ns + (end_ns if self.scale == 1 else int(end_ns * self.scale))
+
+    def _note(self, done: TimedOperation) -> None:
+        times = self._times.get(done.operation)
+        if times is None:
+            times = self._times[done.operation] = OperationTimes()
+        times.count += 1
+        times.total_ns += done.latency_ns
+        times.waited_ns += done.waited_ns
+        times.longest_ns = max(times.longest_ns, done.latency_ns)
+        self.last.append(done)
+        slowest = self._slowest
+        if len(slowest) < SLOWEST_MAX:
+            heapq.heappush(slowest, done)
+        elif done.latency_ns > slowest[0].latency_ns:
+            heapq.heapreplace(slowest, done)
+
+    def answered(self, due_ns: int, arrival_ns: int, now_ns: int) -> None:
+        """Note that an operation that was to be answered at *due_ns* was so at *now_ns*, all on the clock."""
+        late_ns = now_ns - due_ns
+        with self._lock:
+            self._nr_answers += 1
+            if late_ns <= (due_ns - arrival_ns) * _LATE_SHARE:
+                return
+            self._nr_late += 1
+            self._late_ns += late_ns
+            self._latest_ns = max(self._latest_ns, late_ns)
+            warns = (
+                not self._warned
+                and self._nr_answers >= _WARNING_ANSWERS
+                and self._nr_late > self._nr_answers * _WARNING_SHARE
+            )
+            self._warned = self._warned or warns
+        if warns:
+            log.warning(
+                "the host is too slow for the timing %s: %d of %d answers were late, by %.0f us on average; "
+                "a --time-scale above %g gives it more time",
+                self.name, self._nr_late, self._nr_answers, self._late_ns / self._nr_late / 1e3, self.scale,
+            )  # fmt: skip
+
+    # -- looking ----------------------------------------------------------------------------------------------
+
+    def times(self) -> dict[Operation, OperationTimes]:
+        """Return what the operations of each kind took."""
+        with self._lock:
+            return dict(self._times)
+
+    def slowest(self, count: int) -> list[TimedOperation]:
+        """Return the *count* slowest operations, at most SLOWEST_MAX, the slowest first."""
+        with self._lock:
+            return heapq.nlargest(count, self._slowest)
+
+    def statistics(self) -> dict[str, object]:
+        """Return all figures by name; times in nanoseconds of the drive, those of late answers of the clock.
+
+        *busy_ns* of *elapsed_ns* is the utilisation; it may be ahead of the time, as work is counted when it begins.
+        """
+        with self._lock:
+            elapsed_ns = self.clock() - self._origin_ns
+            return {
+                "preset": self.name,
+                "scale": self.scale,
+                "elapsed_ns": elapsed_ns if self.scale == 1 else int(elapsed_ns / self.scale),
+                "busy_ns": self._model.busy_ns,
+                "answers": self._nr_answers,
+                "late_answers": self._nr_late,
+                "late_mean_ns": self._late_ns // max(self._nr_late, 1),
+                "late_max_ns": self._latest_ns,
+                "operations": {
+                    operation.name.lower(): times.as_dict() for operation, times in sorted(self._times.items())
+                },
+            }
