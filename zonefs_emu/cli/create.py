@@ -3,7 +3,7 @@
 import re
 from array import array
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from uuid import uuid4
 
 import click
@@ -15,6 +15,8 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.presets import PRESETS, build_geometry, warnings
 from zonefs_emu.units import human_bytes, to_bytes
+
+_T = TypeVar("_T")
 
 _RANGE: Final = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
@@ -35,6 +37,20 @@ def parse_ranges(text: str) -> tuple[tuple[int, int], ...]:
             raise UsageError(message)
         runs.append((first, last - first + 1))
     return merge_runs(runs)
+
+
+def _conventional(nr_conv: int | None, ranges: str | None) -> tuple[tuple[int, int], ...] | None:
+    """Return the runs of conventional zones: the first *nr_conv*, or *ranges*; None if neither was given."""
+    if nr_conv is None:
+        return None if ranges is None else parse_ranges(ranges)
+    if ranges is not None:
+        message = "--nr-conv and --conv say the same thing twice: give one of them"
+        raise UsageError(message)
+    return ((0, nr_conv),) if nr_conv else ()
+
+
+def _or(own: _T | None, templates: _T) -> _T:
+    return templates if own is None else own
 
 
 def summary(geometry: Geometry) -> str:
@@ -137,12 +153,7 @@ def create(
     An existing file is never overwritten. Geometry that Linux or a front-end will refuse is created with a warning that
     says who refuses it.
     """
-    if nr_conv is not None and conv is not None:
-        message = "--nr-conv and --conv say the same thing twice: give one of them"
-        raise UsageError(message)
-    conventional = parse_ranges(conv) if conv is not None else None
-    if nr_conv is not None:
-        conventional = ((0, nr_conv),) if nr_conv else ()
+    conventional = _conventional(nr_conv, conv)
     if like and preset:
         message = "--like and --preset are two drives: give one of them"
         raise UsageError(message)
@@ -151,13 +162,13 @@ def create(
         raise UsageError(message)
     template = read_template(like, block_size=block_size, zone_size=zone_size) if like else None
     if template is not None:
-        size = template.size if size is None else size
-        zone_size = template.zone_size if zone_size is None else zone_size
-        zone_capacity = min(template.zone_capacity, zone_size) if zone_capacity is None else zone_capacity
-        conventional = template.conventional if conventional is None else conventional
-        block_size = template.block_size if block_size is None else block_size
-        max_open_zones = template.max_open_zones if max_open_zones is None else max_open_zones
-        max_active_zones = template.max_active_zones if max_active_zones is None else max_active_zones
+        size = _or(size, template.size)
+        zone_size = _or(zone_size, template.zone_size)
+        zone_capacity = _or(zone_capacity, min(template.zone_capacity, zone_size))
+        conventional = _or(conventional, template.conventional)
+        block_size = _or(block_size, template.block_size)
+        max_open_zones = _or(max_open_zones, template.max_open_zones)
+        max_active_zones = _or(max_active_zones, template.max_active_zones)
         if max_append is None and template.max_append:
             max_append = min(template.max_append, zone_capacity)
     geometry = build_geometry(

@@ -92,12 +92,16 @@ def _program(name: str) -> Path:
     return Path(shutil.which(name) or beside)
 
 
-def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
-    """Make sure that *images* can be served together.
+def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme: bool) -> Sequence[Path]:
+    """Return what to serve: *images*, or *blk_file*, another name for one of them.
 
     Raises:
-        UsageError: one is given twice, or they are several and are not only offered over NVMe.
+        UsageError: both or neither were given; one is given twice; or they are several and are not only offered over
+            NVMe.
     """
+    if bool(images) == (blk_file is not None):
+        message = "one image is served: IMG, or --blk-file IMG"
+        raise UsageError(message)
     if len(images) > 1 and not only_nvme:
         message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp, --vfio-user, or both"
         raise UsageError(message)
@@ -109,6 +113,7 @@ def _check_images(images: Sequence[Path], *, only_nvme: bool) -> None:
             message = f"{image} is given twice: a namespace is one image, and an image is one namespace"
             raise UsageError(message)
         seen.add(resolved)
+    return images if blk_file is None else (blk_file,)
 
 
 @click.command()
@@ -173,12 +178,8 @@ def serve(
     if show_capabilities or show_descriptor:
         click.echo(capabilities(device) if show_capabilities else descriptor(device))
         return
-    if bool(images) == (blk_file is not None):
-        message = "one image is served: IMG, or --blk-file IMG"
-        raise UsageError(message)
-    path, *others = images or (blk_file,)
-    assert path is not None
-    _check_images(images, only_nvme=not (scsi or blk or socket_path or fd is not None or directory or record_file))
+    only_nvme = not any((scsi, blk, socket_path, fd is not None, directory, record_file))
+    images = tuple(_images_to_serve(images, blk_file, only_nvme=only_nvme))
     front_ends: list[FrontEnd] = []
     make_blk = partial(make_blk_device, nr_queues=nr_queues, strict=strict)
     makers: dict[str, MakeVirtioDevice] = {"scsi": make_scsi_host, "blk": make_blk}
@@ -205,11 +206,12 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
     def ready() -> None:
-        say(f"{', '.join(map(str, images or (path,)))} is served; stop with Ctrl-C", err=True)
+        say(f"{', '.join(map(str, images))} is served; stop with Ctrl-C", err=True)
         for sockets in zip_longest(scsi, blk, vfio):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
         for drive in drives:
             for command in drive.host_commands():
                 click.echo(shlex.join(command))
 
+    path, *others = images
     known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file, others=others)

@@ -153,14 +153,8 @@ def _template(
     states: list[tuple[Condition, int]] = []
     for zone_no, zone in enumerate(zones):
         length = zone.length or 0
-        if zone.start != position:
-            begins = "at the start of the device" if not position else f"at sector {position}, where the last one ends"
-            _refuse(zone, f"begins at sector {zone.start} and not {begins}: zones are missing, or of another device")
-        if length <= 0 or length > zone_size or (length < zone_size and zone_no + 1 < len(zones)):
-            _refuse(zone, f"has {length} sectors, and the first one {zone_size}: zones of an image have one size")
+        _check_place(zone, position, zone_size, last=zone_no + 1 == len(zones))
         position += length
-        if zone.type == _SWP:
-            _refuse(zone, "is sequential-write-preferred, of a host-aware drive, which is not emulated")
         if zone.type == _CONVENTIONAL:
             conventional.append((zone_no, 1))
         elif length == zone_size:
@@ -178,6 +172,18 @@ def _template(
         conventional=merge_runs(conventional), block_size=block_size, max_open_zones=max_open_zones,
         max_active_zones=max_active_zones, max_append=max_append, states=states,
     )  # fmt: skip
+
+
+def _check_place(zone: ReportedZone, position: int, zone_size: int, *, last: bool) -> None:
+    """Make sure that *zone* begins at *position*, has *zone_size* (the last one may be smaller) and a known type."""
+    if zone.start != position:
+        begins = "at the start of the device" if not position else f"at sector {position}, where the last one ends"
+        _refuse(zone, f"begins at sector {zone.start} and not {begins}: zones are missing, or of another device")
+    length = zone.length or 0
+    if not 0 < length <= zone_size or (length < zone_size and not last):
+        _refuse(zone, f"has {length} sectors, and the first one {zone_size}: zones of an image have one size")
+    if zone.type == _SWP:
+        _refuse(zone, "is sequential-write-preferred, of a host-aware drive, which is not emulated")
 
 
 def _without_gaps(zones: Sequence[ReportedZone]) -> list[ReportedZone]:
