@@ -82,10 +82,10 @@ class Medium:
         residual = size - (nr_sectors << SECTOR_SHIFT)
         buffers: DataIn = data_in
         if residual or nr_sectors > _MAX_SECTORS or not nr_sectors:
-            if sector + nr_sectors <= self._size:
-                self._require_room(Operation.READ, sector, nr_sectors, size)
-                if not nr_sectors:
-                    return nothing_transferred(data_out, data_in)
+            self._require_room(Operation.READ, sector, nr_sectors, size)
+            # "A TRANSFER LENGTH field set to zero [...] shall not be considered an error" (SBC-3).
+            if not nr_sectors and sector <= self._size:
+                return nothing_transferred(data_out, data_in)
             buffers = first_bytes(data_in, max(0, size - residual))
         if sector % self._zone_size + nr_sectors > self._read_boundary:
             self._require_one_type(sector, nr_sectors)
@@ -95,7 +95,12 @@ class Medium:
         return GOOD if not residual else ScsiResult(ScsiStatus.GOOD, b"", residual)
 
     def _require_room(self, operation: Operation, sector: Sector, nr_sectors: int, nr_bytes: int) -> None:
-        """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH, and one for which *nr_bytes* of buffers are too few."""
+        """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH, and one for which *nr_bytes* of buffers are too few.
+
+        A transfer that leaves the device is not looked at: the port refuses it, whatever its length.
+        """
+        if sector + nr_sectors > self._size:
+            return
         if nr_sectors > _MAX_SECTORS:
             self._broken(ScsiRule.SCSI_TRANSFER_LENGTH, operation, Status.UNSUPPORTED, sector, nr_sectors)
         if nr_bytes < nr_sectors << SECTOR_SHIFT:
@@ -142,11 +147,9 @@ class Medium:
         residual = size - (nr_sectors << SECTOR_SHIFT)
         buffers: DataOut = data_out
         if residual or nr_sectors > _MAX_SECTORS or not nr_sectors:
-            if sector + nr_sectors <= self._size:
-                self._require_room(Operation.WRITE, sector, nr_sectors, size)
-                if not nr_sectors:
-                    # "A TRANSFER LENGTH field set to zero [...] shall not be considered an error" (SBC-3).
-                    return nothing_transferred(data_out, data_in)
+            self._require_room(Operation.WRITE, sector, nr_sectors, size)
+            if not nr_sectors and sector <= self._size:
+                return nothing_transferred(data_out, data_in)
             buffers = first_bytes(data_out, max(0, size - residual))
         if self._readonly:
             self._broken(ScsiRule.SCSI_WRITE_PROTECTED, Operation.WRITE, Status.UNSUPPORTED, sector, nr_sectors)
