@@ -59,7 +59,7 @@ def test_an_answer_longer_than_the_sockets_buffer(pair: tuple[socket.socket, Cli
 
     thread = threading.Thread(target=read)
     thread.start()
-    connection.send(b"x" * (4 << 20))
+    connection.send_bytes(b"x" * (4 << 20))
     thread.join()
     assert received == b"x" * (4 << 20)
 
@@ -67,7 +67,7 @@ def test_an_answer_longer_than_the_sockets_buffer(pair: tuple[socket.socket, Cli
 def test_a_client_that_takes_no_answers(pair: tuple[socket.socket, ClientConnection]) -> None:
     _, connection = pair
     with pytest.raises(PeerError, match="takes no answers"):
-        connection.send(bytes(4 << 20))
+        connection.send_bytes(bytes(4 << 20))
 
 
 @pytest.mark.parametrize("sent", [b"", MESSAGE[:5], MESSAGE[:-1]], ids=["nothing", "half a header", "half a message"])
@@ -91,4 +91,4 @@ def test_a_client_that_is_gone_before_the_answer(pair: tuple[socket.socket, Clie
     ours, connection = pair
     ours.close()
     with pytest.raises(PeerError):
-        connection.send(MESSAGE)
+        connection.send_bytes(MESSAGE)

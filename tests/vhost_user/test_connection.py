@@ -98,7 +98,7 @@ def test_a_peer_that_is_gone_takes_no_answers(pair: tuple[Connection, socket.soc
 
 def test_a_peer_that_takes_nothing(pair: tuple[Connection, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
     connection, _ = pair
-    monkeypatch.setattr("zonefs_emu.vhost_user.connection._SEND_TIMEOUT_MS", 20)
+    monkeypatch.setattr("zonefs_emu.descriptor_socket._SEND_TIMEOUT_MS", 20)
 
     def flood() -> None:
         for _ in range(1 << 16):

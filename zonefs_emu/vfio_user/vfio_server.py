@@ -47,7 +47,7 @@ class _Client:
                 break
             reply = self.function.handle(message)
             if reply is not None:
-                self.connection.send(reply)
+                self.connection.send_bytes(reply)
         is_busy = self.drive.serve()
         if self.drive.has_lost_memory:
             raise PeerError(LOST)
