@@ -1,13 +1,12 @@
 """Loads on disks: a virtual machine's drivers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.soak.daemon import ANSWER_SECONDS, ZONE, ZONE_BLOCKS, Daemon, GoneError, LostConnectionError
+from tools.soak.daemon import ANSWER_SECONDS, ZONE, ZONE_BLOCKS, Daemon
 from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
-from tools.soak.loads import LOOK_SHARE, RECOVERIES_MAX, DataLoad
+from tools.soak.loads import PluggedLoad
 from zonefs_emu.errors import PeerError
 from zonefs_emu.scsi.commands import READ_CAPACITY_16, REPORT_SUPPORTED_OPERATION_CODES, Opcode
 from zonefs_emu.scsi.sense import SenseKey
@@ -17,11 +16,8 @@ from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE, Reply, ScsiDrive
 from zonefs_emu.testing.vhost_frontend import Frontend, FrontendQueue
 from zonefs_emu.virtio import blk_codec
 
-#: How often a disk is unplugged and plugged in again, which lets others have its socket.
-_UNPLUG_SHARE: Final = 0.002
 
-
-class DiskLoad(DataLoad):
+class DiskLoad(PluggedLoad):
     """A disk at the vhost-user socket *path*, as a virtual machine's driver."""
 
     #: The queue for requests; those before it are started with it.
@@ -32,31 +28,8 @@ class DiskLoad(DataLoad):
         self._path = path
         self._frontend: Frontend | None = None
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
-        """Connect, with a split or packed ring."""
-        self.connect_again()
-        try:
-            yield
-        finally:
-            if self._frontend is not None:
-                self._frontend.close()
-
-    def connect_again(self) -> None:
-        """Plug the disk in again after a loss."""
-        for _ in range(RECOVERIES_MAX):
-            if self._frontend is not None:
-                self._frontend.close()
-            try:
-                with self.losing():
-                    self._plug()
-            except LostConnectionError:
-                self.nr_lost += 1
-            else:
-                return
-        raise GoneError
-
-    def _plug(self) -> None:
+    def plug(self) -> None:
+        """Plug the disk in, with a split or packed ring."""
         frontend = Frontend(self._path, packed=self.rng.random() < 0.5, nr_queues=self.queue_no + 1)
         frontend.timeout_seconds = ANSWER_SECONDS
         try:
@@ -67,30 +40,10 @@ class DiskLoad(DataLoad):
         self._frontend = frontend
         self.use(frontend.queues[self.queue_no])
 
-    @contextmanager
-    def losing(self) -> Iterator[None]:
-        """Turn the end of the connection into the end of the load, if the daemon is gone; it may just be ending."""
-        try:
-            yield
-        except (OSError, PeerError) as error:
-            self.lost(error)
-
-    def use_a_zone(self) -> None:
-        """Look at something, or use a zone; now and then after another start of everything."""
-        dice = self.rng.random()
-        with self.losing():
-            if dice < _UNPLUG_SHARE:
-                assert self._frontend is not None
-                self._frontend.close()
-                self._plug()
-            if dice < LOOK_SHARE:
-                self.look()
-            else:
-                super().use_a_zone()
-
-    def look(self) -> None:
-        """Ask for something other than data."""
-        raise NotImplementedError
+    def unplug(self) -> None:
+        """Close the socket."""
+        if self._frontend is not None:
+            self._frontend.close()
 
     def use(self, queue: FrontendQueue) -> None:
         """Send requests to *queue* from now on."""

@@ -138,7 +138,8 @@ class VduseLoad(BlkLoad):
     kernel: VduseKernel
     vduse: VduseDevice
 
-    def _plug(self) -> None:
+    def plug(self) -> None:
+        """Bind the driver."""
         driver = self.driver = VduseDriver(self.kernel)
         driver.is_served = self._is_served
         self._frontend = driver  # type: ignore[assignment]  # it has what a load needs of a front-end

@@ -34,6 +34,8 @@ _ENDING_SECONDS: Final = 10
 RECOVERIES_MAX: Final = 1000
 #: How often a load asks for something other than data.
 LOOK_SHARE: Final = 0.05
+#: How often a connection is ended and made again, which lets others have its socket.
+_UNPLUG_SHARE: Final = 0.002
 _GONE_ERRNOS: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV))
 
 
@@ -188,6 +190,64 @@ class DataLoad(Load):
 
     def written_sectors(self, zone: Ledger) -> int:
         """Return how much the zone holds."""
+        raise NotImplementedError
+
+
+class PluggedLoad(DataLoad):
+    """A load with a connection of its own, which it ends and makes again now and then, and after a loss."""
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Be plugged for the time of the context."""
+        self.connect_again()
+        try:
+            yield
+        finally:
+            self.unplug()
+
+    def connect_again(self) -> None:
+        """Connect, in place of a connection that was lost."""
+        for _ in range(RECOVERIES_MAX):
+            self.unplug()
+            try:
+                with self.losing():
+                    self.plug()
+            except LostConnectionError:
+                self.nr_lost += 1
+            else:
+                return
+        raise GoneError
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Turn the end of the connection into the end of the load, if the daemon is gone; it may just be ending."""
+        try:
+            yield
+        except (OSError, PeerError) as error:
+            self.lost(error)
+
+    def use_a_zone(self) -> None:
+        """Look at something, or use a zone; now and then after another start of everything."""
+        dice = self.rng.random()
+        with self.losing():
+            if dice < _UNPLUG_SHARE:
+                self.unplug()
+                self.plug()
+            if dice < LOOK_SHARE:
+                self.look()
+            else:
+                super().use_a_zone()
+
+    def plug(self) -> None:
+        """Connect."""
+        raise NotImplementedError
+
+    def unplug(self) -> None:
+        """End the connection, if there is one."""
+        raise NotImplementedError
+
+    def look(self) -> None:
+        """Ask for something other than data."""
         raise NotImplementedError
 
 

@@ -3,13 +3,12 @@
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Final
 
-from tools.soak.daemon import ANSWER_SECONDS, ZONE_BLOCKS, Daemon, GoneError, LostConnectionError
+from tools.soak.daemon import ANSWER_SECONDS, ZONE_BLOCKS, Daemon, GoneError
 from tools.soak.ledger import BLOCK_BYTES, BLOCK_SECTORS, Ledger
-from tools.soak.loads import LOOK_SHARE, RECOVERIES_MAX, DataLoad, Load
+from tools.soak.loads import Load, PluggedLoad
 from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
 from zonefs_emu.nvme.controller import Register
 from zonefs_emu.nvme.status import NvmeStatus
@@ -17,8 +16,6 @@ from zonefs_emu.nvme_tcp.pdu import COMMON, PduType
 from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue, Reply
 
 _NSID: Final = 1
-#: How often a host goes and comes again.
-_UNPLUG_SHARE: Final = 0.002
 #: The answers to a command that faults and exceptions make fail.
 _FAILED: Final = frozenset((NvmeStatus.WRITE_FAULT, NvmeStatus.UNRECOVERED_READ_ERROR, NvmeStatus.INTERNAL_ERROR))
 _WP: Final = struct.Struct("<Q")
@@ -26,38 +23,15 @@ _WP_OFFSET: Final = 64 + 24
 _HOSTILE_SECONDS: Final = 0.2
 
 
-class NvmeLoad(DataLoad):
+class NvmeLoad(PluggedLoad):
     """A host at the NVMe/TCP drive, with or without digests."""
 
     def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger]) -> None:
         super().__init__(daemon, name, seed, ledgers)
         self._host: NvmeHost | None = None
 
-    @contextmanager
-    def connected(self) -> Iterator[None]:
+    def plug(self) -> None:
         """Connect an admin queue and an I/O queue."""
-        self.connect_again()
-        try:
-            yield
-        finally:
-            if self._host is not None:
-                self._host.close()
-
-    def connect_again(self) -> None:
-        """Connect, in place of the connections that were lost."""
-        for _ in range(RECOVERIES_MAX):
-            if self._host is not None:
-                self._host.close()
-            try:
-                with self.losing():
-                    self._connect()
-            except LostConnectionError:
-                self.nr_lost += 1
-            else:
-                return
-        raise GoneError
-
-    def _connect(self) -> None:
         address, port = self.target.nvme
         # Without keep alives, which a host must send at times of its own.
         self._host = host = NvmeHost(
@@ -68,26 +42,10 @@ class NvmeLoad(DataLoad):
         for queue in (host.admin, self._queue):
             queue.sock.settimeout(ANSWER_SECONDS)
 
-    @contextmanager
-    def losing(self) -> Iterator[None]:
-        """Turn the end of a connection into the end of the load, if the daemon is gone; it may just be ending."""
-        try:
-            yield
-        except OSError as error:
-            self.lost(error)
-
-    def use_a_zone(self) -> None:
-        """Look at something, or use a zone; now and then after another start of everything."""
-        dice = self.rng.random()
-        with self.losing():
-            if dice < _UNPLUG_SHARE:
-                assert self._host is not None
-                self._host.close()
-                self._connect()
-            if dice < LOOK_SHARE:
-                self._look()
-            else:
-                super().use_a_zone()
+    def unplug(self) -> None:
+        """Close the connections of all queues."""
+        if self._host is not None:
+            self._host.close()
 
     @staticmethod
     def _is_done(reply: Reply) -> bool:
@@ -126,7 +84,7 @@ class NvmeLoad(DataLoad):
             self.lost(ConnectionError("a report was refused"))
         return int(_WP.unpack_from(reply.data, _WP_OFFSET)[0] - start) * BLOCK_SECTORS
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Ask what Linux and its tools ask a drive, and for what it has not."""
         assert self._host is not None
         host, queue, rng = self._host, self._queue, self.rng
