@@ -3,7 +3,6 @@
 import errno
 import inspect
 import io
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -15,6 +14,7 @@ from uuid import UUID
 import pytest
 
 import zonefs_emu
+from tests import tracing
 from zonefs_emu.device.counters import Counters
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
@@ -163,12 +163,8 @@ def traced(called: Callable[[FrameType], None]) -> Iterator[None]:
         if event == "call" and PurePath(frame.f_code.co_filename).name in OBSERVERS:
             called(frame)
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with tracing.traced(trace):
         yield
-    finally:
-        sys.settrace(before)
 
 
 def inner(directory: Path) -> tuple[Run, dict[CodeType, int]]:

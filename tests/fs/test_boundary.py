@@ -5,7 +5,6 @@ import inspect
 import os
 import select
 import stat
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,6 +19,7 @@ from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, Bench, 
 from tests.fs.mounts import Mounted, mounted
 from tests.fs.test_mount import wait_until
 from tests.fs.test_operations import CTX, Kernel
+from tests.tracing import traced
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.rules import DeviceRule
@@ -292,12 +292,8 @@ def _at_each_call(note: Callable[[CodeType], None]) -> Iterator[None]:
         if event == "call" and path != boundary.__file__ and path.startswith(f"{package}/"):
             note(frame.f_code)
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with traced(trace):
         yield
-    finally:
-        sys.settrace(before)
 
 
 async def test_each_function_below_the_boundary_fails_once(

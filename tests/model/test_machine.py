@@ -3,7 +3,6 @@
 What finds most is the comparison at the end: any commands, on any shape, on the machine and on a reference.
 """
 
-import sys
 import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from tests.model.reference import (
     Reference,
     RefusedError,
 )
+from tests.tracing import traced
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
 from zonefs_emu.model.machine import Changes, ZoneMachine, fresh_zones
@@ -953,14 +953,12 @@ def lines_and_bytes(command: Callable[[], object]) -> tuple[int, int]:
         nr_lines += event == "line"
         return trace
 
-    before = sys.gettrace()
     tracemalloc.start()
     try:
         held = tracemalloc.get_traced_memory()[0]
-        sys.settrace(trace)
-        command()
+        with traced(trace):
+            command()
     finally:
-        sys.settrace(before)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return nr_lines, peak - held

@@ -1,7 +1,10 @@
 """A device that NVMe can express, and its namespace."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
 import pytest
@@ -35,12 +38,39 @@ def block_bytes(request: pytest.FixtureRequest) -> int:
     return size
 
 
-@pytest.fixture
-def device(tmp_path: Path, block_bytes: int) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "image", geometry(block_bytes), uuid=UUID_1)
-    device = ZonedDevice.open(tmp_path / "image")
+class Server(Protocol):
+    """What serves a device until it is stopped."""
+
+    def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def on_a_thread(server: Server) -> Iterator[None]:
+    """Run *server* until the end of the context."""
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def new_device(directory: Path, block_bytes: int = BLOCK) -> Iterator[ZonedDevice]:
+    ZonedDevice.create(directory / "image", geometry(block_bytes), uuid=UUID_1)
+    device = ZonedDevice.open(directory / "image")
     yield device
     device.close()
+
+
+@pytest.fixture
+def device(tmp_path: Path, block_bytes: int) -> Iterator[ZonedDevice]:
+    with new_device(tmp_path, block_bytes) as device:
+        yield device
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """A target that serves a device in a thread of this process."""
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.nvme.conftest import UUID_1, geometry
+from tests.nvme.conftest import new_device, on_a_thread
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
@@ -38,22 +37,14 @@ class Target:
 def serving(device: ZonedDevice, *, allowed_hosts: frozenset[str] = frozenset()) -> Iterator[Target]:
     sockets = listen("127.0.0.1", 0)
     server = NvmeTcpServer(Subsystem([device]), sockets, device.unforeseen, allowed_hosts=allowed_hosts)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
+    with on_a_thread(server):
         yield Target(device, server, sockets[0].getsockname()[1])
-    finally:
-        server.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
-    device = ZonedDevice.open(tmp_path / "image")
-    yield device
-    device.close()
+    with new_device(tmp_path) as device:
+        yield device
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
@@ -18,6 +19,7 @@ from types import CodeType, FrameType
 import pytest
 
 import zonefs_emu
+from tests import tracing
 from tests.persist.test_crashes import check_power_cuts
 from tests.persist.worlds import (
     BOOT,
@@ -347,16 +349,25 @@ def test_a_compaction_that_a_full_host_interrupts_is_done_by_the_next_flush(full
     check_power_cuts(world, random.Random(full_at), limit=24)
 
 
-def test_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
-    """A real one: a tmpfs that runs full under writes. A zone that is reset makes room, and so does a larger host."""
-    expect_warning("the counters failed")
+@contextmanager
+def small_host(directory: Path) -> Iterator[Path]:
+    """Mount a file system of 1 MiB below *directory*, and return where."""
     requires("root", "mount", "umount")
-    mount = tmp_path / "small"
+    mount = directory / "small"
     mount.mkdir()
     options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
     if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
         pytest.skip("this root may not mount")
     try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
+    """A real one: a tmpfs that runs full under writes. A zone that is reset makes room, and so does a larger host."""
+    expect_warning("the counters failed")
+    with small_host(tmp_path) as mount:
         path = mount / "image"
         ZonedDevice.create(path, Geometry(size=64 * MIB, zone_size=MIB, zone_capacity=MIB), uuid=UUID_OF_TESTS)
         device = ZonedDevice.open(path)
@@ -397,37 +408,27 @@ def test_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path, expect_w
                 mount / "second", Geometry(size=1 << 30, zone_size=1 << 10, zone_capacity=1 << 10), uuid=UUID_OF_TESTS
             )
         assert not (mount / "second").exists()
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_daemon_on_a_full_host_takes_what_frees_space_and_goes_on(tmp_path: Path) -> None:
     """Its memory is mapped from the image: a store to what the full host has not allocated would be its end."""
-    requires("root", "mount", "umount")
-    mount = tmp_path / "small"
-    mount.mkdir()
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
-    if subprocess.run(["mount", *options], check=False, capture_output=True).returncode:
-        pytest.skip("this root may not mount")
-    try:
-        with Served(mount, create="--size 64MiB --zone-size 1MiB --nr-conv 0 --max-append 1MiB") as served:
-            served.wait_until_ready()
-            served.verb("append", "--zone", "1", data=b"1" * (64 << 10))
-            with pytest.raises(AssertionError, match="the host has no space left for the image"):
-                served.verb("append", "--zone", "2", data=b"2" * (1 << 20))
-            # A refusal is stored to mapped memory, and a flush writes a checkpoint: both have their place.
-            assert [refusal["status"] for refusal in served.refusals()][-1:] == ["NO_SPACE"]
-            served.verb("finish", "--zone", "3")
-            served.verb("reset", "--zone", "1")
-            served.verb("append", "--zone", "4", data=b"4" * 4096)
-            written = served.written(2)
-            assert served.written(4) == 8
-            served.kill()
-            served.start()
-            served.wait_until_ready()
-            assert (served.written(2), served.written(4)) == (written, 8)
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    shape = "--size 64MiB --zone-size 1MiB --nr-conv 0 --max-append 1MiB"
+    with small_host(tmp_path) as mount, Served(mount, create=shape) as served:
+        served.wait_until_ready()
+        served.verb("append", "--zone", "1", data=b"1" * (64 << 10))
+        with pytest.raises(AssertionError, match="the host has no space left for the image"):
+            served.verb("append", "--zone", "2", data=b"2" * (1 << 20))
+        # A refusal is stored to mapped memory, and a flush writes a checkpoint: both have their place.
+        assert [refusal["status"] for refusal in served.refusals()][-1:] == ["NO_SPACE"]
+        served.verb("finish", "--zone", "3")
+        served.verb("reset", "--zone", "1")
+        served.verb("append", "--zone", "4", data=b"4" * 4096)
+        written = served.written(2)
+        assert served.written(4) == 8
+        served.kill()
+        served.start()
+        served.wait_until_ready()
+        assert (served.written(2), served.written(4)) == (written, 8)
 
 
 def append(port: Port, number: int) -> Status:
@@ -861,12 +862,8 @@ def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callab
             functions[frame.f_code] = functions.get(frame.f_code, 0) + 1
 
     def traced(trace: Callable[[FrameType, str, object], None]) -> None:
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
+        with tracing.traced(trace):
             device = ZonedDevice.open(path)
-        finally:
-            sys.settrace(before)
         device.close()
 
     traced(called)

@@ -2,14 +2,13 @@
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.nvme.conftest import UUID_1, geometry
+from tests.nvme.conftest import new_device, on_a_thread
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.vhost_user import listen
 from zonefs_emu.nvme.subsystem import Subsystem
@@ -36,23 +35,17 @@ def serving(device: ZonedDevice) -> Iterator[Served]:
     # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
     directory = Path(tempfile.mkdtemp(prefix="vfio-"))
     server = VfioServer(Subsystem([device]), listen(directory / "socket"), device.unforeseen)
-    thread = threading.Thread(target=server.run)
-    thread.start()
     try:
-        yield Served(device, server, directory / "socket")
+        with on_a_thread(server):
+            yield Served(device, server, directory / "socket")
     finally:
-        server.stop()
-        thread.join(30)
         shutil.rmtree(directory)
-        assert not thread.is_alive()
 
 
 @pytest.fixture
 def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
-    device = ZonedDevice.open(tmp_path / "image")
-    yield device
-    device.close()
+    with new_device(tmp_path) as device:
+        yield device
 
 
 @pytest.fixture
