@@ -1,8 +1,8 @@
-"""Run the benchmarks: ``python -m bench [--runs N] [--write] [AREA …]``.
+"""Run the benchmarks: ``python -m bench [--runs N] [--write] [AREA …]``. All areas take about 15 minutes.
 
 Measures the areas named (all of them where none is) and prints the table, and what got worse since the last run on this
-machine by more than the noise. --write keeps the run: bench/results.md and bench/results.svg, if all areas were
-measured, and a line of ratios in bench/history.jsonl.
+machine by more than the noise. --write keeps the run: bench/results.md and its pictures, if all areas were measured,
+and a line of ratios in bench/history.jsonl.
 """
 
 import argparse
@@ -10,55 +10,80 @@ import importlib
 import shlex
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Final
 
 from bench import history
 from bench.harness import Row, format_table, machine, progress
-from bench.picture import PICTURE, svg
+from bench.picture import OVERVIEW, PICTURE, overview, svg
 
 RESULTS: Final = Path(__file__).parent / "results.md"
-AREAS: Final = ("startup", "device", "locks", "scale", "fuse", "vhost", "heuristics", "guest", "attach", "timing")
+AREAS: Final = (
+    "startup",
+    "device",
+    "locks",
+    "scale",
+    "fuse",
+    "watch",
+    "vhost",
+    "heuristics",
+    "guest",
+    "attach",
+    "timing",
+)
 
 
 def main() -> int:
     """Measure and print; goals that were missed are marked in the table."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n\n")[2])
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}")
-    parser.add_argument("--runs", type=int, default=5, help="pairs of runs a figure; the median counts (5)")
+    parser.add_argument("--runs", type=int, default=3, help="pairs of runs a figure; the median counts (3)")
     parser.add_argument("--write", action="store_true", help="keep this run in bench/")
     options = parser.parse_args()
     if unknown := set(options.areas) - set(AREAS):
         parser.error(f"no such area: {', '.join(sorted(unknown))}; there are {', '.join(AREAS)}")
     rows: list[Row] = []
+    seconds: dict[str, float] = {}
     for area in options.areas or AREAS:
+        begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="zonefs-emu-bench-", dir=".") as scratch:
             rows += importlib.import_module(f"bench.{area}").rows(Path(scratch).resolve(), options.runs)
+        seconds[area] = time.monotonic() - begin
     progress("")
     table = format_table(rows)
     print(table)
     run = history.run_of(rows, commit=history.commit(), machine=machine())
     for sentence in history.worse(history.read(), run):
         print(f"worse: {sentence}")
+    print(
+        f"{_minutes(sum(seconds.values()))}: {', '.join(f'{area} {_minutes(each)}' for area, each in seconds.items())}"
+    )
     if noisy := sum(row.verdict == "too noisy" for row in rows):
         print(f"the machine was too noisy to judge {noisy} of {len(rows)} rows; measure them again when it is quiet")
     if options.write:
         history.append(run)
         if not options.areas:
             command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
-            RESULTS.write_text(_page(table, command, run.commit, options.runs))
+            RESULTS.write_text(_page(table, command, run.commit, options.runs, sum(seconds.values())))
             PICTURE.write_text(svg(rows))
+            OVERVIEW.write_text(overview(rows))
     return 0
 
 
-def _page(table: str, command: str, commit: str, nr_runs: int) -> str:
+def _minutes(seconds: float) -> str:
+    return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
+
+
+def _page(table: str, command: str, commit: str, nr_runs: int, seconds: float) -> str:
     """Return bench/results.md."""
     return f"""# Measured
 
 On {machine()}, commit {commit}.
 
-Command: `{command}`. Each ratio is the median of {nr_runs} pairs of runs, ours against the peer's; above 1 ours does
-more. In brackets the least and the greatest. Noise is the spread of the peer against itself.
+Command: `{command}`, {_minutes(seconds)}. Each ratio is the median of {nr_runs} pairs of runs, ours against the peer's;
+above 1 ours does more. In brackets the least and the greatest. Noise is the spread of the peer against itself. Rows of
+virtqueues are with the compiled ring walker, and those of "pure Python" without.
 
 ![Ratios of all areas](results.svg)
 

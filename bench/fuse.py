@@ -25,7 +25,7 @@ from typing import Final
 
 from bench.harness import PROJECT, Row, compare, fio, program, progress, spread
 
-SECONDS: Final = 3
+SECONDS: Final = 2
 ZONE_BYTES: Final = 1 << 30
 CLI: Final = program()
 #: Against the pyfuse3 pass-through, and against passthrough_ll.
@@ -80,11 +80,11 @@ def _many_files(scratch: Path, runs: int) -> Iterator[Row]:
     for number in range(runs):
         progress(f"FUSE: {NR_FILES:,} files, {number + 1} of {runs}")
         figures["report"].append(report())
-        with _mounted([*CLI, "mount", "--foreground", str(image), str(mountpoint)], mountpoint / "seq") as process:
-            mounted = _seconds_of(process.pid)
+        with mounted([*CLI, "mount", "--foreground", str(image), str(mountpoint)], mountpoint / "seq") as process:
+            begin = processor_seconds_of(process.pid)
             listed = _processor_seconds(["ls", "-f", str(mountpoint / "seq")])
-            figures["mount"].append(mounted)
-            figures["ls -f"].append(listed + _seconds_of(process.pid) - mounted)
+            figures["mount"].append(begin)
+            figures["ls -f"].append(listed + processor_seconds_of(process.pid) - begin)
     for what, goal in (("mount", 2.0), ("ls -f", 1 / 1.5)):
         yield Row(
             area="FUSE",
@@ -106,10 +106,23 @@ def _processor_seconds(command: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _seconds_of(pid: int) -> float:
+def processor_seconds_of(pid: int) -> float:
     """Return the processor time that the running process *pid* has used. Source: proc_pid_stat(5), utime, stime."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def empty(file: Path) -> None:
+    """Reset the zone of *file*, durably.
+
+    Writing is what is measured next. A reset is made durable before the zone is overwritten, and the old data is synced
+    before that: both are paid here.
+    """
+    os.truncate(file, 0)
+    os.sync()
+    fd = os.open(file, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def fio_job(file: Path, direction: str, size: str, *, zoned: bool = False, nr_jobs: int = 1) -> Callable[[], float]:
@@ -117,13 +130,7 @@ def fio_job(file: Path, direction: str, size: str, *, zoned: bool = False, nr_jo
 
     def measure() -> float:
         if direction == "write":
-            os.truncate(file, 0)
-            # What is measured is writing. A reset is made durable before the zone is overwritten, which means that the
-            # old data is synced first: that is paid here.
-            os.sync()
-            fd = os.open(file, os.O_RDONLY)
-            os.fsync(fd)
-            os.close(fd)
+            empty(file)
         elif zoned and file.stat().st_size < ZONE_BYTES // 2:
             _fill(file)
         elif not zoned and file.stat().st_size < ZONE_BYTES:
@@ -181,7 +188,7 @@ def _served(scratch: Path, name: str, command: list[str]) -> Iterator[Path]:
     backing, mountpoint = scratch / f"{name}.file", scratch / f"{name}.mnt"
     backing.touch()
     mountpoint.mkdir()
-    with _mounted([*command, str(backing), str(mountpoint)], mountpoint / "file"):
+    with mounted([*command, str(backing), str(mountpoint)], mountpoint / "file"):
         yield mountpoint / "file"
 
 
@@ -203,12 +210,12 @@ def _passthrough_ll(scratch: Path, memory: Path) -> Iterator[Path | None]:
     source.mkdir()
     (source / "file").touch()
     options = f"source={source},cache=never"
-    with _mounted([str(program), "-f", "-o", options, str(mountpoint)], mountpoint / "file"):
+    with mounted([str(program), "-f", "-o", options, str(mountpoint)], mountpoint / "file"):
         yield mountpoint / "file"
 
 
 @contextmanager
-def _mounted(command: list[str], file: Path) -> Iterator[subprocess.Popen[bytes]]:
+def mounted(command: list[str], file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Let *command* serve the file system in which *file* is, at its root."""
     process = subprocess.Popen(command, cwd=PROJECT)
     try:

@@ -79,7 +79,7 @@ def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path 
             # What was written before, and the holes, are not to be paid for in the time that is measured.
             guest.run(["sync", path])
             return _fio(guest, path, options, direction)
-        return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=3", direction)
+        return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=2", direction)
 
     return measure
 

@@ -22,6 +22,8 @@ def program(change: str = "") -> list[str]:
     return [sys.executable, "-c", f"{change}\nfrom zonefs_emu.cli.main import main\nmain()"]
 
 
+#: How the name of a row ends whose process works without the compiled ring walker.
+PURE: Final = ", pure Python"
 #: A peer whose figures are further apart than this, by their median, says that the machine was busy with other work.
 NOISE_MAX: Final = 0.3
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from bench.harness import PROJECT, Row, judge, program, progress
+from bench.harness import PROJECT, PURE, Row, judge, program, progress
 from tools.blkio import Blkio
 from tools.guest.kit import Kit, obtain_kit
 from zonefs_emu.device.device import ZonedDevice
@@ -105,7 +105,7 @@ def rows(scratch: Path, runs: int) -> list[Row]:
                 for name, disk in disks.items():
                     figures[name].append(measure(disk))
             better = [max(modes) for modes in zip(*(figures[aio] for aio in AIO_MODES), strict=True)]
-            for name, told, wanted in (("compiled", what, goal), ("pure", f"{what}, pure Python", pure_goal)):
+            for name, told, wanted in (("compiled", what, goal), ("pure", f"{what}{PURE}", pure_goal)):
                 pairs = list(zip(figures[name], better, strict=True))
                 found.append(judge("vhost", told, "/s", pairs, peer="qemu-storage-daemon", goal=wanted))
     return found

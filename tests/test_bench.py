@@ -7,7 +7,7 @@ import pytest
 
 from bench import history
 from bench.harness import Row, compare, format_table, spread
-from bench.picture import svg
+from bench.picture import overview, svg
 
 
 def row(*ratios: float, noise: float = 0.0, goal: float | None = 1.0, area: str = "FUSE", what: str = "reads") -> Row:
@@ -104,3 +104,16 @@ def test_the_picture_has_a_bar_for_each_row_with_a_peer() -> None:
     for bar in bars:
         assert 0 <= float(bar.get("x", 0)) <= width - float(bar.get("width", 0))
         assert float(bar.get("y", 0)) < height
+
+
+def test_the_overview_has_a_bar_for_each_area_and_peer() -> None:
+    rows = [
+        row(1.0), row(4.0), row(0.5, what="reads, pure Python"), row(8.0, area="ublk"),
+        Row(area="device", what="refused", unit="µs", ours=9, limit=10),
+    ]  # fmt: skip
+    texts = [text.text for text in ET.fromstring(overview(rows)).iterfind("{http://www.w3.org/2000/svg}text")]
+    assert [text for text in texts if text and text.startswith(("FUSE", "ublk", "against"))] == [
+        "FUSE", "against C", "against C, in pure Python", "ublk", "against C",
+    ]  # fmt: skip
+    # The mean of twice as fast and half as fast is as fast.
+    assert [text for text in texts if text and text.endswith("0 ×")] == ["2.00 ×", "0.50 ×", "8.00 ×"]
