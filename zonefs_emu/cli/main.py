@@ -76,7 +76,7 @@ def _in_one_sentence() -> Iterator[None]:
         raise OneSentence(str(error)) from None
     except OSError as error:
         if error.errno == errno.EPIPE:
-            # Who read our output has had enough (head); click ends quietly.
+            # The reader of the output (head, for example) has closed the pipe; click ends without a message.
             raise
         raise OneSentence(host_sentence(error)) from None
 

@@ -41,5 +41,5 @@ def verb_arguments(arguments: Sequence[str]) -> list[str] | None:
 
 
 def exit_code(code: str | int | None) -> str | int | None:
-    """Return what mount(8) exits with where a verb of ours exits with *code*."""
+    """Return the exit code of mount(8) for the exit *code* of a verb."""
     return _EXIT_CODES.get(code, code) if isinstance(code, int) else code

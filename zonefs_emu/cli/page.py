@@ -42,7 +42,7 @@ def page(
     zones: Iterable[Zone], info: Mapping[str, Json], *, title: str, counters: Mapping[int, Mapping[str, int]],
     live: bool,
 ) -> str:  # fmt: skip
-    """Return the page. *counters*: of the zones that were used most. *live*: it goes on with events from its server."""
+    """Return the page. *counters*: of the zones that were used most. *live*: the server's events renew the page."""
     data: dict[str, Json] = {
         **shape(info),
         "title": title,
@@ -50,6 +50,6 @@ def page(
         "counters": {str(zone_no): {**row} for zone_no, row in counters.items()},
         "live": live,
     }
-    # "<" cannot end the element that the text stands in.
+    # Without "<" the text cannot end the element that it is in.
     text = json.dumps(data).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@DATA@", text)

@@ -39,7 +39,7 @@ CONNECTIONS_MAX: Final = 8
 _REQUEST_BYTES_MAX: Final = 16 << 10
 _REQUEST_S: Final = 10.0
 _SEND_S: Final = 30.0
-#: A browser that reads no faster than this many events behind is let go, and connects again.
+#: A browser that is more than this many events behind is disconnected; it connects again by itself.
 _BACKLOG: Final = 16
 #: More changed zones than this are sent as all zones, compressed.
 _CHANGES_MAX: Final = 2000
@@ -60,7 +60,7 @@ _HEADERS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Look:
-    """What the image was at one moment. *states*: condition and sectors with data of each zone."""
+    """The image at one moment. *news*: sentences on front-ends, faults and refusals."""
 
     time_ns: int
     info: dict[str, Json]
@@ -337,14 +337,14 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
         ZonedError: *image* cannot be opened.
     """
     host, port = parse_place(place)
-    # Said at once, and not to the first browser.
+    # An image that cannot be opened is an error of the command, not of the first browser.
     with open_target(image, readonly=True):
         pass
     server = PageServer(image, interval_s=interval_s, host=host, port=port)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            # Not by the handler of other verbs, whose exception would come in the middle of the event loop.
+            # The handler of other verbs raises an exception, which would interrupt the event loop anywhere.
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 await nursery.start(server.run)
                 ready(server.url)

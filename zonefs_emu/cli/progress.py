@@ -30,7 +30,7 @@ def progress(length: int | None, amount: Callable[[int], str]) -> Iterator[Calla
         so_far = f"{amount(done)}, " if length is None else ""
         return f"{so_far}{amount(done * 10**9 // elapsed_ns)}/s"
 
-    # An iterable without a length, as click asks for where the length is unknown.
+    # If the length is unknown, click wants an iterable without a length.
     nothing = map(int, ()) if length is None else None
     bar: ProgressBar[int] = click.progressbar(
         nothing, length=length, file=sys.stderr, hidden=not sys.stderr.isatty(), item_show_func=rate

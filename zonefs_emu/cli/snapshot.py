@@ -87,7 +87,7 @@ def missing(image: Path, name: str) -> UsageError:
 
 
 def _list(image: Path, *, as_json: bool) -> None:
-    # Not to be taken for an image without snapshots.
+    # A missing image is an error, not an image without snapshots.
     image.stat()
     rows = []
     for name, path in snapshots(image):

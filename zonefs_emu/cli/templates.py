@@ -187,7 +187,7 @@ def _check_place(zone: ReportedZone, position: int, zone_size: int, *, last: boo
 
 
 def _without_gaps(zones: Sequence[ReportedZone]) -> list[ReportedZone]:
-    """Return *zones* with each gap zone made part of the zone before it, of which it is the rest after its capacity."""
+    """Return *zones* with each gap zone joined to the zone before it, as the part beyond the capacity."""
     whole: list[ReportedZone] = []
     for zone in zones:
         if zone.type != _GAP:
@@ -205,7 +205,7 @@ def _without_gaps(zones: Sequence[ReportedZone]) -> list[ReportedZone]:
 
 def _common_capacity(zone: ReportedZone, capacity: int | None, length: int) -> int:
     own = zone.capacity or length
-    # Of an offline zone a drive may report none.
+    # A drive may report no capacity for an offline zone.
     if zone.cond is Condition.OFFLINE and zone.capacity == 0:
         return capacity or length
     if own > length:
@@ -225,7 +225,7 @@ def _state(zone: ReportedZone, capacity: int) -> tuple[Condition, int]:
     if zone.cond is Condition.EMPTY:
         return zone.cond, 0
     if zone.wp is None:
-        # FULL, READONLY, OFFLINE: how much of it was written is not known, and none of the data.
+        # FULL, READONLY and OFFLINE zones have no write pointer, so the amount of data is unknown.
         return zone.cond, 0
     written = zone.wp - zone.start
     if not 0 <= written < capacity:
@@ -242,7 +242,7 @@ def zone_states(template: Template, geometry: Geometry) -> "tuple[bytearray, arr
     """Return the conditions and the sectors with data of all zones, for an image of *geometry*.
 
     Raises:
-        UsageError: options have made another drive of it, which the states do not fit; says why.
+        UsageError: options have changed the drive so that the states do not fit; says why.
     """
     same = (geometry.nr_zones, geometry.conventional) == (len(template.states), template.conventional)
     if not same or (to_bytes(geometry.zone_size), to_bytes(geometry.zone_capacity)) != (

@@ -189,7 +189,7 @@ def _recognize(lines: Sequence[str], name: str) -> tuple[str, int]:
     for index, line in enumerate(lines):
         alike = [tool for tool, layout in _FORMATS.items() if layout.likeness.match(line)]
         if alike:
-            # blkzone and QEMU begin a line alike. One that was cut is of either, and refused as the first one's.
+            # Lines of blkzone and QEMU begin alike. A line that was cut fits both, and is refused as one of the first.
             whole = [tool for tool in alike if _FORMATS[tool].line.fullmatch(line)]
             return (whole or alike)[0], index
     message = f"{name} has no zone in it, as {', '.join(_FORMATS)} or nvme -o json print them"

@@ -334,7 +334,7 @@ async def _serve(
 
 
 def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:
-    """Return what a user is told who lost a front-end by *error*; what nothing foresaw is noted as such."""
+    """Return the message about a front-end that ended by *error*; an unforeseen error is noted as one."""
     leaves = list(_leaves(error))
     for leaf in leaves:
         if not isinstance(leaf, ZonedError | OSError):

@@ -23,7 +23,7 @@ _VALUE_MAX: Final = 1 << 30
 _GRID: Final = frozenset({"append", "write", "read", "randread"})
 #: Reads that starve behind more appends than the drive takes; docs/timing.md says how far off the model is there.
 _BACKLOGGED: Final = "longrate"
-#: A reset of an empty zone that the drive does not even begin, in nanoseconds.
+#: A reset of an empty zone is faster than this, in nanoseconds: the drive does not erase anything.
 _NO_RESET_NS: Final = 10_000
 #: What zone management is called in the table: (operation, asked of a zone that was finished).
 MANAGEMENT: Final = {

@@ -69,7 +69,7 @@ class SessionProcess:
 
 
 def main() -> None:
-    """Be that process."""
+    """Run the session, in the new process."""
     image, front_ends = pickle.load(sys.stdin.buffer)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 

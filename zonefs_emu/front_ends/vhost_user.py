@@ -39,12 +39,12 @@ _BACKLOG: Final = 8
 #: How long to wait for the lock of a socket's directory, which is held for microseconds. Any process that can read the
 #: directory can hold the lock for longer, so the wait has an end.
 _LOCK_S: Final = 5.0
-#: The same at the end: a dead socket that stays is no harm.
+#: How long removing the socket waits for that lock. A dead socket that stays does no harm.
 _LAST_LOCK_S: Final = 0.5
 _POLL_S: Final = 0.02
 
 
-#: Makes of a device what is offered.
+#: Makes the virtio device that offers a device.
 MakeVirtioDevice: TypeAlias = Callable[[ZonedDevice], VirtioDevice]
 
 

@@ -34,7 +34,7 @@ _HELPER_DIRECTORY: Final = Path("/sbin")
 _MODULES: Final = Path("/lib/modules")
 _QEMUS: Final = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm")
 _QEMU_SECONDS: Final = 20
-#: Below this an image of any use fills the file system.
+#: With less free space, a small image could fill the file system.
 _ROOM_BYTES: Final = 1 << 30
 #: Of a file that is sparse, this much takes a few blocks.
 _SPARSE_BYTES: Final = 64 << 20
@@ -289,5 +289,5 @@ def _contained(name: str) -> Finding:
     try:
         return WAYS[name]()
     except OSError as error:
-        # One way that the host answers strangely hides no other one.
+        # An unexpected error in one check does not hide the other ways.
         return Finding(name=name, works=False, reason=f"the host cannot be asked: {host_sentence(error)}")

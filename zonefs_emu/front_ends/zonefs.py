@@ -89,7 +89,7 @@ def _take_away_dead(directory: Path, place: Path) -> None:
     if os.geteuid() not in (0, entry.uid):
         message = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
         raise UsageError(message, exit_code=1)
-    # Lazily: for those who still have something open in it, nothing becomes worse.
+    # A lazy unmount: files that are still open in it stay as they are.
     take_away(place, lazy=True)
 
 
@@ -107,7 +107,7 @@ def unmount(directory: Path) -> None:
     if os.geteuid() not in (0, entry.uid):
         message = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
         raise UsageError(message, exit_code=1)
-    # Looked for while it can be asked; afterwards only the process is left of it.
+    # Looked up before the end, while the daemon answers; afterwards only its process id is of use.
     serving = find_serving(str(place), entry.source) if _is_alive(place) else None
     try:
         take_away(place)

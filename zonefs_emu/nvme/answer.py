@@ -1,4 +1,4 @@
-"""What a command is answered with, and how a command that breaks a rule of the drive is refused."""
+"""The answer to a command, and the refusal of a command that breaks a rule of the drive."""
 
 from typing import NamedTuple
 

@@ -125,7 +125,7 @@ class Controller:
         self.namespaces = {} if discovered else subsystem.namespaces()
         self.features: dict[int, int] = dict(_DEFAULTS)
         self._data_features: dict[int, bytes] = {feature: bytes(length) for feature, length in _DATA_FEATURES.items()}
-        #: Weak references: a queue may be dropped without a word.
+        #: Weak references: a queue may be dropped without being closed.
         self._of_queues: WeakSet[Namespace] = WeakSet()
         self._event_cids: list[int] = []
         self._notices: deque[int] = deque()
@@ -194,7 +194,7 @@ class Controller:
         return True
 
     def reset(self) -> None:
-        """Drop what the host has set up; zones stay as they are."""
+        """Drop the queues and settings of the host; zones stay as they are."""
         self.cc &= ~_ENABLE
         self.csts = 0
         self._event_cids.clear()
@@ -338,7 +338,7 @@ class Controller:
         return total
 
     def _abort(self, _command: Command, _data: memoryview | bytes) -> Answer:
-        """Do not abort: commands are carried out as they come, so none waits that could be taken back."""
+        """Answer that no command was aborted: commands are carried out in their order, so none waits to be aborted."""
         return Answer(NvmeStatus.SUCCESS, 1)
 
     def _keep_alive(self, _command: Command, _data: memoryview | bytes) -> Answer:
@@ -394,7 +394,7 @@ class Controller:
 
     @property
     def keep_alive_ns(self) -> int:
-        """After how long without a command of its host the controller is given up; 0: never."""
+        """The time without a command of the host after which the controller ends; 0: never."""
         return self.features[Feature.KEEP_ALIVE] * 1_000_000
 
     # -- events -----------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
 _PARTIAL: Final = 1 << 16
 _PIREMAP: Final = 1 << 25
-#: A longer report takes more than a moment.
+#: A report of more zones takes long enough to be given to a worker.
 _QUICK_REPORT_BYTES: Final = 1 << 16
 _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
     {

@@ -110,7 +110,7 @@ STATUS_OF_RULE: Final[Mapping[Rule, tuple[NvmeStatus, Status]]] = MappingProxyTy
 
 
 def status_of(status: Status, operation: Operation | None) -> NvmeStatus:
-    """Return how *status* of *operation* is answered; a read fails with a status of its own."""
+    """Return the answer to *status* of *operation*; reads fail with a status that other operations do not have."""
     if operation is Operation.READ and status in {Status.IO_ERROR, Status.POISONED}:
         return NvmeStatus.UNRECOVERED_READ_ERROR
     return STATUS_OF[status]

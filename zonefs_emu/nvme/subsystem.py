@@ -39,7 +39,7 @@ class Subsystem:
     """One subsystem. *devices* become namespaces 1, 2, … in their order."""
 
     def __init__(self, devices: Sequence[ZonedDevice], *, nqn: str = "", serial: str = "") -> None:
-        """Name it after the first device where *nqn* and *serial* do not say otherwise.
+        """Take name and serial number from the first device unless *nqn* and *serial* are given.
 
         Raises:
             UsageError: NVMe cannot express the geometry of a device, or *nqn* is no name.
@@ -62,7 +62,7 @@ class Subsystem:
         """Return a number for a new controller, the one that was free for longest; None if all are in use."""
         mine = object()
         for cntlid in self._candidates():
-            # One step for other threads: of two that want the same number, one gets it.
+            # Atomic for other threads: if two want the same number, one gets it.
             if self._cntlids.setdefault(cntlid, mine) is mine:
                 self._last_cntlid = cntlid
                 return cntlid

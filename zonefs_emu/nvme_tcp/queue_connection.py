@@ -46,12 +46,12 @@ from zonefs_emu.nvme_tcp.pdu import (
 if TYPE_CHECKING:
     from zonefs_emu.nvme_tcp.server import NvmeTcpServer
 
-#: Data that commands of one connection may wait for, all together.
+#: The most data that the commands of one connection may wait for together.
 PENDING_BYTES_MAX: Final = 16 << 20
 #: Answers are sent when they have so many bytes, or no whole command is left in the buffer.
 _SEND_BYTES: Final = 1 << 20
 _BUFFER_BYTES: Final = 4 * PDU_BYTES_MAX
-#: A host has so long for its first PDU and its Connect command, and for taking answers.
+#: How long a host may take for its first PDU and its Connect command, and to receive answers.
 _CONNECT_S: Final = 10.0
 _SEND_S: Final = 30.0
 _IOV_MAX: Final = 1024
@@ -97,7 +97,7 @@ class Connection:
         self._sq_size = 1
         self._delay_ns = 0
         self._heard_ns = time.monotonic_ns()
-        #: Answers that injected delays keep back: (due, number, parts).
+        #: Answers that injected delays defer: (due, number, parts).
         self._delayed: list[tuple[int, int, list[bytes | memoryview]]] = []
         self._nr_delayed = 0
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -116,7 +116,7 @@ class Connection:
         self.wake()
 
     def wake(self) -> None:
-        """Have the thread look for what is due; from any thread, also with the device's lock held."""
+        """Have the thread send due answers and events; from any thread, also with the device's lock held."""
         with self._waking:
             if not self._is_over:
                 os.eventfd_write(self._wakes, 1)
@@ -133,7 +133,7 @@ class Connection:
             self.server.unforeseen.contain("nvme", "a connection", error)
 
     def close(self) -> None:
-        """Let the descriptors go, once the connection is not served any more."""
+        """Close the descriptors, after the connection was served."""
         with self._waking:
             self._is_over = True
             os.close(self._wakes)
@@ -181,7 +181,7 @@ class Connection:
             self._flush_out()
 
     def _until_due_ns(self) -> int | None:
-        """Return how long nothing is to be done but to wait for the host; None: without end."""
+        """Return for how many seconds the thread may wait for the host; None: without end."""
         due = [self._delayed[0][0]] if self._delayed else []
         if self._is_admin and self.controller and self.controller.keep_alive_ns:
             due.append(self._heard_ns + self._patience_ns)
@@ -210,7 +210,7 @@ class Connection:
     # -- receiving --------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        """Take what the host has sent, and carry out what is whole of it; False at the end of the connection."""
+        """Receive from the host and carry out each whole PDU; False at the end of the connection."""
         if self._begin == self._end:
             self._begin = self._end = 0
         elif len(self._buffer) - self._begin < PDU_BYTES_MAX:

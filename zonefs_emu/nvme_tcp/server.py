@@ -242,7 +242,7 @@ class NvmeTcpServer:
             connection.stop()
 
     def _discovery_log(self, connection: Connection) -> bytes:
-        """Say where the subsystem is: at the address at which this host has found it."""
+        """Return the discovery log for this host: the subsystem is at the address that the host has connected to."""
         address, port = connection.local_address()
         return discovery(0, [DiscoveryRecord(nqn=self.subsystem.nqn, address=address, port=port, is_discovery=False)])
 
@@ -256,7 +256,7 @@ def _is_same_host(one: Connect, other: Connect) -> bool:
 
 
 def listen(address: str, port: int) -> list[socket.socket]:
-    """Return sockets that listen at all that *address* stands for. Port 0 lets the host choose one.
+    """Return sockets that listen at every address that *address* resolves to. Port 0 lets the host choose one.
 
     Raises:
         UsageError: the address is not one of this host, or another process listens there.

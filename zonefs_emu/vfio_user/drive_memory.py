@@ -60,5 +60,5 @@ class DriveMemory:
 
     @property
     def nr_resets(self) -> int:
-        """How often the guest has disabled the controller or reset the function."""
+        """The number of times that the guest has disabled the controller or reset the function."""
         return self._control[_RESETS]

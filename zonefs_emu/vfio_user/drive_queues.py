@@ -34,10 +34,10 @@ class CompletionQueue:
         self.base = base
         self.size = size
         self.vector = vector
-        #: Where the next completion goes, and the phase tag that makes it one.
+        #: The index of the next completion, and the phase tag with which the guest recognizes it as new.
         self.tail = 0
         self.phase = 1
-        #: The guest has taken the completions before this one, as it said last.
+        #: The doorbell's last value: the guest has taken the completions before this one.
         self.head = 0
         #: Whether completions were stored since the last interrupt.
         self.is_unannounced = False
@@ -53,7 +53,7 @@ class CompletionQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether the guest has to take completions first."""
+        """Whether the queue is full: the guest must take completions before one can be posted."""
         tail = self.tail + 1
         return (0 if tail == self.size else tail) == self.head
 
@@ -81,7 +81,7 @@ class SubmissionQueue:
         self.head = 0
         #: Whether the worker has the command at the head.
         self.is_busy = False
-        #: Whether its commands are refused attention: the guest has broken it, or it is deleted.
+        #: Whether the queue is no longer served: the guest has broken or deleted it.
         self.is_over = False
         self.entries = memoryview(b"")
 

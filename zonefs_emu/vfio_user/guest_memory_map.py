@@ -9,7 +9,7 @@ from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 
 class GuestMemoryMap:
-    """The maps of one client. Descriptors stay the function's: a mapping needs none."""
+    """The maps of one client. The function keeps and closes the descriptors, as a mapping does not need its own."""
 
     def __init__(self) -> None:
         self.shared = PeerMemory()
@@ -27,12 +27,12 @@ class GuestMemoryMap:
         self._replace()
 
     def unmap(self, region: DmaRegion) -> None:
-        """Take *region* away."""
+        """Unmap *region*."""
         del self._regions[region.iova]
         self._replace()
 
     def close(self) -> None:
-        """Let all memory go now, not when the garbage collector finds it."""
+        """Unmap all memory now; the garbage collector would do so later."""
         self._regions.clear()
         self._replace()
 

@@ -56,7 +56,7 @@ def _list(memory: GuestMemory, address: int, nr_pages: int) -> list[int]:
         if left <= room:
             pages += found
             return pages
-        # The last entry of a list that is not enough leads to the next list, which begins a page: each has entries.
+        # The last entry of a full list is the address of the next list. It begins a page, so no list is empty.
         pages += found[:-1]
         address = found[-1]
         if address & _PAGE_MASK:

@@ -58,7 +58,7 @@ class PciConfig:
         self.reset()
 
     def reset(self) -> None:
-        """Make it what it is after power-on."""
+        """Set the values that the space has after power-on."""
         data = self._data = bytearray(CONFIG_BYTES)
         struct.pack_into("<HHHH", data, 0x00, _VENDOR, _DEVICE, 0, _STATUS_CAPABILITIES)
         data[0x08] = 2

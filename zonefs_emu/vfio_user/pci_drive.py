@@ -128,7 +128,7 @@ class PciDrive:
         self._show_registers()
 
     def close(self) -> None:
-        """End the controller and let the guest's memory go."""
+        """End the controller and unmap the guest's memory."""
         self.controller.close()
         self._drop_queues()
         self._map.close()
@@ -152,7 +152,7 @@ class PciDrive:
 
     @property
     def has_lost_memory(self) -> bool:
-        """Whether the guest has cut a file of its memory."""
+        """Whether the guest has truncated a file that its memory is in."""
         return self._map.shared.is_lost
 
     # -- the function's drive -------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class PciDrive:
 
     def reset(self) -> None:
         """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
-        # Looked at first: a reset that comes meanwhile is another one.
+        # Read before the reset is carried out: a reset that comes meanwhile counts as a further one.
         self._nr_resets = self._bar.nr_resets
         self._cc = 0
         self._is_fatal = False
@@ -216,7 +216,7 @@ class PciDrive:
         self._show_registers()
 
     def _begin(self, cc: int) -> bool:
-        """Make the admin queues; False if the guest asks for what the controller does not have."""
+        """Make the admin queues; False if the guest asks for a feature that the controller does not have."""
         if cc & (_PAGE_SIZE_MASK | _ARBITRATION_MASK):
             return False
         aqa = self._bar.words[_AQA]
@@ -253,7 +253,7 @@ class PciDrive:
     # -- queues as a whole ----------------------------------------------------------------------------------------
 
     def _place_queues(self) -> None:
-        """Find all queues in the memory that there is now."""
+        """Look up the memory of all queues after the guest's memory has changed."""
         memory = self._map.memory
         try:
             for completions in self._cqs.values():
@@ -274,7 +274,7 @@ class PciDrive:
         self._shadow = None
 
     def _wait_idle(self, queues: Iterable[SubmissionQueue]) -> None:
-        """Wait until the worker has nothing of *queues*; what the host's disk keeps for too long is abandoned."""
+        """Wait until the worker has no command of *queues*; one that takes too long is abandoned."""
         queues = list(queues)
         if not self._worker.wait(lambda: not any(queue.is_busy for queue in queues)):
             self._log.warning("queues are stopped while the host's disk keeps a command")
@@ -284,7 +284,7 @@ class PciDrive:
     # -- serving --------------------------------------------------------------------------------------------------
 
     def serve(self) -> bool:
-        """Do what there is to do, for a limited time; True if something is left."""
+        """Serve the queues for a limited time; True if commands are left."""
         self._drain()
         self._look_at_registers()
         self._post_events()
@@ -316,7 +316,7 @@ class PciDrive:
         return self._bar.doorbells[2 * queue.number]
 
     def _update_head(self, queue: CompletionQueue) -> None:
-        """Take what the guest says of the completions that it has taken."""
+        """Read the doorbell of *queue*: up to where the guest has taken completions."""
         at = 2 * queue.number + 1
         shadow = self._shadow if queue.number else None
         head = self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
@@ -326,7 +326,7 @@ class PciDrive:
             queue.head = head
 
     def _ask_for_doorbells(self) -> bool:
-        """Have the guest ring again, where it looks at the shadow doorbells first; True if it came before that."""
+        """Ask for doorbells of queues with shadow doorbells; True if a command came before the guest could see that."""
         shadow = self._shadow
         if shadow is None:
             return False
@@ -414,7 +414,7 @@ class PciDrive:
     def _signal(self, vector: int) -> None:
         fd = self._interrupts[vector]
         if fd < 0:
-            # The client sets vectors one by one and takes all away before each: what comes in between is not lost.
+            # The client sets vectors one by one and removes all before each, so an interrupt in between is kept.
             self._latched.add(vector)
             return
         try:

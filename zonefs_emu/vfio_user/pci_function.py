@@ -66,7 +66,7 @@ class Drive(Protocol):
         ...
 
     def unmap_memory(self, region: DmaRegion) -> None:
-        """Use *region* no more; once this returns, no byte of it is touched."""
+        """Stop using *region*; after the return no byte of it is accessed."""
         ...
 
     def set_interrupts(self, fds: list[int]) -> None:
@@ -74,7 +74,7 @@ class Drive(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget what the guest has set up; the memory of the drive has been cleared."""
+        """Forget all queues and settings of the guest; the memory of the drive has been cleared."""
         ...
 
     def kick(self) -> None:
@@ -138,14 +138,14 @@ class PciFunction:
         return messages.encode_reply(header, payload) if header.wants_reply else None
 
     def close(self) -> None:
-        """Take everything away from the drive, and close all descriptors."""
+        """Unmap all memory and interrupts of the drive, and close all descriptors."""
         self._set_interrupts([-1] * NR_VECTORS)
         self.reset()
         for region in list(self.regions.values()):
             self._forget(region)
 
     def reset(self) -> None:
-        """Make the function what it is after power-on; memory and interrupts stay."""
+        """Reset the function to its state after power-on; memory and interrupts stay."""
         self._config.reset()
         self._memory.clear()
         self._drive.reset()

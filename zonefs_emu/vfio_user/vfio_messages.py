@@ -108,7 +108,7 @@ class DmaMapRequest(NamedTuple):
 
 
 class DmaUnmapRequest(NamedTuple):
-    """Memory that is taken away: exactly one map, or all of it."""
+    """Memory that is unmapped: exactly one map, or all of them."""
 
     argsz: int
     flags: int

@@ -16,7 +16,7 @@ from typing import Final
 from zonefs_emu.errors import PeerError
 from zonefs_emu.persist import sigbus
 
-#: Why a peer is given up that has cut a file.
+#: The reason in the log for a peer that truncated a file.
 LOST: Final = "a file of the memory that it shares was cut"
 
 
@@ -31,14 +31,14 @@ class PeerMap(mmap.mmap):
 
 
 class PeerMemory:
-    """The memory of one peer, and whether it took some of it away."""
+    """The memory of one peer, and whether the peer has truncated a file of it."""
 
     def __init__(self) -> None:
         """Begin with none."""
         self.is_lost = False
 
     def note_loss(self) -> None:
-        """Note that some of it is gone; called in the middle of an access, so it takes no lock."""
+        """Note that memory is gone. Called in the middle of an access, so it takes no lock."""
         self.is_lost = True
 
     def watch(self, mapping: PeerMap) -> PeerMap:

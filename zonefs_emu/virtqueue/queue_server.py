@@ -116,7 +116,7 @@ class QueueServer:
         if fd >= 0:
             if fd not in self._reactions:
                 try:
-                    # By edges, so that the counter need not be read: each kick is one.
+                    # Edge-triggered: each kick is an event, so the counter need not be read.
                     self.watch(fd, partial(self.activate, queue), edges=True)
                 except OSError as error:
                     message = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
@@ -209,7 +209,7 @@ class QueueServer:
                 queue.wake()
                 if queue.run():
                     return True
-                # An event queue that has buffers and no event: its kicks mean nothing.
+                # Kicks of an event queue that has buffers but no event are of no use.
             self._active.remove(queue)
         return False
 

@@ -69,7 +69,7 @@ class ScsiHost:
         return self._events if index == _EVENT else None
 
     def accept(self, features: int) -> str | None:
-        """Take the features that the driver accepted; any will do."""
+        """Take the features that the driver accepted; any set is enough."""
         self._events.wants_changes = bool(features & scsi.F_CHANGE)
         return None
 
@@ -78,7 +78,7 @@ class ScsiHost:
         return None
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Ignore it: nothing in the configuration space is ours."""
+        """Ignore it: the configuration space belongs to the front-end."""
 
     def zones_changed(self) -> bool:
         """Tell the driver through the event queue."""

@@ -410,7 +410,7 @@ class Virtqueue:
         Raises:
             BrokenRingError: it cannot be answered; those before it have been given back.
         """
-        # A step may be several requests. Those that have a length are done.
+        # A step may execute several requests. Those with a length are done.
         failed = len(lengths)
         try:
             if isinstance(error, BrokenRingError):
@@ -560,5 +560,5 @@ class Virtqueue:
 
 
 def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Return all memory, of which *buffers* are a part. Rare, and never too little."""
+    """Return all of memory, which contains *buffers*: more than was written, in a rare case."""
     return [(region.guest_address, region.size) for region in memory.regions] if buffers else []

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Final, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-#: Takes what a job returned or raised.
+#: Receives the result of a job, or the exception that it raised.
 Then: TypeAlias = Callable[[T | Exception], None]
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Worker(Generic[T]):
             self._sleep_ns(duration_ns)
 
     def collect(self) -> bool:
-        """Run the callbacks of what is done, on the caller's thread; True if there were some."""
+        """Run the callbacks of finished jobs on the caller's thread; True if there were some."""
         found = False
         while self._results:
             result, then = self._results.popleft()
