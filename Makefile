@@ -1,9 +1,9 @@
 # The commands of the README; each is a script in tools/ that can be run by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak mutants docs site dist clean
+.PHONY: help demo test bench soak mutants docs site dist deb clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
-REQUIRE := fuse,qemu,fio,blkid,blkzone,walker
+REQUIRE := fuse,qemu,fio,blkid,blkzone,walker,dh
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -50,6 +50,10 @@ dist: ## Build the sdist and, from it, the wheel, in dist/.
 	tools/setup
 	rm -rf build dist
 	.venv/bin/python -m build --no-isolation
+
+deb: ## Build a Debian package for the release of this machine, in dist/.
+	tools/setup
+	tools/deb
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
 	rm -rf .venv build dist *.egg-info zonefs_emu/virtqueue/*.so .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -54,6 +54,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "test_tidy.py": "tests the repository",
         "test_share.py": "tests what tools/share.py makes, which is not part of the package",
         "test_dist.py": "tests what the build makes of the whole tree",
+        "guest/test_debian_package.py": "tests what debhelper makes of the whole tree",
         "test_demo.py": "tests tools/demo, which is not Python",
         "test_bench.py": "tests bench/, which is not part of the package",
         "test_documents.py": "runs the commands of documents",
