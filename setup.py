@@ -10,6 +10,7 @@ import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 VIRTQUEUE = "zonefs_emu/virtqueue"
@@ -26,7 +27,6 @@ def extensions() -> list[Extension]:
         "define_macros": [("ZONEFS_EMU_SOURCES", f"{compiled['sources_crc']()}u")],
         "extra_compile_args": ["-O2", *os.environ.get("ZONEFS_EMU_CFLAGS", "").split()],
         "extra_link_args": os.environ.get("ZONEFS_EMU_CFLAGS", "").split(),
-        "optional": True,
     }
     modules = [
         Extension("zonefs_emu.virtqueue.compiled_plain_rules", ["zonefs_emu/model/plain_rules.py"], **options),
@@ -34,13 +34,31 @@ def extensions() -> list[Extension]:
         Extension("zonefs_emu.virtqueue.walker", [f"{VIRTQUEUE}/walker.pyx"], **options),
     ]
     # Always anew: the stamp is no file that a time could be compared with.
-    return cythonize(
+    built = cythonize(
         modules,
         build_dir="build/cython",
         force=True,
         quiet=True,
         compiler_directives={"annotation_typing": False, "cdivision": True, "language_level": 3},
     )
+    for extension in built:
+        extension.optional = True  # an editable installation looks at it; cythonize() makes extensions anew, without
+    return built
 
 
-setup(ext_modules=extensions())
+class BuildOptional(build_ext):
+    """Builds what can be built.
+
+    That extensions are optional does not suffice: setuptools goes on after what a compiler reports, but not after the
+    FileNotFoundError that a missing compiler is.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build *ext*, or say why that is not possible."""
+        try:
+            super().build_extension(ext)
+        except Exception as error:  # whatever it is, the program works without
+            self.warn(f"{ext.name} is not built: {error}")
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildOptional})

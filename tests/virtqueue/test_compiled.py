@@ -1,13 +1,18 @@
 """Which walker is used: the compiled one, or none, and why."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Final
 
 import pytest
 
 from tests.requires import requires
 from zonefs_emu.virtqueue import compiled
+
+ROOT: Final = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +56,31 @@ def test_without_the_extension_python_does_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "zonefs_emu.virtqueue.walker", None)
     monkeypatch.delattr("zonefs_emu.virtqueue.walker", raising=False)
     assert compiled.used_walker() == "pure Python (the compiled one is not built)"
+
+
+def without_compiler(compiler: str, *command: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | {"CC": compiler}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_failing_compiler_makes_nothing(tmp_path: Path) -> None:
+    done = without_compiler("false", "tools/build_walker.py", "--into", tmp_path / "built")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "the compiled ring walker was not built: Cython or a compiler is missing"
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_an_installation_goes_on_without_a_compiler(tmp_path: Path) -> None:
+    """What pip does for an editable installation, which copies what was built; for others it does less."""
+    done = without_compiler(
+        "/nonexistent", "setup.py", "build_ext", "--inplace", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "zonefs_emu.virtqueue.walker is not built: " in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_asking_imports_nothing_of_the_package() -> None:
