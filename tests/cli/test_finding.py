@@ -21,7 +21,7 @@ ALICE, BOB = 65534, 12345
 #: Becomes another user once everything is loaded: the interpreter and the checkout can lie where only root may look.
 AS_USER = """
 import os, sys
-import encodings.idna, zonefs_emu.cli.main, zonefs_emu.daemon.session, zonefs_emu.fs.mount
+import encodings.idna, secrets, zonefs_emu.cli.main, zonefs_emu.daemon.session, zonefs_emu.fs.mount
 from tests.cli.conftest import run_cli
 os.setgroups([]); os.setgid({uid}); os.setuid({uid})
 """

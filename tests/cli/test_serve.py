@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import fails, ok
+from zonefs_emu.nvme_tcp.host_keys import DhchapKey, key_text
 from zonefs_emu.testing.blk_driver import BlkDriver
-from zonefs_emu.testing.nvme_initiator import NvmeHost
+from zonefs_emu.testing.nvme_initiator import AuthenticationError, HostKeys, NvmeHost
 from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
 from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.virtio import blk_codec
@@ -94,6 +95,26 @@ def test_offers_an_nvme_drive_and_prints_how_to_connect(tmp_path: Path) -> None:
             NvmeHost("127.0.0.1", port, connect[-1], host_nqn="nqn.stranger")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_a_host_with_a_key_proves_its_name(tmp_path: Path) -> None:
+    image = tmp_path / "zns.img"
+    ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
+    key = DhchapKey(secret=bytes(range(48)), hash_id=2)
+    (tmp_path / "key").write_text(key_text(key))
+    options = ("--nvme-tcp", "127.0.0.1:0", "--host-key", f"nqn.me=@{tmp_path}/key")
+    with serving(image, *options, "--controller-key", f"@{tmp_path}/key") as process:
+        assert process.stdout is not None
+        _, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
+        assert connect[-6:-1] == ["--hostnqn", "nqn.me", "--dhchap-secret", "KEY", "-n"]
+        place = "127.0.0.1", int(connect[connect.index("-s") + 1]), connect[-1]
+        with NvmeHost(*place, host_nqn="nqn.me", keys=HostKeys(key, key)) as host:
+            assert host.queue(1).append(1, 1024, b"n" * 8192, 4096).result == 1024
+        with pytest.raises(AuthenticationError, match="there is no key"):
+            NvmeHost(*place, host_nqn="nqn.me")
+    sentence = fails("serve", image, "--nvme-tcp", "0.0.0.0", "--allow-host", "nqn.me", code=2)
+    assert "can be reached from other machines, and nqn.me has no key: give --host-key" in sentence
+    assert "No such file" in fails("serve", image, "--nvme-tcp", "--host-key", "nqn.me=@nowhere", code=2)
 
 
 def test_several_images_are_namespaces_of_one_drive(tmp_path: Path) -> None:

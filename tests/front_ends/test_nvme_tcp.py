@@ -11,10 +11,14 @@ from tests.nvme.conftest import BLOCK, UUID_1, geometry
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, Address, NvmeTcpFrontEnd, parse_address, safe_address
+from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, Address, NvmeTcpFrontEnd, make_access, parse_address, safe_address
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.nvme.subsystem import nqn_of
+from zonefs_emu.nvme_tcp.host_keys import OPEN, DhchapKey, key_text
 from zonefs_emu.testing.nvme_initiator import NvmeHost
+
+KEY = DhchapKey(secret=bytes(range(32)), hash_id=1)
+TEXT = key_text(KEY)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
     assert found == address
     assert found.is_loopback
     assert parse_address(str(found)) == found
-    assert safe_address(text, insecure=False) == found
+    assert safe_address(text, OPEN, insecure=False) == found
 
 
 @pytest.mark.parametrize(
@@ -46,9 +50,50 @@ def test_what_is_no_address(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0.0.0.0", "192.0.2.1:4420", "[::]", "example.org"])
 def test_other_machines_reach_a_drive_only_if_the_user_says_so(text: str) -> None:
-    with pytest.raises(UsageError, match=r"can be reached from other machines.*--insecure"):
-        safe_address(text, insecure=False)
-    assert safe_address(text, insecure=True) == parse_address(text)
+    with pytest.raises(UsageError, match=r"can be reached from other machines, and hosts have no key: .*--insecure"):
+        safe_address(text, OPEN, insecure=False)
+    assert safe_address(text, OPEN, insecure=True) == parse_address(text)
+    named = make_access(["nqn.a", "nqn.b"], [f"nqn.a={TEXT}"], "")
+    with pytest.raises(UsageError, match=r"can be reached from other machines, and nqn.b has no key: "):
+        safe_address(text, named, insecure=False)
+    assert safe_address(text, make_access(["nqn.a"], [f"nqn.a={TEXT}"], ""), insecure=False) == parse_address(text)
+
+
+def test_who_may_connect(tmp_path: Path) -> None:
+    assert make_access([], [], "") == OPEN
+    (tmp_path / "key").write_text(f"{TEXT}\nwhat follows is not read\n")
+    access = make_access(["nqn.a", "nqn.b"], [f"nqn.b={TEXT}", f"nqn.x=y=@{tmp_path}/key"], f"@{tmp_path}/key")
+    assert access.hosts == {"nqn.a": None, "nqn.b": KEY, "nqn.x=y": KEY}
+    assert access.controller_key == KEY
+    commands = NvmeTcpFrontEnd(Address("127.0.0.1", 4420), nqn="nqn.s", access=access).host_commands()
+    assert [command[6:] for command in commands[1:]] == [
+        ["-s", "4420", "--hostnqn", host, "--dhchap-secret", "KEY", "-n", "nqn.s"] for host in ("nqn.b", "nqn.x=y")
+    ]
+    assert not any(TEXT in word for command in commands for word in command)
+
+
+@pytest.mark.parametrize(
+    ("host_keys", "controller_key", "sentence"),
+    [
+        (["nqn.a"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
+        (["nqn.a=secret"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
+        (["iqn.a=@key"], "", "'iqn.a' is no NVMe Qualified Name"),
+        (["nqn.a=@nowhere"], "", "--host-key nqn.a: nowhere: No such file"),
+        (["nqn.a=@/"], "", "--host-key nqn.a: /: Is a directory"),
+        (["nqn.a=@/dev/null"], "", "--host-key nqn.a: a key looks like"),
+        (["nqn.a=DHHC-1:00:AAAA:"], "", "--host-key nqn.a: the key has 0 bytes"),
+        (["nqn.a={}", "nqn.a={}"], "", "nqn.a has two keys"),
+        (["nqn.a={}"], "@nowhere", "--controller-key: nowhere: No such file"),
+        ([], "{}", "--controller-key is for hosts that have a key themselves"),
+    ],
+)
+def test_wrong_keys_are_said_in_one_sentence(host_keys: list[str], controller_key: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_access([], [text.format(TEXT) for text in host_keys], controller_key.format(TEXT))
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert TEXT not in str(caught.value)
 
 
 async def test_a_host_connects_until_the_session_ends(tmp_path: Path) -> None:

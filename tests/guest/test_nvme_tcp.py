@@ -21,22 +21,28 @@ CONNECT = "nvme connect -t tcp -a 127.0.0.1 -s 4420 --hostnqn nqn.a --hostid 111
 
 
 @pytest.fixture
-def drive(place: Place) -> Iterator[Place]:
-    """A served image n.img; the guest is connected, and its disk is /dev/nvme0n1."""
+def image(place: Place) -> Iterator[Place]:
+    """An image n.img that can be served over TCP."""
     place.guest.load("nvme_tcp")
     place.sh("ip link set lo up")
     place.create("n.img", SHAPE)
-    serve(place)
-    connect(place)
     yield place
     place.sh("nvme disconnect-all; pkill -f 'serve n.img' || true", check=False)
 
 
-def serve(place: Place) -> None:
+@pytest.fixture
+def drive(image: Place) -> Place:
+    """A served image n.img; the guest is connected, and its disk is /dev/nvme0n1."""
+    serve(image)
+    connect(image)
+    return image
+
+
+def serve(place: Place, *options: str) -> None:
     """Serve n.img in the background; not by Z, which shows output at the end only."""
     place.sh(
         f"""PYTHONPATH={CHECKOUT} PYTHONDONTWRITEBYTECODE=1 XDG_RUNTIME_DIR=/run/runtime \\
-        {sys.executable} -m zonefs_emu serve n.img --nvme-tcp >served 2>&1 </dev/null &
+        {sys.executable} -m zonefs_emu serve n.img --nvme-tcp {" ".join(options)} >served 2>&1 </dev/null &
         until grep -q '^nvme connect' served; do sleep 0.1; kill -0 $! || {{ cat served >&2; exit 1; }}; done"""
     )
 
@@ -130,6 +136,38 @@ def test_digests(drive: Place) -> None:
         dd if=data of=/dev/nvme0n1 bs=64k oflag=direct status=none
         dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct status=none | cmp - data"""
     )
+
+
+def test_the_kernel_and_the_drive_prove_their_names(image: Place) -> None:
+    """Keys of nvme-cli, and the kernel's own DH-HMAC-CHAP on the admin queue and each I/O queue."""
+    image.sh("for name in host drive other; do nvme gen-dhchap-key -m 1 -n nqn.a >$name.key; done")
+    serve(image, "--host-key nqn.a=@host.key --controller-key @drive.key")
+    place = f"{CONNECT} -n $(awk '/^nvme connect/ {{ print $NF }}' served)"
+
+    def refused(*secrets: str) -> None:
+        options = " ".join(f'--dhchap-{kind}="$(cat {name}.key)"' for kind, name in map(str.split, secrets))
+        image.sh(f"! {place} {options} 2>&1; [ ! -e /sys/class/nvme/nvme0 ]", timeout=300)
+
+    refused()
+    refused("secret other")
+    refused("secret host", "ctrl-secret other")
+    why = image.sh("cat served").stdout
+    assert "nqn.a has not proved its name: its key is not the one that was given for it" in why
+    assert "nqn.a has not proved its name: the host gives up, reason 1" in why
+    connect(image, '--dhchap-secret="$(cat host.key)" --dhchap-ctrl-secret="$(cat drive.key)"')
+    log = image.sh("dmesg").stdout
+    assert "qid 0: authenticated with hash hmac(sha512) dhgroup ffdhe3072" in log
+    assert "qid 0: controller authenticated" in log
+    image.sh(
+        """dd if=/dev/urandom of=data bs=64k count=4 status=none
+        dd if=data of=/dev/nvme0n1 bs=64k oflag=direct status=none
+        dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct status=none | cmp - data
+        # The host authenticates again on all queues of the controller, which goes on meanwhile.
+        cat host.key >/sys/class/nvme/nvme0/dhchap_secret
+        dd if=/dev/nvme0n1 bs=64k count=4 iflag=direct status=none | cmp - data"""
+    )
+    (front_end,) = json.loads(image.sh("Z stats n.img --json").stdout)["front_ends"]
+    assert front_end["statistics"]["failed_authentications"] == 2
 
 
 def test_the_kernels_zonefs(drive: Place) -> None:

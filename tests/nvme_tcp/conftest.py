@@ -10,6 +10,7 @@ import pytest
 from tests.nvme.conftest import new_device, on_a_thread
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.nvme_tcp.host_keys import OPEN, Access
 from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
 from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue
 
@@ -34,9 +35,9 @@ class Target:
 
 
 @contextmanager
-def serving(device: ZonedDevice, *, allowed_hosts: frozenset[str] = frozenset()) -> Iterator[Target]:
+def serving(device: ZonedDevice, *, access: Access = OPEN) -> Iterator[Target]:
     sockets = listen("127.0.0.1", 0)
-    server = NvmeTcpServer(Subsystem([device]), sockets, device.unforeseen, allowed_hosts=allowed_hosts)
+    server = NvmeTcpServer(Subsystem([device]), sockets, device.unforeseen, access=access)
     with on_a_thread(server):
         yield Target(device, server, sockets[0].getsockname()[1])
 

@@ -16,6 +16,7 @@ from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme.subsystem import DISCOVERY_NQN
 from zonefs_emu.nvme_tcp import server
 from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
+from zonefs_emu.nvme_tcp.host_keys import Access
 from zonefs_emu.nvme_tcp.server import listen
 from zonefs_emu.testing.nvme_initiator import NvmeHost
 
@@ -102,8 +103,8 @@ def test_discovery_names_the_address_at_which_the_host_is(target: Target) -> Non
 
 
 def test_only_named_hosts(device: ZonedDevice, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("nqn.stranger may not connect")
-    with serving(device, allowed_hosts=frozenset(("nqn.friend",))) as target:
+    expect_warning("'nqn.stranger' may not connect")
+    with serving(device, access=Access(hosts={"nqn.friend": None})) as target:
         target.host(host_nqn="nqn.friend").close()
         with pytest.raises(ConnectionError, match="184h"):
             target.host(host_nqn="nqn.stranger")
@@ -193,6 +194,10 @@ def wait_until_none_is_connected() -> None:
         time.sleep(0.01)
 
 
+def open_files() -> list[str]:
+    return sorted(str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+
+
 def test_an_unforeseen_exception_at_the_end_of_a_connection_leaves_nothing(
     target: Target, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,9 +205,9 @@ def test_an_unforeseen_exception_at_the_end_of_a_connection_leaves_nothing(
     with target.host() as host:
         host.queue(1)
     wait_until_none_is_connected()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_files()
     monkeypatch.setattr(target.server.subsystem, "give_back_cntlid", lambda _: 1 // 0)
     with target.host() as host:
         host.queue(1)
     wait_until_none_is_connected()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_files() == before

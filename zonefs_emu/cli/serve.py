@@ -18,7 +18,7 @@ from zonefs_emu.cli.common import FILE, record_option, say
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
-from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, safe_address
+from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, make_access, safe_address
 from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd
 from zonefs_emu.front_ends.vhost_user import (
     BLK_CONFIG_BYTES,
@@ -130,6 +130,11 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
 @click.option("--serial", metavar="TEXT", default="", help="Serial number of the NVMe drive. [default: from the UUID]")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NQN",
               help="Host that may connect over NVMe/TCP; may be given several times. [default: all hosts]")  # fmt: skip
+@click.option("--host-key", "host_keys", multiple=True, metavar="NQN=@FILE",
+              help="Host that may connect if it has the key in FILE (DH-HMAC-CHAP); may be given several times. "
+              "NQN=KEY gives the key itself, which all users can then see in ps.")  # fmt: skip
+@click.option("--controller-key", metavar="@FILE", default="",
+              help="Key with which the drive proves itself to hosts that have a key and ask for it.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Let other machines connect over NVMe/TCP, without authentication.")
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
@@ -154,7 +159,8 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
 )
 def serve(
     *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
-    nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], insecure: bool, directory: Path | None,
+    nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], host_keys: tuple[str, ...],
+    controller_key: str, insecure: bool, directory: Path | None,
     record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
@@ -167,6 +173,7 @@ def serve(
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
       zonefs-emu serve zns.img --nvme-tcp
+      zonefs-emu serve zns.img --nvme-tcp 0.0.0.0 --host-key nqn.2014-08.org.example:host=@key
       zonefs-emu serve one.img two.img --nvme-tcp --nqn nqn.2014-08.org.example:drive
       zonefs-emu serve zns.img --vfio-user /tmp/zns.sock
 
@@ -192,8 +199,9 @@ def serve(
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
+    access = make_access(hosts, host_keys, controller_key)
     drives = [
-        NvmeTcpFrontEnd(safe_address(place, insecure=insecure), nqn=nqn, serial=serial, allowed_hosts=frozenset(hosts))
+        NvmeTcpFrontEnd(safe_address(place, access, insecure=insecure), nqn=nqn, serial=serial, access=access)
         for place in nvme
     ]
     front_ends += drives

@@ -2,19 +2,27 @@
 
 import contextlib
 import ipaddress
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
 
 from zonefs_emu.daemon.session import Session
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, host_sentence
 from zonefs_emu.front_ends.own_thread import run_until_stopped
-from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.nvme.subsystem import Subsystem, require_nqn
+from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, parse_key
 from zonefs_emu.nvme_tcp.server import DEFAULT_PORT, NvmeTcpServer, listen
 
 _PORT_MAX: Final = 65535
 #: Where a drive is offered if no address is given.
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
+#: Of a file, what may be a key.
+_KEY_FILE_BYTES_MAX: Final = 4096
+#: A name may contain "=" itself, so what follows decides where it ends.
+_HOST_KEY: Final = re.compile(r"(.+?)=(@.+|DHHC-1:.*)", re.DOTALL)
 
 
 class Address(NamedTuple):
@@ -54,42 +62,89 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port) if separator else DEFAULT_PORT)
 
 
-def safe_address(text: str, *, insecure: bool) -> Address:
-    """Return the address that *text* says, if only this machine can reach it or the user accepts others (*insecure*).
+def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
+    """Return the address that *text* says, if only this machine can reach it, or if every host proves its name.
 
-    Hosts are known by the names that they give themselves, and nothing is encrypted.
+    *insecure*: the user accepts other machines without that. Nothing is encrypted in any case.
 
     Raises:
-        UsageError: *text* is no address, or other machines can reach it.
+        UsageError: *text* is no address, or other machines can reach it and hosts need no key.
     """
     address = parse_address(text)
-    if not address.is_loopback and not insecure:
+    if not address.is_loopback and not access.is_authenticated and not insecure:
+        names = [nqn for nqn, key in access.hosts.items() if key is None]
+        who = f"{names[0]} has" if names else "hosts have"
         message = (
-            f"{address} can be reached from other machines, and hosts are neither authenticated nor encrypted: "
-            "serve at 127.0.0.1 or [::1], or say --insecure"
+            f"{address} can be reached from other machines, and {who} no key: give --host-key, serve at 127.0.0.1 or "
+            "[::1], or say --insecure"
         )
         raise UsageError(message)
     return address
 
 
+def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: str) -> Access:
+    """Return who may connect: the *hosts*, and those of *host_keys*, NQN=KEY or NQN=@FILE, by their keys.
+
+    *controller_key*: KEY, @FILE or "".
+
+    Raises:
+        UsageError: a text is not of that form, a file cannot be read, or a key is none; never says a part of a key.
+    """
+    found: dict[str, DhchapKey | None] = dict.fromkeys(hosts)
+    for text in host_keys:
+        parts = _HOST_KEY.fullmatch(text)
+        if parts is None:
+            message = "a --host-key is NQN=@FILE or NQN=DHHC-1:…, of which FILE has the key in its first line"
+            raise UsageError(message)
+        nqn = parts[1]
+        require_nqn(nqn)
+        if found.get(nqn) is not None:
+            message = f"{nqn} has two keys: give one --host-key for each host"
+            raise UsageError(message)
+        found[nqn] = _key(parts[2], f"--host-key {nqn}")
+    if controller_key and not host_keys:
+        message = "--controller-key is for hosts that have a key themselves: give --host-key as well"
+        raise UsageError(message)
+    return Access(hosts=found, controller_key=_key(controller_key, "--controller-key") if controller_key else None)
+
+
+def _key(text: str, option: str) -> DhchapKey:
+    """Return the key that *text* is, or that is in the file which it names. *option*: what to blame."""
+    try:
+        if text.startswith("@"):
+            with Path(text[1:]).open("rb") as file:
+                text = file.read(_KEY_FILE_BYTES_MAX).decode("ascii", "replace").partition("\n")[0]
+        return parse_key(text)
+    except OSError as error:
+        message = f"{option}: {host_sentence(error)}"
+    except UsageError as error:
+        message = f"{option}: {error}"
+    raise UsageError(message)
+
+
 class NvmeTcpFrontEnd:
     """The front-end of a session that offers its devices as an NVMe ZNS drive at *address*, a namespace each."""
 
-    def __init__(
-        self, address: Address, *, nqn: str = "", serial: str = "", allowed_hosts: frozenset[str] = frozenset()
-    ) -> None:
-        """*nqn* and *serial* are those of the image by default; without *allowed_hosts* every host may connect."""
+    def __init__(self, address: Address, *, nqn: str = "", serial: str = "", access: Access = OPEN) -> None:
+        """*nqn* and *serial* are those of the image by default; *access* says which hosts may connect."""
         self.address = address
         self._nqn = nqn
         self._serial = serial
-        self._allowed_hosts = allowed_hosts
+        self._access = access
         #: Of the subsystem, once it is served.
         self.nqn = nqn
 
     def host_commands(self) -> list[list[str]]:
-        """Return the commands with which a Linux host finds the drive and connects to it; once it is served."""
+        """Return the commands with which a Linux host finds the drive and connects to it; once it is served.
+
+        A host with a key has a line of its own, with the word KEY in place of the key.
+        """
         place = ["-t", "tcp", "-a", self.address.host, "-s", str(self.address.port)]
-        return [["nvme", "discover", *place], ["nvme", "connect", *place, "-n", self.nqn]]
+        with_key = [
+            ["--hostnqn", host, "--dhchap-secret", "KEY"] for host, key in self._access.hosts.items() if key is not None
+        ]
+        connect = ["nvme", "connect", *place]
+        return [["nvme", "discover", *place], *([*connect, *each, "-n", self.nqn] for each in with_key or [[]])]
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled."""
@@ -97,6 +152,6 @@ class NvmeTcpFrontEnd:
         self.nqn = subsystem.nqn
         sockets = listen(self.address.host, self.address.port)
         self.address = self.address._replace(port=sockets[0].getsockname()[1])
-        server = NvmeTcpServer(subsystem, sockets, session.device.unforeseen, allowed_hosts=self._allowed_hosts)
+        server = NvmeTcpServer(subsystem, sockets, session.device.unforeseen, access=self._access)
         with session.register("nvme-tcp", str(self.address), server.statistics):
             await run_until_stopped(server.run, server.stop, task_status.started)

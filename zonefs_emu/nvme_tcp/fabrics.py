@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 CONNECT_DATA_BYTES: Final = 1024
 #: A host asks for a controller that it does not have yet.
 DYNAMIC: Final = 0xFFFF
+#: In the result of a Connect command: the host is to prove its name on this queue (AUTHREQ, ATR).
+AUTHENTICATION_REQUIRED: Final = 1 << 17
 _CONNECT: Final = struct.Struct("<HHHBxI")
 _CONNECT_DATA: Final = struct.Struct("<16sH238x256s256s256x")
 _PROPERTY: Final = struct.Struct("<B3xIQ")
@@ -21,6 +23,8 @@ class FabricsType(IntEnum):
     PROPERTY_SET = 0x00
     CONNECT = 0x01
     PROPERTY_GET = 0x04
+    AUTHENTICATION_SEND = 0x05
+    AUTHENTICATION_RECEIVE = 0x06
     DISCONNECT = 0x08
 
 

@@ -26,7 +26,8 @@ from zonefs_emu.nvme.controller import Controller
 from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
-from zonefs_emu.nvme_tcp import fabrics
+from zonefs_emu.nvme_tcp import auth_messages, fabrics
+from zonefs_emu.nvme_tcp.authentication import Authentication
 from zonefs_emu.nvme_tcp.fabrics import Connect, FabricsType
 from zonefs_emu.nvme_tcp.pdu import (
     CAPSULE_BYTES,
@@ -51,8 +52,9 @@ PENDING_BYTES_MAX: Final = 16 << 20
 #: Answers are sent when they have so many bytes, or no whole command is left in the buffer.
 _SEND_BYTES: Final = 1 << 20
 _BUFFER_BYTES: Final = 4 * PDU_BYTES_MAX
-#: How long a host may take for its first PDU and its Connect command, and to receive answers.
+#: How long a host may take for its first PDU and its Connect command, to prove its name, and to receive answers.
 _CONNECT_S: Final = 10.0
+_AUTHENTICATION_S: Final = 30.0
 _SEND_S: Final = 30.0
 _IOV_MAX: Final = 1024
 #: The host is not to retry what it did wrong, but may retry a command whose data came damaged.
@@ -97,6 +99,9 @@ class Connection:
         self._sq_size = 1
         self._delay_ns = 0
         self._heard_ns = time.monotonic_ns()
+        self._authentication: Authentication | None = None
+        #: When the connection is ended, if its host is not admitted by then; None: it is.
+        self._deadline_ns: int | None = None
         #: Answers that injected delays defer: (due, number, parts).
         self._delayed: list[tuple[int, int, list[bytes | memoryview]]] = []
         self._nr_delayed = 0
@@ -159,15 +164,9 @@ class Connection:
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         poller.register(self._wakes, select.POLLIN)
-        began_ns = time.monotonic_ns()
+        self._deadline_ns = time.monotonic_ns() + int(_CONNECT_S * 1e9)
         while not self._stopping:
             timeout_ns = self._until_due_ns()
-            if self.controller is None:
-                left_ns = began_ns + int(_CONNECT_S * 1e9) - time.monotonic_ns()
-                if left_ns <= 0:
-                    self.server.log.info("%s: no Connect command within %g s", self.peer, _CONNECT_S)
-                    return
-                timeout_ns = left_ns if timeout_ns is None else min(timeout_ns, left_ns)
             events = poller.poll(None if timeout_ns is None else -(-timeout_ns // 1_000_000))
             for fd, _ in events:
                 if fd == self._wakes:
@@ -175,14 +174,19 @@ class Connection:
                 elif not self._receive():
                     return
             self._send_due()
+            if self._is_late():
+                self.server.log.info("%s: it has not connected, or not proved its name, in time", self.peer)
+                return
             if self._is_silent():
                 self.server.log.warning("%s: no keep alive; its controller is dropped", self.peer)
                 return
             self._flush_out()
 
     def _until_due_ns(self) -> int | None:
-        """Return for how many seconds the thread may wait for the host; None: without end."""
+        """Return for how many nanoseconds the thread may wait for the host; None: without end."""
         due = [self._delayed[0][0]] if self._delayed else []
+        if self._deadline_ns is not None:
+            due.append(self._deadline_ns)
         if self._is_admin and self.controller and self.controller.keep_alive_ns:
             due.append(self._heard_ns + self._patience_ns)
         return max(min(due) - time.monotonic_ns(), 0) if due else None
@@ -195,6 +199,9 @@ class Connection:
     def _patience_ns(self) -> int:
         """A host sends keep alives in time; the network may bring them late."""
         return (self.controller.keep_alive_ns if self.controller else 0) * 3 // 2
+
+    def _is_late(self) -> bool:
+        return self._deadline_ns is not None and time.monotonic_ns() >= self._deadline_ns
 
     def _is_silent(self) -> bool:
         controller = self.controller
@@ -271,6 +278,10 @@ class Connection:
         controller = self.controller
         if controller is None:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a command before Connect")
+        if not self._is_authenticated:
+            # Not noted in the image: a host that has not proved its name could fill the log of refusals.
+            self._respond(command, Answer(NvmeStatus.AUTHENTICATION_REQUIRED))
+            return
         if not controller.is_ready:
             self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
             return
@@ -406,6 +417,12 @@ class Connection:
             return
         if controller is None:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a fabrics command before Connect")
+        if kind in {FabricsType.AUTHENTICATION_SEND, FabricsType.AUTHENTICATION_RECEIVE}:
+            self._authenticate(command, data, is_send=kind == FabricsType.AUTHENTICATION_SEND)
+            return
+        if not self._is_authenticated:
+            self._respond(command, Answer(NvmeStatus.AUTHENTICATION_REQUIRED))
+            return
         answer = Answer(NvmeStatus.INVALID_FIELD)
         asked = fabrics.parse_property(entry)
         match kind:
@@ -427,6 +444,12 @@ class Connection:
         answer = self.server.admit(self, connect)
         if not answer.status:
             self.connect = connect
+            self._authentication = self.server.authentication_of(connect)
+            if self._authentication is None:
+                self._deadline_ns = None
+            else:
+                answer = answer._replace(result=answer.result | fabrics.AUTHENTICATION_REQUIRED)
+                self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
             self._sq_size = connect.sq_size + 1
             self._sq_head = 1 % self._sq_size
             assert self.controller is not None
@@ -437,6 +460,40 @@ class Connection:
             else:
                 self.controller.wake = self.wake
         self._respond(command, answer)
+
+    @property
+    def _is_authenticated(self) -> bool:
+        return self._authentication is None or self._authentication.is_done
+
+    def _authenticate(self, command: Command, data: memoryview, *, is_send: bool) -> None:
+        """Take a message of the host's authentication, or give it one; after a failure the connection is ended."""
+        authentication, nr_bytes = self._authentication, auth_messages.message_bytes(command)
+        if authentication is None or nr_bytes is None:
+            self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
+            return
+        if is_send:
+            if len(data) != nr_bytes:
+                self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
+                return
+            authentication.receive(bytes(data))
+            self._respond(command, SUCCESS)
+        else:
+            message = authentication.due()
+            if message is None or len(message) > nr_bytes:
+                status = NvmeStatus.COMMAND_SEQUENCE_ERROR if message is None else NvmeStatus.INVALID_FIELD
+                self._respond(command, Answer(status))
+                return
+            authentication.sent()
+            # All bytes that were asked for: Linux takes less for an error.
+            self._respond(command, Answer(NvmeStatus.SUCCESS, data=message.ljust(nr_bytes, b"\0")))
+        if authentication.is_done:
+            self._deadline_ns = None
+        elif self._deadline_ns is None:
+            self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
+        if authentication.has_failed:
+            self.server.note_failed_authentication(self, authentication.failure)
+            self._flush_out()
+            raise ConnectionError
 
     # -- sending ----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,9 @@ from zonefs_emu.nvme.identify import ControllerIdentity, Fabrics
 from zonefs_emu.nvme.logs import DiscoveryRecord, discovery
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme.subsystem import DISCOVERY_NQN, Subsystem
+from zonefs_emu.nvme_tcp.authentication import Authentication
 from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
+from zonefs_emu.nvme_tcp.host_keys import OPEN, Access
 from zonefs_emu.nvme_tcp.pdu import IN_CAPSULE_MAX
 from zonefs_emu.nvme_tcp.queue_connection import Connection
 
@@ -58,7 +60,7 @@ class _Attached:
 
 
 class NvmeTcpServer:
-    """Serves *subsystem* at listening sockets. *allowed_hosts*: the names of the hosts that may connect; empty: all."""
+    """Serves *subsystem* at listening sockets. *access*: the hosts that may connect, and their keys."""
 
     def __init__(
         self,
@@ -66,17 +68,18 @@ class NvmeTcpServer:
         listeners: Sequence[socket.socket],
         unforeseen: UnforeseenErrors,
         *,
-        allowed_hosts: frozenset[str] = frozenset(),
+        access: Access = OPEN,
     ) -> None:
         self.subsystem = subsystem
         self.unforeseen = unforeseen
         self.log = LimitedLog(logging.getLogger(__name__))
         self._listeners = listeners
-        self._allowed_hosts = allowed_hosts
+        self._access = access
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._controllers: dict[int, _Attached] = {}
         self._nr_commands = 0
+        self._nr_failed_authentications = 0
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC)
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -176,6 +179,7 @@ class NvmeTcpServer:
                 "hosts": len(names) - names.count(DISCOVERY_NQN),
                 "queues": len(self._connections),
                 "commands": self._nr_commands + sum(each.nr_commands for each in self._connections),
+                "failed_authentications": self._nr_failed_authentications,
             }
 
     # -- connecting -------------------------------------------------------------------------------------------
@@ -188,10 +192,30 @@ class NvmeTcpServer:
             return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_NQN)
         if not 0 < connect.sq_size <= QUEUE_ENTRIES_MAX:
             return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_SQ_SIZE)
-        if self._allowed_hosts and connect.host_nqn not in self._allowed_hosts:
-            self.log.warning("%s: %s may not connect; see --allow-host", connection.peer, connect.host_nqn)
+        if not self._access.admits(connect.host_nqn):
+            self.log.warning(
+                "%s: %r may not connect; see --allow-host and --host-key", connection.peer, connect.host_nqn
+            )
             return Answer(NvmeStatus.CONNECT_INVALID_HOST)
         return self._admit_queue(connection, connect) if connect.qid else self._admit_admin(connection, connect)
+
+    def authentication_of(self, connect: Connect) -> Authentication | None:
+        """Return how the host of a queue proves its name; None if it need not.
+
+        The discovery service is open to all hosts that may connect: it says no more than the name and the address that
+        a host has found already, and ``nvme discover`` is used without a key.
+        """
+        key = self._access.key_of(connect.host_nqn)
+        if key is None or connect.subsystem_nqn == DISCOVERY_NQN:
+            return None
+        return Authentication(connect.host_nqn, connect.subsystem_nqn, key, self._access.controller_key)
+
+    def note_failed_authentication(self, connection: Connection, why: str) -> None:
+        """Log and count that the host of *connection* has not proved its name."""
+        name = connection.connect.host_nqn if connection.connect else ""
+        self.log.warning("%s: %s has not proved its name: %s", connection.peer, name, why)
+        with self._lock:
+            self._nr_failed_authentications += 1
 
     def _admit_admin(self, connection: Connection, connect: Connect) -> Answer:
         if connect.cntlid != DYNAMIC:

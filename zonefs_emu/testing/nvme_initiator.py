@@ -16,12 +16,16 @@ from typing import Final, NamedTuple, Protocol, Self
 
 from zonefs_emu.nvme.command import AdminOpcode, Command, IoOpcode, ReceiveAction, SendAction, encode, parse
 from zonefs_emu.nvme.controller import Register
-from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect, FabricsType, encode_connect_data
+from zonefs_emu.nvme_tcp import auth_messages, authentication, dh_groups
+from zonefs_emu.nvme_tcp.auth_messages import Message, Negotiate
+from zonefs_emu.nvme_tcp.fabrics import AUTHENTICATION_REQUIRED, DYNAMIC, Connect, FabricsType, encode_connect_data
+from zonefs_emu.nvme_tcp.host_keys import HASHES, DhchapKey
 from zonefs_emu.nvme_tcp.pdu import COMMON, COMMON_BYTES, DIGEST_BYTES, IC_BYTES, Flag, PduType, digest
 
 _ENABLE: Final = 0x460061
 _COMPLETION: Final = struct.Struct("<QHHHH")
 _NOTHING: Final = b""
+_MESSAGE_BYTES: Final = auth_messages.MESSAGE_BYTES_MAX
 
 
 class Reply(NamedTuple):
@@ -33,6 +37,23 @@ class Reply(NamedTuple):
     data: bytes
     do_not_retry: bool
     sq_head: int
+
+
+class AuthenticationError(ConnectionError):
+    """The target or the host has not proved its name. *why*: the explanation of the failure."""
+
+    def __init__(self, why: int, what: str) -> None:
+        super().__init__(what)
+        self.why = why
+
+
+class HostKeys(NamedTuple):
+    """What a host proves its name with, and how. *controller*: the drive's key, if the drive is to prove its name."""
+
+    host: DhchapKey
+    controller: DhchapKey | None = None
+    hashes: bytes = bytes(HASHES)
+    groups: bytes = bytes(dh_groups.GROUPS)
 
 
 class IoCommands(Protocol):
@@ -266,6 +287,55 @@ class NvmeQueue(IoCommands):
         """Send a Disconnect command."""
         return self._property(FabricsType.DISCONNECT, b"")
 
+    def send_message(self, message: bytes) -> Reply:
+        """Send a message of an authentication."""
+        return self._authentication(FabricsType.AUTHENTICATION_SEND, len(message), message)
+
+    def receive_message(self, room: int = _MESSAGE_BYTES) -> Reply:
+        """Receive a message of an authentication."""
+        return self._authentication(FabricsType.AUTHENTICATION_RECEIVE, room, _NOTHING)
+
+    def _authentication(self, kind: FabricsType, nr_bytes: int, message: bytes) -> Reply:
+        cdws = auth_messages.command_dwords(nr_bytes)
+        asked = self.command(AdminOpcode.FABRICS, nsid=kind, cdws=cdws, length=nr_bytes, inline=bool(message))
+        return self._fabrics(encode(asked), message)
+
+    def authenticate(self, connect: Connect, keys: HostKeys, *, transaction: int = 7) -> None:
+        """Prove the host's name on this queue, which *connect* has connected; and have the drive prove its own.
+
+        Raises:
+            AuthenticationError: the target refuses, or it does not prove its name.
+        """
+        names = {"host_nqn": connect.host_nqn, "subsystem_nqn": connect.subsystem_nqn}
+        offer = Negotiate(transaction, 0, keys.hashes, keys.groups)
+        assert self.send_message(auth_messages.encode_negotiate(offer)).status == 0
+        challenge = auth_messages.parse_challenge(self._message(Message.CHALLENGE))
+        pair = dh_groups.new_pair(challenge.group_id)
+        session_key = dh_groups.shared_secret(pair, challenge.value)
+        assert session_key is not None
+        response = authentication.host_response(keys.host, challenge, session_key, **names)
+        own = authentication.new_challenge(challenge.hash_id) if keys.controller else b""
+        sequence = authentication.new_sequence() if keys.controller else 0
+        reply = auth_messages.Reply(transaction, sequence, response, own, pair.value)
+        assert self.send_message(auth_messages.encode_reply(reply)).status == 0
+        found = auth_messages.parse_success1(self._message(Message.SUCCESS1))
+        if keys.controller is None:
+            return
+        if found != authentication.controller_response(keys.controller, reply, challenge, session_key, **names):
+            self.send_message(auth_messages.encode_failure(Message.FAILURE2, transaction, auth_messages.Why.FAILED))
+            raise AuthenticationError(auth_messages.Why.FAILED, "the target has not proved its name")
+        assert self.send_message(auth_messages.encode_success2(transaction)).status == 0
+
+    def _message(self, expected: Message) -> bytes:
+        reply = self.receive_message()
+        assert reply.status == 0, f"status {reply.status:03X}h in place of a message"
+        kind, _ = auth_messages.kind_of(reply.data)
+        if kind == Message.FAILURE1:
+            why = auth_messages.parse_failure(reply.data)
+            raise AuthenticationError(why, f"the target does not take the host for what it says: {why}")
+        assert kind == expected, f"message {kind:04X}h"
+        return reply.data
+
     def _property(self, kind: FabricsType, fields: bytes) -> Reply:
         entry = bytearray(encode(self.command(AdminOpcode.FABRICS, nsid=kind)))
         entry[40 : 40 + len(fields)] = fields
@@ -289,17 +359,20 @@ class NvmeHost(AdminCommands):
         header_digest: bool = False,
         data_digest: bool = False,
         keep_alive_ms: int = 5000,
+        keys: HostKeys | None = None,
     ) -> None:
         """Connect the admin queue and enable the controller.
 
         Raises:
             ConnectionError: the target refuses; says with which status.
+            AuthenticationError: it wants a proof of the host's name, and *keys* give none.
         """
         self._place = address, port
         self._nqn = nqn
         self._host_nqn = host_nqn
         self._host_id = uuid.uuid5(uuid.NAMESPACE_DNS, host_nqn).bytes
         self._digests = header_digest, data_digest
+        self._keys = keys
         self._queues: list[NvmeQueue] = []
         self.cntlid = DYNAMIC
         try:
@@ -315,13 +388,16 @@ class NvmeHost(AdminCommands):
         queue = NvmeQueue(*self._place, header_digest=header, data_digest=data)
         self._queues.append(queue)
         size = 31 if qid == 0 else sq_size
-        reply = queue.connect(
-            Connect(0, qid, size, 0, keep_alive_ms, self._host_id, self.cntlid, self._nqn, self._host_nqn)
-        )
+        connect = Connect(0, qid, size, 0, keep_alive_ms, self._host_id, self.cntlid, self._nqn, self._host_nqn)
+        reply = queue.connect(connect)
         if reply.status:
             message = f"Connect is refused with status {reply.status:03X}h, result {reply.result:X}h"
             raise ConnectionError(message)
         self.cntlid = reply.result & 0xFFFF
+        if reply.result & AUTHENTICATION_REQUIRED:
+            if self._keys is None:
+                raise AuthenticationError(0, "the target wants a proof of the host's name, and there is no key")
+            queue.authenticate(connect, self._keys)
         return queue
 
     def queue(self, qid: int, sq_size: int = 127) -> NvmeQueue:
