@@ -1,10 +1,12 @@
 """``simulate``: how fast a drive would be, in virtual time."""
 
+from pathlib import Path
 from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import SIZE, json_option, say_json, say_lines
+from zonefs_emu.cli.common import FILE, SIZE, json_option, say_json, say_lines
+from zonefs_emu.cli.simulated_files import simulate_files
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.presets import PRESETS
 from zonefs_emu.model.timing.closed_loop import Job, Summary, run, run_management, steady_warm_up, summarize
@@ -30,10 +32,17 @@ _DEPTH_MAX: Final = 1 << 16
 
 
 @click.command()
+@click.argument("target", metavar="[IMG|GEOMETRY]", type=FILE, required=False)
 @click.option(
-    "--preset", default="zn540", show_default=True, type=click.Choice(tuple(TIMING_PRESETS)), help="The drive."
+    "--preset", type=click.Choice(tuple(TIMING_PRESETS)), help="The drive. [default: that of GEOMETRY, else zn540]"
 )
-@click.option("--op", "operation", required=True, type=click.Choice(tuple(OPERATIONS)), help="What is asked of it.")
+@click.option("--op", "operation", type=click.Choice(tuple(OPERATIONS)), help="What is asked of it: the short form.")
+@click.option("--workload", "workload_file", type=FILE, metavar="FILE", help="What is asked of it: jobs, as TOML.")
+@click.option("--fio-job", "fio_file", type=FILE, metavar="FILE", help="What is asked of it: a job file of fio.")
+@click.option(
+    "--record", "log_file", type=FILE, metavar="LOG", help="What is asked of it: what mount or serve --record noted."
+)
+@click.option("--svg", "picture", type=FILE, metavar="FILE", help="Also draw latency over time into FILE.")
 @click.option("--bs", "block_size", default="4096", show_default=True, type=SIZE, help="Bytes of a request.")
 @click.option(
     "--zones", default=1, show_default=True, type=click.IntRange(min=1), help="Jobs, each in a zone of its own."
@@ -47,21 +56,26 @@ _DEPTH_MAX: Final = 1 << 16
 @click.option("--occupancy", type=click.FloatRange(0, 1), help="How full a zone is that is reset, finished or read.")
 @click.option("--finished", is_flag=True, help="Reset zones that were finished, not ones that are open.")
 @click.option(
-    "--lbaf", default="4096", show_default=True, type=click.Choice(("512", "4096")), help="Bytes of a logical block."
+    "--lbaf", type=click.Choice(("512", "4096")), help="Bytes of a logical block. [default: those of IMG, else 4096]"
 )
 @click.option("--seed", default=0, show_default=True, help="Of the random parts of the model.")
 @json_option
 def simulate(
     *,
-    preset: str,
-    operation: str,
+    target: Path | None,
+    preset: str | None,
+    operation: str | None,
+    workload_file: Path | None,
+    fio_file: Path | None,
+    log_file: Path | None,
+    picture: Path | None,
     block_size: int,
     zones: int,
     depth: int,
     count: int,
     occupancy: float | None,
     finished: bool,
-    lbaf: str,
+    lbaf: str | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -71,11 +85,50 @@ def simulate(
     Examples:
       zonefs-emu simulate --op append --bs 8K --zones 4 --depth 16
       zonefs-emu simulate --op reset --occupancy 0.5 --json
+      zonefs-emu simulate small.img --workload log.toml --svg log.svg
+      zonefs-emu simulate zn540 --fio-job randread.fio
+      zonefs-emu simulate --record bug.log
 
-    Each of --zones jobs keeps --depth requests in flight. The queues are filled before counting begins. A latency is
-    from when a request is asked for until it is answered. Zones are managed one after the other.
+    \b
+    With --op, each of --zones jobs keeps --depth requests in flight. The queues
+    are filled before counting begins. Zones are managed one after the other.
+    --bs, --zones, --depth, --count, --occupancy and --finished go with --op only.
+
+    A workload or a job of fio runs on the zones of IMG, which is only looked at, or of a drive of the shape GEOMETRY
+    (small, zn540 or smr-hm), which is empty. The requests of a log arrive when they did. A latency is from when a
+    request is asked for until it is answered. docs/timing.md has the files.
     """
-    block_bytes = int(lbaf)
+    files = [path for path in (workload_file, fio_file, log_file) if path is not None]
+    if (operation is not None) + len(files) != 1:
+        raise UsageError("say what is asked of the drive: one of --op, --workload, --fio-job and --record")
+    if operation is not None:
+        if target is not None or picture is not None:
+            raise UsageError("IMG, GEOMETRY and --svg are for --workload, --fio-job and --record, not for --op")
+        _simulate_operation(
+            preset or "zn540", operation, block_size=block_size, zones=zones, depth=depth, count=count,
+            occupancy=occupancy, seed=seed, finished=finished, block_bytes=int(lbaf or 4096), as_json=as_json,
+        )  # fmt: skip
+        return
+    simulate_files(
+        target, workload_file, fio_file, log_file,
+        preset=preset, block_bytes=int(lbaf or 0), seed=seed, picture=picture, as_json=as_json,
+    )  # fmt: skip
+
+
+def _simulate_operation(
+    preset: str,
+    operation: str,
+    *,
+    block_size: int,
+    zones: int,
+    depth: int,
+    count: int,
+    occupancy: float | None,
+    seed: int,
+    finished: bool,
+    block_bytes: int,
+    as_json: bool,
+) -> None:
     if not block_size or block_size % block_bytes:
         raise UsageError(f"--bs {block_size} is not a whole number of blocks of {block_bytes} bytes (--lbaf)")
     shape = PRESETS["smr-hm" if preset == "smr-hm" else "zn540"]

@@ -259,9 +259,9 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
     source: Geometry | None = None
     nr_operations = 0
     for line_no, line in enumerate(lines, 1):
-        entry = _parse(line, line_no)
+        entry = parse_line(line, line_no)
         if source is None:
-            source = _source_geometry(entry)
+            source = source_geometry(entry)
             continue
         try:
             dialect = next(dialect for dialect in DIALECTS if dialect.name == entry["dialect"])
@@ -287,7 +287,12 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
     return Replayed(nr_operations=nr_operations, difference=None)
 
 
-def _parse(line: str, line_no: int) -> dict[str, object]:
+def parse_line(line: str, line_no: int) -> dict[str, object]:
+    """Return what line *line_no* of a log says.
+
+    Raises:
+        UsageError: it is damaged.
+    """
     try:
         entry = json.loads(line) if len(line) <= _LINE_BYTES_MAX or line_no == 1 else None
     except ValueError:
@@ -298,7 +303,12 @@ def _parse(line: str, line_no: int) -> dict[str, object]:
     return entry
 
 
-def _source_geometry(entry: dict[str, object]) -> Geometry:
+def source_geometry(entry: dict[str, object]) -> Geometry:
+    """Return the geometry in *entry*, the first line of a log.
+
+    Raises:
+        UsageError: it is not the first line of a log.
+    """
     geometry = entry.get("geometry")
     if entry.get("format") != FORMAT or not isinstance(geometry, dict):
         message = f"not an operation log: its first line should have the format '{FORMAT}'"

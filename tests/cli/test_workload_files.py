@@ -1,0 +1,214 @@
+import json
+
+import pytest
+
+from zonefs_emu.cli.workload_files import COUNT_MAX, read_fio, read_log, read_toml
+from zonefs_emu.device.oplog import FORMAT
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.timing.workload import Arrival, WorkloadJob
+from zonefs_emu.model.transitions import Operation
+
+MIB = 1 << 20
+#: 16 zones of 1 MiB, with 768 KiB of capacity.
+SHAPE = Geometry(size=16 * 2048, zone_size=2048, zone_capacity=1536, block_size_bytes=4096)
+
+
+def test_a_workload_in_toml() -> None:
+    text = """
+        [[job]]
+        name = "log"
+        mix = { append = 9, read = 1, finish = 0 }
+        sizes = { "4K" = 3, 8192 = 1 }
+        zones = "2-5"
+        depth = 8
+        random = true
+        rate = "10M"
+        rate_requests = 500
+        count = 10
+        bytes = "1M"
+        time = "2s"
+        start = "5ms"
+        think = "10us"
+        group = 1
+        jobs = 2
+
+        [[job]]
+        operation = "reset"
+        zones = 3
+        count = 1
+    """
+    first, second, reset = read_toml(text, SHAPE)
+    assert first == second
+    assert first == WorkloadJob(
+        name="log", mix=((Operation.APPEND, 9), (Operation.READ, 1)), sizes=((8, 3), (16, 1)), zones=(2, 4), depth=8,
+        random=True, rate_bytes=10 * MIB, rate_requests=500, count=10, nr_bytes=MIB, duration_ns=2 * 10**9,
+        begin_ns=5_000_000, think_ns=10_000, group=1,
+    )  # fmt: skip
+    assert (reset.name, reset.mix, reset.zones) == ("job1", ((Operation.RESET, 1),), (3, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x", "not TOML: "),
+        ("", r"a workload has at least one table \[\[job\]\]"),
+        ("job = 3", r"at least one table \[\[job\]\]"),
+        ("[[job]]\ncolour = 3", "job 'job0': there is no key 'colour'; there are bytes, count"),
+        ("[[job]]\ncount = 1\nmix = 3", "mix and sizes are tables"),
+        ("[[job]]\ncount = 1\noperation = 'copy'", "there is no operation 'copy'; there are read, write"),
+        ("[[job]]\ncount = 1\nmix = { read = -1 }", "the weight -1 is no number"),
+        ("[[job]]\ncount = 1\nmix = { read = 0 }", "all weights are 0"),
+        ("[[job]]\ncount = 1\nsize = 1000", "a request of 1000 bytes is not a whole number of blocks of 4096"),
+        ("[[job]]\ncount = 1\nsize = '1M'", "a request of 1048576 bytes is larger than a zone's capacity"),
+        ("[[job]]\ncount = 1\nsize = 'many'", "'many' is not a size"),
+        ("[[job]]\ncount = 1\nzones = '3-'", "zones are written 3 or 0-7, not '3-'"),
+        ("[[job]]\ncount = 1\nzones = '3-16'", "there are no zones 3-16: there are zones 0 to 15"),
+        ("[[job]]\ncount = 1\ndepth = 0", "depth is 0; it must be a whole number from 1"),
+        ("[[job]]\ncount = true", "count is True; it must be a whole number"),
+        ("[[job]]\ncount = 1\njobs = 2000", "more than 1024 jobs"),
+        ("[[job]]\ntime = '3 days'", "'3 days' is no time"),
+        ("[[job]]\nsize = 4096", "it has no end: say how many requests, how many bytes, or how long"),
+    ],
+)
+def test_what_is_wrong_in_a_workload_is_said(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        read_toml(text, SHAPE)
+
+
+def test_conventional_zones_are_read_and_written_only() -> None:
+    shape = Geometry(size=16 * 2048, zone_size=2048, zone_capacity=2048, conventional=((2, 3),))
+    text = "[[job]]\ncount = 1\nzones = '{}'\noperation = '{}'"
+    for zones, operation in (("0-15", "write"), ("3", "read"), ("0-1", "append"), ("5", "reset")):
+        assert read_toml(text.format(zones, operation), shape)
+    for zones, operation in (("0-2", "append"), ("4", "reset"), ("0-15", "finish")):
+        with pytest.raises(UsageError, match="some of its zones are conventional"):
+            read_toml(text.format(zones, operation), shape)
+
+
+def test_a_job_file_of_fio() -> None:
+    text = """
+        ; what fio does on its host is passed over
+        [global]
+        ioengine=io_uring
+        direct=1
+        zonemode=zbd
+        filename=/dev/sdb
+        group_reporting
+        bs=8k
+
+        [fill]
+        readwrite=write
+        size=2m
+        offset=1m
+        iodepth=4
+
+        [readers]
+        stonewall
+        rw=randread
+        bssplit=4k/60:64k/40
+        runtime=3
+        time_based
+        size=4m
+        numjobs=2
+        offset_increment=4m
+
+        [mix]
+        wait_for_previous
+        rw=rw
+        rwmixread=70
+        zone_append=1
+        rate=10m
+        rate_iops=100
+        number_ios=50
+        startdelay=500ms
+        thinktime=20
+        io_size=1g
+        """
+    fill, first, second, mix = read_fio("\n".join(line.strip() for line in text.splitlines()), SHAPE)
+    assert fill == WorkloadJob(
+        name="fill", mix=((Operation.WRITE, 1),), sizes=((16, 1),), zones=(1, 2), depth=4, count=COUNT_MAX,
+        nr_bytes=2 * 768 << 10,
+    )  # fmt: skip
+    assert first == WorkloadJob(
+        name="readers.0", mix=((Operation.READ, 1),), sizes=((8, 60), (128, 40)), zones=(0, 4), random=True,
+        count=COUNT_MAX, duration_ns=3 * 10**9, group=1,
+    )  # fmt: skip
+    assert (second.name, second.zones) == ("readers.1", (4, 4))
+    assert mix == WorkloadJob(
+        name="mix", mix=((Operation.READ, 0.7), (Operation.APPEND, 1 - 0.7)), sizes=((16, 1),),
+        zones=(0, 16), rate_bytes=10 * MIB, rate_requests=100, count=50, nr_bytes=1 << 30, begin_ns=500_000_000,
+        think_ns=20_000, group=2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rw=read", "not a job file of fio: File contains no section headers"),
+        ("[global]\nrw=read", r"at least one section that is not \[global\]"),
+        ("[a]\nverify=crc32c", "job 'a': fio's option 'verify' is not simulated; simulated are bs, bssplit"),
+        ("[a]\nrw=trim", "rw=trim is not simulated"),
+        ("[a]\nsize=1m\nbs=4k,8k", "different sizes of reads and writes"),
+        ("[a]\nsize=1m\nnumjobs=0", "numjobs=0 is not from 1 to 1024"),
+        ("[a]\nsize=1m\nnumjobs=600\n[b]\nsize=1m\nnumjobs=600", "job 'b': more than 1024 jobs"),
+        ("[a]\nsize=1m\niodepth=many", "iodepth=many is no whole number"),
+        ("[a]\nsize=1m\noffset=4k", "begins at byte 4096, which is not the start of a zone"),
+        ("[a]\nsize=1g", "there are no zones 0-1023"),
+        ("[a]\nruntime=long", "'long' is no time"),
+        ("[a]\nrw=read\nstonewall=0\nzone_append=0", "it has no end"),
+    ],
+)
+def test_what_is_not_simulated_of_fio_is_said(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        read_fio(text, SHAPE)
+
+
+HEAD = {
+    "format": FORMAT,
+    "geometry": {"size": 16 * 2048, "zone_size": 2048, "zone_capacity": 1536, "conventional": []},
+}
+
+
+def line(**entry: object) -> str:
+    return json.dumps({"ns": 5, "port": "fuse", "dialect": "virtio", "status": "OK"} | entry)
+
+
+def test_a_log_is_what_was_carried_out() -> None:
+    lines = [
+        json.dumps(HEAD),
+        line(op="append", sector=4096, nr_sectors=8, landed=4104),
+        line(op="write", sector=4104, nr_sectors=8, status="UNALIGNED_WP"),
+        line(op="reset", sector=2048, nr_zones=3),
+        line(op="finish", all=True),
+        line(op="flush"),
+        line(op="read", sector=4100, nr_sectors=4),
+    ]
+    geometry, arrivals = read_log(lines)
+    assert (geometry.nr_zones, geometry.zone_capacity) == (16, 1536)
+    assert list(arrivals) == [
+        Arrival(5, "fuse", Operation.APPEND, 2, 0, 8),
+        Arrival(5, "fuse", Operation.RESET, 1, 0, 0, 3),
+        Arrival(5, "fuse", Operation.FINISH, 0, 0, 0, 16),
+        Arrival(5, "fuse", Operation.READ, 2, 4, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "sentence"),
+    [
+        ("{", "line 2 of the log is no JSON object"),
+        (line(op="read", sector=1 << 40, nr_sectors=1), "line 2 of the log is no operation"),
+        (line(op="read", sector=0, nr_sectors=-1), "line 2 of the log is no operation"),
+        (line(op="read"), "line 2 of the log is no operation"),
+    ],
+)
+def test_a_damaged_log_is_said_with_its_line(damaged: str, sentence: str) -> None:
+    _, arrivals = read_log([json.dumps(HEAD), damaged])
+    with pytest.raises(UsageError, match=sentence):
+        list(arrivals)
+
+
+def test_what_is_no_log_is_refused() -> None:
+    with pytest.raises(UsageError, match="not an operation log"):
+        read_log([])

@@ -1,0 +1,398 @@
+"""Workloads as files say them: our own TOML, job files of fio, and operation logs.
+
+Pure: text in, jobs out. Of fio's options the ones that matter to a drive are read; those that are about fio's own host
+are passed over, and any other is refused, because a workload without it would be another one.
+"""
+
+import configparser
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from zonefs_emu.cli.durations import parse_duration
+from zonefs_emu.cli.sizes import parse_size
+from zonefs_emu.device.oplog import parse_line, source_geometry
+from zonefs_emu.errors import UsageError
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.timing.workload import Arrival, WorkloadJob
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.units import to_bytes, to_sectors
+
+OPERATIONS: Final = {
+    "read": Operation.READ,
+    "write": Operation.WRITE,
+    "append": Operation.APPEND,
+    "open": Operation.OPEN,
+    "close": Operation.CLOSE,
+    "finish": Operation.FINISH,
+    "reset": Operation.RESET,
+}
+_OF_ANY_ZONE: Final = frozenset((Operation.READ, Operation.WRITE))
+_JOBS_MAX: Final = 1024
+_DEPTH_MAX: Final = 1 << 16
+#: Requests of a job that says no other end, and the most of any job: some minutes of computing.
+COUNT_MAX: Final = 10_000_000
+_NS: Final = 1_000_000_000
+_TOML_KEYS: Final = frozenset(
+    {
+        *("name", "operation", "mix", "size", "sizes", "zones", "depth", "random", "rate", "rate_requests", "count"),
+        *("bytes", "time", "start", "think", "group", "jobs"),
+    }
+)
+#: Options of fio that say how it works on its host, and not what it asks of the drive.
+_PASSED_OVER: Final = frozenset(
+    {
+        *("allow_file_create", "allow_mounted_write", "bwavgtime", "clat_percentiles", "clocksource", "cpus_allowed"),
+        *(
+            "description",
+            "direct",
+            "disable_clat",
+            "disable_slat",
+            "disk_util",
+            "exitall",
+            "fallocate",
+            "file_service_type",
+        ),
+        *(
+            "filename",
+            "fsync_on_close",
+            "group_reporting",
+            "gtod_reduce",
+            "hipri",
+            "ignore_zone_limits",
+            "initial_zone_reset",
+        ),
+        *("invalidate", "ioengine", "iomem", "iodepth_batch", "iodepth_batch_complete", "iodepth_batch_complete_min"),
+        *("iodepth_batch_submit", "iodepth_low", "job_max_open_zones", "kb_base", "lat_percentiles", "log_avg_msec"),
+        *("loops", "max_open_zones", "mem", "minimal", "name", "nice", "norandommap", "numa_cpu_nodes", "overwrite"),
+        *(
+            "percentile_list",
+            "per_job_logs",
+            "prio",
+            "randrepeat",
+            "randseed",
+            "registerfiles",
+            "fixedbufs",
+            "refill_buffers",
+        ),
+        *("sqthread_poll", "status_interval", "thread", "unified_rw_reporting", "write_bw_log", "write_iops_log"),
+        *("write_lat_log", "zonemode", "zonesize", "zonecapacity", "nonvectored", "uncached", "cmd_type", "nsid"),
+    }
+)
+_FIO_MIX: Final = {
+    "read": (1.0, 0.0, False),
+    "write": (0.0, 1.0, False),
+    "randread": (1.0, 0.0, True),
+    "randwrite": (0.0, 1.0, True),
+    "rw": (0.5, 0.5, False),
+    "readwrite": (0.5, 0.5, False),
+    "randrw": (0.5, 0.5, True),
+}
+_FIO_NAMES: Final = {"readwrite": "rw", "blocksize": "bs", "rate_iops": "rate_iops", "wait_for_previous": "stonewall"}
+_FIO_KEYS: Final = frozenset(
+    {
+        *("rw", "bs", "bssplit", "iodepth", "numjobs", "size", "io_size", "offset", "offset_increment", "rwmixread"),
+        *("rwmixwrite", "rate", "rate_iops", "runtime", "time_based", "number_ios", "startdelay", "thinktime"),
+        *("stonewall", "zone_append"),
+    }
+)
+_FIO_TIME: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|usec|ms|msec|s|sec|m|min|h|hour)?")
+_FIO_UNITS_NS: Final = {
+    "us": 1000, "usec": 1000, "ms": 1_000_000, "msec": 1_000_000, "s": _NS, "sec": _NS, "m": 60 * _NS, "min": 60 * _NS,
+    "h": 3600 * _NS, "hour": 3600 * _NS,
+}  # fmt: skip
+
+
+# -- TOML --------------------------------------------------------------------------------------------------------------
+
+
+def read_toml(text: str, geometry: Geometry) -> list[WorkloadJob]:
+    """Return the jobs of a workload file, each a table ``[[job]]``; docs/timing.md has its keys.
+
+    Raises:
+        UsageError: it is no such file; the sentence says which job and which key.
+    """
+    try:
+        tables = tomllib.loads(text).get("job", [])
+    except tomllib.TOMLDecodeError as error:
+        message = f"not TOML: {error}"
+        raise UsageError(message) from None
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        message = "a workload has at least one table [[job]]"
+        raise UsageError(message)
+    jobs: list[WorkloadJob] = []
+    for number, table in enumerate(tables):
+        name = str(table.get("name", f"job{number}"))
+        try:
+            copies = _whole(table, "jobs", 1)
+            if len(jobs) + copies > _JOBS_MAX:
+                raise ValueError(f"more than {_JOBS_MAX} jobs")
+            jobs += _toml_jobs(name, table, geometry, copies)
+        except (ValueError, UsageError) as error:
+            message = f"job {name!r}: {error}"
+            raise UsageError(message) from None
+    return jobs
+
+
+def _toml_jobs(name: str, table: Mapping[str, Any], geometry: Geometry, copies: int) -> list[WorkloadJob]:
+    if unknown := sorted(set(table) - _TOML_KEYS):
+        raise ValueError(f"there is no key {unknown[0]!r}; there are {', '.join(sorted(_TOML_KEYS))}")
+    mix = table.get("mix", {table.get("operation", "write"): 1})
+    sizes = table.get("sizes", {table.get("size", 4096): 1})
+    if not isinstance(mix, dict) or not isinstance(sizes, dict):
+        raise ValueError('mix and sizes are tables: { append = 9, read = 1 }, { "4K" = 3, "64K" = 1 }')  # noqa: TRY004
+    if unknown := [operation for operation in mix if operation not in OPERATIONS]:
+        raise ValueError(f"there is no operation {unknown[0]!r}; there are {', '.join(OPERATIONS)}")
+    job = WorkloadJob(
+        name=name,
+        mix=_weighted((OPERATIONS[operation], weight) for operation, weight in mix.items()),
+        sizes=_weighted((_request_sectors(size, geometry), weight) for size, weight in sizes.items()),
+        zones=_zones(table.get("zones", f"0-{geometry.nr_zones - 1}"), geometry),
+        depth=_whole(table, "depth", 1, maximum=_DEPTH_MAX),
+        random=table.get("random", False) is True,
+        rate_bytes=_bytes(table.get("rate", 0)),
+        rate_requests=_whole(table, "rate_requests", 0, minimum=0),
+        count=min(_whole(table, "count", COUNT_MAX), COUNT_MAX),
+        nr_bytes=_bytes(table.get("bytes", 0)),
+        duration_ns=_duration(table, "time"),
+        begin_ns=_duration(table, "start"),
+        think_ns=_duration(table, "think"),
+        group=_whole(table, "group", 0, minimum=0),
+    )  # fmt: skip
+    return _checked([job] * copies, geometry)
+
+
+def _duration(table: Mapping[str, Any], name: str) -> int:
+    return parse_duration(str(table[name]))[1] if name in table else 0
+
+
+def _whole(table: Mapping[str, Any], name: str, default: int, *, minimum: int = 1, maximum: int = 1 << 62) -> int:
+    value = table.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number from {minimum} to {maximum}")
+    return value
+
+
+def _bytes(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else parse_size(str(value))
+
+
+def _weighted(pairs: Iterable[tuple[Any, object]]) -> tuple[tuple[Any, float], ...]:
+    found = []
+    for thing, weight in pairs:
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise ValueError(f"the weight {weight!r} is no number from 0 on")
+        if weight:
+            found.append((thing, float(weight)))
+    if not found:
+        raise ValueError("all weights are 0")
+    return tuple(found)
+
+
+def _request_sectors(size: object, geometry: Geometry) -> int:
+    nr_bytes = _bytes(size)
+    if not nr_bytes or nr_bytes % geometry.block_size_bytes:
+        raise ValueError(
+            f"a request of {nr_bytes} bytes is not a whole number of blocks of {geometry.block_size_bytes}"
+        )
+    nr_sectors = to_sectors(nr_bytes)
+    if nr_sectors > geometry.zone_capacity:
+        raise ValueError(f"a request of {nr_bytes} bytes is larger than a zone's capacity")
+    return nr_sectors
+
+
+def _zones(value: object, geometry: Geometry) -> tuple[int, int]:
+    """Return the first of the zones *value* ("3", "0-7", or a number) and how many they are."""
+    shape = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+    if shape is None:
+        raise ValueError(f"zones are written 3 or 0-7, not {value!r}")
+    first, last = int(shape[1]), int(shape[2] or shape[1])
+    if not first <= last < geometry.nr_zones:
+        raise ValueError(f"there are no zones {value}: there are zones 0 to {geometry.nr_zones - 1}")
+    return first, last - first + 1
+
+
+def _checked(jobs: list[WorkloadJob], geometry: Geometry) -> list[WorkloadJob]:
+    """Make sure that each of *jobs* says when it ends, and asks of conventional zones only what these take.
+
+    A drive is large, and a request is simulated in microseconds: without an end some workloads would take days.
+    """
+    for job in jobs:
+        first, count = job.zones
+        if not {operation for operation, _ in job.mix} <= _OF_ANY_ZONE and any(
+            run_first < first + count and first < run_first + run for run_first, run in geometry.conventional
+        ):
+            raise ValueError("some of its zones are conventional: these are read and written only")
+        if job.count >= COUNT_MAX and not job.nr_bytes and not job.duration_ns:
+            raise ValueError("it has no end: say how many requests, how many bytes, or how long")
+    return jobs
+
+
+# -- fio ---------------------------------------------------------------------------------------------------------------
+
+
+def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
+    """Return the jobs of a job file of fio.
+
+    Raises:
+        UsageError: it is no job file, or has what is not simulated; the sentence says which job and which option.
+    """
+    parser = configparser.RawConfigParser(
+        allow_no_value=True, strict=False, delimiters=("=",), comment_prefixes=("#", ";"), default_section="global"
+    )
+    try:
+        parser.read_string(text)
+    except configparser.Error as error:
+        message = f"not a job file of fio: {error.message.splitlines()[0]}"
+        raise UsageError(message) from None
+    jobs: list[WorkloadJob] = []
+    group = 0
+    for name in parser.sections():
+        try:
+            options = _fio_options(parser.items(name))
+            if "stonewall" in options and jobs:
+                group += 1
+            jobs += _fio_jobs(name, options, geometry, group)
+            if len(jobs) > _JOBS_MAX:
+                raise ValueError(f"more than {_JOBS_MAX} jobs")
+        except (ValueError, UsageError) as error:
+            message = f"job {name!r}: {error}"
+            raise UsageError(message) from None
+    if not jobs:
+        message = "a job file of fio has at least one section that is not [global]"
+        raise UsageError(message)
+    return jobs
+
+
+def _fio_options(items: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    options = {}
+    for key, value in items:
+        name = _FIO_NAMES.get(key, key)
+        if name in _FIO_KEYS:
+            options[name] = (value or "1").strip()
+        elif name not in _PASSED_OVER:
+            raise ValueError(f"fio's option {key!r} is not simulated; simulated are {', '.join(sorted(_FIO_KEYS))}")
+    for flag in ("stonewall", "time_based", "zone_append"):
+        if options.get(flag) == "0":
+            del options[flag]
+    return options
+
+
+def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: int) -> list[WorkloadJob]:
+    kind = options.get("rw", "read")
+    if kind not in _FIO_MIX:
+        raise ValueError(f"rw={kind} is not simulated; there are {', '.join(_FIO_MIX)}")
+    reads, writes, is_random = _FIO_MIX[kind]
+    if reads and writes:
+        share = _fio_number(options, "rwmixread", 100 - _fio_number(options, "rwmixwrite", 50))
+        reads, writes = share / 100, 1 - share / 100
+    write = Operation.APPEND if "zone_append" in options else Operation.WRITE
+    zone_bytes = to_bytes(geometry.zone_size)
+    offset, step = (parse_size(options.get(key, "0")) for key in ("offset", "offset_increment"))
+    size = parse_size(options["size"]) if "size" in options else 0
+    nr_zones = -(-size // zone_bytes) if size else geometry.nr_zones - offset // zone_bytes
+    # A job ends at the end of its region, of which a zone's capacity can be used.
+    limit = (
+        parse_size(options["io_size"])
+        if "io_size" in options
+        else min(size, nr_zones * to_bytes(geometry.zone_capacity))
+    )
+    jobs = []
+    nr_jobs = _fio_number(options, "numjobs", 1)
+    if not 1 <= nr_jobs <= _JOBS_MAX:
+        raise ValueError(f"numjobs={nr_jobs} is not from 1 to {_JOBS_MAX}")
+    for number in range(nr_jobs):
+        first = (offset + number * step) // zone_bytes
+        if (offset + number * step) % zone_bytes:
+            raise ValueError(f"it begins at byte {offset + number * step}, which is not the start of a zone")
+        jobs.append(
+            WorkloadJob(
+                name=name if nr_jobs == 1 else f"{name}.{number}",
+                mix=_weighted(((Operation.READ, reads), (write, writes))),
+                sizes=_fio_sizes(options, geometry),
+                zones=_zones(f"{first}-{first + nr_zones - 1}", geometry),
+                depth=min(max(_fio_number(options, "iodepth", 1), 1), _DEPTH_MAX),
+                random=is_random,
+                rate_bytes=parse_size(options.get("rate", "0").split(",")[0]),
+                rate_requests=_fio_number(options, "rate_iops", 0),
+                count=min(_fio_number(options, "number_ios", COUNT_MAX), COUNT_MAX),
+                nr_bytes=0 if "time_based" in options else limit,
+                duration_ns=_fio_time(options.get("runtime", "0"), "s"),
+                begin_ns=_fio_time(options.get("startdelay", "0"), "s"),
+                think_ns=_fio_time(options.get("thinktime", "0"), "us"),
+                group=group,
+            )
+        )
+    return _checked(jobs, geometry)
+
+
+def _fio_sizes(options: Mapping[str, str], geometry: Geometry) -> tuple[tuple[int, float], ...]:
+    if "bssplit" in options:
+        parts = [part.partition("/") for part in options["bssplit"].split(":")]
+        return _weighted(
+            (_request_sectors(size, geometry), float(share or 100 / len(parts))) for size, _, share in parts
+        )
+    sizes = {size.strip() for size in options.get("bs", "4k").split(",") if size.strip()}
+    if len(sizes) > 1:
+        raise ValueError("different sizes of reads and writes are not simulated: make two jobs of them")
+    return ((_request_sectors(sizes.pop(), geometry), 1.0),)
+
+
+def _fio_number(options: Mapping[str, str], name: str, default: int) -> int:
+    text = options.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ValueError(f"{name}={text} is no whole number")
+    return int(text)
+
+
+def _fio_time(text: str, unit: str) -> int:
+    shape = _FIO_TIME.fullmatch(text.strip())
+    if shape is None:
+        raise ValueError(f"{text!r} is no time")
+    return int(float(shape[1]) * _FIO_UNITS_NS[shape[2] or unit])
+
+
+# -- operation logs ----------------------------------------------------------------------------------------------------
+
+
+def read_log(lines: Iterable[str]) -> tuple[Geometry, Iterator[Arrival]]:
+    """Return the geometry of the operation log *lines*, and its operations that were carried out, as they arrived.
+
+    Raises:
+        UsageError: not an operation log; a damaged line is told when the operations are read.
+    """
+    numbered = enumerate(lines, 1)
+    number, first = next(numbered, (1, "{}"))
+    geometry = source_geometry(parse_line(first, number))
+    return geometry, _arrivals(numbered, geometry)
+
+
+def _arrivals(numbered: Iterable[tuple[int, str]], geometry: Geometry) -> Iterator[Arrival]:
+    for number, line in numbered:
+        entry = parse_line(line, number)
+        try:
+            if entry["status"] != "OK" or entry["op"] not in OPERATIONS:
+                continue
+            arrival = _arrival(entry, geometry)
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"line {number} of the log is no operation ({error!r})"
+            raise UsageError(message) from None
+        yield arrival
+
+
+def _arrival(entry: Mapping[str, Any], geometry: Geometry) -> Arrival:
+    begin_ns, name, operation = int(entry["ns"]), str(entry["port"]), OPERATIONS[entry["op"]]
+    if entry.get("all"):
+        return Arrival(begin_ns, name, operation, 0, 0, 0, geometry.nr_zones)
+    zone, offset = divmod(int(entry["sector"]), geometry.zone_size)
+    if not 0 <= zone < geometry.nr_zones or begin_ns < 0:
+        raise ValueError(entry["sector"])
+    if operation in (Operation.READ, Operation.WRITE, Operation.APPEND):
+        nr_sectors = int(entry["nr_sectors"])
+        if nr_sectors < 0:
+            raise ValueError(nr_sectors)
+        return Arrival(begin_ns, name, operation, zone, offset, nr_sectors)
+    return Arrival(begin_ns, name, operation, zone, 0, 0, int(entry["nr_zones"]))

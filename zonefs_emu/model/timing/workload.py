@@ -1,0 +1,393 @@
+"""Workloads in virtual time: jobs with mixes of operations and sizes on ranges of zones, and what each request took.
+
+The zones have write pointers here and nothing else, so that a workload may be any size. Writes and appends go to where
+a zone's write pointer is. A job goes on in its next zone when one is full, and resets a full zone before it writes to
+it again, as fio does (``zonemode=zbd``); the reset is one of the job's operations. Reads go to what is written. If
+nothing is written in the zones that a job is to read, they are full when it begins.
+"""
+
+import heapq
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, NamedTuple
+
+from zonefs_emu.model.timing.closed_loop import Host
+from zonefs_emu.model.timing.waits import DriveTiming
+from zonefs_emu.model.transitions import Operation
+from zonefs_emu.model.zone import Condition
+from zonefs_emu.units import SECTOR_SHIFT
+
+_WRITES: Final = frozenset((Operation.WRITE, Operation.APPEND))
+#: Requests between two calls of *progress*.
+_PROGRESS_EVERY: Final = 1024
+#: Zones that a read tries before it takes the next one in which something is written.
+_TRIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadJob:
+    """A job of a workload.
+
+    *mix*: operations, each with its weight. *sizes*: sectors of a request, each with its weight. *zones*: first and
+    number. *random*: reads anywhere in the zones, writes in a random zone; else in order. *rate_bytes* and
+    *rate_requests*: a second, 0 for as fast as it goes. It ends after *count* requests, *nr_bytes* or *duration_ns*,
+    whichever comes first and is not 0. *begin_ns*: how long after its group begins. *group*: those of one number run
+    together, and after all groups of lower numbers. *think_ns*: between an answer and the next request of its slot.
+    """
+
+    name: str
+    mix: tuple[tuple[Operation, float], ...]
+    sizes: tuple[tuple[int, float], ...]
+    zones: tuple[int, int]
+    depth: int = 1
+    random: bool = False
+    rate_bytes: int = 0
+    rate_requests: int = 0
+    count: int = 0
+    nr_bytes: int = 0
+    duration_ns: int = 0
+    begin_ns: int = 0
+    think_ns: int = 0
+    group: int = 0
+
+
+class Requests:
+    """The requests of one kind of a job, in the order in which they were asked for; times in nanoseconds."""
+
+    __slots__ = ("begins_ns", "latencies_ns", "nr_bytes")
+
+    def __init__(self) -> None:
+        self.begins_ns = array("q")
+        self.latencies_ns = array("q")
+        self.nr_bytes = 0
+
+    def add(self, begin_ns: int, latency_ns: int, nr_bytes: int) -> None:
+        """Add one."""
+        self.begins_ns.append(begin_ns)
+        self.latencies_ns.append(latency_ns)
+        self.nr_bytes += nr_bytes
+
+
+class JobOutcome:
+    """What a job did: its requests by operation, and the time from its first request to its last answer."""
+
+    __slots__ = ("begin_ns", "end_ns", "name", "of")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.of: dict[Operation, Requests] = {}
+        self.begin_ns = -1
+        self.end_ns = 0
+
+    def add(self, operation: Operation, begin_ns: int, end_ns: int, nr_bytes: int) -> None:
+        """Add a request."""
+        requests = self.of.get(operation)
+        if requests is None:
+            requests = self.of[operation] = Requests()
+        requests.add(begin_ns, end_ns - begin_ns, nr_bytes)
+        if self.begin_ns < 0:
+            self.begin_ns = begin_ns
+        self.end_ns = max(self.end_ns, end_ns)
+
+
+class ZoneStates:
+    """How much of each zone is written, and what follows from that; sectors.
+
+    *is_conventional* says of a zone number whether it has no write pointer: all of such a zone counts as written.
+    """
+
+    def __init__(
+        self,
+        nr_zones: int,
+        zone_sectors: int,
+        capacity_sectors: int,
+        *,
+        written: Iterable[tuple[int, int]] = (),
+        is_conventional: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """*written*: (zone, sectors) of zones that are not empty."""
+        self.nr_zones = nr_zones
+        self.zone_sectors = zone_sectors
+        self.capacity_sectors = capacity_sectors
+        self.is_conventional = is_conventional
+        self._written = dict(written)
+        self._closed: set[int] = set()
+
+    def written(self, zone: int) -> int:
+        """Return how many sectors of *zone* are written."""
+        found = self._written.get(zone)
+        if found is None:
+            found = self._written[zone] = self.capacity_sectors if self.is_conventional(zone) else 0
+        return found
+
+    def condition(self, zone: int) -> Condition:
+        """Return the condition of *zone*."""
+        written = self.written(zone)
+        if written >= self.capacity_sectors:
+            return Condition.FULL
+        if zone in self._closed:
+            return Condition.CLOSED
+        return Condition.IMP_OPEN if written else Condition.EMPTY
+
+    def note(self, operation: Operation, zone: int, nr_sectors: int) -> None:
+        """Take over what *operation* makes of *zone*."""
+        if operation in _WRITES:
+            self._written[zone] = min(self.written(zone) + nr_sectors, self.capacity_sectors)
+            self._closed.discard(zone)
+        elif operation == Operation.RESET:
+            self._written[zone] = 0
+            self._closed.discard(zone)
+        elif operation == Operation.FINISH:
+            self._written[zone] = self.capacity_sectors
+        elif operation == Operation.CLOSE and self.written(zone):
+            self._closed.add(zone)
+
+
+class _Place(NamedTuple):
+    """Where a request goes. *resets*: the zone has to be reset first."""
+
+    zone: int
+    offset: int
+    resets: bool = False
+
+
+class _RunningJob:
+    """A job on its way."""
+
+    def __init__(self, job: WorkloadJob, host: Host, states: ZoneStates, seed: int) -> None:
+        self.job = job
+        self.outcome = JobOutcome(job.name)
+        self.left = job.count or -1
+        self.left_bytes = job.nr_bytes or -1
+        self.not_before_ns = 0.0
+        self.deadline_ns = 0
+        self._states = states
+        self._rng = Random(seed)
+        self._operations = [operation for operation, _ in job.mix]
+        self._weights = [weight for _, weight in job.mix]
+        self._writes = [operation for operation in self._operations if operation in _WRITES]
+        #: Of a slot whose zone is being reset: what it asks for then.
+        self.waiting: dict[int, tuple[Operation, int]] = {}
+        self._sizes = [size for size, _ in job.sizes]
+        self._size_weights = [weight for _, weight in job.sizes]
+        self._write_index = self._read_index = self._managed = 0
+        self._read_offset = self._write_offset = 0
+        self._gaps = {
+            operation: host.write_gap_ns if operation in _WRITES else host.read_gap_ns for operation in self._operations
+        }
+
+    def next(self, slot: int) -> tuple[Operation, int, "_Place | None"]:
+        """Return the next operation of *slot*, its sectors if it moves data, and where; None if there is nothing to do.
+
+        A read that finds no data is a write, if the job has writes: so a mix goes on in zones that were just reset.
+        """
+        operation, nr_sectors = self.waiting.pop(slot) if slot in self.waiting else self._draw()
+        place = self._place(operation, nr_sectors)
+        if place is None and self._writes:
+            operation = self._writes[0]
+            place = self._place(operation, nr_sectors)
+        return operation, nr_sectors, place
+
+    def _draw(self) -> tuple[Operation, int]:
+        operations, sizes = self._operations, self._sizes
+        operation = operations[0] if len(operations) == 1 else self._rng.choices(operations, self._weights)[0]
+        if operation not in _WRITES and operation != Operation.READ:
+            return operation, 0
+        return operation, sizes[0] if len(sizes) == 1 else self._rng.choices(sizes, self._size_weights)[0]
+
+    def next_ns(self, operation: Operation, nr_bytes: int, end_ns: int) -> int:
+        """Note a request of *nr_bytes* that is answered at *end_ns*; return when its slot asks for the next one."""
+        job = self.job
+        self.left -= 1
+        if self.left_bytes > 0:
+            self.left_bytes = max(self.left_bytes - nr_bytes, 0)
+        next_ns = end_ns + self._gaps[operation] + job.think_ns
+        by_bytes = nr_bytes * 1e9 / job.rate_bytes if job.rate_bytes else 0.0
+        self.not_before_ns += max(by_bytes, 1e9 / job.rate_requests if job.rate_requests else 0.0)
+        return max(next_ns, int(self.not_before_ns))
+
+    def _place(self, operation: Operation, nr_sectors: int) -> _Place | None:
+        """Return where the next request goes; None if there is nothing to read."""
+        if operation == Operation.READ:
+            return self._read_place(nr_sectors)
+        if operation in _WRITES:
+            return self._write_place(nr_sectors)
+        first, count = self.job.zones
+        if operation == Operation.FINISH:  # of the zone that is being written, and then of the next
+            zone = first + self._write_index
+            self._write_index = (self._write_index + 1) % count
+        else:
+            zone = first + self._managed
+            self._managed = (self._managed + 1) % count
+        return _Place(zone, 0)
+
+    def _write_place(self, nr_sectors: int) -> _Place:
+        states = self._states
+        first, count = self.job.zones
+        if self.job.random:
+            zone = first + self._rng.randrange(count)
+            if states.is_conventional(zone):
+                return _Place(zone, self._rng.randrange(states.capacity_sectors // nr_sectors) * nr_sectors)
+        else:
+            zone = first + self._write_index
+            if states.is_conventional(zone):
+                return self._conventional_place(nr_sectors)
+            if states.written(zone) + nr_sectors > states.capacity_sectors:
+                self._write_index = (self._write_index + 1) % count
+                zone = first + self._write_index
+        offset = states.written(zone)
+        return _Place(zone, 0, resets=True) if offset + nr_sectors > states.capacity_sectors else _Place(zone, offset)
+
+    def _conventional_place(self, nr_sectors: int) -> _Place:
+        """Return the next place in zones that have no write pointer."""
+        first, count = self.job.zones
+        if self._write_offset + nr_sectors > self._states.capacity_sectors:
+            self._write_index = (self._write_index + 1) % count
+            self._write_offset = 0
+        offset = self._write_offset
+        self._write_offset += nr_sectors
+        return _Place(first + self._write_index, offset)
+
+    def _read_place(self, nr_sectors: int) -> _Place | None:
+        states = self._states
+        first, count = self.job.zones
+        if self.job.random:
+            for _ in range(_TRIES):
+                zone = first + self._rng.randrange(count)
+                blocks = states.written(zone) // nr_sectors
+                if blocks:
+                    return _Place(zone, self._rng.randrange(blocks) * nr_sectors)
+        for step in range(count + 1):
+            zone = first + (self._read_index + step) % count
+            offset = 0 if step else self._read_offset
+            if offset + nr_sectors <= states.written(zone):
+                self._read_index = zone - first
+                self._read_offset = offset + nr_sectors
+                return _Place(zone, offset)
+        return None
+
+
+class _Run:
+    """A model with the zones that it is asked about, and how many requests it has had."""
+
+    def __init__(self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None) -> None:
+        self._submit_to_model = model.submit
+        self.states = states
+        self._progress = progress
+        self._nr_done = 0
+
+    def submit(self, outcome: JobOutcome, operation: Operation, place: _Place, nr_sectors: int, now_ns: int) -> int:
+        """Submit a request, take over what it does, and return when it is answered."""
+        states, zone = self.states, place.zone
+        end_ns = self._submit_to_model(
+            operation, zone, zone * states.zone_sectors + place.offset, nr_sectors, now_ns,
+            condition=states.condition(zone), written_sectors=states.written(zone),
+        )  # fmt: skip
+        states.note(operation, zone, nr_sectors)
+        outcome.add(operation, now_ns, end_ns, nr_sectors << SECTOR_SHIFT)
+        self._nr_done += 1
+        if self._progress is not None and not self._nr_done % _PROGRESS_EVERY:
+            self._progress(self._nr_done)
+        return end_ns
+
+    def group(self, running: Sequence[_RunningJob], begin_ns: int) -> int:
+        """Run jobs that begin together at *begin_ns*; return when the last of their requests is answered."""
+        queue: list[tuple[int, int, _RunningJob]] = []
+        number = 0
+        for each in running:
+            each.not_before_ns = start_ns = begin_ns + each.job.begin_ns
+            each.deadline_ns = start_ns + each.job.duration_ns if each.job.duration_ns else 0
+            for _ in range(each.job.depth):
+                queue.append((start_ns + 97 * number, number, each))
+                number += 1
+        heapq.heapify(queue)
+        last_ns = begin_ns
+        while queue:
+            now_ns, number, each = queue[0]
+            place = None
+            operation, nr_sectors = Operation.READ, 0
+            if each.left and each.left_bytes and not (each.deadline_ns and now_ns >= each.deadline_ns):
+                operation, nr_sectors, place = each.next(number)
+            if place is None:
+                heapq.heappop(queue)
+                continue
+            if place.resets:
+                # The slot comes again with the same request when the zone is empty.
+                each.waiting[number] = operation, nr_sectors
+                next_ns = end_ns = self.submit(each.outcome, Operation.RESET, place, 0, now_ns)
+            else:
+                end_ns = self.submit(each.outcome, operation, place, nr_sectors, now_ns)
+                next_ns = each.next_ns(operation, nr_sectors << SECTOR_SHIFT, end_ns)
+            last_ns = max(last_ns, end_ns)
+            heapq.heapreplace(queue, (next_ns, number, each))
+        return last_ns
+
+
+def run_workload(
+    model: DriveTiming,
+    jobs: Sequence[WorkloadJob],
+    states: ZoneStates,
+    *,
+    host: Host | None = None,
+    seed: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> list[JobOutcome]:
+    """Run *jobs* against *model*, from *states* on, and return what each did, in their order.
+
+    *progress* is called now and then with the number of requests so far.
+    """
+    host = host or Host()
+    running = [_RunningJob(job, host, states, seed + number) for number, job in enumerate(jobs)]
+    run = _Run(model, states, progress)
+    now_ns = 0
+    for group in sorted({job.group for job in jobs}):
+        of_group = [each for each in running if each.job.group == group]
+        for each in of_group:
+            _fill_to_read(each.job, states)
+        now_ns = run.group(of_group, now_ns)
+    return [each.outcome for each in running]
+
+
+def _fill_to_read(job: WorkloadJob, states: ZoneStates) -> None:
+    """Have the zones that *job* reads full, if nothing is written in any of them."""
+    first, count = job.zones
+    if any(operation == Operation.READ for operation, _ in job.mix):
+        zones = range(first, first + count)
+        if not any(states.written(zone) for zone in zones):
+            for zone in zones:
+                states.note(Operation.FINISH, zone, 0)
+
+
+class Arrival(NamedTuple):
+    """A request of an operation log: when it came, from whom, and what it was. *nr_zones*: of zone management."""
+
+    begin_ns: int
+    name: str
+    operation: Operation
+    zone: int
+    offset: int
+    nr_sectors: int
+    nr_zones: int = 1
+
+
+def run_arrivals(
+    model: DriveTiming,
+    arrivals: Iterable[Arrival],
+    states: ZoneStates,
+    *,
+    progress: Callable[[int], object] | None = None,
+) -> list[JobOutcome]:
+    """Submit *arrivals*, in their order and at their times, and return what each front-end of the log saw."""
+    run = _Run(model, states, progress)
+    outcomes: dict[str, JobOutcome] = {}
+    now_ns = 0
+    for arrival in arrivals:
+        outcome = outcomes.get(arrival.name)
+        if outcome is None:
+            outcome = outcomes[arrival.name] = JobOutcome(arrival.name)
+        now_ns = max(now_ns, arrival.begin_ns)
+        for zone in range(arrival.zone, min(arrival.zone + arrival.nr_zones, states.nr_zones)):
+            run.submit(outcome, arrival.operation, _Place(zone, arrival.offset), arrival.nr_sectors, now_ns)
+    return list(outcomes.values())
