@@ -58,13 +58,13 @@ def crash(
       zonefs-emu crash small.img --at 'after 100 writes' --out cuts --all
       zonefs-emu crash small.img --at 'every flush' --out cuts --count 50
 
-    What was flushed is in every image. Of what came after it, writes are there up to some moment (or zone by zone, with
-    --reorder), write pointers never lie beyond data, and open zones are closed. 'every flush' cuts at the beginning of
+    Each image has everything that was flushed, and the writes after that up to some moment (or zone by zone, with
+    --reorder). Write pointers never lie beyond data, and open zones are closed. 'every flush' cuts at the beginning of
     each flush, one image each. Only an image that is mounted or served has anything to lose.
 
-    Where one write ended and the next began, and what a conventional zone held before, is known from --watch on, or
-    from the beginning of this command; all earlier writes to a zone since the last flush count as one. Watching costs
-    time with each write and memory until the next flush.
+    The single writes, and the earlier content of conventional zones, are known from --watch on, or from the beginning
+    of this command. All earlier writes to a zone since the last flush count as one. Watching costs time with each write
+    and memory until the next flush.
     """
     if watch is not None:
         _watch(image, on=watch, cuts=directory is not None)

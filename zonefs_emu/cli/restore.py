@@ -37,7 +37,7 @@ def receive(image: Path) -> None:
             _fill(backing, image)
         finally:
             backing.close()
-        # Looked at as it will be, and left as it came.
+        # Opened for reading only: this checks the image and leaves it as the dump has it.
         ZonedDevice.open(image, readonly=True).close()
     except BaseException as error:
         image.unlink(missing_ok=True)

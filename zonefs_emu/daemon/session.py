@@ -152,11 +152,11 @@ def run(
 
     *others* are further images, which are held in the same way, each with a control socket of its own.
 
-    *readonly*: no front-end writes, so that an image will do that this user or this file system does not let us write.
+    *readonly*: no front-end writes, so the image need not be writable for this user.
 
-    *ready* is called when all can be used. *owner* is what others are told who find the image busy. What is asked of
-    the device, and answered, goes to the new file *record_file*, for ``replay``. *extensions*: the rules
-    and verbs that the front-ends of this program have.
+    *ready* is called when all front-ends can be used. *owner* names this process to other processes that find the image
+    busy. The operations of the device and their answers are recorded in the new file *record_file*, for ``replay``.
+    *extensions*: the rules and verbs that the front-ends of this program have.
 
     A signal ends what is under way within END_S, and the last flush within FLUSH_S: what takes longer is stuck in the
     host, and the process exits without it (:mod:`zonefs_emu.daemon.ending`).
@@ -325,7 +325,7 @@ async def _serve(
         ended_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
         known.ended.append({"name": session.name, "where": session.where, "reason": reason})
         if ending.came:
-            # Of a session that ends by a signal, only what fails at the end is told.
+            # A session that a signal ends reports only errors of its end.
             raise failure from None
     else:
         ended_log.info("%s at %s has ended", session.name, session.where)

@@ -147,7 +147,7 @@ class DeviceCore:
         Raises:
             PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
-        # Of two threads the one that counted later must not be the first to write.
+        # Without the lock, the thread that counted first could write last and undo the other's count.
         with self._saving_faults:
             self.image.faults_version = self.faults.version
             self.image.save_faults(self.faults.encode(), durably=durably)
@@ -196,7 +196,7 @@ class DeviceCore:
             if self.faults and not self.image.poison:
                 self.save_faults()
         finally:
-            # Also where the faults could not be kept: the lock is not to outlive this call.
+            # Even if the faults could not be saved: the lock of the image must not outlive this call.
             try:
                 self.image.close()
             finally:

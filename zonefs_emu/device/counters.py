@@ -75,7 +75,7 @@ class Counters:
         self._nr_zones = header.geometry.nr_zones
         self._readonly = readonly
         self._saved_ns = time.monotonic_ns()
-        # Held where a row goes from the file to memory or back: of two that do so at once, one would undo the other.
+        # Guards moving a row from the file to memory or back: two threads at once would undo each other's counts.
         self._moving = threading.Lock()
         self.rows: Final[dict[int, list[int]]] = {}
         #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.

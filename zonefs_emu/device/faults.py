@@ -131,8 +131,8 @@ class Fault:
         return first if self.seen == self.nth or (self.every and self.seen > self.nth) else -1
 
     def delay_ns(self) -> int:
-        """Return how long the operation at which the fault has just fired is held up."""
-        # Of the seed and the count alone: a fault that was saved has nothing to catch up on.
+        """Return the delay of the operation at which the fault has just fired."""
+        # Drawn from the seed and the count alone, so a fault that was saved needs no further state.
         return random.Random(f"{self.seed} {self.seen}").randint(self.delay_min_ns, self.delay_max_ns)
 
     def as_dict(self) -> dict[str, object]:

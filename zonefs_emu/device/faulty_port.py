@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class FaultyPort(Port):
     """A port that asks the device's fault table before it carries a command out, and before it reports zones."""
 
-    # Named once: super() would take a tenth of the time that a read spends in Python.
+    # Looked up once: super() would take a tenth of the time that a read spends in Python.
     _plain_read = Port.read
     _plain_store = Port._store  # noqa: SLF001  (of its own base class)
 

@@ -43,7 +43,7 @@ class Intent(NamedTuple):
     nr_sectors: int
     cond: Condition
     committed: bool
-    #: Of all zones at once.
+    #: The change is one of all zones at once.
     all_zones: bool
 
 

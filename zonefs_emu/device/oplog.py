@@ -115,7 +115,7 @@ class RecordingPort(FaultyPort):
         """Use :func:`record`."""
         super().__init__(device, name, dialect)
         self._log = log
-        # Of each thread: the faults of the operation that it is carrying out.
+        # Per thread: the faults of the operation that the thread carries out.
         self._met = threading.local()
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
@@ -160,7 +160,7 @@ class RecordingPort(FaultyPort):
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
         """Set a condition and record."""
         status = super().set_cond(zone_no, cond)
-        # Not by _record: this may be what a fault does in the middle of an operation.
+        # Without _record: a fault may set a condition in the middle of an operation.
         self._log.record(self, _SET_COND, status, zone_no=zone_no, cond=cond.name)
         return status
 

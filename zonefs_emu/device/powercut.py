@@ -103,8 +103,8 @@ class CutImage:
 class PowerCutLab:
     """Watches *device* and writes what a power cut could leave of it.
 
-    What was written before it was made, and not flushed, counts as one write for each zone: it is not known where each
-    write ended. Of conventional zones everything from before is there.
+    Unflushed writes from before it was made count as one write for each zone, because the ends of the single writes are
+    not known. Conventional zones keep everything from before.
     """
 
     def __init__(self, device: ZonedDevice) -> None:
@@ -116,7 +116,7 @@ class PowerCutLab:
         self._device = device
         self._image = device.image
         self._writes: list[Write] = []
-        # Of the command under way: what it writes, before the zone's state is in the image.
+        # The write of the command under way, until the zone's state is in the image.
         self._pending: Write | None = None
         self._switch = Switch(_NAME)
         self._switch.report_to(device.unforeseen.observer_failed)
@@ -146,7 +146,7 @@ class PowerCutLab:
         self._device.remove_write_hook(self._look)
 
     def _fail(self, error: Exception) -> None:
-        """Be off from now on, because of *error*: what has been noted is not complete."""
+        """Switch the lab off because of *error*: its notes are not complete."""
         self.failure = f"the power-cut lab failed: {type(error).__name__}: {error}"
         self._plan = None
         self._writes.clear()

@@ -52,7 +52,7 @@ def _attached_by(info: dict[str, Json]) -> Iterator[Attached]:
 def detach(what: Path, *, force: bool) -> None:
     """End the device *what*, a node or an image, and return when everything is written back and the image is free.
 
-    Of an image whose serving process was killed, what was in flight is answered first.
+    If the serving process was killed, the requests that it had in flight are answered first.
 
     Raises:
         UsageError: it is not attached, it is in use and that is not to be forced, or its process does not end.

@@ -19,7 +19,7 @@ class MkfsVerb:
     def __init__(self, device: ZonedDevice, front_ends: Callable[[], list[Json]]) -> None:
         self._device = device
         self._front_ends = front_ends
-        # Of two clients that make a file system at once, each would find the other's.
+        # Without the lock, two clients at once would each format over the file system of the other.
         self._formatting = threading.Lock()
 
     def __call__(self, request: Request, _payload: bytes) -> Iterator[Message]:

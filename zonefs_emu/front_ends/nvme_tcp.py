@@ -131,7 +131,7 @@ class NvmeTcpFrontEnd:
         self._nqn = nqn
         self._serial = serial
         self._access = access
-        #: Of the subsystem, once it is served.
+        #: The name of the subsystem, known once it is served.
         self.nqn = nqn
 
     def host_commands(self) -> list[list[str]]:

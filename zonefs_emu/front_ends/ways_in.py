@@ -36,7 +36,7 @@ _QEMUS: Final = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm", "/usr/
 _QEMU_SECONDS: Final = 20
 #: With less free space, a small image could fill the file system.
 _ROOM_BYTES: Final = 1 << 30
-#: Of a file that is sparse, this much takes a few blocks.
+#: A sparse file of this size takes a few blocks.
 _SPARSE_BYTES: Final = 64 << 20
 
 _Version = tuple[int, int]

@@ -85,7 +85,7 @@ class RequestWaiter:
 
 
 class WorkerLock:
-    """Held by the worker that waits for a request; see the head of this module."""
+    """The lock that a worker holds while it waits for a request; see the head of this module."""
 
     def __init__(self) -> None:
         self._held = False

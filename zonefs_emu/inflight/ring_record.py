@@ -194,7 +194,7 @@ class RingRecord:
         else:
             self._count += 1
             word = self._position << 16 | self._count
-        # Never lower: while requests of an earlier process are recovered, later ones of it have committed, too.
+        # The word must not go down: while requests of an earlier process are recovered, later ones may have committed.
         self._words[3] = max(self._words[3], word)
 
     def abort(self) -> None:

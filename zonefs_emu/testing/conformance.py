@@ -384,7 +384,7 @@ def _direct_write(path: Path, data: bytes, sector: Sector | None) -> Sector:
             done = os.pwritev(fd, [buffer], to_bytes(sector)) if sector is not None else os.writev(fd, [buffer])
             if done != len(data):
                 raise OSError(errno.EFBIG, "a short write")
-            # Of an O_APPEND write only the size afterwards says where it went.
+            # Only the size afterwards says where an O_APPEND write landed.
             return os.fstat(fd).st_size // SECTOR_BYTES - len(data) // SECTOR_BYTES
         finally:
             os.close(fd)
@@ -468,7 +468,7 @@ class _Run:
         nr_sectors = capacity if step.nr_sectors == CAPACITY else step.nr_sectors
         data = b""
         if step.operation in (_O.WRITE, _O.APPEND):
-            # Of each sector its own, different in each step.
+            # Each sector has data of its own, different in each step.
             data = b"".join(
                 (self._nr_steps << 32 | number).to_bytes(8, "little") * (SECTOR_BYTES // 8)
                 for number in range(nr_sectors)

@@ -21,7 +21,7 @@ _C = Condition
 #: A zone of a step: the one conventional zone that scenarios use, and one behind the last of the device.
 CONVENTIONAL: Final = -1
 BEYOND: Final = -2
-#: Of a step: the capacity of its zone, as a length, and as a place to count from.
+#: In a step: the capacity of its zone, as a length or as the place that an offset counts from.
 CAPACITY: Final = -1
 #: Zone 0 holds the super block of zonefs, so that all adapters have the same zones to themselves.
 CONVENTIONAL_ZONE: Final = 1

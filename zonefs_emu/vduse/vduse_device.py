@@ -254,7 +254,7 @@ class _Loop(threading.Thread):
             if self._shared.is_lost:
                 self._give_up_memory()
             if self._moved:
-                # Not with the message: the kernel gives no memory before it has the answer.
+                # Not while the message is answered: the kernel maps memory only after it has the answer.
                 self._start_queues()
                 self._moved = False
             self._nr_bad_steps = 0

@@ -1,9 +1,9 @@
 """The packed ring.
 
-Source: virtio 1.4, "Packed Virtqueues". One ring of descriptors that driver and device overwrite in turn; a
-descriptor's AVAIL and USED flags against the wrap counter say which of the two owns it. Here places in the ring are
-counted from the start and never wrap: place // size has the wrap counter in its lowest bit (even: 1), place % size is
-the slot.
+Source: virtio 1.4, "Packed Virtqueues". Driver and device overwrite the descriptors of one ring in turn. The AVAIL and
+USED flags of a descriptor, compared with the wrap counter, say which of the two owns it. This module counts places in
+the ring from the start and without wrapping: the lowest bit of place // size gives the wrap counter (even: 1), and
+place % size is the slot.
 """
 
 import struct

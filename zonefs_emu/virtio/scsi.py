@@ -114,7 +114,7 @@ class Target(Protocol):
 def decode_address(field: bytes) -> int:
     """Return the LUN that the 8 bytes of a request address, -1 (NO_LUN) if none can be there, or -2: no such target.
 
-    Of a request that was cut short there are fewer.
+    A request that was cut short has fewer bytes.
 
     "first byte set to 1, second byte set to target, third and fourth byte representing a single level LUN structure,
     followed by four zero bytes"; C1h 01h in front is the REPORT LUNS well-known logical unit.
