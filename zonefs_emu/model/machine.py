@@ -569,7 +569,7 @@ class ZoneMachine:
         """Put each zone of *changes* into the condition that *row* gives it."""
         conds, wps, attributes = self.conds, self.wps, self.attributes
         # By plain numbers, and without the accounts where neither condition is in any: there may be a million zones.
-        targets = [row.get(Condition(cond)) if cond in _CONDITIONS else None for cond in range(16)]
+        targets = {int(cond): target for cond, target in row.items()}
         for zone_no in changes:
             old = conds[zone_no]
             target = targets[old]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from zonefs_emu.model.zone import Condition
 
@@ -9,9 +10,14 @@ from zonefs_emu.model.zone import Condition
 def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> Iterator[int]:
     """Yield where *cond_codes* has one of *conds*, ascending."""
     if conds:
-        pattern = re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
-        for match in pattern.finditer(cond_codes):
+        for match in _pattern(conds).finditer(cond_codes):
             yield match.start()
+
+
+@cache
+def _pattern(conds: frozenset[Condition]) -> re.Pattern[bytes]:
+    """Return what matches a byte that is one of *conds*. Making it costs more than a command on one zone."""
+    return re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
 
 
 def first_index(conds: frozenset[Condition], cond_codes: bytearray) -> int:
