@@ -1,12 +1,12 @@
 # The commands of the README; each is a script in tools/ that can be run by itself.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak mutants docs site dist deb clean
+.PHONY: help demo test bench soak mutants conformance docs site dist deb clean
 
 # Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
 REQUIRE := fuse,qemu,fio,blkid,blkzone,walker,dh
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 demo: ## Install what the program needs, then create, mount, fill, refuse, reset and draw a drive before your eyes.
 	tools/setup --demo
@@ -34,6 +34,13 @@ mutants: ## Change the source in small ways and see whether a test notices; hour
 	tools/setup
 	.venv/bin/python -m pip install -q --editable ".[mutants]"
 	PYTHONPATH=. .venv/bin/python tools/mutants.py $(MODULES)
+
+# Further words for the command: make conformance RUN="fio --device SCSI".
+RUN :=
+
+conformance: ## Run other people's suites on our disks and on peers'; writes docs/conformance.md; an hour.
+	tools/setup
+	PYTHONPATH=. .venv/bin/python -m tools.conformance --write $(RUN)
 
 docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md, docs/zones.svg, share/.
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md
