@@ -2,6 +2,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,10 @@ from zonefs_emu.nvme.command import IoOpcode, SendAction
 from zonefs_emu.nvme_tcp import server
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.nvme_initiator import NvmeHost
+from zonefs_emu.testing.vfio_client import VfioClient
 from zonefs_emu.testing.vhost_frontend import Frontend
+from zonefs_emu.vfio_user.vfio_messages import VfioCommand
+from zonefs_emu.vhost_user.messages import DeviceStateTransfer, Request
 from zonefs_emu.virtio.blk_codec import (
     T_FLUSH,
     T_IN,
@@ -251,6 +255,55 @@ def test_a_client_that_does_not_read_is_left(tmp_path: Path) -> None:
             peer.sendall(framing.encode({"verb": "read", "sector": 0, "nr_sectors": 32768}) * 3)
             peer.recv(1)
             served.stop()
+
+
+def stop_reading_nvme(served: Served, held: ExitStack) -> None:
+    """A host that asks for more than its connection holds, and reads none of it."""
+    queue = held.enter_context(NvmeHost(*served.nvme())).queue(1)
+    for _ in range(100):
+        queue.send(IoOpcode.READ, nsid=1, cdws=(0, 0, 31), room=128 << 10)
+    queue.sock.recv(1, socket.MSG_PEEK)
+
+
+def stop_reading_vfio(served: Served, held: ExitStack) -> None:
+    """A client that asks until neither side takes anything any more."""
+    client = held.enter_context(VfioClient(served.vfio_socket))
+    client.sock.setblocking(False)
+    nr_refused = 0
+    while nr_refused < 20:
+        try:
+            client.send(VfioCommand.DEVICE_GET_INFO, bytes(16))
+        except BlockingIOError:
+            nr_refused += 1
+            threading.Event().wait(0.01)
+
+
+def stop_migrating(socket_path: Path, held: ExitStack, *, loads: bool) -> None:
+    """A migration whose other side neither takes the state nor, if the drive *loads* it, sends it."""
+    guest = held.enter_context(Frontend(socket_path))
+    guest.negotiate()
+    reader, writer = os.pipe()
+    ours, theirs = (writer, reader) if loads else (reader, writer)
+    guest.send(Request.SET_DEVICE_STATE_FD, DeviceStateTransfer(int(loads), 0), fds=(theirs,))
+    os.close(theirs)
+    held.callback(os.close, ours)
+    guest.receive(Request.SET_DEVICE_STATE_FD)
+
+
+def test_peers_that_stop_in_the_middle_are_left(tmp_path: Path) -> None:
+    """All at once: an NVMe/TCP host and a vfio-user client that do not read, and migrations out and in that rest."""
+    loading = tmp_path / "loading"
+    served = Served(
+        tmp_path, create="--size 4G --zone-size 64K --block-size 4096", front_ends=("blk", "nvme", "vfio"),
+        options=("--vhost-user-blk", str(loading)),
+    )  # fmt: skip
+    with served, ExitStack() as held:
+        served.wait_until_ready()
+        stop_reading_nvme(served, held)
+        stop_reading_vfio(served, held)
+        stop_migrating(served.blk_socket, held, loads=False)
+        stop_migrating(loading, held, loads=True)
+        served.stop()
 
 
 def read_on(replies: io.BufferedReader) -> None:
