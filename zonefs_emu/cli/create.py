@@ -98,8 +98,9 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
 @click.option("--preset", type=click.Choice(list(PRESETS)), help=f"{_PRESET_HELP}. Other options override its parts.")
 @click.option("--like", type=FILE, multiple=True, metavar="SOURCE",
               help="The shape of another drive: a block device, a file with a report of its zones (blkzone, zbd, "
-                   "zbd -csv, nvme -o json with id-ns, zbc_report_zones, zrp), or a directory of zloop. Other options "
-                   "override its parts. May be given again for a further file on the same drive.")  # fmt: skip
+                   "zbd -csv, nvme -o json with id-ns, zbc_report_zones, zrp, lsblk -z), or a directory of zloop. "
+                   "Other options override its parts. May be given again for a further file on the same "
+                   "drive.")  # fmt: skip
 @click.option("--with-state", is_flag=True, help="Conditions and write pointers of --like as well; the data are zeros.")
 @click.option("--zone-size", type=SIZE, help="Size of a zone. [default: 64M, less for a small device]")
 @click.option("--zone-capacity", type=SIZE, help="Writable part of a sequential zone. [default: the zone size]")

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from zonefs_emu.cli.zone_reports import Report, ReportedZone, parse_report
+from zonefs_emu.cli.lsblk_table import DiskShape, parse_lsblk
+from zonefs_emu.cli.zone_reports import Report, ReportedZone, has_zones, parse_report
 from zonefs_emu.errors import UsageError, printable
 from zonefs_emu.model.geometry import NR_ZONES_MAX, Geometry, merge_runs
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
@@ -45,7 +46,7 @@ _ZLOOP_FILE: Final = re.compile(r"(cnv|seq)-(\d{6})")
 class Template:
     """A drive as a source has it, in bytes; None for what it does not say.
 
-    *states* are (condition, sectors with data) of each zone.
+    *states* are (condition, sectors with data) of each zone; empty if the source says nothing of them.
     """
 
     size: int
@@ -80,6 +81,10 @@ def read_template(
         raise UsageError(message)
     name = " and ".join(map(printable, sources))
     text = "\n".join(map(_text, sources))
+    # A bug report may have both: zones say more than their number.
+    disk = None if has_zones(text) else parse_lsblk(text, name)
+    if disk is not None:
+        return _of_lsblk(disk, name)
     return _of_report(parse_report(text, name), name, block_size, zone_size)
 
 
@@ -105,6 +110,17 @@ def _of_report(report: Report, name: str, block_size: int | None, zone_size: int
     return _template(
         zones, name, block_size=own_block, size=report.size_bytes,
         max_open_zones=report.max_open_zones, max_active_zones=report.max_active_zones,
+    )  # fmt: skip
+
+
+def _of_lsblk(disk: DiskShape, name: str) -> Template:
+    if not 0 < disk.nr_zones <= NR_ZONES_MAX or not disk.zone_size:
+        message = f"{name} has {disk.nr_zones} zones of {disk.zone_size} bytes, and an image has 1 to {NR_ZONES_MAX}"
+        raise UsageError(message)
+    return Template(
+        size=disk.nr_zones * disk.zone_size, zone_size=disk.zone_size, zone_capacity=disk.zone_size, conventional=(),
+        block_size=disk.write_granularity or _BLOCK_BYTES, max_open_zones=disk.max_open_zones,
+        max_active_zones=disk.max_active_zones, max_append=disk.max_append, states=(),
     )  # fmt: skip
 
 
@@ -244,6 +260,9 @@ def zone_states(template: Template, geometry: Geometry) -> "tuple[bytearray, arr
     Raises:
         UsageError: options have changed the drive so that the states do not fit; says why.
     """
+    if not template.states:
+        message = "--with-state needs a report of the zones, and lsblk says nothing of a single zone"
+        raise UsageError(message)
     same = (geometry.nr_zones, geometry.conventional) == (len(template.states), template.conventional)
     if not same or (to_bytes(geometry.zone_size), to_bytes(geometry.zone_capacity)) != (
         template.zone_size,

@@ -184,6 +184,13 @@ def parse_report(text: str, name: str) -> Report:
     return Report(tool=tool, unit_bytes=layout.unit_bytes, zones=zones, **facts)
 
 
+def has_zones(text: str) -> bool:
+    """Return whether a line of *text* begins as a tool prints a zone, or it is JSON with a list of zones."""
+    return '"zone_list"' in text or any(
+        layout.likeness.match(line) for line in text.splitlines() for layout in _FORMATS.values()
+    )
+
+
 def _recognize(lines: Sequence[str], name: str) -> tuple[str, int]:
     """Return the tool that printed the first zone in *lines*, and which line that is, from 0."""
     for index, line in enumerate(lines):
