@@ -84,7 +84,7 @@ _START: Final = f"""
 {_SERVER}
 END
 """
-MODULES: Final = {"ublk": ("ublk_drv",), "vduse": ("vduse", "virtio_vdpa", "virtio_blk")}
+MODULES: Final = {"nvme-tcp": ("nvme_tcp",), "ublk": ("ublk_drv",), "vduse": ("vduse", "virtio_vdpa", "virtio_blk")}
 #: 16 zones of 4 MiB with a capacity of 3 MiB, the first two conventional.
 SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --nr-conv 2 --max-open-zones 5 --max-active-zones 7"
 ZONE_SECTORS: Final = 8192

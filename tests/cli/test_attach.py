@@ -16,6 +16,7 @@ def test_a_kernel_that_cannot_says_what_would_help(fresh: Path) -> None:
     before = fresh.read_bytes()
     assert "modprobe ublk_drv" in fails("attach", fresh, "--via", "ublk")
     assert "modprobe vduse" in fails("attach", fresh, "--via", "vduse")
+    assert "which NVMe does not have" in fails("attach", fresh, "--via", "nvme-tcp")
     sentence = fails("attach", fresh)
     assert "modprobe ublk_drv" in sentence
     assert "modprobe vduse" in sentence
@@ -25,6 +26,7 @@ def test_a_kernel_that_cannot_says_what_would_help(fresh: Path) -> None:
 def test_wrong_usage(fresh: Path) -> None:
     assert "name the image to attach" in fails("attach", code=2)
     assert "give its node to QEMU" in fails("attach", fresh, "--via", "ublk", "--for", "vm", code=2)
+    assert "give its node to QEMU" in fails("attach", fresh, "--via", "nvme-tcp", "--for", "vm", code=2)
 
 
 def test_geometry_comes_first(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends import ublk, vduse
+from zonefs_emu.front_ends import nvme_host, ublk, vduse
 from zonefs_emu.front_ends.block_device import choose, geometry_of
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vduse.vdpa_bus import Driver
@@ -37,6 +37,8 @@ def test_geometry_of_info() -> None:
         ("auto", Driver.VM, {"ublk", "vduse"}, "vduse"),
         ("vduse", Driver.HOST, {"ublk", "vduse"}, "vduse"),
         ("ublk", Driver.HOST, {"vduse"}, "cannot ublk"),
+        ("nvme-tcp", Driver.HOST, {"ublk", "nvme-tcp"}, "nvme-tcp"),
+        ("nvme-tcp", Driver.HOST, {"ublk"}, "cannot nvme-tcp"),
         ("auto", Driver.HOST, set(), "cannot ublk; and cannot vduse"),
         ("auto", Driver.VM, {"ublk"}, "cannot vduse"),
     ],
@@ -48,6 +50,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, via: str, driver: Driver, able:
 
     monkeypatch.setattr(ublk, "require", partial(require, "ublk"))
     monkeypatch.setattr(vduse, "require", partial(require, "vduse"))
+    monkeypatch.setattr(nvme_host, "require", partial(require, "nvme-tcp"))
     if chosen.startswith("cannot"):
         with pytest.raises(UsageError) as caught:
             choose(via, driver, GEOMETRY)

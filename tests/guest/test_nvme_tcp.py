@@ -170,6 +170,32 @@ def test_the_kernel_and_the_drive_prove_their_names(image: Place) -> None:
     assert front_end["statistics"]["failed_authentications"] == 2
 
 
+def test_attached_to_this_host_and_detached(image: Place) -> None:
+    """One command makes the disk, for which only this kernel has the keys; another one ends it. A kill is a pause."""
+    node = image.attach("n.img", "nvme-tcp", "--queues", "2")
+    assert node == "/dev/nvme0n1"
+    assert image.limits(node)["zoned"] == "host-managed"
+    image.assert_reports_agree(node, "n.img")
+    (row,) = json.loads(image.sh("Z attach --list --json").stdout)
+    assert (row["node"], row["via"]) == (node, "nvme-tcp")
+    keys = image.sh("stat -c %a /sys/class/nvme/nvme0/dhchap_secret /sys/class/nvme/nvme0/dhchap_ctrl_secret").stdout
+    assert keys.split() == ["600", "600"]
+    place = "-t tcp -a 127.0.0.1 -s $(sed 's/.*trsvcid=//; s/,.*//' /sys/class/nvme/nvme0/address)"
+    strange = f"nvme connect {place} -n $(cat /sys/class/nvme/nvme0/subsysnqn)"
+    image.sh(f"! {strange} --hostnqn nqn.b --hostid 11111111-2222-3333-4444-555555555555 2>&1")
+    image.sh(
+        f"""dd if=/dev/urandom of=data bs=64k count=4 status=none
+        dd if=data of={node} bs=64k oflag=direct status=none"""
+    )
+    image.kill_server("n.img")
+    assert image.sh("Z attach n.img").stdout.strip() == node
+    image.sh(f"dd if={node} bs=64k count=4 iflag=direct status=none | cmp - data")
+    image.kill_server("n.img")
+    image.sh(f"Z detach n.img; [ ! -e {node} ]; Z check n.img")
+    assert image.sh("Z attach --list; ls /sys/class/nvme").stdout == ""
+    assert "n.img is not attached" in image.refusal("detach n.img")
+
+
 def test_the_kernels_zonefs(drive: Place) -> None:
     drive.sh(
         "nvme disconnect-all; pkill -f 'serve n.img'; while Z info n.img | grep -q 'held by: *process'; do :; done"

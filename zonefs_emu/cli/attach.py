@@ -26,7 +26,7 @@ _QEMU: Final = (
 @click.argument("image", metavar="[IMG]", type=FILE, required=False)
 @click.option(
     "--via",
-    type=click.Choice(["auto", "ublk", "vduse"]),
+    type=click.Choice(["auto", "ublk", "vduse", "nvme-tcp"]),
     default="auto",
     show_default=True,
     help="By which of the kernel's drivers; auto takes ublk if it is there.",
@@ -56,11 +56,12 @@ def attach(
     Examples:
       zonefs-emu attach small.img
       zonefs-emu attach small.img --via vduse --for vm
+      zonefs-emu attach zns.img --via nvme-tcp
       zonefs-emu attach --list
 
-    Needs root and Linux 6.6 or later with the module ublk_drv, or 6.4 with vduse. A process in the background serves
-    the device until "zonefs-emu detach". If that process is killed, attach IMG again: the device goes on where it was,
-    with the requests that were in flight.
+    Needs root and Linux 6.6 or later with the module ublk_drv, 6.4 with vduse, or 6.0 with nvme_tcp. A process in the
+    background serves the device until "zonefs-emu detach". If that process is killed, attach IMG again: the device goes
+    on where it was, with the requests that were in flight; an NVMe host sends these again.
     """
     if list_:
         _list(as_json=as_json)

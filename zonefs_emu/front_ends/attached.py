@@ -13,7 +13,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target, run
 
 #: The names of front-ends that are devices of the kernel.
-_WAYS: Final = ("ublk", "vduse")
+_WAYS: Final = ("ublk", "vduse", "nvme-tcp")
 #: How long the device's requests and the image's last flush may take.
 _END_S: Final = 60.0
 
@@ -45,7 +45,8 @@ def _attached_by(info: dict[str, Json]) -> Iterator[Attached]:
     assert isinstance(pid, int)
     for each in front_ends:
         assert isinstance(each, dict)
-        if each["name"] in _WAYS:
+        # A drive that is only served, to whichever host, has an address in place of a node.
+        if each["name"] in _WAYS and (each["name"] != "nvme-tcp" or str(each["where"]).startswith("/dev/")):
             yield Attached(node=str(each["where"]), via=str(each["name"]), image=str(info["path"]), pid=pid)
 
 

@@ -1,4 +1,4 @@
-"""Attaching an image: the choice between ublk and VDUSE, and going on with what a killed process left."""
+"""Attaching an image: the choice between ublk, VDUSE and NVMe, and going on with what a killed process left."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends import ublk, vduse
+from zonefs_emu.front_ends import nvme_host, ublk, vduse
 from zonefs_emu.front_ends.kernel_device import KernelDeviceFrontEnd
 from zonefs_emu.front_ends.known import open_target
+from zonefs_emu.front_ends.nvme_host import NvmeHostFrontEnd
 from zonefs_emu.front_ends.ublk import UblkFrontEnd
 from zonefs_emu.front_ends.vduse import VduseFrontEnd
 from zonefs_emu.model.geometry import Geometry
@@ -17,7 +18,7 @@ from zonefs_emu.vduse.vdpa_bus import Driver
 
 
 def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_queues: int) -> KernelDeviceFrontEnd:
-    """Return the front-end that attaches *image* by *via* (ublk, vduse, or auto) as the device *name*.
+    """Return the front-end that attaches *image* by *via* (ublk, vduse, nvme-tcp or auto) as the device *name*.
 
     If a killed process left a device of *image*, the front-end goes on with that one.
 
@@ -25,9 +26,10 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
         UsageError: a process has the image, the kernel cannot, or the parts do not fit together; says which.
     """
     driver = Driver.VM if for_vm else Driver.HOST
-    if driver is Driver.VM and via == "ublk":
+    if driver is Driver.VM and via in {"ublk", "nvme-tcp"}:
         message = (
-            "ublk makes devices of the host only: give its node to QEMU with -blockdev host_device, or use --via vduse"
+            f"{via} makes devices of the host only: give its node to QEMU with -blockdev host_device, or use "
+            "--via vduse"
         )
         raise UsageError(message)
     with open_target(image, readonly=True) as target:
@@ -36,18 +38,20 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
             message = f"{image} is held by process {info['pid']} already"
             raise UsageError(message, exit_code=1)
     left = left_behind(image, str(info["uuid"]))
-    way = left[0][0].name if left else choose(via, driver, geometry_of(info))
-    front_end: KernelDeviceFrontEnd = (
-        UblkFrontEnd(name=name, nr_queues=nr_queues)
-        if way == "ublk"
-        else VduseFrontEnd(name=name, driver=driver, nr_queues=nr_queues)
-    )
-    return left[0][0] if left else front_end
+    if left:
+        return left[0][0]
+    match choose(via, driver, geometry_of(info)):
+        case "ublk":
+            return UblkFrontEnd(name=name, nr_queues=nr_queues)
+        case "nvme-tcp":
+            return NvmeHostFrontEnd(name=name, nr_queues=nr_queues)
+        case _:
+            return VduseFrontEnd(name=name, driver=driver, nr_queues=nr_queues)
 
 
 def left_behind(image: Path, uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]]:
     """Return what goes on with each device that a killed process left of *image*, and the device's node."""
-    return ublk.left_behind(uuid) + vduse.left_behind(image)
+    return ublk.left_behind(uuid) + vduse.left_behind(image) + nvme_host.left_behind(uuid)
 
 
 def geometry_of(info: dict[str, Json]) -> Geometry:
@@ -63,7 +67,7 @@ def geometry_of(info: dict[str, Json]) -> Geometry:
 
 
 def choose(via: str, driver: Driver, geometry: Geometry) -> str:
-    """Return the way to take, ublk or vduse, after looking whether the kernel can.
+    """Return the way to take, after looking whether the kernel can; auto takes ublk or vduse.
 
     Raises:
         UsageError: it cannot; says which and what would help.
@@ -74,6 +78,8 @@ def choose(via: str, driver: Driver, geometry: Geometry) -> str:
         try:
             if way == "ublk":
                 ublk.require(geometry)
+            elif way == "nvme-tcp":
+                nvme_host.require(geometry)
             else:
                 vduse.require(geometry, driver)
         except UsageError as error:

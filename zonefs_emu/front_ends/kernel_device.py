@@ -1,4 +1,4 @@
-"""What the two ways to a block device of this host's kernel, ublk and VDUSE, have in common."""
+"""What the ways to a block device of this host's kernel, ublk, VDUSE and NVMe, have in common."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
