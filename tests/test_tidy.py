@@ -15,6 +15,7 @@ import pytest
 from tests.test_documents import PAGES
 from tools import manual, zones_picture
 from zonefs_emu.cli.main import cli
+from zonefs_emu.cli.verb_table import VERBS
 from zonefs_emu.errors import Status
 from zonefs_emu.model.zone import Condition
 
@@ -351,6 +352,26 @@ def test_scripts_can_be_run() -> None:
 def test_every_status_is_documented() -> None:
     text = (ROOT / "docs/errors.md").read_text()
     assert [status.name for status in Status if f"| {status.name} |" not in text] == []
+
+
+def test_the_head_of_a_package_lists_its_modules() -> None:
+    """Where it has a list. A row begins with the names that it is on."""
+    verbs = {verb.name.replace("-", "_") for verb in VERBS} | {"manage"}
+    for init in PACKAGE.rglob("__init__.py"):
+        head = ast.get_docstring(ast.parse(init.read_text())) or ""
+        listed = set(re.findall(r"\w+", " ".join(re.findall(r"^    (\w+(?:, \w+)*)(?= |$)", head, re.MULTILINE))))
+        if not listed:
+            continue
+        below = {path.stem for path in init.parent.glob("*.py")} | {
+            path.parent.name for path in init.parent.glob("*/*.py")
+        }
+        # The rest of a row may name modules, too: "ublk, vduse", and what "kernel_device" has of both.
+        missing = {name for name in below - {"__init__", "__main__"} if not re.search(rf"\b{name}\b", head)}
+        if init.parent.name == "cli":
+            missing -= verbs
+            listed -= {"every"}
+        assert not missing, f"{init.parent.name}/__init__.py does not list {sorted(missing)}"
+        assert listed <= below, f"{init.parent.name}/__init__.py lists {sorted(listed - below)}, which do not exist"
 
 
 def test_every_condition_is_in_the_glossary() -> None:

@@ -7,9 +7,15 @@ was wrong; either comes with one sentence, never with a traceback. Layout:
     verb_table              which verbs there are; each is imported when it is used
     common, durations, progress
                             options, types of arguments and helpers that several verbs share
-    sizes conditions formats picture page zone_reports
+    sizes, conditions, formats, picture, page, zone_reports
                             pure: sizes, names and reports in or out
-    everything else         one verb each (manage: the four zone management verbs)
+    mount_helper            the arguments of mount(8), as those of the verb mount
+    versions                what --version prints
+    page_server             the page of watch --http
+    templates, lsblk_table  create --like
+    simulated_files, workload_files, simulated_report, latency_picture
+                            workloads of simulate, and their results
+    every other module      one verb (manage: the four zone management verbs)
 
 A verb does not know whether the image is held by a daemon: :mod:`zonefs_emu.front_ends.known` opens it either way.
 """

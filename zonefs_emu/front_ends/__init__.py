@@ -11,6 +11,7 @@
     mkfs          the verb that formats an image with zonefs
     session_process
                   a session in a process of its own, for Python programs
+    ways_in       which front-ends work on this machine
     known         sessions, and images that no process holds, with all that these modules add
 
 :class:`zonefs_emu.daemon.session.FrontEnd` is the common interface of front-ends, and

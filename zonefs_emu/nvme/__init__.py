@@ -1,6 +1,8 @@
 """NVMe with the Zoned Namespace Command Set: identify data, logs, features, commands. No sockets and no guest memory.
 
     command      a submission queue entry, parsed once
+    answer       the answer to a command
+    rules        what the drive refuses
     status       the status of each refusal
     identify     the data structures of Identify
     logs         the log pages

@@ -4,6 +4,10 @@
     fabrics           the commands with which a host connects and reaches a controller's properties
     queue_connection  one connection, served by one thread
     server            the sockets that listen, and the limits of all connections together
+    auth_messages     the messages with which host and drive prove their names
+    authentication    their order
+    dh_groups         the groups of Diffie-Hellman
+    host_keys         the keys of hosts, and which hosts may connect
 
 Source: NVM Express NVMe over TCP Transport Specification 1.0; Base Specification 2.0, "Fabrics Commands".
 """

@@ -5,6 +5,7 @@
     pci_config         configuration space
     drive_memory       registers and doorbells
     pci_function       what messages do: regions, interrupts, memory, reset
+    guest_memory_map   the memory that the guest has mapped
     page_list          where the data of a command is
     drive_queues       submission and completion queues in guest memory
     pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
