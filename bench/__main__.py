@@ -7,6 +7,7 @@ and a line of ratios in bench/history.jsonl.
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 import tempfile
@@ -43,6 +44,9 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.areas) - set(AREAS):
         parser.error(f"no such area: {', '.join(sorted(unknown))}; there are {', '.join(AREAS)}")
+    load = os.getloadavg()[0]
+    if load > (os.cpu_count() or 1):
+        print(f"other work keeps the machine busy (load {load:.0f}): expect noise", file=sys.stderr)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
     for area in options.areas or AREAS:
@@ -65,7 +69,9 @@ def main() -> int:
         history.append(run)
         if not options.areas:
             command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
-            RESULTS.write_text(_page(table, command, run.commit, options.runs, sum(seconds.values())))
+            page = _page(table, command=command, commit=run.commit, nr_runs=options.runs, seconds=sum(seconds.values()),
+                         load=load)  # fmt: skip
+            RESULTS.write_text(page)
             PICTURE.write_text(svg(rows))
             OVERVIEW.write_text(overview(rows))
     return 0
@@ -75,11 +81,11 @@ def _minutes(seconds: float) -> str:
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f} min"
 
 
-def _page(table: str, command: str, commit: str, nr_runs: int, seconds: float) -> str:
+def _page(table: str, *, command: str, commit: str, nr_runs: int, seconds: float, load: float) -> str:
     """Return bench/results.md."""
     return f"""# Measured
 
-On {machine()}, commit {commit}.
+On {machine()}, commit {commit}. Load of the machine at the beginning: {load:.1f}.
 
 Command: `{command}`, {_minutes(seconds)}. Each ratio is the median of {nr_runs} pairs of runs, ours against the peer's;
 above 1 ours does more. In brackets the least and the greatest. Noise is the spread of the peer against itself. Rows of
