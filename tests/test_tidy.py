@@ -356,7 +356,7 @@ def test_every_status_is_documented() -> None:
 
 def test_the_head_of_a_package_lists_its_modules() -> None:
     """Where it has a list. A row begins with the names that it is on."""
-    verbs = {verb.name.replace("-", "_") for verb in VERBS} | {"manage"}
+    verbs = {str(verb.name).replace("-", "_") for verb in VERBS} | {"manage"}
     for init in PACKAGE.rglob("__init__.py"):
         head = ast.get_docstring(ast.parse(init.read_text())) or ""
         listed = set(re.findall(r"\w+", " ".join(re.findall(r"^    (\w+(?:, \w+)*)(?= |$)", head, re.MULTILINE))))
