@@ -6,7 +6,8 @@
     vhost_user    the image as a disk of virtual machines, at vhost-user sockets
     nvme_tcp      the image as an NVMe ZNS drive, at TCP sockets
     vfio_user     the image as an NVMe ZNS drive of virtual machines, at vfio-user sockets
-    own_thread    what the last three share: a server that blocks, on a thread of its own
+    nvme_host     the image as an NVMe drive of this host, over the loopback interface
+    own_thread    what vhost_user, nvme_tcp and vfio_user share: a server that blocks, on a thread of its own
     answers       the rules of all front-ends, joined for ``why``
     mkfs          the verb that formats an image with zonefs
     session_process

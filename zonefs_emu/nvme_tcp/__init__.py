@@ -8,6 +8,8 @@
     authentication    their order
     dh_groups         the groups of Diffie-Hellman
     host_keys         the keys of hosts, and which hosts may connect
+    kernel_host       the driver of this host's kernel, as a host
+    attached_drive    the drive as a block device of this host
 
 Source: NVM Express NVMe over TCP Transport Specification 1.0; Base Specification 2.0, "Fabrics Commands".
 """
