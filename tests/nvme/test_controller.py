@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.nvme.conftest import NR_ZONES, ZONE, command
+from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE, command
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -51,12 +51,17 @@ def identify(controller: Controller, cns: int, *, nsid: int = 0, csi: int = 0) -
     return ask(controller, AdminOpcode.IDENTIFY, cns, csi << 24, nsid=nsid)
 
 
-def log(controller: Controller, page: int, *, room: int = 4096, nsid: int = 0xFFFFFFFF, retain: bool = False) -> bytes:
+def log(
+    controller: Controller, page: int, *, room: int = 4096, nsid: int = 0xFFFFFFFF, retain: bool = False, csi: int = 0
+) -> bytes:
     answer = ask(
         controller,
         AdminOpcode.GET_LOG_PAGE,
         page | retain << 15 | (room // 4 - 1) << 16,
-        room // 4 - 1 >> 16,
+        room // 4 - 1 >> 16 | (page == Log.ENDURANCE_GROUP) << 16,
+        0,
+        0,
+        csi << 24,
         nsid=nsid,
     )
     assert answer.status is NvmeStatus.SUCCESS
@@ -69,7 +74,8 @@ def test_what_linux_asks_at_the_start_is_answered_and_nothing_is_refused(control
     assert controller.read_register(Register.CAP) == CAPABILITIES
     assert CAPABILITIES >> 43 & 1, "I/O command sets"
     assert identify(controller, Cns.CONTROLLER).data[77]
-    assert log(controller, Log.EFFECTS)[1024 + 4 * 0x7D]
+    assert log(controller, Log.EFFECTS)[1024 + 4 * 0x01]
+    assert not log(controller, Log.EFFECTS)[1024 + 4 * 0x7D], "not of the NVM command set"
     assert log(controller, Log.SMART, room=512)[1:3] != b"\0\0"
     assert ask(controller, AdminOpcode.SET_FEATURES, Feature.NR_QUEUES, 0x10001).result == 0x10001
     assert identify(controller, Cns.SET_CONTROLLER, csi=0).status == 0
@@ -78,12 +84,15 @@ def test_what_linux_asks_at_the_start_is_answered_and_nothing_is_refused(control
     assert identify(controller, Cns.INDEPENDENT_NAMESPACE, nsid=1).data[14] == 1
     assert identify(controller, Cns.NAMESPACE, nsid=1).data[:8] == struct.pack("<Q", NR_ZONES * ZONE)
     assert identify(controller, Cns.SET_NAMESPACE, nsid=1, csi=0).status == 0
-    assert log(controller, Log.EFFECTS)[1024 + 4 * 0x79]
+    assert all(log(controller, Log.EFFECTS, csi=2)[1024 + 4 * opcode] for opcode in (0x01, 0x79, 0x7D))
     assert identify(controller, Cns.SET_CONTROLLER, csi=2).data[0] == 5
     assert identify(controller, Cns.SET_NAMESPACE, nsid=1, csi=2).data[2816:2824] == struct.pack("<Q", ZONE)
     assert identify(controller, Cns.SET_ACTIVE_NAMESPACES, csi=2).data[0] == 1
     assert identify(controller, Cns.SET_ACTIVE_NAMESPACES, csi=0).data[0] == 0
     assert identify(controller, Cns.COMMAND_SETS).data[0] == 0b101
+    assert identify(controller, Cns.ENDURANCE_GROUPS).data[0] == 1
+    capacity = int.from_bytes(log(controller, Log.ENDURANCE_GROUP, room=512)[160:176], "little")
+    assert capacity == NR_ZONES * CAPACITY * BLOCK
     assert ask(controller, AdminOpcode.KEEP_ALIVE).status == 0
     assert controller.namespaces[1].device.refusals.last(5) == []
 
@@ -100,6 +109,8 @@ def test_what_linux_asks_at_the_start_is_answered_and_nothing_is_refused(control
         (AdminOpcode.GET_LOG_PAGE, (0xC0 | 15 << 16,), 0, 0x109),
         (AdminOpcode.GET_LOG_PAGE, (Log.DISCOVERY | 15 << 16,), 0, 0x109),
         (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0, 2), 0, 0x002),
+        (AdminOpcode.GET_LOG_PAGE, (Log.EFFECTS | 15 << 16, 0, 0, 0, 1 << 24), 0, 0x002),
+        (AdminOpcode.GET_LOG_PAGE, (Log.ENDURANCE_GROUP | 15 << 16, 2 << 16), 0, 0x002),
         (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0, 516), 0, 0x002),
         (AdminOpcode.GET_LOG_PAGE, (Log.SMART | 15 << 16, 0xFFFF), 0, 0x002),
         (AdminOpcode.GET_LOG_PAGE, (Log.CHANGED_ZONES | 15 << 16,), 9, 0x00B),

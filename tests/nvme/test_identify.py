@@ -32,7 +32,8 @@ def test_controller_behind_a_network() -> None:
     assert u(data, 256, 2) == 0, "no doorbell buffers"
     assert u(data, 320, 2) > 0, "Linux insists on keep alive"
     assert (data[512], data[513], u(data, 514, 2), u(data, 516, 4)) == (0x66, 0x44, 128, 2)
-    assert (u(data, 520, 2), data[525], u(data, 536, 4)) == (0b1001, 7, 0x100001)
+    assert (u(data, 520, 2), data[525], u(data, 536, 4)) == (0b1_0000_1001, 7, 0x100001)
+    assert (u(data, 96, 4), u(data, 340, 2), u(data, 534, 2)) == (0b10001, 1, 1)
     assert data[768:1024].rstrip(b"\0") == b"nqn.x"
     assert (u(data, 1792, 4), u(data, 1796, 4), u(data, 1800, 2), data[1803]) == ((64 + 8192) // 16, 1, 0, 1)
 
@@ -43,10 +44,16 @@ def test_controller_on_a_bus_and_of_the_discovery_service() -> None:
     assert (u(function, 536, 4), u(function, 1792, 4)) == (0, 0), "PRPs, no capsules"
     discovery = identify.controller(identity(is_discovery=True))
     assert (discovery[111], u(discovery, 92, 4), discovery[525]) == (2, 0, 0)
+    assert (u(discovery, 96, 4), u(discovery, 340, 2)) == (1, 0), "no endurance groups"
+
+
+def test_endurance_groups() -> None:
+    assert [u(identify.endurance_groups(after), 0, 4) for after in (0, 1)] == [1 | 1 << 16, 0]
 
 
 def test_namespace() -> None:
     data = identify.namespace(geometry(), UUID_1, readonly=False)
+    assert (u(data, 74, 2), u(data, 76, 4), data[80], u(data, 102, 2)) == (128, 128, 127, 1)
     usable = NR_ZONES * CAPACITY
     assert struct.unpack_from("<QQQ", data) == (NR_ZONES * ZONE, usable, usable)
     assert (data[25], data[26], data[30], data[99]) == (0, 0, 1, 0)

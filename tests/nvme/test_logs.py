@@ -31,6 +31,22 @@ def test_health_counts_in_thousands_of_sectors_rounded_up() -> None:
     assert numbers == [2, 2, 5, 7, 0, 9, 0, 0, 1, 77]
 
 
+def test_endurance_counts_in_billions_of_bytes_rounded_up() -> None:
+    counted = {
+        "reads": 5,
+        "read_sectors": 1,
+        "writes": 3,
+        "appends": 4,
+        "written_sectors": 2_000_000,
+        "internal_errors": 1,
+    }
+    data = logs.endurance_group(counted, 77, 1 << 40)
+    assert len(data) == 512
+    assert (data[3], data[4], data[5]) == (100, 10, 0)
+    numbers = [int.from_bytes(data[48 + 16 * i : 64 + 16 * i], "little") for i in range(8)]
+    assert numbers == [1, 2, 2, 5, 7, 1, 77, 1 << 40]
+
+
 def test_changed_zones() -> None:
     assert struct.unpack_from("<H6x2Q", logs.changed_zones([512, 1024])) == (2, 512, 1024)
     many = logs.changed_zones(range(512))

@@ -16,6 +16,7 @@ from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme.answer import Answer, RefusedError
 from zonefs_emu.nvme.command import Command, IoOpcode, SendAction
+from zonefs_emu.nvme.identify import MDTS_BYTES
 from zonefs_emu.nvme.namespace import NOTHING, Namespace, Transfer, require_zns
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
@@ -176,6 +177,28 @@ def test_compare(namespace: Namespace, block_bytes: int) -> None:
     assert do(namespace, IoOpcode.COMPARE, *at(0, 1), data=data).status == 0
     assert do(namespace, IoOpcode.COMPARE, *at(0, 1), data=data[:-1] + b"e").status == 0x285
     assert do(namespace, IoOpcode.COMPARE, *at(NR_ZONES * ZONE, 0), data=bytes(block_bytes)).status == 0x080
+
+
+def copy(namespace: Namespace, to: int, *ranges: tuple[int, int], flags: int = 0) -> int:
+    data = b"".join(struct.pack("<8xQH14x", slba, nr_blocks - 1) for slba, nr_blocks in ranges)
+    return do(namespace, IoOpcode.COPY, *at(to, len(ranges) - 1 | flags), data=data).status
+
+
+def test_copy(namespace: Namespace, block_bytes: int) -> None:
+    data = [bytes((number,)) * block_bytes for number in range(8)]
+    write(namespace, 0, b"".join(data), block_bytes)
+    assert copy(namespace, ZONE, (6, 2), (0, 1), (3, 2), flags=FUA) == 0
+    found = do(namespace, IoOpcode.READ, *at(ZONE, 4)).data
+    assert found == b"".join(data[number] for number in (6, 7, 0, 3, 4))
+    assert report(namespace)[1][1][3] == ZONE + 5
+    assert copy(namespace, ZONE, (0, 1)) == 0x1BC, "a copy writes at the write pointer"
+    assert copy(namespace, 2 * ZONE, (0, 1), (NR_ZONES * ZONE, 1)) == 0x080
+    assert copy(namespace, 2 * ZONE, (0, 1), flags=1 << 8) == 0x002, "another format"
+    most = MDTS_BYTES // block_bytes
+    assert copy(namespace, 2 * ZONE, (0, most), (0, 1)) == 0x183
+    assert copy(namespace, 2 * ZONE, *[(0, 1)] * 129) == 0x183
+    assert report(namespace)[1][2][3] == 2 * ZONE, "what is refused has no part"
+    assert copy(namespace, 2 * ZONE, *[(0, 1)] * 128) == 0
 
 
 def test_write_zeroes_moves_the_write_pointer(namespace: Namespace, block_bytes: int) -> None:

@@ -39,6 +39,7 @@ class IoOpcode(IntEnum):
     READ = 0x02
     COMPARE = 0x05
     WRITE_ZEROES = 0x08
+    COPY = 0x19
     ZONE_SEND = 0x79
     ZONE_RECEIVE = 0x7A
     ZONE_APPEND = 0x7D

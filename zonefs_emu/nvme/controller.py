@@ -23,6 +23,7 @@ from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import DO_NOT_RETRY, STATUS_OF_RULE, NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.units import SECTOR_SHIFT
 
 #: Firmware revision: of the protocol as served, not of the program.
 FIRMWARE: Final = "2.0"
@@ -88,7 +89,12 @@ _DEFAULTS: Final[Mapping[int, int]] = {
 }
 #: Features whose value is data, and its length.
 _DATA_FEATURES: Final[Mapping[int, int]] = {Feature.TIMESTAMP: 8, Feature.HOST_BEHAVIOUR: 512, Feature.HOST_ID: 16}
-_IO_COMMANDS: Final = tuple(IoOpcode)
+#: The I/O commands of each command set; the Zoned Namespace Command Set includes the NVM Command Set.
+_ZONE_COMMANDS: Final = (IoOpcode.ZONE_SEND, IoOpcode.ZONE_RECEIVE, IoOpcode.ZONE_APPEND)
+_IO_COMMANDS: Final[Mapping[int, tuple[IoOpcode, ...]]] = {
+    CommandSet.NVM: tuple(opcode for opcode in IoOpcode if opcode not in _ZONE_COMMANDS),
+    CommandSet.ZNS: tuple(IoOpcode),
+}
 _LOGS: Final = tuple(log for log in Log if log is not Log.DISCOVERY)
 
 
@@ -267,6 +273,8 @@ class Controller:
                 found = identify.namespace_list(self.namespaces, nsid)
             case Cns.SET_ACTIVE_NAMESPACES:
                 found = identify.namespace_list(self.namespaces if command_set == CommandSet.ZNS else (), nsid)
+            case Cns.ENDURANCE_GROUPS:
+                found = identify.endurance_groups(command.cdw11 & 0xFFFF)
             case Cns.COMMAND_SETS:
                 found = identify.command_sets()
             case Cns.NAMESPACE | Cns.DESCRIPTORS | Cns.SET_NAMESPACE | Cns.INDEPENDENT_NAMESPACE:
@@ -324,7 +332,17 @@ class Controller:
             case Log.CHANGED_NAMESPACES:
                 return logs.changed_namespaces(())
             case Log.EFFECTS:
-                return logs.effects(self._admin, _IO_COMMANDS)
+                commands = _IO_COMMANDS.get(command.cdw14 >> 24)
+                if commands is None:
+                    raise RefusedError(NvmeRule.NVME_FIELD, f"effects of command set {command.cdw14 >> 24:02X}h")
+                return logs.effects(self._admin, commands)
+            case Log.ENDURANCE_GROUP:
+                if command.cdw11 >> 16 != identify.ENDURANCE_GROUP:
+                    raise RefusedError(NvmeRule.NVME_FIELD, f"endurance group {command.cdw11 >> 16}")
+                capacity = sum(
+                    each.geometry.zone_capacity * each.geometry.nr_zones for each in self.namespaces.values()
+                )
+                return logs.endurance_group(self._counted(), self._nr_errors, capacity << SECTOR_SHIFT)
             case Log.CHANGED_ZONES:
                 return self._changed_zones(command)
             case _:

@@ -28,8 +28,12 @@ MDTS_BYTES: Final = 1 << (PAGE_SHIFT + MDTS)
 AERL: Final = 3
 ACL: Final = 3
 ELPE: Final = 62
-#: Optional commands: Compare, Write Zeroes.
-ONCS: Final = 1 << 0 | 1 << 3
+#: Optional commands: Compare, Write Zeroes, Copy.
+ONCS: Final = 1 << 0 | 1 << 3 | 1 << 8
+#: The most source ranges of a copy. All together have as many bytes as a transfer may have.
+COPY_RANGES_MAX: Final = 128
+#: The endurance group that all namespaces are in.
+ENDURANCE_GROUP: Final = 1
 #: Volatile write cache; a flush of all namespaces is supported.
 VWC: Final = 0b111
 #: Events: namespace attributes, and descriptors of zones, have changed.
@@ -49,6 +53,7 @@ class Cns(IntEnum):
     SET_ACTIVE_NAMESPACES = 0x07
     INDEPENDENT_NAMESPACE = 0x08
     ALLOCATED_NAMESPACES = 0x10
+    ENDURANCE_GROUPS = 0x19
     COMMAND_SETS = 0x1C
 
 
@@ -88,7 +93,8 @@ def controller(identity: ControllerIdentity) -> bytes:
     # CMIC: the subsystem may have several controllers.
     struct.pack_into("<BBHI", data, 76, 0b10, MDTS, identity.cntlid, VERSION)
     oaes = 0 if identity.is_discovery else OAES_NAMESPACES | OAES_ZONES
-    struct.pack_into("<II", data, 92, oaes, 1)  # CTRATT: host identifiers of 128 bits
+    # CTRATT: host identifiers of 128 bits, endurance groups.
+    struct.pack_into("<II", data, 92, oaes, 1 if identity.is_discovery else 1 | 1 << 4)
     data[111] = 2 if identity.is_discovery else 1
     doorbell_buffer = 0 if identity.fabrics else 1 << 8
     # FRMW: one firmware slot, read-only. LPA: log pages of effects, and parts of log pages.
@@ -97,7 +103,9 @@ def controller(identity: ControllerIdentity) -> bytes:
     struct.pack_into("<H", data, 320, 1)  # keep alive in units of 100 ms
     data[512], data[513] = 0x66, 0x44
     struct.pack_into("<I", data, 516, identity.max_nsid)
+    struct.pack_into("<H", data, 340, 0 if identity.is_discovery else ENDURANCE_GROUP)  # ENDGIDMAX
     struct.pack_into("<H", data, 520, ONCS)
+    struct.pack_into("<H", data, 534, 1)  # OCFS: source ranges of copies in format 0
     data[525] = 0 if identity.is_discovery else VWC
     struct.pack_into("<I", data, 540, identity.max_nsid)
     nqn = identity.nqn.encode()
@@ -134,7 +142,10 @@ def namespace(geometry: Geometry, uuid: UUID, *, readonly: bool) -> bytes:
     struct.pack_into("<QQQ", data, 0, nr_blocks, nr_usable, nr_usable)
     data[30] = 1  # NMIC: several controllers may have it
     data[33] = 1  # DLFEAT: what was never written reads as zeros
+    copy_blocks = MDTS_BYTES // geometry.block_size_bytes
+    struct.pack_into("<HIB", data, 74, copy_blocks, copy_blocks, COPY_RANGES_MAX - 1)  # MSSRL, MCL, MSRC
     data[99] = readonly  # NSATTR: write protected
+    struct.pack_into("<H", data, 102, ENDURANCE_GROUP)
     data[104:120] = uuid.bytes
     struct.pack_into("<HBB", data, 128, 0, geometry.block_size_bytes.bit_length() - 1, 0)
     return bytes(data)
@@ -171,6 +182,12 @@ def namespace_list(nsids: Iterable[int], after: int) -> bytes:
     """Return a list of the *nsids* above *after*, ascending, zero at its end."""
     found = sorted(nsid for nsid in nsids if nsid > after)[: IDENTIFY_BYTES // 4]
     return struct.pack(f"<{len(found)}I", *found).ljust(IDENTIFY_BYTES, b"\0")
+
+
+def endurance_groups(after: int) -> bytes:
+    """Return the structure of CNS 19h: a list of the endurance groups above *after*, behind their number."""
+    found = [ENDURANCE_GROUP] if after < ENDURANCE_GROUP else []
+    return struct.pack(f"<H{len(found)}H", len(found), *found).ljust(IDENTIFY_BYTES, b"\0")
 
 
 def command_sets() -> bytes:

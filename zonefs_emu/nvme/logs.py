@@ -26,6 +26,7 @@ class Log(IntEnum):
     FIRMWARE = 0x03
     CHANGED_NAMESPACES = 0x04
     EFFECTS = 0x05
+    ENDURANCE_GROUP = 0x09
     DISCOVERY = 0x70
     CHANGED_ZONES = 0xBF
 
@@ -81,6 +82,18 @@ def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
     return bytes(data)
 
 
+def endurance_group(counted: Mapping[str, int], nr_errors: int, capacity_bytes: int) -> bytes:
+    """Return log 09h, like :func:`smart`; the group has *capacity_bytes*. Data count in 10^9 bytes, rounded up."""
+    data = bytearray(512)
+    data[3], data[4] = 100, 10  # available spare and its threshold, in percent
+    read, written = (-(-512 * counted.get(name, 0) // 1_000_000_000) for name in ("read_sectors", "written_sectors"))
+    commands = counted.get("reads", 0), counted.get("writes", 0) + counted.get("appends", 0)
+    numbers = (read, written, written, *commands, counted.get("internal_errors", 0), nr_errors, capacity_bytes)
+    for index, number in enumerate(numbers):
+        data[48 + 16 * index : 64 + 16 * index] = number.to_bytes(16, "little")
+    return bytes(data)
+
+
 def firmware(revision: str) -> bytes:
     """Return log 03h: one slot, which is active."""
     data = bytearray(512)
@@ -91,7 +104,7 @@ def firmware(revision: str) -> bytes:
 
 def effects(admin: Iterable[AdminOpcode], io: Iterable[IoOpcode]) -> bytes:
     """Return log 05h. A command that is missing there does not exist for Linux."""
-    changing = {IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.ZONE_APPEND, IoOpcode.ZONE_SEND}
+    changing = {IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.COPY, IoOpcode.ZONE_APPEND, IoOpcode.ZONE_SEND}
     data = bytearray(4096)
     for opcode in admin:
         struct.pack_into("<I", data, 4 * opcode, _SUPPORTED)

@@ -6,6 +6,7 @@ A transport calls :meth:`Namespace.transfer` with the command alone, provides bu
 Source: NVM Command Set 1.0, "I/O Commands"; Zoned Namespace Command Set 1.1, "I/O Commands".
 """
 
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -19,7 +20,7 @@ from zonefs_emu.model.transitions import ZNS, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command, IoOpcode, ReceiveAction, SendAction, name_of
-from zonefs_emu.nvme.identify import MDTS_BYTES
+from zonefs_emu.nvme.identify import COPY_RANGES_MAX, MDTS_BYTES
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import STATUS_OF_RULE, NvmeStatus, status_of
 from zonefs_emu.nvme.zone_report import FILTERS, ZoneReporter
@@ -43,6 +44,8 @@ _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
         SendAction.RESET: Operation.RESET,
     }
 )
+#: A source range of a copy, in format 0: first block and number of blocks, less one.
+_COPY_RANGE: Final = struct.Struct("<8xQH14x")
 _ZEROS: Final = memoryview(bytes(MDTS_BYTES))
 
 
@@ -97,6 +100,7 @@ class Namespace:
             IoOpcode.READ: self._read,
             IoOpcode.COMPARE: self._compare,
             IoOpcode.WRITE_ZEROES: self._write_zeroes,
+            IoOpcode.COPY: self._copy,
             IoOpcode.ZONE_SEND: self._send,
             IoOpcode.ZONE_RECEIVE: self._receive,
             IoOpcode.ZONE_APPEND: self._append,
@@ -113,6 +117,8 @@ class Namespace:
             found = Transfer(command.nr_blocks << self._block_shift, from_host=opcode != IoOpcode.READ)
         elif opcode == IoOpcode.ZONE_SEND and command.cdw13 & 0xFF == SendAction.SET_DESCRIPTOR:
             found = Transfer(self.geometry.extension_bytes, from_host=True)
+        elif opcode == IoOpcode.COPY:
+            found = Transfer(_COPY_RANGE.size * ((command.cdw12 & 0xFF) + 1), from_host=True)
         elif opcode == IoOpcode.ZONE_RECEIVE:
             found = Transfer((command.cdw12 + 1) << 2, from_host=False)
         elif opcode in self._handlers:
@@ -222,6 +228,29 @@ class Namespace:
                 raise RefusedError(NvmeRule.NVME_COMPARE, f"block {command.slba} and {command.nr_blocks - 1} more")
             at += len(view)
         return SUCCESS
+
+    def _copy(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
+        """Read all source ranges and write them at SDLBA, as one write: it is refused as one, and costs one command."""
+        self._require_writable()
+        nr_ranges, form = (command.cdw12 & 0xFF) + 1, command.cdw12 >> 8 & 0xF
+        if form:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"source ranges in format {form}")
+        ranges = list(_COPY_RANGE.iter_unpack(b"".join(bytes(buffer) for buffer in buffers)))
+        nr_bytes = sum((nr_blocks + 1) << self._block_shift for _, nr_blocks in ranges)
+        if nr_ranges > COPY_RANGES_MAX or nr_bytes > MDTS_BYTES:
+            raise RefusedError(NvmeRule.NVME_COPY, f"{nr_ranges} ranges of {nr_bytes} bytes")
+        data = memoryview(bytearray(nr_bytes))
+        at = 0
+        for slba, nr_blocks in ranges:
+            end = at + ((nr_blocks + 1) << self._block_shift)
+            status = self.port.read(self._sector(slba), (end - at) >> SECTOR_SHIFT, (data[at:end],))
+            if status:
+                return _answer(status, Operation.READ)
+            at = end
+        status = self.port.write(self._sector(command.slba), nr_bytes >> SECTOR_SHIFT, (data,))
+        if status:
+            return _answer(status, Operation.WRITE)
+        return self._made_durable(command) or SUCCESS
 
     # -- zone management --------------------------------------------------------------------------------------
 

@@ -84,6 +84,11 @@ class NvmeRule(Rule):
         "a completion queue must name an interrupt vector that the function has",
         "NVMe Base 2.0, Invalid Interrupt Vector",
     )
+    NVME_COPY = (
+        616,
+        "a copy has at most as many source ranges and blocks as Identify Namespace says (MSRC, MSSRL, MCL)",
+        "NVM Command Set 1.0, Copy command, Command Size Limit Exceeded",
+    )
     NVME_QUEUE_DELETION = (
         615,
         "a completion queue is deleted after all submission queues that use it",
