@@ -100,9 +100,21 @@ def test_events_are_all_zones_and_then_what_changes(url: str, fresh: Path) -> No
         assert '"nr_zones": 8' in event("zones")
         ok("write", fresh, "--zone", 3, stdin=bytes(4096))
         assert '"zones": [[3, 2, 8]]' in event("changes")
+        assert '"writes": 0' not in event("rates")
         fails("write", fresh, "--zone", 3, "--offset", "512K", stdin=bytes(4096))
         while "refused: cli" not in event("news"):
             pass
+
+
+def test_the_counters_of_a_zone_are_told_on_request(url: str, fresh: Path) -> None:
+    ok("write", fresh, "--zone", 3, stdin=bytes(4096))
+    ok("read", fresh, "--zone", 3)
+    asked = "GET /zone?token=TOKEN&number={} HTTP/1.1\nHost: HOST\n\n"
+    assert ask(url, asked.format(3)).endswith('\r\n\r\n{"writes": 1, "reads": 1}')
+    assert ask(url, asked.format(4)).endswith("\r\n\r\n{}")
+    assert ask(url, asked.format("")).startswith("HTTP/1.1 400 ")
+    assert ask(url, asked.format("-1")).startswith("HTTP/1.1 400 ")
+    assert ask(url, asked.format(8)).startswith("HTTP/1.1 500 ")
 
 
 def test_addresses_that_are_none(fresh: Path) -> None:
@@ -117,9 +129,17 @@ def test_a_browser_sees_a_write(url: str, fresh: Path, tmp_path: Path) -> None:
     with browser(tmp_path / "browser") as page:
         page.open(url)
         # What it has from its own first event on is live.
-        page.run("(async () => { while (!byId('news').textContent) await new Promise(r => setTimeout(r, 10)) })()")
+        page.run("(async () => { while (!seen.length) await new Promise(r => setTimeout(r, 10)) })()")
+        page.run("say(4)")
         ok("write", fresh, "--zone", 4, stdin=bytes(8192))
         page.run("(async () => { while (written[4] != 16) await new Promise(r => setTimeout(r, 10)) })()")
         assert page.text("limits") == "1 of 3 open, 1 of 4 active"
+        # Its counters, and the rates, come a moment later.
+        page.run(
+            "(async () => { while (!byId('detail').textContent.endsWith(', 1 writes') ||"
+            " !byId('rates').textContent.startsWith('writes '))"
+            " await new Promise(r => setTimeout(r, 10)) })()"
+        )
+        assert page.run("document.querySelector('#rates polyline').points.length") >= 2
         counts = page.text("filters")
         assert re.search(r"oi implicitly open 1", counts)

@@ -20,7 +20,7 @@ from zonefs_emu.cli.common import (
     zones_of,
 )
 from zonefs_emu.cli.conditions import COND_CODES
-from zonefs_emu.cli.page import page
+from zonefs_emu.cli.page import ZONE_COUNTERS, page
 from zonefs_emu.cli.picture import aggregate, svg, terminal
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
@@ -31,7 +31,6 @@ from zonefs_emu.units import human_bytes, to_bytes
 _JSON_CELLS: Final = 4096
 #: The counters of so many zones are in a page.
 _BUSIEST: Final = 1000
-_COUNTERS: Final = ("writes", "appends", "reads", "resets", "refused")
 
 
 @click.command("map")
@@ -96,7 +95,7 @@ def map_(
 def busiest(target: Target) -> dict[int, dict[str, int]]:
     """Return the counters of the zones that were used most, by zone number; none if the counters are switched off."""
     found: dict[int, dict[str, int]] = {}
-    for name in _COUNTERS:
+    for name in ZONE_COUNTERS:
         try:
             top = call(target, {"verb": "stats", "top": _BUSIEST, "by": name})[0]["top"]
         except UsageError:

@@ -15,6 +15,8 @@ from typing import Final
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.model.zone import Zone
 
+#: What the page tells of a zone's counters.
+ZONE_COUNTERS: Final = ("writes", "appends", "reads", "resets", "refused")
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
 #: What the page takes of the verb ``info``; sizes in sectors.
 _FIELDS: Final = (

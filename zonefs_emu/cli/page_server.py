@@ -11,6 +11,7 @@ something was done. HTTP is h11's, which does no I/O; a server framework would b
 import hmac
 import json
 import logging
+import re
 import secrets
 import signal
 import time
@@ -26,7 +27,7 @@ import h11
 import trio
 
 from zonefs_emu.cli.common import info_of, zones_of
-from zonefs_emu.cli.page import pack, page, shape
+from zonefs_emu.cli.page import ZONE_COUNTERS, pack, page, shape
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
@@ -135,8 +136,8 @@ class PageServer:
             elif changed or look.info != before.info:
                 changes: list[Json] = [[zone.zone_no, int(zone.cond), zone.wp - zone.start] for zone in changed]
                 self._tell("changes", {"zones": changes, "info": shape(look.info)})
-        news: list[Json] = [_rates(before, look), *look.news]
-        self._tell("news", news)
+        self._tell("rates", {**_rates(before, look)})
+        self._tell("news", list(look.news))
 
     def _tell(self, event: str, data: Json) -> None:
         for client in tuple(self._clients):
@@ -194,14 +195,22 @@ class PageServer:
         if refusal is not None:
             await _answer(connection, stream, *refusal)
             return
-        path = urlsplit(request.target.decode("ascii", "replace")).path
+        target = urlsplit(request.target.decode("ascii", "replace"))
+        path, query = target.path, parse_qs(target.query)
         if path == "/":
             text = await trio.to_thread.run_sync(_page, self._image)
             await _answer(connection, stream, 200, text, "text/html; charset=utf-8")
         elif path == "/events":
             await self._send_events(connection, stream)
+        elif path == "/zone":
+            number = query.get("number", [""])[0]
+            if not re.fullmatch(r"\d{1,9}", number, re.ASCII):
+                await _answer(connection, stream, 400, "number= is to be a zone's\n")
+                return
+            found = await trio.to_thread.run_sync(_zone_counters, self._image, int(number))
+            await _answer(connection, stream, 200, json.dumps(found), "application/json")
         else:
-            await _answer(connection, stream, 404, "there is nothing here but / and /events\n")
+            await _answer(connection, stream, 404, "there is nothing here but /, /events and /zone\n")
 
     def _refusal(self, request: h11.Request) -> tuple[int, str] | None:
         """Return the status and the sentence of a *request* that is not answered; None for one that is."""
@@ -252,16 +261,27 @@ def _look(image: Path, before: _Look | None) -> _Look:
     )  # fmt: skip
 
 
-def _rates(before: _Look, look: _Look) -> str:
+def _rates(before: _Look, look: _Look) -> dict[str, float]:
+    """Return how many commands of each kind were done in a second, between two looks."""
     elapsed_s = max(look.time_ns - before.time_ns, 1) / 1e9
 
     def rate(name: str) -> float:
         new, old = look.counters.get(name, 0), before.counters.get(name, 0)
         return (new - old) / elapsed_s if isinstance(new, int) and isinstance(old, int) else 0.0
 
-    return "  ".join(
-        f"{rate(name):.0f} {name}/s" for name in ("writes", "appends", "reads", "resets", "flushes", "refused")
-    )
+    return {name: rate(name) for name in ("writes", "appends", "reads", "resets", "flushes", "refused")}
+
+
+def _zone_counters(image: Path, zone_no: int) -> dict[str, Json]:
+    """Return the counters of one zone that are not 0.
+
+    Raises:
+        ZonedError: there is no such zone, or the counters are switched off.
+    """
+    with open_target(image, readonly=True) as target:
+        counters = call(target, {"verb": "stats", "zone_no": zone_no})[0]["zone"]
+    assert isinstance(counters, dict)
+    return {name: counters[name] for name in ZONE_COUNTERS if counters.get(name)}
 
 
 def _all_zones(look: _Look) -> dict[str, Json]:
