@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ import pytest
 
 from zonefs_emu.daemon import client, framing, rendezvous
 from zonefs_emu.daemon.client import call
+from zonefs_emu.daemon.holders import peer_of
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
 from zonefs_emu.front_ends.known import open_target
@@ -58,6 +60,10 @@ def serve(image: Path, *answers: bytes) -> threading.Thread:
     def answer_all() -> None:
         with listener:
             peer, _ = listener.accept()
+            # Other processes of this user that list all daemons, as tests that run beside this one do, are no client.
+            while peer_of(peer).pid != os.getpid():
+                peer.close()
+                peer, _ = listener.accept()
             with peer:
                 for answer in answers:
                     peer.recv(65536)
@@ -85,6 +91,12 @@ def test_a_daemon_that_answers_nonsense_is_one_sentence(answer: bytes, sentence:
         assert target.live
         with pytest.raises(PeerError, match=sentence):
             call(target, {"verb": "info"})
+    server.join()
+
+
+def test_a_daemon_that_refuses_keeps_no_other_from_being_found(image: Path) -> None:
+    server = serve(image, HELLO, framing.encode({"error": "there is no verb info"}))
+    assert str(image) not in [info["path"] for info in client.live_infos()]
     server.join()
 
 

@@ -172,8 +172,9 @@ def open_target(image: Path, extensions: Extensions, *, readonly: bool = False) 
 def live_infos() -> Iterator[dict[str, Json]]:
     """Yield what the verb ``info`` says of each image that a daemon of this user holds."""
     for peer in rendezvous.connect_all():
-        # One that is just ending holds nothing any more.
-        with suppress(PeerError), _live(peer) as target:
+        # One that is just ending holds nothing any more. One that refuses, such as a daemon of another version, keeps
+        # no other from being found.
+        with suppress(PeerError, UsageError), _live(peer) as target:
             yield call(target, {"verb": "info"})[0]
 
 
