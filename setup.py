@@ -2,7 +2,8 @@
 
 Three modules are built from four sources, as two of them are rules that the walker shares with Python code and that are
 compiled from the very file that Python executes. Without Cython or a compiler nothing is built, and the program works
-in pure Python. ZONEFS_EMU_CFLAGS adds options for the compiler; tools/build_walker.py uses it.
+in pure Python. tools/build_walker.py uses two variables: ZONEFS_EMU_CFLAGS adds options for the compiler, and
+ZONEFS_EMU_CYTHON_DIR is where the C goes: builds of one checkout that run side by side must not share it.
 """
 
 import os
@@ -36,7 +37,7 @@ def extensions() -> list[Extension]:
     # Always anew: the stamp is no file that a time could be compared with.
     built = cythonize(
         modules,
-        build_dir="build/cython",
+        build_dir=os.environ.get("ZONEFS_EMU_CYTHON_DIR") or "build/cython",
         force=True,
         quiet=True,
         compiler_directives={"annotation_typing": False, "cdivision": True, "language_level": 3},

@@ -21,12 +21,13 @@ def main() -> int:
     parser.add_argument("--into", type=Path, help="a directory for the modules, instead of beside their sources")
     parser.add_argument("--cflags", default="", help="more options for the compiler")
     options = parser.parse_args()
-    where = ["--inplace"]
+    where, cython_dir = ["--inplace"], ""
     if options.into:
-        where = ["--build-lib", str(options.into.resolve()), "--build-temp", str(options.into.resolve() / "objects")]
+        place = options.into.resolve()
+        where, cython_dir = ["--build-lib", str(place), "--build-temp", str(place / "objects")], str(place / "c")
     subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", *where],
-        cwd=ROOT, check=True, env={**os.environ, "ZONEFS_EMU_CFLAGS": options.cflags},
+        [sys.executable, "setup.py", "-q", "build_ext", *where], cwd=ROOT, check=True,
+        env={**os.environ, "ZONEFS_EMU_CFLAGS": options.cflags, "ZONEFS_EMU_CYTHON_DIR": cython_dir},
     )  # fmt: skip
     directory = options.into or ROOT
     if not list(directory.glob("zonefs_emu/virtqueue/walker.*.so")):

@@ -58,9 +58,9 @@ def test_without_the_extension_python_does_it(monkeypatch: pytest.MonkeyPatch) -
     assert compiled.used_walker() == "pure Python (the compiled one is not built)"
 
 
-def without_compiler(compiler: str, *command: object) -> "subprocess.CompletedProcess[str]":
+def without_compiler(compiler: str, *command: object, **variables: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | {"CC": compiler}, check=False,
+        [sys.executable, *map(str, command)], cwd=ROOT, env=os.environ | {"CC": compiler} | variables, check=False,
         capture_output=True, text=True,
     )  # fmt: skip
 
@@ -75,8 +75,9 @@ def test_a_failing_compiler_makes_nothing(tmp_path: Path) -> None:
 
 def test_an_installation_goes_on_without_a_compiler(tmp_path: Path) -> None:
     """What pip does for an editable installation, which copies what was built; for others it does less."""
+    elsewhere = ("--build-lib", tmp_path, "--build-temp", tmp_path / "temp")
     done = without_compiler(
-        "/nonexistent", "setup.py", "build_ext", "--inplace", "--build-lib", tmp_path, "--build-temp", tmp_path / "temp"
+        "/nonexistent", "setup.py", "build_ext", "--inplace", *elsewhere, ZONEFS_EMU_CYTHON_DIR=str(tmp_path / "c")
     )
     assert done.returncode == 0, done.stderr
     assert "zonefs_emu.virtqueue.walker is not built: " in done.stdout + done.stderr
