@@ -77,10 +77,15 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test with the mark qemu has more time than others, unless it says how much."""
+    """A test with the mark qemu has more time than others, unless it says how much; the files of such tests are first.
+
+    They take longest, and two processes that run the tests share out files in this order: the last ones must be short.
+    """
     for item in items:
         if item.get_closest_marker("qemu") is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(QEMU_TIMEOUT_SECONDS))
+    with_guest = {item.path for item in items if item.get_closest_marker("qemu") is not None}
+    items.sort(key=lambda item: item.path not in with_guest)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
