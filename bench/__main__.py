@@ -2,7 +2,8 @@
 
 Measures the areas named (all of them where none is) and prints the table, and what got worse since the last run on this
 machine by more than the noise. --write keeps the run: bench/results.md and its pictures, if all areas were measured,
-and a line of ratios in bench/history.jsonl.
+and a line of ratios in bench/history.jsonl. A run that began while other work kept all processors busy is kept only
+with --busy: peers and zonefs_emu do not suffer alike, so that even their ratios are wrong then.
 """
 
 import argparse
@@ -41,12 +42,15 @@ def main() -> int:
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}")
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs a figure; the median counts (3)")
     parser.add_argument("--write", action="store_true", help="keep this run in bench/")
+    parser.add_argument("--busy", action="store_true", help="with --write: keep it even if the machine was busy")
     options = parser.parse_args()
     if unknown := set(options.areas) - set(AREAS):
         parser.error(f"no such area: {', '.join(sorted(unknown))}; there are {', '.join(AREAS)}")
-    load = os.getloadavg()[0]
-    if load > (os.cpu_count() or 1):
-        print(f"other work keeps the machine busy (load {load:.0f}): expect noise", file=sys.stderr)
+    load, nr_processors = os.getloadavg()[0], os.cpu_count() or 1
+    is_busy = load > nr_processors
+    is_kept = options.write and (options.busy or not is_busy)
+    if is_busy:
+        print(f"{_busy(load, nr_processors)}{'' if is_kept else ', and is not kept (--busy)'}", file=sys.stderr)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
     for area in options.areas or AREAS:
@@ -58,15 +62,17 @@ def main() -> int:
     table = format_table(rows)
     print(table)
     run = history.run_of(rows, commit=history.commit(), machine=machine())
-    for sentence in history.worse(history.read(), run):
+    for sentence in history.worse(history.read(history.HISTORY), run):
         print(f"worse: {sentence}")
     print(
         f"{_minutes(sum(seconds.values()))}: {', '.join(f'{area} {_minutes(each)}' for area, each in seconds.items())}"
     )
     if noisy := sum(row.verdict == "too noisy" for row in rows):
         print(f"the machine was too noisy to judge {noisy} of {len(rows)} rows; measure them again when it is quiet")
-    if options.write:
-        history.append(run)
+    if is_busy:
+        print(_busy(load, nr_processors))
+    if is_kept:
+        history.append(run, history.HISTORY)
         if not options.areas:
             command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
             page = _page(table, command=command, commit=run.commit, nr_runs=options.runs, seconds=sum(seconds.values()),
@@ -75,6 +81,10 @@ def main() -> int:
             PICTURE.write_text(svg(rows))
             OVERVIEW.write_text(overview(rows))
     return 0
+
+
+def _busy(load: float, nr_processors: int) -> str:
+    return f"the machine is busy with other work (load {load:.1f} on {nr_processors} processors): do not trust this run"
 
 
 def _minutes(seconds: float) -> str:

@@ -1,11 +1,14 @@
 """The benchmarks' own judgement: what counts as met, as noise and as worse; and the picture."""
 
+import os
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench import history
+from bench import __main__ as program, history
 from bench.harness import Row, compare, format_table, spread
 from bench.picture import overview, svg
 
@@ -117,3 +120,35 @@ def test_the_overview_has_a_bar_for_each_area_and_peer() -> None:
     ]  # fmt: skip
     # The mean of twice as fast and half as fast is as fast.
     assert [text for text in texts if text and text.endswith("0 ×")] == ["2.00 ×", "0.50 ×", "8.00 ×"]
+
+
+def test_a_run_is_kept_unless_the_machine_was_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole program on an area that measures nothing: its page, pictures and history."""
+    found = [row(2.0)]
+    monkeypatch.setitem(sys.modules, "bench.nothing", SimpleNamespace(rows=lambda _scratch, _runs: found))
+    monkeypatch.setattr(program, "AREAS", ("nothing",))
+    monkeypatch.setattr(history, "HISTORY", tmp_path / "history.jsonl")
+    for name in ("RESULTS", "PICTURE", "OVERVIEW"):
+        monkeypatch.setattr(program, name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+    def bench(load: float, *arguments: str) -> set[str]:
+        monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+        monkeypatch.setattr(sys, "argv", ["bench", "--write", *arguments])
+        assert program.main() == 0
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert bench(1000.0) == set()
+    told = capsys.readouterr()
+    assert "is busy with other work" in told.out
+    assert "not kept (--busy)" in told.err
+    everything = {"history.jsonl", "RESULTS", "PICTURE", "OVERVIEW"}
+    assert bench(0.0) == everything
+    assert "| FUSE | reads | 2 /s" in (tmp_path / "RESULTS").read_text()
+    found[:] = [row(1.0)]
+    capsys.readouterr()
+    bench(1000.0, "--busy")
+    assert "worse: FUSE: reads, against C: 2.00" in capsys.readouterr().out
+    assert len(history.read(tmp_path / "history.jsonl")) == 2
