@@ -33,6 +33,8 @@ _COMMAND_LINE: Final = (
     "quiet",
     "panic=-1",  # with -no-reboot: a panic ends QEMU
     "mitigations=off",
+    # The check counts ticks while it loops, and on a busy host it has seen too few: then Linux panics.
+    "no_timer_check",
     "random.trust_cpu=on",
     "nvme_core.multipath=0",  # the multipath head hides the zone limits
 )
