@@ -28,7 +28,7 @@ from zonefs_emu.device.refusing import Refuser
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition
+from zonefs_emu.model.zone import OPEN_CONDITIONS, Attribute, Condition
 from zonefs_emu.units import Sector
 
 #: What an intent log is told instead of a number of sectors for a change of all zones at once.
@@ -133,4 +133,6 @@ def is_done(device: DeviceCore, intent: Intent) -> bool:
     if intent.operation in (Operation.WRITE, Operation.APPEND):
         conventional = device.geometry.is_conventional(zone.zone_no)
         return not conventional and zone.wp >= intent.sector + intent.nr_sectors
+    if intent.operation is Operation.SET_EXTENSION:  # of an EMPTY zone, which has none
+        return bool(zone.attributes & Attribute.EXTENSION)
     return intent.operation is Operation.CLOSE and intent.cond in OPEN_CONDITIONS and zone.cond is Condition.EMPTY

@@ -514,6 +514,8 @@ class Port:
         Returns OUT_OF_RANGE, NOT_ZONE_START, BAD_TRANSITION, ACTIVE_RESOURCE, POISONED or NO_SPACE; nothing has changed
         then.
         """
+        if self.intents and (answer := self.intents.answer(self.refusals, Operation.SET_EXTENSION, sector, 0)):
+            return answer[0]
         return zns_commands.set_extension(self, sector, data)
 
     def extension(self, zone_no: int) -> tuple[Status, bytes]:

@@ -3,6 +3,8 @@
 May not know: protocols. Each takes the port through which it comes, which has a method for it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zonefs_emu.errors import CommandError, NoSpaceError, PoisonedError, Status
@@ -29,9 +31,10 @@ def set_extension(port: "Port", sector: Sector, data: bytes) -> Status:
                 device.require_writable(sector)
                 zone_no = machine.begin_set_extension(sector, port.dialect)
                 if not device.image.has_pending_reset(zone_no):
-                    device.image.save_extension(zone_no, data)
-                    with device.changing():
-                        device.publish_and_tell(machine.set_extension(zone_no, port.dialect), port.audience)
+                    with _logged(port, operation, sector):
+                        device.image.save_extension(zone_no, data)
+                        with device.changing():
+                            device.publish_and_tell(machine.set_extension(zone_no, port.dialect), port.audience)
                     break
             # The last checkpoint may still point at the extension that the zone had before it was reset.
             device.image.apply_pending_resets()
@@ -40,6 +43,22 @@ def set_extension(port: "Port", sector: Sector, data: bytes) -> Status:
     except (PoisonedError, NoSpaceError) as error:
         return port.refusals.command(operation, CommandError(error.status, zone_no), sector, 0)
     return port.refusals.lost(operation, sector, 0, zone_no) if device.image.is_lost else Status.OK
+
+
+@contextmanager
+def _logged(port: "Port", operation: Operation, sector: Sector) -> Iterator[None]:
+    """Log the intent of a change of the zone at *sector*, which happens in the context unless that raises."""
+    intent_log = port.intents.current.log if port.intents else None
+    if intent_log is None:
+        yield
+        return
+    intent_log.begin(operation, sector, 0, 0)
+    try:
+        yield
+    except Exception:
+        intent_log.abort()
+        raise
+    intent_log.commit()
 
 
 def extension(port: "Port", zone_no: int) -> tuple[Status, bytes]:
