@@ -91,6 +91,18 @@ class RingRecord:
         words[1] = self.finished
         words[0] = self._stamp
 
+    @property
+    def recorded(self) -> int:
+        """How many requests were finished as an earlier process has noted it; any number if it is not of this ring."""
+        return self._words[1]
+
+    @property
+    def was_begun(self) -> bool:
+        """Whether an earlier process has begun to change a zone for the request that is the next one."""
+        finished = self.finished
+        at = HEADER_WORDS + finished % self._size * SLOT_WORDS
+        return finished < self._recover_end and self._words[at] == finished + 1
+
     def start_packed(self, position: int) -> int | None:
         """Begin, or go on after a restart, with a packed ring.
 

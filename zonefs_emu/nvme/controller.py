@@ -7,10 +7,10 @@ Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Comm
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypedDict
 from weakref import WeakSet
 
 from zonefs_emu.model.zone import Condition
@@ -98,6 +98,18 @@ _IO_COMMANDS: Final[Mapping[int, tuple[IoOpcode, ...]]] = {
 _LOGS: Final = tuple(log for log in Log if log is not Log.DISCOVERY)
 
 
+class ControllerState(TypedDict):
+    """What a host has set up in a controller, for one that goes on in another process: numbers and text only."""
+
+    cc: int
+    csts: int
+    features: list[tuple[int, int]]
+    #: Each value in hexadecimal digits.
+    data_features: list[tuple[int, str]]
+    event_cids: list[int]
+    notices: list[int]
+
+
 #: Carries out an admin command with data from the host; None if its answer comes later.
 AdminHandler: TypeAlias = Callable[[Command, memoryview | bytes], Answer | None]
 
@@ -159,6 +171,31 @@ class Controller:
         """End the controller: no more events."""
         for namespace in self.namespaces.values():
             namespace.device.unsubscribe(self.zones_changed)
+
+    def state(self) -> ControllerState:
+        """Return what :meth:`restore` needs. The error log is left out: it begins anew."""
+        return {
+            "cc": self.cc,
+            "csts": self.csts,
+            "features": list(self.features.items()),
+            "data_features": [(feature, value.hex()) for feature, value in self._data_features.items()],
+            "event_cids": list(self._event_cids),
+            "notices": list(self._notices),
+        }
+
+    def restore(self, state: ControllerState) -> None:
+        """Go on where a controller of another process was at *state*.
+
+        What its host has read of lost zones is not known, so all of them count as unread: an event too many makes the
+        host look at zones that it knows already, and one too few would leave it without the news.
+        """
+        self.cc, self.csts = state["cc"], state["csts"]
+        self.features.update(state["features"])
+        self._data_features.update((feature, bytes.fromhex(value)) for feature, value in state["data_features"])
+        self._event_cids = list(state["event_cids"])
+        self._notices = deque(state["notices"])
+        self._known_lost = {nsid: set() for nsid in self.namespaces}
+        self._zones_changed = True
 
     def namespaces_of_queue(self) -> dict[int, Namespace]:
         """Return the namespaces for the use of one I/O queue."""
@@ -434,17 +471,15 @@ class Controller:
         if self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES:
             self.wake()
 
-    def due_events(self) -> list[tuple[int, Answer]]:
-        """Return (cid, answer) of each Asynchronous Event Request that an event now answers.
+    def due_events(self) -> Iterator[tuple[int, Answer]]:
+        """Yield (cid, answer) of each Asynchronous Event Request that an event now answers.
 
         Zones that the drive itself made READONLY or OFFLINE are reported. Not those that another host or front-end
         changed by a command: the standard leaves them out.
         """
         self._look_at_changed_zones()
-        due = []
         while self._notices and self._event_cids:
-            due.append((self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._notices.popleft())))
-        return due
+            yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._notices.popleft())
 
     def _lost_zones(self, nsid: int) -> set[int]:
         namespace = self.namespaces[nsid]

@@ -4,6 +4,7 @@ Thread safe: connections of different hosts live in threads of their own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Final
 from uuid import UUID
@@ -58,10 +59,14 @@ class Subsystem:
         """Return the namespaces for the use of one queue."""
         return {nsid: Namespace(device, nsid) for nsid, device in self.devices.items()}
 
-    def take_cntlid(self) -> int | None:
-        """Return a number for a new controller, the one that was free for longest; None if all are in use."""
+    def take_cntlid(self, wanted: int = 0) -> int | None:
+        """Return a number for a new controller; None if all are in use.
+
+        It is *wanted* if that is free, as a controller that goes on had it before; else the one that was free for
+        longest.
+        """
         mine = object()
-        for cntlid in self._candidates():
+        for cntlid in chain((wanted,) if wanted else (), self._candidates()):
             # Atomic for other threads: if two want the same number, one gets it.
             if self._cntlids.setdefault(cntlid, mine) is mine:
                 self._last_cntlid = cntlid
