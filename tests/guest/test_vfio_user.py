@@ -1,6 +1,7 @@
 """The drive as a PCI device of a guest of a stock QEMU, with the kernel's own NVMe driver and nvme-cli."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final
@@ -121,6 +122,32 @@ def test_fio_verifies_on_both_at_once(machine: Machine) -> None:
     for job in jobs:
         job.wait(300)
     machine.assert_reports_agree()
+
+
+def test_killed_daemons_are_a_pause(machine: Machine) -> None:
+    """Killed under load and started again: the guest goes on, each write is carried out once, and its data is there."""
+    jobs = [
+        machine.guest.start(
+            f"blkzone reset {node}\n"
+            f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=8 --max_open_zones=3"
+            " --rw=randwrite --bs=16k --size=24M --verify=crc32c --do_verify=1 --verify_fatal=1 --rate=1m"
+        )
+        for node in machine.drives
+    ]
+    were_busy = []
+    for served in [*machine.drives.values()] * 2:
+        while not any(zone["written"] for zone in json.loads(served.verb("report", "--json"))["zones"]):
+            time.sleep(0.1)
+        served.kill()
+        were_busy.append([job.poll() for job in jobs] == [None, None])
+        served.start()
+        served.wait_until_ready()
+    assert were_busy[0], "the first kill came under load"
+    for job in jobs:
+        job.wait(300)
+    machine.assert_reports_agree()
+    assert all(not served.refusals() for served in machine.drives.values())
+    assert "reset" not in machine.guest.run("dmesg | grep 'nvme.*timeout' || true").stdout
 
 
 def test_a_guest_that_reboots_finds_its_data(machine: Machine) -> None:

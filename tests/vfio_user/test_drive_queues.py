@@ -11,10 +11,11 @@ DATA = bytearray(0x4000)
 MEMORY = GuestMemory(
     [Region(0, 0x1000, 0, memoryview(DATA)[:0x1000]), Region(0x1000, 0x3000, 0, memoryview(DATA)[0x1000:])]
 )
+TAILS = memoryview(bytearray(8 * 8)).cast("Q")
 
 
 def test_completions_go_round_and_turn_their_phase() -> None:
-    queue = CompletionQueue(3, 0x2000, 4, 1)
+    queue = CompletionQueue(3, 0x2000, 4, 1, TAILS)
     queue.place(MEMORY)
     phases = []
     for number in range(10):
@@ -27,7 +28,7 @@ def test_completions_go_round_and_turn_their_phase() -> None:
 
 
 def test_a_full_queue_has_one_entry_free() -> None:
-    queue = CompletionQueue(3, 0x2000, 4, 1)
+    queue = CompletionQueue(3, 0x2000, 4, 1, TAILS)
     queue.place(MEMORY)
     full = []
     for _ in range(3):
@@ -42,7 +43,7 @@ def test_a_full_queue_has_one_entry_free() -> None:
 
 
 def test_heads_go_round() -> None:
-    queue = SubmissionQueue(1, 0x1000, 3, CompletionQueue(1, 0x2000, 3, 1))
+    queue = SubmissionQueue(1, 0x1000, 3, CompletionQueue(1, 0x2000, 3, 1, TAILS), None)
     queue.place(MEMORY)
     assert len(queue.entries) == 3 * 64
     assert [queue.advance() for _ in range(4)] == [1, 2, 0, 1]
@@ -53,7 +54,7 @@ def test_a_queue_lies_in_one_piece_of_memory(base: int) -> None:
     with pytest.raises(BadAddressError):
         queue_view(MEMORY, base, 128)
     with pytest.raises(BadAddressError):
-        SubmissionQueue(1, base, 2, CompletionQueue(1, base, 2, 1)).place(MEMORY)
+        SubmissionQueue(1, base, 2, CompletionQueue(1, base, 2, 1, TAILS), None).place(MEMORY)
 
 
 def test_shadow_doorbells_are_words_of_the_guests_memory() -> None:

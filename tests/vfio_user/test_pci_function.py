@@ -30,8 +30,9 @@ from zonefs_emu.vfio_user.vfio_messages import (
 class Notes:
     """A drive that does nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: DriveMemory) -> None:
         self.said: list[object] = []
+        self.memory = memory
         self.interrupts: list[int] = []
         self.refuses = False
 
@@ -48,6 +49,7 @@ class Notes:
         self.interrupts = fds
 
     def reset(self) -> None:
+        self.memory.clear()
         self.said.append("reset")
 
     def kick(self) -> None:
@@ -58,8 +60,8 @@ class Client:
     """Sends messages to a function without a socket."""
 
     def __init__(self) -> None:
-        self.drive = Notes()
         self.memory = DriveMemory(bytearray(MEMORY_BYTES))
+        self.drive = Notes(self.memory)
         self.function = PciFunction(self.drive, self.memory)
         self.call(VfioCommand.VERSION, bytes(4))
 
@@ -111,7 +113,8 @@ def fd() -> Iterator[int]:
 
 
 def test_nothing_comes_before_the_version() -> None:
-    function = PciFunction(Notes(), DriveMemory(bytearray(MEMORY_BYTES)))
+    memory = DriveMemory(bytearray(MEMORY_BYTES))
+    function = PciFunction(Notes(memory), memory)
     with pytest.raises(PeerError, match="command 13 before the version"):
         function.handle(ClientMessage(MessageHeader(1, VfioCommand.DEVICE_RESET, 0, 0), b"", []))
     with pytest.raises(PeerError, match=r"version 1\.0"):

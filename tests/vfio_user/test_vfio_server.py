@@ -87,7 +87,7 @@ def test_an_unforeseen_exception_costs_a_new_connection(
 ) -> None:
     expect_warning("internal error in nvme, a connection that begins: ZeroDivisionError")
     with monkeypatch.context() as patch:
-        patch.setattr("zonefs_emu.vfio_user.vfio_server.PciDrive", lambda *_: 1 / 0)
+        patch.setattr("tests.vfio_user.conftest.PciDrive", lambda *_: 1 / 0)
         with VfioClient(served.path, handshake=False) as client:
             assert client.is_ended()
     with served.guest() as guest:

@@ -1,14 +1,20 @@
 """An NVMe ZNS drive at a vfio-user socket, as a front-end of a session."""
 
+import zlib
 from pathlib import Path
+from typing import Final
 
 import trio
 
+from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.front_ends.own_thread import run_until_stopped
 from zonefs_emu.front_ends.vhost_user import listening
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.vfio_user.kept_client import KeptClient
 from zonefs_emu.vfio_user.vfio_server import VfioServer
+
+_SUFFIX: Final = ".vfio-"
 
 
 class VfioUserFrontEnd:
@@ -21,9 +27,24 @@ class VfioUserFrontEnd:
         self._serial = serial
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; first of all the guest that an earlier process has left in the care of a keeper."""
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
+        unforeseen = session.device.unforeseen
+        place = keeper_path(session.path, self._path)
+        kept = KeptClient.find(place, subsystem, unforeseen)
         with listening(self._path) as sock:
-            server = VfioServer(subsystem, sock, session.device.unforeseen)
+            server = VfioServer(
+                sock, lambda client: KeptClient.start(client, place, subsystem, unforeseen), unforeseen, kept
+            )
             with session.register("vfio-user", str(self._path), server.statistics):
                 await run_until_stopped(server.run, server.stop, task_status.started)
+
+
+def keeper_path(image: Path, path: Path) -> Path:
+    """Return where the keeper of the guest at the socket *path* is found, beside the control socket of *image*.
+
+    Raises:
+        UsageError: there is no place for it. OSError: there is no such image.
+    """
+    digest = zlib.crc32(str(path.absolute()).encode())
+    return rendezvous.log_path(image).with_suffix(f"{_SUFFIX}{digest:08x}")

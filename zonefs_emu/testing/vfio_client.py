@@ -57,9 +57,9 @@ class VfioError(Exception):
 class VfioClient:
     """One connection: messages, memory, registers."""
 
-    def __init__(self, path: Path, *, handshake: bool = True) -> None:
-        """Connect; with *handshake*, do what QEMU does at its start."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, path: Path | socket.socket, *, handshake: bool = True) -> None:
+        """Connect to *path*, or take over a connection; with *handshake*, do what QEMU does at its start."""
+        self.sock = path if isinstance(path, socket.socket) else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_TIMEOUT_S)
         self._next_id = 0
         self._fd = os.memfd_create("guest")
@@ -69,7 +69,8 @@ class VfioClient:
         self._free = 0
         self.interrupts = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(17)]
         try:
-            self.sock.connect(str(path))
+            if self.sock is not path:
+                self.sock.connect(str(path))
             if handshake:
                 self.call(VfioCommand.VERSION, struct.pack("<HH", 0, 0) + b'{"capabilities":{}}\0')
                 self.map()

@@ -9,7 +9,14 @@
     page_list          where the data of a command is
     drive_queues       submission and completion queues in guest memory
     pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
+    queue_set          all queues of a controller
+    drive_record       what a drive that takes over has to know, in memory that outlives the process
+    begun_commands     commands that an earlier process had begun
+    interrupts         eventfds of the client
     vfio_server        the thread that serves a socket
+    keeper             the process that has the client while the daemon is killed and started again
+    keeper_link        what the keeper and the daemon say to each other
+    kept_client        the daemon's side of that
 
 Sources: QEMU, docs/interop/vfio-user.rst; NVM Express over PCIe Transport Specification 1.0.
 """

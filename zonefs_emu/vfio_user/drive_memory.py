@@ -28,6 +28,10 @@ ENABLE: Final = 1
 _REGISTER_BYTES: Final = 0x1000
 
 
+#: CC, CSTS, AQA, ASQ and ACQ: what a reset makes zero.
+_RESET_WORDS: Final = (CC_WORD, 0x1C >> 2, *range(0x24 >> 2, 0x38 >> 2))
+
+
 class DriveMemory:
     """The memory as words; *buffer* has :data:`MEMORY_BYTES`, zero at first."""
 
@@ -47,15 +51,18 @@ class DriveMemory:
 
     def configure(self, value: int) -> None:
         """Store what the guest writes to the register CC."""
-        if self.words[CC_WORD] & ENABLE and not value & ENABLE:
-            self._control[_RESETS] += 1
+        is_reset = self.words[CC_WORD] & ENABLE and not value & ENABLE
+        # Stored before it is counted: a drive that sees the count would else enable the controller by the old value.
         self.words[CC_WORD] = value
+        if is_reset:
+            self._control[_RESETS] += 1
 
     def clear(self) -> None:
-        """Zero what the guest has stored, as a reset does, and count the reset."""
-        for words in (self.words, self.doorbells):
-            for index in range(len(words)):
-                words[index] = 0
+        """Zero what the guest has stored, and the status, as a reset does, and count the reset."""
+        for index in _RESET_WORDS:
+            self.words[index] = 0
+        for index in range(len(self.doorbells)):
+            self.doorbells[index] = 0
         self._control[_RESETS] += 1
 
     @property

@@ -3,10 +3,13 @@
 Invariant: the commands of a submission queue are answered in their order, so its head is the number of answers. A guest
 may use an entry again only after a completion has shown it a head beyond; so the entries of commands without an answer
 stay as they are.
+
+How far a queue is lies in memory that outlives this process (:mod:`drive_record`).
 """
 
 from typing import Final
 
+from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.nvme.command import ENTRY_BYTES
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 
@@ -29,7 +32,8 @@ def queue_view(memory: GuestMemory, base: int, nr_bytes: int) -> memoryview:
 class CompletionQueue:
     """Completions for the guest. *vector*: the interrupt that announces them; -1: none."""
 
-    def __init__(self, number: int, base: int, size: int, vector: int) -> None:
+    def __init__(self, number: int, base: int, size: int, vector: int, tails: "memoryview[int]") -> None:
+        """*tails* has a word for each completion queue, where :meth:`note` stores how far it is."""
         self.number = number
         self.base = base
         self.size = size
@@ -42,6 +46,7 @@ class CompletionQueue:
         #: Whether completions were stored since the last interrupt.
         self.is_unannounced = False
         self._words = memoryview(b"").cast("Q")
+        self._tails = tails
 
     def place(self, memory: GuestMemory) -> None:
         """Use *memory* from now on.
@@ -69,15 +74,39 @@ class CompletionQueue:
         self.tail = tail
         self.is_unannounced = True
 
+    @property
+    def word(self) -> int:
+        """Tail and phase as one word."""
+        return self.tail << 1 | self.phase
+
+    def note(self) -> None:
+        """Note that all completions before the tail were posted."""
+        self._tails[self.number] = self.tail << 1 | self.phase
+
+    def take_posted(self) -> tuple[int, int] | None:
+        """Move the tail past a completion that was posted and not noted; returns its submission queue and head."""
+        word = self._words[2 * self.tail + 1]
+        if word >> 48 & 1 != self.phase:
+            return None
+        self.tail += 1
+        if self.tail == self.size:
+            self.tail = 0
+            self.phase ^= 1
+        return word >> 16 & 0xFFFF, word & 0xFFFF
+
 
 class SubmissionQueue:
     """Commands of the guest."""
 
-    def __init__(self, number: int, base: int, size: int, completions: CompletionQueue) -> None:
+    def __init__(
+        self, number: int, base: int, size: int, completions: CompletionQueue, ring: RingRecord | None
+    ) -> None:
+        """*ring* is the record of an I/O queue."""
         self.number = number
         self.base = base
         self.size = size
         self.completions = completions
+        self.ring = ring
         self.head = 0
         #: Whether the worker has the command at the head.
         self.is_busy = False
@@ -112,6 +141,11 @@ class ShadowDoorbells:
         self.event_index_base = event_index_base
         self.doorbells = memoryview(b"").cast("I")
         self.event_index = memoryview(b"").cast("I")
+
+    @property
+    def bases(self) -> tuple[int, int]:
+        """Where both lie in guest memory."""
+        return self.doorbells_base, self.event_index_base
 
     def place(self, memory: GuestMemory, page_bytes: int) -> None:
         """Use *memory* from now on.

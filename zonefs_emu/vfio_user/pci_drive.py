@@ -6,6 +6,17 @@ order; what may wait for the host's disk goes to a worker, and its queue rests u
 A queue that the guest has broken (a doorbell beyond its end, memory that is gone) makes the controller fatal
 (CSTS.CFS): the guest has to reset it. A command costs itself only.
 
+Everything that a drive of another process needs to go on is in the record (:mod:`drive_record`) before the guest sees
+it. A command is answered in this order, and a kill may come between any two steps:
+
+1. An I/O command is carried out, its intent in the record of its queue. An admin command is carried out, and the state
+   that it leaves is saved together with its completion. Nothing else of an admin command outlives this process.
+2. Its completion is stored in guest memory.
+3. The head of its queue is noted, and then the tail of the completion queue.
+
+A command whose completion is not there after a kill is carried out again if the record of its queue does not say that
+it was done; an admin command whose state was saved is only answered.
+
 Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers"; NVM Express Base Specification 2.0,
 "Memory-based Transport Queue Model".
 """
@@ -20,20 +31,25 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.errors import UsageError
+from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
-from zonefs_emu.nvme.controller import FIRMWARE, QUEUE_ENTRIES_MAX, Controller, Feature, Register
+from zonefs_emu.nvme.controller import FIRMWARE, Controller, Feature, Register
 from zonefs_emu.nvme.identify import MDTS_BYTES, ControllerIdentity
 from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.vfio_user.begun_commands import BegunCommands
 from zonefs_emu.vfio_user.drive_memory import CC_WORD, ENABLE, DriveMemory
-from zonefs_emu.vfio_user.drive_queues import CompletionQueue, ShadowDoorbells, SubmissionQueue
+from zonefs_emu.vfio_user.drive_queues import CompletionQueue, SubmissionQueue
+from zonefs_emu.vfio_user.drive_record import VERSION, Completion, DriveRecord, DriveState, Identity
 from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
+from zonefs_emu.vfio_user.interrupts import Interrupts
 from zonefs_emu.vfio_user.page_list import PAGE_BYTES, slices
-from zonefs_emu.vfio_user.pci_config import NR_VECTORS
 from zonefs_emu.vfio_user.pci_function import DmaRegion
+from zonefs_emu.vfio_user.queue_set import QueueSet
 from zonefs_emu.virtio.memory import BadAddressError
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.worker import Worker
@@ -63,49 +79,64 @@ _FATAL: Final = 2
 _ADMIN_ENTRIES_MAX: Final = 4096
 #: Fused operations, and data pointers other than PRP entries.
 _UNKNOWN_FLAGS: Final = 0xC3
-_CONTIGUOUS: Final = 1
-_INTERRUPTS: Final = 2
 #: Commands of a queue that are carried out before another queue has its turn, and interrupts are sent.
 _BATCH: Final = 32
 #: The caller gets control back after this time, even if queues are never empty.
 _SERVE_NS_MAX: Final = 20_000_000
-#: In the event index of a completion queue's head: the guest need not ring while the head moves up to the queue's end.
-_NEVER: Final = 0xFFFF
 
 
 class PciDrive:
     """One controller of *subsystem* behind *memory*, for one guest."""
 
-    def __init__(self, subsystem: Subsystem, memory: DriveMemory, unforeseen: UnforeseenErrors) -> None:
-        """Begin with a controller that is not enabled.
+    def __init__(
+        self, subsystem: Subsystem, memory: DriveMemory, record: DriveRecord, unforeseen: UnforeseenErrors
+    ) -> None:
+        """Go on where *record* says; if it is new, begin with a controller that is not enabled.
+
+        The caller maps the memory of the guest, and then calls :meth:`start`.
 
         Raises:
             RuntimeError: the subsystem has no number left for a controller.
+            UsageError: *record* is of another drive.
         """
+        state = record.load()
+        uuids = [str(device.uuid) for device in subsystem.devices.values()]
+        self._identity = Identity(version=VERSION, nqn=subsystem.nqn, serial=subsystem.serial, uuids=uuids)
+        if state is not None and state["identity"] != self._identity:
+            theirs = state["identity"]
+            message = (
+                f"a guest waits for the drive {theirs['serial']} ({theirs['nqn']}), of other images, another name or "
+                "another version of zonefs_emu: serve that one again, or end the guest first"
+            )
+            raise UsageError(message, exit_code=1)
         self._subsystem = subsystem
         self._bar = memory
+        self._record = record
+        self._state = state
+        self._is_started = False
         self._unforeseen = unforeseen
         self._log = LimitedLog(logging.getLogger(__name__))
         self._fence = make_fence()
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closed = False
         self._map = GuestMemoryMap()
-        self._interrupts: Sequence[int] = [-1] * NR_VECTORS
-        #: Vectors that were to be signalled while they had no eventfd.
-        self._latched: set[int] = set()
+        self._interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
         first: ZonedDevice = devices[0]
         self._faults = [device.faults for device in devices]
         self._worker: Worker[Answer] = Worker("nvme-worker", first.sleep_ns)
-        self._sqs: dict[int, SubmissionQueue] = {}
-        self._cqs: dict[int, CompletionQueue] = {}
+        self._queues = QueueSet(memory, record, self._map)
+        self._sqs = self._queues.sqs
+        self._cqs = self._queues.cqs
         self._namespaces: dict[int, Namespace] = {}
-        self._shadow: ShadowDoorbells | None = None
+        self._begun = BegunCommands()
+        #: The completion that was posted last in the admin queue, or is about to be.
+        self._completion: Completion | None = None
         self._nr_resets = memory.nr_resets
         self._cc = 0
         self._is_fatal = False
-        self._cntlid = subsystem.take_cntlid()
+        self._cntlid = subsystem.take_cntlid(state["cntlid"] if state is not None else 0)
         if self._cntlid is None:
             raise RuntimeError("the subsystem has no number left for a controller")
         identity = ControllerIdentity(
@@ -116,16 +147,67 @@ class PciDrive:
             identity,
             admin=ADMIN_COMMANDS,
             transport_handlers={
-                AdminOpcode.CREATE_CQ: self._create_cq,
-                AdminOpcode.CREATE_SQ: self._create_sq,
-                AdminOpcode.DELETE_CQ: self._delete_cq,
+                AdminOpcode.CREATE_CQ: lambda command, _: self._queues.create_cq(command, self._nr_granted),
+                AdminOpcode.CREATE_SQ: lambda command, _: self._queues.create_sq(command, self._nr_granted),
+                AdminOpcode.DELETE_CQ: lambda command, _: self._queues.delete_cq(command),
                 AdminOpcode.DELETE_SQ: self._delete_sq,
-                AdminOpcode.DOORBELL_BUFFER: self._set_shadow,
+                AdminOpcode.DOORBELL_BUFFER: lambda command, _: self._queues.set_shadow(command),
             },
         )
         self.controller.wake = self.wake
         self.controller.on_disabled = self._drop_queues
+        if state is not None:
+            self._load(state)
+        else:
+            self._save()
         self._show_registers()
+
+    def _load(self, state: DriveState) -> None:
+        """Take over what a guest has set up, up to where memory is needed."""
+        self.controller.restore(state["controller"])
+        self._nr_resets, self._cc, self._is_fatal = state["nr_resets"], state["cc"], state["is_fatal"]
+        self._completion = state["completion"]
+        self._queues.load(state)
+        if state["sqs"]:
+            self._make_namespaces()
+            self._begun.watch(self._namespaces)
+
+    def _save(self) -> None:
+        """Have the present state count, for a drive that takes over."""
+        queues = self._queues
+        self._record.save({
+            "identity": self._identity,
+            "cntlid": self.controller.identity.cntlid,
+            "controller": self.controller.state(),
+            "nr_resets": self._nr_resets,
+            "cc": self._cc,
+            "is_fatal": self._is_fatal,
+            "cqs": [(queue.number, queue.base, queue.size, queue.vector) for queue in queues.cqs.values()],
+            "sqs": [
+                (queue.number, queue.base, queue.size, queue.completions.number) for queue in queues.sqs.values()
+            ],
+            "shadow": queues.shadow.bases if queues.shadow is not None else None,
+            "admin_head": queues.sqs[0].head if 0 in queues.sqs else 0,
+            "completion": self._completion,
+        })  # fmt: skip
+
+    def start(self) -> None:
+        """Begin to serve, or go on: the memory of the guest is there."""
+        self._is_started = True
+        self._place_queues()
+        state, self._state = self._state, None
+        # A guest that has reset the controller meanwhile may use the memory of its queues for something else.
+        if state is None or self._is_fatal or self._bar.nr_resets != self._nr_resets:
+            self._begun.end()
+            return
+        self._queues.recover(state["admin_head"])
+        self._begun.begin(self._sqs.values())
+        for completions in self._cqs.values():
+            completions.is_unannounced = True  # an interrupt too many is no harm
+            self._update_head(completions)
+        last = state["completion"]
+        if last is not None and 0 in self._cqs and self._cqs[0].word == last["tail"]:
+            self._post_admin(last)
 
     def close(self) -> None:
         """End the controller and unmap the guest's memory."""
@@ -170,19 +252,21 @@ class PciDrive:
 
     def set_interrupts(self, fds: list[int]) -> None:
         """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
-        self._interrupts = fds
-        for vector in [vector for vector in self._latched if fds[vector] >= 0]:
-            self._latched.discard(vector)
-            self._signal(vector)
+        self._interrupts.set(fds)
 
     def reset(self) -> None:
         """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
+        self._bar.clear()
+        self._reset_controller()
+
+    def _reset_controller(self) -> None:
         # Read before the reset is carried out: a reset that comes meanwhile counts as a further one.
         self._nr_resets = self._bar.nr_resets
         self._cc = 0
         self._is_fatal = False
-        self._latched.clear()
+        self._interrupts.reset()
         self.controller.reset()
+        self._save()
         self._show_registers()
 
     def kick(self) -> None:
@@ -202,7 +286,7 @@ class PciDrive:
 
     def _look_at_registers(self) -> None:
         if self._bar.nr_resets != self._nr_resets:
-            self.reset()
+            self._reset_controller()
         cc = self._bar.words[CC_WORD]
         if cc == self._cc:
             return
@@ -210,9 +294,11 @@ class PciDrive:
         if cc & ENABLE and not was & ENABLE:
             self._is_fatal = not self._begin(cc)
             if self._is_fatal:
+                self._save()
                 self._show_registers()
                 return
         self.controller.write_register(Register.CC, cc)
+        self._save()
         self._show_registers()
 
     def _begin(self, cc: int) -> bool:
@@ -224,54 +310,46 @@ class PciDrive:
         asq, acq = self._bar.wide_words[_ASQ], self._bar.wide_words[_ACQ]
         if not all(1 < size <= _ADMIN_ENTRIES_MAX for size in (sq_size, cq_size)) or (asq | acq) & (PAGE_BYTES - 1):
             return False
-        self._clear_doorbells(range(2))
-        completions = CompletionQueue(0, acq, cq_size, 0)
-        submissions = SubmissionQueue(0, asq, sq_size, completions)
         try:
-            completions.place(self._map.memory)
-            submissions.place(self._map.memory)
+            self._queues.create_admin(asq, sq_size, acq, cq_size)
         except BadAddressError as error:
             self._log.info("the admin queues are not in memory: %s", error)
             return False
-        self._cqs[0], self._sqs[0] = completions, submissions
-        self._namespaces = self.controller.namespaces_of_queue()
-        for namespace in self._namespaces.values():
-            namespace.port.defer = self._worker.defer
+        self._completion = None
+        self._make_namespaces()
         return True
 
-    def _clear_doorbells(self, indices: Iterable[int]) -> None:
-        for index in indices:
-            self._bar.doorbells[index] = 0
+    def _make_namespaces(self) -> None:
+        self._namespaces = self.controller.namespaces_of_queue()
+        for nsid, namespace in self._namespaces.items():
+            namespace.port.defer = self._worker.defer
+            namespace.port.intents = self._begun.intents(nsid)
 
     def _fail(self, why: str) -> None:
         """Make the controller fatal: the guest has to reset it."""
         if not self._is_fatal:
             self._log.info("the guest has to reset the controller: %s", why)
             self._is_fatal = True
+            self._save()
             self._show_registers()
 
     # -- queues as a whole ----------------------------------------------------------------------------------------
 
     def _place_queues(self) -> None:
         """Look up the memory of all queues after the guest's memory has changed."""
-        memory = self._map.memory
+        if not self._is_started:
+            return
         try:
-            for completions in self._cqs.values():
-                completions.place(memory)
-            for queue in self._sqs.values():
-                queue.place(memory)
-            if self._shadow is not None:
-                self._shadow.place(memory, PAGE_BYTES)
+            self._queues.place()
         except BadAddressError as error:
             self._fail(f"a queue has lost its memory: {error}")
 
     def _drop_queues(self) -> None:
         """Forget all queues: the guest has reset or shut down the controller."""
         self._wait_idle(self._sqs.values())
-        self._sqs.clear()
-        self._cqs.clear()
+        self._queues.clear()
+        self._begun.end()
         self._namespaces = {}
-        self._shadow = None
 
     def _wait_idle(self, queues: Iterable[SubmissionQueue]) -> None:
         """Wait until the worker has no command of *queues*; one that takes too long is abandoned."""
@@ -310,16 +388,9 @@ class PciDrive:
                 continue
         self._worker.collect()
 
-    def _tail(self, queue: SubmissionQueue) -> int:
-        if self._shadow is not None and queue.number:
-            return self._shadow.doorbells[2 * queue.number]
-        return self._bar.doorbells[2 * queue.number]
-
     def _update_head(self, queue: CompletionQueue) -> None:
         """Read the doorbell of *queue*: up to where the guest has taken completions."""
-        at = 2 * queue.number + 1
-        shadow = self._shadow if queue.number else None
-        head = self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
+        head = self._queues.head(queue)
         if head >= queue.size:
             self._fail(f"head {head} of completion queue {queue.number}, which has {queue.size} entries")
         else:
@@ -327,32 +398,29 @@ class PciDrive:
 
     def _ask_for_doorbells(self) -> bool:
         """Ask for doorbells of queues with shadow doorbells; True if a command came before the guest could see that."""
-        shadow = self._shadow
-        if shadow is None:
+        if self._queues.shadow is None:
             return False
-        for queue in self._sqs.values():
-            if queue.number and not queue.is_busy:
-                shadow.event_index[2 * queue.number] = queue.head
-                completions = queue.completions
-                if completions.is_full:
-                    shadow.event_index[2 * completions.number + 1] = completions.head
+        self._queues.ask_for_doorbells()
         self._fence()
         return any(self._has_work(queue) for queue in self._sqs.values())
 
     def _has_work(self, queue: SubmissionQueue) -> bool:
-        if self._rests(queue) or self._tail(queue) == queue.head:
+        if self._rests(queue) or self._queues.tail(queue) == queue.head:
             return False
         self._update_head(queue.completions)
         return not queue.completions.is_full
 
     def _rests(self, queue: SubmissionQueue) -> bool:
+        begun = self._begun.queues
+        if begun and queue not in begun:
+            return True
         return queue.is_busy or queue.is_over or self._is_fatal or not self.controller.is_ready
 
     def _run(self, queue: SubmissionQueue) -> bool:
         """Carry out a batch of commands of *queue*; True if there were some."""
         if self._rests(queue):
             return False
-        tail = self._tail(queue)
+        tail = self._queues.tail(queue)
         if tail == queue.head:
             return False
         if tail >= queue.size:
@@ -377,7 +445,7 @@ class PciDrive:
             if queue.is_busy:
                 return True
             self._answer(queue, command, answer)
-            if queue.head == tail or queue.is_over:
+            if queue.head == tail or queue.is_over or self._begun.queues:
                 break
         return True
 
@@ -386,8 +454,37 @@ class PciDrive:
         if queue.is_over:
             return
         head = queue.advance()
-        if answer is not None:
-            queue.completions.post(answer.result, head, queue.number, command.cid, answer.status_field)
+        ring = queue.ring
+        if ring is None:
+            self._answer_admin(command, answer)
+            return
+        assert answer is not None, "I/O commands are answered at once"
+        completions = queue.completions
+        completions.post(answer.result, head, queue.number, command.cid, answer.status_field)
+        ring.finish_split(1)
+        completions.note()
+        if self._begun.queues:
+            self._begun.note_answered(queue)
+
+    def _answer_admin(self, command: Command, answer: Answer | None) -> None:
+        if answer is None:
+            self._save()  # an Asynchronous Event Request, which waits
+            return
+        self._save_completion(command.cid, answer)
+
+    def _save_completion(self, cid: int, answer: Answer) -> None:
+        """Post the completion *answer* of the admin queue, after the state that goes with it was saved."""
+        self._completion = {
+            "tail": self._cqs[0].word, "result": answer.result, "cid": cid, "status_field": answer.status_field
+        }  # fmt: skip
+        self._save()
+        self._post_admin(self._completion)
+
+    def _post_admin(self, completion: Completion) -> None:
+        completions = self._cqs[0]
+        head = self._sqs[0].head
+        completions.post(completion["result"], head, 0, completion["cid"], completion["status_field"])
+        completions.note()
 
     def _refuse(self, queue: SubmissionQueue, command: Command, refused: RefusedError) -> Answer:
         if not queue.number:
@@ -409,25 +506,14 @@ class PciDrive:
             if queue.is_unannounced:
                 queue.is_unannounced = False
                 if queue.vector >= 0:
-                    self._signal(queue.vector)
-
-    def _signal(self, vector: int) -> None:
-        fd = self._interrupts[vector]
-        if fd < 0:
-            # The client sets vectors one by one and removes all before each, so an interrupt in between is kept.
-            self._latched.add(vector)
-            return
-        try:
-            os.eventfd_write(fd, 1)
-        except OSError as error:
-            self._log.info("interrupt %d cannot be signalled: %s", vector, error)
+                    self._interrupts.signal(queue.vector)
 
     def _post_events(self) -> None:
         queue = self._sqs.get(0)
         if queue is None or not self.controller.is_ready:
             return
         for cid, answer in self.controller.due_events():
-            queue.completions.post(answer.result, queue.head, 0, cid, answer.status_field)
+            self._save_completion(cid, answer)
 
     # -- I/O commands ---------------------------------------------------------------------------------------------
 
@@ -443,11 +529,14 @@ class PciDrive:
             return None
         nr_bytes, _ = namespace.transfer(command)
         buffers = slices(self._map.memory, command.prp1, command.prp2, nr_bytes)
+        ring = queue.ring
+        assert ring is not None
+        ring.start_request(0, ())
         # An injected fault may be a delay, which is for the worker.
         if any(self._faults) or namespace.may_wait(command):
-            self._hand_over(queue, command, partial(namespace.execute, command, buffers))
+            self._hand_over(queue, command, partial(_execute_logged, ring, namespace, command, buffers))
             return None
-        answer = namespace.execute(command, buffers)
+        answer = _execute_logged(ring, namespace, command, buffers)
         return self._noted(queue, command, answer) if answer.status else answer
 
     def _flush_all(self, command: Command) -> Answer:
@@ -487,90 +576,22 @@ class PciDrive:
                 at += len(part)
         return answer
 
-    def _create_cq(self, command: Command, _data: memoryview | bytes) -> Answer:
-        number, size = self._checked_queue(command, self._cqs)
-        vector = command.cdw11 >> 16 if command.cdw11 & _INTERRUPTS else -1
-        if vector >= NR_VECTORS:
-            raise RefusedError(NvmeRule.NVME_VECTOR, f"interrupt vector {vector}")
-        queue = CompletionQueue(number, command.prp1, size, vector)
-        self._place(queue)
-        self._cqs[number] = queue
-        self._start_doorbell(2 * number + 1, _NEVER)
-        return SUCCESS
-
-    def _create_sq(self, command: Command, _data: memoryview | bytes) -> Answer:
-        number, size = self._checked_queue(command, self._sqs)
-        completions = self._cqs.get(command.cdw11 >> 16)
-        if completions is None or not completions.number:
-            raise RefusedError(NvmeRule.NVME_COMPLETION_QUEUE, f"completion queue {command.cdw11 >> 16}")
-        queue = SubmissionQueue(number, command.prp1, size, completions)
-        self._place(queue)
-        self._sqs[number] = queue
-        self._start_doorbell(2 * number, 0)
-        return SUCCESS
-
-    def _checked_queue(
-        self, command: Command, queues: dict[int, SubmissionQueue] | dict[int, CompletionQueue]
-    ) -> tuple[int, int]:
-        """Return number and size of the queue that *command* creates."""
-        number, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
-        granted = (self.controller.features[Feature.NR_QUEUES] & 0xFFFF) + 1
-        if not 0 < number <= granted or number in queues:
-            raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"queue {number}")
-        if not 1 < size <= QUEUE_ENTRIES_MAX + 1:
-            raise RefusedError(NvmeRule.NVME_QUEUE_SIZE, f"queue {number} of {size} entries")
-        if not command.cdw11 & _CONTIGUOUS:
-            raise RefusedError(NvmeRule.NVME_FIELD, f"queue {number}, which is not contiguous")
-        if command.prp1 & (PAGE_BYTES - 1):
-            raise RefusedError(NvmeRule.NVME_PRP, f"queue {number} at {command.prp1:#x}")
-        return number, size
-
-    def _place(self, queue: CompletionQueue | SubmissionQueue) -> None:
-        try:
-            queue.place(self._map.memory)
-        except BadAddressError as error:
-            raise RefusedError(NvmeRule.NVME_MEMORY, str(error)) from None
-
-    def _start_doorbell(self, index: int, event_index: int) -> None:
-        self._bar.doorbells[index] = 0
-        if self._shadow is not None:
-            self._shadow.doorbells[index] = 0
-            self._shadow.event_index[index] = event_index
+    @property
+    def _nr_granted(self) -> int:
+        return (self.controller.features[Feature.NR_QUEUES] & 0xFFFF) + 1
 
     def _delete_sq(self, command: Command, _data: memoryview | bytes) -> Answer:
-        number = command.cdw10 & 0xFFFF
-        queue = self._sqs.get(number) if number else None
-        if queue is None:
-            raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"submission queue {number}")
+        queue = self._queues.deletable_sq(command)
         self._wait_idle((queue,))
         queue.is_over = True
-        del self._sqs[number]
+        self._begun.note_answered(queue)
+        del self._sqs[queue.number]
         return SUCCESS
 
-    def _delete_cq(self, command: Command, _data: memoryview | bytes) -> Answer:
-        number = command.cdw10 & 0xFFFF
-        queue = self._cqs.get(number) if number else None
-        if queue is None:
-            raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"completion queue {number}")
-        if any(user.completions is queue for user in self._sqs.values()):
-            raise RefusedError(NvmeRule.NVME_QUEUE_DELETION, f"completion queue {number}, which is used")
-        del self._cqs[number]
-        return SUCCESS
 
-    def _set_shadow(self, command: Command, _data: memoryview | bytes) -> Answer:
-        """Use shadow doorbells for I/O queues from now on; they begin with what the real ones say."""
-        if (command.prp1 | command.prp2) & (PAGE_BYTES - 1):
-            raise RefusedError(NvmeRule.NVME_PRP, f"shadow doorbells at {command.prp1:#x} and {command.prp2:#x}")
-        shadow = ShadowDoorbells(command.prp1, command.prp2)
-        try:
-            shadow.place(self._map.memory, PAGE_BYTES)
-        except BadAddressError as error:
-            raise RefusedError(NvmeRule.NVME_MEMORY, str(error)) from None
-        for number in self._sqs.keys() - {0}:
-            shadow.doorbells[2 * number] = self._bar.doorbells[2 * number]
-            shadow.event_index[2 * number] = self._bar.doorbells[2 * number]
-        for number in self._cqs.keys() - {0}:
-            shadow.doorbells[2 * number + 1] = self._bar.doorbells[2 * number + 1]
-            shadow.event_index[2 * number + 1] = _NEVER
-        self._shadow = shadow
-        return SUCCESS
+def _execute_logged(ring: RingRecord, namespace: Namespace, command: Command, buffers: Sequence[memoryview]) -> Answer:
+    """Carry *command* out on this thread, with its intents in *ring*."""
+    intents = namespace.port.intents
+    assert intents is not None
+    intents.current.log = ring
+    return namespace.execute(command, buffers)

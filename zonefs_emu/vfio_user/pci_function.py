@@ -74,7 +74,7 @@ class Drive(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all queues and settings of the guest; the memory of the drive has been cleared."""
+        """Clear the memory of the drive, and forget all queues and settings of the guest."""
         ...
 
     def kick(self) -> None:
@@ -147,7 +147,6 @@ class PciFunction:
     def reset(self) -> None:
         """Reset the function to its state after power-on; memory and interrupts stay."""
         self._config.reset()
-        self._memory.clear()
         self._drive.reset()
 
     # -- what the function is -------------------------------------------------------------------------------------

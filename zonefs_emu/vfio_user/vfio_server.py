@@ -10,65 +10,58 @@ import os
 import select
 import socket
 import threading
-from typing import Final
+from collections.abc import Callable
+from typing import Protocol
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import PeerError
-from zonefs_emu.nvme.subsystem import Subsystem
-from zonefs_emu.vfio_user.client_connection import ClientConnection
-from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.pci_drive import PciDrive
-from zonefs_emu.vfio_user.pci_function import PciFunction
-from zonefs_emu.virtqueue.peer_memory import LOST
 
-#: Messages that are taken before the queues are served.
-_MESSAGES: Final = 64
+log = logging.getLogger(__name__)
 
 
-class _Client:
-    """One client: its connection, the function that it sees, and the drive behind that."""
+class ServedClient(Protocol):
+    """A client that is connected, and its drive."""
 
-    def __init__(self, sock: socket.socket, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> None:
-        memory = DriveMemory(bytearray(MEMORY_BYTES))
-        self.drive = PciDrive(subsystem, memory, unforeseen)
-        self.function = PciFunction(self.drive, memory)
-        self.connection = ClientConnection(sock)
+    drive: PciDrive
+
+    @property
+    def wake_fds(self) -> tuple[int, ...]:
+        """Descriptors that are readable when :meth:`step` is to be called."""
+        ...
 
     def step(self) -> bool:
-        """Take messages and serve queues; True if something is left to do.
+        """Do what there is to do; True if something is left.
 
         Raises:
             PeerError: the client is gone, or breaks the protocol.
         """
-        for _ in range(_MESSAGES):
-            message = self.connection.receive()
-            if message is None:
-                break
-            reply = self.function.handle(message)
-            if reply is not None:
-                self.connection.send_bytes(reply)
-        is_busy = self.drive.serve()
-        if self.drive.has_lost_memory:
-            raise PeerError(LOST)
-        return is_busy
+        ...
 
     def close(self) -> None:
-        with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
-            ending.callback(self.connection.close)
-            ending.callback(self.drive.close)
-            ending.callback(self.function.close)
+        """Let the client go."""
+        ...
 
 
 class VfioServer:
-    """Serves *subsystem* at *listener*, a listening socket, which is closed at the end."""
+    """Serves clients at *listener*, a listening socket, which is closed at the end.
 
-    def __init__(self, subsystem: Subsystem, listener: socket.socket, unforeseen: UnforeseenErrors) -> None:
-        self._subsystem = subsystem
+    *make_client* takes over the socket of a client that has connected. *client* is one that is there already.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        make_client: Callable[[socket.socket], ServedClient],
+        unforeseen: UnforeseenErrors,
+        client: ServedClient | None = None,
+    ) -> None:
+        self._make_client = make_client
         self._listener = listener
         self._unforeseen = unforeseen
-        self._log = LimitedLog(logging.getLogger(__name__))
-        self._client: _Client | None = None
+        self._log = LimitedLog(log)
+        self._client = client
         self._nr_commands = 0
         self._stopping = False
         self._ending = threading.Lock()
@@ -121,15 +114,19 @@ class VfioServer:
             self._log.info("a client went away before it was accepted: %s", error)
             return
         try:  # the boundary of a connection that begins
-            self._client = _Client(sock, self._subsystem, self._unforeseen)
+            self._client = self._make_client(sock)
+        except PeerError as error:
+            self._log.info("a client went away at once: %s", error)
+        except OSError as error:
+            log.warning("no keeper can be started for a client: %s", error)
         except Exception as error:
             sock.close()
             self._unforeseen.contain("nvme", "a connection that begins", error)
 
-    def _serve(self, client: _Client) -> None:
+    def _serve(self, client: ServedClient) -> None:
         poller = select.epoll()
         try:  # the boundary of a connection
-            for fd in (self._wakes, client.connection.fileno(), *client.drive.wake_fds):
+            for fd in (self._wakes, *client.wake_fds):
                 poller.register(fd, select.EPOLLIN)
             while not self._stopping:
                 if not client.step():

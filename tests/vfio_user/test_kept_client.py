@@ -1,0 +1,158 @@
+"""A client that a keeper has, served by one device after the other in this process, and keepers in processes."""
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.nvme.conftest import BLOCK, ZONE, on_a_thread
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import PeerError, UsageError
+from zonefs_emu.front_ends.vhost_user import listen
+from zonefs_emu.nvme.controller import Register
+from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
+from zonefs_emu.vfio_user.keeper_link import LinkKind, LinkMessage
+from zonefs_emu.vfio_user.kept_client import KeptClient
+from zonefs_emu.vfio_user.vfio_messages import VfioCommand
+from zonefs_emu.vfio_user.vfio_server import VfioServer
+
+
+@pytest.fixture
+def places() -> Iterator[Path]:
+    """A directory for sockets, whose paths have at most 107 bytes."""
+    directory = Path(tempfile.mkdtemp(prefix="vfio-"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def find(device: ZonedDevice, places: Path, serial: str = "") -> KeptClient | None:
+    return KeptClient.find(places / "keeper", Subsystem([device], serial=serial), device.unforeseen)
+
+
+@contextmanager
+def served(device: ZonedDevice, places: Path) -> Iterator[VfioServer]:
+    def start(sock: socket.socket) -> KeptClient:
+        return KeptClient.start(sock, places / "keeper", Subsystem([device]), device.unforeseen)
+
+    server = VfioServer(listen(places / "socket"), start, device.unforeseen, find(device, places))
+    with on_a_thread(server):
+        yield server
+    (places / "socket").unlink()
+
+
+def vanish(client: KeptClient) -> None:
+    """End as a process that is killed: without a word to the keeper."""
+    client._link.close()
+    client.drive.close()
+    for fd in (client._wakes, *client._interrupts):
+        if fd >= 0:
+            os.close(fd)
+
+
+def test_one_client_after_the_other(device: ZonedDevice, places: Path) -> None:
+    with served(device, places):
+        for number in range(2):
+            with VfioClient(places / "socket") as client:
+                queue = NvmeGuest(client).queue(1)
+                assert queue.append(1, 0, bytes(BLOCK), BLOCK).result == number
+                client.unmap()
+                client.map()
+                client.reset()
+                guest = NvmeGuest(client)
+                assert guest.identify(1).status == 0
+
+
+def test_a_guest_goes_on_with_another_daemon(device: ZonedDevice, places: Path) -> None:
+    """It resets its controller, its device and its memory while no daemon is there, and finds one of another state."""
+    ours, theirs = socket.socketpair()
+    kept = KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    process = kept._process
+    vanish(kept)
+    client = VfioClient(ours, handshake=True)
+    with pytest.raises(UsageError, match=r"a guest waits for the drive .* another name"):
+        find(device, places, serial="another")
+    kept_again = find(device, places)
+    assert kept_again is not None
+    kept_again.close()
+    assert client.is_ended()
+    client.close()
+    assert process is not None
+    assert process.wait(30) == 0
+    assert find(device, places) is None
+
+
+def test_a_reset_while_no_daemon_is_there(device: ZonedDevice, places: Path) -> None:
+    with served(device, places) as server:
+        client = VfioClient(places / "socket")
+        queue = NvmeGuest(client).queue(1)
+        assert not queue.append(1, ZONE, bytes(BLOCK), BLOCK).status
+        kept = server._client
+        assert isinstance(kept, KeptClient)
+        kept.close = lambda: vanish(kept)  # type: ignore[method-assign]
+    client.set_register(Register.CC, 0)
+    client.view(queue.sq, 64)[:] = bytes(range(64))  # what is no queue any more may be anything
+    with served(device, places):
+        admin = NvmeGuest(client)
+        assert admin.queue(1).append(1, ZONE, bytes(BLOCK), BLOCK).result == ZONE + 1
+        client.close()
+    assert kept._process is not None
+    kept._process.wait(30)
+
+
+def test_a_keeper_that_is_killed_ends_the_client_only(device: ZonedDevice, places: Path) -> None:
+    with served(device, places) as server:
+        with VfioClient(places / "socket") as client:
+            NvmeGuest(client)
+            kept = server._client
+            assert isinstance(kept, KeptClient)
+            assert kept._process is not None
+            os.kill(kept._process.pid, signal.SIGKILL)
+            assert client.is_ended()
+        with VfioClient(places / "socket") as client:
+            assert NvmeGuest(client).identify(1).status == 0
+
+
+def test_a_host_that_starts_no_keeper(
+    device: ZonedDevice, places: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("no keeper can be started for a client: .*too busy")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(11, "too busy")
+
+    with served(device, places):
+        with monkeypatch.context() as patch:
+            patch.setattr("subprocess.Popen", refuse)
+            with VfioClient(places / "socket", handshake=False) as client:
+                assert client.is_ended()
+        with VfioClient(places / "socket") as client:
+            assert NvmeGuest(client).identify(1).status == 0
+
+
+def test_a_keeper_that_ends_at_once(device: ZonedDevice, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(PeerError):
+        KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    ours.close()
+
+
+def test_a_bug_of_the_keeper_is_reported(
+    device: ZonedDevice, places: Path, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("internal error in nvme, a connection: RuntimeError: the keeper has met a bug: in line 1")
+    with served(device, places) as server, VfioClient(places / "socket") as client:
+        NvmeGuest(client)
+        kept = server._client
+        assert isinstance(kept, KeptClient)
+        told = LinkMessage(LinkKind.FAILED, text="in line 1")
+        kept._link.receive = lambda: told  # type: ignore[method-assign]
+        client.send(VfioCommand.DEVICE_RESET)
+        assert client.is_ended()

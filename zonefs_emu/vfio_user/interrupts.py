@@ -1,0 +1,43 @@
+"""The interrupts of a drive, by eventfds of its client."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from zonefs_emu.device.limited_log import LimitedLog
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+
+
+class Interrupts:
+    """One eventfd for each vector; the descriptors belong to the caller of :meth:`set`."""
+
+    def __init__(self) -> None:
+        self._log = LimitedLog(logging.getLogger(__name__))
+        self._fds: Sequence[int] = [-1] * NR_VECTORS
+        #: Vectors that were to be signalled while they had no eventfd.
+        self._latched: set[int] = set()
+
+    def set(self, fds: Sequence[int]) -> None:
+        """Signal by *fds* from now on, one for each vector; -1: none."""
+        self._fds = fds
+        for vector in [vector for vector in self._latched if fds[vector] >= 0]:
+            self._latched.discard(vector)
+            self.signal(vector)
+
+    def reset(self) -> None:
+        """Forget vectors that were to be signalled."""
+        self._latched.clear()
+
+    def signal(self, vector: int) -> None:
+        """Signal *vector*, or do so once it has an eventfd.
+
+        The client sets vectors one by one and takes all away before each: what comes in between is not lost.
+        """
+        fd = self._fds[vector]
+        if fd < 0:
+            self._latched.add(vector)
+            return
+        try:
+            os.eventfd_write(fd, 1)
+        except OSError as error:
+            self._log.info("interrupt %d cannot be signalled: %s", vector, error)

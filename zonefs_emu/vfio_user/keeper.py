@@ -1,0 +1,230 @@
+"""The process that keeps a client while the daemon is killed and started again.
+
+A QEMU whose vfio-user server is gone has lost its device, and ends if I/O was under way. So the daemon gives the
+connection to a process that does little and fails seldom. The keeper has the connection, the PCI function
+(:mod:`pci_function`), the maps of memory and the eventfds of interrupts, and the memory that the daemon shares
+(:mod:`drive_memory`, :mod:`drive_record`). It answers all messages itself. What the drive has to know, the keeper tells
+it over a link (:mod:`keeper_link`) and waits until that is done, so a client notices no difference. While no daemon is
+there, what the guest writes to doorbells and registers is stored, and its commands wait.
+
+The keeper ends when its client does, and when the daemon says so. Without a daemon it goes on: a guest without its
+drive fares better than one that is ended.
+
+It imports no more than it needs, as it may run for months beside each guest.
+"""
+
+import os
+import select
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from mmap import mmap
+from pathlib import Path
+from typing import Final
+
+from zonefs_emu.errors import PeerError
+from zonefs_emu.vfio_user.client_connection import ClientConnection
+from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
+from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage
+from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
+from zonefs_emu.virtqueue.peer_memory import PeerMemory
+
+#: Messages of the client that are taken before the daemon is looked after.
+_MESSAGES: Final = 64
+
+
+class GivenUpError(Exception):
+    """The daemon wants the client to be given up."""
+
+
+class RemoteDrive:
+    """A :class:`zonefs_emu.vfio_user.pci_function.Drive` in the daemon; without one, what must be done is done here."""
+
+    def __init__(self, memory: DriveMemory, memory_fd: int) -> None:
+        self._memory = memory
+        self._memory_fd = memory_fd
+        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._regions: dict[int, DmaRegion] = {}
+        self._interrupts: Sequence[int] = ()
+        self.link: KeeperLink | None = None
+
+    def map_memory(self, region: DmaRegion) -> None:
+        """See the protocol."""
+        # The daemon must be able to map it whenever it comes.
+        PeerMemory().map(region.fd, region.size, region.offset).close()
+        self._regions[region.iova] = region
+        self._ask(_map(region))
+
+    def unmap_memory(self, region: DmaRegion) -> None:
+        """See the protocol."""
+        del self._regions[region.iova]
+        self._ask(_map(region, LinkKind.UNMAP))
+
+    def set_interrupts(self, fds: list[int]) -> None:
+        """See the protocol."""
+        self._interrupts = fds
+        self._ask(_interrupts(fds))
+
+    def reset(self) -> None:
+        """See the protocol."""
+        if not self._ask(LinkMessage(LinkKind.RESET)):
+            self._memory.clear()
+
+    def kick(self) -> None:
+        """See the protocol."""
+        os.eventfd_write(self._wakes, 1)
+
+    def attach(self, link: KeeperLink) -> None:
+        """Let the daemon at the other end of *link* serve from now on; an earlier one is dead."""
+        self.detach()
+        self.link = link
+        with suppress(PeerError):
+            link.send(LinkMessage(LinkKind.HELLO, fds=(self._memory_fd, self._wakes)))
+            for region in self._regions.values():
+                self._ask(_map(region))
+            self._ask(_interrupts(self._interrupts))
+            self._ask(LinkMessage(LinkKind.START))
+
+    def detach(self) -> None:
+        """Note that no daemon is there."""
+        if self.link is not None:
+            self.link.close()
+            self.link = None
+
+    def close(self) -> None:
+        """Let the daemon and the memory go."""
+        self.detach()
+        os.close(self._wakes)
+        os.close(self._memory_fd)
+
+    def listen(self) -> None:
+        """Take what the daemon says by itself.
+
+        Raises:
+            GivenUpError: it wants the client to be given up.
+        """
+        assert self.link is not None
+        try:
+            self._take(self.link)
+        except PeerError:
+            self.detach()
+
+    def _ask(self, message: LinkMessage) -> bool:
+        """Have the daemon do what *message* says; False if none is there, or it dies meanwhile.
+
+        Raises:
+            GivenUpError: it wants the client to be given up.
+        """
+        if self.link is None:
+            return False
+        try:
+            self.link.send(message)
+            self._take(self.link)
+        except PeerError:
+            self.detach()
+            return False
+        return True
+
+    def _take(self, link: KeeperLink) -> None:
+        if link.receive().kind is LinkKind.END:
+            raise GivenUpError
+
+
+def _map(region: DmaRegion, kind: LinkKind = LinkKind.MAP) -> LinkMessage:
+    fds = [region.fd] if kind is LinkKind.MAP else []
+    return LinkMessage(kind, iova=region.iova, size=region.size, offset=region.offset, fds=fds)
+
+
+def _interrupts(fds: Sequence[int]) -> LinkMessage:
+    bits = sum(1 << vector for vector, fd in enumerate(fds) if fd >= 0)
+    return LinkMessage(LinkKind.INTERRUPTS, bits, fds=[fd for fd in fds if fd >= 0])
+
+
+class Keeper:
+    """Keeps one client, for one daemon after the other that comes to *listener*."""
+
+    def __init__(self, client: socket.socket, listener: socket.socket, memory_fd: int) -> None:
+        """Take over all; *memory_fd* is the file of the memory, which begins with that of the drive."""
+        self._listener = listener
+        listener.settimeout(0)
+        self._connection = ClientConnection(client)
+        memory = DriveMemory(mmap(memory_fd, MEMORY_BYTES))
+        self._drive = RemoteDrive(memory, memory_fd)
+        self._function = PciFunction(self._drive, memory)
+
+    def run(self) -> None:
+        """Keep the client until it ends, or is to be given up."""
+        try:
+            while True:
+                self._wait()
+                self._accept()
+                self._serve()
+        except (PeerError, GivenUpError):
+            return
+
+    def fail(self, text: str) -> None:
+        """Tell the daemon, if there is one, why the keeper ends."""
+        if self._drive.link is not None:
+            with suppress(PeerError):
+                self._drive.link.send(LinkMessage(LinkKind.FAILED, text=text))
+
+    def close(self) -> None:
+        """Let the client go, and take its memory from the daemon."""
+        self._connection.close()
+        with suppress(GivenUpError):
+            self._function.close()
+        self._drive.close()
+        self._listener.close()
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._connection, select.POLLIN)
+        poller.register(self._listener, select.POLLIN)
+        if self._drive.link is not None:
+            poller.register(self._drive.link, select.POLLIN)
+        ready = dict(poller.poll())
+        if self._drive.link is not None and self._drive.link.fileno() in ready:
+            self._drive.listen()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # none was there, or it went away again
+        self._drive.attach(KeeperLink(sock))
+
+    def _serve(self) -> None:
+        for _ in range(_MESSAGES):
+            message = self._connection.receive()
+            if message is None:
+                return
+            reply = self._function.handle(message)
+            if reply is not None:
+                self._connection.send_bytes(reply)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Keep a client.
+
+    *arguments*: its socket, the one that listens for daemons, and the file of the memory, as numbers; then the path of
+    the second.
+    """
+    *fds, path = arguments
+    for fd in fds:
+        os.set_inheritable(int(fd), False)  # noqa: FBT003  (its only form)
+    client, listener, memory_fd = (int(fd) for fd in fds)
+    keeper = Keeper(socket.socket(fileno=client), socket.socket(fileno=listener), memory_fd)
+    try:
+        keeper.run()
+    except Exception:  # the boundary of the process
+        keeper.fail(traceback.format_exc())
+    finally:
+        # Before the daemon sees the end of the link: it may then make another keeper at this place.
+        Path(path).unlink(missing_ok=True)
+        keeper.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,185 @@
+"""A client that a keeper has (:mod:`keeper`), as the daemon serves it: the drive, and the link to the keeper.
+
+The daemon starts a keeper for each client that connects, and finds the keeper that an earlier daemon has left.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from mmap import mmap
+from pathlib import Path
+from typing import Final, Self
+
+from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.errors import PeerError
+from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
+from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
+from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage, connect_to_keeper, listen_for_daemons
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+from zonefs_emu.vfio_user.pci_drive import PciDrive
+from zonefs_emu.vfio_user.pci_function import DmaRegion
+from zonefs_emu.virtqueue.peer_memory import LOST
+
+log = logging.getLogger(__name__)
+
+#: A keeper is a new interpreter, which may take long to start on a busy host.
+_START_S: Final = 60.0
+_END_S: Final = 10.0
+#: Where this package lies. The keeper imports no other one, whatever its working directory has.
+_ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+class KeptClient:
+    """One client: the drive behind its function, which the keeper at the other end of *link* has."""
+
+    def __init__(
+        self, link: KeeperLink, process: "subprocess.Popen[bytes] | None", subsystem: Subsystem,
+        unforeseen: UnforeseenErrors,
+    ) -> None:  # fmt: skip
+        """Take over *link*, and *process*, the keeper if this process has started it.
+
+        Raises:
+            PeerError: the keeper is gone. UsageError: its guest has another drive.
+        """
+        self._link = link
+        self._process = process
+        self._interrupts = [-1] * NR_VECTORS
+        self._is_started = False
+        with ExitStack() as undo:
+            undo.callback(link.close)
+            hello = link.receive()
+            assert hello.kind is LinkKind.HELLO, hello.kind.name
+            memory_fd, self._wakes = hello.fds
+            undo.callback(os.close, self._wakes)
+            try:
+                shared = memoryview(mmap(memory_fd, MEMORY_BYTES + RECORD_BYTES))
+            finally:
+                os.close(memory_fd)
+            record = DriveRecord(shared[MEMORY_BYTES:])
+            self.drive = PciDrive(subsystem, DriveMemory(shared[:MEMORY_BYTES]), record, unforeseen)
+            undo.callback(self.drive.close)
+            while not self._is_started:
+                self._handle(link.receive())
+            undo.pop_all()
+
+    @classmethod
+    def start(cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self:
+        """Give *client*, which has just connected, to a new keeper that daemons find at *path*.
+
+        Raises:
+            OSError: the host starts no process. PeerError: the keeper is gone at once.
+        """
+        with client, listen_for_daemons(path) as listener:
+            memory_fd = os.memfd_create("nvme-drive", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(memory_fd, MEMORY_BYTES + RECORD_BYTES)
+                fds = (client.fileno(), listener.fileno(), memory_fd)
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "zonefs_emu.vfio_user.keeper", *map(str, fds), str(path.absolute())],
+                    pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+                )  # fmt: skip
+            finally:
+                os.close(memory_fd)
+        try:
+            link = connect_to_keeper(path, _START_S)
+            if link is None:
+                raise PeerError("the keeper does not listen")
+            return cls(link, process, subsystem, unforeseen)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+    @classmethod
+    def find(cls, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self | None:
+        """Go on with the client of the keeper at *path* that an earlier daemon has left; None if there is none.
+
+        Raises:
+            UsageError: its guest has another drive. OSError: the host refuses.
+        """
+        link = connect_to_keeper(path, _START_S)
+        if link is None:
+            return None
+        try:
+            return cls(link, None, subsystem, unforeseen)
+        except PeerError as error:
+            log.info("the keeper has just ended: %s", error)
+            return None
+
+    @property
+    def wake_fds(self) -> tuple[int, ...]:
+        """Descriptors that are readable when :meth:`step` is to be called."""
+        return self._wakes, self._link.fileno(), *self.drive.wake_fds
+
+    def step(self) -> bool:
+        """Do what the keeper says, and serve queues; True if something is left to do.
+
+        Raises:
+            PeerError: the client is gone, or breaks the protocol.
+        """
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wakes)
+        while self._link.has_message():
+            self._handle(self._link.receive())
+        is_busy = self.drive.serve()
+        if self.drive.has_lost_memory:
+            raise PeerError(LOST)
+        return is_busy
+
+    def _handle(self, message: LinkMessage) -> None:
+        try:
+            match message.kind:
+                case LinkKind.MAP:
+                    self.drive.map_memory(DmaRegion(message.iova, message.size, message.fds[0], message.offset))
+                case LinkKind.UNMAP:
+                    self.drive.unmap_memory(DmaRegion(message.iova, message.size, -1, message.offset))
+                case LinkKind.INTERRUPTS:
+                    self._set_interrupts(message)
+                case LinkKind.RESET:
+                    self.drive.reset()
+                case LinkKind.START:
+                    self.drive.start()
+                    self._is_started = True
+                case LinkKind.FAILED:
+                    raise RuntimeError(f"the keeper has met a bug: {message.text}")
+                case _:
+                    raise AssertionError(message.kind)
+        finally:
+            if message.kind is LinkKind.MAP:
+                os.close(message.fds[0])  # a mapping needs none
+        self._link.send(LinkMessage(LinkKind.DONE))
+
+    def _set_interrupts(self, message: LinkMessage) -> None:
+        given = iter(message.fds)
+        fds = [next(given) if message.number >> vector & 1 else -1 for vector in range(NR_VECTORS)]
+        self.drive.set_interrupts(fds)
+        self._interrupts, old = fds, self._interrupts
+        for fd in old:
+            if fd >= 0:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Have the keeper give the client up, if that is still there, and end the drive."""
+        with ExitStack() as ending:  # each step is done, whatever the others raise
+            ending.callback(self._wait_for_keeper)
+            for fd in (self._wakes, *self._interrupts):
+                if fd >= 0:
+                    ending.callback(os.close, fd)
+            ending.callback(self._link.close)
+            ending.callback(self.drive.close)
+            with suppress(PeerError):
+                self._link.send(LinkMessage(LinkKind.END))
+
+    def _wait_for_keeper(self) -> None:
+        if self._process is not None:
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()

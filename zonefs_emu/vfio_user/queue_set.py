@@ -1,0 +1,243 @@
+"""The queues of one controller as a whole: commands that create and delete them, doorbells, and going on with them.
+
+May not know: what commands in the queues do.
+"""
+
+from typing import Final
+
+from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.command import Command
+from zonefs_emu.nvme.controller import QUEUE_ENTRIES_MAX
+from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.vfio_user.drive_memory import DriveMemory
+from zonefs_emu.vfio_user.drive_queues import CompletionQueue, ShadowDoorbells, SubmissionQueue
+from zonefs_emu.vfio_user.drive_record import DriveRecord, DriveState
+from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
+from zonefs_emu.vfio_user.page_list import PAGE_BYTES
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+from zonefs_emu.virtio.memory import BadAddressError
+
+_CONTIGUOUS: Final = 1
+_INTERRUPTS: Final = 2
+#: In the event index of a completion queue's head: the guest need not ring while the head moves up to the queue's end.
+_NEVER: Final = 0xFFFF
+
+
+class QueueSet:
+    """The queues by their numbers; number 0 is the admin queue."""
+
+    def __init__(self, bar: DriveMemory, record: DriveRecord, guest: GuestMemoryMap) -> None:
+        """Begin with none."""
+        self.sqs: dict[int, SubmissionQueue] = {}
+        self.cqs: dict[int, CompletionQueue] = {}
+        self.shadow: ShadowDoorbells | None = None
+        self._bar = bar
+        self._record = record
+        self._guest = guest
+
+    def clear(self) -> None:
+        """Forget all queues."""
+        self.sqs.clear()
+        self.cqs.clear()
+        self.shadow = None
+
+    def place(self) -> None:
+        """Find all queues in the guest memory that there is now.
+
+        Raises:
+            BadAddressError: one does not lie in it.
+        """
+        memory = self._guest.memory
+        for completions in self.cqs.values():
+            completions.place(memory)
+        for queue in self.sqs.values():
+            queue.place(memory)
+        if self.shadow is not None:
+            self.shadow.place(memory, PAGE_BYTES)
+
+    # -- doorbells ------------------------------------------------------------------------------------------------
+
+    def tail(self, queue: SubmissionQueue) -> int:
+        """Return the tail of *queue* as the guest says, which may be anything."""
+        if self.shadow is not None and queue.number:
+            return self.shadow.doorbells[2 * queue.number]
+        return self._bar.doorbells[2 * queue.number]
+
+    def head(self, queue: CompletionQueue) -> int:
+        """Return the head of *queue* as the guest says, which may be anything."""
+        at = 2 * queue.number + 1
+        shadow = self.shadow if queue.number else None
+        return self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
+
+    def ask_for_doorbells(self) -> None:
+        """Have the guest ring again, where it looks at the shadow doorbells first."""
+        shadow = self.shadow
+        if shadow is None:
+            return
+        for queue in self.sqs.values():
+            if queue.number and not queue.is_busy:
+                shadow.event_index[2 * queue.number] = queue.head
+                completions = queue.completions
+                if completions.is_full:
+                    shadow.event_index[2 * completions.number + 1] = completions.head
+
+    def _start_doorbell(self, index: int, event_index: int) -> None:
+        self._bar.doorbells[index] = 0
+        if self.shadow is not None:
+            self.shadow.doorbells[index] = 0
+            self.shadow.event_index[index] = event_index
+
+    # -- creating and deleting ------------------------------------------------------------------------------------
+
+    def create_admin(self, asq: int, sq_size: int, acq: int, cq_size: int) -> None:
+        """Create the admin queues, of these addresses and sizes in entries.
+
+        Raises:
+            BadAddressError: they are not memory.
+        """
+        completions = CompletionQueue(0, acq, cq_size, 0, self._record.tails)
+        submissions = SubmissionQueue(0, asq, sq_size, completions, None)
+        completions.place(self._guest.memory)
+        submissions.place(self._guest.memory)
+        self._start_doorbell(0, 0)
+        self._start_doorbell(1, 0)
+        completions.note()
+        self.cqs[0], self.sqs[0] = completions, submissions
+
+    def create_cq(self, command: Command, granted: int) -> Answer:
+        """Carry out Create I/O Completion Queue; *granted* is how many queues there may be.
+
+        Raises:
+            RefusedError: as NVMe says.
+        """
+        number, size = _checked_queue(command, self.cqs, granted)
+        vector = command.cdw11 >> 16 if command.cdw11 & _INTERRUPTS else -1
+        if vector >= NR_VECTORS:
+            raise RefusedError(NvmeRule.NVME_VECTOR, f"interrupt vector {vector}")
+        queue = CompletionQueue(number, command.prp1, size, vector, self._record.tails)
+        self._place(queue)
+        queue.note()
+        self.cqs[number] = queue
+        self._start_doorbell(2 * number + 1, _NEVER)
+        return SUCCESS
+
+    def create_sq(self, command: Command, granted: int) -> Answer:
+        """Carry out Create I/O Submission Queue; *granted* is how many queues there may be.
+
+        Raises:
+            RefusedError: as NVMe says.
+        """
+        number, size = _checked_queue(command, self.sqs, granted)
+        completions = self.cqs.get(command.cdw11 >> 16)
+        if completions is None or not completions.number:
+            raise RefusedError(NvmeRule.NVME_COMPLETION_QUEUE, f"completion queue {command.cdw11 >> 16}")
+        queue = SubmissionQueue(number, command.prp1, size, completions, self._record.new_ring(number, size))
+        self._place(queue)
+        self.sqs[number] = queue
+        self._start_doorbell(2 * number, 0)
+        return SUCCESS
+
+    def _place(self, queue: CompletionQueue | SubmissionQueue) -> None:
+        try:
+            queue.place(self._guest.memory)
+        except BadAddressError as error:
+            raise RefusedError(NvmeRule.NVME_MEMORY, str(error)) from None
+
+    def deletable_sq(self, command: Command) -> SubmissionQueue:
+        """Return the queue that Delete I/O Submission Queue names.
+
+        Raises:
+            RefusedError: there is none.
+        """
+        number = command.cdw10 & 0xFFFF
+        queue = self.sqs.get(number) if number else None
+        if queue is None:
+            raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"submission queue {number}")
+        return queue
+
+    def delete_cq(self, command: Command) -> Answer:
+        """Carry out Delete I/O Completion Queue.
+
+        Raises:
+            RefusedError: there is none, or it is used.
+        """
+        number = command.cdw10 & 0xFFFF
+        queue = self.cqs.get(number) if number else None
+        if queue is None:
+            raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"completion queue {number}")
+        if any(user.completions is queue for user in self.sqs.values()):
+            raise RefusedError(NvmeRule.NVME_QUEUE_DELETION, f"completion queue {number}, which is used")
+        del self.cqs[number]
+        return SUCCESS
+
+    def set_shadow(self, command: Command) -> Answer:
+        """Use shadow doorbells for I/O queues from now on; they begin with what the real ones say.
+
+        Raises:
+            RefusedError: they are not in pages, or not in memory.
+        """
+        if (command.prp1 | command.prp2) & (PAGE_BYTES - 1):
+            raise RefusedError(NvmeRule.NVME_PRP, f"shadow doorbells at {command.prp1:#x} and {command.prp2:#x}")
+        shadow = ShadowDoorbells(command.prp1, command.prp2)
+        try:
+            shadow.place(self._guest.memory, PAGE_BYTES)
+        except BadAddressError as error:
+            raise RefusedError(NvmeRule.NVME_MEMORY, str(error)) from None
+        for number in self.sqs.keys() - {0}:
+            shadow.doorbells[2 * number] = self._bar.doorbells[2 * number]
+            shadow.event_index[2 * number] = self._bar.doorbells[2 * number]
+        for number in self.cqs.keys() - {0}:
+            shadow.doorbells[2 * number + 1] = self._bar.doorbells[2 * number + 1]
+            shadow.event_index[2 * number + 1] = _NEVER
+        self.shadow = shadow
+        return SUCCESS
+
+    # -- going on in another process ------------------------------------------------------------------------------
+
+    def load(self, state: DriveState) -> None:
+        """Take over the queues of an earlier process; :meth:`recover` finds out how far they are."""
+        tails = self._record.tails
+        for number, base, size, vector in state["cqs"]:
+            completions = self.cqs[number] = CompletionQueue(number, base, size, vector, tails)
+            completions.tail, completions.phase = tails[number] >> 1, tails[number] & 1
+        for number, base, size, cq in state["sqs"]:
+            ring = self._record.ring(number, size) if number else None
+            self.sqs[number] = SubmissionQueue(number, base, size, self.cqs[cq], ring)
+        if state["shadow"] is not None:
+            self.shadow = ShadowDoorbells(*state["shadow"])
+
+    def recover(self, admin_head: int) -> None:
+        """Find out which commands were answered: those that the record counts, and one that it may not count yet.
+
+        A completion is stored first, then the head of its submission queue is noted, then the tail of its completion
+        queue. So a completion that lies at the tail that is noted was the last one, and its command may be noted or
+        not, which the head in the completion says.
+        """
+        posted = [found for queue in self.cqs.values() if (found := queue.take_posted()) is not None]
+        for number, queue in self.sqs.items():
+            if queue.ring is None:
+                queue.head = admin_head
+                continue
+            finished = queue.ring.recorded
+            following = (finished + 1) % queue.size
+            finished += any(each == (number, following) for each in posted)
+            queue.ring.start_split(finished & 0xFFFF)
+            queue.head = queue.ring.finished % queue.size
+        for completions in self.cqs.values():
+            completions.note()
+
+
+def _checked_queue(
+    command: Command, queues: dict[int, SubmissionQueue] | dict[int, CompletionQueue], granted: int
+) -> tuple[int, int]:
+    """Return number and size of the queue that *command* creates."""
+    number, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
+    if not 0 < number <= granted or number in queues:
+        raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"queue {number}")
+    if not 1 < size <= QUEUE_ENTRIES_MAX + 1:
+        raise RefusedError(NvmeRule.NVME_QUEUE_SIZE, f"queue {number} of {size} entries")
+    if not command.cdw11 & _CONTIGUOUS:
+        raise RefusedError(NvmeRule.NVME_FIELD, f"queue {number}, which is not contiguous")
+    if command.prp1 & (PAGE_BYTES - 1):
+        raise RefusedError(NvmeRule.NVME_PRP, f"queue {number} at {command.prp1:#x}")
+    return number, size
