@@ -511,10 +511,5 @@ class Controller:
         return page
 
 
-def discovery_log(records: list[logs.DiscoveryRecord]) -> bytes:
-    """Return the discovery log of *records*, which do not change while the program runs."""
-    return logs.discovery(0, records)
-
-
 def _nothing() -> None:
     pass

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from zonefs_emu.virtio import packed
 from zonefs_emu.virtio.ring import DESC_INDIRECT, DESC_NEXT, DESC_WRITE
@@ -49,28 +49,6 @@ class Heap:
     def give_back(self, buffer: Buffer) -> None:
         """Take *buffer* back."""
         self._free.setdefault(buffer.length, []).append(buffer.offset)
-
-
-class DriverRing(Protocol):
-    """The driver's side of a ring. Addresses are guest addresses; ids are the driver's own."""
-
-    nr_free: int
-
-    def add(self, buffers: Sequence[tuple[int, int, bool]], indirect: Buffer | None) -> int:
-        """Make a chain of (address, bytes, device-writable) available; return its id."""
-        ...
-
-    def needs_kick(self) -> bool:
-        """Say whether the device wants to be told."""
-        ...
-
-    def reap(self) -> list[Completion]:
-        """Take what the device has given back."""
-        ...
-
-    def want_call(self) -> bool:
-        """Ask for a call at the next completion; True if there is one already."""
-        ...
 
 
 class SplitDriver:

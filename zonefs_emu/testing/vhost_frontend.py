@@ -103,7 +103,6 @@ class FrontendQueue:
         self._buffers: dict[int, list[Buffer]] = {}
         self._writable: dict[int, list[Buffer]] = {}
         self._done: dict[int, int] = {}
-        self.nr_kicks = 0
         #: Ids in the order in which they came back.
         self.order: list[int] = []
 
@@ -128,7 +127,6 @@ class FrontendQueue:
     def kick(self, *, always: bool = False) -> None:
         """Tell the device, if it wants to be told."""
         if self.ring.needs_kick() or always:
-            self.nr_kicks += 1
             os.eventfd_write(self.kick_fd, 1)
 
     def reap(self) -> None:

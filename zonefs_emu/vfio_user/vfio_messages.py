@@ -56,13 +56,6 @@ class MessageFlag(IntFlag):
 _TYPE_MASK: Final = 0xF
 
 
-class MapFlag(IntFlag):
-    """Flags of a map of memory."""
-
-    READ = 1
-    WRITE = 2
-
-
 class RegionFlag(IntFlag):
     """Flags of a region of the device."""
 
