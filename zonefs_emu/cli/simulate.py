@@ -8,22 +8,12 @@ import click
 from zonefs_emu.cli.common import FILE, SIZE, json_option, say_json, say_lines
 from zonefs_emu.cli.simulated_files import simulate_files
 from zonefs_emu.errors import UsageError
+from zonefs_emu.fitting.predictions import OPERATIONS
 from zonefs_emu.model.presets import PRESETS
 from zonefs_emu.model.timing.closed_loop import Job, Summary, run, run_management, steady_warm_up, summarize
 from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS, find_preset, make_timing
-from zonefs_emu.model.transitions import Operation
 from zonefs_emu.units import SECTOR_BYTES, to_sectors
 
-OPERATIONS: Final = {
-    "append": Operation.APPEND,
-    "write": Operation.WRITE,
-    "read": Operation.READ,
-    "randread": Operation.READ,
-    "reset": Operation.RESET,
-    "finish": Operation.FINISH,
-    "open": Operation.OPEN,
-    "close": Operation.CLOSE,
-}
 _MOVES_DATA: Final = ("append", "write", "read", "randread")
 #: How full a zone is that is reset or finished, where it is not said.
 _OCCUPANCY: Final = {"reset": 1.0, "finish": 0.5, "open": 0.0, "close": 0.0}

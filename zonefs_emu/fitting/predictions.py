@@ -14,7 +14,8 @@ from zonefs_emu.units import to_sectors
 ZONE_SECTORS: Final = 2048 << 11
 CAPACITY_SECTORS: Final = 1077 << 11
 _PAGE_SECTORS: Final = 8
-_OPERATIONS: Final = {
+#: The operations by the names that load generators have for them.
+OPERATIONS: Final = {
     "append": Operation.APPEND,
     "write": Operation.WRITE,
     "read": Operation.READ,
@@ -35,7 +36,7 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
     if point.group in ("finish and reset", "open and close"):
         return run_management(
             model,
-            _OPERATIONS[point.operation],
+            OPERATIONS[point.operation],
             count=count,
             capacity_sectors=CAPACITY_SECTORS,
             written_sectors=point.pages * _PAGE_SECTORS,
@@ -81,7 +82,7 @@ def _rate(side: Measurement) -> int:
 
 def _job(point: Measurement, *, first_zone: int, rate_bytes: int = 0) -> Job:
     return Job(
-        operation=_OPERATIONS[point.operation],
+        operation=OPERATIONS[point.operation],
         nr_sectors=to_sectors(point.nr_bytes),
         depth=point.depth,
         first_zone=first_zone,
