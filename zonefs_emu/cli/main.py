@@ -146,7 +146,7 @@ def _occupy_standard_streams() -> None:
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
             # The lowest free number is this one's.
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (for good)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (open until the end)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

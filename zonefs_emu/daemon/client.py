@@ -189,12 +189,12 @@ class Serving:
         """
         self._peer = peer
         self._where = where
-        # The process by the kernel's word, and by a descriptor: no other process ever gets that one's number.
+        # The kernel says which process it is. A descriptor keeps meaning that process, while its number may be reused.
         self._pidfd = os.pidfd_open(peer_of(peer).pid)
         peer.settimeout(_HELLO_S)
 
     def close(self) -> None:
-        """Let it go."""
+        """Close the connection."""
         os.close(self._pidfd)
         self._peer.close()
 

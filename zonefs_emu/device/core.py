@@ -182,7 +182,7 @@ class DeviceCore:
             self.notice_loss()
 
     def close(self) -> None:
-        """Flush and let the image go; a second time does nothing. Injected delays under way are cut short.
+        """Flush and close the image; a second call does nothing. Injected delays under way are cut short.
 
         Raises:
             PoisonedError: the last flush failed.

@@ -183,7 +183,7 @@ class RecordingPort(FaultyPort):
 
 
 class TimedRecordingPort(TimedPort, RecordingPort):
-    """A port that notes every operation, timed; an operation is noted before its answer is held back."""
+    """A port that notes every operation, timed; an operation is noted before its answer is delayed."""
 
 
 def record(device: ZonedDevice, file: IO[str]) -> OpLog:

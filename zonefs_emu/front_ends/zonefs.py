@@ -18,7 +18,7 @@ from zonefs_emu.fs.mount_table import mount_at
 from zonefs_emu.fs.options import parse_options
 from zonefs_emu.persist.backing import user_name
 
-#: How long the daemon may take to write back and let the image go.
+#: How long the daemon may take to write back and close the image.
 _END_S: Final = 60.0
 #: What a FUSE mount answers whose process is gone; the second to requests that the process had been asked.
 _DEAD: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED))

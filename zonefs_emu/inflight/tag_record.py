@@ -107,12 +107,12 @@ class TagRecord:
         self.slots[number] = at
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self.words.release()
         self._map.close()
 
     def remove(self) -> None:
-        """Let the file go for good: the device is gone."""
+        """Close and remove the file: the device is gone."""
         self.close()
         self.path.unlink(missing_ok=True)
 

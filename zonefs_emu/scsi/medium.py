@@ -41,7 +41,7 @@ from zonefs_emu.units import SECTOR_SHIFT, Sector
 _MAX_SECTORS: Final = inquiry.MAX_TRANSFER_BYTES >> SECTOR_SHIFT
 #: Read by VERIFY at once.
 _VERIFY_BYTES: Final = 1 << 20
-#: More than any transfer: "no boundary to look after".
+#: More than any transfer: no boundary is checked.
 _NO_BOUNDARY: Final = 1 << 64
 
 

@@ -154,7 +154,7 @@ class NvmeQueue(IoCommands):
         return int(h2c_data_max)
 
     def close(self) -> None:
-        """Close the connection without a word."""
+        """Close the connection without a message."""
         self.sock.close()
 
     def _read(self, length: int) -> bytes:
@@ -409,7 +409,7 @@ class NvmeHost(AdminCommands):
         return self.admin.call(opcode, nsid=nsid, cdws=cdws, data=data, room=room)
 
     def close(self) -> None:
-        """Close all queues without a word, as a host that dies."""
+        """Close all queues without a message, as a host does that crashes."""
         for queue in self._queues:
             queue.close()
 

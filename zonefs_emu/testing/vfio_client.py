@@ -80,7 +80,7 @@ class VfioClient:
             raise
 
     def close(self) -> None:
-        """Go away without a word, as a QEMU that dies."""
+        """Close the connection without a message, as a killed QEMU does."""
         self.sock.close()
         for fd in (self._fd, *self.interrupts):
             os.close(fd)

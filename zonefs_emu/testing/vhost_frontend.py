@@ -454,7 +454,7 @@ class Frontend:
         self.tell(Request.SET_INFLIGHT_FD, self._inflight, fds=(self._inflight_fd,), ack=False)
 
     def reconnect(self) -> None:
-        """Do what QEMU does when a back-end is there again: everything anew, with what the guest left as it is."""
+        """Connect and set up all rings again, as QEMU does when its back-end has restarted; guest memory stays."""
         self._socket.close()
         self._socket = self._connect()
         self._socket.settimeout(_TIMEOUT_SECONDS)
@@ -465,7 +465,7 @@ class Frontend:
         return self._socket.fileno()
 
     def disconnect(self) -> None:
-        """Close the socket without a word."""
+        """Close the socket without a message."""
         self._socket.close()
 
     def stop_queue(self, queue: FrontendQueue) -> int:

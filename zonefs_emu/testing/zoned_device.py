@@ -441,7 +441,7 @@ class DeviceUnderTest:
             yield target
 
     def close(self) -> None:
-        """End the daemon or let the image go; the files stay.
+        """End the daemon or close the image; the files stay.
 
         Raises:
             ZonedError: the daemon ended with an error, or the last flush failed.

@@ -106,7 +106,7 @@ class ControlDevice:
         self._call(Control.START_USER_RECOVERY, encode_control(device_id))
 
     def end_recovery(self, device_id: int) -> None:
-        """Let the device go on; its queues must be served."""
+        """Resume the device; its queues must be served."""
         self._call(Control.END_USER_RECOVERY, encode_control(device_id, data=os.getpid()))
 
     def devices(self) -> Iterator[DeviceInfo]:

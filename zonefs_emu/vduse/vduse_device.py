@@ -312,7 +312,7 @@ class _Loop(threading.Thread):
                 self._stop_queues()
             finally:
                 for record in self._records:
-                    # After a reset no request comes again, also if the reset itself fails: the driver begins anew.
+                    # No request from before a reset comes again, even if the reset fails: the driver starts over.
                     record[:] = bytes(len(record))
             self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:

@@ -40,7 +40,7 @@ class ServedClient(Protocol):
         ...
 
     def close(self) -> None:
-        """Let the client go."""
+        """Close the connection and release the client's memory."""
         ...
 
 

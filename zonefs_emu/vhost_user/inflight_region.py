@@ -33,7 +33,7 @@ class InflightRegion:
         }
 
     def close(self) -> None:
-        """Let the region go."""
+        """Release the mapping of the region."""
         self._map = None
 
     def record(self, queue_no: int, queue_size: int) -> memoryview | None:

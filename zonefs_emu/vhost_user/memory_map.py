@@ -33,7 +33,7 @@ class MemoryMap:
         }
 
     def close(self) -> None:
-        """Let the memory go now, not when the garbage collector finds it."""
+        """Unmap the memory now; the garbage collector would do so later."""
         self.memory = GuestMemory()
 
     def _map(self, region: MemoryRegion, fd: int) -> Region:

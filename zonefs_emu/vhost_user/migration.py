@@ -64,7 +64,7 @@ class Migration:
         }
 
     def close(self) -> None:
-        """Let the log go and end the thread of a stream that is on its way."""
+        """Release the log, and end the thread of a state transfer that is under way."""
         transfer, self._transfer, self._dirty_log = self._transfer, None, None
         if transfer is not None:
             transfer.end()

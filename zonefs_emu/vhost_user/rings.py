@@ -109,7 +109,7 @@ class Rings:
             queue.set_log(self._migration.active_log)
 
     def _restart(self) -> None:
-        """Let the rings that run go on in the memory that has taken the place of theirs."""
+        """Move running rings to the memory that replaced theirs."""
         for queue in self._queues:
             if queue.ring is not None:
                 self._stop(queue)

@@ -53,7 +53,7 @@ class QueueServer:
         #: All queues, whether they run or not.
         self.queues: Sequence[Virtqueue] = ()
         self.worker: Worker[int] = Worker(f"{virtio_device.name}-worker", virtio_device.port.device.sleep_ns)
-        # An injected delay of one request is not to hold up the queues of others.
+        # An injected delay of one request must not delay the other queues.
         virtio_device.port.defer = self.worker.defer
         contain = partial(virtio_device.port.device.unforeseen.contain, virtio_device.port.name)
         #: What the queues need of this server.

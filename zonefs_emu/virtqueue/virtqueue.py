@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Requests taken from the ring at once.
 BATCH: Final = 64
 #: An interrupt costs a guest as much as a request. Where requests come although the driver was not notified of those
-#: before, one notification stands for several, up to this many. It is held back for this time at most.
+#: before, one notification stands for several, up to this many. It is deferred for this time at most.
 _NOTIFY_MAX: Final = 16
 _HOLD_NS: Final = 50_000
 

@@ -23,16 +23,16 @@ _END_S: Final = 2.0
 class Worker(Generic[T]):
     """Runs functions one after the other on a thread of its own; *wake_fd* is readable when results are there.
 
-    A result may be held back (:meth:`defer`): it waits on a thread of its own, and the next function runs meanwhile.
+    A result may be deferred (:meth:`defer`): it waits on a thread of its own, and the next function runs meanwhile.
 
     Invariant: each job's callback is called, unless the worker is closed before. An exception of a job is its result.
     """
 
     def __init__(self, name: str, sleep_ns: Callable[[int], None]) -> None:
-        """Start the thread. *sleep_ns* is the clock that results are held back by."""
+        """Start the thread. *sleep_ns* is the clock of deferred results."""
         self._sleep_ns = sleep_ns
         self._late_ns = 0
-        #: Results that are held back, by the thread that waits for each.
+        #: Deferred results, by the thread that waits for each.
         self._deferred: dict[threading.Thread, tuple[T, Then[T]]] = {}
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._jobs: SimpleQueue[tuple[Callable[[], T], Then[T]] | None] = SimpleQueue()
@@ -85,7 +85,7 @@ class Worker(Generic[T]):
                 self._deliver(*held_back)
 
     def defer(self, duration_ns: int) -> None:
-        """Hold the result of the function that runs back for *duration_ns*; on any other thread, wait."""
+        """Defer the result of the running function by *duration_ns*; on any other thread, wait for that time."""
         if threading.current_thread() is self._thread:
             self._late_ns += duration_ns
         else:
@@ -108,7 +108,7 @@ class Worker(Generic[T]):
     def wait(self, condition: Callable[[], bool]) -> bool:
         """Collect until *condition* holds; False if the host's disk keeps a job for too long.
 
-        Results that are held back are delivered at once: a delay may be an hour long, and the caller is a guest that
+        Deferred results are delivered at once: a delay may be an hour long, and the caller is a guest that
         resets its device, or a daemon that ends. After :meth:`end_waiting` 2 s are left for all waits together.
         """
         deadline = time.monotonic() + _WAIT_S
