@@ -379,21 +379,24 @@ def test_power_cut_around_an_open_that_fails_where_only_both_tables_together_are
     world = World(MemoryBacking(memory))
     world.run("w1:2 w300:2 w599:2")
     world.image._checkpoint.compact(pack_words(*world.image.states))
-    world.run("Q")
-    expected = Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True).states
+    before = Image.load(MemoryBacking(bytearray(memory)), len(memory), NEXT_BOOT, readonly=True).states
+    # The process is killed, and what differs from the table lies in many sectors of it: a torn block is damaged.
+    world.run(" ".join(f"f{zone_no}" for zone_no in range(2, 600, 40)))
     for copy in (0, 1):
         memory[world.image.header.section(SectionKind.TABLE, copy).offset + copy * BLOCK_BYTES + 30] ^= 0xFF
+    after = Image.load(MemoryBacking(bytearray(memory)), len(memory), BOOT, readonly=True).states
+    assert before != after
     nr_failed = 0
     for fail_at in itertools.count():  # 0 never fails
         backing = FailsOnce(bytearray(memory), fail_at)
         with suppress(OSError):
-            Image.load(backing, len(memory), NEXT_BOOT)
+            Image.load(backing, len(memory), BOOT)
         if fail_at > backing.calls:
             break
         nr_failed += 1
-        for cut in backing.power_cuts(rng, limit=12):
-            after = Image.load(MemoryBacking(cut.content), len(memory), b"yet another boot", readonly=True)
-            assert after.states == expected, (fail_at, cut.position)
+        for cut in backing.power_cuts(rng, limit=24):
+            found = Image.load(MemoryBacking(cut.content), len(memory), NEXT_BOOT, readonly=True).states
+            assert found in (before, after), (fail_at, cut.position)
     assert nr_failed > 10
 
 

@@ -60,6 +60,24 @@ def test_a_save_that_fails_leaves_the_old_or_the_new_text(fail_at: int) -> None:
     assert section(memory)[1] == b"newer"
 
 
+def test_after_a_save_that_stopped_half_way_the_finished_copy_is_overwritten_last() -> None:
+    """The texts are so long that half of one is damaged."""
+    memory = fresh_memory()
+    section(memory)[0].save(b"old" * 6000, durably=True)
+    second = HEADER.section(SectionKind.FAULTS, 1 - section(memory)[0]._first)
+    end = second.offset + second.length
+    kept = bytes(memory[second.offset : end])
+    faults, _ = section(memory, fail_at=3)
+    with pytest.raises(OSError, match="Input/output error"):
+        faults.save(b"new" * 6000, durably=True)
+    memory[second.offset : end] = kept  # refused as a whole
+    assert isinstance(faults._backing, FailingBacking)
+    faults._backing.fail_at = faults._backing.calls + 1
+    with pytest.raises(OSError, match="Input/output error"):
+        faults.save(b"newer" * 4000, durably=True)
+    assert section(memory)[1] == b"new" * 6000
+
+
 def test_damage_in_both_copies_and_a_text_that_is_too_long() -> None:
     memory = fresh_memory()
     faults, _ = section(memory)

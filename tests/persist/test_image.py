@@ -36,18 +36,25 @@ from tests.requires import requires
 from tests.served import Served
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.port import Port
-from zonefs_emu.errors import CorruptImageError, ImageBusyError, PoisonedError, Status, UnsupportedVersionError
+from zonefs_emu.errors import (
+    CorruptImageError,
+    ImageBusyError,
+    ImageError,
+    PoisonedError,
+    Status,
+    UnsupportedVersionError,
+)
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import fresh_zones
 from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_header
 from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode, decode_state
 from zonefs_emu.persist.codec.words import pack_words
-from zonefs_emu.persist.image import LOST, EveryZone, Image
+from zonefs_emu.persist.image import LOST, EveryZone, Image, Stage
 from zonefs_emu.persist.metadata import create_image, initialize, read_header
 from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
@@ -193,6 +200,17 @@ class SyncsFail(MemoryBacking):
     def sync(self) -> None:
         if self.fails:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class PunchFails(MemoryBacking):
+    """Once *fails*, no space is given back."""
+
+    fails = False
+
+    def punch(self, offset: int, length: int) -> None:
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().punch(offset, length)
 
 
 @pytest.mark.parametrize("copy", [0, 1])
@@ -961,3 +979,130 @@ def test_many_zones_that_were_reset_may_all_be_written_after_one_flush() -> None
     assert all(device.image.has_pending_reset(zone_no) for zone_no in (0, PORTION_ZONES, geometry.nr_zones - 1))
     assert world.port.flush() is Status.OK
     assert not any(device.image.has_pending_reset(zone_no) for zone_no in range(geometry.nr_zones))
+
+
+# -- what those above and beside rely on -------------------------------------------------------------------------------
+
+
+def test_readers_share_an_image_unless_one_wants_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    create_image(path, GEOMETRY, uuid=UUID_OF_TESTS)
+    first = Image.open(path, readonly=True)
+    second = Image.open(path, readonly=True)
+    with pytest.raises(ImageBusyError):
+        Image.open(path, readonly=True, alone=True)
+    first.close()
+    second.close()
+    Image.open(path, readonly=True, alone=True).close()
+
+
+def test_the_error_of_an_image_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(b"no image" * 100_000)
+    with pytest.raises(ImageError) as raised:
+        Image.open(path)
+    assert raised.value.path == str(path)
+
+
+def test_the_stages_of_a_checkpoint_and_the_end_are_told_with_the_lock_held() -> None:
+    world = World(MemoryBacking(fresh_memory()))
+    image = world.image
+    told: list[tuple[object, bool]] = []
+    image.checkpoint_listener = lambda stage: told.append((stage, image.lock.locked()))
+    image.before_closing = lambda: told.append((image.poison, image.lock.locked()))
+    world.run("w1:1 f")
+    assert told == [(Stage.BEGUN, True), (Stage.DURABLE, True)]
+    told.clear()
+    world.run("w1:1 Q")
+    assert told == [(None, True), (Stage.BEGUN, True), (Stage.DURABLE, True)], "changes are still allowed then"
+
+
+@pytest.mark.parametrize("fills_the_journal", [False, True])
+def test_a_full_journal_and_a_record_keep_the_same_states(*, fills_the_journal: bool) -> None:
+    """Attributes too; a few zones have changed when the journal is full."""
+    geometry = replace(GEOMETRY, extension_bytes=64)
+    memory = fresh_memory(geometry)
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    for nr_done in itertools.count():
+        if image._checkpoint.epoch == 2 if fills_the_journal else nr_done == 2:
+            break
+        image.conds[1], image.wps[1], image.attributes[1] = Condition.CLOSED, nr_done % 5, Attribute.EXTENSION
+        image.publish(1)
+        image.conds[0] = Condition.NOT_WP
+        image.publish(0)  # has no state
+        image.flush()
+    for boot_id in (BOOT, NEXT_BOOT):
+        assert Image.load(MemoryBacking(memory), len(memory), boot_id, readonly=True).states == image.states
+
+
+def test_after_an_interrupted_command_the_next_checkpoint_covers_all_zones() -> None:
+    image = World(MemoryBacking(fresh_memory())).image
+    image.conds[2], image.wps[2] = Condition.CLOSED, 3
+    image.publish(2)
+    image.conds[3] = Condition.FULL  # interrupted before it was published
+    states = image.published()
+    assert (states.conds[2], states.wps[2], states.conds[3]) == (Condition.CLOSED, 3, Condition.EMPTY)
+    assert image._checkpoint.epoch == 1
+    image.flush()
+    assert image._checkpoint.epoch == 2
+
+
+def test_after_a_failed_write_the_live_table_is_believed_and_nothing_more_is_written() -> None:
+    memory = fresh_memory(replace(GEOMETRY, extension_bytes=64))
+    world = World(MemoryBacking(memory))
+    world.run("w1:2 f w1:1")
+    world.image.fail(OSError(errno.EIO, "Input/output error"), "data could not be written")
+    before = bytes(memory)
+    refusing: list[Callable[[], None]] = [
+        lambda: world.image.save_faults(b"text", durably=True),
+        lambda: world.image.save_extension(2, bytes(64)),
+        world.image.flush,
+    ]
+    for refused in refusing:
+        with pytest.raises(PoisonedError, match="data could not be written"):
+            refused()
+    assert memory == before
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert image.wps[1] == 3
+    assert image.recovery.endswith("every command that it had answered is here")
+
+
+def test_after_a_failure_to_give_space_back_the_live_table_is_believed() -> None:
+    memory = fresh_memory()
+    backing = PunchFails(memory)
+    world = World(backing)
+    world.run("w1:2 f r1 w2:3")
+    backing.fails = True
+    assert world.step("f") is Status.IO_ERROR
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT)
+    assert (image.wps[2], image.recovery.endswith("every command that it had answered is here")) == (3, True)
+
+
+@pytest.mark.parametrize("kind", [SectionKind.TABLE, SectionKind.JOURNAL])
+@pytest.mark.parametrize("copy", [0, 1])
+def test_opening_writes_a_new_table_if_one_copy_is_damaged(kind: SectionKind, copy: int) -> None:
+    memory = fresh_memory()
+    World(MemoryBacking(memory)).run("w1:2 f Q")
+    memory[HEADER.section(kind, copy).offset + 30] ^= 0xFF
+    world = World(MemoryBacking(memory))
+    assert world.image._checkpoint.epoch == 2
+    world.run("Q")
+    assert World(MemoryBacking(memory)).image._checkpoint.epoch == 2
+
+
+def test_an_image_that_is_only_read_is_not_looked_after() -> None:
+    memory = fresh_memory()
+    image = Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True)
+    for copy in (0, 1):
+        memory[HEADER.section(SectionKind.HEADER, copy).offset + 8] ^= 1
+    image.look_after()
+    assert not image.is_lost
+
+
+def test_the_version_of_the_faults_is_kept_with_them() -> None:
+    memory = fresh_memory()
+    image = World(MemoryBacking(memory)).image
+    image.faults_version = 5
+    image.save_faults(b"text", durably=True)
+    again = Image.load(MemoryBacking(memory), len(memory), BOOT, readonly=True)
+    assert (again.load_faults(), again.faults_version) == (b"text", 5)

@@ -22,6 +22,7 @@ def test_a_zone_keeps_its_largest_old_extent_until_a_checkpoint_covers_it() -> N
     wps = array("Q", bytes(8 * NR_ZONES))
     pending.clear([4, 5], wps, {4: 0, 5: 0}, lock=threading.Lock(), let_others_in=never)
     assert pending.zone_numbers() == [2 * PORTION_ZONES + 1]
+    assert pending._runs == {2}, "a run without old extents is not searched any more"
 
 
 def test_a_zone_that_was_reset_during_the_checkpoint_stays() -> None:
