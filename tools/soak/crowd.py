@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from tools.soak.daemon import ANSWER_SECONDS, BLK, FILES, LOADED, NVME, SCSI, VERBS, ZONE, Daemon
+from tools.soak.daemon import ANSWER_SECONDS, BLK, FILES, LOADED, NVME, SCSI, VERBS, VFIO, ZONE, Daemon
 from tools.soak.disk_loads import BlkLoad, ScsiLoad
 from tools.soak.harm import FaultLoad, GarbageLoad, HostileLoad
 from tools.soak.ledger import BLOCK_BYTES, Ledger
 from tools.soak.loads import FileLoad, Load, VerbLoad, asking
-from tools.soak.nvme_loads import HostileHostLoad, NvmeLoad
+from tools.soak.nvme_loads import HostileHostLoad, NvmeLoad, VfioLoad
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.testing.scsi_driver import FIRST_REQUEST_QUEUE
 
@@ -39,6 +39,7 @@ class Crowd:
             BlkLoad(daemon, "blk", seed, those(BLK), daemon.blk),
             ScsiLoad(daemon, "scsi", seed, those(SCSI), daemon.scsi),
             NvmeLoad(daemon, "nvme", seed, those(NVME)),
+            VfioLoad(daemon, "vfio", seed, those(VFIO)),
         ]
         if faulty:
             self.loads += [

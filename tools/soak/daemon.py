@@ -20,10 +20,10 @@ from zonefs_emu.model.geometry import Geometry
 
 ZONE: Final = 4096
 ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
-#: The super block lies in zone 0, zone 1 is for those that mean harm, and 100 are for the loads; fewer may be open than
+#: The super block lies in zone 0, zone 1 is for those that mean harm, and 120 are for the loads; fewer may be open than
 #: are written to. All are sequential, because NVMe knows no others.
 GEOMETRY: Final = Geometry(
-    size=102 * ZONE, zone_size=ZONE, zone_capacity=ZONE, block_size_bytes=BLOCK_BYTES,
+    size=122 * ZONE, zone_size=ZONE, zone_capacity=ZONE, block_size_bytes=BLOCK_BYTES,
     write_granularity=BLOCK_SECTORS, max_open_zones=6, max_append=ZONE,
 )  # fmt: skip
 #: The zone of the mount's first file.
@@ -33,7 +33,8 @@ VERBS: Final = range(22, 42)
 BLK: Final = range(42, 62)
 SCSI: Final = range(62, 82)
 NVME: Final = range(82, 102)
-LOADED: Final = (*FILES, *VERBS, *BLK, *SCSI, *NVME)
+VFIO: Final = range(102, 122)
+LOADED: Final = (*FILES, *VERBS, *BLK, *SCSI, *NVME, *VFIO)
 _START_SECONDS: Final = 60
 ANSWER_SECONDS: Final = 60
 PROGRAM: Final = (sys.executable, "-m", "zonefs_emu")
@@ -64,6 +65,8 @@ class Daemon:
         self.blk, self.scsi = directory / "blk.sock", directory / "scsi.sock"
         #: The same disks, for guests that mean harm.
         self.hostile_blk, self.hostile_scsi = directory / "hostile-blk.sock", directory / "hostile-scsi.sock"
+        #: The NVMe drive of a guest.
+        self.vfio = directory / "vfio.sock"
         #: Where the NVMe/TCP drive is, and the name of its subsystem; known once it is served.
         self.nvme = "127.0.0.1", 0
         self.nqn = ""
@@ -93,7 +96,7 @@ class Daemon:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
-        for path in (self.blk, self.scsi, self.hostile_blk, self.hostile_scsi):
+        for path in (self.blk, self.scsi, self.hostile_blk, self.hostile_scsi, self.vfio):
             path.unlink(missing_ok=True)
         program: Sequence[str] = PROGRAM
         environment = dict(os.environ)
@@ -108,6 +111,7 @@ class Daemon:
                     "--vhost-user-scsi", str(self.scsi), "--vhost-user-blk", str(self.hostile_blk),
                     "--vhost-user-scsi", str(self.hostile_scsi), "--mount", str(self.mountpoint),
                     "--mount-options", "errors=repair", "--nvme-tcp", f"{self.nvme[0]}:{self.nvme[1]}",
+                    "--vfio-user", str(self.vfio),
                 ],
                 stdout=output, stderr=log, env=environment,
             )  # fmt: skip

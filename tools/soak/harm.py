@@ -16,6 +16,7 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.scsi.commands import Opcode
 from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.testing.vhost_frontend import Frontend, FrontendQueue
+from zonefs_emu.vfio_user.vfio_messages import HEADER
 from zonefs_emu.virtio import blk_codec
 
 NR_FAULTS: Final = 12
@@ -74,7 +75,7 @@ class GarbageLoad(Load):
         rng = self.rng
         peer: socket.socket | None = None
         try:
-            path = rng.choice((None, self.target.blk, self.target.scsi))
+            path = rng.choice((None, self.target.blk, self.target.scsi, self.target.vfio))
             if path is None:
                 peer = rendezvous.connect(self.target.image)
             else:
@@ -99,9 +100,12 @@ class GarbageLoad(Load):
     def _words(self) -> bytes:
         rng = self.rng
         body = rng.randbytes(rng.choice((0, 1, 8, 40, 300)))
-        match rng.randrange(4):
+        match rng.randrange(5):
             case 0:
                 return body
+            case 3:  # a header of vfio-user: number, command, length, flags, error
+                size = rng.choice((HEADER.size + len(body), HEADER.size, rng.randrange(1 << 16)))
+                return HEADER.pack(rng.randrange(1 << 16), rng.randrange(24), size, rng.randrange(64), 0) + body
             case 1:  # a header of vhost-user: request, flags, length
                 words = (rng.randrange(48), rng.choice((1, 9, 5, 0)), rng.choice((len(body), rng.randrange(5000))))
                 return b"".join(word.to_bytes(4, "little") for word in words) + body

@@ -1,4 +1,4 @@
-"""Hosts of NVMe over TCP: one that knows what its zones hold, and one that means harm."""
+"""Hosts of NVMe over TCP: one that knows what its zones hold, and one that means harm; and a guest of vfio-user."""
 
 import os
 import socket
@@ -14,6 +14,7 @@ from zonefs_emu.nvme.controller import Register
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme_tcp.pdu import COMMON, PduType
 from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue, Reply
+from zonefs_emu.testing.vfio_client import NvmeGuest, PciQueue, VfioClient
 
 _NSID: Final = 1
 #: The answers to a command that faults and exceptions make fail.
@@ -50,7 +51,7 @@ class NvmeLoad(PluggedLoad):
     @staticmethod
     def _is_done(reply: Reply) -> bool:
         """Say whether it was done; all that faults make of a command is an error of the medium."""
-        assert not reply.status or reply.status in _FAILED, f"the NVMe/TCP drive answers {reply.status:03X}h"
+        assert not reply.status or reply.status in _FAILED, f"the NVMe drive answers {reply.status:03X}h"
         return not reply.status
 
     def read(self, zone: Ledger, first: int, count: int) -> bytes | None:
@@ -112,6 +113,56 @@ class NvmeLoad(PluggedLoad):
     def _look_at(self, reply: Reply) -> None:
         """Count a refusal of what the drive does not have as done."""
         self._note(done=reply.status not in _FAILED)
+
+
+class VfioLoad(NvmeLoad):
+    """A guest's driver at the vfio-user socket."""
+
+    _queue: PciQueue  # type: ignore[assignment]  # which takes the same commands
+
+    def __init__(self, daemon: Daemon, name: str, seed: int, ledgers: Sequence[Ledger]) -> None:
+        super().__init__(daemon, name, seed, ledgers)
+        self._client: VfioClient | None = None
+
+    def plug(self) -> None:
+        """Start as a virtual machine does, and create an I/O queue, with or without doorbells in memory."""
+        self._client = VfioClient(self.target.vfio)
+        self._guest = NvmeGuest(self._client)
+        if self.rng.random() < 0.5:
+            self._guest.set_shadow()
+        self._queue = self._guest.queue(1)
+
+    def unplug(self) -> None:
+        """Go away as a virtual machine that dies."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def look(self) -> None:
+        """Ask what Linux and its tools ask a drive, and for what it has not; now and then begin anew."""
+        guest, rng = self._guest, self.rng
+        match rng.randrange(6):
+            case 0:
+                command_set = rng.choice((0, 2))
+                self._look_at(
+                    guest.identify(rng.choice((0, 1, 2, 3, 5, 6, 8, 0x1C, 0x77)), nsid=1, command_set=command_set)
+                )
+            case 1:
+                self._look_at(guest.log(rng.choice((1, 2, 3, 5, 0xBF, 0x77)), room=rng.choice((64, 512, 4096))))
+            case 2:
+                self._look_at(
+                    guest.admin.call(AdminOpcode.GET_FEATURES, cdws=(rng.choice((1, 2, 6, 7, 0xB, 0xF, 0x77)),))
+                )
+            case 3:
+                self._look_at(self._queue.report(_NSID, 0, room=rng.choice((64, 4096, 16384))))
+            case 4:
+                guest.client.config(rng.choice((0, 4, 0x34)), 4)
+                guest.client.register(rng.choice((Register.CSTS, Register.CC)))
+                self.nr_done += 1
+            case _:
+                self.unplug()
+                self.plug()
+                self.nr_done += 1
 
 
 class HostileHostLoad(Load):

@@ -60,7 +60,6 @@ class VfioClient:
     def __init__(self, path: Path | socket.socket, *, handshake: bool = True) -> None:
         """Connect to *path*, or take over a connection; with *handshake*, do what QEMU does at its start."""
         self.sock = path if isinstance(path, socket.socket) else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_TIMEOUT_S)
         self._next_id = 0
         self._fd = os.memfd_create("guest")
         os.ftruncate(self._fd, MEMORY_BYTES)
@@ -70,7 +69,9 @@ class VfioClient:
         self.interrupts = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(17)]
         try:
             if self.sock is not path:
+                # Blocking, as QEMU does it: with a timeout, a queue that is full just now would be an error.
                 self.sock.connect(str(path))
+            self.sock.settimeout(_TIMEOUT_S)
             if handshake:
                 self.call(VfioCommand.VERSION, struct.pack("<HH", 0, 0) + b'{"capabilities":{}}\0')
                 self.map()
@@ -119,6 +120,12 @@ class VfioClient:
             return self.sock.recv(1) == b""
         except ConnectionResetError:
             return True  # it had not read all that was sent
+
+    def is_left(self) -> bool:
+        """Say whether the server has ended the connection."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLHUP)
+        return bool(poll.poll(0))
 
     def _read(self, nr_bytes: int) -> bytes:
         data = b""
@@ -285,11 +292,15 @@ class PciQueue(IoCommands):
         """Wait for the next completion.
 
         Raises:
-            TimeoutError: there is none.
+            TimeoutError: there is none. ConnectionError: the server has ended the connection, and there is none.
         """
         deadline = time.monotonic() + _TIMEOUT_S
         while (reply := self.take()) is None:
-            if not self.client.take_interrupt(self.number, 1) and time.monotonic() > deadline:
+            if self.client.take_interrupt(self.number, 0.1):
+                continue
+            if self.client.is_left():
+                raise ConnectionResetError
+            if time.monotonic() > deadline:
                 raise TimeoutError
         return reply
 
@@ -354,14 +365,19 @@ class NvmeGuest(AdminCommands):
         return admin.wait()
 
     def queue(self, number: int, size: int = 64) -> PciQueue:
-        """Create I/O queue *number*: a completion queue with an interrupt of its number, and a submission queue."""
-        asked = self.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.NR_QUEUES, 15 | 15 << 16))
-        assert not asked.status
+        """Create I/O queue *number*: a completion queue with an interrupt of its number, and a submission queue.
+
+        Raises:
+            ConnectionError: the drive refuses.
+        """
+        answers = [self.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.NR_QUEUES, 15 | 15 << 16))]
         queue = PciQueue(self.client, number, size)
-        created = self.create(AdminOpcode.CREATE_CQ, number, size, queue.cq, number << 16 | 0b11)
-        assert not created.status, f"{created.status:03X}h"
-        created = self.create(AdminOpcode.CREATE_SQ, number, size, queue.sq, number << 16 | 1)
-        assert not created.status, f"{created.status:03X}h"
+        answers.append(self.create(AdminOpcode.CREATE_CQ, number, size, queue.cq, number << 16 | 0b11))
+        answers.append(self.create(AdminOpcode.CREATE_SQ, number, size, queue.sq, number << 16 | 1))
+        refused = [f"{reply.status:03X}h" for reply in answers if reply.status]
+        if refused:
+            message = f"no queue, because the drive answers {refused[0]}"
+            raise ConnectionError(message)
         queue.shadow = self._shadow
         return queue
 
