@@ -475,7 +475,11 @@ def test_the_picture_of_the_readme_is_what_the_program_draws() -> None:
 
 
 #: What a sentence of the docs says if it promises that something is there after an accident.
-PROMISE: Final = re.compile(r"surviv|outliv|kill -9|killed at any|is killed|killing the process|power cut|power is cut")
+PROMISE: Final = re.compile(
+    r"surviv|outliv|kill -9|killed at any|is killed|killing the process|power cut|power is cut"
+    r"|after a (crash|restart|kill)|across restarts|before the restart|not overwritten before|is \*?lost\*?\b"
+    r"|last completed flush|process of the mount dies"
+)
 #: A link to the test that shows a promise: the path from docs/, and the name of the test.
 SHOWN: Final = re.compile(r'\]\(\.\./(tests/[a-z0-9_/]+\.py) "(test_[a-z0-9_]+)"\)')
 # Blocks that have such words and promise nothing, by their beginning, and why.
@@ -490,6 +494,13 @@ NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
         "The environment variable `ZONEFS_EMU_INTERNAL_ERRORS`": "on tests",
         "The port from before a power cut": "says what does not survive",
         "[examples/log_store.py]": "an example and its bug",
+        "| `intent_log` |": "a list of what each module does",
+        "| pending reset |": "a definition",
+        "| NO_SPACE |": "a definition; the section on a full host has the promise",
+        "| opening after a crash": "a list of steps; below it is what they promise",
+        "* **A file that is lost**": "on which thread notices",
+        "* **A file whose data is lost**": "on the cache of the kernel",
+        "* a fault is injected": "on which requests the compiled walker leaves to Python",
     }
 )
 

@@ -372,7 +372,7 @@ class FailsOnce(CrashBacking):
         super().sync()
 
 
-def test_power_cut_around_an_open_that_fails_where_only_both_tables_together_are_whole() -> None:
+def test_power_cut_around_an_open_that_fails_with_half_a_table_in_each_copy() -> None:
     """Each copy of the table has lost one of its two blocks, so neither may be overwritten before one is repaired."""
     rng = random.Random(3)
     memory = fresh_memory(WIDE_GEOMETRY)

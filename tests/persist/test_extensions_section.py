@@ -69,7 +69,7 @@ def test_it_is_there_after_a_power_cut_if_it_was_flushed() -> None:
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-def test_power_cuts_leave_one_extension_or_the_other_and_never_a_mixture(*, with_data: bool) -> None:
+def test_power_cuts_leave_one_extension_or_the_other(*, with_data: bool) -> None:
     """A zone gets an extension, and after a reset another one: each outcome is a state that it had since the flush."""
     backing = CrashBacking(memory())
     device = ZonedDevice(Image.load(backing, HEADER.file_bytes, BOOT))

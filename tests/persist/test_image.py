@@ -1047,7 +1047,7 @@ def test_after_an_interrupted_command_the_next_checkpoint_covers_all_zones() -> 
     assert image._checkpoint.epoch == 2
 
 
-def test_after_a_failed_write_the_live_table_is_believed_and_nothing_more_is_written() -> None:
+def test_after_a_failed_write_the_live_table_is_believed() -> None:
     memory = fresh_memory(replace(GEOMETRY, extension_bytes=64))
     world = World(MemoryBacking(memory))
     world.run("w1:2 f w1:1")
