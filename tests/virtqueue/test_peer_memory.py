@@ -40,6 +40,37 @@ def test_regions_that_are_no_whole_pages() -> None:
     os.close(fd)
 
 
+@pytest.mark.parametrize(
+    ("nr_pages", "part", "mapped"),
+    [
+        (8, (PAGE, 0), 4 * PAGE), (8, (4 * PAGE, 0), 4 * PAGE), (8, (4 * PAGE + 1, 0), 8 * PAGE),
+        (8, (PAGE, 4 * PAGE), 4 * PAGE), (8, (1, 5 * PAGE), 1), (8, (2 * PAGE, 5 * PAGE), 2 * PAGE),
+        (6, (PAGE, 0), PAGE),
+    ],
+)  # fmt: skip
+def test_huge_pages_are_mapped_as_wholes(
+    nr_pages: int, part: tuple[int, int], mapped: int, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that says that its pages have four times their size; a file or a beginning that is odd has usual ones."""
+    os.ftruncate(fd, nr_pages * PAGE)
+
+    class Statistics:
+        f_bsize = 4 * PAGE
+
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: Statistics)
+    assert len(PeerMemory().map(fd, *part)) == mapped
+
+
+def test_usual_pages_and_a_host_that_does_not_tell(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(PeerMemory().map(fd, PAGE + 1, 0)) == PAGE + 1
+
+    def refuse(_fd: int) -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "fstatvfs", refuse)
+    assert len(PeerMemory().map(fd, PAGE + 1, PAGE)) == PAGE + 1
+
+
 def test_the_first_access_to_what_was_cut_replaces_the_whole_mapping(fd: int) -> None:
     shared, other = PeerMemory(), PeerMemory()
     view, untouched = shared.view(fd, 8 * PAGE, 0), other.view(fd, PAGE, 0)
