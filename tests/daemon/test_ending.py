@@ -50,6 +50,7 @@ def in_time():
     with waiter.watching(came.set):
         print("ready", flush=True)
         came.wait()
+        sys.stdin.read()  # all signals have come: one after the context would end this process
     print("ended", waiter.came)
 
 def without_a_signal():
@@ -84,7 +85,8 @@ globals()[sys.argv[1]]()
 def run(name: str, number: signal.Signals | None = None) -> tuple[int, str, str]:
     """Run a function of the script, with a signal once it is ready; returns its exit code and what it said."""
     command = [sys.executable, "-c", SCRIPT, name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         if number is not None:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
