@@ -81,8 +81,11 @@ def daemon(fresh: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold *path* and answer verbs as a daemon does, on a thread: starting a process takes forty times as long."""
+def held(path: Path, *, timing: str = "none") -> Iterator[None]:
+    """Hold *path* and answer verbs as a daemon does, on a thread: starting a process takes forty times as long.
+
+    *timing*: that of the device.
+    """
     started = threading.Event()
     scope = trio.CancelScope()
     tokens: list[trio.lowlevel.TrioToken] = []
@@ -98,6 +101,7 @@ def held(path: Path) -> Iterator[None]:
         socket_path.unlink()
 
     device = ZonedDevice.open(path, owner="a test")
+    device.start_timing(timing)
     try:
         thread = threading.Thread(target=trio.run, args=(serve, device), name="daemon")
         thread.start()

@@ -67,8 +67,24 @@ def test_statistics() -> None:
     found = timing.statistics()
     assert (found["preset"], found["scale"], found["elapsed_ns"], found["busy_ns"]) == ("x", 2, 1000, 440)
     assert found["operations"] == {
-        "read": {"count": 2, "mean_ns": 200, "queueing_ns": 50, "service_ns": 150, "longest_ns": 300},
-        "reset": {"count": 1, "mean_ns": 40, "queueing_ns": 10, "service_ns": 30, "longest_ns": 40},
+        "read": {
+            "count": 2,
+            "total_ns": 400,
+            "waited_ns": 100,
+            "mean_ns": 200,
+            "queueing_ns": 50,
+            "service_ns": 150,
+            "longest_ns": 300,
+        },
+        "reset": {
+            "count": 1,
+            "total_ns": 40,
+            "waited_ns": 10,
+            "mean_ns": 40,
+            "queueing_ns": 10,
+            "service_ns": 30,
+            "longest_ns": 40,
+        },
     }
 
 

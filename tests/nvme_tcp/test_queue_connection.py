@@ -340,3 +340,26 @@ def test_any_commands_are_answered_or_end_their_connection(
             pass
         assert other.identify(1).status == 0
         assert other.queue(1).read(1, 0, 1, BLOCK).status == 0
+
+
+def test_a_timed_drive_answers_each_command_at_its_time(device: ZonedDevice) -> None:
+    """A reset of the drive takes 1.6 ms, a read 0.07 ms, and both a hundred times that here."""
+    device.start_timing("zn540", scale=100)
+    with serving(device) as target, target.host() as host:
+        queue = host.queue(1)
+        assert queue.append(1, ZONE, bytes(BLOCK), BLOCK).result == ZONE
+        slow = queue.send(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, 4))
+        quick = queue.send(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), room=BLOCK)
+        assert [queue.receive().cid for _ in range(2)] == [quick, slow]
+    assert device.timing is not None
+    assert device.timing.statistics()["answers"] == 3
+
+
+def test_a_delay_comes_on_top_of_the_time_of_the_drive(device: ZonedDevice) -> None:
+    device.start_timing("zn540")
+    device.inject(delay(300_000_000, nr_zones=1))
+    with serving(device) as target, target.host() as host:
+        queue = host.queue(1)
+        slow = queue.send(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), room=BLOCK)
+        fast = queue.send(IoOpcode.READ, nsid=1, cdws=(ZONE, 0, 0), room=BLOCK)
+        assert [queue.receive().cid for _ in range(2)] == [fast, slow]

@@ -30,7 +30,7 @@ FUA = 1 << 13
 class Driver:
     """Asks for one request after the other, as the kernel does."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, timing: str = "none") -> None:
         image = directory / "image"
         geometry = Geometry(
             size=8 * ZONE, zone_size=ZONE, zone_capacity=100, conventional=((0, 1),), write_granularity=4,
@@ -38,6 +38,7 @@ class Driver:
         )  # fmt: skip
         ZonedDevice.create(image, geometry, uuid=UUID(int=1))
         self.device = ZonedDevice.open(image)
+        self.device.start_timing(timing)
         self.port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
         self.record = TagRecord(directory / "records", device_tag=1, nr_tags=8, go_on=False)
@@ -337,3 +338,68 @@ def test_a_queue_that_the_kernel_refuses_ends_and_says_so(driver: Driver) -> Non
     assert ended.wait(60)
     queue.join()
     assert queue.failure is None or isinstance(queue.failure, OSError)
+
+
+class ManualAlarm:
+    """Rings when the test says so; here, as soon as the queue sleeps."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[[], object]] = []
+        self.is_set = threading.Event()
+
+    def at(self, due_ns: int, function: Callable[[], object]) -> None:
+        self.functions.append(function)
+        self.is_set.set()
+
+    def cut(self) -> None:
+        """Do nothing."""
+
+
+@pytest.fixture
+def timed_driver(tmp_path: Path) -> Iterator[Driver]:
+    made = Driver(tmp_path, timing="zn540")
+    yield made
+    made.record.close()
+    made.device.close()
+    os.close(made.fd)
+
+
+@pytest.mark.parametrize(
+    ("asked", "result"),
+    [
+        ((Request.READ, 4, ZONE), 2048),
+        ((Request.WRITE, 4, ZONE), 2048),
+        ((Request.ZONE_APPEND, 4, ZONE), 2048),
+        ((Request.ZONE_OPEN, 0, ZONE), 0),
+        ((Request.WRITE | FUA, 4, ZONE), 2048),
+    ],
+)
+def test_the_answer_of_a_timed_drive_waits_for_its_time(
+    timed_driver: Driver, asked: tuple[int, int, int], result: int
+) -> None:
+    driver, alarm = timed_driver, ManualAlarm()
+    assert driver.device.timing is not None
+    driver.device.timing.alarm = alarm  # type: ignore[assignment]  # a double
+    assert driver.port.intents is not None
+    os.ftruncate(driver.fd, buffer_offset(0, 8))
+    queue = IoQueue(driver.port, driver.port.intents, driver.fd, driver.record, number=0, depth=8, ended=lambda: None)
+    kernel = Kernel(driver, [asked, (Request.FLUSH, 0, 0)], 8)
+    plain_enter = kernel.enter
+    slots: list[int] = []
+
+    def enter(nr_wanted: int) -> None:
+        if nr_wanted and not slots:
+            assert alarm.is_set.wait(60)
+            assert not kernel.results, "it is not answered yet"
+            slots.append(driver.record.words[driver.record.slots[TAG]])
+            alarm.functions.pop()()
+        plain_enter(nr_wanted)
+
+    kernel.enter = enter  # type: ignore[method-assign]
+    queue._executor.begin()
+    kernel.serve(queue)
+    assert kernel.results == [result, 0]
+    assert len(slots) == 1
+    assert (slots[0] == FREE) == (asked[0] == Request.READ), "what changed something is in the record until then"
+    assert driver.record.words[driver.record.slots[TAG]] == FREE
+    assert driver.device.timing.statistics()["answers"] == 1

@@ -44,6 +44,10 @@ class Echo:
         assert self.go_on.wait(20)
         return self._answer(chain)
 
+    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
+        """Is asked where a queue is timed only."""
+        return arrival_ns
+
     def fail(self, chain: Chain) -> int:
         chain[2][0][0] = ord("!")
         return 1
@@ -268,6 +272,14 @@ def test_the_transport_gets_its_turn_while_a_ring_is_never_empty(bench: Bench) -
     bench.turn()
     assert not bench.server.stopping
     assert second.reap() == [number]
+
+
+def test_what_is_due_is_served_without_a_kick(bench: Bench) -> None:
+    """A queue that holds requests has taken them long ago, so that no kick comes."""
+    number = bench.lines[1].pair.add([b"a"], [1])
+    bench.server.ring_due()
+    bench.turn()
+    assert bench.lines[1].reap() == [number]
 
 
 def test_a_wake_after_the_end_is_nothing(device: ZonedDevice) -> None:

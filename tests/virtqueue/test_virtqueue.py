@@ -54,6 +54,10 @@ class Echo:
         chain[2][0][0] = chain[1][0][0]
         return 1
 
+    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
+        """Is asked where a queue is timed only."""
+        return arrival_ns
+
     def fail(self, chain: Chain) -> int:
         if not chain[2]:
             message = "no room"

@@ -15,6 +15,7 @@ was wrong; either comes with one sentence, never with a traceback. Layout:
     templates, lsblk_table  create --like
     simulated_files, workload_files, simulated_report, latency_picture
                             workloads of simulate, and their results
+    timing_lines            what stats, watch and why --slow say of a timing
     every other module      one verb (manage: the four zone management verbs)
 
 A verb does not know whether the image is held by a daemon: :mod:`zonefs_emu.front_ends.known` opens it either way.

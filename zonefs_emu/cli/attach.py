@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json
+from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json, timing_options
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.errors import UsageError
@@ -37,6 +37,7 @@ _QEMU: Final = (
 )
 @click.option("--queues", "nr_queues", metavar="N", type=click.IntRange(1, 16), default=1, help="Number of queues.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the device is there.")
+@timing_options
 @click.option("--list", "list_", is_flag=True, help="List what is attached.")
 @json_option
 def attach(
@@ -47,6 +48,8 @@ def attach(
     user: str,
     nr_queues: int,
     foreground: bool,
+    timing: str,
+    time_scale: float,
     list_: bool,
     as_json: bool,
 ) -> None:
@@ -78,7 +81,7 @@ def attach(
 
     def serve(ready: Callable[[], None]) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        known.run(image, [front_end], ready=ready, owner="zonefs-emu attach")
+        known.run(image, [front_end], ready=ready, owner="zonefs-emu attach", timing=(timing, time_scale))
 
     if foreground:
         serve(lambda: say(f"{image} is attached as {front_end.node}", err=True))

@@ -89,6 +89,8 @@ TEXT: Final = TextType()
 SIZE: Final = SizeType()
 #: Nothing is asked of a path beforehand: the operation on it says what is wrong, in one way for all verbs.
 FILE: Final = click.Path(path_type=Path, readable=False)
+#: The timing presets of zonefs_emu.model.timing.timing_presets, which is loaded where one is used.
+TIMINGS: Final = ("zn540", "smr-hm", "none")
 #: What FILE_OR_STREAM returns for a standard stream: this very object, and not a path that equals it.
 STREAM: Final = Path("-")
 
@@ -121,6 +123,18 @@ def record_option(function: _Function) -> _Function:
     return click.option(
         "--record", "record_file", metavar="FILE", type=FILE, help="Note every operation in the new FILE, for replay."
     )(function)
+
+
+def timing_options(function: _Function) -> _Function:
+    """Add the options --timing and --time-scale."""
+    function = click.option(
+        "--time-scale", type=click.FloatRange(0.001, 1_000_000), default=1.0, metavar="N",
+        help="Make the drive of --timing slower by this factor, for a host that cannot keep up with it.",
+    )(function)  # fmt: skip
+    return click.option(
+        "--timing", type=click.Choice(TIMINGS), default="none", show_default=True,
+        help="Answer as late as this drive would.",
+    )(function)  # fmt: skip
 
 
 def zone_option(function: _Function) -> _Function:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from zonefs_emu.cli.common import FILE, SIZE, image_argument, record_option, say
+from zonefs_emu.cli.common import FILE, SIZE, image_argument, record_option, say, timing_options
 from zonefs_emu.cli.create import create_image
 from zonefs_emu.cli.mkfs import format_image
 from zonefs_emu.daemon import rendezvous
@@ -32,6 +32,7 @@ from zonefs_emu.model.presets import build_geometry
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the mount is up.")
 @record_option
+@timing_options
 @click.option("--create", "size", type=SIZE, help="If IMG does not exist, create it with this size and make a zonefs.")
 def mount(
     *,
@@ -40,6 +41,8 @@ def mount(
     options: tuple[str, ...],
     foreground: bool,
     record_file: Path | None,
+    timing: str,
+    time_scale: float,
     size: int | None,
 ) -> None:
     """Mount the zonefs on IMG at the directory DIR: each zone is a file, by the rules of Linux' zonefs.
@@ -70,7 +73,7 @@ def mount(
         try:
             known.run(
                 image, [front_end], ready=ready, owner="zonefs-emu mount", record_file=record_file,
-                readonly=front_end.readonly,
+                readonly=front_end.readonly, timing=(timing, time_scale),
             )  # fmt: skip
         except OSError as error:
             if error.filename == str(image) and os.access(image, os.R_OK) and not os.access(image, os.W_OK):

@@ -14,7 +14,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, record_option, say
+from zonefs_emu.cli.common import FILE, record_option, say, timing_options
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
@@ -138,6 +138,7 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
 @click.option("--insecure", is_flag=True, help="Let other machines connect over NVMe/TCP, without authentication.")
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
+@timing_options
 @click.option("--mount-options", default="", metavar="OPTIONS", help="Options of that mount; see mount.")
 @click.option("--queues", "nr_queues", type=click.IntRange(1, 64), default=1, show_default=True, metavar="N",
               help="Queues of the virtio-blk disk.")  # fmt: skip
@@ -161,7 +162,8 @@ def serve(
     *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
     nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], host_keys: tuple[str, ...],
     controller_key: str, insecure: bool, directory: Path | None,
-    record_file: Path | None, mount_options: str, nr_queues: int, strict: bool, device: str,
+    record_file: Path | None, timing: str, time_scale: float, mount_options: str, nr_queues: int, strict: bool,
+    device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
 ) -> None:  # fmt: skip
     """Offer IMG to virtual machines at the socket SOCK, or to hosts over TCP, by any number of front-ends at once.
@@ -222,4 +224,12 @@ def serve(
                 click.echo(shlex.join(command))
 
     path, *others = images
-    known.run(path, front_ends, ready=ready, owner="zonefs-emu serve", record_file=record_file, others=others)
+    known.run(
+        path,
+        front_ends,
+        ready=ready,
+        owner="zonefs-emu serve",
+        record_file=record_file,
+        others=others,
+        timing=(timing, time_scale),
+    )

@@ -8,6 +8,7 @@ import click
 
 from zonefs_emu.cli.common import image_argument, info_of, json_option, say_json, say_lines
 from zonefs_emu.cli.info import front_end_lines, observers_off
+from zonefs_emu.cli.timing_lines import stats_lines
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import TOP_MAX
@@ -45,7 +46,8 @@ def stats(
       zonefs-emu stats small.img --openmetrics
 
     The counters last: they began when the image was created. A mounted file system adds what the kernel's zonefs shows
-    in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files.
+    in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files. With --timing
+    of mount, serve and attach: how busy the drive is, and how long commands queue and are served.
     """
     if zone_no is not None and top is not None:
         message = "--zone is about one zone and --top about all: give one of them"
@@ -79,6 +81,8 @@ def stats(
         click.echo(f"switched off: {text}", err=True)
     say_lines(_lines(reply["device"]))
     say_lines(front_end_lines(reply))
+    if "timing" in reply:
+        say_lines(stats_lines(reply["timing"]))
 
 
 def _lines(counters: Json) -> Iterator[str]:
@@ -97,4 +101,9 @@ def _openmetrics(reply: dict[str, Json], uuid: str, zone_no: int | None) -> Iter
         is_gauge = name.startswith("nr_")
         yield f"# TYPE {metric} {'gauge' if is_gauge else 'counter'}\n"
         yield f'{metric}{"" if is_gauge else "_total"}{{image="{uuid}"{zone}}} {value}\n'
+    timing = reply.get("timing")
+    if isinstance(timing, dict) and zone_no is None:
+        for name in ("busy_ns", "answers", "late_answers"):
+            yield f"# TYPE zonefs_emu_timing_{name} counter\n"
+            yield f'zonefs_emu_timing_{name}_total{{image="{uuid}"}} {timing[name]}\n'
     yield "# EOF\n"

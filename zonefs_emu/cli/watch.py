@@ -12,6 +12,7 @@ import click
 
 from zonefs_emu.cli.common import image_argument, info_of, number_of, say_lines, zones_of
 from zonefs_emu.cli.picture import terminal
+from zonefs_emu.cli.timing_lines import watch_line
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import printable
@@ -87,11 +88,16 @@ def _frame(
 ) -> tuple[dict[str, Json], list[str]]:
     """Return the counters now, and the lines of one picture."""
     info = info_of(target)
-    counters = call(target, {"verb": "stats"})[0]["device"]
+    reply = call(target, {"verb": "stats"})[0]
+    counters = reply["device"]
     assert isinstance(counters, dict)
+    timing = reply.get("timing")
     nr_zones = number_of(info, "nr_zones")
     size = shutil.get_terminal_size()
     lines = [f"{printable(name)}  {_limit(info, 'open')}, {_limit(info, 'active')}\n", *_rates(counters, before, now)]
+    if timing is not None:
+        counters["timing"] = timing
+        lines.append(watch_line(timing, before[1]["timing"]) if before is not None and "timing" in before[1] else "\n")
     lines.extend(terminal(zones_of(target), nr_zones=nr_zones, width=size.columns, colour=colour))
     return counters, lines
 

@@ -7,10 +7,12 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, json_option, json_text, number_of, say_json
+from zonefs_emu.cli.common import image_argument, json_option, json_text, number_of, say_json, say_lines
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import REFUSALS_MAX
+from zonefs_emu.device.timing import SLOWEST_MAX
+from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.5
@@ -27,12 +29,19 @@ _POLL_S: Final = 0.5
     show_default=True,
     help="How many, oldest first.",
 )
+@click.option(
+    "--slow",
+    metavar="N",
+    type=click.IntRange(1, SLOWEST_MAX),
+    help="The N slowest operations instead, and what they waited for; with --timing of mount, serve or attach.",
+)
 @click.option("--follow", is_flag=True, help="Go on with each new refusal, until interrupted.")
 @json_option
 def why(
     *,
     image: Path,
     count: int,
+    slow: int | None,
     follow: bool,
     as_json: bool,
 ) -> None:
@@ -42,10 +51,16 @@ def why(
     Examples:
       zonefs-emu why small.img -n 3
       zonefs-emu why small.img --follow
+      zonefs-emu why small.img --slow 5
 
     Front-ends flatten errors (a file system says EIO or EINVAL); the device remembers what was wrong, also after a
     restart. With --json and --follow there is one object a line.
     """
+    if slow is not None:
+        if follow:
+            raise UsageError("--slow and --follow exclude each other")
+        _say_slowest(image, slow, as_json=as_json)
+        return
     if follow:
         _follow(image, count, as_json=as_json)
         return
@@ -61,6 +76,17 @@ def why(
     for refusal in refusals:
         assert isinstance(refusal, dict)
         _say(refusal)
+
+
+def _say_slowest(image: Path, count: int, *, as_json: bool) -> None:
+    with open_target(image, readonly=True) as target:
+        reply, _ = call(target, {"verb": "why", "slow": count})
+    if as_json:
+        say_json(reply)
+        return
+    slowest = reply["slow"]
+    assert isinstance(slowest, list)
+    say_lines(f"{done['sentence']}\n" for done in slowest if isinstance(done, dict))
 
 
 def _say(refusal: dict[str, Json]) -> None:

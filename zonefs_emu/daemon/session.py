@@ -147,12 +147,15 @@ def run(
     record_file: Path | None = None,
     readonly: bool = False,
     others: Sequence[Path] = (),
+    timing: tuple[str, float] = ("none", 1.0),
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
 
     *others* are further images, which are held in the same way, each with a control socket of its own.
 
     *readonly*: no front-end writes, so the image need not be writable for this user.
+
+    *timing*: the preset of the drive that commands take as long as, and the factor by which it is slower.
 
     *ready* is called when all front-ends can be used. *owner* names this process to other processes that find the image
     busy. The operations of the device and their answers are recorded in the new file *record_file*, for ``replay``.
@@ -171,6 +174,7 @@ def run(
         for place in (path, *others):
             opened = devices[place] = _open(place, owner, readonly=readonly)
             held.callback(_close, opened, ending)
+            opened.start_timing(timing[0], scale=timing[1])
             opened.refusals.listener = _CauseLog(opened, extensions.explainer()).hear
         device = devices[path]
         if record_file is not None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.explainer import Explainer
@@ -28,6 +28,7 @@ from zonefs_emu.device.dump import dump
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rewind import rewind
+from zonefs_emu.device.timing import SLOWEST_MAX
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
@@ -231,6 +232,8 @@ class Verbs:
             return
         reply: dict[str, Json] = {"device": {**device.statistics()}, "front_ends": self._front_ends()}
         reply["observers_off"] = {**device.unforeseen.observers_off}
+        if device.timing is not None:
+            reply["timing"] = cast("Json", device.timing.statistics())
         if "top" in request:
             name = request.get("by", "resets")
             if not isinstance(name, str) or name.upper() not in Counter.__members__:
@@ -254,11 +257,33 @@ class Verbs:
             raise UsageError(message, exit_code=1)
 
     def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        if "slow" in request:
+            yield {"slow": self._slowest(fields.number(request, "slow", minimum=1, maximum=SLOWEST_MAX))}, b""
+            return
         count = fields.number(request, "count", minimum=1, maximum=REFUSALS_MAX, default=1)
         after = fields.number(request, "after", default=0)
         last = self._device.refusals.last(count, after=after)
         refusals: list[Json] = [self._refusal_record(refusal) for refusal in last]
         yield {"refusals": refusals}, b""
+
+    def _slowest(self, count: int) -> list[Json]:
+        timing = self._device.timing
+        if timing is None:
+            message = "its commands are not timed: mount, serve or attach it with --timing"
+            raise UsageError(message, exit_code=1)
+        return [
+            {
+                "operation": done.operation.name.lower(),
+                "zone_no": done.zone_no,
+                "nr_sectors": done.nr_sectors,
+                "begin_ns": done.begin_ns,
+                "latency_ns": done.latency_ns,
+                "waited_for": done.waited_for.value,
+                "waited_ns": done.waited_ns,
+                "sentence": str(done),
+            }
+            for done in timing.slowest(count)
+        ]
 
     def _refusal_record(self, refusal: Refusal) -> dict[str, Json]:
         holders: list[Json] = list(refusal.holders)

@@ -157,11 +157,14 @@ class DeviceCore:
         self._delays_cut.wait(duration_ns / 1e9)
 
     def stop_waiting(self) -> None:
-        """Cut injected delays short from now on, those under way and those to come: the process is about to end.
+        """Cut injected delays, and answers that a timing holds, short from now on: the process is about to end.
 
-        A delay may be an hour long, and the end of a daemon waits for the commands that are under way.
+        That is so of those under way and those to come. A delay may be an hour long, and the end of a daemon waits for
+        the commands that are under way.
         """
         self._delays_cut.set()
+        if self.timing is not None:
+            self.timing.alarm.cut()
 
     # -- the end ----------------------------------------------------------------------------------------------
 

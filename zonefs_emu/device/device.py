@@ -27,7 +27,6 @@ from zonefs_emu.device.timing import Timing
 from zonefs_emu.device.zone_states import load_zones, power_cycle, save_zones
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.timing.timing_presets import find_preset, make_timing
 from zonefs_emu.model.transitions import Dialect
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.metadata import create_image
@@ -107,6 +106,9 @@ class ZonedDevice(DeviceCore):
         Raises:
             UsageError: there is no such preset.
         """
+        # Few processes ask for it, and all would load the models.
+        from zonefs_emu.model.timing.timing_presets import find_preset, make_timing  # noqa: PLC0415
+
         parameters = find_preset(preset)
         if parameters is None:
             return None

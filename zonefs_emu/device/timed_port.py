@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from zonefs_emu.device.alarm import Alarm, HeldAnswer
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.errors import Status
@@ -19,6 +20,8 @@ from zonefs_emu.units import Sector
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+#: A longer request is refused by every protocol, or its time is not worth computing.
+_SECTORS_MAX: Final = 1 << 17
 #: Zones of one command that are timed each; those beyond take as long as these on average. A reset of a million zones
 #: would take seconds to compute otherwise.
 _ZONES_MAX: Final = 1024
@@ -37,11 +40,24 @@ class TimedPort(FaultyPort):
 
     is_held = True
 
+    def clock(self) -> int:
+        """Return the time that answers are held by, in nanoseconds."""
+        return self._timing.clock()
+
+    @property
+    def alarm(self) -> Alarm:
+        """What wakes a front-end that holds answers."""
+        return self._timing.alarm
+
     def __init__(self, device: DeviceCore, name: str, dialect: Dialect, **options: Any) -> None:  # noqa: ANN401
         """Use :meth:`ZonedDevice.port`. *options* are those of the other classes of a port that is more than this."""
         super().__init__(device, name, dialect, **options)
         assert device.timing is not None
         self._timing = device.timing
+        #: Called with (due, arrival) on the clock, where the front-end is itself able to answer when that is due.
+        self.hold: Callable[[int, int], object] | None = None
+        #: For :attr:`hold`: of each thread, when what it has carried out is to be answered.
+        self.held = HeldAnswer()
         # Of each thread: when the operation that it is carrying out was let through by the faults.
         self._struck_ns = threading.local()
 
@@ -72,19 +88,19 @@ class TimedPort(FaultyPort):
         return self._managed(operation, range(first, end), partial(super()._manage, operation, sector, nr_zones))
 
     def _manage_all(self, operation: Operation) -> Status:
-        conds = bytes(self._machine.conds)
-        touched = [zone_no for zone_no, cond in enumerate(conds) if cond not in _UNTOUCHED]
-        return self._managed(operation, touched, partial(super()._manage_all, operation))
+        return self._managed(operation, self._touched(), partial(super()._manage_all, operation))
+
+    def _touched(self) -> Sequence[int]:
+        """Return the zones on which an operation on all zones has work."""
+        return [zone_no for zone_no, cond in enumerate(bytes(self._machine.conds)) if cond not in _UNTOUCHED]
 
     def _managed(self, operation: Operation, zones: Sequence[int], command: Callable[[], Status]) -> Status:
         arrival_ns = self._timing.clock()
-        states = [(zone_no, self._state(zone_no)) for zone_no in zones[:_ZONES_MAX]]
+        states = self._states(zones)
         status = command()
         if not status and self.is_held and states:
             arrival_ns = self._arrival_ns(arrival_ns)
-            size = self.geometry.zone_size
-            due_ns = max(self._ask(operation, zone_no * size, 0, state, arrival_ns) for zone_no, state in states)
-            self._hold(arrival_ns + (due_ns - arrival_ns) * len(zones) // len(states), arrival_ns)
+            self._hold(self._ask_zones(operation, zones, arrival_ns, states), arrival_ns)
         return status
 
     def _struck(
@@ -105,8 +121,18 @@ class TimedPort(FaultyPort):
         return getattr(self._struck_ns, "now", arrival_ns) if self._faults else arrival_ns
 
     def due_ns(self, operation: Operation, sector: Sector, nr_sectors: int, arrival_ns: int) -> int:
-        """Return when an operation that has arrived and is still to be carried out is to be answered, on the clock."""
-        return self._ask(operation, sector, nr_sectors, self._state(sector // self.geometry.zone_size), arrival_ns)
+        """Return when an operation that has arrived and is still to be carried out is to be answered, on the clock.
+
+        Nobody has looked at it yet: one that will be refused for where it is, or how long, is answered at once.
+        """
+        zone_no = sector // self.geometry.zone_size
+        if zone_no >= self.geometry.nr_zones or nr_sectors > _SECTORS_MAX:
+            return arrival_ns
+        return self._ask(operation, sector, nr_sectors, self._state(zone_no), arrival_ns)
+
+    def due_all_ns(self, operation: Operation, arrival_ns: int) -> int:
+        """Return the same for an operation on all zones."""
+        return self._ask_zones(operation, self._touched(), arrival_ns)
 
     def _state(self, zone_no: int) -> tuple[int, int]:
         """Return the condition of *zone_no* and how many sectors of it are written; without the lock, as reads do."""
@@ -122,8 +148,33 @@ class TimedPort(FaultyPort):
             operation, zone_no, sector, nr_sectors, cond=cond, written_sectors=written_sectors, arrival_ns=arrival_ns
         )
 
+    def answered(self, due_ns: int, arrival_ns: int) -> None:
+        """Note that an answer that was held until *due_ns* is given now."""
+        self._timing.answered(due_ns, arrival_ns, self._timing.clock())
+
+    def _states(self, zones: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+        return [(zone_no, self._state(zone_no)) for zone_no in zones[:_ZONES_MAX]]
+
+    def _ask_zones(
+        self,
+        operation: Operation,
+        zones: Sequence[int],
+        arrival_ns: int,
+        states: Sequence[tuple[int, tuple[int, int]]] = (),
+    ) -> int:
+        """Return when *operation* on *zones* is answered; *states*: those before it, of the first of them."""
+        states = states or self._states(zones)
+        if not states:
+            return arrival_ns
+        size = self.geometry.zone_size
+        due_ns = max(self._ask(operation, zone_no * size, 0, state, arrival_ns) for zone_no, state in states)
+        return arrival_ns + (due_ns - arrival_ns) * len(zones) // len(states)
+
     def _hold(self, due_ns: int, arrival_ns: int) -> None:
         """Have the answer wait until *due_ns*: by the front-end where it can do so, else here."""
+        if self.hold is not None:
+            self.hold(due_ns, arrival_ns)
+            return
         timing = self._timing
         now_ns = timing.clock()
         if now_ns < due_ns:

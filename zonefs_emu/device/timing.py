@@ -8,9 +8,10 @@ import heapq
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from zonefs_emu.device.alarm import Alarm
 from zonefs_emu.model.timing.waits import DriveTiming, Wait
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
@@ -64,10 +65,12 @@ class OperationTimes:
         self.longest_ns = 0
 
     def as_dict(self) -> dict[str, int]:
-        """Return count, means and the longest; the mean latency is that of queueing and service together."""
+        """Return sums, means and the longest; the mean latency is that of queueing and service together."""
         count = max(self.count, 1)
         return {
             "count": self.count,
+            "total_ns": self.total_ns,
+            "waited_ns": self.waited_ns,
             "mean_ns": self.total_ns // count,
             "queueing_ns": self.waited_ns // count,
             "service_ns": (self.total_ns - self.waited_ns) // count,
@@ -83,6 +86,8 @@ class Timing:
         self.scale = scale
         #: What the time is, in nanoseconds.
         self.clock = clock
+        #: What wakes front-ends that hold answers; for a clock that is the host's.
+        self.alarm = Alarm()
         self._model = model
         self._lock = threading.Lock()
         self._origin_ns = clock()
@@ -179,7 +184,7 @@ class Timing:
         with self._lock:
             return heapq.nlargest(count, self._slowest)
 
-    def statistics(self) -> dict[str, object]:
+    def statistics(self) -> Mapping[str, str | float | Mapping[str, Mapping[str, int]]]:
         """Return all figures by name; times in nanoseconds of the drive, those of late answers of the clock.
 
         *busy_ns* of *elapsed_ns* is the utilisation; it may be ahead of the time, as work is counted when it begins.

@@ -49,6 +49,7 @@ def run(
     record_file: Path | None = None,
     readonly: bool = False,
     others: Sequence[Path] = (),
+    timing: tuple[str, float] = ("none", 1.0),
 ) -> None:
     """Run *front_ends* on the image *path*; see :func:`zonefs_emu.daemon.session.run`."""
     # Loads the event loop, which an image without a daemon does not need.
@@ -56,5 +57,5 @@ def run(
 
     session.run(
         path, front_ends, EXTENSIONS, ready=ready, owner=owner, record_file=record_file, readonly=readonly,
-        others=others,
+        others=others, timing=timing,
     )  # fmt: skip

@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.fs.boundary import ContainedOperations
 from zonefs_emu.fs.errnos import FileError
 from zonefs_emu.fs.files import Handle, Node, ZoneFile
@@ -57,6 +58,9 @@ class ZonefsOperations(ContainedOperations):
         self._late_ns = 0
         self._thread = threading.get_ident()
         volume.port.defer = self._defer
+        self._timed = volume.port if isinstance(volume.port, TimedPort) else None
+        if self._timed is not None:
+            self._timed.hold = self._hold
         #: Called when a handle that can write has been closed.
         self.on_writer_gone: Callable[[], None] = _nothing
         #: Called between the kernel's first request and its answer.
@@ -86,6 +90,12 @@ class ZonefsOperations(ContainedOperations):
         else:
             self.volume.port.device.sleep_ns(duration_ns)
 
+    def _hold(self, due_ns: int, arrival_ns: int) -> None:
+        """Note when the request in progress is to be answered, as the drive's timing says."""
+        assert self._timed is not None
+        self._timed.held.hold(due_ns, arrival_ns)
+        self._late_ns = max(self._late_ns, 1)
+
     async def _wait_deferred(self) -> None:
         """Keep an answer back for as long as the request was delayed.
 
@@ -93,7 +103,16 @@ class ZonefsOperations(ContainedOperations):
         had to wait for something else first, the delay may fall on one that came meanwhile.
         """
         duration_ns, self._late_ns = self._late_ns, 0
-        await trio.sleep(duration_ns / 1e9)
+        port = self._timed
+        due_ns, arrival_ns = (0, 0) if port is None else port.held.take()
+        if port is None or not due_ns:
+            await trio.sleep(duration_ns / 1e9)
+            return
+        answer = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        port.alarm.at(due_ns + duration_ns, lambda: token.run_sync_soon(answer.set))
+        await answer.wait()
+        port.answered(due_ns + duration_ns, arrival_ns)
 
     # -- names ------------------------------------------------------------------------------------------------
 

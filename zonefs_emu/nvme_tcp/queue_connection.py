@@ -20,6 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from zonefs_emu.device.alarm import HeldAnswer
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
 from zonefs_emu.nvme.controller import Controller
@@ -102,8 +104,10 @@ class Connection:
         self._authentication: Authentication | None = None
         #: When the connection is ended, if its host is not admitted by then; None: it is.
         self._deadline_ns: int | None = None
-        #: Answers that injected delays defer: (due, number, parts).
-        self._delayed: list[tuple[int, int, list[bytes | memoryview]]] = []
+        self._held = HeldAnswer()
+        #: Answers that injected delays or a drive's timing hold back: (due, number, parts, when the timing's arrived).
+        self._delayed: list[tuple[int, int, list[bytes | memoryview], int]] = []
+        self._timed: TimedPort | None = None
         self._nr_delayed = 0
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         #: Keeps :meth:`wake` from writing to a descriptor that is closed, and another file's by then.
@@ -457,6 +461,9 @@ class Connection:
                 self._namespaces = self.controller.namespaces_of_queue()
                 for namespace in self._namespaces.values():
                     namespace.port.defer = self.defer
+                    if isinstance(namespace.port, TimedPort):
+                        namespace.port.hold = self._held.hold
+                        self._timed = namespace.port
             else:
                 self.controller.wake = self.wake
         self._respond(command, answer)
@@ -513,12 +520,27 @@ class Connection:
 
     def _queue(self, parts: list[bytes | memoryview]) -> None:
         delay_ns, self._delay_ns = self._delay_ns, 0
-        if delay_ns:
+        if delay_ns or self._timed is not None:
+            self._hold(parts, delay_ns)
+            return
+        self._out += parts
+        self._out_bytes += sum(map(len, parts))
+
+    def _hold(self, parts: list[bytes | memoryview], delay_ns: int) -> None:
+        """Send *parts* when the command's delay is over, and when the drive would answer; at once if it has neither."""
+        held_ns, arrival_ns = self._held.take()
+        now_ns = time.monotonic_ns()
+        due_ns = max(held_ns, now_ns) + delay_ns
+        if due_ns > now_ns:
             if len(self._delayed) >= self._sq_size:
                 raise PduError(Fatal.LIMIT_EXCEEDED, COMMON_BYTES, "more commands than the queue has entries")
             self._nr_delayed += 1
-            heapq.heappush(self._delayed, (time.monotonic_ns() + delay_ns, self._nr_delayed, parts))
+            heapq.heappush(self._delayed, (due_ns, self._nr_delayed, parts, arrival_ns))
+            if self._timed is not None:
+                self._timed.alarm.at(due_ns, self.wake)
             return
+        if held_ns and self._timed is not None:
+            self._timed.answered(held_ns, arrival_ns)
         self._out += parts
         self._out_bytes += sum(map(len, parts))
 
@@ -526,7 +548,11 @@ class Connection:
         """Queue delayed answers whose time has come, and events."""
         now_ns = time.monotonic_ns()
         while self._delayed and self._delayed[0][0] <= now_ns:
-            self._queue(heapq.heappop(self._delayed)[2])
+            due_ns, _, parts, arrival_ns = heapq.heappop(self._delayed)
+            if arrival_ns and self._timed is not None:
+                self._timed.answered(due_ns, arrival_ns)
+            self._out += parts
+            self._out_bytes += sum(map(len, parts))
         if self._is_admin and self.controller is not None:
             for cid, answer in self.controller.due_events():
                 self._queue([self._framing.response(answer.result, self._sq_head, 0, cid, answer.status_field)])

@@ -23,6 +23,7 @@ from typing import Final
 
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.device.port import Port
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.transitions import Operation
@@ -180,6 +181,10 @@ def _describe(operation: int, count: int, sector: int) -> str:
     return f"{name} of {count} {'zones' if operation == Request.REPORT_ZONES else 'sectors'} at sector {sector}"
 
 
+class _HeldAnswerError(Exception):
+    """The answer to the request that was carried out waits: an exception costs the others nothing."""
+
+
 class IoQueue(threading.Thread):
     """One queue of the device, served by this thread from start() until the kernel aborts all its tags."""
 
@@ -197,6 +202,9 @@ class IoQueue(threading.Thread):
         """Prepare to serve queue *number* of the character device open as *node_fd*; *ended* is called at the end."""
         super().__init__(name=f"ublk-queue-{number}", daemon=True)
         self._port = port
+        self._timed = port if isinstance(port, TimedPort) else None
+        if self._timed is not None:
+            self._timed.hold = self._timed.held.hold
         self._intents = intents
         self._fd = node_fd
         self._number = number
@@ -204,6 +212,7 @@ class IoQueue(threading.Thread):
         self._record = record
         self._ended = ended
         self._executor = Executor(port, intents, node_fd, record, queue_number=number, depth=depth)
+        self._execute = self._executor.execute if self._timed is None else self._execute_timed
         self._slow_executor = Executor(port, intents, node_fd, record, queue_number=number, depth=depth)
         # A shared mapping of the kernel's request descriptors, 24 bytes a tag.
         page_bytes = mmap.PAGESIZE
@@ -214,6 +223,9 @@ class IoQueue(threading.Thread):
         self._slow_done: deque[tuple[int, int, int]] = deque()
         self._slow_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._slow_thread = threading.Thread(target=self._work_slowly, name=f"ublk-flush-{number}", daemon=True)
+        #: Keeps an alarm from writing to a descriptor that is closed, and another file's by then.
+        self._waking = threading.Lock()
+        self._is_over = False
         #: Requests answered.
         self.requests = 0
         #: Why the queue ended, if the kernel did not end it.
@@ -242,7 +254,9 @@ class IoQueue(threading.Thread):
         if self._slow_thread.is_alive():
             log.warning("ublk queue %d: a request that waits for the host's disk is left behind", self._number)
             return
-        os.close(self._slow_wake)
+        with self._waking:
+            self._is_over = True
+            os.close(self._slow_wake)
         # The mapping holds the character device open, and a device that is open cannot be deleted.
         self._descriptors.close()
 
@@ -263,7 +277,7 @@ class IoQueue(threading.Thread):
 
     def _serve_requests(self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]") -> None:
         executor, depth, slow_wake = self._executor, self._depth, self._slow_wake
-        execute, may_wait, push = executor.execute, self._may_wait, ring.push
+        execute, may_wait, push = self._execute, self._may_wait, ring.push
         descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
         words, slots, base = self._record.words, self._record.slots, self._number * depth
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
@@ -312,11 +326,43 @@ class IoQueue(threading.Thread):
                             continue
                         to_free.append(tag)
                     result = execute(tag, op_flags, count, sector)
+                except _HeldAnswerError:
+                    if operation != _READ:
+                        to_free.pop()  # its slot is free when it is answered
+                    continue
                 except Exception as error:  # the boundary of a request
                     result = executor.contain(op_flags, count, sector, error)
                 results[tag * result_words + _RESULT_WORD] = result
                 landed[tag * landed_words + _LANDED_WORD] = executor.landed if operation == _APPEND else 0
                 push(tag)
+
+    def _execute_timed(self, tag: int, op_flags: int, count: int, sector: int) -> int:
+        """Carry out a request, whose answer waits if a real drive would give it later.
+
+        Raises:
+            _HeldAnswerError: it waits.
+        """
+        result = self._executor.execute(tag, op_flags, count, sector)
+        if self._hold(tag, result, self._executor.landed if op_flags & 0xFF == _APPEND else 0):
+            raise _HeldAnswerError
+        return result
+
+    def _hold(self, tag: int, result: int, landed: int) -> bool:
+        """Have the answer of request *tag*, which this thread has carried out, wait if it is to; True if it does."""
+        port = self._timed
+        due_ns, arrival_ns = (0, 0) if port is None else port.held.take()
+        if port is None or not due_ns:
+            return False
+
+        def answer() -> None:
+            port.answered(due_ns, arrival_ns)
+            self._slow_done.append((tag, result, landed))
+            with self._waking:
+                if not self._is_over:
+                    os.eventfd_write(self._slow_wake, 1)
+
+        port.alarm.at(due_ns, answer)
+        return True
 
     def _may_wait(self, op_flags: int, count: int, sector: int) -> bool:
         """Say whether a request, no read, may wait for the host's disk."""
@@ -338,5 +384,7 @@ class IoQueue(threading.Thread):
                 result = executor.execute(tag, op_flags, count, sector)
             except Exception as error:  # the boundary of a request
                 result = executor.contain(op_flags, count, sector, error)
-            self._slow_done.append((tag, result, executor.landed if op_flags & 0xFF == _APPEND else 0))
-            os.eventfd_write(self._slow_wake, 1)
+            landed = executor.landed if op_flags & 0xFF == _APPEND else 0
+            if not self._hold(tag, result, landed):
+                self._slow_done.append((tag, result, landed))
+                os.eventfd_write(self._slow_wake, 1)

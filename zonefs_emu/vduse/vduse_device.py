@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import PeerError, UsageError
 from zonefs_emu.inflight.record_file import map_record_file
 from zonefs_emu.inflight.ring_record import record_bytes
@@ -38,6 +39,7 @@ from zonefs_emu.virtio.blk_config import BlkOptions
 from zonefs_emu.virtqueue.blk_device import BlkDevice
 from zonefs_emu.virtqueue.peer_memory import LOST, PeerMemory
 from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.timed_virtqueue import TimedVirtqueue, time_queues
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
 QUEUE_SIZE: Final = 128
@@ -65,6 +67,10 @@ class VduseQueue(Virtqueue):
         # Fails while the driver is being reset; it waits for no request then.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.device_fd, protocol.VQ_INJECT_IRQ, protocol.encode_index(self.index))
+
+
+class TimedVduseQueue(VduseQueue, TimedVirtqueue):
+    """The same, whose requests take as long as on a real drive."""
 
 
 class VduseDevice:
@@ -203,8 +209,9 @@ class _Loop(threading.Thread):
         #: The driver's memory, which may be a virtual machine's.
         self._shared = PeerMemory()
         self.queues: list[VduseQueue] = []
+        queue_type = TimedVduseQueue if isinstance(virtio_device.port, TimedPort) else VduseQueue
         for index in range(virtio_device.nr_queues):
-            queue = VduseQueue(
+            queue = queue_type(
                 index, virtio_device.intents, virtio_device.handler(index), server.service,
                 faults=virtio_device.port.device.faults.faults, shared=self._shared,
             )  # fmt: skip
@@ -212,6 +219,7 @@ class _Loop(threading.Thread):
             queue.kick_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             server.watch_kicks(queue)
             self.queues.append(queue)
+        time_queues(self.queues, virtio_device.port, server.ring_due)
         server.queues = self.queues
         server.watch(fd, self._take_message)
         #: The memory has moved while rings were served.

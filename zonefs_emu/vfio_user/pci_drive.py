@@ -124,7 +124,9 @@ class PciDrive:
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
         first: ZonedDevice = devices[0]
-        self._faults = [device.faults for device in devices]
+        #: What may keep an answer back, which is for the worker: injected faults, and the timing of a drive.
+        self._delaying: list[object] = [device.faults for device in devices]
+        self._delaying += [device.timing for device in devices]
         self._worker: Worker[Answer] = Worker("nvme-worker", first.sleep_ns)
         self._queues = QueueSet(memory, record, self._map)
         self._sqs = self._queues.sqs
@@ -532,8 +534,7 @@ class PciDrive:
         ring = queue.ring
         assert ring is not None
         ring.start_request(0, ())
-        # An injected fault may be a delay, which is for the worker.
-        if any(self._faults) or namespace.may_wait(command):
+        if any(self._delaying) or namespace.may_wait(command):
             self._hand_over(queue, command, partial(_execute_logged, ring, namespace, command, buffers))
             return None
         answer = _execute_logged(ring, namespace, command, buffers)

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
 from zonefs_emu.vhost_user.configuration import Configuration
@@ -36,6 +37,7 @@ from zonefs_emu.vhost_user.migration import Migration
 from zonefs_emu.vhost_user.rings import Rings
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.queue_server import QueueServer
+from zonefs_emu.virtqueue.timed_virtqueue import TimedVirtqueue, time_queues
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 from zonefs_emu.virtqueue.virtqueue import Virtqueue
 
@@ -54,8 +56,10 @@ class Dispatcher:
         self._server = server
         #: All memory that the front-end shares; once some of it is lost, the connection is to end.
         self.shared = PeerMemory()
+        port = virtio_device.port
+        queue_type = TimedVirtqueue if isinstance(port, TimedPort) else Virtqueue
         self.queues = [
-            Virtqueue(
+            queue_type(
                 index,
                 virtio_device.intents,
                 virtio_device.handler(index),
@@ -66,6 +70,7 @@ class Dispatcher:
             )
             for index in range(virtio_device.nr_queues)
         ]
+        time_queues(self.queues, port, server.ring_due)
         self._status = 0
         self._features = AcceptedFeatures(virtio_device)
         self._memory = MemoryMap(self.shared)

@@ -72,6 +72,8 @@ class QueueServer:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.watch(self._wake_fd, partial(os.eventfd_read, self._wake_fd))
         self.watch(self.worker.wake_fd, self._collect)
+        self._due_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.watch(self._due_fd, self._activate_due)
 
     # -- from any thread --------------------------------------------------------------------------------------
 
@@ -86,6 +88,12 @@ class QueueServer:
         with self._ending:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
+
+    def ring_due(self) -> None:
+        """Have all queues served, because a request that one of them holds is due."""
+        with self._ending:
+            if self._due_fd >= 0:
+                os.eventfd_write(self._due_fd, 1)
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -158,9 +166,16 @@ class QueueServer:
             if react is not None:
                 react()
 
+    def _activate_due(self) -> None:
+        os.eventfd_read(self._due_fd)
+        self._activate_ready()
+
     def _collect(self) -> None:
         os.eventfd_read(self.worker.wake_fd)
         self.worker.collect()
+        self._activate_ready()
+
+    def _activate_ready(self) -> None:
         for queue in self.queues:
             if queue.is_ready:
                 self.activate(queue)
@@ -220,5 +235,6 @@ class QueueServer:
         self.worker.close()
         self._epoll.close()
         with self._ending:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
+            for fd in (self._wake_fd, self._due_fd):
+                os.close(fd)
+            self._wake_fd = self._due_fd = -1

@@ -1,0 +1,99 @@
+"""Answers that are held until their time on the host's clock.
+
+May not know: commands, front-ends. A front-end that can answer later than it carries out has one :class:`Alarm`, which
+tells it when to answer; a thread of its own, because event loops wait in milliseconds.
+"""
+
+import ctypes
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+#: prctl(2): how much later than asked the kernel may wake a thread, so as to wake several at once; 50 us without this.
+_PR_SET_TIMERSLACK: Final = 29
+_SLACK_NS: Final = 1
+
+log = logging.getLogger(__name__)
+
+
+class HeldAnswer(threading.local):
+    """When the command that a thread carries out is to be answered, if it is not to be at once; of each thread."""
+
+    due_ns = 0
+    arrival_ns = 0
+
+    def hold(self, due_ns: int, arrival_ns: int) -> None:
+        """Take note: this is for :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
+        self.due_ns = max(self.due_ns, due_ns)
+        self.arrival_ns = arrival_ns
+
+    def take(self) -> tuple[int, int]:
+        """Return (due, arrival) and forget them; due is 0 if nothing is held."""
+        found = self.due_ns, self.arrival_ns
+        self.due_ns = 0
+        return found
+
+
+class Alarm:
+    """Calls functions when their time has come, in nanoseconds of ``time.monotonic_ns``.
+
+    The functions are quick and do not raise: they wake a loop. They are called by the alarm's thread, or by the caller
+    once :meth:`cut` was called.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: list[tuple[int, int, Callable[[], object]]] = []
+        self._number = 0
+        self._is_cut = False
+        self._thread: threading.Thread | None = None
+
+    def at(self, due_ns: int, function: Callable[[], object]) -> None:
+        """Call *function* at *due_ns*."""
+        with self._changed:
+            if not self._is_cut:
+                self._number += 1
+                heapq.heappush(self._queue, (due_ns, self._number, function))
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="alarm", daemon=True)
+                    self._thread.start()
+                elif self._queue[0][1] == self._number:
+                    self._changed.notify()
+                return
+        self._call(function)
+
+    def cut(self) -> None:
+        """Call all functions now, and those to come when they come: the process is about to end."""
+        with self._changed:
+            self._is_cut = True
+            functions = [function for _, _, function in sorted(self._queue)]
+            self._queue.clear()
+            self._changed.notify()
+        for function in functions:
+            self._call(function)
+
+    def _run(self) -> None:
+        # For this thread only. Without it, answers would be later, and nothing else.
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
+        while True:
+            due: list[Callable[[], object]] = []
+            with self._changed:
+                while not due:
+                    if self._is_cut:
+                        return
+                    now_ns = time.monotonic_ns()
+                    while self._queue and self._queue[0][0] <= now_ns:
+                        due.append(heapq.heappop(self._queue)[2])
+                    if not due:
+                        self._changed.wait((self._queue[0][0] - now_ns) / 1e9 if self._queue else None)
+            for function in due:
+                self._call(function)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        try:  # the boundary of a wake-up: one that fails is not the end of the others
+            function()
+        except Exception:
+            log.exception("an answer that was held is not given")
