@@ -49,6 +49,14 @@ def rows(scratch: Path, runs: int) -> list[Row]:
         compare("device", "refused 4 KiB write", "µs", lambda: _refused(port), peer="os.pwrite", peers=plain_write,
                 runs=runs, goal=1 / 5, less_is_better=True),
     ]  # fmt: skip
+    device.start_timing("none")
+    untimed = device.port("untimed", VIRTIO)
+    found.append(
+        compare("device", "4 KiB read, with --timing none", "µs",
+                lambda: _each_us(lambda i: untimed.read(8 * i, 8, (buffer,))), peer="without the option",
+                peers=lambda: _each_us(lambda i: port.read(8 * i, 8, (buffer,))), runs=runs, goal=0.95,
+                less_is_better=True)
+    )  # fmt: skip
     os.close(fd)
     device.close()
     return found

@@ -5,14 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
-from bench.harness import PROJECT, Row, compare
+from bench.harness import PROJECT, Row, compare, progress
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.fitting.measurements import Measurement
+from zonefs_emu.fitting.predictions import predict
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.timing.timing_presets import ZN540
 
 ZONE_MIB: Final = 64
 NR_ZONES: Final = 8
@@ -20,6 +23,9 @@ GOAL: Final = 1.0
 PEER: Final = "QEMU's NVMe ZNS"
 #: Filled once for the random reads; sequential writes go to those before it, which are emptied first.
 READ_ZONE: Final = 4
+#: Factors by which a timed drive is slower, and how many per cent its latencies may be off where the host keeps up.
+TIME_SCALES: Final = (1, 10, 100)
+TIMED_MAX: Final = 5.0
 WRITE_MIB: Final = READ_ZONE * ZONE_MIB
 
 WHAT: Final = (
@@ -57,9 +63,36 @@ def rows(scratch: Path, runs: int) -> list[Row]:
                 for what, direction, options in WHAT
             ]  # fmt: skip
             disk.detach()
+            found += [_timed(guest, scratch, geometry, scale) for scale in TIME_SCALES]
         finally:
             daemon.terminate()
     return found
+
+
+def _timed(guest: Guest, scratch: Path, geometry: Geometry, scale: int) -> Row:
+    """How far random reads of a timed drive are off the model's own prediction, by their mean latency."""
+    image, socket_path = scratch / f"timed-{scale}.img", scratch / f"timed-{scale}.sock"
+    ZonedDevice.create(image, geometry, uuid=uuid4())
+    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), "--vhost-user-scsi", str(socket_path)]
+    serve += ["--timing", "zn540", "--time-scale", str(scale)]
+    with subprocess.Popen(serve, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
+        try:
+            progress(f"guest: a drive that is {scale} times slower")
+            disk = guest.attach("scsi", socket_path)
+            place = f"bs=1M count=4 seek={READ_ZONE * ZONE_MIB}"
+            guest.run(f"dd if=/dev/zero of={disk.path} oflag=direct {place}")
+            options = f"--rw=randread --bs=4k --iodepth=1 {_place(READ_ZONE)} --time_based --runtime=5"
+            job = _fio_job(guest, disk.path, options)
+            disk.detach()
+        finally:
+            daemon.terminate()
+    found_ns = float(job["read"]["clat_ns"]["mean"])
+    point = Measurement("randread", 4096, 4096, 1, 1, 0, 1, 0, 0, 0)
+    expected_ns = predict(ZN540, point).mean_ns * scale
+    what = f"4 KiB random read, timing zn540 at scale {scale}: off the model"
+    # At scale 1 the guest and its driver alone take as long as the drive.
+    limit = TIMED_MAX if scale > 1 else None
+    return Row(area="guest", what=what, unit="%", ours=abs(found_ns / expected_ns - 1) * 100, limit=limit)
 
 
 def _place(zone_no: int) -> str:
@@ -86,7 +119,11 @@ def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path 
 
 def _fio(guest: Guest, path: str, options: str, direction: str) -> float:
     """Run fio in the guest on the zoned disk *path*; requests a second."""
+    return float(_fio_job(guest, path, options)[direction]["iops"])
+
+
+def _fio_job(guest: Guest, path: str, options: str) -> dict[str, Any]:
     fixed = "--name=bench --zonemode=zbd --direct=1 --ioengine=libaio --output-format=json"
     output = guest.run(f"fio {fixed} --filename={path} {options}", timeout=300).stdout
-    job = json.loads(output[output.index("{") :])["jobs"][0]
-    return float(job[direction]["iops"])
+    job: dict[str, Any] = json.loads(output[output.index("{") :])["jobs"][0]
+    return job
