@@ -29,7 +29,16 @@ _SECTIONS: Final = {
         *("faults", "timing", "testing", "glossary"),
     ),
     "Inside": (
-        *("architecture", "state-machine", "image-format", "concurrency", "errors", "test-guest", "mutants"),
+        *(
+            "architecture",
+            "state-machine",
+            "image-format",
+            "concurrency",
+            "errors",
+            "test-guest",
+            "conformance",
+            "mutants",
+        ),
         *("/CONTRIBUTING", "/SECURITY", "/CHANGELOG", "/bench/results"),
     ),
 }

@@ -305,8 +305,8 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert not broken
 
 
-#: Results of the benchmarks: rows of figures with remarks.
-WIDE_DOCUMENTS: Final = frozenset({"bench/results.md"})
+#: Results of the benchmarks and of other people's suites: rows of figures with remarks, written by programs.
+WIDE_DOCUMENTS: Final = frozenset({"bench/results.md", "docs/conformance.md"})
 
 
 def test_documents_have_lines_of_at_most_120_characters() -> None:

@@ -8,6 +8,7 @@ docs/conformance.md of all runs that are kept. All takes about an hour on two id
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,17 +35,20 @@ def main() -> int:
     parser.add_argument("--device", action="append", choices=[*OURS, *PEERS], help="a disk; all if none is given")
     parser.add_argument("--missing", action="store_true", help="only what is not kept of this commit")
     parser.add_argument("--write", action="store_true", help="write docs/conformance.md")
+    parser.add_argument("--page", action="store_true", help="write it from what is kept, and run nothing")
     options = parser.parse_args()
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"no suite is called {', '.join(sorted(unknown))}")
     try:
-        for key in options.suites or SUITES:
+        for key in options.suites or ([] if options.page else SUITES):
             _run(key, tuple(options.device or (*OURS, *PEERS)), missing=options.missing)
     except (KitError, GuestError) as error:
         print(error, file=sys.stderr)
         return 1
-    if options.write:
-        PAGE.write_text(page(load(KEPT), _guest_in_words()))
+    if options.write or options.page:
+        devices, suites = (*OURS, *PEERS), [suite.name for suite in SUITES.values()]
+        runs = sorted(load(KEPT), key=lambda run: (suites.index(run.suite), devices.index(run.device)))
+        PAGE.write_text(page(runs, _guest_in_words(), absent=_absent(runs)))
     return 0
 
 
@@ -75,6 +79,17 @@ def _run(key: str, names: tuple[str, ...], *, missing: bool) -> None:
         _say(_in_words(suite, run))
 
 
+def _absent(runs: Sequence[Run]) -> list[str]:
+    """Return in words what is not among *runs*."""
+    kept = {(run.suite, run.device) for run in runs}
+    return [
+        f"{suite.name} on {name}" + (", whose memory it does not fit in" if (key, name) in LEFT_OUT else "")
+        for key, suite in SUITES.items()
+        for name in (*OURS, *PEERS)
+        if (suite.name, name) not in kept
+    ]
+
+
 def _in_words(suite: Suite, run: Run) -> str:
     failed = " ".join(outcome.test for outcome in run.outcomes if outcome.verdict == "failed")
     counts = f"{run.count('passed')} passed, {run.count('failed')} failed, {run.count('skipped')} skipped"
@@ -83,7 +98,7 @@ def _in_words(suite: Suite, run: Run) -> str:
 
 def _guest_in_words() -> str:
     kit = obtain_kit(_say)
-    return f"Linux {kit.kernel_release}, fio and qemu-io of Debian"
+    return f"Linux {kit.kernel_release}, with fio 3.33 and qemu-io 10.0 of Debian"
 
 
 def _say(line: str) -> None:
