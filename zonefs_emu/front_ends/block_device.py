@@ -2,19 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends import nvme_host, ublk, vduse
+from zonefs_emu.front_ends import ublk, vduse
 from zonefs_emu.front_ends.kernel_device import KernelDeviceFrontEnd
 from zonefs_emu.front_ends.known import open_target
-from zonefs_emu.front_ends.nvme_host import NvmeHostFrontEnd
 from zonefs_emu.front_ends.ublk import UblkFrontEnd
 from zonefs_emu.front_ends.vduse import VduseFrontEnd
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.ublk import ublk_device
 from zonefs_emu.vduse.vdpa_bus import Driver
+
+#: There if the kernel has an NVMe driver. The modules that serve NVMe take as long to load as all others together.
+_NVME: Final = Path("/sys/class/nvme")
 
 
 def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_queues: int) -> KernelDeviceFrontEnd:
@@ -44,6 +47,8 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
         case "ublk":
             return UblkFrontEnd(name=name, nr_queues=nr_queues)
         case "nvme-tcp":
+            from zonefs_emu.front_ends.nvme_host import NvmeHostFrontEnd  # noqa: PLC0415
+
             return NvmeHostFrontEnd(name=name, nr_queues=nr_queues)
         case _:
             return VduseFrontEnd(name=name, driver=driver, nr_queues=nr_queues)
@@ -51,7 +56,12 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
 
 def left_behind(image: Path, uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]]:
     """Return what goes on with each device that a killed process left of *image*, and the device's node."""
-    return ublk.left_behind(uuid) + vduse.left_behind(image) + nvme_host.left_behind(uuid)
+    left = ublk.left_behind(uuid) + vduse.left_behind(image)
+    if _NVME.exists():
+        from zonefs_emu.front_ends import nvme_host  # noqa: PLC0415
+
+        left += nvme_host.left_behind(uuid)
+    return left
 
 
 def geometry_of(info: dict[str, Json]) -> Geometry:
@@ -79,6 +89,8 @@ def choose(via: str, driver: Driver, geometry: Geometry) -> str:
             if way == "ublk":
                 ublk.require(geometry)
             elif way == "nvme-tcp":
+                from zonefs_emu.front_ends import nvme_host  # noqa: PLC0415
+
                 nvme_host.require(geometry)
             else:
                 vduse.require(geometry, driver)
