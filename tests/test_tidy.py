@@ -69,6 +69,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "vfio_user/test_killed_daemon.py": "a daemon killed at every instant, and really killed, with a keeper between",
         "vhost_user/test_lost_memory.py": "a front-end that cuts its memory, and a daemon with another guest",
         "guest/test_nvme_tcp.py": "the kernel's own NVMe/TCP driver and our drive",
+        "guest/test_nvme_peers.py": "our NVMe drive beside two others, which are not ours",
         "guest/test_vfio_user.py": "a newer QEMU, the kernel's own NVMe driver and our drive",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
         "guest/test_file_systems.py": "a served disk and real file systems",

@@ -13,7 +13,7 @@ import pytest
 
 from tests.guests import GuestKeeper
 from tools.guest.kit import Kit, find_kit
-from tools.guest.machine import Guest, GuestError, GuestTimeoutError, zns_drive
+from tools.guest.machine import Guest, GuestError, GuestTimeoutError
 from tools.guest.qmp import QmpError
 
 pytestmark = pytest.mark.qemu
@@ -156,20 +156,6 @@ def test_module_loads(guest: Guest, module: str) -> None:
     # Without a disk of its own: add_host=0 makes scsi_debug wait for orders.
     guest.load(module, *(["add_host=0"] if module == "scsi_debug" else []))
     assert guest.run(f"test -d /sys/module/{module}").returncode == 0
-
-
-def test_emulated_zns_drive(kit: Kit, tmp_path: Path) -> None:
-    image = tmp_path / "zns"
-    with image.open("wb") as file:
-        file.truncate(256 << 20)
-    with Guest(kit, qemu_arguments=zns_drive(image, zone_size_mib=16, max_open_zones=8)) as guest:
-        guest.load("nvme")
-        guest.wait_until("test -b /dev/nvme0n1")
-        assert guest.run("cd /sys/block/nvme0n1/queue; cat zoned max_open_zones").stdout == "host-managed\n8\n"
-        fio = "fio --name=zns --filename=/dev/nvme0n1 --zonemode=zbd --direct=1 --size=16M --bs=128k"
-        guest.run(f"{fio} --rw=write --verify=crc32c --do_verify=1", timeout=120)
-        guest.run("mkfs.btrfs -q -O zoned -m single -d single /dev/nvme0n1 && mount /dev/nvme0n1 /mnt && umount /mnt")
-    assert image.stat().st_blocks * 512 >= 16 << 20
 
 
 class DeafBackend:
