@@ -126,6 +126,26 @@ def test_an_answer_that_cannot_be_delivered_is_an_error_to_its_asker() -> None:
     worker.close()
 
 
+def test_an_answer_that_cannot_be_delivered_keeps_what_its_job_raised() -> None:
+    """Both tracebacks are logged."""
+    worker: Worker[None] = Worker("worker-of-tests", no_clock)
+    found: list[BaseException | None] = []
+
+    def job() -> None:
+        raise KeyError
+
+    def then(outcome: Exception | None) -> None:
+        if isinstance(outcome, KeyError):
+            raise IndexError
+        assert outcome is not None
+        found.append(outcome.__context__)
+
+    worker.submit(job, then)
+    assert worker.wait(lambda: bool(found))
+    assert isinstance(found[0], KeyError)
+    worker.close()
+
+
 def test_a_job_that_the_host_keeps_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
 ) -> None:
