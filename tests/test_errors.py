@@ -40,6 +40,10 @@ def test_numbers_are_kept_in_images_so_they_never_change() -> None:
         (16, "NO_SPACE"),
         (17, "POISONED"),
         (18, "UNSUPPORTED"),
+        (19, "ZRWA_WRITE"),
+        (20, "ZRWA_RANGE"),
+        (21, "ZRWA_INVALID"),
+        (22, "ZRWA_UNAVAILABLE"),
     ]
 
 

@@ -83,6 +83,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "persist/test_kill.py": "a real process, really killed",
         "persist/test_golden.py": "images that earlier versions wrote",
         "persist/test_crashes.py": "the image's promises, at every point where a process or a host can die",
+        "persist/test_zrwa_crashes.py": "the same of zone random write areas",
     }
 )
 

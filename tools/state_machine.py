@@ -7,11 +7,13 @@ python tools/state_machine.py > docs/state-machine.md
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import fill
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import (
+    APPEND_TO_ZRWA,
     DIALECTS,
     MANAGEMENT,
     SET_COND,
@@ -19,6 +21,7 @@ from zonefs_emu.model.transitions import (
     Dialect,
     Operation,
     after_power_cycle,
+    flushed_by_write,
 )
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 
@@ -126,7 +129,7 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
         conventional.setdefault(cell(dialect, op, Condition.NOT_WP), []).append(f"`{op.name}`")
     # Not a column: the rows would be too wide.
     parts = (f"{', '.join(names)} → {outcome}" for outcome, names in conventional.items())
-    yield f"NOT_WP: {'; '.join(parts)}."
+    yield fill(f"NOT_WP: {'; '.join(parts)}.", 120)
     yield ""
     if dialect.closed_at_start is not Condition.CLOSED:
         yield f"¹ {dialect.closed_at_start.name} if the zone holds no data."
@@ -157,7 +160,10 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
             "* Finishing an EMPTY or CLOSED zone needs an open resource for a moment. It may close an implicitly open\n"
             "  zone to get one, or be refused with OPEN_RESOURCE. `FINISH ALL` needs none."
         )
-    yield ""
+    if dialect.has_zrwa:
+        yield from of_areas()
+    else:
+        yield ""
 
 
 def own_row(dialect: Dialect, operation: Operation) -> str:
@@ -168,6 +174,33 @@ def own_row(dialect: Dialect, operation: Operation) -> str:
             found.setdefault(cell(dialect, operation, cond), []).append(cond.name)
     parts = (f"{', '.join(conds)} → {outcome}" for outcome, conds in found.items())
     return f"* `{operation.name}`: {'; '.join(parts)}."
+
+
+def of_areas() -> Iterator[str]:
+    """Yield the part on zone random write areas."""
+    size, granularity, wp = 16, 4, 100
+    bullets = (
+        (
+            "A zone with a zone random write area (`ALLOCATE_ZRWA`) has it as long as it is active: closing and power "
+            "cuts leave it. What finishes or fails the zone flushes the whole area. All other dialects write and read "
+            "the zone as if it had no area: at the write pointer, which moves."
+        ),
+        (
+            f"An `APPEND` to such a zone is refused: *{APPEND_TO_ZRWA.name}*. A `WRITE` of sectors [from, to) moves "
+            f"the write pointer as these examples show, for an area of {size} sectors, a granularity of {granularity} "
+            f"and a write pointer at {wp}. The area is [{wp}, {wp + size}):"
+        ),
+    )
+    yield from (fill(text, 120, initial_indent="* ", subsequent_indent="  ") for text in bullets)
+    yield ""
+    examples = [(wp, wp + 1), (wp + 8, wp + 16), (wp, wp + 16), (wp + 16, wp + 17), (wp + 15, wp + 21),
+                (wp + 31, wp + 32), (wp + 31, wp + 33), (wp - 1, wp + 1)]  # fmt: skip
+    lines = []
+    for first, end in examples:
+        moved = flushed_by_write(first, end, wp=wp, zrwa_size=size, granularity=granularity)
+        outcome = f"*{moved.name}*" if isinstance(moved, Status) else f"{wp + moved}"
+        lines.append([f"[{first}, {end})", outcome])
+    yield from rows(["write", "write pointer"], lines)
 
 
 def by_hand() -> Iterator[str]:
@@ -199,7 +232,8 @@ def after_power() -> Iterator[str]:
         ["", "with data", "without data"],
         [[cond.name, after_power_cycle(cond, 1).name, after_power_cycle(cond, 0).name] for cond in changed],
     )
-    yield "A zone with a descriptor extension comes back CLOSED in any case. All other conditions stay as they are."
+    yield "A zone with a descriptor extension or a random write area comes back CLOSED in any case. All other"
+    yield "conditions stay as they are."
 
 
 def page() -> Iterator[str]:

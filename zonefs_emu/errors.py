@@ -47,6 +47,10 @@ class Status(IntEnum):
     NO_SPACE = 16  #: the host has no space left for the image; nothing is lost, and with room the same succeeds
     POISONED = 17  #: refused because an earlier host failure left the image in doubt; reopen it
     UNSUPPORTED = 18  #: the device does not offer that operation, or the request is malformed
+    ZRWA_WRITE = 19  #: a write outside of what a zone random write area takes
+    ZRWA_RANGE = 20  #: an explicit flush that does not end in the area, or not on its granularity
+    ZRWA_INVALID = 21  #: what the zone does not allow, as it has an area, or has none, or is not EMPTY
+    ZRWA_UNAVAILABLE = 22  #: max_zrwa zones have an area
 
 
 class ZonedError(Exception):

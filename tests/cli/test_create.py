@@ -129,3 +129,16 @@ def test_zones_with_descriptor_extensions(tmp_path: Path) -> None:
     assert "zone extensions:    128 B each" in ok("info", tmp_path / "a.img")
     refused = ("create", tmp_path / "b.img", "--size", "64M", "--zone-extension", "100")
     assert "must be a multiple of 64" in fails(*refused, code=2)
+
+
+def test_zones_with_random_write_areas(tmp_path: Path) -> None:
+    image = tmp_path / "a.img"
+    ok("create", image, "--size", "64M", "--zrwa", "64K", "--zrwa-granularity", "16K", "--max-zrwa", "4")
+    info = json.loads(ok("info", image, "--json"))
+    assert (info["zrwa_size"], info["zrwa_granularity"], info["max_zrwa"]) == (128, 32, 4)
+    assert "random write area:  64 KiB in steps of 16 KiB, at most 4 zones" in ok("info", image)
+    ok("create", tmp_path / "b.img", "--size", "64M", "--zrwa", "64K")
+    assert "random write area:  64 KiB in steps of 4 KiB\n" in ok("info", tmp_path / "b.img")
+    refused = ("create", tmp_path / "c.img", "--size", "64M", "--zrwa", "64K", "--zrwa-granularity", "24K")
+    assert "must be a multiple of its granularity" in fails(*refused, code=2)
+    assert "need a size: --zrwa" in fails("create", tmp_path / "c.img", "--size", "64M", "--max-zrwa", "3", code=2)

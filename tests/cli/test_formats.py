@@ -210,3 +210,10 @@ def test_zones_are_taken_one_at_a_time(name: str) -> None:
 def test_a_zone_with_a_descriptor_extension() -> None:
     zone = swr(2, C.FULL, CAPACITY)._replace(attributes=Attribute.EXTENSION)
     assert lines("nvme", [zone])[1].endswith(" Attrs: 0x80")
+
+
+def test_a_zone_with_a_random_write_area() -> None:
+    zone = swr(2, C.EXP_OPEN, 8)._replace(attributes=Attribute.ZRWA | Attribute.EXTENSION)
+    assert lines("nvme", [zone])[1].endswith(" Attrs: 0x88")
+    assert lines("table", [zone])[1].endswith("  zrwa")
+    assert "zrwa" not in lines("table", [swr(2, C.EXP_OPEN, 8)])[1]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -13,7 +14,7 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
 from zonefs_emu.model.zone import Condition
 
 START = 3 * ZONE
@@ -308,3 +309,45 @@ def test_each_change_is_looked_for_as_it_was_logged(port: Port, notes: Notes) ->
         (Operation.CLOSE, START, 0),
         (Operation.RESET, 0, ALL_ZONES),
     ]
+
+
+def test_what_became_of_commands_on_areas(tmp_path: Path) -> None:
+    geometry = Geometry(size=64, zone_size=32, zone_capacity=24, zrwa_size=8, zrwa_granularity=4)
+    ZonedDevice.create(tmp_path / "z.img", geometry, uuid=UUID(int=1))
+    device = ZonedDevice.open(tmp_path / "z.img")
+    port = device.port("test", ZNS)
+    port.intents = Intents(lambda _: False)
+    notes = port.intents.current.log = Notes()
+
+    def done(operation: Operation, sector: int, nr_sectors: int = 0) -> bool:
+        return is_done(device, intent(operation, sector, nr_sectors, committed=False))
+
+    assert not done(Operation.ALLOCATE_ZRWA, 0)
+    assert not port.allocate_zrwa(0)
+    assert notes.notes == ["begin ALLOCATE_ZRWA 0 0 0: None", "committed: None"]
+    assert done(Operation.ALLOCATE_ZRWA, 0)
+    notes.intent = intent(Operation.ALLOCATE_ZRWA, 0, 0, committed=False)
+    assert port.allocate_zrwa(0) is Status.OK, "it comes again after a kill"
+    notes.intent = None
+    # In the area a write can be done again, and leaves no trace in wp.
+    assert not port.write(4, 4, (bytes(2048),))
+    assert not done(Operation.WRITE, 4, 4)
+    # Behind it a write moves wp: beyond its beginning, or not so far.
+    assert not port.write(2, 8, (bytes(4096),))
+    assert done(Operation.WRITE, 2, 8)
+    assert not port.write(8, 6, (bytes(3072),))
+    assert port.zone(0).wp == 8
+    assert not done(Operation.WRITE, 8, 6)
+    assert not port.write(8, 6, (bytes(3072),))
+    notes.notes.clear()
+    assert not done(Operation.FLUSH_ZRWA, 11)
+    assert not port.flush_zrwa(11)
+    assert notes.notes == ["begin FLUSH_ZRWA 11 0 0: None", "committed: None"]
+    assert done(Operation.FLUSH_ZRWA, 11)
+    notes.intent = intent(Operation.FLUSH_ZRWA, 11, 0, committed=False)
+    assert port.flush_zrwa(11) is Status.OK
+    notes.intent = None
+    notes.notes.clear()
+    assert port.flush_zrwa(11) is Status.ZRWA_RANGE
+    assert notes.notes == []
+    device.close()

@@ -10,8 +10,8 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import Cut, Moment, Plan, PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
+from zonefs_emu.model.zone import Attribute, Condition
 
 ZONE = 128
 CAPACITY = 96
@@ -308,3 +308,36 @@ def test_what_was_written_before_the_lab_is_one_write_of_each_zone(device: Zoned
     put(port, 0, b"c")
     lab = PowerCutLab(device)
     assert {lab.draw(seed).kept for seed in range(50)} == {(0, 0), (32, 0), (32, 16)}
+
+
+def test_writes_in_a_random_write_area_are_kept_or_lost_and_undone(tmp_path: Path) -> None:
+    geometry = Geometry(size=512, zone_size=128, zone_capacity=96, zrwa_size=32, zrwa_granularity=16)
+    ZonedDevice.create(tmp_path / "a.img", geometry, uuid=UUID(int=1))
+    device = ZonedDevice.open(tmp_path / "a.img")
+    port = device.port("test", ZNS)
+    assert not port.allocate_zrwa(0)
+    put(port, 0, b"a")
+    put(port, 16, b"b")
+    assert not port.flush()
+    lab = PowerCutLab(device)
+    put(port, 16, b"c")
+    put(port, 32, b"d")  # moves the write pointer to 16
+    cuts = list(lab.every())
+    assert {cut.kept for cut in cuts} == {(0, 0), (16, 0), (16, 16)}
+    found = set()
+    for number, cut in enumerate(cuts):
+        path = tmp_path / f"{number}.img"
+        lab.write(cut, path)
+        left = ZonedDevice.open(path).port("after", ZNS)
+        zone = left.zone(0)
+        assert (zone.cond, zone.attributes) == (Condition.CLOSED, Attribute.ZRWA)
+        found.add((cut.kept, zone.wp, content(left, 0, 128)[:: 16 * 512]))
+        left.device.close()
+    assert found == {
+        ((0, 0), 0, b"ab" + bytes(6)),
+        ((16, 0), 0, b"ac" + bytes(6)),
+        ((16, 16), 0, b"ac" + bytes(6)),  # the write pointer is where it was, and so the write is behind the area
+        ((16, 16), 16, b"acd" + bytes(5)),
+    }
+    lab.close()
+    device.close()

@@ -13,8 +13,11 @@ from tests.attaching import Place
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
 
 CHECKOUT = Path(__file__).parents[2]
-#: 16 zones of 4 MiB with a capacity of 3 MiB.
-SHAPE = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
+#: 16 zones of 4 MiB with a capacity of 3 MiB; random write areas of 16 blocks.
+SHAPE = (
+    "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
+    " --zrwa 64K --zrwa-granularity 16K --max-zrwa 1"
+)
 #: Logical blocks of 4096 bytes in a zone.
 ZONE = 1024
 CONNECT = "nvme connect -t tcp -a 127.0.0.1 -s 4420 --hostnqn nqn.a --hostid 11111111-2222-3333-4444-555555555555"
@@ -107,6 +110,45 @@ def test_nvme_cli_manages_zones(drive: Place) -> None:
     assert "1BFh INVALID_ZONE_TRANSITION" in why
     assert "1BCh ZONE_INVALID_WRITE" in why
     drive.sh("nvme zns reset-zone /dev/nvme0n1 -a; nvme smart-log /dev/nvme0 >smart; nvme error-log /dev/nvme0 >errors")
+    use_a_random_write_area(drive)
+
+
+def use_a_random_write_area(drive: Place) -> None:
+    """Have nvme-cli allocate the area of a zone, write in it and flush it."""
+    identified = nvme(drive, "zns id-ns /dev/nvme0n1")
+    assert (identified["ozcs"], identified["numzrwa"]) == (3, 1)
+    assert (identified["zrwafg"], identified["zrwasz"], identified["zrwacap"]) == (4, 16, 1)
+    drive.sh(
+        f"""cd /run/attaching; nvme zns open-zone /dev/nvme0n1 -s {ZONE} --zrwaa
+        for at in 5 2 5; do nvme write /dev/nvme0n1 -s $(({ZONE} + at)) -c 1 -z 8192 -d two; done
+        nvme read /dev/nvme0n1 -s {ZONE + 5} -c 1 -z 8192 -d found; cmp found two"""
+    )
+
+    def zone() -> tuple[object, int, int]:
+        zones = nvme(drive, "zns report-zones /dev/nvme0n1")["zone_list"]
+        assert isinstance(zones, list)
+        # nvme-cli 2.3 prints no attributes. Its binary output has a line before the report.
+        report = drive.sh(
+            "nvme zns report-zones /dev/nvme0n1 -o binary | tail -n +2 | od -An -v -tx1 -j 130 -N 1"
+        ).stdout
+        return zones[1]["state"], zones[1]["wp"] - ZONE, int(report, 16)
+
+    assert zone() == ("EXP_OPENED", 0, 8)
+    assert "zrwa" in drive.sh("Z report n.img -o 4M -c 1").stdout
+    drive.sh(f"cd /run/attaching; nvme write /dev/nvme0n1 -s {ZONE + 16} -c 1 -z 8192 -d two")
+    assert zone() == ("EXP_OPENED", 4, 8), "an implicit flush"
+    drive.sh(f"nvme zns zrwa-flush-zone /dev/nvme0n1 -l {ZONE + 11}")
+    assert zone() == ("EXP_OPENED", 12, 8), "an explicit flush"
+    more = drive.sh(f"nvme zns open-zone /dev/nvme0n1 -s {2 * ZONE} --zrwaa", check=False)
+    append = drive.sh(f"cd /run/attaching; nvme zns zone-append /dev/nvme0n1 -s {ZONE} -z 8192 -d two", check=False)
+    assert more.returncode
+    assert append.returncode
+    why = drive.sh("Z why n.img -n 2").stdout
+    assert "1B7h ZRWA_UNAVAILABLE" in why
+    assert "1B6h INVALID_ZONE_OPERATION" in why
+    drive.sh(f"nvme zns finish-zone /dev/nvme0n1 -s {ZONE}")
+    assert zone()[::2] == ("FULL", 0)
+    drive.assert_reports_agree("/dev/nvme0n1", "n.img")
 
 
 def test_fio_verifies_and_appends(drive: Place) -> None:

@@ -4,8 +4,8 @@ Not derived from the code: where a cell here and a cell there differ, one of the
 
 Columns: nw NOT_WP, em EMPTY, oi IMP_OPEN, oe EXP_OPEN, cl CLOSED, ro READONLY, fu FULL, ol OFFLINE. A cell is the
 condition afterwards, or a refusal: -cnv CONVENTIONAL, -ro ZONE_READONLY, -ol ZONE_OFFLINE, -fu ZONE_FULL,
--bad BAD_TRANSITION. The writes and appends are one block, not the last one of the zone, with data in every zone that is
-not EMPTY and no limit in the way.
+-bad BAD_TRANSITION, -area ZRWA_INVALID. The writes and appends are one block, not the last one of the zone, with data
+in every zone that is not EMPTY and no limit in the way.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,6 +31,7 @@ ABBREVIATIONS: Final[Mapping[str, Condition | Status]] = MappingProxyType(
         "-ol": Status.ZONE_OFFLINE,
         "-fu": Status.ZONE_FULL,
         "-bad": Status.BAD_TRANSITION,
+        "-area": Status.ZRWA_INVALID,
     }
 )
 
@@ -66,6 +67,8 @@ CLOSE    -cnv  -bad  cl    cl    cl    -bad  -bad  -bad
 FINISH   -cnv  fu    fu    fu    fu    -bad  fu    -bad
 RESET    -cnv  em    em    em    em    -bad  em    -bad
 SET_EXTENSION  -cnv  cl  -bad  -bad  -bad  -bad  -bad  -bad
+ALLOCATE_ZRWA  -cnv  oe  -area -area -area -area -area -area
+FLUSH_ZRWA     -cnv  -area oi  oe    oi    -area -area -area
 """
 
 # The ALL forms refuse nothing: what is not named here stays as it is. They are the same in all dialects.

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import LIMIT_MAX, NR_ZONES_MAX, ZONE_SIZE_MAX, Geometry, merge_runs
+from zonefs_emu.model.zone import Attribute
 
 #: Ten zones of 64 sectors, 48 of them writable; the last has 24; zones 0, 1, 4 and 9 are conventional.
 MIXED = Geometry(size=600, zone_size=64, zone_capacity=48, conventional=((0, 2), (4, 1), (9, 1)), max_append=8)
@@ -184,5 +186,40 @@ def test_descriptor_extensions() -> None:
             Geometry(size=16, zone_size=16, zone_capacity=16, extension_bytes=length)
     largest = 1 << 39
     Geometry(size=largest, zone_size=largest, zone_capacity=16, extension_bytes=64)
-    with pytest.raises(UsageError, match="must not exceed 256 TiB with a zone descriptor extension"):
+    with pytest.raises(UsageError, match="must not exceed 256 TiB with a zone descriptor extension or a zone random"):
         Geometry(size=4 * largest, zone_size=2 * largest, zone_capacity=16, extension_bytes=64)
+
+
+def test_random_write_areas() -> None:
+    plain = Geometry(size=64, zone_size=32, zone_capacity=24)
+    assert plain.possible_attributes == 0
+    areas = replace(plain, zrwa_size=8, zrwa_granularity=4, max_zrwa=3)
+    assert areas.has_attributes
+    assert areas.possible_attributes == Attribute.ZRWA
+    assert replace(areas, extension_bytes=64).possible_attributes == Attribute.ZRWA | Attribute.EXTENSION
+    assert [areas.covered(0, wp, Attribute.ZRWA) for wp in (0, 15, 16, 20)] == [8, 23, 24, 24]
+    assert areas.covered(0, 15, Attribute.EXTENSION) == 15
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"zrwa_granularity": 4}, "need a size"),
+        ({"max_zrwa": 1}, "need a size"),
+        ({"zrwa_size": 8}, "must be a multiple of its granularity"),
+        ({"zrwa_size": 8, "zrwa_granularity": 3}, "must be a multiple of its granularity"),
+        ({"zrwa_size": 8, "zrwa_granularity": 16}, "must be a multiple of its granularity"),
+        ({"zrwa_size": 8, "zrwa_granularity": 4, "write_granularity": 8}, "which must be a multiple of 4096 bytes"),
+        ({"zrwa_size": 32, "zrwa_granularity": 8}, "at least as long as the zone random write area of 16384"),
+        ({"zrwa_size": 20, "zrwa_granularity": 20}, "must be a multiple of 10240 bytes"),
+        ({"zrwa_size": 8, "zrwa_granularity": 4, "max_zrwa": 1 << 32}, "max_zrwa 4294967296 must lie between 0"),
+        (
+            {"size": 1 << 17, "zone_size": 1 << 17, "zone_capacity": 1 << 17, "zrwa_size": 1 << 16,
+             "zrwa_granularity": 1},
+            "at most 65535 blocks",
+        ),
+    ],
+)  # fmt: skip
+def test_impossible_random_write_areas(parts: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        replace(Geometry(size=64, zone_size=32, zone_capacity=24), **parts)  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from zonefs_emu.model.transitions import (
     after_power_cycle,
     after_set_cond,
     after_write,
+    flushed_by_write,
 )
 from zonefs_emu.model.zone import OPEN_CONDITIONS, Condition, ZoneType
 
@@ -47,8 +48,9 @@ def test_cell_of_the_all_forms(cell: Cell) -> None:
 def test_the_tables_by_hand_and_those_of_the_code_are_total() -> None:
     by_hand = {(cell.dialect.name, cell.operation, cell.cond) for cell in CELLS}
     expected = {(d.name, op, cond) for d in DIALECTS for op in ZONE_OPERATIONS for cond in Condition}
-    assert by_hand == expected | {("zns", Operation.SET_EXTENSION, cond) for cond in Condition}
-    assert len(by_hand) == len(CELLS) == (3 * 7 + 1) * 8
+    own = (Operation.SET_EXTENSION, Operation.ALLOCATE_ZRWA, Operation.FLUSH_ZRWA)
+    assert by_hand == expected | {("zns", op, cond) for op in own for cond in Condition}
+    assert len(by_hand) == len(CELLS) == (3 * 7 + 3) * 8
     in_code = [(d.name, op, cond) for d in DIALECTS for op, row in d.table.items() for cond in row]
     assert sorted(in_code) == sorted(by_hand)
     assert {(cell.dialect.name, cell.operation) for cell in ALL_CELLS} == {
@@ -60,6 +62,7 @@ def test_what_differs_beside_the_cells() -> None:
     assert [d.name for d in DIALECTS] == ["virtio", "zbc", "zns"]
     assert {d.name: d.read_across for d in DIALECTS} == {"virtio": False, "zbc": True, "zns": True}
     assert {d.name: d.finish_needs_open for d in DIALECTS} == {"virtio": False, "zbc": True, "zns": False}
+    assert {d.name: d.has_zrwa for d in DIALECTS} == {"virtio": False, "zbc": False, "zns": True}
     assert VIRTIO.closed_at_start == ZBC.closed_at_start == Condition.EMPTY
     assert ZNS.closed_at_start == Condition.CLOSED
 
@@ -146,6 +149,8 @@ def test_operations_are_numbered_for_the_log_so_they_never_change() -> None:
         (7, "FLUSH"),
         (8, "SET_COND"),
         (9, "SET_EXTENSION"),
+        (10, "ALLOCATE_ZRWA"),
+        (11, "FLUSH_ZRWA"),
     ]
     assert [op.name for op in ZONE_OPERATIONS] == ["READ", "WRITE", "APPEND", "OPEN", "CLOSE", "FINISH", "RESET"]
     assert [op.name for op in MANAGEMENT] == ["OPEN", "CLOSE", "FINISH", "RESET"]
@@ -185,3 +190,23 @@ def test_the_page_is_what_the_generator_makes_of_the_tables() -> None:
     assert (ROOT / "docs" / "state-machine.md").read_text() == page, (
         "run: python tools/state_machine.py > docs/state-machine.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("offset", "end", "moved"),
+    [
+        (20, 22, 0),
+        (28, 36, 0),  # up to the end of the area
+        (20, 20, 0),
+        (35, 37, 4),  # one sector behind it, a whole granule
+        (36, 40, 4),
+        (36, 41, 8),
+        (20, 52, 16),  # as far as it goes
+        (20, 53, Status.ZRWA_WRITE),
+        (52, 53, Status.ZRWA_WRITE),
+        (19, 22, Status.ZRWA_WRITE),  # what is flushed is written once
+    ],
+)
+def test_what_a_write_flushes_of_an_area(offset: int, end: int, moved: int | Status) -> None:
+    found = flushed_by_write(offset, end, wp=20, zrwa_size=16, granularity=4)
+    assert (type(found), found) == (type(moved), moved)

@@ -8,8 +8,9 @@ from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import ZoneMachine, fresh_zones
 from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
-from zonefs_emu.model.zns_machine import ZnsMachine, make_machine
+from zonefs_emu.model.zns_machine import ZnsMachine
 from zonefs_emu.model.zone import Attribute, Condition
+from zonefs_emu.model.zrwa_machine import make_machine
 
 EXTENDED = Geometry(size=96, zone_size=16, zone_capacity=16, max_open_zones=1, max_active_zones=2, extension_bytes=64)
 EXTENSION = Attribute.EXTENSION

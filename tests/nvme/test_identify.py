@@ -1,6 +1,7 @@
 """Fields by their offsets, as Linux and nvme-cli read them."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -96,3 +97,16 @@ def test_lists() -> None:
     assert struct.unpack_from("<4I", identify.namespace_list([3, 1, 2], 1)) == (2, 3, 0, 0)
     assert u(identify.command_sets(), 0, 8) == 0b101
     assert len(identify.namespace_list(range(1, 5000), 0)) == 4096
+
+
+def test_random_write_areas(block_bytes: int) -> None:
+    sectors = block_bytes // 512
+    shape = geometry(block_bytes, zrwa_size=64 * sectors, zrwa_granularity=16 * sectors, max_zrwa=3)
+    data = identify.zoned_namespace(shape)
+    assert data[2:4] == bytes.fromhex("0300")  # OZCS: reads across zones, ZRWA
+    assert data[44:48] == bytes.fromhex("03000000")  # NUMZRWA
+    assert data[48:50] == bytes.fromhex("1000")  # ZRWAFG, in blocks
+    assert data[50:52] == bytes.fromhex("4000")  # ZRWASZ, in blocks
+    assert data[52] == 1  # ZRWACAP: explicit flushes
+    assert u(identify.zoned_namespace(replace(shape, max_zrwa=0)), 44, 4) == shape.nr_zones
+    assert identify.zoned_namespace(geometry(block_bytes))[44:53] == bytes(9)

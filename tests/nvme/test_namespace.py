@@ -1,7 +1,7 @@
 """Each I/O command, in blocks; the rules themselves are tested with the device."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme.answer import Answer, RefusedError
-from zonefs_emu.nvme.command import Command, IoOpcode, SendAction
+from zonefs_emu.nvme.command import Command, IoOpcode, SendAction, encode, parse
 from zonefs_emu.nvme.identify import MDTS_BYTES
 from zonefs_emu.nvme.namespace import NOTHING, Namespace, Transfer, require_zns
 from zonefs_emu.nvme.rules import NvmeRule
@@ -282,3 +282,111 @@ def test_other_front_ends_see_the_same_zones(namespace: Namespace, block_bytes: 
     assert other.zone(0).wp == block_bytes // 512
     assert not other.write(block_bytes // 512, block_bytes // 512, (bytes(block_bytes),))
     assert report(namespace)[1][0][3] == 2
+
+
+# -- zone random write areas ------------------------------------------------------------------------------------------
+
+#: Blocks of an area, and of what flushes are a multiple of.
+AREA, GRANULE = 32, 8
+ZRWAA = 1 << 9
+
+
+@pytest.fixture
+def with_areas(tmp_path: Path, block_bytes: int) -> Iterator[Namespace]:
+    sectors = block_bytes // 512
+    shape = geometry(block_bytes, zrwa_size=AREA * sectors, zrwa_granularity=GRANULE * sectors, max_zrwa=1)
+    ZonedDevice.create(tmp_path / "areas", shape, uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "areas")
+    yield Namespace(device, 1)
+    device.close()
+
+
+def wp_and_attributes(namespace: Namespace, slba: int = 0) -> tuple[int, int, int]:
+    data = do(namespace, IoOpcode.ZONE_RECEIVE, *at(slba, 31, 1 << 16)).data
+    return data[64 + 1] >> 4, int.from_bytes(data[64 + 24 : 64 + 32], "little") - slba, data[64 + 2]
+
+
+def test_an_area_is_allocated_written_and_flushed(with_areas: Namespace, block_bytes: int) -> None:
+    namespace = with_areas
+    entry = encode(command(0x79, cdws=at(ZONE, 0, SendAction.OPEN | ZRWAA)))
+    assert entry[40:48] == bytes.fromhex("0001000000000000")  # SLBA
+    assert entry[52:56] == bytes.fromhex("03020000")  # ZSA 03h, bit 9: allocate ZRWA
+    assert namespace.execute(parse(entry), ()).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (3, 0, 0x08)
+    data = b"a" * block_bytes
+    assert write(namespace, ZONE + 5, data, block_bytes).status == 0
+    assert write(namespace, ZONE + 5, b"b" * block_bytes, block_bytes).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (3, 0, 0x08)
+    assert do(namespace, IoOpcode.READ, *at(ZONE + 4, 1)).data == bytes(block_bytes) + b"b" * block_bytes
+    assert do(namespace, IoOpcode.COMPARE, *at(ZONE + 5, 0), data=b"b" * block_bytes).status == 0
+    # One block behind the area: an implicit flush of one granule.
+    assert do(namespace, IoOpcode.WRITE_ZEROES, *at(ZONE + AREA, 0)).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (3, GRANULE, 0x08)
+    entry = encode(command(0x79, cdws=at(ZONE + 2 * GRANULE - 1, 0, SendAction.FLUSH_ZRWA)))
+    assert entry[40:48] == bytes.fromhex("0f01000000000000")  # the last block to be flushed
+    assert entry[52:56] == bytes.fromhex("11000000")  # ZSA 11h
+    assert namespace.execute(parse(entry), ()).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (3, 2 * GRANULE, 0x08)
+    assert send(namespace, SendAction.CLOSE, ZONE) == 0
+    assert wp_and_attributes(namespace, ZONE) == (4, 2 * GRANULE, 0x08)
+    assert send(namespace, SendAction.FINISH, ZONE) == 0
+    assert wp_and_attributes(namespace, ZONE)[::2] == (14, 0)
+
+
+def test_an_area_reaches_the_capacity_by_an_explicit_flush(with_areas: Namespace) -> None:
+    assert send(with_areas, SendAction.OPEN | ZRWAA) == 0
+    for end in range(AREA, CAPACITY + 1, AREA):
+        assert wp_and_attributes(with_areas) == (3, end - AREA, 0x08)
+        assert send(with_areas, SendAction.FLUSH_ZRWA, end - 1) == 0
+    assert wp_and_attributes(with_areas)[::2] == (14, 0)
+
+
+@pytest.mark.parametrize(
+    ("action", "slba", "status"),
+    [
+        (SendAction.OPEN | ZRWAA, 0, 0x1B6),  # it has one
+        (SendAction.OPEN | ZRWAA, ZONE, 0x1B7),  # no more of them
+        (SendAction.OPEN | ZRWAA, 2 * ZONE, 0x1B6),  # open already
+        (SendAction.OPEN | ZRWAA, 1, 0x002),
+        (SendAction.OPEN | ZRWAA, NR_ZONES * ZONE, 0x080),
+        (SendAction.OPEN | ZRWAA | ALL, 0, 0x002),
+        (SendAction.CLOSE | ZRWAA, 0, 0x002),
+        (SendAction.FLUSH_ZRWA, GRANULE, 0x1B6),  # no multiple of the granularity
+        (SendAction.FLUSH_ZRWA, AREA, 0x1B6),  # behind the area
+        (SendAction.FLUSH_ZRWA, 2 * ZONE, 0x1B6),  # a zone without one
+        (SendAction.FLUSH_ZRWA, ZONE, 0x1B6),  # an empty zone
+        (SendAction.FLUSH_ZRWA, NR_ZONES * ZONE, 0x080),
+        (SendAction.FLUSH_ZRWA | ALL, GRANULE - 1, 0x002),
+    ],
+)
+def test_zone_sends_that_areas_refuse(with_areas: Namespace, action: int, slba: int, status: int) -> None:
+    assert send(with_areas, SendAction.OPEN | ZRWAA) == 0
+    assert send(with_areas, SendAction.OPEN, 2 * ZONE) == 0
+    assert send(with_areas, SendAction.CLOSE, 2 * ZONE) == 0
+    assert send(with_areas, action, slba) == status
+    assert wp_and_attributes(with_areas) == (3, 0, 0x08)
+
+
+def test_writes_that_areas_refuse(with_areas: Namespace, block_bytes: int) -> None:
+    assert send(with_areas, SendAction.OPEN | ZRWAA) == 0
+    assert send(with_areas, SendAction.FLUSH_ZRWA, GRANULE - 1) == 0
+    data = b"a" * block_bytes
+    assert do(with_areas, IoOpcode.ZONE_APPEND, *at(0, 0), data=data).status == 0x1B6
+    assert write(with_areas, GRANULE - 1, data, block_bytes).status == 0x1BC
+    assert write(with_areas, GRANULE + 2 * AREA, data, block_bytes).status == 0x1BC
+    assert write(with_areas, CAPACITY, data, block_bytes).status == 0x1B8
+    assert wp_and_attributes(with_areas) == (3, GRANULE, 0x08)
+
+
+def test_allocating_may_wait_for_the_host_where_a_reset_is_not_durable(with_areas: Namespace, block_bytes: int) -> None:
+    asked = command(IoOpcode.ZONE_SEND, cdws=at(0, 0, SendAction.OPEN | ZRWAA))
+    assert not with_areas.may_wait(asked)
+    assert write(with_areas, 0, b"a" * block_bytes, block_bytes).status == 0
+    assert send(with_areas, SendAction.RESET) == 0
+    assert with_areas.may_wait(asked)
+    assert with_areas.execute(asked, ()).status == 0
+    assert not with_areas.may_wait(asked)
+
+
+def test_a_namespace_without_areas_has_no_flush_of_them(namespace: Namespace) -> None:
+    assert send(namespace, SendAction.FLUSH_ZRWA, 7) == 0x002

@@ -277,3 +277,21 @@ def test_what_keeps_an_image_from_opening_is_an_error(kind: SectionKind, path: P
         repair_image(path)
         ZonedDevice.open(path).close()
         assert not any(finding.severity is Severity.ERROR for finding in check_image(path))
+
+
+def test_random_write_areas_hold_data_and_are_counted() -> None:
+    geometry = Geometry(size=64, zone_size=16, zone_capacity=16, zrwa_size=8, zrwa_granularity=8, max_zrwa=1)
+    memory = fresh_memory(geometry)
+    header = plan_header(geometry, uuid=UUID_OF_TESTS)
+    words = pack_words(bytearray((4, 4, 1, 1)), array("Q", (0, 0, 0, 0)), bytearray((2, 2, 0, 0)))
+    for copy in (0, 1):
+        offset = header.section(SectionKind.TABLE, copy).offset
+        memory[offset : offset + 4096] = encode_table(words, 1, header.seed)
+    memory[:4096] = b"a" * 4096
+    assert [finding.message for finding in findings_of(memory)] == [
+        "2 zones have a random write area, more than the limit 1"
+    ]
+    memory[8192 + 4096 : 2 * 8192] = b"x" * 4096
+    assert "4 KiB of space are taken beyond write pointers; zones: 1, zone 1 first" in only(
+        Severity.INFO, findings_of(memory)
+    )

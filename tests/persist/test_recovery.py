@@ -115,6 +115,11 @@ def test_two_damaged_headers_make_a_good_one() -> None:
     first[150] = block[150]
     assert next(merged_headers(bytes(first), bytes(second))) == first
     assert found() >= {header}
+    # What both have lost of random write areas is taken for none.
+    for copy in (first, second):
+        copy[:] = block
+        copy[192 + 4 : 1024] = b"\xa5" * (1024 - 196)
+    assert found() == {header, None}
 
 
 entries = st.lists(st.tuples(st.integers(0, 2**24), st.integers(0, 2**48 - 1)), max_size=70).map(tuple)

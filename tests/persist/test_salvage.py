@@ -10,7 +10,7 @@ import pytest
 from tests.persist.worlds import BOOT, NEXT_BOOT, UUID_OF_TESTS, World, fresh_memory
 from zonefs_emu.errors import BadMagicError, UnsupportedVersionError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.codec.block import BLOCK_BYTES, seal
 from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_header
@@ -329,3 +329,27 @@ def test_an_older_word_must_be_borne_out_to_the_byte() -> None:
     memory[2 * 32 * 512 + 7 * 512] = 1
     zones = zones_of(memory, geometry)
     assert states(zones)[1:4] == [(CL, 3), (CL, 8), (Condition.OFFLINE, 0)]
+
+
+def test_random_write_areas_are_salvaged_where_their_data_bear_them_out() -> None:
+    areas = Geometry(
+        size=128, zone_size=32, zone_capacity=24, zrwa_size=8, zrwa_granularity=4, max_active_zones=2
+    )  # fmt: skip
+    word = pack_word(CL, 4, Attribute.ZRWA)
+    records = [
+        Record(epoch=5, seq=1, entries=((0, pack_word(CL, 8, Attribute.ZRWA)), (1, word), (2, word), (3, word))),
+        Record(epoch=5, seq=2, entries=((3, pack_word(CL, 4)),)),
+        Record(epoch=5, seq=3, entries=((0, pack_word(CL, 8, Attribute.ZRWA)),)),
+    ]
+    memory = fresh_memory(areas)
+    journal_of(memory, areas, records)
+    # The area of zone 1 ends at sector 12. Zone 2 has data behind its area, and zone 3 none at all.
+    for zone_no, nr_sectors in ((0, 8), (1, 9), (2, 24)):
+        start = zone_no * 32 * 512
+        memory[start : start + nr_sectors * 512] = b"d" * nr_sectors * 512
+    spoil(memory, areas, SectionKind.JOURNAL, at=512)
+    zones = zones_of(memory, areas)
+    assert states(zones)[1:] == [(CL, 4), (FU, 24), (EM, 0)]
+    # More were active than may be, so the one with the least room was finished, and its area flushed.
+    assert states(zones)[0] == (CL, 8)
+    assert list(zones.states.attributes) == [Attribute.ZRWA, Attribute.ZRWA, 0, 0]

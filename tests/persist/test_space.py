@@ -1,11 +1,14 @@
 """The space of zones: where data lie, and which calls give it back."""
 
+from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.persist.space import punch_zones, zone_extents
+from zonefs_emu.model.zone import Attribute, Condition
+from zonefs_emu.persist.space import punch_leftovers, punch_zones, zone_extents
 from zonefs_emu.testing.backings import MemoryBacking
 
 #: Four zones of a block and a half, and a runt of four sectors.
@@ -57,3 +60,20 @@ def test_neighbours_are_given_back_in_one_call(zone_numbers: list[int], sectors:
     backing = Extents()
     punch_zones(backing, GEOMETRY, zone_numbers)
     assert backing.punched == [(start * 512, length * 512) for start, length in sectors]
+
+
+class Extending(Extents):
+    """Data lie in all zones."""
+
+    def __init__(self) -> None:
+        super().__init__((0, 52 * 512))
+
+
+def test_what_a_crash_left_in_empty_zones_and_behind_areas() -> None:
+    geometry = replace(GEOMETRY, zrwa_size=4, zrwa_granularity=2)
+    backing = Extending()
+    conds = bytearray((Condition.EMPTY, Condition.EMPTY, Condition.CLOSED, Condition.EXP_OPEN, Condition.FULL))
+    wps, attributes = array("Q", (0, 0, 3, 10, 4)), bytearray((0, 0, Attribute.ZRWA, Attribute.ZRWA, 0))
+    punch_leftovers(backing, geometry, conds, wps, attributes)
+    # Behind the area of zone 2: from sector 7 of it on. That of zone 3 reaches its end.
+    assert backing.punched == [(0, 24 * 512), ((24 + 7) * 512, 5 * 512)]

@@ -121,6 +121,11 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
 @click.option("--max-append", type=SIZE, help="Longest zone append. [default: 512K]")
 @click.option("--zone-extension", type=SIZE, default="0",
               help="Descriptor extension of each zone, for NVMe: a multiple of 64 bytes. [default: none]")  # fmt: skip
+@click.option("--zrwa", type=SIZE, default="0",
+              help="Zone random write area that a zone can have, for NVMe. [default: none]")  # fmt: skip
+@click.option("--zrwa-granularity", type=SIZE, help="What a flush of such an area is a multiple of. [default: a block]")
+@click.option("--max-zrwa", metavar="N", type=click.IntRange(min=0), default=0,
+              help="Limit of zones with such an area, 0 for none. [default: 0]")  # fmt: skip
 @click.option("--label", type=TEXT, default="", help="A name that is kept in the image.")
 @json_option
 def create(
@@ -139,6 +144,9 @@ def create(
     max_active_zones: int | None,
     max_append: int | None,
     zone_extension: int,
+    zrwa: int,
+    zrwa_granularity: int | None,
+    max_zrwa: int,
     label: str,
     as_json: bool,
 ) -> None:
@@ -183,6 +191,9 @@ def create(
         max_active_zones=max_active_zones,
         max_append=max_append,
         extension_bytes=zone_extension,
+        zrwa=zrwa,
+        zrwa_granularity=zrwa_granularity,
+        max_zrwa=max_zrwa,
     )
     create_image(image, geometry, label, zone_states(template, geometry) if template and with_state else None)
     if as_json:

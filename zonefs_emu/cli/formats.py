@@ -58,7 +58,7 @@ def table(zones: Iterable[Zone], _context: ReportContext) -> Iterator[str]:
         yield (
             f"{zone.zone_no:7}  {TYPE_CODES[zone.type]}   {COND_CODES[zone.cond]}   {zone.start:14}"
             f" {human_bytes(to_bytes(zone.size)):>10} {human_bytes(to_bytes(zone.capacity)):>10}"
-            f" {written:>10} {fill:>6}\n"
+            f" {written:>10} {fill:>6}{'  zrwa' if zone.attributes & Attribute.ZRWA else ''}\n"
         )
 
 
@@ -153,8 +153,15 @@ def _nvme_wp(zone: Zone, sectors_per_lba: int) -> int:
 
 
 def _nvme_attrs(zone: Zone) -> int:
-    """Return the Zone Attributes: bit 2 Reset Zone Recommended, bit 7 extension valid (ZNS 1.1, Zone Descriptor)."""
-    return (0x4 if zone.reset_recommended else 0) | (0x80 if zone.attributes & Attribute.EXTENSION else 0)
+    """Return the Zone Attributes (ZNS 1.1, Zone Descriptor).
+
+    Bit 2 Reset Zone Recommended, bit 3 random write area valid, bit 7 extension valid.
+    """
+    return (
+        (0x4 if zone.reset_recommended else 0)
+        | (0x8 if zone.attributes & Attribute.ZRWA else 0)
+        | (0x80 if zone.attributes & Attribute.EXTENSION else 0)
+    )
 
 
 def nvme(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:

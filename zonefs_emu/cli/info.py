@@ -61,6 +61,9 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
     ]
     if reply["extension_bytes"]:
         rows.append(("zone extensions", f"{reply['extension_bytes']} B each"))
+    if reply["zrwa_size"]:
+        limit = f", at most {reply['max_zrwa']} zones" if reply["max_zrwa"] else ""
+        rows.append(("random write area", f"{size('zrwa_size')} in steps of {size('zrwa_granularity')}{limit}"))
     if reply["poison"] and reply["pid"] is not None:
         rows.append(("refuses changes", reply["poison"]))
     if reply["recovery"]:

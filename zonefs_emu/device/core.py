@@ -26,7 +26,7 @@ from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import CommandError, PoisonedError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import Changes
-from zonefs_emu.model.zns_machine import make_machine
+from zonefs_emu.model.zrwa_machine import make_machine
 from zonefs_emu.persist.image import LOST, Image
 from zonefs_emu.units import Sector
 

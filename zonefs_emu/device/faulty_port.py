@@ -58,6 +58,11 @@ class FaultyPort(Port):
             return status
         return super()._manage(operation, sector, nr_zones)
 
+    def _allocate_zrwa(self, sector: Sector) -> Status:
+        if self._faults and (status := self._struck(Operation.OPEN, sector, 0)):
+            return status
+        return super()._allocate_zrwa(sector)
+
     def _manage_all(self, operation: Operation) -> Status:
         if self._faults and (status := self._struck(operation, 0, 0, nr_zones=self.geometry.nr_zones)):
             return status

@@ -122,14 +122,21 @@ def is_done(device: DeviceCore, intent: Intent) -> bool:
     """Say whether a change that was begun, and after which the process died, is in the zone.
 
     Writes to a sequential zone start at wp, so wp has passed the end exactly if the write landed (FULL zones keep count
-    of their data, too). Opening, finishing and resetting a zone a second time changes nothing, so those are executed
-    again. So is CLOSE, but for the one case in which the second is refused: closing an open zone without data makes it
-    EMPTY.
+    of their data, too). With a zone random write area, a write that has moved wp beyond its beginning has landed, and
+    any other can be done again, to the same blocks with the same bytes. Opening, finishing and resetting a zone a
+    second time changes nothing, so those are executed again. So is CLOSE, but for the one case in which the second is
+    refused: closing an open zone without data makes it EMPTY.
     """
     if intent.all_zones:
         return False
     with device.lock:  # not port.zone(): that says what an injected fault wants hosts to see
         zone = device.machine.zone(device.geometry.zone_no(intent.sector))
+    if intent.operation is Operation.FLUSH_ZRWA or (
+        intent.operation is Operation.WRITE and zone.attributes & Attribute.ZRWA
+    ):
+        return zone.wp > intent.sector
+    if intent.operation is Operation.ALLOCATE_ZRWA:  # of an EMPTY zone, which has none
+        return bool(zone.attributes & Attribute.ZRWA)
     if intent.operation in (Operation.WRITE, Operation.APPEND):
         conventional = device.geometry.is_conventional(zone.zone_no)
         return not conventional and zone.wp >= intent.sector + intent.nr_sectors

@@ -13,9 +13,10 @@ bug) ends the log and changes no answer.
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Final
 
 from zonefs_emu.device.core import DeviceCore
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 FORMAT: Final = "zonefs-emu operations 1"
 _SET_COND: Final = "set-cond"
 _SET_EXTENSION: Final = "set-extension"
+_ALLOCATE_ZRWA: Final = "allocate-zrwa"
+_FLUSH_ZRWA: Final = "flush-zrwa"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
 _NR_SECTORS_MAX: Final = 1 << 21
@@ -168,6 +171,18 @@ class RecordingPort(FaultyPort):
         """Set a descriptor extension and record, with its bytes in hexadecimal."""
         status = super().set_extension(sector, data)
         self._record(_SET_EXTENSION, status, sector=sector, data=data.hex())
+        return status
+
+    def allocate_zrwa(self, sector: Sector) -> Status:
+        """Open a zone with a random write area and record."""
+        status = super().allocate_zrwa(sector)
+        self._record(_ALLOCATE_ZRWA, status, sector=sector)
+        return status
+
+    def flush_zrwa(self, sector: Sector) -> Status:
+        """Flush a random write area and record."""
+        status = super().flush_zrwa(sector)
+        self._record(_FLUSH_ZRWA, status, sector=sector)
         return status
 
     def power_cycle(self) -> None:
@@ -335,6 +350,16 @@ def _faults(entry: dict[str, object]) -> list[Fault]:
     return found
 
 
+#: The commands that only the ZNS dialect has.
+_OF_ZNS: Final[Mapping[str, Callable[[Port, Sector, Mapping[str, object]], Status]]] = MappingProxyType(
+    {
+        _ALLOCATE_ZRWA: lambda port, sector, _: port.allocate_zrwa(sector),
+        _FLUSH_ZRWA: lambda port, sector, _: port.flush_zrwa(sector),
+        _SET_EXTENSION: lambda port, sector, entry: port.set_extension(sector, bytes.fromhex(str(entry["data"]))),
+    }
+)
+
+
 def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[str, str]:
     """Return what the log says was answered, and what is answered now."""
 
@@ -364,8 +389,8 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
     sector = translated(number("sector"))
     if operation in ("open", "close", "finish", "reset"):
         return expected, port.manage(Operation[operation.upper()], sector, number("nr_zones")).name
-    if operation == _SET_EXTENSION:
-        return expected, port.set_extension(sector, bytes.fromhex(str(entry["data"]))).name
+    if operation in _OF_ZNS:
+        return expected, _OF_ZNS[operation](port, sector, entry).name
     nr_sectors = number("nr_sectors")
     if not 0 <= nr_sectors <= _NR_SECTORS_MAX:
         raise ValueError(nr_sectors)

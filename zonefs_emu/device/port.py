@@ -187,7 +187,7 @@ class Port:
         path = self._path
         image = path.image
         zone_no = sector // path.zone_size
-        landing = sector
+        landing, nr_moved = sector, nr_sectors
         hold: Hold | None = None
         while True:
             with path.lock:
@@ -195,11 +195,11 @@ class Port:
                     self._wait_for_zones(row, sector, nr_sectors)
                 try:
                     if row is self._on_write:
-                        path.begin_write(sector, nr_sectors, self.dialect)
+                        nr_moved = path.begin_write(sector, nr_sectors, self.dialect)
                     else:
                         landing = path.begin_append(sector, nr_sectors, self.dialect)
                 except CommandError as error:
-                    if path.held and self._may_change(error):
+                    if path.held and self.may_change(error):
                         continue
                     return self.refusals.command(row.operation, error, sector, nr_sectors), sector
                 if image.poison:
@@ -209,7 +209,7 @@ class Port:
                     return _OK, landing
                 if not path.old_extents[zone_no] or not image.has_pending_reset(zone_no):
                     if nr_sectors <= path.access.short_sectors:
-                        status = self._write_now(row, zone_no, landing, nr_sectors, buffers)
+                        status = self._write_now(row, zone_no, landing, nr_sectors, nr_moved, buffers)
                     else:
                         hold = self._begin_long(row, zone_no, landing, nr_sectors)
                     break
@@ -219,7 +219,7 @@ class Port:
                 return status, sector
         if hold is not None:
             with self._holds.kept(hold):
-                status = self._write_long(row, hold, landing, nr_sectors, buffers)
+                status = self._write_long(row, hold, landing, nr_sectors, nr_moved, buffers)
         if status:
             return status, sector
         if image.is_lost:
@@ -229,10 +229,10 @@ class Port:
         counts[_WRITTEN_SECTORS] += nr_sectors
         return _OK, landing
 
-    def _write_now(
-        self, row: WriteRow, zone_no: int, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+    def _write_now(  # noqa: PLR0917  (positional: keywords would cost a twentieth of a write)
+        self, row: WriteRow, zone_no: int, sector: Sector, nr_sectors: int, nr_moved: int, buffers: "Sequence[Buffer]"
     ) -> Status:
-        """Move the bytes, then wp: with the lock held, after the machine has agreed."""
+        """Move the bytes, then wp by *nr_moved*: with the lock held, after the machine has agreed."""
         intent_log = self.intents.current.log if self.intents else None
         if intent_log:
             intent_log.begin(row.operation, sector, nr_sectors, 0)
@@ -244,16 +244,16 @@ class Port:
             if intent_log:
                 intent_log.abort()
             return self.refusals.failed(row.operation, error, sector, nr_sectors)
-        self.commit(row, zone_no, nr_sectors)
+        self.commit(row, zone_no, nr_moved)
         if intent_log:
             intent_log.commit()
         return _OK
 
-    def commit(self, row: WriteRow, zone_no: int, nr_sectors: int) -> None:
+    def commit(self, row: WriteRow, zone_no: int, nr_moved: int) -> None:
         """Advance wp over what was written; with the lock held. The compiled ring walker calls it as well."""
         path, audience = self._path, self.audience
         try:  # device.changing(), which a write cannot afford
-            changes = path.commit_write(zone_no, nr_sectors, row)
+            changes = path.commit_write(zone_no, nr_moved, row)
             if changes is not None:  # zone_no is among them
                 self.device.publish_and_tell(changes, audience)
             else:
@@ -277,8 +277,8 @@ class Port:
             self.device.publish_and_tell(self._machine.open_to_write(zone_no, row), self.audience)
         return self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
 
-    def _write_long(
-        self, row: WriteRow, hold: Hold, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]"
+    def _write_long(  # noqa: PLR0917  (as above)
+        self, row: WriteRow, hold: Hold, sector: Sector, nr_sectors: int, nr_moved: int, buffers: "Sequence[Buffer]"
     ) -> Status:
         """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
         intent_log = self._intent_log()
@@ -291,7 +291,7 @@ class Port:
                     intent_log.abort()
             return status
         with self.device.lock:
-            self.commit(row, hold[0], nr_sectors)
+            self.commit(row, hold[0], nr_moved)
             if intent_log:
                 intent_log.commit()
         return _OK
@@ -317,7 +317,7 @@ class Port:
     def _end_of(self, sector: Sector, nr_sectors: int) -> int:
         return (sector + max(nr_sectors, 1) - 1) // self.geometry.zone_size + 1
 
-    def _may_change(self, error: CommandError) -> bool:
+    def may_change(self, error: CommandError) -> bool:
         """Say whether a command that met *error* is to be judged again, after waiting for other commands under way.
 
         A zone that is being written to cannot be closed for another one: after that write it can.
@@ -457,7 +457,7 @@ class Port:
                 self.device.require_writable(sector)
                 return begin()
             except CommandError as error:
-                if self._path.held and self._may_change(error):
+                if self._path.held and self.may_change(error):
                     continue
                 if intent_log:
                     intent_log.abort()
@@ -517,6 +517,31 @@ class Port:
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.SET_EXTENSION, sector, 0)):
             return answer[0]
         return zns_commands.set_extension(self, sector, data)
+
+    def allocate_zrwa(self, sector: Sector) -> Status:
+        """Open the EMPTY zone that starts at *sector*, with a zone random write area. The dialect is ZNS.
+
+        May wait for a flush, as a write after a reset does.
+
+        Returns OUT_OF_RANGE, NOT_ZONE_START, ZRWA_INVALID, ACTIVE_RESOURCE, OPEN_RESOURCE, ZRWA_UNAVAILABLE, POISONED
+        or NO_SPACE; UNSUPPORTED where zones have no areas. Nothing has changed then.
+        """
+        if self.intents and (answer := self.intents.answer(self.refusals, Operation.ALLOCATE_ZRWA, sector, 0)):
+            return answer[0]
+        return self._allocate_zrwa(sector)
+
+    def _allocate_zrwa(self, sector: Sector) -> Status:
+        return zns_commands.allocate_zrwa(self, sector)
+
+    def flush_zrwa(self, sector: Sector) -> Status:
+        """Move wp behind the block at *sector*, which is in the zone random write area of its zone: an explicit flush.
+
+        Returns OUT_OF_RANGE, UNALIGNED, ZRWA_INVALID, ZRWA_RANGE, OPEN_RESOURCE or POISONED; UNSUPPORTED where zones
+        have no areas. Nothing has changed then.
+        """
+        if self.intents and (answer := self.intents.answer(self.refusals, Operation.FLUSH_ZRWA, sector, 0)):
+            return answer[0]
+        return zns_commands.flush_zrwa(self, sector)
 
     def extension(self, zone_no: int) -> tuple[Status, bytes]:
         """Return the descriptor extension of zone *zone_no*, zeros if it has none; IO_ERROR if it is damaged."""

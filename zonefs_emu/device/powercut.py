@@ -8,6 +8,8 @@ The drive that is imitated has a volatile write cache:
   is kept or lost by itself.
 * With *torn* the write at which that moment lies may be there in part, in whole logical blocks.
 * A zone that was reset, finished or failed since the last flush is as it was before or as it was made.
+* A zone random write area takes writes as a conventional zone does. A write pointer that moved since the last flush
+  in such a zone is where it was then, or, if all writes to the zone are there, where it is now.
 * A write pointer never lies beyond data that is there, and open zones come back closed, or empty.
 
 The lab listens from the moment it is made and notes each write, with what a conventional zone held before. That costs
@@ -31,7 +33,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.transitions import after_power_cycle
-from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Attribute, Condition
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import copy_image
@@ -45,7 +47,10 @@ _FAILED: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
-    """One write since the last flush. *before*: what a conventional zone held there; empty for sequential zones."""
+    """One write since the last flush.
+
+    *before*: what a conventional zone, or one with a zone random write area, held there; empty for other zones.
+    """
 
     zone_no: int
     sector: Sector
@@ -231,7 +236,7 @@ class PowerCutLab:
         self._note_pending()
         zone_no = self._device.geometry.zone_no(sector)
         before = b""
-        if self._device.geometry.is_conventional(zone_no):
+        if self._device.geometry.is_conventional(zone_no) or self._image.attributes[zone_no] & Attribute.ZRWA:
             before = self._image.backing.pread(nr_bytes, offset)
         self._pending = Write(zone_no=zone_no, sector=sector, nr_sectors=nr_sectors, before=before)
 
@@ -394,9 +399,15 @@ class PowerCutLab:
             wps[zone_no] = write.sector + kept - geometry.zone_start(zone_no)
             full = wps[zone_no] == geometry.zone_cap(zone_no)
             conds[zone_no] = Condition.FULL if full else Condition.CLOSED
+        incomplete = {
+            write.zone_no
+            for write, kept in zip(self._writes, cut.kept, strict=True)
+            if write.before and kept < write.nr_sectors
+        }
+        areas = {write.zone_no for write in self._writes if write.before} - incomplete
         for zone_no, changed in zip(self._changed_zones(), cut.changed, strict=True):
             # A change is there only if the data that was there when it was made is.
-            if changed and (wps[zone_no] == image.wps[zone_no] or image.wps[zone_no] == 0):
+            if changed and (zone_no in areas or wps[zone_no] == image.wps[zone_no] or image.wps[zone_no] == 0):
                 conds[zone_no], wps[zone_no] = image.conds[zone_no], image.wps[zone_no]
                 attributes[zone_no] = image.attributes[zone_no]
         for zone_no, cond in enumerate(conds):

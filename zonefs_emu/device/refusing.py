@@ -136,10 +136,15 @@ class Refuser:
     def _free_space(self, zone_no: int, sector: Sector, nr_sectors: int) -> None:
         """Free the space of what a write that failed half-way had written beyond wp; no checkpoint points there.
 
-        An EMPTY zone would keep it for ever, as resetting it changes nothing. In a conventional zone each sector is old
-        or new.
+        An EMPTY zone would keep it for ever, as resetting it changes nothing. In a conventional zone, and in a zone
+        random write area, each sector is old or new.
         """
-        if not self.device.geometry.is_conventional(zone_no):
+        geometry, machine = self.device.geometry, self.device.machine
+        if geometry.is_conventional(zone_no):
+            return
+        covered = geometry.covered(zone_no, machine.wps[zone_no], machine.attributes[zone_no])
+        first = max(sector, geometry.zone_start(zone_no) + covered)
+        if first < sector + nr_sectors:
             # A host that cannot even do that keeps the space, and reads of it are zeros all the same.
             with suppress(OSError):
-                self.device.image.backing.punch(sector << SECTOR_SHIFT, nr_sectors << SECTOR_SHIFT)
+                self.device.image.backing.punch(first << SECTOR_SHIFT, sector + nr_sectors - first << SECTOR_SHIFT)

@@ -63,7 +63,8 @@ def _copy(device: ZonedDevice, source: FileBacking, header: Header, states: Zone
         punch_zones(backing, geometry, range(first, first + count))
     zone_bytes = to_bytes(geometry.zone_size)
     for zone_no, start, end in zone_extents(source, geometry):
-        covered = end if geometry.is_conventional(zone_no) else min(end, to_bytes(states.wps[zone_no]))
+        nr_covered = geometry.covered(zone_no, states.wps[zone_no], states.attributes[zone_no])
+        covered = end if geometry.is_conventional(zone_no) else min(end, to_bytes(nr_covered))
         if start < covered:
             backing.copy_from(source, zone_no * zone_bytes + start, covered - start)
     if geometry.extension_bytes:

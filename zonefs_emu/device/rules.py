@@ -153,6 +153,32 @@ class DeviceRule(Rule):
         "the device does not offer that operation",
         "virtio 1.4 blk, UNSUPP",
     )
+    ZRWA_WRITE = (
+        Status.ZRWA_WRITE,
+        (
+            "a zone with a random write area is written from its write pointer on, over at most twice the area's size, "
+            "in multiples of the write granularity"
+        ),
+        "ZNS 1.1b Zone Random Write Area, Zone Invalid Write",
+    )
+    ZRWA_RANGE = (
+        Status.ZRWA_RANGE,
+        (
+            "an explicit flush ends in the zone's random write area, a multiple of the flush granularity behind the "
+            "write pointer"
+        ),
+        "ZNS 1.1b Flush Explicit ZRWA Range, Invalid Zone Operation Request",
+    )
+    ZRWA_INVALID = (
+        Status.ZRWA_INVALID,
+        ("a random write area is allocated for an empty zone, is flushed in a zone that has one, and takes no appends"),
+        "ZNS 1.1b Invalid Zone Operation Request",
+    )
+    ZRWA_UNAVAILABLE = (
+        Status.ZRWA_UNAVAILABLE,
+        "max_zrwa zones have a random write area: fill, finish or reset one first",
+        "ZNS 1.1b ZRWA Resources Unavailable",
+    )
     INJECTED = (
         90,
         "a fault was injected to fail it",

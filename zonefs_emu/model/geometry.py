@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zonefs_emu.errors import UsageError
+from zonefs_emu.model.zone import Attribute
 from zonefs_emu.units import SECTOR_BYTES, Sector, human_bytes, to_bytes
 
 BLOCK_SIZES_BYTES: Final = (512, 4096)
@@ -21,6 +22,8 @@ ZONE_SIZE_MAX_WITH_ATTRIBUTES: Final = 1 << 39
 #: Descriptor extensions are counted in units of 64 bytes, in one byte (ZDES).
 EXTENSION_UNIT_BYTES: Final = 64
 EXTENSION_BYTES_MAX: Final = 255 * EXTENSION_UNIT_BYTES
+#: NVMe counts the blocks of a zone random write area in 16 bits (ZRWASZ, ZRWAFG).
+ZRWA_BLOCKS_MAX: Final = (1 << 16) - 1
 NR_ZONES_MAX: Final = 1 << 24
 LIMIT_MAX: Final = (1 << 32) - 1
 
@@ -31,7 +34,9 @@ class Geometry:
 
     *conventional* lists runs of conventional zones as (first zone_no, count), ascending and not touching.
     *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append. *extension_bytes*: of the
-    descriptor extension that a host can give each zone (NVMe ZNS); 0 = zones have none.
+    descriptor extension that a host can give each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*: of the zone random
+    write area that a host can give a zone (NVMe ZNS); 0 = zones have none. *zrwa_granularity*: what a flush of the area
+    moves the write pointer by, or a multiple of it. *max_zrwa*: the most zones that have an area; 0 = no limit.
 
     Raises:
         UsageError: the shape is impossible; the sentence says what would be possible.
@@ -47,6 +52,9 @@ class Geometry:
     max_active_zones: int = 0
     max_append: Sector = 1024
     extension_bytes: int = 0
+    zrwa_size: Sector = 0
+    zrwa_granularity: Sector = 0
+    max_zrwa: int = 0
 
     def __post_init__(self) -> None:
         """Check everything that later code relies on."""
@@ -55,7 +63,8 @@ class Geometry:
         self._check_sizes()
         self._check_conventional()
         self._check_extension()
-        for name in ("max_open_zones", "max_active_zones"):
+        self._check_zrwa()
+        for name in ("max_open_zones", "max_active_zones", "max_zrwa"):
             value = getattr(self, name)
             _require(0 <= value <= LIMIT_MAX, f"{name} {value} must lie between 0 (no limit) and {LIMIT_MAX}")
         _require(
@@ -106,13 +115,41 @@ class Geometry:
         _require(
             not self.has_attributes or self.zone_size <= ZONE_SIZE_MAX_WITH_ATTRIBUTES,
             f"zone size must not exceed {human_bytes(to_bytes(ZONE_SIZE_MAX_WITH_ATTRIBUTES))} with a zone descriptor "
-            "extension",
+            "extension or a zone random write area",
+        )
+
+    def _check_zrwa(self) -> None:
+        size, granule = self.zrwa_size, self.zrwa_granularity
+        if not size:
+            _require(
+                not granule and not self.max_zrwa,
+                "a granularity and a number of zone random write areas need a size: --zrwa",
+            )
+            return
+        _require(
+            0 < granule <= size and granule % self.write_granularity == 0 and size % granule == 0,
+            f"zone random write area of {to_bytes(size)} bytes must be a multiple of its granularity, which must be a "
+            f"multiple of {to_bytes(self.write_granularity)} bytes and not {to_bytes(granule)}",
+        )
+        _require(
+            size <= self.zone_capacity and self.zone_capacity % granule == 0,
+            f"zone capacity of {to_bytes(self.zone_capacity)} bytes must be a multiple of {to_bytes(granule)} bytes, "
+            f"and at least as long as the zone random write area of {to_bytes(size)} bytes",
+        )
+        _require(
+            size // self.block_sectors <= ZRWA_BLOCKS_MAX,
+            f"zone random write area must have at most {ZRWA_BLOCKS_MAX} blocks",
         )
 
     @property
     def has_attributes(self) -> bool:
         """Whether zones can have attributes (:class:`zonefs_emu.model.zone.Attribute`)."""
-        return self.extension_bytes > 0
+        return self.possible_attributes != 0
+
+    @property
+    def possible_attributes(self) -> int:
+        """The bits of :class:`zonefs_emu.model.zone.Attribute` that a zone can have."""
+        return int((Attribute.EXTENSION if self.extension_bytes else 0) | (Attribute.ZRWA if self.zrwa_size else 0))
 
     @property
     def nr_zones(self) -> int:
@@ -145,6 +182,16 @@ class Geometry:
         """Return the capacity of zone *zone_no*; a conventional zone is writable in full."""
         length = self.zone_len(zone_no)
         return length if self.is_conventional(zone_no) else min(self.zone_capacity, length)
+
+    def covered(self, zone_no: int, nr_written: Sector, attributes: int) -> Sector:
+        """Return how many sectors from the start of the sequential zone *zone_no* may hold data.
+
+        *nr_written* are those before its write pointer. With a zone random write area, those in the area follow; what
+        was never written there is zeros.
+        """
+        if attributes & Attribute.ZRWA:
+            return min(nr_written + self.zrwa_size, self.zone_cap(zone_no))
+        return nr_written
 
     def is_conventional(self, zone_no: int) -> bool:
         """Say whether zone *zone_no* is conventional; O(log runs)."""

@@ -247,7 +247,9 @@ class ZoneMachine:
     # -- writing ----------------------------------------------------------------------------------------------
 
     def begin_write(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
-        """Check a write of *nr_sectors* at *sector* and return its zone number; change nothing.
+        """Check a write of *nr_sectors* at *sector*; change nothing. Returns by how many sectors it moves wp.
+
+        That is *nr_sectors*, but for a zone with a zone random write area (:mod:`zrwa_machine`).
 
         Raises:
             CommandError: OUT_OF_RANGE; ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL; UNALIGNED in a conventional zone, which
@@ -264,9 +266,9 @@ class ZoneMachine:
             self.conds[zone_no] in dialect.on_write.keeps_open, self.wps[zone_no], offset, nr_sectors, self._capacity,
             self._granularity,
         ):  # fmt: skip
-            return zone_no
+            return nr_sectors
         self._begin_write_checked(zone_no, sector, nr_sectors, dialect)
-        return zone_no
+        return nr_sectors
 
     def _begin_write_checked(self, zone_no: int, sector: Sector, nr_sectors: int, dialect: Dialect) -> None:
         if not 0 <= sector < self._size or nr_sectors < 0 or sector + nr_sectors > self._size:
@@ -339,10 +341,10 @@ class ZoneMachine:
         return Changes(closed, (zone_no,))
 
     def commit_write(self, zone_no: int, nr_sectors: int, row: WriteRow) -> Changes | None:
-        """Advance wp of *zone_no* by the *nr_sectors* that were allowed and that are now written.
+        """Advance wp of *zone_no* by *nr_sectors*, as :meth:`begin_write` has said, for a write that has happened.
 
-        *row* is the dialect's for the command that was allowed: a write or an append. Returns None where nothing but
-        wp has changed.
+        An append advances it by its length. *row* is the dialect's for the command that was allowed: a write or an
+        append. Returns None where nothing but wp has changed.
         """
         wp = self.wps[zone_no] + nr_sectors
         cond = self.conds[zone_no]

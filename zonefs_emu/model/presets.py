@@ -96,8 +96,13 @@ def build_geometry(
     max_active_zones: int | None = None,
     max_append: int | None = None,
     extension_bytes: int = 0,
+    zrwa: int = 0,
+    zrwa_granularity: int | None = None,
+    max_zrwa: int = 0,
 ) -> Geometry:
     """Return the geometry of *preset* with all that is not None in its place; sizes in bytes.
+
+    A zone random write area without a granularity is flushed in blocks.
 
     Raises:
         UsageError: the shape is impossible, or no size was given.
@@ -112,16 +117,20 @@ def build_geometry(
     zone_capacity = _or(zone_capacity, zone_size if own_zones else preset.zone_capacity_bytes)
     if conventional is None:
         conventional = ((0, preset.nr_conv),) if preset.nr_conv else ()
+    block_size = _or(block_size, preset.block_size_bytes)
     return Geometry(
         size=_sectors("size", _or(size, preset.size_bytes)),
         zone_size=_sectors("zone size", zone_size),
         zone_capacity=_sectors("zone capacity", zone_capacity),
         conventional=conventional,
-        block_size_bytes=_or(block_size, preset.block_size_bytes),
+        block_size_bytes=block_size,
         max_open_zones=_or(max_open_zones, preset.max_open_zones),
         max_active_zones=_or(max_active_zones, preset.max_active_zones),
         max_append=_sectors("max-append", _or(max_append, min(preset.max_append_bytes, zone_capacity))),
         extension_bytes=extension_bytes,
+        zrwa_size=_sectors("zrwa", zrwa),
+        zrwa_granularity=_sectors("zrwa-granularity", _or(zrwa_granularity, block_size if zrwa else 0)),
+        max_zrwa=max_zrwa,
     )
 
 

@@ -10,6 +10,8 @@ The machine looks every target up here. These rules depend on more than the cond
 * a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
   keeps its active resource (``Dialect.closed_at_start``), or the zone has an attribute, which EMPTY zones have not;
 * a zone that is closed to make room for another one goes into :data:`CLOSED_FOR_ROOM`;
+* what a write to a zone with a zone random write area commits (:func:`flushed_by_write`), and that such a zone takes
+  appends in some dialects only (:data:`APPEND_TO_ZRWA`);
 * power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
 * :data:`SET_COND` says what a failing or repaired medium can make of a zone, and :func:`after_set_cond` when CLOSED
   fits its data;
@@ -47,10 +49,12 @@ class Operation(IntEnum):
     FLUSH = 7  #: of the device; no row in the tables
     SET_COND = 8  #: by hand, as a failing medium would; the same in all dialects, see :data:`SET_COND`
     SET_EXTENSION = 9  #: of the zone's descriptor; ZNS only
+    ALLOCATE_ZRWA = 10  #: open the zone with a zone random write area; ZNS only
+    FLUSH_ZRWA = 11  #: commit the first part of the area: "Flush Explicit ZRWA Range"; ZNS only
 
 
 #: The operations that can be asked of all zones at once, and all those that have a row in every table. The table of
-#: ZNS has the row of SET_EXTENSION as well.
+#: ZNS has rows of operations of its own as well.
 MANAGEMENT: Final = (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
 ZONE_OPERATIONS: Final = (Operation.READ, Operation.WRITE, Operation.APPEND, *MANAGEMENT)
 
@@ -80,7 +84,8 @@ class Dialect:
     but to NOT_WP, which a conventional zone keeps. *all_zones*: management operation -> conditions that its ALL form
     changes -> next condition. *read_across*: may one read cross the boundary of a sequential zone. *closed_at_start*:
     what closing a zone gives whose write pointer is at its start. *finish_needs_open*: an EMPTY or CLOSED zone that is
-    finished passes through open, so it needs an open resource.
+    finished passes through open, so it needs an open resource. *has_zrwa*: a zone with a zone random write area is
+    written anywhere in it, and takes no appends; other dialects write and read every zone as if it had none.
 
     *on_write*, *on_append* and *readable* (the conditions that READ does not refuse) are made from the table.
 
@@ -94,6 +99,7 @@ class Dialect:
     read_across: bool = field(repr=False)
     closed_at_start: Condition = field(repr=False)
     finish_needs_open: bool = field(repr=False)
+    has_zrwa: bool = field(repr=False, default=False)
     on_write: WriteRow = field(init=False, repr=False, compare=False)
     on_append: WriteRow = field(init=False, repr=False, compare=False)
     readable: frozenset[int] = field(init=False, repr=False, compare=False)
@@ -118,7 +124,7 @@ def possible_outcomes(operation: Operation, cond: Condition) -> tuple[Outcome, .
         targets = ()  # there is no write pointer to append at
     elif operation is Operation.READ or cond is Condition.NOT_WP:
         targets = (cond,)
-    elif operation in MANAGEMENT or operation is Operation.SET_EXTENSION:
+    elif operation in MANAGEMENT or operation in {Operation.SET_EXTENSION, Operation.ALLOCATE_ZRWA}:
         targets = tuple(target for target in Condition if target is not Condition.NOT_WP)
     else:
         targets = (Condition.IMP_OPEN, Condition.EXP_OPEN)
@@ -196,6 +202,9 @@ _STRICT_TABLE: Final = MappingProxyType(
 # "If the zone is in the ZSE:Empty state, the controller associates the descriptor extension with the zone and
 # transitions it to ZSC:Closed"; in all other states that is an invalid transition (Zone Management Send, "Set Zone
 # Descriptor Extension").
+# A zone random write area is allocated when an EMPTY zone is opened: "Invalid Zone Operation Request" is the status of
+# "attempting to allocate a ZRWA when a zone is not in the ZSE:Empty state; or invalid Flush Explicit ZRWA Range" (ZNS
+# 1.1b, "Completion"). A flush opens a CLOSED zone as a write does.
 _ZNS_TABLE: Final = MappingProxyType(
     {
         operation: MappingProxyType({**row, _C.READONLY: _S.BAD_TRANSITION, _C.OFFLINE: _S.BAD_TRANSITION})
@@ -206,7 +215,19 @@ _ZNS_TABLE: Final = MappingProxyType(
     | {
         Operation.SET_EXTENSION: MappingProxyType(
             {**_every(_S.BAD_TRANSITION), _C.EMPTY: _C.CLOSED, _C.NOT_WP: _S.CONVENTIONAL}
-        )
+        ),
+        Operation.ALLOCATE_ZRWA: MappingProxyType(
+            {**_every(_S.ZRWA_INVALID), _C.EMPTY: _C.EXP_OPEN, _C.NOT_WP: _S.CONVENTIONAL}
+        ),
+        Operation.FLUSH_ZRWA: MappingProxyType(
+            {
+                **_every(_S.ZRWA_INVALID),
+                _C.IMP_OPEN: _C.IMP_OPEN,
+                _C.EXP_OPEN: _C.EXP_OPEN,
+                _C.CLOSED: _C.IMP_OPEN,
+                _C.NOT_WP: _S.CONVENTIONAL,
+            }
+        ),
     }
 )
 
@@ -236,6 +257,7 @@ ZNS: Final = Dialect(
     read_across=True,
     closed_at_start=_C.CLOSED,
     finish_needs_open=False,
+    has_zrwa=True,
 )
 DIALECTS: Final = (VIRTIO, ZBC, ZNS)
 
@@ -243,6 +265,10 @@ DIALECTS: Final = (VIRTIO, ZBC, ZNS)
 #: What closing an implicitly open zone to give its resource to another one makes of it.
 #: Source: ZBC-2 "managing implicitly open zones"; virtio 1.4: the device may close an implicitly open zone.
 CLOSED_FOR_ROOM: Final = _C.CLOSED
+
+#: The answer to an append to a zone with a zone random write area, where the dialect has these (Dialect.has_zrwa).
+#: Source: NVMe ZNS 1.1b, Zone Append; so does QEMU's nvme device.
+APPEND_TO_ZRWA: Final = _S.ZRWA_INVALID
 
 #: What setting a condition by hand gives: type of the zone -> condition asked for -> row. A medium fails into READONLY
 #: and OFFLINE; the other conditions are a repair. Only a host opens zones.
@@ -296,6 +322,21 @@ def after_power_cycle(cond: Condition, nr_written: int, attributes: int = 0) -> 
     if cond in ACTIVE_CONDITIONS:
         return _C.CLOSED if nr_written or attributes else _C.EMPTY
     return cond
+
+
+def flushed_by_write(offset: int, end: int, *, wp: int, zrwa_size: int, granularity: int) -> int | Status:
+    """Return by how many sectors a write moves the write pointer of a zone with a zone random write area.
+
+    It is from *offset* to before *end*; *wp* is the write pointer, and all three count from the start of the zone. The
+    area has *zrwa_size* sectors. Returns a Status if it does not take the write.
+
+    A write that ends in the area moves nothing. One that ends in the area behind it flushes as much as it takes for the
+    area to hold its last block, in whole *granularity*: the implicit flush.
+    Source: NVMe ZNS 1.1b, "Zone Random Write Area"; QEMU's nvme device.
+    """
+    if offset < wp or end > wp + 2 * zrwa_size:
+        return _S.ZRWA_WRITE
+    return -(-max(end - wp - zrwa_size, 0) // granularity) * granularity
 
 
 def after_write(cond: Condition, *, reached_capacity: bool) -> Condition:

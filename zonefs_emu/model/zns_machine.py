@@ -1,14 +1,11 @@
-"""What only the ZNS dialect knows: attributes of zones. A zone machine for geometries whose zones can have them.
+"""What only the ZNS dialect knows: descriptor extensions. A zone machine for geometries whose zones can have them.
 
 May not know: files, front-ends. Like its base class, it moves no data.
 
 Source: NVMe Zoned Namespace Command Set 1.1, "Zone Management Send command".
 """
 
-from array import array
-
 from zonefs_emu.errors import CommandError, Status
-from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import Changes, ZoneMachine
 from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zone import Attribute, Condition
@@ -29,14 +26,7 @@ class ZnsMachine(ZoneMachine):
             CommandError: OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, BAD_TRANSITION, ACTIVE_RESOURCE, looked for in
                 this order.
         """
-        if not 0 <= sector < self._size:
-            raise CommandError(Status.OUT_OF_RANGE)
-        zone_no, offset = divmod(sector, self._zone_size)
-        if offset:
-            raise CommandError(Status.NOT_ZONE_START, zone_no)
-        outcome = dialect.table[Operation.SET_EXTENSION][Condition(self.conds[zone_no])]
-        if isinstance(outcome, Status):
-            raise CommandError(outcome, zone_no)
+        zone_no = self._zone_at(sector, Operation.SET_EXTENSION, dialect)
         self.resources.require_active(zone_no, self.conds[zone_no])
         return zone_no
 
@@ -48,8 +38,18 @@ class ZnsMachine(ZoneMachine):
         self._set_cond(zone_no, outcome)
         return Changes((), (zone_no,))
 
+    def _zone_at(self, sector: Sector, operation: Operation, dialect: Dialect) -> int:
+        """Return the number of the zone that starts at *sector*.
 
-def make_machine(geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray) -> ZoneMachine:
-    """Return a machine for *geometry* that takes over the arrays, one entry a zone each."""
-    kind = ZnsMachine if geometry.has_attributes else ZoneMachine
-    return kind(geometry, conds, wps, attributes)
+        Raises:
+            CommandError: OUT_OF_RANGE, NOT_ZONE_START, or the *dialect* refuses *operation* there.
+        """
+        if not 0 <= sector < self._size:
+            raise CommandError(Status.OUT_OF_RANGE)
+        zone_no, offset = divmod(sector, self._zone_size)
+        if offset:
+            raise CommandError(Status.NOT_ZONE_START, zone_no)
+        outcome = dialect.table[operation][Condition(self.conds[zone_no])]
+        if isinstance(outcome, Status):
+            raise CommandError(outcome, zone_no)
+        return zone_no

@@ -37,6 +37,7 @@ class Attribute(IntFlag):
     """
 
     EXTENSION = 1  #: its descriptor extension is valid
+    ZRWA = 2  #: it has a zone random write area; only active zones have one
 
 
 #: Conditions that hold an open resource, and those that hold an active resource.

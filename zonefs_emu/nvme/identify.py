@@ -163,9 +163,15 @@ def independent_namespace(*, readonly: bool) -> bytes:
 def zoned_namespace(geometry: Geometry) -> bytes:
     """Return the structure of CNS 05h for the Zoned Namespace Command Set."""
     data = bytearray(IDENTIFY_BYTES)
-    # OZCS: reads may cross zones. A limit is stored less one, so that "no limit", our 0, is all ones.
+    # OZCS: reads may cross zones; random write areas. A limit is stored less one, so "no limit", our 0, is all ones.
     limits = (geometry.max_active_zones - 1) & 0xFFFFFFFF, (geometry.max_open_zones - 1) & 0xFFFFFFFF
-    struct.pack_into("<HHII", data, 0, 0, 1, *limits)
+    struct.pack_into("<HHII", data, 0, 0, 0b11 if geometry.zrwa_size else 0b01, *limits)
+    if geometry.zrwa_size:
+        # NUMZRWA, ZRWAFG, ZRWASZ, ZRWACAP: explicit flushes. No limit is one area for each zone, as in QEMU's device.
+        block = geometry.block_sectors
+        number = geometry.max_zrwa or geometry.nr_zones
+        sizes = geometry.zrwa_granularity // block, geometry.zrwa_size // block
+        struct.pack_into("<IHHB", data, 44, number, *sizes, 0b1)
     zdes = geometry.extension_bytes // EXTENSION_UNIT_BYTES
     struct.pack_into("<QB", data, 2816, geometry.zone_size // geometry.block_sectors, zdes)
     return bytes(data)

@@ -139,6 +139,8 @@ class Namespace:
             case IoOpcode.READ | IoOpcode.COMPARE:
                 return False
             case IoOpcode.ZONE_SEND:
+                if command.cdw13 & _ZRWA or command.cdw13 & 0xFF == SendAction.SET_DESCRIPTOR:
+                    return self.port.has_pending_reset(self._sector(command.slba) // self.geometry.zone_size)
                 return bool(command.cdw13 & _SELECT_ALL)
             case IoOpcode.ZONE_RECEIVE:
                 return command.cdw12 >= _QUICK_REPORT_BYTES >> 2
@@ -257,9 +259,9 @@ class Namespace:
     def _send(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
         self._require_writable()
         action = command.cdw13 & 0xFF
-        if command.cdw13 & _ZRWA:
-            raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area, which the namespace does not have")
         select_all = bool(command.cdw13 & _SELECT_ALL)
+        if command.cdw13 & _ZRWA:
+            return self._allocate_zrwa(command, select_all=select_all)
         if action == SendAction.OFFLINE:
             return self._take_offline(command, select_all=select_all)
         if action == SendAction.SET_DESCRIPTOR and self.geometry.extension_bytes:
@@ -268,12 +270,24 @@ class Namespace:
             data = b"".join(bytes(buffer) for buffer in buffers)
             status = self.port.set_extension(self._sector(command.slba), data)
             return _answer(status, Operation.SET_EXTENSION)
+        if action == SendAction.FLUSH_ZRWA and self.geometry.zrwa_size:
+            if select_all:
+                raise RefusedError(NvmeRule.NVME_FIELD, "a flush of the random write areas of all zones")
+            return _answer(self.port.flush_zrwa(self._sector(command.slba)), Operation.FLUSH_ZRWA)
         operation = _OPERATION_OF.get(action)
         if operation is None:
             raise RefusedError(NvmeRule.NVME_FIELD, f"zone send action {action:02X}h")
         if select_all:
             return _answer(self.port.manage_all(operation), operation)
         return _answer(self.port.manage(operation, self._sector(command.slba)), operation)
+
+    def _allocate_zrwa(self, command: Command, *, select_all: bool) -> Answer:
+        """Open an EMPTY zone with a zone random write area, the only action that may ask for one here."""
+        if not self.geometry.zrwa_size:
+            raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area, which the namespace does not have")
+        if select_all or command.cdw13 & 0xFF != SendAction.OPEN:
+            raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area with an action other than to open a zone")
+        return _answer(self.port.allocate_zrwa(self._sector(command.slba)), Operation.ALLOCATE_ZRWA)
 
     def _take_offline(self, command: Command, *, select_all: bool) -> Answer:
         """Move READONLY zones to OFFLINE, the only transition that a host may ask for there."""

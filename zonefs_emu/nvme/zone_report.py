@@ -20,6 +20,7 @@ _DESCRIPTOR: Final = struct.Struct("<BBBxxxxxQQQ32x")
 _NO_WP: Final = 0xFFFFFFFFFFFFFFFF
 _SEQUENTIAL: Final = 2
 _RESET_RECOMMENDED: Final = 1 << 2
+_ZRWA_VALID: Final = 1 << 3
 _EXTENSION_VALID: Final = 1 << 7
 #: Zones that are looked at in one step of a report.
 _REPORT_ZONES: Final = 4096
@@ -95,4 +96,5 @@ class ZoneReporter:
 def _attributes_of(zone: Zone) -> int:
     """Return "Zone Attributes" of the descriptor of *zone*."""
     extension = _EXTENSION_VALID if zone.attributes & Attribute.EXTENSION else 0
-    return extension | (_RESET_RECOMMENDED if zone.reset_recommended else 0)
+    area = _ZRWA_VALID if zone.attributes & Attribute.ZRWA else 0
+    return extension | area | (_RESET_RECOMMENDED if zone.reset_recommended else 0)

@@ -4,7 +4,6 @@ An image can be sound although something was found: the severity says so. Each f
 that it is about, so that a repair can act on it.
 """
 
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -247,8 +246,8 @@ def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding
             "last completed flush",
             section=SectionKind.STATE,
         )
-    yield from _limits(header, states.conds)
-    yield from _beyond_wp(backing, header, states.conds, states.wps)
+    yield from _limits(header, states)
+    yield from _beyond_wp(backing, header, states)
     if header.geometry.extension_bytes:
         yield from _extensions(backing, header, states.attributes)
 
@@ -304,27 +303,29 @@ def _impossible(header: Header, kind: SectionKind, states: ZoneStates) -> Iterat
         )
 
 
-def _limits(header: Header, conds: bytearray) -> Iterator[Finding]:
+def _limits(header: Header, states: ZoneStates) -> Iterator[Finding]:
     geometry = header.geometry
-    for name, limit, counted in (
-        ("open", geometry.max_open_zones, OPEN_CONDITIONS),
-        ("active", geometry.max_active_zones, ACTIVE_CONDITIONS),
+    conds, _, attributes = states
+    for name, limit, number in (
+        ("are open", geometry.max_open_zones, sum(map(conds.count, OPEN_CONDITIONS))),
+        ("are active", geometry.max_active_zones, sum(map(conds.count, ACTIVE_CONDITIONS))),
+        ("have a random write area", geometry.max_zrwa, sum(bool(bits & Attribute.ZRWA) for bits in attributes)),
     ):
-        number = sum(conds.count(cond) for cond in counted)
         if limit and number > limit:
             yield Finding(
                 severity=Severity.WARNING,
                 offset=None,
-                message=f"{number} zones are {name}, more than the limit {limit}",
+                message=f"{number} zones {name}, more than the limit {limit}",
             )
 
 
-def _beyond_wp(backing: Backing, header: Header, conds: bytearray, wps: "array[int]") -> Iterator[Finding]:
+def _beyond_wp(backing: Backing, header: Header, states: ZoneStates) -> Iterator[Finding]:
     """Say how much space is taken by bytes beyond write pointers, which no command can read.
 
     They come from writes that were never answered and from resets that were.
     """
     geometry = header.geometry
+    conds, wps, attributes = states
     size = to_bytes(geometry.zone_size)
     total = 0
     zones: list[int] = []
@@ -333,7 +334,8 @@ def _beyond_wp(backing: Backing, header: Header, conds: bytearray, wps: "array[i
             continue
         # Hosts give space in blocks, so the block that contains wp is taken as a whole.
         zone = zone_no * size
-        start = max(zone + first, round_up(zone + to_bytes(wps[zone_no]), BLOCK_BYTES))
+        covered = to_bytes(geometry.covered(zone_no, wps[zone_no], attributes[zone_no]))
+        start = max(zone + first, round_up(zone + covered, BLOCK_BYTES))
         if start < zone + last:
             total += zone + last - start
             zones.append(zone_no)

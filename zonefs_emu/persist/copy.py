@@ -137,7 +137,11 @@ class Copy:
         for zone_no in range(start // self._zone_bytes, -(-end // self._zone_bytes)):
             zone = zone_no * self._zone_bytes
             whole = geometry.is_conventional(zone_no)
-            covered = zone + to_bytes(geometry.zone_len(zone_no) if whole else self._states.wps[zone_no])
+            _, wps, attributes = self._states
+            nr_covered = (
+                geometry.zone_len(zone_no) if whole else geometry.covered(zone_no, wps[zone_no], attributes[zone_no])
+            )
+            covered = zone + to_bytes(nr_covered)
             if start >= covered:
                 continue
             first = zone + max(start - zone, 0) // _CHUNK_BYTES * _CHUNK_BYTES

@@ -39,7 +39,6 @@ from zonefs_emu.errors import (
     Status,
     UnsupportedVersionError,
 )
-from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.backing import Backing, FileBacking, checked_sync, current_boot_id, is_full
 from zonefs_emu.persist.checkpoint import Checkpoint, StateBlock
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
@@ -72,9 +71,8 @@ from zonefs_emu.persist.metadata import (
 )
 from zonefs_emu.persist.pending_resets import PORTION_ZONES, PendingResets
 from zonefs_emu.persist.recovery import check_clean_stop, power_cycle, zone_states
-from zonefs_emu.persist.space import punch_zones, zone_extents
+from zonefs_emu.persist.space import punch_leftovers, punch_zones
 
-_EMPTY: Final = int(Condition.EMPTY)
 #: No journal has room for a record of more changed zones.
 _CHANGED_ZONES_MAX: Final = 1 << 16
 #: The pause between two portions, in which other threads take the lock. Without it, the thread that releases the lock
@@ -279,7 +277,7 @@ class Image:
                 self._checkpoint.compact(words)
             if self.recovery:
                 # Not earlier: until the compaction, the last checkpoint may point at these bytes.
-                punch_zones(backing, self.geometry, self._empty_with_data())
+                punch_leftovers(backing, self.geometry, *self.states)
         except BaseException:
             # The image must not say that it is in use. If the host refuses this as well, it stays LIVE, and the live
             # table has all that was found.
@@ -290,14 +288,6 @@ class Image:
                 self._mark_clean()
             raise
         self._stale_table = None
-
-    def _empty_with_data(self) -> list[int]:
-        """Return the EMPTY zones that still take space: their reset was answered before the crash."""
-        found: list[int] = []
-        for zone_no, _, _ in zone_extents(self.backing, self.geometry):
-            if self.conds[zone_no] == _EMPTY and (not found or found[-1] != zone_no):
-                found.append(zone_no)
-        return found
 
     def close(self) -> None:
         """Flush, mark the image clean and release it; the second call does nothing. A poisoned image stays as it is.

@@ -15,6 +15,7 @@ from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import decode_faults
 from zonefs_emu.persist.codec.header import (
     TELLING_BYTES,
+    ZRWA_BYTES,
     Header,
     SectionKind,
     encode_header,
@@ -78,7 +79,8 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
     """Yield the blocks that two damaged copies of a header can be made into, *first* itself before all others.
 
     Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other. The
-    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried.
+    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields of random
+    write areas, which few images have, are tried as zeros as well.
     """
     differing = [at for at in TELLING_BYTES if first[at] != second[at]]
     gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0
@@ -95,6 +97,9 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
             if choice >> index & 1:
                 block[start:end] = second[start:end]
         yield bytes(block)
+        if any(block[ZRWA_BYTES]):
+            block[ZRWA_BYTES] = bytes(ZRWA_BYTES.stop - ZRWA_BYTES.start)
+            yield bytes(block)
 
 
 def choose_state(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[State, int]:

@@ -22,7 +22,7 @@ from typing import Final
 from zonefs_emu.errors import BadMagicError, CorruptImageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import after_power_cycle
-from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Attribute, Condition
 from zonefs_emu.persist.backing import Backing
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import Header, SectionKind, decode_header
@@ -469,9 +469,9 @@ def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Seque
         what = "its condition and write pointer; by its data"
         attributes = 0
         for hint, bad in zip(hints, impossible, strict=True):
-            if zone_no not in bad and _bears_out(backing, geometry, zone_no, hint.states.wps[zone_no], end):
-                nr_written = hint.states.wps[zone_no]
-                attributes = hint.states.attributes[zone_no]
+            nr_hinted, bits = hint.states.wps[zone_no], hint.states.attributes[zone_no]
+            if zone_no not in bad and _bears_out(backing, geometry, zone_no, nr_hinted, bits, end):
+                nr_written, attributes = nr_hinted, bits
                 cond = after_power_cycle(Condition(hint.states.conds[zone_no]), nr_written, attributes)
                 what = "what happened to it last; by what else is said of it, which its data bear out,"
                 break
@@ -494,11 +494,19 @@ def _by_extents(geometry: Geometry, zone_no: int, end: int) -> tuple[Condition, 
     return (Condition.CLOSED if nr_written else Condition.EMPTY), nr_written
 
 
-def _bears_out(backing: Backing, geometry: Geometry, zone_no: int, nr_written: int, end: int) -> bool:
-    """Say whether data that end *end* bytes from the zone's start can be *nr_written* sectors and no more."""
+def _bears_out(  # noqa: PLR0917  (all of one zone)
+    backing: Backing, geometry: Geometry, zone_no: int, nr_written: int, attributes: int, end: int
+) -> bool:
+    """Say whether data that end *end* bytes from the zone's start can be *nr_written* sectors and no more.
+
+    A zone random write area may hold data up to its end.
+    """
     if geometry.is_conventional(zone_no):
         return True
     wp = to_bytes(nr_written)
+    if attributes & Attribute.ZRWA:
+        covered = to_bytes(geometry.covered(zone_no, nr_written, attributes))
+        return wp <= end <= round_up(covered, BLOCK_BYTES)
     if end != min(round_up(wp, BLOCK_BYTES), to_bytes(geometry.zone_len(zone_no))):
         return False
     rest = backing.pread(end - wp, to_bytes(geometry.zone_start(zone_no)) + wp)
@@ -521,6 +529,9 @@ def _keep_limits(geometry: Geometry, zones: _Words) -> Iterator[str]:
         finished = active[: len(active) - geometry.max_active_zones]
         for zone_no in finished:
             conds[zone_no] = Condition.FULL
+            _, wps, attributes = zones.states
+            wps[zone_no] = geometry.covered(zone_no, wps[zone_no], attributes[zone_no])
+            attributes[zone_no] &= ~int(Attribute.ZRWA)
         yield f"the room left in {_zone_list(finished)}: finished, as more were active than the limit allows"
 
 

@@ -3,9 +3,11 @@
 May not know: which bytes may be given back when (that is image.py).
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import Backing
 from zonefs_emu.units import to_bytes
 
@@ -36,3 +38,27 @@ def punch_zones(backing: Backing, geometry: Geometry, zone_numbers: Sequence[int
         start = geometry.zone_start(first)
         length = min(geometry.zone_start(end), geometry.size) - start
         backing.punch(to_bytes(start), to_bytes(length))
+
+
+def punch_leftovers(
+    backing: Backing, geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray
+) -> None:
+    """Give back the space that a crash left in zones of these states, where it would do harm or stay for ever.
+
+    That is: EMPTY zones, whose reset was answered before the crash; and what lies behind zone random write areas, which
+    such an area would show as its own when it gets there.
+
+    Raises:
+        OSError: the host refuses.
+    """
+    empty: list[int] = []
+    for zone_no, _, _ in zone_extents(backing, geometry):
+        if conds[zone_no] == Condition.EMPTY and (not empty or empty[-1] != zone_no):
+            empty.append(zone_no)
+    punch_zones(backing, geometry, empty)
+    for zone_no, bits in enumerate(attributes):
+        covered = geometry.covered(zone_no, wps[zone_no], bits)
+        if bits & Attribute.ZRWA and covered < geometry.zone_len(zone_no):
+            backing.punch(
+                to_bytes(geometry.zone_start(zone_no) + covered), to_bytes(geometry.zone_len(zone_no) - covered)
+            )

@@ -83,6 +83,11 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
         Status.APPEND_LIMIT: INVALID_FIELD_IN_CDB,
         Status.OPEN_RESOURCE: INSUFFICIENT_ZONE_RESOURCES,
         Status.ACTIVE_RESOURCE: INSUFFICIENT_ZONE_RESOURCES,
+        # These come from NVMe only, so the rows have the nearest answer.
+        Status.ZRWA_WRITE: UNALIGNED_WRITE,
+        Status.ZRWA_RANGE: INVALID_FIELD_IN_CDB,
+        Status.ZRWA_INVALID: INVALID_FIELD_IN_CDB,
+        Status.ZRWA_UNAVAILABLE: INVALID_FIELD_IN_CDB,
         Status.IO_ERROR: UNRECOVERED_READ_ERROR,
         # Linux makes ENOSPC of exactly this code.
         Status.NO_SPACE: SPACE_ALLOCATION_FAILED,

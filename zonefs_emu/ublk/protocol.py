@@ -210,6 +210,11 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.APPEND_LIMIT: _EIO,
         Status.OPEN_RESOURCE: -109,  # ETOOMANYREFS, BLK_STS_ZONE_OPEN_RESOURCE
         Status.ACTIVE_RESOURCE: -75,  # EOVERFLOW, BLK_STS_ZONE_ACTIVE_RESOURCE
+        # These come from NVMe only, so the rows have the nearest answer.
+        Status.ZRWA_WRITE: _EIO,
+        Status.ZRWA_RANGE: _EIO,
+        Status.ZRWA_INVALID: _EIO,
+        Status.ZRWA_UNAVAILABLE: _EIO,
         Status.IO_ERROR: _EIO,
         Status.NO_SPACE: -28,  # ENOSPC
         Status.POISONED: _EIO,

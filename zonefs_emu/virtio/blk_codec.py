@@ -67,6 +67,11 @@ ZONE_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.APPEND_LIMIT: S_ZONE_INVALID_CMD,
         Status.OPEN_RESOURCE: S_ZONE_OPEN_RESOURCE,
         Status.ACTIVE_RESOURCE: S_ZONE_ACTIVE_RESOURCE,
+        # These come from NVMe only, so the rows have the nearest answer.
+        Status.ZRWA_WRITE: S_ZONE_UNALIGNED_WP,
+        Status.ZRWA_RANGE: S_ZONE_INVALID_CMD,
+        Status.ZRWA_INVALID: S_ZONE_INVALID_CMD,
+        Status.ZRWA_UNAVAILABLE: S_ZONE_INVALID_CMD,
         Status.IO_ERROR: S_IOERR,
         Status.NO_SPACE: S_IOERR,
         Status.POISONED: S_IOERR,

@@ -164,3 +164,37 @@ def test_a_feature_bit_without_extensions_is_damage() -> None:
     block[16] = 1
     with pytest.raises(CorruptImageError, match=r"header, features at byte .* found 0x1, expected 0x0"):
         decode_header(sealed(block), offset=offset)
+
+
+def test_an_image_with_random_write_areas_has_a_feature_bit() -> None:
+    plain = Geometry(size=64, zone_size=16, zone_capacity=16)
+    header = plan_header(replace(plain, zrwa_size=8, zrwa_granularity=4, max_zrwa=3), uuid=UUID(int=3))
+    block = encode_header(header, 0)
+    assert block[16:24] == b"\2" + bytes(7)
+    assert block[192:196] == bytes(4)  # no extensions
+    assert block[196:200] == bytes.fromhex("00100000")  # 4096 bytes
+    assert block[200:204] == bytes.fromhex("00080000")  # flushed by 2048
+    assert block[204:208] == bytes.fromhex("03000000")  # of at most 3 zones
+    assert decode_header(block, offset=header.metadata_offset) == header
+    assert len(header.sections) == len(plan_header(plain, uuid=UUID(int=3)).sections)
+    both = plan_header(replace(header.geometry, extension_bytes=64), uuid=UUID(int=3))
+    block = encode_header(both, 0)
+    assert block[16] == 3
+    assert decode_header(block, offset=both.metadata_offset) == both
+
+
+@pytest.mark.parametrize(("at", "value"), [(196, 100), (196, 1 << 20), (200, 512 * 3), (16, 1)])
+def test_impossible_random_write_areas_are_damage(at: int, value: int) -> None:
+    geometry = Geometry(size=64, zone_size=16, zone_capacity=16, zrwa_size=8, zrwa_granularity=4)
+    header = plan_header(geometry, uuid=UUID(int=3))
+    block = bytearray(encode_header(header, 0))
+    block[at : at + 4] = value.to_bytes(4, "little")
+    with pytest.raises(CorruptImageError, match=r"header, (geometry|features)"):
+        decode_header(sealed(block), offset=header.metadata_offset)
+
+
+def test_a_feature_that_is_not_known_is_refused() -> None:
+    block, offset = header_block()
+    block[16] = 4
+    with pytest.raises(UnsupportedVersionError, match=r"incompatible features 0x4 .* with features 0x3"):
+        decode_header(sealed(block), offset=offset)

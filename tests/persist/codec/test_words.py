@@ -123,3 +123,28 @@ def test_which_attributes_are_possible(cond: Condition, attributes: int, is_poss
     if not is_possible:
         with pytest.raises(CorruptImageError, match=f"zone 2 at byte 3: .* and attributes {attributes:#x}"):
             check_words(EXTENDED, conds, wps, bits, what="it", offset=3)
+
+
+WITH_AREAS = replace(SMALL, conventional=(), zrwa_size=4, zrwa_granularity=2)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "cond", "attributes", "is_possible"),
+    [
+        (WITH_AREAS, Condition.EXP_OPEN, 2, True),
+        (WITH_AREAS, Condition.CLOSED, 2, True),
+        (WITH_AREAS, Condition.FULL, 2, False),
+        (WITH_AREAS, Condition.READONLY, 2, False),
+        (WITH_AREAS, Condition.EMPTY, 2, False),
+        (WITH_AREAS, Condition.CLOSED, 1, False),
+        (EXTENDED, Condition.CLOSED, 2, False),
+        (replace(WITH_AREAS, extension_bytes=64), Condition.CLOSED, 3, True),
+        (replace(WITH_AREAS, extension_bytes=64), Condition.FULL, 1, True),
+    ],
+)
+def test_only_active_zones_of_images_with_areas_have_one(
+    geometry: Geometry, cond: Condition, attributes: int, is_possible: bool
+) -> None:
+    conds, wps, bits = bytearray(b"\1" * 6), array("Q", bytes(48)), bytearray(6)
+    conds[2], bits[2] = cond, attributes
+    assert [number for number, _ in impossible_zones(geometry, conds, wps, bits)] == ([] if is_possible else [2])

@@ -25,11 +25,15 @@ COUNTER_ROW_BYTES: Final = 8 * NR_COUNTERS
 NR_CONV_RUNS_MAX: Final = 384
 
 _HEADER: Final = struct.Struct("<8sIIQQQ16s64sQQQQQQIIIIII")
-#: Behind it: what zones have beside ZBC's model, 0 in an image without the feature.
-_EXTENSION_BYTES: Final = struct.Struct("<I")
-_EXTENSION_BYTES_AT: Final = 192
+#: Behind it: what zones have beside ZBC's model, each 0 in an image without its feature. The bytes of an extension;
+#: size and granularity of a zone random write area in bytes, and how many zones may have one.
+_ZNS: Final = struct.Struct("<IIII")
+_ZNS_AT: Final = 192
 #: An incompatible feature: zones have descriptor extensions, so words have attributes, and there is one more section.
 FEATURE_EXTENSIONS: Final = 1 << 0
+#: An incompatible feature: zones have random write areas, so words have attributes, and data lie beyond wp.
+FEATURE_ZRWA: Final = 1 << 1
+_FEATURES: Final = FEATURE_EXTENSIONS | FEATURE_ZRWA
 _SECTION: Final = struct.Struct("<IIQQ")
 _SECTIONS_OFFSET: Final = 256
 _NR_SECTIONS_MAX: Final = 32
@@ -37,8 +41,10 @@ _RUNS_OFFSET: Final = _SECTIONS_OFFSET + _NR_SECTIONS_MAX * _SECTION.size
 _RUN: Final = struct.Struct("<II")
 _OWN_OFFSET: Final = struct.Struct("<QQ")
 _OWN_OFFSET_AT: Final = 120
+#: The bytes of a header on random write areas.
+ZRWA_BYTES: Final = slice(196, 208)
 #: The bytes of a header that determine all others: features to label, geometry, number of runs, runs.
-TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 196), *range(_RUNS_OFFSET, BLOCK_BYTES))
+TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 208), *range(_RUNS_OFFSET, BLOCK_BYTES))
 
 
 class SectionKind(IntEnum):
@@ -166,7 +172,10 @@ def encode_header(header: Header, copy: int) -> bytes:
         geometry.max_open_zones, geometry.max_active_zones, geometry.block_size_bytes,
         to_bytes(geometry.write_granularity), len(header.sections), len(geometry.conventional),
     )  # fmt: skip
-    _EXTENSION_BYTES.pack_into(block, _EXTENSION_BYTES_AT, geometry.extension_bytes)
+    _ZNS.pack_into(
+        block, _ZNS_AT, geometry.extension_bytes, to_bytes(geometry.zrwa_size), to_bytes(geometry.zrwa_granularity),
+        geometry.max_zrwa,
+    )  # fmt: skip
     for index, section in enumerate(header.sections):
         at = _SECTIONS_OFFSET + index * _SECTION.size
         _SECTION.pack_into(block, at, section.kind, section.copy, section.offset, section.length)
@@ -178,7 +187,7 @@ def encode_header(header: Header, copy: int) -> bytes:
 
 def _incompatible(geometry: Geometry) -> int:
     """Return the feature bits without which an image of *geometry* cannot be understood."""
-    return FEATURE_EXTENSIONS if geometry.extension_bytes else 0
+    return (FEATURE_EXTENSIONS if geometry.extension_bytes else 0) | (FEATURE_ZRWA if geometry.zrwa_size else 0)
 
 
 def decode_header(block: bytes, *, offset: int) -> Header:
@@ -194,10 +203,10 @@ def decode_header(block: bytes, *, offset: int) -> Header:
         raise BadMagicError(message)
     check_crc(block, 8, 0, what="header", offset=offset)
     _, _, version, incompatible, *_, nr_sections, nr_runs = _HEADER.unpack_from(block)
-    if version != VERSION or incompatible & ~FEATURE_EXTENSIONS:
+    if version != VERSION or incompatible & ~_FEATURES:
         message = (
             f"image format version {version} with incompatible features {incompatible:#x} is not supported: "
-            f"this program knows version {VERSION} with features {FEATURE_EXTENSIONS:#x}"
+            f"this program knows version {VERSION} with features {_FEATURES:#x}"
         )
         raise UnsupportedVersionError(message)
 
@@ -235,11 +244,13 @@ def planned_header(block: bytes) -> Header:
     if nr_runs > NR_CONV_RUNS_MAX:
         message = f"{nr_runs} runs of conventional zones, more than the {NR_CONV_RUNS_MAX} supported"
         raise ValueError(message)
+    extension_bytes, zrwa_bytes, zrwa_granularity_bytes, max_zrwa = _ZNS.unpack_from(block, _ZNS_AT)
     geometry = Geometry(
         size=size, zone_size=zone_size, zone_capacity=zone_capacity, max_append=max_append,
         max_open_zones=max_open, max_active_zones=max_active, block_size_bytes=block_size,
         write_granularity=to_sectors(granularity),
-        extension_bytes=_EXTENSION_BYTES.unpack_from(block, _EXTENSION_BYTES_AT)[0],
+        extension_bytes=extension_bytes, zrwa_size=to_sectors(zrwa_bytes),
+        zrwa_granularity=to_sectors(zrwa_granularity_bytes), max_zrwa=max_zrwa,
         conventional=tuple(_RUN.unpack_from(block, _RUNS_OFFSET + index * _RUN.size) for index in range(nr_runs)),
     )  # fmt: skip
     header = plan_header(geometry, uuid=UUID(bytes=uuid), label=label.rstrip(b"\0").decode())

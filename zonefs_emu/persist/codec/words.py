@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from zonefs_emu.errors import CorruptImageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.zone import Attribute, Condition
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Attribute, Condition
 
 #: Every live word is a multiple of this prime. A change of a single byte (at most 255 · 2^8k) is no multiple, so it is
 #: detected.
@@ -22,12 +22,12 @@ _ATTRIBUTES_BYTE: Final = 5
 _ATTRIBUTES_OF_BYTE: Final = bytes(byte >> 4 for byte in range(256))
 _REST_OF_BYTE: Final = bytes(byte & 15 for byte in range(256))
 _WP_MASK: Final = (1 << ATTRIBUTES_SHIFT - COND_BITS) - 1
-_ATTRIBUTES_MASK: Final = sum(Attribute)
 _COND_MASK: Final = (1 << COND_BITS) - 1
 _COND_OF_BYTE: Final = bytes(byte & _COND_MASK for byte in range(256))
 _CONVENTIONAL_CONDS: Final = frozenset((Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
 _WRITTEN_CONDS: Final = frozenset((Condition.FULL, Condition.READONLY, Condition.OFFLINE))
 _WITHOUT_ATTRIBUTES: Final = frozenset((Condition.NOT_WP, Condition.EMPTY))
+_ZRWA_CONDS: Final = frozenset(map(int, ACTIVE_CONDITIONS))
 _PART_CONDS: Final = frozenset((Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
 
 
@@ -144,8 +144,12 @@ def impossible_zones(
 ) -> Iterator[tuple[int, str]]:
     """Yield (zone_no, a description of possible states) for the zones whose states are impossible."""
     if attributes and attributes.strip(b"\0"):
+        unknown = ~geometry.possible_attributes
         for zone_no, bits in enumerate(attributes):
-            if bits and (bits & ~_ATTRIBUTES_MASK or conds[zone_no] in _WITHOUT_ATTRIBUTES):
+            cond = conds[zone_no]
+            if bits and (
+                bits & unknown or cond in _WITHOUT_ATTRIBUTES or (bits & Attribute.ZRWA and cond not in _ZRWA_CONDS)
+            ):
                 yield zone_no, "attributes that its condition allows"
     last = geometry.nr_zones - 1
     capacity = geometry.zone_capacity
