@@ -14,6 +14,11 @@ REASONS: Final[Mapping[tuple[str, ...], str]] = MappingProxyType(
     {
         (_FIO, "32"): "without a limit of open zones a SCSI disk says FFFFFFFFh (ZBC, VPD page B6h), which the script "
         "passes to fio as a number, and fio takes at most 4096",
+        (
+            _FIO,
+            "54",
+            "NVMe",
+        ): "fio ends with an error after some dozen requests, as on null_blk; the reason was not found",
         (_FIO, "54", "SCSI"): "fio 3.33 itself aborts in its verification, with a double free",
         (
             _FIO,
