@@ -314,6 +314,19 @@ def test_a_delay_holds_up_one_queue_only(guest: NvmeGuest, served: Served) -> No
     guest.disable()  # does not wait for an hour
 
 
+def test_a_timed_drive_holds_up_one_queue_only(device: ZonedDevice) -> None:
+    """A reset takes the drive 1.6 ms, and 27 minutes here."""
+    timing = device.start_timing("zn540", scale=1_000_000)
+    assert timing is not None
+    with serving(device) as served, served.guest() as guest:
+        slow, other = guest.queue(1), guest.queue(2)
+        slow.push(slow.entry(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, SendAction.RESET)))
+        assert other.flush(1).status == 0
+        assert slow.take() is None
+        guest.disable()  # does not wait for its time
+    assert timing.statistics()["answers"] == 1
+
+
 def test_the_end_does_not_wait_for_a_delay(device: ZonedDevice) -> None:
     device.inject(delay(3_600_000_000_000))
     with serving(device) as served, served.guest() as guest:
