@@ -109,6 +109,12 @@ def test_nvme_cli_manages_zones(drive: Place) -> None:
     why = drive.sh("Z why n.img -n 2").stdout
     assert "1BFh INVALID_ZONE_TRANSITION" in why
     assert "1BCh ZONE_INVALID_WRITE" in why
+    drive.sh(
+        f"""nvme copy /dev/nvme0n1 --sdlba={7 * ZONE} --slbs={2 * ZONE},{2 * ZONE + 1} --blocks=0,0
+        nvme compare /dev/nvme0n1 -s {7 * ZONE} -c 1 -z 8192 -d two
+        ! nvme compare /dev/nvme0n1 -s {7 * ZONE} -c 0 -z 4096 -d /dev/zero 2>&1
+        nvme endurance-log /dev/nvme0 -g 1 >endurance"""
+    )
     drive.sh("nvme zns reset-zone /dev/nvme0n1 -a; nvme smart-log /dev/nvme0 >smart; nvme error-log /dev/nvme0 >errors")
     use_a_random_write_area(drive)
 
