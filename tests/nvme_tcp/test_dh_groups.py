@@ -32,6 +32,7 @@ def test_the_groups_do_not_change() -> None:
 @pytest.mark.parametrize("group_id", WITH_VALUES)
 def test_two_sides_have_one_secret(group_id: int) -> None:
     one, two = new_pair(group_id), new_pair(group_id)
+    assert one.exponent.bit_length() >= 256, "as the standard demands of each group"
     assert one.value != two.value
     secret = shared_secret(one, two.value)
     assert secret == shared_secret(two, one.value)

@@ -18,10 +18,11 @@ import gmpy2
 
 #: The group without values.
 NULL: Final = 0
-#: Bits of the prime, the number that RFC 7919 adds to the digits of e, and bits of an exponent: twice the strength.
+#: Bits of the prime, the number that RFC 7919 adds to the digits of e, and bits of an exponent. An exponent has twice
+#: the strength of its group, and the 256 bits at least that the Base Specification demands of each.
 _GROUPS: Final[Mapping[int, tuple[int, int, int]]] = MappingProxyType(
     {
-        1: (2048, 560316, 225),
+        1: (2048, 560316, 256),
         2: (3072, 2625351, 275),
         3: (4096, 5736041, 325),
         4: (6144, 15705020, 375),
