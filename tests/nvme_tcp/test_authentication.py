@@ -271,7 +271,7 @@ def test_an_exchange_that_was_begun_is_not_begun_again() -> None:
         ({"response": b"\1" * 64}, Why.FAILED),
         ({"response": b""}, Why.INCORRECT_PAYLOAD),
         ({"response": bytes(63)}, Why.INCORRECT_PAYLOAD),
-        ({"value": b"\2"}, Why.GROUP_NOT_USABLE),
+        ({"value": b"\2"}, Why.INCORRECT_PAYLOAD),
         ({"challenge": bytes(64), "sequence": 1}, Why.FAILED),
     ],
 )
@@ -280,6 +280,24 @@ def test_replies_that_prove_nothing(changes: dict[str, object], why: Why) -> Non
     reply = exchange.reply(exchange.challenged())
     exchange.say(auth_messages.encode_reply(reply._replace(**changes)))  # type: ignore[arg-type]  # a table of arguments
     exchange.fails(why)
+
+
+@pytest.mark.parametrize("value", [b"", bytes(255) + b"\1", bytes(256), (dh_groups.prime(1) - 1).to_bytes(256, "big")])
+def test_values_whose_secret_everybody_knows_are_an_incorrect_payload(value: bytes) -> None:
+    exchange = Exchange()
+    reply = exchange.reply(exchange.challenged(OFFER._replace(groups=b"\1")))
+    exchange.say(auth_messages.encode_reply(reply._replace(value=value)))
+    exchange.fails(Why.INCORRECT_PAYLOAD)
+
+
+@pytest.mark.parametrize("sequence", [0, 9])
+def test_the_challenge_that_was_sent_does_not_come_back(sequence: int) -> None:
+    """Not even from a host that has the key: the drive answers no challenge of its own."""
+    exchange = Exchange(KEY)
+    challenge = exchange.challenged()
+    reply = exchange.reply(challenge)._replace(sequence=sequence, challenge=challenge.challenge)
+    exchange.say(auth_messages.encode_reply(reply))
+    exchange.fails(Why.FAILED)
 
 
 def test_a_reply_is_good_once() -> None:

@@ -1,7 +1,7 @@
 """Messages of DH-HMAC-CHAP and the commands that carry them: layouts and checks. Bytes in, values out.
 
-Source: NVM Express Base Specification 2.1, 6.1 ("Authentication Receive", "Authentication Send") and 8.3.5.5
-("DH-HMAC-CHAP Protocol").
+Source: NVM Express Base Specification 2.1, 6.1 ("Authentication Receive"), 6.2 ("Authentication Send") and
+8.3.4.5 ("DH-HMAC-CHAP Protocol").
 """
 
 import struct

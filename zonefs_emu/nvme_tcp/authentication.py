@@ -2,10 +2,10 @@
 
 The messages, in their order: Negotiate from the host, Challenge, Reply from the host, Success1 or Failure1; and from a
 host that has asked for proof of the drive, Success2 or Failure2. A host may begin again on a queue that it has
-authenticated; until then an exchange that was begun is ended or fails, so that an unknown host costs one value of a
-group for each connection.
+authenticated; until then an exchange that was begun is ended or fails, so that an unknown host costs two powers in a
+group for each connection: the drive's value, and the secret that both have in common.
 
-Source: NVM Express Base Specification 2.1, 8.3.5.5.
+Source: NVM Express Base Specification 2.1, 8.3.4.5.
 """
 
 import hashlib
@@ -152,7 +152,9 @@ class Authentication:
             raise MessageError(Why.INCORRECT_PAYLOAD, f"a response of {len(reply.response)} bytes")
         session_key = dh_groups.shared_secret(self._pair, reply.value)
         if session_key is None:
-            raise MessageError(Why.GROUP_NOT_USABLE, f"a public value of {len(reply.value)} bytes that is none")
+            raise MessageError(Why.INCORRECT_PAYLOAD, f"a public value of {len(reply.value)} bytes that is none")
+        if reply.challenge == challenge.challenge:
+            raise MessageError(Why.FAILED, "it sends the challenge of the drive back")
         expected = host_response(
             self._key, challenge, session_key, host_nqn=self._host_nqn, subsystem_nqn=self._subsystem_nqn
         )

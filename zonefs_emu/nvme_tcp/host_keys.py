@@ -3,7 +3,7 @@
 A key has the text form of ``nvme gen-dhchap-key`` and of the kernel: ``DHHC-1:HH:BASE64:``. HH is the hash that binds
 the key to the name of its owner, or 00 for a key that is used as it is; BASE64 holds the key and its CRC-32.
 
-Source: NVM Express Base Specification 2.1, 8.3.5.5.7 and 8.3.5.5.8 ("DH-HMAC-CHAP Security Requirements"); the checks
+Source: NVM Express Base Specification 2.1, 8.3.4.5.7 and 8.3.4.5.8 ("DH-HMAC-CHAP Security Requirements"); the checks
 are those of the kernel's own reader.
 """
 
