@@ -65,6 +65,22 @@ def test_a_wrong_key_is_refused_logged_and_counted(guarded: Target, expect_warni
         assert host.identify(1).status == 0
 
 
+def test_a_wrong_key_is_logged_and_counted_before_its_host_hears_of_it(
+    guarded: Target, expect_warning: Callable[[str], None]
+) -> None:
+    """One who tries keys would not wait to hear it."""
+    expect_warning("nqn.host has not proved its name: its key is not the one that was given for it")
+    queue, _ = connected(guarded)
+    assert queue.send_message(auth_messages.encode_negotiate(OFFER)).status == 0
+    assert queue.receive_message().status == 0
+    for _ in range(2):
+        assert queue.send_message(auth_messages.encode_reply(Reply(7, 0, bytes(64), b"", b""))).status == 0
+    queue.close()
+    while guarded.server.statistics()["queues"]:
+        time.sleep(0.01)
+    assert guarded.server.statistics()["failed_authentications"] == 1
+
+
 def test_a_drive_with_a_wrong_key_is_refused_by_the_host(
     guarded: Target, expect_warning: Callable[[str], None]
 ) -> None:

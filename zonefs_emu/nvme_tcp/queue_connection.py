@@ -482,7 +482,10 @@ class Connection:
             if len(data) != nr_bytes:
                 self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
                 return
+            had_failed = bool(authentication.failure)
             authentication.receive(bytes(data))
+            if authentication.failure and not had_failed:  # at once: who tries keys need not wait to hear it
+                self.server.note_failed_authentication(self, authentication.failure)
             self._respond(command, SUCCESS)
         else:
             message = authentication.due()
@@ -498,7 +501,6 @@ class Connection:
         elif self._deadline_ns is None:
             self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
         if authentication.has_failed:
-            self.server.note_failed_authentication(self, authentication.failure)
             self._flush_out()
             raise ConnectionError
 
