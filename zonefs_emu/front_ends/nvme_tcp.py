@@ -21,8 +21,9 @@ _PORT_MAX: Final = 65535
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
 #: Of a file, what may be a key.
 _KEY_FILE_BYTES_MAX: Final = 4096
-#: A name may contain "=" itself, so what follows decides where it ends.
-_HOST_KEY: Final = re.compile(r"(.+?)=(@.+|DHHC-1:.*)", re.DOTALL)
+_KEY_BEGIN: Final = "DHHC-1:"
+#: A name may contain "=" itself, so what follows decides where it ends. A key is no part of a name, which is repeated.
+_HOST_KEY: Final = re.compile(rf"((?:(?!{_KEY_BEGIN}).)+?)=(@.+|{_KEY_BEGIN}.*)", re.DOTALL)
 
 
 class Address(NamedTuple):
@@ -111,6 +112,9 @@ def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: 
 def _key(text: str, option: str) -> DhchapKey:
     """Return the key that *text* is, or that is in the file which it names. *option*: what to blame."""
     try:
+        if text.startswith(f"@{_KEY_BEGIN}"):
+            message = "@ is followed by the name of a file, and this looks like a key"
+            raise UsageError(message)
         if text.startswith("@"):
             with Path(text[1:]).open("rb") as file:
                 text = file.read(_KEY_FILE_BYTES_MAX).decode("ascii", "replace").partition("\n")[0]
