@@ -237,6 +237,8 @@ def test_the_length_follows_from_the_command_alone(namespace: Namespace, block_b
     ("asked", "rule"),
     [
         (command(0xC1), NvmeRule.NVME_OPCODE),
+        (command(IoOpcode.COMPARE)._replace(flags=0x41), NvmeRule.NVME_FIELD),
+        (command(IoOpcode.WRITE)._replace(flags=0x42), NvmeRule.NVME_FIELD),
         (command(IoOpcode.WRITE, cdws=at(0, 0xFFFF)), NvmeRule.NVME_TRANSFER),
         (command(IoOpcode.ZONE_RECEIVE, cdws=at(0, 0xFFFFFFFF)), NvmeRule.NVME_TRANSFER),
     ],

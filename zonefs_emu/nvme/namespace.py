@@ -29,6 +29,8 @@ from zonefs_emu.units import SECTOR_SHIFT
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+#: Flags of the first and the second command of a fused operation.
+_FUSED: Final = 0b11
 _FUA: Final = 1 << 30
 _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
@@ -110,9 +112,12 @@ class Namespace:
         """Return what *command* moves, from the command alone.
 
         Raises:
-            RefusedError: there is no such command, or it moves more than MDTS allows.
+            RefusedError: there is no such command, it moves more than MDTS allows, or it is a part of a fused
+                operation, of which the second would be carried out whatever becomes of the first.
         """
         opcode = command.opcode
+        if command.flags & _FUSED:
+            raise RefusedError(NvmeRule.NVME_FIELD, f"{name_of(opcode, admin=False)} in a fused operation")
         if opcode in (IoOpcode.READ, IoOpcode.WRITE, IoOpcode.ZONE_APPEND, IoOpcode.COMPARE):
             found = Transfer(command.nr_blocks << self._block_shift, from_host=opcode != IoOpcode.READ)
         elif opcode == IoOpcode.ZONE_SEND and command.cdw13 & 0xFF == SendAction.SET_DESCRIPTOR:
