@@ -317,6 +317,7 @@ class Driver:
         self.manage(1, SendAction.SET_DESCRIPTOR, 2 * ZONE, data=bytes(EXTENSION_BYTES))  # refused: CLOSED
         self.io(2, IoOpcode.WRITE_ZEROES, 2 * ZONE, 0, 1)
         self.append(2, 2 * ZONE, 7)
+        self.io(2, IoOpcode.COPY, 2 * ZONE + 3, 0, 0, data=struct.pack("<8xQH14x", 1, 1))
 
     def lose(self, life: Life) -> None:
         """The drive loses a zone, and the guest is told, once."""
@@ -441,10 +442,12 @@ def test_an_undisturbed_life(undisturbed: Any) -> None:
         (1, 1 << 16 | 5): NvmeStatus.ZONE_INVALID_WRITE,
         (1, 1 << 16 | 9): NvmeStatus.INVALID_ZONE_TRANSITION,
     }
-    assert [zone.wp // BLOCK_SECTORS % ZONE for zone in zones[:3]] == [4, 2, 3]
+    assert [zone.wp // BLOCK_SECTORS % ZONE for zone in zones[:3]] == [4, 2, 5]
     assert zones[7].cond is Condition.OFFLINE
     assert extensions[2] == bytes(range(EXTENSION_BYTES))
     assert data[: 4 * BLOCK] == b"".join(pattern(number) for number in (1, 2, 6, 9))
+    third = data[2 * ZONE * BLOCK :][: 5 * BLOCK]
+    assert third == pattern(0, 2) + b"".join(pattern(number) for number in (7, 2, 6)), "what was copied is at the end"
 
 
 @pytest.mark.slow
