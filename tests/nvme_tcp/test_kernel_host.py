@@ -1,8 +1,11 @@
 """What the kernel's files say, as a directory of the test; connecting for real is tested in the guest."""
 
+import io
 from pathlib import Path
+from typing import Self
 
 import pytest
+from typing_extensions import Buffer
 
 from zonefs_emu.errors import UsageError
 from zonefs_emu.nvme_tcp import kernel_host
@@ -87,6 +90,30 @@ def test_a_kernel_that_cannot(kernel: Path) -> None:
 def test_a_kernel_that_does_not_connect(kernel: Path) -> None:
     with pytest.raises(UsageError, match=r"the kernel does not connect to the drive \(No such file"):
         kernel_host.connect(NQN, 1, new_credentials(), nr_queues=1)
+
+
+class Fabrics(io.BytesIO):
+    """The kernel's file: connects a controller nvme5, whatever is written, and says so."""
+
+    def open(self, *_: object, **__: object) -> Self:
+        return self
+
+    def write(self, _options: Buffer, /) -> int:
+        return 0
+
+
+def test_keys_are_for_root_only_or_nothing_is_connected(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = new_credentials()
+    controller(kernel, "nvme5", ours, delete_controller="")
+    monkeypatch.setattr(kernel_host, "_FABRICS", Fabrics(b"instance=5,cntlid=1\n"))
+    assert kernel_host.connect(NQN, 1, ours, nr_queues=1).name == "nvme5"
+    for name in ("dhchap_secret", "dhchap_ctrl_secret"):
+        assert (kernel / "nvme/nvme5" / name).stat().st_mode & 0o777 == 0o600
+    (kernel / "nvme/nvme5/dhchap_ctrl_secret").unlink()
+    monkeypatch.setattr(kernel_host, "_FABRICS", Fabrics(b"instance=5,cntlid=1\n"))
+    with pytest.raises(UsageError, match=r"cannot be hidden from other users \(No such file or directory\)"):
+        kernel_host.connect(NQN, 1, ours, nr_queues=1)
+    assert (kernel / "nvme/nvme5/delete_controller").read_text().startswith("1")
 
 
 def test_the_end_of_a_controller(kernel: Path) -> None:

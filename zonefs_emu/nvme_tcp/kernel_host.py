@@ -70,7 +70,8 @@ def connect(nqn: str, port: int, credentials: Credentials, *, nr_queues: int) ->
     """Connect to the drive *nqn* at *port* of this machine.
 
     Raises:
-        UsageError: the kernel does not; its log says why.
+        UsageError: the kernel does not, and its log says why; or its files would show the keys to every user. Nothing
+            is connected then.
     """
     options = {
         "transport": "tcp",
@@ -93,11 +94,16 @@ def connect(nqn: str, port: int, credentials: Credentials, *, nr_queues: int) ->
         raise UsageError(message, exit_code=1) from None
     found = re.search(r"instance=(\d+)", answer)
     assert found is not None, answer
-    name = f"nvme{found[1]}"
-    for attribute in ("dhchap_secret", "dhchap_ctrl_secret"):
-        # Some kernels let every user read the keys there.
-        (_CONTROLLERS / name / attribute).chmod(0o600)
-    return KernelController(name=name, port=port, credentials=credentials)
+    controller = KernelController(name=f"nvme{found[1]}", port=port, credentials=credentials)
+    try:
+        for attribute in ("dhchap_secret", "dhchap_ctrl_secret"):
+            # Some kernels let every user read the keys there.
+            (_CONTROLLERS / controller.name / attribute).chmod(0o600)
+    except OSError as error:
+        disconnect(controller)
+        message = f"the keys of {controller.name} cannot be hidden from other users ({error.strerror})"
+        raise UsageError(message, exit_code=1) from None
+    return controller
 
 
 def connected(nqn: str) -> list[KernelController]:
