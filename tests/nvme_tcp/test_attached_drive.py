@@ -1,5 +1,6 @@
 """A drive with an initiator of ours in place of the kernel."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ class Kernel:
         self.controllers: list[KernelController] = []
         for name in ("connect", "connected", "wait_for_disk", "disconnect", "disk"):
             monkeypatch.setattr(kernel_host, name, getattr(self, name))
+        monkeypatch.setattr(attached_drive, "_PORTS", [0])  # also for a user who is not root
 
     def connect(self, nqn: str, port: int, credentials: Credentials, *, nr_queues: int) -> KernelController:
         self.reach(nqn, port, credentials)
@@ -105,6 +107,25 @@ def test_a_kernel_that_does_not_connect_leaves_nothing(device: ZonedDevice, monk
     with pytest.raises(UsageError, match="the kernel does not connect"):
         attached.start()
     assert not attached._thread.is_alive()
+
+
+def test_only_root_can_listen_where_a_killed_process_did(device: ZonedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_host, "connected", lambda _: [])
+    tried: list[int] = []
+
+    def listen(address: str, port: int) -> list[socket.socket]:
+        tried.append(port)
+        message = f"{address} is taken"
+        raise UsageError(message)
+
+    monkeypatch.setattr(attached_drive, "listen", listen)
+    with pytest.raises(UsageError, match=r"127.0.0.1 is taken"):
+        drive(device)
+    assert len(set(tried)) > 1
+    assert 0 < min(tried) < max(tried) < 1024
+    for port in tried:
+        with pytest.raises(OSError, match="not found"):
+            socket.getservbyport(port, "tcp")
 
 
 def test_a_server_that_fails_ends_the_front_end(device: ZonedDevice, monkeypatch: pytest.MonkeyPatch) -> None:

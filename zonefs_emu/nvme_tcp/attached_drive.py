@@ -2,23 +2,32 @@
 
 Every user of the machine can reach the socket, so host and drive prove their names by keys that are made for this one
 connection. A process that goes on with what a killed one left has the keys from the kernel.
+
+Linux asks a target for proof only if the target asks for proof itself, so it takes whatever listens where a killed
+process did for the drive. That is why the port is one that only root may listen at. Rejected: any free port, where
+another user could wait for the end of the process, and would get what is written.
 """
 
 import contextlib
 import secrets
+import socket
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.errors import UsageError
 from zonefs_emu.nvme.subsystem import Subsystem, nqn_of
 from zonefs_emu.nvme_tcp import kernel_host
 from zonefs_emu.nvme_tcp.host_keys import Access, DhchapKey
 from zonefs_emu.nvme_tcp.kernel_host import Credentials, KernelController
 from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
 
-_ADDRESS = "127.0.0.1"
+_ADDRESS: Final = "127.0.0.1"
+#: Only root may listen at these. Lower ones belong to services that are not in every list.
+_PORTS: Final[Sequence[int]] = range(600, 1024)
 
 
 class AttachedDrive:
@@ -37,7 +46,7 @@ class AttachedDrive:
             hosts={self._credentials.host_nqn: self._credentials.host_key},
             controller_key=self._credentials.controller_key,
         )
-        sockets = listen(_ADDRESS, left[0].port if left else 0)
+        sockets = listen(_ADDRESS, left[0].port) if left else _listen()
         self._port: int = sockets[0].getsockname()[1]
         self._server = NvmeTcpServer(self._subsystem, sockets, device.unforeseen, access=access)
         self._thread = threading.Thread(target=self._serve, name="nvme-tcp")
@@ -77,6 +86,30 @@ class AttachedDrive:
         except Exception as error:  # the boundary of the front-end: the session ends with the reason
             self.failure = error
             self._ended()
+
+
+def _listen() -> list[socket.socket]:
+    """Return a socket that listens at a free port of :data:`_PORTS` that has no service.
+
+    Raises:
+        UsageError: there is none, or the process may not listen there.
+    """
+    failure: UsageError | None = None
+    for port in secrets.SystemRandom().sample(_PORTS, len(_PORTS)):
+        if not _has_service(port):
+            try:
+                return listen(_ADDRESS, port)
+            except UsageError as error:
+                failure = error
+    raise failure or UsageError("each of the ports that only root may listen at has a service", exit_code=1)
+
+
+def _has_service(port: int) -> bool:
+    try:
+        socket.getservbyport(port, "tcp")
+    except OSError:
+        return False
+    return True
 
 
 def new_credentials() -> Credentials:
