@@ -63,3 +63,13 @@ def test_what_is_held_is_of_one_thread() -> None:
     assert others == [(0, 0)]
     assert held.take() == (7, 3)
     assert held.take()[0] == 0
+
+
+def test_a_time_that_no_wait_can_last_is_no_end_of_the_others() -> None:
+    alarm = Alarm()
+    alarm.at(1 << 70, lambda: None)
+    for _ in range(20):
+        done = threading.Event()
+        alarm.at(0, done.set)
+        assert done.wait(60)
+    alarm.cut()

@@ -15,6 +15,8 @@ from typing import Final
 #: prctl(2): how much later than asked the kernel may wake a thread, so as to wake several at once; 50 us without this.
 _PR_SET_TIMERSLACK: Final = 29
 _SLACK_NS: Final = 1
+#: The longest single wait: the time until an answer of a slowed drive can be more than a wait may last.
+_WAIT_S: Final = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,8 @@ class Alarm:
                     while self._queue and self._queue[0][0] <= now_ns:
                         due.append(heapq.heappop(self._queue)[2])
                     if not due:
-                        self._changed.wait((self._queue[0][0] - now_ns) / 1e9 if self._queue else None)
+                        left_ns = self._queue[0][0] - now_ns if self._queue else 0
+                        self._changed.wait(min(left_ns / 1e9, _WAIT_S) if left_ns else None)
             for function in due:
                 self._call(function)
 

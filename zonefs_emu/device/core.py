@@ -154,7 +154,7 @@ class DeviceCore:
 
     def _sleep_ns(self, duration_ns: int) -> None:
         """Wait for *duration_ns*, or until :meth:`stop_waiting`."""
-        self._delays_cut.wait(duration_ns / 1e9)
+        self._delays_cut.wait(min(duration_ns / 1e9, threading.TIMEOUT_MAX))
 
     def stop_waiting(self) -> None:
         """Cut injected delays, and answers that a timing holds, short from now on: the process is about to end.
