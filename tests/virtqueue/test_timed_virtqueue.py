@@ -10,6 +10,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.inflight.ring_record import RingRecord, record_bytes
 from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.testing.driver_rings import SplitDriver
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtqueue.timed_virtqueue import TimedVirtqueue, time_queues
 from zonefs_emu.virtqueue.virtqueue import Virtqueue
@@ -183,6 +184,21 @@ def test_a_bug_where_requests_are_timed_costs_the_ring(
     send(bench, 1)
     assert not bench.queue.run()
     assert isinstance(bench.contained[0][1], TypeError)
+
+
+def test_no_more_is_held_than_the_ring_has_entries(device: ZonedDevice) -> None:
+    """A guest can make the same chains available again and again before they are given back."""
+    bench = TimedBench(device, is_packed=False)
+    bench.start()
+    head = send(bench, 100)
+    driver = bench.pair.driver
+    assert isinstance(driver, SplitDriver)
+    for _ in range(250):
+        driver.publish(head)
+        bench.queue.run()
+    assert isinstance(bench.queue, TimedVirtqueue)
+    assert len(bench.queue._held) <= bench.queue.size
+    bench.queue.close()
 
 
 def test_a_port_without_a_timing_leaves_queues_alone(tmp_path: Path, device: ZonedDevice) -> None:

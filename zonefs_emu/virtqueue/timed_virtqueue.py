@@ -66,7 +66,12 @@ class TimedVirtqueue(Virtqueue):
         assert ring is not None
         assert handler is not None
         record = self._record
-        chains = ring.pop(1 if record is not None and record.recovering else BATCH)
+        # A driver makes no more requests available than the ring has entries. One that does would have them held
+        # without a bound, as the available index is compared with what was taken and not with what was given back.
+        room = self.size - len(held)
+        if room <= 0:
+            return False
+        chains = ring.pop(1 if record is not None and record.recovering else min(room, BATCH))
         for chain in chains:
             arrival_ns = port.clock()
             try:
