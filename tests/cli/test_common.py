@@ -4,7 +4,7 @@ import click
 import pytest
 
 from tests.cli.conftest import fails, ok
-from zonefs_emu.cli.common import ConditionsType, ConditionType, SizeType, say_lines, zone_of, zones_of
+from zonefs_emu.cli.common import ConditionsType, ConditionType, NumberRange, SizeType, say_lines, zone_of, zones_of
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
@@ -18,6 +18,10 @@ def test_parameter_types() -> None:
     for kind in (SizeType(), ConditionType(), ConditionsType()):
         with pytest.raises(click.BadParameter, match=r"write bytes|there are"):
             kind.convert("?", None, None)
+    assert NumberRange(0, 2).convert("1.5", None, None) == 1.5
+    for text in ("nan", "3", "inf", "x"):
+        with pytest.raises(click.BadParameter):
+            NumberRange(0, 2).convert(text, None, None)
 
 
 def test_lines_come_out_in_pieces(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from math import isnan
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -85,6 +86,17 @@ class TextType(click.ParamType[str]):
             raise UsageError(message) from None
 
 
+class NumberRange(click.FloatRange):
+    """A number of a range. Click's own type takes ``nan`` for one of every range."""
+
+    def convert(self, value: float | str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))  # type: ignore[arg-type]  # click converts texts
+        if isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
 TEXT: Final = TextType()
 SIZE: Final = SizeType()
 #: Nothing is asked of a path beforehand: the operation on it says what is wrong, in one way for all verbs.
@@ -128,7 +140,7 @@ def record_option(function: _Function) -> _Function:
 def timing_options(function: _Function) -> _Function:
     """Add the options --timing and --time-scale."""
     function = click.option(
-        "--time-scale", type=click.FloatRange(0.001, 1_000_000), default=1.0, metavar="N",
+        "--time-scale", type=NumberRange(0.001, 1_000_000), default=1.0, metavar="N",
         help="Make the drive of --timing slower by this factor, for a host that cannot keep up with it.",
     )(function)  # fmt: skip
     return click.option(

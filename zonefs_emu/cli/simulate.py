@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, SIZE, json_option, say_json, say_lines
+from zonefs_emu.cli.common import FILE, SIZE, NumberRange, json_option, say_json, say_lines
 from zonefs_emu.cli.simulated_files import simulate_files
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fitting.predictions import OPERATIONS
@@ -43,7 +43,7 @@ _DEPTH_MAX: Final = 1 << 16
 @click.option(
     "--count", default=20_000, show_default=True, type=click.IntRange(1, _COUNT_MAX), help="Requests that are counted."
 )
-@click.option("--occupancy", type=click.FloatRange(0, 1), help="How full a zone is that is reset, finished or read.")
+@click.option("--occupancy", type=NumberRange(0, 1), help="How full a zone is that is reset, finished or read.")
 @click.option("--finished", is_flag=True, help="Reset zones that were finished, not ones that are open.")
 @click.option(
     "--lbaf", type=click.Choice(("512", "4096")), help="Bytes of a logical block. [default: those of IMG, else 4096]"

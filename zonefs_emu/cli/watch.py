@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, info_of, number_of, say_lines, zones_of
+from zonefs_emu.cli.common import NumberRange, image_argument, info_of, number_of, say_lines, zones_of
 from zonefs_emu.cli.picture import terminal
 from zonefs_emu.cli.timing_lines import watch_line
 from zonefs_emu.daemon.client import Target, call
@@ -35,7 +35,7 @@ _RATES: Final = (
 @click.command()
 @image_argument
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
+    "--interval", type=NumberRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
     help="How often to look.",
 )  # fmt: skip
 @click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after so many pictures.")
