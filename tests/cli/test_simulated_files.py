@@ -1,8 +1,11 @@
 import json
+import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from tests.cli.conftest import fails, ok
+import pytest
+
+from tests.cli.conftest import fails, ok, run_cli
 
 TOML = """
 [[job]]
@@ -89,3 +92,25 @@ def test_what_cannot_be_simulated_is_said(tmp_path: Path) -> None:
     assert "No such file" in fails("simulate", "--workload", file, "--svg", tmp_path / "none" / "x.svg", code=2)
     empty = write(tmp_path / "e.toml", TOML.replace("append", "read").replace('"4-5"', "4\nsize = '4K'"))
     ok("simulate", "--workload", empty)
+
+
+def test_names_are_printed_as_text(tmp_path: Path) -> None:
+    """A file may be called anything, and a job as well: no terminal obeys it, and no picture is broken by it."""
+    file = tmp_path / os.fsdecode(b"a\x1b&\xff<")
+    write(file, TOML.replace('"log"', '"\\u001b[31mlog"'))
+    picture = tmp_path / "w.svg"
+    assert ok("simulate", "zn540", "--workload", file, "--svg", picture).startswith("\\x1b[31mlog:\n")
+    title = ET.fromstring(picture.read_text()).find("{*}title")
+    assert title is not None
+    assert title.text == "a\\x1b&\\xff< on zn540"
+
+
+def test_an_end_before_that_of_the_jobs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zonefs_emu.cli.simulated_files.REQUESTS_MAX", 200)
+    result = run_cli("simulate", "zn540", "--workload", write(tmp_path / "w.toml", TOML))
+    assert "the simulation ends after 200 requests" in result.stderr
+
+
+def test_a_job_that_never_begins_is_none(tmp_path: Path) -> None:
+    file = write(tmp_path / "j.fio", "[a]\nrw=write\nsize=1g\nstartdelay=99999999999h\n")
+    assert "nothing was asked of the drive" in fails("simulate", "zn540", "--fio-job", file)

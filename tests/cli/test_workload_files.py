@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from zonefs_emu.cli.workload_files import COUNT_MAX, read_fio, read_log, read_toml
+from zonefs_emu.cli.workload_files import read_fio, read_log, read_toml
 from zonefs_emu.device.oplog import FORMAT
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.timing.workload import Arrival, WorkloadJob
+from zonefs_emu.model.timing.workload import ALL_ZONES, REQUESTS_MAX, Arrival, WorkloadJob
 from zonefs_emu.model.transitions import Operation
 
 MIB = 1 << 20
@@ -68,6 +68,14 @@ def test_a_workload_in_toml() -> None:
         ("[[job]]\ncount = true", "count is True; it must be a whole number"),
         ("[[job]]\ncount = 1\njobs = 2000", "more than 1024 jobs"),
         ("[[job]]\ntime = '3 days'", "'3 days' is no time"),
+        ("a = " + 5000 * "[", "not TOML: "),
+        ("[[job]]\ncount = " + 5000 * "9", "not TOML: "),
+        ("[[job]]\ncount = 1\noperation = ['write']", "there is no operation"),
+        ("[[job]]\ncount = 1\nsize = [4096]", "is not a size"),
+        ("[[job]]\ncount = 1\nsize = '" + 900_000 * "9" + "'", "too large"),
+        ("[[job]]\ncount = 1\nrate = 1" + 400 * "0", "is not a size|too large"),
+        ("[[job]]\ncount = 1\nmix = { read = 1e308, write = 1e308 }", "the weights are too large"),
+        ("[[job]]\ncount = 1\ndepth = 65536\njobs = 2", "more than 65536 requests are under way together"),
         ("[[job]]\nsize = 4096", "it has no end: say how many requests, how many bytes, or how long"),
     ],
 )
@@ -127,12 +135,12 @@ def test_a_job_file_of_fio() -> None:
         """
     fill, first, second, mix = read_fio("\n".join(line.strip() for line in text.splitlines()), SHAPE)
     assert fill == WorkloadJob(
-        name="fill", mix=((Operation.WRITE, 1),), sizes=((16, 1),), zones=(1, 2), depth=4, count=COUNT_MAX,
+        name="fill", mix=((Operation.WRITE, 1),), sizes=((16, 1),), zones=(1, 2), depth=4, count=REQUESTS_MAX,
         nr_bytes=2 * 768 << 10,
     )  # fmt: skip
     assert first == WorkloadJob(
         name="readers.0", mix=((Operation.READ, 1),), sizes=((8, 60), (128, 40)), zones=(0, 4), random=True,
-        count=COUNT_MAX, duration_ns=3 * 10**9, group=1,
+        count=REQUESTS_MAX, duration_ns=3 * 10**9, group=1,
     )  # fmt: skip
     assert (second.name, second.zones) == ("readers.1", (4, 4))
     assert mix == WorkloadJob(
@@ -156,12 +164,25 @@ def test_a_job_file_of_fio() -> None:
         ("[a]\nsize=1m\noffset=4k", "begins at byte 4096, which is not the start of a zone"),
         ("[a]\nsize=1g", "there are no zones 0-1023"),
         ("[a]\nruntime=long", "'long' is no time"),
+        ("[a]\nsize=1m\nruntime=" + 400 * "9", "is no time"),
+        ("[a]\nsize=1m\nrate_iops=" + 400 * "9", "is no whole number up to"),
+        ("[a]\nrw=rw\nsize=1m\nrwmixread=" + 400 * "9", "is no whole number up to"),
+        ("[a]\nsize=1m\nbs=,", "different sizes of reads and writes"),
+        ("[a]\nnumber_ios=0", "it has no end"),
+        ("[a]\nsize=1m\nnumjobs=2\niodepth=65536", "more than 65536 requests are under way together"),
+        ("[a]\nsize=1m\n[b]\nsize=1m\n[a]\nsize=2m", "two sections are called 'a'"),
+        ("[a]\nsize=1m\n[global]\nbs=8k\n[b]\nsize=1m", r"\[global\] is not the first section"),
         ("[a]\nrw=read\nstonewall=0\nzone_append=0", "it has no end"),
     ],
 )
 def test_what_is_not_simulated_of_fio_is_said(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         read_fio(text, SHAPE)
+
+
+def test_lines_of_fio_may_be_indented_and_have_comments() -> None:
+    indented = "[a]\n  stonewall\n    rw=write ; in order\n  size=1m # of a zone\n"
+    assert read_fio(indented, SHAPE) == read_fio("[a]\nrw=write\nsize=1m", SHAPE)
 
 
 HEAD = {
@@ -189,7 +210,7 @@ def test_a_log_is_what_was_carried_out() -> None:
     assert list(arrivals) == [
         Arrival(5, "fuse", Operation.APPEND, 2, 0, 8),
         Arrival(5, "fuse", Operation.RESET, 1, 0, 0, 3),
-        Arrival(5, "fuse", Operation.FINISH, 0, 0, 0, 16),
+        Arrival(5, "fuse", Operation.FINISH, 0, 0, 0, ALL_ZONES),
         Arrival(5, "fuse", Operation.READ, 2, 4, 4),
     ]
 
@@ -201,6 +222,12 @@ def test_a_log_is_what_was_carried_out() -> None:
         (line(op="read", sector=1 << 40, nr_sectors=1), "line 2 of the log is no operation"),
         (line(op="read", sector=0, nr_sectors=-1), "line 2 of the log is no operation"),
         (line(op="read"), "line 2 of the log is no operation"),
+        (line(op="read", sector=0, nr_sectors=1 << 40), "line 2 of the log is no operation"),
+        (line(op="read", sector=float("inf"), nr_sectors=1), "line 2 of the log is no operation"),
+        (line(op="read", sector=0, nr_sectors=1, ns=1 << 63), "line 2 of the log is no operation"),
+        (line(op="reset", all=True, ns=-1), "line 2 of the log is no operation"),
+        (line(op="reset", sector=0, nr_zones=-1), "line 2 of the log is no operation"),
+        (4000 * "[", "line 2 of the log is no JSON object"),
     ],
 )
 def test_a_damaged_log_is_said_with_its_line(damaged: str, sentence: str) -> None:

@@ -2,22 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from zonefs_emu.cli.common import info_of, number_of, say_json, say_lines, zones_of
+from zonefs_emu.cli.common import info_of, number_of, say, say_json, say_lines, zones_of
 from zonefs_emu.cli.latency_picture import latency_svg
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_report import as_json as report_json, as_text
-from zonefs_emu.cli.workload_files import COUNT_MAX, read_fio, read_log, read_toml
-from zonefs_emu.errors import UsageError, host_sentence
+from zonefs_emu.cli.workload_files import read_fio, read_log, read_toml
+from zonefs_emu.errors import UsageError, host_sentence, printable
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.presets import PRESETS, build_geometry
 from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS, find_preset, make_timing
 from zonefs_emu.model.timing.waits import DriveTiming
-from zonefs_emu.model.timing.workload import JobOutcome, ZoneStates, run_arrivals, run_workload
+from zonefs_emu.model.timing.workload import REQUESTS_MAX, JobOutcome, ZoneStates, run_arrivals, run_workload
 from zonefs_emu.model.zone import Condition
 
 _WORKLOAD_BYTES_MAX: Final = 1 << 20
@@ -64,7 +63,7 @@ def simulate_files(
                 logged, arrivals = read_log(lines)
                 if target is None:
                     geometry, states = logged, _states(logged)
-                outcomes = run_arrivals(drive(), islice(arrivals, COUNT_MAX), states, progress=at)
+                outcomes = run_arrivals(drive(), arrivals, states, progress=at)
     except OSError as error:
         raise UsageError(host_sentence(error)) from None
     except UsageError as error:
@@ -79,14 +78,16 @@ def _bar() -> AbstractContextManager[Callable[[int], None]]:
 def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as_json: bool) -> None:
     """Print what the jobs came to, and draw it into the file *picture*."""
     jobs = report_json(outcomes)
-    if not jobs:
+    if not any(outcome.of for outcome in outcomes):
         raise UsageError("nothing was asked of the drive", exit_code=1)
     if picture is not None:
         requests = [(operation, found) for outcome in outcomes for operation, found in outcome.of.items()]
         try:
-            picture.write_text("".join(latency_svg(requests, title=title)), encoding="utf-8")
+            picture.write_text("".join(latency_svg(requests, title=printable(title))), encoding="utf-8")
         except OSError as error:
             raise UsageError(host_sentence(error)) from None
+    if sum(len(found.begins_ns) for outcome in outcomes for found in outcome.of.values()) >= REQUESTS_MAX:
+        say(f"the simulation ends after {REQUESTS_MAX} requests, and this is of those only", err=True)
     if as_json:
         say_json({"jobs": jobs})
     else:

@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Final
 
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.errors import printable
 from zonefs_emu.model.timing.workload import JobOutcome, Requests
 
 #: fio's own list.
@@ -56,7 +57,7 @@ def as_text(jobs: Iterable[Json]) -> Iterator[str]:
     """Yield lines on *jobs*, which are those of :func:`as_json`."""
     for job in jobs:
         assert isinstance(job, dict)
-        yield f"{job['jobname']}:\n"
+        yield f"{printable(job['jobname'])}:\n"
         for operation, found in job.items():
             if isinstance(found, dict):
                 yield from _lines(operation, found)

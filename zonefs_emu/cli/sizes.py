@@ -15,6 +15,8 @@ _SHAPE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]
 _UNITS: Final = {"": 1, "B": 1, "S": SECTOR_BYTES}
 _LETTERS: Final = "KMGTPE"
 _SIZE_BYTES_MAX: Final = 1 << 63
+#: Arithmetic with a million digits, as a file may have them, takes minutes.
+_CHARACTERS_MAX: Final = 200
 _HELP: Final = "write bytes (4096), a power of 1024 (64M or 64MiB, likewise K, G, T, P) or sectors (8s)"
 
 
@@ -27,6 +29,9 @@ def parse_size(text: str) -> int:
     shape = _SHAPE.fullmatch(text.strip())
     if shape is None:
         message = f"'{text}' is not a size: {_HELP}"
+        raise UsageError(message)
+    if len(text) > _CHARACTERS_MAX:
+        message = f"a number of {len(text)} characters is too large: sizes end at 8 EiB"
         raise UsageError(message)
     number, suffix = shape.groups()
     value = Decimal(int(number, 16)) if number[:2] in {"0x", "0X"} else Decimal(number)

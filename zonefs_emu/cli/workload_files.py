@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from zonefs_emu.cli.durations import parse_duration
 from zonefs_emu.cli.sizes import parse_size
-from zonefs_emu.device.oplog import parse_line, source_geometry
+from zonefs_emu.device.oplog import NR_SECTORS_MAX, parse_line, source_geometry
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.timing.workload import Arrival, WorkloadJob
+from zonefs_emu.model.timing.workload import ALL_ZONES, REQUESTS_MAX, TIME_MAX_NS, Arrival, WorkloadJob
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.units import to_bytes, to_sectors
 
@@ -30,9 +30,9 @@ OPERATIONS: Final = {
 }
 _OF_ANY_ZONE: Final = frozenset((Operation.READ, Operation.WRITE))
 _JOBS_MAX: Final = 1024
+#: Requests under way, of a job and of all jobs.
 _DEPTH_MAX: Final = 1 << 16
-#: Requests of a job that says no other end, and the most of any job: some minutes of computing.
-COUNT_MAX: Final = 10_000_000
+_NUMBER_MAX: Final = 1 << 62
 _NS: Final = 1_000_000_000
 _TOML_KEYS: Final = frozenset(
     {
@@ -97,7 +97,7 @@ _FIO_KEYS: Final = frozenset(
         *("stonewall", "zone_append"),
     }
 )
-_FIO_TIME: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|usec|ms|msec|s|sec|m|min|h|hour)?")
+_FIO_TIME: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(us|usec|ms|msec|s|sec|m|min|h|hour)?")
 _FIO_UNITS_NS: Final = {
     "us": 1000, "usec": 1000, "ms": 1_000_000, "msec": 1_000_000, "s": _NS, "sec": _NS, "m": 60 * _NS, "min": 60 * _NS,
     "h": 3600 * _NS, "hour": 3600 * _NS,
@@ -115,7 +115,7 @@ def read_toml(text: str, geometry: Geometry) -> list[WorkloadJob]:
     """
     try:
         tables = tomllib.loads(text).get("job", [])
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         message = f"not TOML: {error}"
         raise UsageError(message) from None
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
@@ -132,14 +132,15 @@ def read_toml(text: str, geometry: Geometry) -> list[WorkloadJob]:
         except (ValueError, UsageError) as error:
             message = f"job {name!r}: {error}"
             raise UsageError(message) from None
-    return jobs
+    return _bounded(jobs)
 
 
 def _toml_jobs(name: str, table: Mapping[str, Any], geometry: Geometry, copies: int) -> list[WorkloadJob]:
     if unknown := sorted(set(table) - _TOML_KEYS):
         raise ValueError(f"there is no key {unknown[0]!r}; there are {', '.join(sorted(_TOML_KEYS))}")
-    mix = table.get("mix", {table.get("operation", "write"): 1})
-    sizes = table.get("sizes", {table.get("size", 4096): 1})
+    mix = table.get("mix", {str(table.get("operation", "write")): 1})
+    size = table.get("size", 4096)
+    sizes = table.get("sizes", {size if isinstance(size, int) else str(size): 1})
     if not isinstance(mix, dict) or not isinstance(sizes, dict):
         raise ValueError('mix and sizes are tables: { append = 9, read = 1 }, { "4K" = 3, "64K" = 1 }')  # noqa: TRY004
     if unknown := [operation for operation in mix if operation not in OPERATIONS]:
@@ -153,7 +154,7 @@ def _toml_jobs(name: str, table: Mapping[str, Any], geometry: Geometry, copies: 
         random=table.get("random", False) is True,
         rate_bytes=_bytes(table.get("rate", 0)),
         rate_requests=_whole(table, "rate_requests", 0, minimum=0),
-        count=min(_whole(table, "count", COUNT_MAX), COUNT_MAX),
+        count=min(_whole(table, "count", REQUESTS_MAX), REQUESTS_MAX),
         nr_bytes=_bytes(table.get("bytes", 0)),
         duration_ns=_duration(table, "time"),
         begin_ns=_duration(table, "start"),
@@ -167,7 +168,7 @@ def _duration(table: Mapping[str, Any], name: str) -> int:
     return parse_duration(str(table[name]))[1] if name in table else 0
 
 
-def _whole(table: Mapping[str, Any], name: str, default: int, *, minimum: int = 1, maximum: int = 1 << 62) -> int:
+def _whole(table: Mapping[str, Any], name: str, default: int, *, minimum: int = 1, maximum: int = _NUMBER_MAX) -> int:
     value = table.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
         raise ValueError(f"{name} is {value!r}; it must be a whole number from {minimum} to {maximum}")
@@ -175,7 +176,7 @@ def _whole(table: Mapping[str, Any], name: str, default: int, *, minimum: int = 
 
 
 def _bytes(value: object) -> int:
-    return value if isinstance(value, int) and value >= 0 else parse_size(str(value))
+    return value if isinstance(value, int) and 0 <= value <= _NUMBER_MAX else parse_size(str(value))
 
 
 def _weighted(pairs: Iterable[tuple[Any, object]]) -> tuple[tuple[Any, float], ...]:
@@ -185,8 +186,8 @@ def _weighted(pairs: Iterable[tuple[Any, object]]) -> tuple[tuple[Any, float], .
             raise ValueError(f"the weight {weight!r} is no number from 0 on")
         if weight:
             found.append((thing, float(weight)))
-    if not found:
-        raise ValueError("all weights are 0")
+    if not 0 < sum(weight for _, weight in found) < float("inf"):
+        raise ValueError("all weights are 0" if not found else "the weights are too large")
     return tuple(found)
 
 
@@ -224,8 +225,16 @@ def _checked(jobs: list[WorkloadJob], geometry: Geometry) -> list[WorkloadJob]:
             run_first < first + count and first < run_first + run for run_first, run in geometry.conventional
         ):
             raise ValueError("some of its zones are conventional: these are read and written only")
-        if job.count >= COUNT_MAX and not job.nr_bytes and not job.duration_ns:
+        if job.count >= REQUESTS_MAX and not job.nr_bytes and not job.duration_ns:
             raise ValueError("it has no end: say how many requests, how many bytes, or how long")
+    return jobs
+
+
+def _bounded(jobs: list[WorkloadJob]) -> list[WorkloadJob]:
+    """Make sure that *jobs* have no more requests under way together than a simulation has room for."""
+    if sum(job.depth for job in jobs) > _DEPTH_MAX:
+        message = f"more than {_DEPTH_MAX} requests are under way together: make the depths or the jobs fewer"
+        raise UsageError(message)
     return jobs
 
 
@@ -239,10 +248,14 @@ def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
         UsageError: it is no job file, or has what is not simulated; the sentence says which job and which option.
     """
     parser = configparser.RawConfigParser(
-        allow_no_value=True, strict=False, delimiters=("=",), comment_prefixes=("#", ";"), default_section="global"
-    )
+        allow_no_value=True, strict=False, delimiters=("=",), comment_prefixes=("#", ";"),
+        inline_comment_prefixes=("#", ";"), default_section="global",
+    )  # fmt: skip
+    # Fio ignores indentation, which means to configparser that a value goes on.
+    lines = [line.strip() for line in text.split("\n")]
+    _require_one_of_each(lines)
     try:
-        parser.read_string(text)
+        parser.read_string("\n".join(lines))
     except configparser.Error as error:
         message = f"not a job file of fio: {error.message.splitlines()[0]}"
         raise UsageError(message) from None
@@ -262,7 +275,22 @@ def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
     if not jobs:
         message = "a job file of fio has at least one section that is not [global]"
         raise UsageError(message)
-    return jobs
+    return _bounded(jobs)
+
+
+def _require_one_of_each(lines: Iterable[str]) -> None:
+    """Refuse what configparser would join: two jobs of one name, and a second [global], which is for later jobs."""
+    seen: set[str] = set()
+    for line in lines:
+        section = line.partition("]")[0]
+        if section.startswith("["):
+            if section in seen:
+                message = f"two sections are called {section[1:]!r}: each is simulated once"
+                raise UsageError(message)
+            seen.add(section)
+    if "[global" in seen and next(line for line in lines if line.startswith("[")).partition("]")[0] != "[global":
+        message = "[global] is not the first section, and is for those after it only"
+        raise UsageError(message)
 
 
 def _fio_options(items: Iterable[tuple[str, str | None]]) -> dict[str, str]:
@@ -316,7 +344,7 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
                 random=is_random,
                 rate_bytes=parse_size(options.get("rate", "0").split(",")[0]),
                 rate_requests=_fio_number(options, "rate_iops", 0),
-                count=min(_fio_number(options, "number_ios", COUNT_MAX), COUNT_MAX),
+                count=min(_fio_number(options, "number_ios", 0) or REQUESTS_MAX, REQUESTS_MAX),
                 nr_bytes=0 if "time_based" in options else limit,
                 duration_ns=_fio_time(options.get("runtime", "0"), "s"),
                 begin_ns=_fio_time(options.get("startdelay", "0"), "s"),
@@ -334,7 +362,7 @@ def _fio_sizes(options: Mapping[str, str], geometry: Geometry) -> tuple[tuple[in
             (_request_sectors(size, geometry), float(share or 100 / len(parts))) for size, _, share in parts
         )
     sizes = {size.strip() for size in options.get("bs", "4k").split(",") if size.strip()}
-    if len(sizes) > 1:
+    if len(sizes) != 1:
         raise ValueError("different sizes of reads and writes are not simulated: make two jobs of them")
     return ((_request_sectors(sizes.pop(), geometry), 1.0),)
 
@@ -343,9 +371,9 @@ def _fio_number(options: Mapping[str, str], name: str, default: int) -> int:
     text = options.get(name)
     if text is None:
         return default
-    if not text.isdecimal():
-        raise ValueError(f"{name}={text} is no whole number")
-    return int(text)
+    if not text.isdecimal() or (number := int(text)) > _NUMBER_MAX:
+        raise ValueError(f"{name}={text} is no whole number up to {_NUMBER_MAX}")
+    return number
 
 
 def _fio_time(text: str, unit: str) -> int:
@@ -377,7 +405,7 @@ def _arrivals(numbered: Iterable[tuple[int, str]], geometry: Geometry) -> Iterat
             if entry["status"] != "OK" or entry["op"] not in OPERATIONS:
                 continue
             arrival = _arrival(entry, geometry)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             message = f"line {number} of the log is no operation ({error!r})"
             raise UsageError(message) from None
         yield arrival
@@ -385,14 +413,19 @@ def _arrivals(numbered: Iterable[tuple[int, str]], geometry: Geometry) -> Iterat
 
 def _arrival(entry: Mapping[str, Any], geometry: Geometry) -> Arrival:
     begin_ns, name, operation = int(entry["ns"]), str(entry["port"]), OPERATIONS[entry["op"]]
+    if not 0 <= begin_ns < TIME_MAX_NS:
+        raise ValueError(begin_ns)
     if entry.get("all"):
-        return Arrival(begin_ns, name, operation, 0, 0, 0, geometry.nr_zones)
+        return Arrival(begin_ns, name, operation, 0, 0, 0, ALL_ZONES)
     zone, offset = divmod(int(entry["sector"]), geometry.zone_size)
-    if not 0 <= zone < geometry.nr_zones or begin_ns < 0:
+    if not 0 <= zone < geometry.nr_zones:
         raise ValueError(entry["sector"])
     if operation in (Operation.READ, Operation.WRITE, Operation.APPEND):
         nr_sectors = int(entry["nr_sectors"])
-        if nr_sectors < 0:
+        if not 0 <= nr_sectors <= NR_SECTORS_MAX:
             raise ValueError(nr_sectors)
         return Arrival(begin_ns, name, operation, zone, offset, nr_sectors)
-    return Arrival(begin_ns, name, operation, zone, 0, 0, int(entry["nr_zones"]))
+    nr_zones = int(entry["nr_zones"])
+    if nr_zones < 0:
+        raise ValueError(nr_zones)
+    return Arrival(begin_ns, name, operation, zone, 0, 0, nr_zones)

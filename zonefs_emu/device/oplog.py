@@ -42,7 +42,8 @@ _ALLOCATE_ZRWA: Final = "allocate-zrwa"
 _FLUSH_ZRWA: Final = "flush-zrwa"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
-_NR_SECTORS_MAX: Final = 1 << 21
+#: Sectors of a command in a log, at most.
+NR_SECTORS_MAX: Final = 1 << 21
 _NUMBER_MASK: Final = (1 << 64) - 1
 #: What of a fault is in the line of the operation that it struck.
 _TOLD: Final = {
@@ -310,7 +311,7 @@ def parse_line(line: str, line_no: int) -> dict[str, object]:
     """
     try:
         entry = json.loads(line) if len(line) <= _LINE_BYTES_MAX or line_no == 1 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict):
         message = f"line {line_no} of the log is no JSON object of one line"
@@ -392,7 +393,7 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
     if operation in _OF_ZNS:
         return expected, _OF_ZNS[operation](port, sector, entry).name
     nr_sectors = number("nr_sectors")
-    if not 0 <= nr_sectors <= _NR_SECTORS_MAX:
+    if not 0 <= nr_sectors <= NR_SECTORS_MAX:
         raise ValueError(nr_sectors)
     if operation == "read":
         return expected, port.read(sector, nr_sectors, (bytearray(nr_sectors << SECTOR_SHIFT),)).name

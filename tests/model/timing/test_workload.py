@@ -5,7 +5,15 @@ import pytest
 
 from zonefs_emu.model.timing.closed_loop import Host
 from zonefs_emu.model.timing.waits import Instant
-from zonefs_emu.model.timing.workload import Arrival, JobOutcome, WorkloadJob, ZoneStates, run_arrivals, run_workload
+from zonefs_emu.model.timing.workload import (
+    ALL_ZONES,
+    Arrival,
+    JobOutcome,
+    WorkloadJob,
+    ZoneStates,
+    run_arrivals,
+    run_workload,
+)
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 
@@ -134,6 +142,15 @@ def test_a_conventional_zone_is_full_of_data() -> None:
     assert (zones.written(0), zones.written(1)) == (24, 0)
     in_order, _, _ = simulate(job(W, count=4, zones=(0, 2)), zones=states(is_conventional=lambda zone: zone < 2))
     assert in_order.places() == [(W, 0, 0), (W, 0, 8), (W, 0, 16), (W, 1, 0)]
+    # From a conventional zone into a sequential one, and back.
+    mixed, _, zones = simulate(
+        job(W, count=9, zones=(1, 2)), zones=states([(2, 16)], is_conventional=lambda zone: zone < 2)
+    )
+    assert mixed.places() == [
+        (W, 1, 0), (W, 1, 8), (W, 1, 16), (W, 2, 16), (W, 1, 0), (W, 1, 8), (W, 1, 16), (Operation.RESET, 2, 0),
+        (W, 2, 0), (W, 2, 8),
+    ]  # fmt: skip
+    assert zones.written(1) == 24
     anywhere, _, _ = simulate(job(W, count=99, zones=(0, 1), random=True), zones=states(is_conventional=lambda _: True))
     assert set(anywhere.places()) == {(W, 0, 0), (W, 0, 8), (W, 0, 16)}
 
@@ -158,6 +175,32 @@ def test_requests_of_a_log_arrive_when_they_did() -> None:
     many = [Arrival(number, "a", R, 0, 0, 8) for number in range(2048)]
     run_arrivals(model, many, states(), progress=told.append)
     assert told == [1024, 2048]
+
+
+def test_an_operation_on_all_zones_is_one_on_those_with_something_in_them() -> None:
+    arrivals = [Arrival(0, "fuse", Operation.RESET, 0, 0, 0, ALL_ZONES)]
+    zones = states([(2, 8), (5, 24), (3, 0)], is_conventional=lambda zone: zone == 0)
+    assert zones.written(0) == 24
+    model = Fixed()
+    run_arrivals(model, arrivals, zones)
+    assert model.places() == [(Operation.RESET, 2, 0), (Operation.RESET, 5, 0)]
+    assert zones.all_written() == []
+
+
+def test_a_simulation_ends_after_a_number_of_requests() -> None:
+    outcomes = run_workload(Fixed(), [job(R, count=90), job(R, count=90, group=1)], states(), limit=100)
+    assert [len(outcome.of[R].begins_ns) for outcome in outcomes] == [90, 10]
+    arrivals = [Arrival(0, "fuse", Operation.RESET, 0, 0, 0, nr_zones=8)] * 3
+    (outcome,) = run_arrivals(Fixed(), arrivals, states(), limit=20)
+    assert len(outcome.of[Operation.RESET].begins_ns) == 20
+
+
+def test_nothing_begins_after_the_end_of_time() -> None:
+    _, (slow, late), _ = simulate(
+        job(R, count=90, rate_bytes=4096, think_ns=1 << 60), job(R, count=1, begin_ns=1 << 80)
+    )
+    assert len(slow.of[R].begins_ns) == 4
+    assert not late.of
 
 
 @pytest.mark.parametrize("depth", [1, 7])

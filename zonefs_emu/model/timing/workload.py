@@ -24,6 +24,12 @@ _WRITES: Final = frozenset((Operation.WRITE, Operation.APPEND))
 _PROGRESS_EVERY: Final = 1024
 #: Zones that a read tries before it takes the next one in which something is written.
 _TRIES: Final = 8
+#: Requests that a simulation ends after, of all jobs together: some minutes of computing.
+REQUESTS_MAX: Final = 10_000_000
+#: No request begins later than this, which is 146 years: the times are numbers of 64 bits.
+TIME_MAX_NS: Final = 1 << 62
+#: In place of a number of zones: those that are neither empty nor conventional.
+ALL_ZONES: Final = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,10 @@ class ZoneStates:
         if found is None:
             found = self._written[zone] = self.capacity_sectors if self.is_conventional(zone) else 0
         return found
+
+    def all_written(self) -> list[int]:
+        """Return the zones on which an operation on all zones has work, in order."""
+        return sorted(zone for zone, written in self._written.items() if written and not self.is_conventional(zone))
 
     def condition(self, zone: int) -> Condition:
         """Return the condition of *zone*."""
@@ -232,23 +242,19 @@ class _RunningJob:
                 return _Place(zone, self._rng.randrange(states.capacity_sectors // nr_sectors) * nr_sectors)
         else:
             zone = first + self._write_index
-            if states.is_conventional(zone):
-                return self._conventional_place(nr_sectors)
-            if states.written(zone) + nr_sectors > states.capacity_sectors:
+            is_conventional = states.is_conventional(zone)
+            written = self._write_offset if is_conventional else states.written(zone)
+            if written + nr_sectors > states.capacity_sectors:
                 self._write_index = (self._write_index + 1) % count
+                self._write_offset = 0
                 zone = first + self._write_index
+                is_conventional = states.is_conventional(zone)
+            if is_conventional:
+                offset = self._write_offset
+                self._write_offset += nr_sectors
+                return _Place(zone, offset)
         offset = states.written(zone)
         return _Place(zone, 0, resets=True) if offset + nr_sectors > states.capacity_sectors else _Place(zone, offset)
-
-    def _conventional_place(self, nr_sectors: int) -> _Place:
-        """Return the next place in zones that have no write pointer."""
-        first, count = self.job.zones
-        if self._write_offset + nr_sectors > self._states.capacity_sectors:
-            self._write_index = (self._write_index + 1) % count
-            self._write_offset = 0
-        offset = self._write_offset
-        self._write_offset += nr_sectors
-        return _Place(first + self._write_index, offset)
 
     def _read_place(self, nr_sectors: int) -> _Place | None:
         states = self._states
@@ -270,13 +276,21 @@ class _RunningJob:
 
 
 class _Run:
-    """A model with the zones that it is asked about, and how many requests it has had."""
+    """A model with the zones that it is asked about, and how many requests it has had, of *limit*."""
 
-    def __init__(self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None) -> None:
+    def __init__(
+        self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None, limit: int
+    ) -> None:
         self._submit_to_model = model.submit
+        self._limit = limit
         self.states = states
         self._progress = progress
         self._nr_done = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether the limit is reached."""
+        return self._nr_done >= self._limit
 
     def submit(self, outcome: JobOutcome, operation: Operation, place: _Place, nr_sectors: int, now_ns: int) -> int:
         """Submit a request, take over what it does, and return when it is answered."""
@@ -298,17 +312,17 @@ class _Run:
         number = 0
         for each in running:
             each.not_before_ns = start_ns = begin_ns + each.job.begin_ns
-            each.deadline_ns = start_ns + each.job.duration_ns if each.job.duration_ns else 0
+            each.deadline_ns = min(start_ns + (each.job.duration_ns or TIME_MAX_NS), TIME_MAX_NS)
             for _ in range(each.job.depth):
                 queue.append((start_ns + 97 * number, number, each))
                 number += 1
         heapq.heapify(queue)
         last_ns = begin_ns
-        while queue:
+        while queue and not self.is_over:
             now_ns, number, each = queue[0]
             place = None
             operation, nr_sectors = Operation.READ, 0
-            if each.left and each.left_bytes and not (each.deadline_ns and now_ns >= each.deadline_ns):
+            if each.left and each.left_bytes and now_ns < each.deadline_ns:
                 operation, nr_sectors, place = each.next(number)
             if place is None:
                 heapq.heappop(queue)
@@ -333,14 +347,15 @@ def run_workload(
     host: Host | None = None,
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
+    limit: int = REQUESTS_MAX,
 ) -> list[JobOutcome]:
     """Run *jobs* against *model*, from *states* on, and return what each did, in their order.
 
-    *progress* is called now and then with the number of requests so far.
+    *progress* is called now and then with the number of requests so far. All end after *limit* requests together.
     """
     host = host or Host()
     running = [_RunningJob(job, host, states, seed + number) for number, job in enumerate(jobs)]
-    run = _Run(model, states, progress)
+    run = _Run(model, states, progress, limit)
     now_ns = 0
     for group in sorted({job.group for job in jobs}):
         of_group = [each for each in running if each.job.group == group]
@@ -361,7 +376,10 @@ def _fill_to_read(job: WorkloadJob, states: ZoneStates) -> None:
 
 
 class Arrival(NamedTuple):
-    """A request of an operation log: when it came, from whom, and what it was. *nr_zones*: of zone management."""
+    """A request of an operation log: when it came, from whom, and what it was.
+
+    *nr_zones*: of zone management; may be ALL_ZONES.
+    """
 
     begin_ns: int
     name: str
@@ -378,9 +396,13 @@ def run_arrivals(
     states: ZoneStates,
     *,
     progress: Callable[[int], object] | None = None,
+    limit: int = REQUESTS_MAX,
 ) -> list[JobOutcome]:
-    """Submit *arrivals*, in their order and at their times, and return what each front-end of the log saw."""
-    run = _Run(model, states, progress)
+    """Submit *arrivals*, in their order and at their times, and return what each front-end of the log saw.
+
+    A command on several zones is as many requests. No more than *limit* requests are submitted.
+    """
+    run = _Run(model, states, progress, limit)
     outcomes: dict[str, JobOutcome] = {}
     now_ns = 0
     for arrival in arrivals:
@@ -388,6 +410,13 @@ def run_arrivals(
         if outcome is None:
             outcome = outcomes[arrival.name] = JobOutcome(arrival.name)
         now_ns = max(now_ns, arrival.begin_ns)
-        for zone in range(arrival.zone, min(arrival.zone + arrival.nr_zones, states.nr_zones)):
+        zones: Iterable[int] = (
+            states.all_written()
+            if arrival.nr_zones == ALL_ZONES
+            else range(arrival.zone, min(arrival.zone + arrival.nr_zones, states.nr_zones))
+        )
+        for zone in zones:
+            if run.is_over:
+                return list(outcomes.values())
             run.submit(outcome, arrival.operation, _Place(zone, arrival.offset), arrival.nr_sectors, now_ns)
     return list(outcomes.values())
