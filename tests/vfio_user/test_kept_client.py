@@ -88,6 +88,27 @@ def test_a_guest_goes_on_with_another_daemon(device: ZonedDevice, places: Path) 
     assert find(device, places) is None
 
 
+def test_a_keeper_that_ends_late_leaves_the_next_one_alone(device: ZonedDevice, places: Path) -> None:
+    ours, theirs = socket.socketpair()
+    kept = KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    process = kept._process
+    assert process is not None
+    vanish(kept)
+    adopted = find(device, places)
+    assert adopted is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    adopted.close()
+    others, theirs = socket.socketpair()
+    following = KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(30) == 0
+    assert (places / "keeper").is_socket()
+    following.close()
+    assert not (places / "keeper").exists()
+    ours.close()
+    others.close()
+
+
 def test_a_reset_while_no_daemon_is_there(device: ZonedDevice, places: Path) -> None:
     with served(device, places) as server:
         client = VfioClient(places / "socket")

@@ -216,14 +216,27 @@ def main(arguments: Sequence[str]) -> None:
         os.set_inheritable(int(fd), False)  # noqa: FBT003  (its only form)
     client, listener, memory_fd = (int(fd) for fd in fds)
     keeper = Keeper(socket.socket(fileno=client), socket.socket(fileno=listener), memory_fd)
+    place = Path(path)
+    ours = _identity(place)
     try:
         keeper.run()
     except Exception:  # the boundary of the process
         keeper.fail(traceback.format_exc())
     finally:
-        # Before the daemon sees the end of the link: it may then make another keeper at this place.
-        Path(path).unlink(missing_ok=True)
+        # Before the daemon sees the end of the link: it may then make another keeper at this place. It may have done so
+        # already, if it has given the client up by itself.
+        if ours is not None and _identity(place) == ours:
+            place.unlink(missing_ok=True)
         keeper.close()
+
+
+def _identity(place: Path) -> tuple[int, int] | None:
+    """Return by what the file *place* is told from another of its name; None if there is none."""
+    try:
+        status = place.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 if __name__ == "__main__":
