@@ -109,6 +109,20 @@ def test_a_keeper_that_ends_late_leaves_the_next_one_alone(device: ZonedDevice, 
     others.close()
 
 
+def test_a_guest_that_cuts_its_memory_while_no_daemon_is_there(device: ZonedDevice, places: Path) -> None:
+    ours, theirs = socket.socketpair()
+    kept = KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    process = kept._process
+    assert process is not None
+    vanish(kept)
+    client = VfioClient(ours, handshake=True)
+    os.ftruncate(client._fd, 4096)
+    assert find(device, places) is None
+    assert client.is_ended()
+    client.close()
+    assert process.wait(30) == 0
+
+
 def test_a_reset_while_no_daemon_is_there(device: ZonedDevice, places: Path) -> None:
     with served(device, places) as server:
         client = VfioClient(places / "socket")

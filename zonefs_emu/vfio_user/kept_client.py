@@ -43,7 +43,8 @@ class KeptClient:
         """Take over *link*, and *process*, the keeper if this process has started it.
 
         Raises:
-            PeerError: the keeper is gone. UsageError: its guest has another drive.
+            PeerError: the keeper is gone, or its guest has broken its memory and is given up.
+            UsageError: its guest has another drive.
         """
         self._link = link
         self._process = process
@@ -62,8 +63,14 @@ class KeptClient:
             record = DriveRecord(shared[MEMORY_BYTES:])
             self.drive = PciDrive(subsystem, DriveMemory(shared[:MEMORY_BYTES]), record, unforeseen)
             undo.callback(self.drive.close)
-            while not self._is_started:
-                self._handle(link.receive())
+            try:
+                while not self._is_started:
+                    self._handle(link.receive())
+            except PeerError:
+                # Its guest has broken its memory. A keeper that waited on could not be found once there is another one.
+                with suppress(PeerError):
+                    link.send(LinkMessage(LinkKind.END))
+                raise
             undo.pop_all()
 
     @classmethod
@@ -109,7 +116,7 @@ class KeptClient:
         try:
             return cls(link, None, subsystem, unforeseen)
         except PeerError as error:
-            log.info("the keeper has just ended: %s", error)
+            log.info("the client that was kept is given up: %s", error)
             return None
 
     @property
