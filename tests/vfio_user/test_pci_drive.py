@@ -2,6 +2,7 @@
 
 import random
 import struct
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +13,10 @@ from tests.vfio_user.conftest import Served, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
+from zonefs_emu.nvme.answer import SUCCESS, Answer
 from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
 from zonefs_emu.nvme.controller import CAPABILITIES, Feature, Register
 from zonefs_emu.nvme.logs import Log
@@ -333,6 +336,41 @@ def test_the_end_does_not_wait_for_a_delay(device: ZonedDevice) -> None:
         queue = guest.queue(1)
         queue.push(queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
         assert guest.identify(1).status == 0
+
+
+def test_a_command_that_the_host_keeps_is_abandoned_with_its_record(
+    guest: NvmeGuest, served: Served, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    """What comes of it after all must not be taken for what a new queue of its number has done."""
+    expect_warning("queues are stopped while the host's disk keeps a command")
+    go_on, has_begun, has_ended = threading.Event(), threading.Event(), threading.Event()
+
+    def execute(ring: RingRecord, *_: object) -> Answer:
+        ring.begin(Operation.WRITE, 0, 8, 0)
+        has_begun.set()
+        assert go_on.wait(30)
+        ring.commit()
+        has_ended.set()
+        return SUCCESS
+
+    queue = guest.queue(1)
+    assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.virtqueue.worker._WAIT_S", 0.01)
+        patch.setattr("zonefs_emu.vfio_user.pci_drive._execute_logged", execute)
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+        assert has_begun.wait(30)
+        guest.disable()
+    guest.enable()
+    guest.queue(1)
+    client = served.server._client
+    assert client is not None
+    ring = client.drive._sqs[1].ring
+    assert ring is not None
+    before = bytes(ring._words)
+    go_on.set()
+    assert has_ended.wait(30)
+    assert bytes(ring._words) == before
 
 
 @pytest.mark.parametrize("opcode", [IoOpcode.FLUSH, IoOpcode.ZONE_SEND], ids=["with the worker", "at once"])

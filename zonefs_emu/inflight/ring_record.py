@@ -91,6 +91,10 @@ class RingRecord:
         words[1] = self.finished
         words[0] = self._stamp
 
+    def leave(self) -> None:
+        """Store in memory of this process only from now on: a request is abandoned that may still note what it does."""
+        self._words = memoryview(bytearray(self._words.nbytes)).cast("Q")
+
     @property
     def recorded(self) -> int:
         """How many requests were finished as an earlier process has noted it; any number if it is not of this ring."""

@@ -360,6 +360,8 @@ class PciDrive:
             self._log.warning("queues are stopped while the host's disk keeps a command")
             for queue in queues:
                 queue.is_over = True
+                if queue.ring is not None and queue.is_busy:
+                    queue.ring.leave()  # its memory is that of the next queue of this number
 
     # -- serving --------------------------------------------------------------------------------------------------
 
