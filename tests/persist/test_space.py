@@ -77,3 +77,17 @@ def test_what_a_crash_left_in_empty_zones_and_behind_areas() -> None:
     punch_leftovers(backing, geometry, conds, wps, attributes)
     # Behind the area of zone 2: from sector 7 of it on. That of zone 3 reaches its end.
     assert backing.punched == [(0, 24 * 512), ((24 + 7) * 512, 5 * 512)]
+
+
+class Unread(bytearray):
+    """Attributes that nothing looks at."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError
+
+
+def test_zones_without_areas_are_not_looked_at_one_by_one() -> None:
+    """An image may have 16 million, and each would cost a microsecond at each start after a crash."""
+    backing = Extents((0, 12 * 512))
+    punch_leftovers(backing, GEOMETRY, bytearray((Condition.EMPTY,) * 5), array("Q", [0] * 5), Unread(5))
+    assert backing.punched == [(0, 12 * 512)]

@@ -56,9 +56,10 @@ def punch_leftovers(
         if conds[zone_no] == Condition.EMPTY and (not empty or empty[-1] != zone_no):
             empty.append(zone_no)
     punch_zones(backing, geometry, empty)
+    if not geometry.zrwa_size:
+        return  # there may be millions of zones
     for zone_no, bits in enumerate(attributes):
-        covered = geometry.covered(zone_no, wps[zone_no], bits)
-        if bits & Attribute.ZRWA and covered < geometry.zone_len(zone_no):
-            backing.punch(
-                to_bytes(geometry.zone_start(zone_no) + covered), to_bytes(geometry.zone_len(zone_no) - covered)
-            )
+        if bits & Attribute.ZRWA:
+            start, covered = geometry.zone_start(zone_no), geometry.covered(zone_no, wps[zone_no], bits)
+            if covered < geometry.zone_len(zone_no):
+                backing.punch(to_bytes(start + covered), to_bytes(geometry.zone_len(zone_no) - covered))
