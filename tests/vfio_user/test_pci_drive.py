@@ -261,6 +261,57 @@ def test_memory_that_goes_away_under_a_queue_is_fatal(guest: NvmeGuest) -> None:
     assert guest.queue(1).flush(1).status == 0
 
 
+def let_it_look(guest: NvmeGuest, served: Served) -> None:
+    """Return when the drive has looked at everything that happened before."""
+    client, nr_looks = served.server._client, 0
+    assert client is not None
+    serve = client.drive.serve
+
+    def counted() -> bool:
+        nonlocal nr_looks
+        is_busy = serve()
+        nr_looks += 1
+        return is_busy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client.drive, "serve", counted)
+        while nr_looks < 2:  # the first may have begun before
+            guest.client.register(Register.CSTS)
+
+
+def test_memory_that_went_away_is_left_alone(guest: NvmeGuest, served: Served) -> None:
+    """Neither is an event posted there, nor a doorbell asked for: the guest uses that memory for something else."""
+    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.ASYNC_EVENTS, 1 << 27)).status == 0
+    guest.admin.push(guest.admin.entry(AdminOpcode.ASYNC_EVENT))
+    guest.set_shadow([guest.queue(1)])
+    client = guest.client
+    client.unmap()
+    assert client.register(Register.CSTS) == FATAL | READY
+    let_it_look(guest, served)
+    client.memory[:] = b"\xff" * len(client.memory)
+    served.device.port("other", VIRTIO).set_cond(3, Condition.OFFLINE)
+    let_it_look(guest, served)
+    assert bytes(client.memory).count(0xFF) == len(client.memory)
+
+
+def test_an_event_waits_for_room_in_the_completion_queue(guest: NvmeGuest, served: Served) -> None:
+    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.ASYNC_EVENTS, 1 << 27)).status == 0
+    admin = guest.admin
+    waiting = admin.entry(AdminOpcode.ASYNC_EVENT)
+    admin.push(waiting)
+    commands = [admin.entry(AdminOpcode.KEEP_ALIVE) for _ in range(admin.size)]
+    for command in commands[:-1]:
+        admin.push(command)
+        let_it_look(guest, served)
+    served.device.port("other", VIRTIO).set_cond(3, Condition.OFFLINE)
+    let_it_look(guest, served)
+    admin.push(commands[-1])
+    let_it_look(guest, served)
+    found = [admin.wait().cid for _ in range(admin.size + 1)]
+    assert sorted(found) == sorted(command.cid for command in [waiting, *commands])
+    assert found[0] == commands[0].cid
+
+
 def test_an_interrupt_without_a_descriptor_is_kept(guest: NvmeGuest) -> None:
     """The client takes all away before it sets one more."""
     queue = guest.queue(1)

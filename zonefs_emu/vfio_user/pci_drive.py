@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
-from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import UsageError
@@ -123,11 +122,10 @@ class PciDrive:
         self._interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
-        first: ZonedDevice = devices[0]
         #: What may keep an answer back, which is for the worker: injected faults, and the timing of a drive.
         self._delaying: list[object] = [device.faults for device in devices]
         self._delaying += [device.timing for device in devices]
-        self._worker: Worker[Answer] = Worker("nvme-worker", first.sleep_ns)
+        self._worker: Worker[Answer] = Worker("nvme-worker", devices[0].sleep_ns)
         self._queues = QueueSet(memory, record, self._map)
         self._sqs = self._queues.sqs
         self._cqs = self._queues.cqs
@@ -402,7 +400,7 @@ class PciDrive:
 
     def _ask_for_doorbells(self) -> bool:
         """Ask for doorbells of queues with shadow doorbells; True if a command came before the guest could see that."""
-        if self._queues.shadow is None:
+        if self._queues.shadow is None or self._is_fatal:
             return False
         self._queues.ask_for_doorbells()
         self._fence()
@@ -411,8 +409,12 @@ class PciDrive:
     def _has_work(self, queue: SubmissionQueue) -> bool:
         if self._rests(queue) or self._queues.tail(queue) == queue.head:
             return False
-        self._update_head(queue.completions)
-        return not queue.completions.is_full
+        return self._has_room(queue.completions)
+
+    def _has_room(self, queue: CompletionQueue) -> bool:
+        if queue.is_full:
+            self._update_head(queue)
+        return not queue.is_full
 
     def _rests(self, queue: SubmissionQueue) -> bool:
         begun = self._begun.queues
@@ -433,10 +435,8 @@ class PciDrive:
         completions = queue.completions
         execute = self._execute if queue.number else self._execute_admin
         for count in range(_BATCH):
-            if completions.is_full:
-                self._update_head(completions)
-                if completions.is_full:
-                    return count > 0
+            if completions.is_full and not self._has_room(completions):
+                return count > 0
             command = parse(queue.entries, queue.head * ENTRY_BYTES)
             self.nr_commands += 1
             try:  # the boundary of a command
@@ -485,8 +485,7 @@ class PciDrive:
         self._post_admin(self._completion)
 
     def _post_admin(self, completion: Completion) -> None:
-        completions = self._cqs[0]
-        head = self._sqs[0].head
+        completions, head = self._cqs[0], self._sqs[0].head
         completions.post(completion["result"], head, 0, completion["cid"], completion["status_field"])
         completions.note()
 
@@ -513,8 +512,9 @@ class PciDrive:
                     self._interrupts.signal(queue.vector)
 
     def _post_events(self) -> None:
-        queue = self._sqs.get(0)
-        if queue is None or not self.controller.is_ready:
+        # The memory of a fatal controller's queues may be gone.
+        queue = self._cqs.get(0)
+        if queue is None or self._is_fatal or not self.controller.is_ready or not self._has_room(queue):
             return
         for cid, answer in self.controller.due_events():
             self._save_completion(cid, answer)
