@@ -101,4 +101,4 @@ def _list(*, as_json: bool) -> None:
         say_json([{"node": each.node, "via": each.via, "image": each.image, "pid": each.pid} for each in devices])
         return
     for each in devices:
-        say(f"{each.node:<20} {each.via:<6} {each.pid:>8}  {each.image}")
+        say(f"{each.node:<20} {each.via:<8} {each.pid:>8}  {each.image}")
