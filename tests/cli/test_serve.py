@@ -105,6 +105,9 @@ def test_a_host_with_a_key_proves_its_name(tmp_path: Path) -> None:
     options = ("--nvme-tcp", "127.0.0.1:0", "--host-key", f"nqn.me=@{tmp_path}/key")
     with serving(image, *options, "--controller-key", f"@{tmp_path}/key") as process:
         assert process.stdout is not None
+        assert process.stderr is not None
+        warning = process.stderr.readline()
+        assert warning == "warning: nqn.me and the drive have the same key: each can pose as the other\n"
         _, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
         assert connect[-6:-1] == ["--hostnqn", "nqn.me", "--dhchap-secret", "KEY", "-n"]
         place = "127.0.0.1", int(connect[connect.index("-s") + 1]), connect[-1]

@@ -83,3 +83,13 @@ def test_access() -> None:
     assert (mixed.key_of("nqn.a"), mixed.key_of("nqn.b")) == (key, None)
     assert not mixed.is_authenticated
     assert Access(hosts={"nqn.a": key}).is_authenticated
+
+
+def test_who_has_the_key_of_another_one() -> None:
+    one, two, three = (DhchapKey(secret=bytes([number]) * 32, hash_id=0) for number in range(3))
+    bound = DhchapKey(secret=one.secret, hash_id=1)
+    assert OPEN.names_of_one_key() == []
+    assert Access(hosts={"nqn.a": one, "nqn.b": two, "nqn.c": None, "nqn.d": None}).names_of_one_key() == []
+    assert Access(hosts={"nqn.a": one}, controller_key=two).names_of_one_key() == []
+    shared = Access(hosts={"nqn.a": one, "nqn.b": two, "nqn.c": bound, "nqn.d": three}, controller_key=two)
+    assert shared.names_of_one_key() == [["nqn.a", "nqn.c"], ["nqn.b", "the drive"]]

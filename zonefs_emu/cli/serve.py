@@ -217,6 +217,8 @@ def serve(
 
     def ready() -> None:
         say(f"{', '.join(map(str, images))} is served; stop with Ctrl-C", err=True)
+        for names in access.names_of_one_key():
+            say(f"warning: {' and '.join(names)} have the same key: each can pose as the other", err=True)
         for sockets in zip_longest(scsi, blk, vfio):  # of each guest
             click.echo(qemu_command(*sockets, nr_queues))
         for drive in drives:

@@ -67,6 +67,15 @@ class Access:
         """Return the key with which *host_nqn* proves its name; None if it need not."""
         return self.hosts.get(host_nqn)
 
+    def names_of_one_key(self) -> list[list[str]]:
+        """Return who shares a key with whom: names of hosts, and "the drive". Each of them can pose as the others."""
+        names: dict[bytes, list[str]] = {}
+        for name, key in (*self.hosts.items(), ("the drive", self.controller_key)):
+            if key is not None:
+                # Bound to a name or not: who has the secret can bind it to any name.
+                names.setdefault(key.secret, []).append(name)
+        return [found for found in names.values() if len(found) > 1]
+
 
 #: Every host may connect, without a key.
 OPEN: Final = Access()
