@@ -94,3 +94,12 @@ def test_numbers_that_no_image_can_have(tmp_path: Path) -> None:
     report = tmp_path / "lsblk.txt"
     report.write_text(TABLE.replace("52156", "0"))
     assert "has 0 zones" in fails("create", tmp_path / "x.img", "--like", report, code=2)
+    digits = 5000 * "9"
+    start = f"start: 0x000000000, len 0x{5000 * 'f'}, wptr 0x000000 reset:0 non-seq:0, "
+    for text in (
+        TABLE.replace("52156", digits),
+        f'{{"blockdevices": [{{"zoned": {digits}}}]}}',
+        f"{start}zcond: 1(em) [type: 2(SEQ_WRITE_REQUIRED)]",
+    ):
+        report.write_text(text)
+        assert "has a number in it that no drive has" in fails("create", tmp_path / "x.img", "--like", report, code=2)

@@ -24,6 +24,7 @@ from zonefs_emu.units import SECTOR_BYTES, to_bytes
 
 #: Ten million zones as zbd prints them.
 _REPORT_BYTES_MAX: Final = 1 << 30
+_SIZE_BYTES_MAX: Final = 1 << 63
 _CONVENTIONAL: Final = 1
 _SWP: Final = 3
 #: What ZBC-2 has where a zone's capacity ends before the next zone begins.
@@ -81,11 +82,20 @@ def read_template(
         raise UsageError(message)
     name = " and ".join(map(printable, sources))
     text = "\n".join(map(_text, sources))
-    # A bug report may have both: zones say more than their number.
-    disk = None if has_zones(text) else parse_lsblk(text, name)
-    if disk is not None:
-        return _of_lsblk(disk, name)
-    return _of_report(parse_report(text, name), name, block_size, zone_size)
+    try:
+        # A bug report may have both: zones say more than their number.
+        disk = None if has_zones(text) else parse_lsblk(text, name)
+        if disk is not None:
+            found = _of_lsblk(disk, name)
+        else:
+            found = _of_report(parse_report(text, name), name, block_size, zone_size)
+    except ValueError as error:  # Python converts no number of more than 4300 digits
+        message = f"{name} has a number in it that no drive has ({error})"
+        raise UsageError(message) from None
+    if max(found.size, found.zone_size) > _SIZE_BYTES_MAX:
+        message = f"{name} has a number in it that no drive has: sizes end at 8 EiB"
+        raise UsageError(message)
+    return found
 
 
 def _text(source: Path) -> str:
