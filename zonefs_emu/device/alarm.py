@@ -53,6 +53,11 @@ class Alarm:
         self._is_cut = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Say whether nothing is waited for any more."""
+        return self._is_cut
+
     def at(self, due_ns: int, function: Callable[[], object]) -> None:
         """Call *function* at *due_ns*."""
         with self._changed:

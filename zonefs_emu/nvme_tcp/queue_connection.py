@@ -547,9 +547,10 @@ class Connection:
         self._out_bytes += sum(map(len, parts))
 
     def _send_due(self) -> None:
-        """Queue delayed answers whose time has come, and events."""
+        """Queue delayed answers whose time has come, or all at the daemon's end (they are carried out), and events."""
         now_ns = time.monotonic_ns()
-        while self._delayed and self._delayed[0][0] <= now_ns:
+        is_cut = self._timed is not None and self._timed.alarm.is_cut
+        while self._delayed and (is_cut or self._delayed[0][0] <= now_ns):
             due_ns, _, parts, arrival_ns = heapq.heappop(self._delayed)
             if arrival_ns and self._timed is not None:
                 self._timed.answered(due_ns, arrival_ns)
