@@ -1,4 +1,4 @@
-"""Other people's test suites: from Debian's source packages, or from checkouts that a person has at hand."""
+"""Other people's test suites, from Debian's source packages."""
 
 import tarfile
 import tempfile

@@ -59,7 +59,7 @@ class Suite:
 
     name: str
     source: str
-    """The source package it comes from, or the name of a checkout in SUITES."""
+    """The source package that it comes from."""
     shape: str
     """The name of the shape of `tools.conformance.devices` that its disks have."""
     run: Callable[[Guest, str, Path], tuple[Outcome, ...]]
