@@ -1,5 +1,6 @@
 """Who may connect to what, several hosts, the discovery service, and the limits of all connections together."""
 
+import os
 import struct
 import threading
 import time
@@ -211,3 +212,18 @@ def test_an_unforeseen_exception_at_the_end_of_a_connection_leaves_nothing(
         host.queue(1)
     wait_until_none_is_connected()
     assert open_files() == before
+
+
+def test_a_stop_after_the_end_writes_into_no_other_file(device: ZonedDevice) -> None:
+    """As a session stops a front-end that has ended by itself."""
+    with serving(device) as target:
+        pass
+    others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(16)]  # one of them has the number of the closed one
+    try:
+        target.server.stop()
+        for other in others:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in others:
+            os.close(other)

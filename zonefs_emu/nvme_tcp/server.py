@@ -105,8 +105,10 @@ class NvmeTcpServer:
             self._end()
 
     def stop(self) -> None:
-        """Have :meth:`run` end; from any thread."""
-        os.eventfd_write(self._wakes, 1)
+        """Have :meth:`run` end, if it has not yet; from any thread."""
+        with self._lock:
+            if self._wakes >= 0:
+                os.eventfd_write(self._wakes, 1)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -147,7 +149,10 @@ class NvmeTcpServer:
         deadline = time.monotonic() + JOIN_S
         for _, thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
-        os.close(self._wakes)
+        with self._lock:
+            os.close(self._wakes)
+            # A stop may still come, and the number may be another file's by then.
+            self._wakes = -1
 
     def forget(self, connection: Connection) -> None:
         """Note that *connection* has ended; with its admin queue a controller goes, and with that its other queues."""
