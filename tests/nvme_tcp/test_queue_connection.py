@@ -367,6 +367,19 @@ def test_at_the_end_of_the_daemon_all_that_was_carried_out_is_answered(device: Z
         assert queue.receive().status == 0, "also what comes later"
 
 
+def test_a_server_that_is_stopped_at_the_end_of_the_daemon_gives_the_answers_first(device: ZonedDevice) -> None:
+    device.start_timing("zn540", scale=1_000_000)
+    with serving(device) as target, target.host() as host:
+        queue = host.queue(1)
+        for _ in range(5):
+            queue.send(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, 4))
+        assert host.identify(1).status == 0
+        device.stop_waiting()
+        target.server.stop()
+        assert [queue.receive().status for _ in range(5)] == [0] * 5
+        assert queue.sock.recv(1) == b""
+
+
 def test_a_delay_comes_on_top_of_the_time_of_the_drive(device: ZonedDevice) -> None:
     device.start_timing("zn540")
     device.inject(delay(300_000_000, nr_zones=1))

@@ -120,8 +120,10 @@ class Connection:
     def stop(self) -> None:
         """End the connection; from any thread."""
         self._stopping = True
+        # At the daemon's end the thread still sends the answers that a drive's timing holds.
+        is_cut = self._timed is not None and self._timed.alarm.is_cut
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+            self._sock.shutdown(socket.SHUT_RD if is_cut else socket.SHUT_RDWR)
         self.wake()
 
     def wake(self) -> None:
@@ -151,6 +153,8 @@ class Connection:
         try:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 self._serve()
+                self._send_due()
+                self._flush_out()
         except PduError as error:
             self.server.log.info("%s: %s; its connection is ended", self.peer, error.what)
             self._last_words(error)
@@ -561,11 +565,7 @@ class Connection:
                 self._queue([self._framing.response(answer.result, self._sq_head, 0, cid, answer.status_field)])
 
     def _flush_out(self) -> None:
-        """Send what is queued.
-
-        Raises:
-            TimeoutError: the host does not take it.
-        """
+        """Send what is queued; TimeoutError if the host does not take it."""
         if not self._out:
             return
         out, total = self._out, self._out_bytes
