@@ -141,6 +141,30 @@ def test_a_reset_while_no_daemon_is_there(device: ZonedDevice, places: Path) -> 
     kept._process.wait(30)
 
 
+def test_no_controller_is_ready_that_was_reset_while_no_daemon_was_there(device: ZonedDevice, places: Path) -> None:
+    """A guest that saw it ready would ring a doorbell, which is set to zero when its queues are made."""
+    with served(device, places) as server:
+        client = VfioClient(places / "socket")
+        guest = NvmeGuest(client)
+        kept = server._client
+        assert isinstance(kept, KeptClient)
+        kept.close = lambda: vanish(kept)  # type: ignore[method-assign]
+    client.reset()
+    client.set_register(Register.CC, 0x460061)
+    adopted = find(device, places)
+    assert adopted is not None
+    assert client.register(Register.CSTS) == 0, "nobody has served it yet"
+    vanish(adopted)
+    with served(device, places):
+        client.reset()
+        guest.disable()
+        guest.enable()
+        assert guest.identify(1).status == 0
+        client.close()
+    assert kept._process is not None
+    kept._process.wait(30)
+
+
 def test_a_keeper_that_is_killed_ends_the_client_only(device: ZonedDevice, places: Path) -> None:
     with served(device, places) as server:
         with VfioClient(places / "socket") as client:

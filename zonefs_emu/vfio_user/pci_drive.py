@@ -123,8 +123,7 @@ class PciDrive:
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
         #: What may keep an answer back, which is for the worker: injected faults, and the timing of a drive.
-        self._delaying: list[object] = [device.faults for device in devices]
-        self._delaying += [device.timing for device in devices]
+        self._delaying: list[object] = [each for device in devices for each in (device.faults, device.timing)]
         self._worker: Worker[Answer] = Worker("nvme-worker", devices[0].sleep_ns)
         self._queues = QueueSet(memory, record, self._map)
         self._sqs = self._queues.sqs
@@ -136,11 +135,11 @@ class PciDrive:
         self._nr_resets = memory.nr_resets
         self._cc = 0
         self._is_fatal = False
-        self._cntlid = subsystem.take_cntlid(state["cntlid"] if state is not None else 0)
-        if self._cntlid is None:
+        cntlid = subsystem.take_cntlid(state["cntlid"] if state is not None else 0)
+        if cntlid is None:
             raise RuntimeError("the subsystem has no number left for a controller")
         identity = ControllerIdentity(
-            serial=subsystem.serial, firmware=FIRMWARE, nqn=subsystem.nqn, cntlid=self._cntlid, max_nsid=len(devices)
+            serial=subsystem.serial, firmware=FIRMWARE, nqn=subsystem.nqn, cntlid=cntlid, max_nsid=len(devices)
         )
         self.controller = Controller(
             subsystem,
@@ -194,10 +193,13 @@ class PciDrive:
     def start(self) -> None:
         """Begin to serve, or go on: the memory of the guest is there."""
         self._is_started = True
+        # A guest that has reset the controller meanwhile may use the memory of its queues for something else. Nor may
+        # it see that the controller was ready: it would ring doorbells, which its new queues begin with at zero.
+        if self._bar.nr_resets != self._nr_resets:
+            self._reset_controller()
         self._place_queues()
         state, self._state = self._state, None
-        # A guest that has reset the controller meanwhile may use the memory of its queues for something else.
-        if state is None or self._is_fatal or self._bar.nr_resets != self._nr_resets:
+        if state is None or self._is_fatal:
             self._begun.end()
             return
         self._queues.recover(state["admin_head"])
@@ -215,8 +217,7 @@ class PciDrive:
         self._drop_queues()
         self._map.close()
         self._worker.close()
-        if self._cntlid is not None:
-            self._subsystem.give_back_cntlid(self._cntlid)
+        self._subsystem.give_back_cntlid(self.controller.identity.cntlid)
         self._is_closed = True
         os.close(self._wakes)
 
@@ -458,12 +459,11 @@ class PciDrive:
         if queue.is_over:
             return
         head = queue.advance()
-        ring = queue.ring
+        completions, ring = queue.completions, queue.ring
         if ring is None:
             self._answer_admin(command, answer)
             return
         assert answer is not None, "I/O commands are answered at once"
-        completions = queue.completions
         completions.post(answer.result, head, queue.number, command.cid, answer.status_field)
         ring.finish_split(1)
         completions.note()
