@@ -136,6 +136,28 @@ def test_each_queue_authenticates_for_itself(guarded: Target) -> None:
         assert host.queue(2).write(1, 0, bytes(BLOCK), BLOCK).status == 0
 
 
+def test_a_queue_belongs_to_the_host_that_proves_its_name_there(guarded: Target) -> None:
+    """All that a Connect command names is public, so a stranger can send it too, and before the host does."""
+    with guarded.host(host_nqn=HOST, keys=HostKeys(KEY)) as host:
+        asked = Connect(0, 1, 127, 0, 0, host._host_id, host.cntlid, guarded.nqn, HOST)
+        first = guarded.queue()
+        assert first.connect(asked).status == 0
+        assert host.queue(1).read(1, 0, 1, BLOCK).status == 0
+        late = guarded.queue()
+        assert late.connect(asked).status == 0x182
+        late.close()
+        first.authenticate(asked, HostKeys(KEY))
+        assert first.sock.recv(1) == b"", "the queue has its host by then"
+        first.close()
+        gone = guarded.queue()
+        assert gone.connect(asked._replace(qid=2)).status == 0
+    while guarded.server.statistics()["hosts"]:
+        time.sleep(0.01)
+    gone.authenticate(asked, HostKeys(KEY))
+    assert gone.sock.recv(1) == b"", "its controller has ended"
+    gone.close()
+
+
 def test_the_discovery_service_needs_no_key_but_a_name(guarded: Target, expect_warning: Callable[[str], None]) -> None:
     expect_warning("'nqn.stranger' may not connect")
     with NvmeHost("127.0.0.1", guarded.port, DISCOVERY_NQN, host_nqn=HOST, keep_alive_ms=0) as host:

@@ -477,7 +477,7 @@ class Connection:
         return self._authentication is None or self._authentication.is_done
 
     def _authenticate(self, command: Command, data: memoryview, *, is_send: bool) -> None:
-        """Take a message of the host's authentication, or give it one; after a failure the connection is ended."""
+        """Take a message of the host's authentication, or give it one; end a connection that gets no queue by it."""
         authentication, nr_bytes = self._authentication, auth_messages.message_bytes(command)
         if authentication is None or nr_bytes is None:
             self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
@@ -504,7 +504,7 @@ class Connection:
             self._deadline_ns = None
         elif self._deadline_ns is None:
             self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
-        if authentication.has_failed:
+        if authentication.has_failed or (authentication.is_done and not self.server.take_queue(self)):
             self._flush_out()
             raise ConnectionError
 

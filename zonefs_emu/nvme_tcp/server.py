@@ -259,9 +259,25 @@ class NvmeTcpServer:
             is_free = 0 < connect.qid <= IO_QUEUES_MAX and connect.qid not in attached.queues
             if not is_free or connect.subsystem_nqn == DISCOVERY_NQN:
                 return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_QID)
-            attached.queues[connect.qid] = connection
+            if self._access.key_of(connect.host_nqn) is None:
+                attached.queues[connect.qid] = connection
             connection.controller = attached.controller
         return Answer(NvmeStatus.SUCCESS, connect.cntlid)
+
+    def take_queue(self, connection: Connection) -> bool:
+        """Make *connection*, whose host has proved its name, the queue that it has connected as, if it is not yet.
+
+        False if another connection is, or its controller has ended. Not at Connect, of which every field is public: a
+        stranger could keep a host from its queues.
+        """
+        connect, controller = connection.connect, connection.controller
+        assert connect is not None
+        assert controller is not None
+        with self._lock:
+            attached = self._controllers.get(controller.identity.cntlid)
+            if attached is None or attached.controller is not controller:
+                return False
+            return attached.queues.setdefault(connect.qid, connection) is connection
 
     def _drop_queues(self, attached: _Attached) -> None:
         """End the I/O queues of a controller that its host resets or shuts down."""
