@@ -35,6 +35,8 @@ def test_what_watch_says_is_of_the_time_between() -> None:
     later = timing(elapsed_ns=2_000_000, busy_ns=750_000, operations={"read": more, "reset": READS})
     assert watch_line(later, timing()) == "timing zn540: 50 % busy  50.0 us queueing  83.3 us service\n"
     assert watch_line(timing(late_answers=3), timing()) == "timing zn540: 0 % busy  3 answers late\n"
+    of_another_daemon = timing(elapsed_ns=9_000_000, late_answers=7)
+    assert watch_line(timing(), of_another_daemon) == "timing zn540: 25 % busy  25.0 us queueing  75.0 us service\n"
 
 
 def test_the_verbs_of_a_timed_daemon(fresh: Path) -> None:

@@ -1,8 +1,11 @@
 """What ``stats``, ``watch`` and ``why --slow`` say of the timing of a drive. Pure: replies in, text out."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from zonefs_emu.daemon.framing import Json
+
+_BEGINNING: Final[dict[str, Json]] = {"elapsed_ns": 0, "busy_ns": 0, "late_answers": 0, "operations": {}}
 
 
 def stats_lines(timing: Json) -> Iterator[str]:
@@ -29,9 +32,11 @@ def stats_lines(timing: Json) -> Iterator[str]:
 
 
 def watch_line(timing: Json, before: Json) -> str:
-    """Return what happened between two replies ``timing``."""
+    """Return what happened between two replies ``timing``, or since the timing began, if that was in between."""
     assert isinstance(timing, dict)
     assert isinstance(before, dict)
+    if _number(timing, "elapsed_ns") < _number(before, "elapsed_ns"):  # another daemon has the image now
+        before = _BEGINNING
     busy_ns, elapsed_ns = (_number(timing, key) - _number(before, key) for key in ("busy_ns", "elapsed_ns"))
     count, total_ns, waited_ns = (_sum(timing, key) - _sum(before, key) for key in ("count", "total_ns", "waited_ns"))
     late = _number(timing, "late_answers") - _number(before, "late_answers")
