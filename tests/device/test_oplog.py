@@ -1,6 +1,6 @@
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -9,7 +9,7 @@ import pytest
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.faulty_port import FaultyPort
-from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, record, replay
+from zonefs_emu.device.oplog import FORMAT, Replayed, pattern, read_lines, record, replay
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
@@ -57,7 +57,7 @@ def log(tmp_path: Path) -> list[str]:
     return file.getvalue().splitlines(keepends=True)
 
 
-def replayed(path: Path, shape: Geometry, lines: list[str]) -> Replayed:
+def replayed(path: Path, shape: Geometry, lines: Iterable[str]) -> Replayed:
     device = fresh(path, shape)
     try:
         return replay(lines, device)
@@ -266,3 +266,11 @@ def test_a_line_has_a_greatest_length(log: list[str], tmp_path: Path, nr_charact
 def test_the_first_line_may_be_longer_as_it_has_the_geometry(log: list[str], tmp_path: Path) -> None:
     lines = [log[0].rstrip("\n").ljust(5000), log[-1]]
     assert replayed(tmp_path / "again.img", geometry(), lines) == Replayed(nr_operations=1, difference=None)
+
+
+def test_a_log_without_ends_of_lines_is_read_in_pieces(log: list[str], tmp_path: Path) -> None:
+    assert list(read_lines(io.StringIO("".join(log)))) == log
+    endless = io.StringIO(log[0] + 10_000_000 * "x")
+    with pytest.raises(UsageError, match="line 2 of the log is no JSON object of one line"):
+        replayed(tmp_path / "again.img", geometry(), read_lines(endless))
+    assert endless.tell() < 100_000

@@ -9,7 +9,7 @@ from zonefs_emu.cli.common import FILE, image_argument, json_option, say_json
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.oplog import replay as replay_log
+from zonefs_emu.device.oplog import read_lines, replay as replay_log
 from zonefs_emu.errors import UsageError
 
 #: Operations between two looks at the bar.
@@ -32,7 +32,7 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
     zone sizes differ, zone number and offset in the zone count. Written data is the sectors' numbers. Exit code 1 if an
     answer differs.
     """
-    with file.open(encoding="utf-8", errors="replace") as lines:
+    with file.open(encoding="utf-8", errors="replace") as log:
         device = ZonedDevice.open(image, owner="zonefs-emu replay")
         try:
             with progress(None, lambda count: f"{count} operations") as at:
@@ -41,7 +41,7 @@ def replay(*, file: Path, image: Path, as_json: bool) -> None:
                     if count % _STEP == 0:
                         at(count)
 
-                done = replay_log(lines, device, progress=show)
+                done = replay_log(read_lines(log), device, progress=show)
         finally:
             device.close()
     difference = done.difference

@@ -10,6 +10,7 @@ from zonefs_emu.cli.latency_picture import latency_svg
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_report import as_json as report_json, as_text
 from zonefs_emu.cli.workload_files import read_fio, read_log, read_toml
+from zonefs_emu.device.oplog import read_lines
 from zonefs_emu.errors import UsageError, host_sentence, printable
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.geometry import Geometry
@@ -54,13 +55,13 @@ def simulate_files(
         )  # fmt: skip
 
     try:
-        with file.open(encoding="utf-8", errors="replace") as lines, _bar() as at:
+        with file.open(encoding="utf-8", errors="replace") as text, _bar() as at:
             if log_file is None:
                 read = read_fio if workload_file is None else read_toml
-                jobs = read(_limited(lines.read(_WORKLOAD_BYTES_MAX + 1)), geometry)
+                jobs = read(_limited(text.read(_WORKLOAD_BYTES_MAX + 1)), geometry)
                 outcomes = run_workload(drive(), jobs, states, seed=seed, progress=at)
             else:
-                logged, arrivals = read_log(lines)
+                logged, arrivals = read_log(read_lines(text))
                 if target is None:
                     geometry, states = logged, _states(logged)
                 outcomes = run_arrivals(drive(), arrivals, states, progress=at)

@@ -13,7 +13,7 @@ bug) ends the log and changes no answer.
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
@@ -42,6 +42,8 @@ _ALLOCATE_ZRWA: Final = "allocate-zrwa"
 _FLUSH_ZRWA: Final = "flush-zrwa"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
+#: Of the first line, in which each run of conventional zones is.
+_HEAD_CHARACTERS_MAX: Final = 1 << 28
 #: Sectors of a command in a log, at most.
 NR_SECTORS_MAX: Final = 1 << 21
 _NUMBER_MASK: Final = (1 << 64) - 1
@@ -301,6 +303,17 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
         message = "the log is empty: its first line should name the format"
         raise UsageError(message)
     return Replayed(nr_operations=nr_operations, difference=None)
+
+
+def read_lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of the log *file*, and of one that is too long a piece, which :func:`parse_line` refuses.
+
+    So a file without an end of line takes no more memory than a line of a log.
+    """
+    limit = _HEAD_CHARACTERS_MAX
+    while line := file.readline(limit):
+        yield line
+        limit = _LINE_BYTES_MAX + 1
 
 
 def parse_line(line: str, line_no: int) -> dict[str, object]:
