@@ -156,6 +156,8 @@ def test_a_job_file_of_fio() -> None:
         ("rw=read", "not a job file of fio: File contains no section headers"),
         ("[global]\nrw=read", r"at least one section that is not \[global\]"),
         ("[a]\nverify=crc32c", "job 'a': fio's option 'verify' is not simulated; simulated are bs, bssplit"),
+        ("[a]\nloops=3", "job 'a': fio's option 'loops' is not simulated"),
+        ("[a]\nkb_base=1000", "job 'a': fio's option 'kb_base' is not simulated"),
         ("[a]\nrw=trim", "rw=trim is not simulated"),
         ("[a]\nsize=1m\nbs=4k,8k", "different sizes of reads and writes"),
         ("[a]\nsize=1m\nnumjobs=0", "numjobs=0 is not from 1 to 1024"),

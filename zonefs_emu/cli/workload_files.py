@@ -64,8 +64,8 @@ _PASSED_OVER: Final = frozenset(
             "initial_zone_reset",
         ),
         *("invalidate", "ioengine", "iomem", "iodepth_batch", "iodepth_batch_complete", "iodepth_batch_complete_min"),
-        *("iodepth_batch_submit", "iodepth_low", "job_max_open_zones", "kb_base", "lat_percentiles", "log_avg_msec"),
-        *("loops", "max_open_zones", "mem", "minimal", "name", "nice", "norandommap", "numa_cpu_nodes", "overwrite"),
+        *("iodepth_batch_submit", "iodepth_low", "job_max_open_zones", "lat_percentiles", "log_avg_msec"),
+        *("max_open_zones", "mem", "minimal", "name", "nice", "norandommap", "numa_cpu_nodes", "overwrite"),
         *(
             "percentile_list",
             "per_job_logs",
