@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,10 @@ def test_a_keeper_is_found_at_a_path_of_any_length(tmp_path: Path) -> None:
         link.close()
     assert connect_to_keeper(path, 1) is None, "a keeper that is gone"
     listen_for_daemons(path).close()
+
+
+def test_a_keeper_that_is_old_is_still_found(tmp_path: Path) -> None:
+    """A directory that is cleaned, as /tmp is: nothing with the sticky bit is removed there, however old."""
+    (tmp_path / "cleaned").mkdir()
+    with listen_for_daemons(tmp_path / "cleaned" / "keeper"):
+        assert stat.S_IMODE((tmp_path / "cleaned" / "keeper").stat().st_mode) == stat.S_ISVTX | 0o600

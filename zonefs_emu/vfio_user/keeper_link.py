@@ -21,6 +21,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ from zonefs_emu.errors import PeerError
 _MESSAGE: Final = struct.Struct("<IIQQQ")
 _FDS_MAX: Final = 32
 _TEXT_BYTES_MAX: Final = 4096
+#: Of the socket. Source: XDG Base Directory Specification, "XDG_RUNTIME_DIR", of the sticky bit.
+_MODE: Final = stat.S_ISVTX | 0o600
 
 
 class LinkKind(IntEnum):
@@ -124,6 +127,8 @@ def listen_for_daemons(path: Path) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.bind(f"/proc/self/fd/{directory}/{path.name}")
+            # A guest may run for months, and systemd-tmpfiles removes what is old, but nothing with the sticky bit.
+            os.chmod(path.name, _MODE, dir_fd=directory)
             sock.listen()
         except BaseException:
             sock.close()
