@@ -3,12 +3,13 @@
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
 from tests.nvme.conftest import BLOCK, UUID_1, geometry
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd
+from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd, keeper_path, places_of_keeper
 from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
 
 
@@ -35,3 +36,19 @@ async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> N
     assert not path.exists()
     assert device.machine.zone(0).wp == BLOCK // 512
     device.close()
+
+
+def test_a_keeper_of_another_environment_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon is started by cron, is killed, and is started again at a login."""
+    image = tmp_path / "image"
+    image.touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    of_login = keeper_path(image, tmp_path / "socket")
+    with monkeypatch.context() as cron:
+        cron.delenv("XDG_RUNTIME_DIR")
+        of_cron = keeper_path(image, tmp_path / "socket")
+        assert list(places_of_keeper(of_cron)) == [of_cron]
+    assert list(places_of_keeper(of_login)) == [of_login, of_cron]
+    of_cron.parent.chmod(0o755)
+    assert list(places_of_keeper(of_login)) == [of_login], "not in a directory that others can enter"

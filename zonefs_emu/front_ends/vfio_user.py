@@ -1,6 +1,8 @@
 """An NVMe ZNS drive at a vfio-user socket, as a front-end of a session."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +33,8 @@ class VfioUserFrontEnd:
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         unforeseen = session.device.unforeseen
         place = keeper_path(session.path, self._path)
-        kept = KeptClient.find(place, subsystem, unforeseen)
+        found = (KeptClient.find(each, subsystem, unforeseen) for each in places_of_keeper(place))
+        kept = next((client for client in found if client is not None), None)
         with listening(self._path) as sock:
             server = VfioServer(
                 sock, lambda client: KeptClient.start(client, place, subsystem, unforeseen), unforeseen, kept
@@ -48,3 +51,12 @@ def keeper_path(image: Path, path: Path) -> Path:
     """
     digest = zlib.crc32(str(path.absolute()).encode())
     return rendezvous.log_path(image).with_suffix(f"{_SUFFIX}{digest:08x}")
+
+
+def places_of_keeper(place: Path) -> Iterator[Path]:
+    """Yield where the keeper of *place* can be: a daemon of another environment has its directory elsewhere."""
+    yield place
+    for directory in rendezvous.directories():
+        if directory != place.parent:
+            with suppress(OSError), rendezvous.open_directory(directory):
+                yield directory / place.name
