@@ -80,7 +80,8 @@ def test_the_installation_is_complete(environment: Path) -> None:
 
 @pytest.mark.fuse
 def test_the_tour_of_the_readme_works_there(environment: Path, tmp_path: Path) -> None:
-    steps = session((ROOT / "README.md").read_text())
+    # The examples belong to the checkout, and an installation does not have them.
+    steps = [step for step in session((ROOT / "README.md").read_text()) if " examples/" not in step.command]
     directory = tmp_path / "elsewhere"
     directory.mkdir()
     for step, printed in zip(

@@ -57,7 +57,9 @@ def test_every_adapter_leads_to_the_same_device(tmp_path: Path, adapter: type[Ad
 
 def test_every_status_of_a_zone_rule_occurs() -> None:
     of_the_host = {Status.IO_ERROR, Status.NO_SPACE, Status.POISONED, Status.UNSUPPORTED}
-    assert {step.expected for scenario in SCENARIOS for step in scenario.steps} == set(Status) - of_the_host
+    # Only NVMe can give a zone an area, so scenarios for all front-ends have none (tests/device/test_zns_commands.py).
+    of_areas = {status for status in Status if status.name.startswith("ZRWA_")}
+    assert {step.expected for scenario in SCENARIOS for step in scenario.steps} == set(Status) - of_the_host - of_areas
 
 
 def test_what_a_adapter_cannot_say_changes_nothing() -> None:
