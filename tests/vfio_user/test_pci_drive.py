@@ -12,6 +12,7 @@ from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
 from tests.vfio_user.conftest import Served, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -20,7 +21,11 @@ from zonefs_emu.nvme.answer import SUCCESS, Answer
 from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
 from zonefs_emu.nvme.controller import CAPABILITIES, Feature, Register
 from zonefs_emu.nvme.logs import Log
+from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.testing.vfio_client import MEMORY_START, NvmeGuest, PciQueue, VfioClient
+from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES as DRIVE_BYTES, DriveMemory
+from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
+from zonefs_emu.vfio_user.pci_drive import PciDrive
 
 READY = 1
 FATAL = 2
@@ -37,6 +42,15 @@ def test_registers(served: Served) -> None:
         assert client.register(Register.CSTS) == 0
         NvmeGuest(client)
         assert client.register(Register.CSTS) == READY
+
+
+def test_a_drive_of_many_images(device: ZonedDevice) -> None:
+    """What it notes for the next process has a place of a fixed size."""
+    subsystem = Subsystem([device] * 500, nqn="nqn." + "ü" * 109)
+    memory, record = DriveMemory(bytearray(DRIVE_BYTES)), DriveRecord(bytearray(RECORD_BYTES))
+    PciDrive(subsystem, memory, record, device.unforeseen).close()
+    with pytest.raises(UsageError, match="of other images"):
+        PciDrive(Subsystem([device] * 499, nqn=subsystem.nqn), memory, record, device.unforeseen)
 
 
 def test_identify_says_that_it_is_no_fabric(guest: NvmeGuest) -> None:

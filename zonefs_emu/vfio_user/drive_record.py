@@ -15,7 +15,10 @@ the old one or the new one.
 """
 
 import json
+from collections.abc import Iterable
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypedDict
+from uuid import UUID
 
 from zonefs_emu.inflight.ring_record import RingRecord, record_bytes
 from zonefs_emu.nvme.controller import IO_QUEUES_MAX, QUEUE_ENTRIES_MAX, ControllerState
@@ -42,7 +45,15 @@ class Identity(TypedDict):
     version: int
     nqn: str
     serial: str
-    uuids: list[str]
+    #: A digest of the UUIDs of all images in their order: a drive may have any number of them.
+    images: str
+
+
+def identity_of(nqn: str, serial: str, uuids: Iterable[UUID]) -> Identity:
+    """Return the identity of a drive whose namespaces are the images *uuids*."""
+    return Identity(
+        version=VERSION, nqn=nqn, serial=serial, images=sha256(b"".join(uuid.bytes for uuid in uuids)).hexdigest()
+    )
 
 
 class Completion(TypedDict):

@@ -43,7 +43,7 @@ from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.vfio_user.begun_commands import BegunCommands
 from zonefs_emu.vfio_user.drive_memory import CC_WORD, ENABLE, DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, SubmissionQueue
-from zonefs_emu.vfio_user.drive_record import VERSION, Completion, DriveRecord, DriveState, Identity
+from zonefs_emu.vfio_user.drive_record import Completion, DriveRecord, DriveState, identity_of
 from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
 from zonefs_emu.vfio_user.interrupts import Interrupts
 from zonefs_emu.vfio_user.page_list import PAGE_BYTES, slices
@@ -99,8 +99,8 @@ class PciDrive:
             UsageError: *record* is of another drive.
         """
         state = record.load()
-        uuids = [str(device.uuid) for device in subsystem.devices.values()]
-        self._identity = Identity(version=VERSION, nqn=subsystem.nqn, serial=subsystem.serial, uuids=uuids)
+        uuids = (device.uuid for device in subsystem.devices.values())
+        self._identity = identity_of(subsystem.nqn, subsystem.serial, uuids)
         if state is not None and state["identity"] != self._identity:
             theirs = state["identity"]
             message = (
