@@ -1,6 +1,8 @@
 """Interrupts by eventfds that come and go."""
 
 import os
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +29,24 @@ def test_an_interrupt_while_its_eventfd_is_away_comes_with_the_next_one() -> Non
     assert os.eventfd_read(fd) == 1
     os.close(fd)
     interrupts.signal(1)  # which is noted, and no more
+
+
+def test_an_interrupt_that_nobody_takes_holds_nothing_up() -> None:
+    """An eventfd that is full would block the thread of the drive until the client reads it."""
+    fd = os.eventfd(0)
+    os.eventfd_write(fd, (1 << 64) - 2)
+    interrupts = Interrupts()
+    interrupts.set([fd] * NR_VECTORS)
+    thread = threading.Thread(target=interrupts.signal, args=(0,), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    os.close(fd)
+
+
+def test_a_descriptor_that_nothing_can_be_written_to(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    interrupts = Interrupts()
+    interrupts.set([fd] * NR_VECTORS)
+    interrupts.signal(0)
+    os.close(fd)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.vfio_user.pci_config import NR_VECTORS
@@ -20,6 +21,11 @@ class Interrupts:
     def set(self, fds: Sequence[int]) -> None:
         """Signal by *fds* from now on, one for each vector; -1: none."""
         self._fds = fds
+        for fd in fds:
+            if fd >= 0:
+                # Else a client that leaves its eventfd full would stop the thread of the drive.
+                with suppress(OSError):  # of a descriptor that nothing can be written to
+                    os.set_blocking(fd, False)
         for vector in [vector for vector in self._latched if fds[vector] >= 0]:
             self._latched.discard(vector)
             self.signal(vector)
