@@ -18,8 +18,6 @@ from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vfio_user.pci_drive import PciDrive
 
-log = logging.getLogger(__name__)
-
 
 class ServedClient(Protocol):
     """A client that is connected, and its drive."""
@@ -60,7 +58,7 @@ class VfioServer:
         self._make_client = make_client
         self._listener = listener
         self._unforeseen = unforeseen
-        self._log = LimitedLog(log)
+        self._log = LimitedLog(logging.getLogger(__name__))
         self._client = client
         self._nr_commands = 0
         self._stopping = False
@@ -118,7 +116,7 @@ class VfioServer:
         except PeerError as error:
             self._log.info("a client went away at once: %s", error)
         except OSError as error:
-            log.warning("no keeper can be started for a client: %s", error)
+            self._log.warning("no keeper can be started for a client: %s", error)
         except Exception as error:
             sock.close()
             self._unforeseen.contain("nvme", "a connection that begins", error)
