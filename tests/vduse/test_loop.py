@@ -70,6 +70,23 @@ def test_an_unforeseen_error_costs_its_message(
     end(kernel, expect_warning)
 
 
+def test_no_ring_starts_while_the_disk_keeps_a_request_from_before(
+    kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be executed a second time; nothing is asked of the kernel, which the socket would refuse."""
+    expect_warning("no queue is started: the host's disk keeps a request from before")
+    (queue,) = kernel.loop.queues
+    queue.busy = True
+    kernel.loop._drop_rings()
+    with monkeypatch.context() as patch:
+        patch.setattr("zonefs_emu.virtqueue.worker._WAIT_S", 0)
+        assert kernel.ask(Message.SET_STATUS, bytes([STATUS_DRIVER_OK])) == RESULT_OK
+    assert queue.ring is None
+    queue._take_back(0, 1)
+    assert kernel.loop._server.wait_abandoned()
+    end(kernel, expect_warning)
+
+
 def test_a_message_that_cannot_be_decoded_is_answered(
     kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

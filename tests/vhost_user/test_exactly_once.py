@@ -9,6 +9,7 @@ import gc
 import logging
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.refused import last_refusal
+from tests.vhost_user import serving
 from tests.vhost_user.serving import Daemon, blk_device, create
 from zonefs_emu.device import image_access
 from zonefs_emu.device.device import ZonedDevice
@@ -503,3 +505,45 @@ def test_a_record_of_anything_does_no_harm(
         life.device.close()
     finally:
         guest.close()
+
+
+def test_an_abandoned_request_ends_before_it_is_taken_again(
+    device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    """The host's disk keeps a flush, behind which an append waits. The connection ends, and both are taken again."""
+    for queue_no in range(2):
+        expect_warning(f"queue {queue_no} is stopped while the host's disk keeps a request of its")
+    is_kept, go_on = threading.Event(), threading.Event()
+    flush = device.image.flush
+
+    def keep() -> None:
+        is_kept.set()
+        assert go_on.wait(30)
+        flush()
+
+    start = 3 * serving.ZONE
+    with (
+        serving.serving(device, blk_device(device, nr_queues=2), tmp_path / "socket") as backend,
+        Frontend(tmp_path / "socket", nr_queues=2) as frontend,
+    ):
+        frontend.start()
+        first, second = frontend.queues
+        driver = BlkDriver(first)
+        assert driver.write(start, bytes(512)) == 0
+        assert driver.manage(blk_codec.T_ZONE_RESET, start) == 0  # an append may wait for the disk now
+        with monkeypatch.context() as patch:
+            patch.setattr("zonefs_emu.virtqueue.worker._WAIT_S", 0.01)
+            patch.setattr(device.image, "flush", keep)
+            flushing = first.submit([BlkDriver.header(blk_codec.T_FLUSH, 0)], [1])
+            assert is_kept.wait(30)
+            appending = second.submit([BlkDriver.header(blk_codec.T_ZONE_APPEND, start), bytes(512)], [8, 1])
+            while backend._dispatcher is None or not backend._dispatcher.queues[1].busy:
+                os.sched_yield()
+            flush()  # by another front-end: the append that is taken again would wait for nothing
+            with pytest.raises((PeerError, OSError)):
+                frontend.reconnect()
+        go_on.set()
+        frontend.reconnect()
+        assert first.wait(flushing)[1] == [b"\0"]
+        assert second.wait(appending)[1] == [start.to_bytes(8, "little"), b"\0"]
+        assert driver.report(start, 1)[1][0].wp == start + 1

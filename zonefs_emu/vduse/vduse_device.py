@@ -330,6 +330,9 @@ class _Loop(threading.Thread):
 
     def _start_queues(self) -> None:
         """Start the queues that the driver has made ready."""
+        if not self._server.wait_abandoned():
+            log.warning("no queue is started: the host's disk keeps a request from before")
+            return
         features_raw = bytearray(8)
         fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
         features = int.from_bytes(features_raw, "little")
@@ -369,7 +372,7 @@ class _Loop(threading.Thread):
         """Stop serving all rings until the driver sets the device up again."""
         self._moved = False
         for queue in self.queues:
-            queue.abandon()
+            self._server.abandon(queue)
             queue.ring, queue.enabled = None, False
 
     def _give_up_memory(self) -> None:

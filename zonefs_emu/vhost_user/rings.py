@@ -94,7 +94,7 @@ class Rings:
                 ending.callback(os.close, old)
             ending.callback(self._server.watch_kicks, queue, old)
             ending.callback(queue.stop)
-            ending.callback(queue.abandon)
+            ending.callback(self._server.abandon, queue)
             self._server.wait_idle(queue)
 
     def _features_changed(self, before: int) -> None:
@@ -118,6 +118,9 @@ class Rings:
     # -- one ring ---------------------------------------------------------------------------------------------
 
     def _start(self, queue: Virtqueue) -> None:
+        if not self._server.wait_abandoned():
+            message = f"queue {queue.index} cannot be started: the host's disk keeps a request from before"
+            raise PeerError(message)
         record = self._inflight.record(queue.index, queue.size)
         queue.start(self._memory.memory, self._features.virtio, record, self._migration.active_log)
         # Requests may lie there whose kicks came before the ring was started.

@@ -63,6 +63,8 @@ class QueueServer:
         #: Set by :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
+        #: Queues, also of connections that are gone, of which the worker may have an abandoned request.
+        self._abandoned: list[Virtqueue] = []
         self._polling = AdaptivePolling(
             max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0))
         )
@@ -148,8 +150,25 @@ class QueueServer:
         if self.worker.wait(lambda: not queue.busy):
             return True
         self.service.log.warning("queue %d is stopped while the host's disk keeps a request of its", queue.index)
-        queue.abandon()
+        self.abandon(queue)
         return False
+
+    def abandon(self, queue: Virtqueue) -> None:
+        """Give up the request of *queue* that the worker has, if any."""
+        if queue.busy:
+            self._abandoned.append(queue)
+        queue.abandon()
+
+    def wait_abandoned(self) -> bool:
+        """Wait until abandoned requests have ended; False if the host's disk keeps one for too long.
+
+        A ring is started after that. The driver's memory may hold such a request for the second time, and its record is
+        the same memory: what is still to come of the first would be done twice, or be noted for another request.
+        """
+        if not self.worker.wait(lambda: not any(queue.nr_abandoned for queue in self._abandoned)):
+            return False
+        self._abandoned.clear()
+        return True
 
     def wait(self, timeout: float = -1) -> None:
         """Sleep until there is something to do, or for *timeout* seconds."""

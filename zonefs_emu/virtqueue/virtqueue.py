@@ -110,6 +110,8 @@ class Virtqueue:
         self.busy = False
         #: How many requests were given to the worker, or taken from it: tells late answers from expected ones.
         self._nr_jobs = 0
+        #: How many abandoned requests the worker still has.
+        self.nr_abandoned = 0
         self.ring: SplitRing | PackedRing | None = None
         self._intents = intents
         self._handler = handler
@@ -469,7 +471,9 @@ class Virtqueue:
     def _take_back(self, job_no: int, outcome: int | Exception) -> None:
         """Give back the request that was the worker's; never raises."""
         was_abandoned = job_no != self._nr_jobs or not self.busy
-        if not was_abandoned:
+        if was_abandoned:
+            self.nr_abandoned -= 1
+        else:
             self.busy = False
         if was_abandoned or self.ring is None or self.broken:
             if isinstance(outcome, Exception) and not isinstance(outcome, PeerError):
@@ -490,6 +494,7 @@ class Virtqueue:
 
     def abandon(self) -> None:
         """Give up the request that the host's disk keeps with the worker: its answer is ignored when it comes."""
+        self.nr_abandoned += self.busy
         self.busy = False
         self._nr_jobs += 1
 
