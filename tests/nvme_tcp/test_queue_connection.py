@@ -373,7 +373,7 @@ def test_a_server_that_is_stopped_at_the_end_of_the_daemon_gives_the_answers_fir
         queue = host.queue(1)
         for _ in range(5):
             queue.send(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, 4))
-        assert host.identify(1).status == 0
+        assert queue.call(0x55).status, "which is answered at once, and after the others have been read"
         device.stop_waiting()
         target.server.stop()
         assert [queue.receive().status for _ in range(5)] == [0] * 5

@@ -48,6 +48,8 @@ def test_goes_on_after_each_reset(place: Place) -> None:
             dd if=data of={node} bs=4k seek={(4 + number) * ZONE_SECTORS // 8} oflag=direct conv=notrunc status=none
             device=$(basename $(readlink -f /sys/block/{node.removeprefix("/dev/")}/device))
             cd /sys/bus/virtio/drivers/virtio_blk; echo $device >unbind; [ ! -e {node} ]; echo $device >bind; cd -
+            # The kernel makes the node on a thread of its own.
+            for _ in $(seq 300); do [ -b {node} ] && break; sleep 0.1; done
             dd if={node} bs=4k count=5 skip={(4 + number) * ZONE_SECTORS // 8} iflag=direct status=none | cmp - data"""
         )
     place.assert_reports_agree(node, "r.img")

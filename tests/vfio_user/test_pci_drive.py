@@ -453,6 +453,20 @@ def test_an_unforeseen_exception_costs_its_command(
     assert served.device.statistics()["internal_errors"] == 1
 
 
+def test_an_exception_in_the_answer_of_the_worker_stores_no_second_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
+) -> None:
+    """The guest would take a second completion of a command for that of its next one."""
+    expect_warning("internal error in nvme, a connection: ZeroDivisionError")
+    with served.guest() as guest, monkeypatch.context() as patch:
+        queue = guest.queue(1)
+        patch.setattr(RingRecord, "finish_split", lambda *_: 1 / 0)
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+        assert guest.client.is_ended()
+        first, second = (bytes(guest.client.view(queue.cq + at, 16)) for at in (0, 16))
+        assert (any(first), any(second)) == (True, False)
+
+
 ADDRESSES = st.integers(0, (1 << 64) - 1) | st.integers(MEMORY_START, MEMORY_START + (1 << 20)).map(lambda at: at & ~7)
 COMMANDS = st.tuples(
     st.sampled_from([*IoOpcode, *AdminOpcode, 0xC0, 0xFF]),

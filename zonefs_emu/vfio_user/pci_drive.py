@@ -543,19 +543,18 @@ class PciDrive:
         return self._noted(queue, command, answer) if answer.status else answer
 
     def _flush_all(self, command: Command) -> Answer:
-        for namespace in self._namespaces.values():
-            answer = namespace.execute(command, ())
-            if answer.status:
-                return answer
-        return SUCCESS
+        answers = (namespace.execute(command, ()) for namespace in self._namespaces.values())
+        return next((answer for answer in answers if answer.status), SUCCESS)
 
     def _hand_over(self, queue: SubmissionQueue, command: Command, job: Callable[[], Answer]) -> None:
         queue.is_busy = True
-        self._worker.submit(job, partial(self._take_back, queue, command))
+        self._worker.submit(job, partial(self._take_back, queue, command, queue.head))
 
-    def _take_back(self, queue: SubmissionQueue, command: Command, result: Answer | Exception) -> None:
+    def _take_back(self, queue: SubmissionQueue, command: Command, head: int, result: Answer | Exception) -> None:
         queue.is_busy = False
         if isinstance(result, Exception):
+            if queue.head != head:
+                raise result  # of the answer, which may lie in the queue: costs the connection, as in _run
             self._unforeseen.contain("nvme", "a command", result)
             result = Answer(NvmeStatus.INTERNAL_ERROR)
         if not queue.is_over:
