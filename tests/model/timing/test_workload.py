@@ -112,6 +112,13 @@ def test_a_job_with_nothing_to_read_ends() -> None:
     assert not outcome.of
 
 
+def test_a_read_of_a_mix_that_finds_no_data_is_a_write() -> None:
+    mixed = job(mix=((R, 1_000_000), (A, 1)), sizes=((16, 1),), count=3, zones=(2, 1))
+    model, (outcome,), _ = simulate(mixed, zones=states([(2, 8)]))
+    assert model.places() == [(A, 2, 8), (R, 2, 0), (R, 2, 0)]
+    assert outcome.of[A].nr_bytes == 16 * 512
+
+
 def test_a_mix_and_sizes_are_drawn_by_their_weights() -> None:
     mixed = job(W, mix=((R, 3), (A, 1)), sizes=((8, 1), (16, 3)), random=True, count=4000, zones=(0, 8))
     _, (outcome,), _ = simulate(mixed, zones=states([(zone, 24) for zone in range(8)]))
