@@ -187,16 +187,10 @@ def host_response(
 ) -> bytes:
     """Return a host's response to the controller's *challenge*. *session_key*: the secret of the group, or empty."""
     name = HASHES[challenge.hash_id]
-    return hmac.digest(
-        key.bound_to(host_nqn),
-        _augmented(challenge.challenge, session_key, name)
-        + struct.pack("<IHB", challenge.sequence, challenge.transaction, 0)
-        + b"HostHost"
-        + host_nqn.encode()
-        + b"\0"
-        + subsystem_nqn.encode(),
-        name,
+    numbered = _augmented(challenge.challenge, session_key, name) + struct.pack(
+        "<IHB", challenge.sequence, challenge.transaction, 0
     )
+    return _response(key, numbered, b"HostHost", name, own_nqn=host_nqn, peer_nqn=subsystem_nqn)
 
 
 def controller_response(
@@ -204,16 +198,16 @@ def controller_response(
 ) -> bytes:
     """Return the controller's response to the challenge in the host's *reply*."""
     name = HASHES[challenge.hash_id]
-    return hmac.digest(
-        key.bound_to(subsystem_nqn),
-        _augmented(reply.challenge, session_key, name)
-        + struct.pack("<IHB", reply.sequence, reply.transaction, 0)
-        + b"Controller"
-        + subsystem_nqn.encode()
-        + b"\0"
-        + host_nqn.encode(),
-        name,
+    numbered = _augmented(reply.challenge, session_key, name) + struct.pack(
+        "<IHB", reply.sequence, reply.transaction, 0
     )
+    return _response(key, numbered, b"Controller", name, own_nqn=subsystem_nqn, peer_nqn=host_nqn)
+
+
+def _response(key: DhchapKey, numbered: bytes, role: bytes, name: str, *, own_nqn: str, peer_nqn: str) -> bytes:
+    """Return the response of *own_nqn* in its *role* to the challenge that *numbered* has, with its numbers."""
+    text = numbered + role + own_nqn.encode() + b"\0" + peer_nqn.encode()
+    return hmac.digest(key.bound_to(own_nqn), text, name)
 
 
 def _augmented(challenge: bytes, session_key: bytes, name: str) -> bytes:
