@@ -32,6 +32,8 @@ def test_a_workload_in_toml() -> None:
         think = "10us"
         group = 1
         jobs = 2
+        open_zones = 3
+        skip_zones = 1
 
         [[job]]
         operation = "reset"
@@ -43,7 +45,7 @@ def test_a_workload_in_toml() -> None:
     assert first == WorkloadJob(
         name="log", mix=((Operation.APPEND, 9), (Operation.READ, 1)), sizes=((8, 3), (16, 1)), zones=(2, 4), depth=8,
         random=True, rate_bytes=10 * MIB, rate_requests=500, count=10, nr_bytes=MIB, duration_ns=2 * 10**9,
-        begin_ns=5_000_000, think_ns=10_000, group=1,
+        begin_ns=5_000_000, think_ns=10_000, group=1, open_zones=3, skip_zones=1,
     )  # fmt: skip
     assert (reset.name, reset.mix, reset.zones) == ("job1", ((Operation.RESET, 1),), (3, 1))
 
@@ -159,6 +161,17 @@ def test_a_job_file_of_fio() -> None:
         ("[a]\nloops=3", "job 'a': fio's option 'loops' is not simulated"),
         ("[a]\nkb_base=1000", "job 'a': fio's option 'kb_base' is not simulated"),
         ("[a]\nrw=trim", "rw=trim is not simulated"),
+        ("[a]\ndirect=0", "direct=0 is not simulated: it makes another workload"),
+        ("[a]\nexitall", "exitall=1 is not simulated"),
+        ("[a]\niodepth_batch_submit=8", "iodepth_batch_submit=8 is not simulated"),
+        ("[a]\niodepth_low=8", "iodepth_low=8 is not simulated"),
+        ("[a]\nzonemode=strided", "zonemode=strided is not simulated"),
+        ("[a]\nioengine=mmap", "ioengine=mmap is not simulated"),
+        ("[a]\nfilename=/dev/sda:/dev/sdb", "several files are not simulated"),
+        ("[a]\nzonesize=2m", "zonesize=2m is not that of the drive, which is 1048576"),
+        ("[a]\nzonecapacity=1m", "zonecapacity=1m is not that of the drive, which is 786432"),
+        ("[a]\nzoneskip=4k", "zoneskip=4k is not a whole number of zones"),
+        ("[a]\nmax_open_zones=many", "max_open_zones=many is no whole number"),
         ("[a]\nsize=1m\nbs=4k,8k", "different sizes of reads and writes"),
         ("[a]\nsize=1m\nnumjobs=0", "numjobs=0 is not from 1 to 1024"),
         ("[a]\nsize=1m\nnumjobs=600\n[b]\nsize=1m\nnumjobs=600", "job 'b': more than 1024 jobs"),
@@ -180,6 +193,46 @@ def test_a_job_file_of_fio() -> None:
 def test_what_is_not_simulated_of_fio_is_said(text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         read_fio(text, SHAPE)
+
+
+LIMITED = Geometry(size=16 * 2048, zone_size=2048, zone_capacity=1536, block_size_bytes=4096, max_open_zones=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "together", "own"),
+    [
+        ("", 6, 0),
+        ("max_open_zones=4", 4, 0),
+        ("max_open_zones=4\njob_max_open_zones=2", 4, 2),
+        ("ignore_zone_limits=1", 0, 0),
+        ("ignore_zone_limits=0\nmax_open_zones=0", 6, 0),
+        ("ignore_zone_limits\nmax_open_zones=8", 8, 0),
+    ],
+)
+def test_open_zones_are_limited_as_in_fio(options: str, together: int, own: int) -> None:
+    (job,) = read_fio(f"[a]\nrw=randwrite\nsize=1m\n{options}", LIMITED)
+    assert (job.open_zones_together, job.open_zones) == (together, own)
+
+
+@pytest.mark.parametrize("option", ["max_open_zones", "job_max_open_zones"])
+def test_more_open_zones_than_the_drive_has_are_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=f"{option}=7 is more than the 6 open zones of the drive"):
+        read_fio(f"[a]\nsize=1m\n{option}=7", LIMITED)
+
+
+@pytest.mark.parametrize(
+    ("options", "skip_zones", "nr_bytes"),
+    [("zoneskip=1m", 1, 4 * 768 << 10), ("zoneskip=3z", 3, 2 * 768 << 10), ("rw=randread\nzoneskip=1m", 0, 6 << 20)],
+)
+def test_zones_that_fio_skips(options: str, skip_zones: int, nr_bytes: int) -> None:
+    (job,) = read_fio(f"[a]\nsize=8m\nzonesize=1m\nzonecapacity=768k\n{options}", SHAPE)
+    assert (job.skip_zones, job.nr_bytes) == (skip_zones, nr_bytes)
+
+
+def test_an_engine_that_waits_for_each_request_has_one_under_way() -> None:
+    for engine, depth in (("psync", 1), ("libzbc", 1), ("io_uring", 8)):
+        (job,) = read_fio(f"[a]\nsize=1m\niodepth=8\nioengine={engine}", SHAPE)
+        assert job.depth == depth
 
 
 def test_lines_of_fio_may_be_indented_and_have_comments() -> None:

@@ -37,49 +37,39 @@ _NS: Final = 1_000_000_000
 _TOML_KEYS: Final = frozenset(
     {
         *("name", "operation", "mix", "size", "sizes", "zones", "depth", "random", "rate", "rate_requests", "count"),
-        *("bytes", "time", "start", "think", "group", "jobs"),
+        *("bytes", "time", "start", "think", "group", "jobs", "open_zones", "skip_zones"),
     }
 )
-#: Options of fio that say how it works on its host, and not what it asks of the drive.
+#: Options of fio that say how it works on its host, or what it prints, and not what it asks of the drive.
 _PASSED_OVER: Final = frozenset(
     {
-        *("allow_file_create", "allow_mounted_write", "bwavgtime", "clat_percentiles", "clocksource", "cpus_allowed"),
-        *(
-            "description",
-            "direct",
-            "disable_clat",
-            "disable_slat",
-            "disk_util",
-            "exitall",
-            "fallocate",
-            "file_service_type",
-        ),
-        *(
-            "filename",
-            "fsync_on_close",
-            "group_reporting",
-            "gtod_reduce",
-            "hipri",
-            "ignore_zone_limits",
-            "initial_zone_reset",
-        ),
-        *("invalidate", "ioengine", "iomem", "iodepth_batch", "iodepth_batch_complete", "iodepth_batch_complete_min"),
-        *("iodepth_batch_submit", "iodepth_low", "job_max_open_zones", "lat_percentiles", "log_avg_msec"),
-        *("max_open_zones", "mem", "minimal", "name", "nice", "norandommap", "numa_cpu_nodes", "overwrite"),
-        *(
-            "percentile_list",
-            "per_job_logs",
-            "prio",
-            "randrepeat",
-            "randseed",
-            "registerfiles",
-            "fixedbufs",
-            "refill_buffers",
-        ),
-        *("sqthread_poll", "status_interval", "thread", "unified_rw_reporting", "write_bw_log", "write_iops_log"),
-        *("write_lat_log", "zonemode", "zonesize", "zonecapacity", "nonvectored", "uncached", "cmd_type", "nsid"),
+        *("allow_file_create", "allow_mounted_write", "bwavgtime", "clat_percentiles", "clocksource", "cmd_type"),
+        *("cpus_allowed", "description", "disable_clat", "disable_slat", "disk_util", "fallocate"),
+        *("file_service_type", "fixedbufs", "fsync_on_close", "group_reporting", "gtod_reduce", "hipri"),
+        *("invalidate", "iomem", "lat_percentiles", "log_avg_msec", "mem", "minimal"),
+        *("name", "nice", "nonvectored", "norandommap", "nsid", "numa_cpu_nodes"),
+        *("overwrite", "per_job_logs", "percentile_list", "prio", "randrepeat", "randseed"),
+        *("refill_buffers", "registerfiles", "sqthread_poll", "status_interval", "thread", "unified_rw_reporting"),
+        *("write_bw_log", "write_iops_log", "write_lat_log"),
     }
 )
+#: Options of fio that would make another workload, with the values that do not.
+_FIO_HARMLESS: Final = {
+    "direct": ("1",),
+    "exitall": ("0",),
+    "initial_zone_reset": ("0",),
+    "iodepth_batch": ("1",),
+    "iodepth_batch_complete": ("0", "1"),
+    "iodepth_batch_complete_max": ("0", "1"),
+    "iodepth_batch_complete_min": ("0", "1"),
+    "iodepth_batch_submit": ("1",),
+    "iodepth_low": (),
+    "read_beyond_wp": ("0",),
+    "zonemode": ("zbd",),
+}
+#: Engines of fio with requests under way together, and those with one after the other, whatever iodepth says.
+_FIO_ASYNC_ENGINES: Final = frozenset(("io_uring", "io_uring_cmd", "libaio", "posixaio", "sg"))
+_FIO_SYNC_ENGINES: Final = frozenset(("libzbc", "psync", "pvsync", "pvsync2", "sync", "vsync"))
 _FIO_MIX: Final = {
     "read": (1.0, 0.0, False),
     "write": (0.0, 1.0, False),
@@ -94,7 +84,8 @@ _FIO_KEYS: Final = frozenset(
     {
         *("rw", "bs", "bssplit", "iodepth", "numjobs", "size", "io_size", "offset", "offset_increment", "rwmixread"),
         *("rwmixwrite", "rate", "rate_iops", "runtime", "time_based", "number_ios", "startdelay", "thinktime"),
-        *("stonewall", "zone_append"),
+        *("stonewall", "zone_append", "ioengine", "filename", "zonesize", "zonecapacity", "zoneskip", "max_open_zones"),
+        *("job_max_open_zones", "ignore_zone_limits"),
     }
 )
 _FIO_TIME: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(us|usec|ms|msec|s|sec|m|min|h|hour)?")
@@ -160,6 +151,8 @@ def _toml_jobs(name: str, table: Mapping[str, Any], geometry: Geometry, copies: 
         begin_ns=_duration(table, "start"),
         think_ns=_duration(table, "think"),
         group=_whole(table, "group", 0, minimum=0),
+        open_zones=_whole(table, "open_zones", 0, minimum=0),
+        skip_zones=_whole(table, "skip_zones", 0, minimum=0),
     )  # fmt: skip
     return _checked([job] * copies, geometry)
 
@@ -297,11 +290,15 @@ def _fio_options(items: Iterable[tuple[str, str | None]]) -> dict[str, str]:
     options = {}
     for key, value in items:
         name = _FIO_NAMES.get(key, key)
+        text = (value or "1").strip()
         if name in _FIO_KEYS:
-            options[name] = (value or "1").strip()
+            options[name] = text
+        elif name in _FIO_HARMLESS:
+            if text not in _FIO_HARMLESS[name]:
+                raise ValueError(f"{key}={text} is not simulated: it makes another workload")
         elif name not in _PASSED_OVER:
             raise ValueError(f"fio's option {key!r} is not simulated; simulated are {', '.join(sorted(_FIO_KEYS))}")
-    for flag in ("stonewall", "time_based", "zone_append"):
+    for flag in ("stonewall", "time_based", "zone_append", "ignore_zone_limits"):
         if options.get(flag) == "0":
             del options[flag]
     return options
@@ -317,6 +314,9 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
         reads, writes = share / 100, 1 - share / 100
     write = Operation.APPEND if "zone_append" in options else Operation.WRITE
     zone_bytes = to_bytes(geometry.zone_size)
+    depth = _fio_depth(options)
+    skip_zones = _fio_skip(options, geometry, is_random=is_random)
+    together, open_zones = _fio_open_zones(options, geometry)
     offset, step = (parse_size(options.get(key, "0")) for key in ("offset", "offset_increment"))
     size = parse_size(options["size"]) if "size" in options else 0
     nr_zones = -(-size // zone_bytes) if size else geometry.nr_zones - offset // zone_bytes
@@ -324,7 +324,7 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
     limit = (
         parse_size(options["io_size"])
         if "io_size" in options
-        else min(size, nr_zones * to_bytes(geometry.zone_capacity))
+        else min(size, -(-nr_zones // (1 + skip_zones)) * to_bytes(geometry.zone_capacity))
     )
     jobs = []
     nr_jobs = _fio_number(options, "numjobs", 1)
@@ -340,7 +340,7 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
                 mix=_weighted(((Operation.READ, reads), (write, writes))),
                 sizes=_fio_sizes(options, geometry),
                 zones=_zones(f"{first}-{first + nr_zones - 1}", geometry),
-                depth=min(max(_fio_number(options, "iodepth", 1), 1), _DEPTH_MAX),
+                depth=depth,
                 random=is_random,
                 rate_bytes=parse_size(options.get("rate", "0").split(",")[0]),
                 rate_requests=_fio_number(options, "rate_iops", 0),
@@ -350,9 +350,52 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
                 begin_ns=_fio_time(options.get("startdelay", "0"), "s"),
                 think_ns=_fio_time(options.get("thinktime", "0"), "us"),
                 group=group,
+                open_zones=open_zones,
+                open_zones_together=together,
+                skip_zones=skip_zones,
             )
         )
     return _checked(jobs, geometry)
+
+
+def _fio_depth(options: Mapping[str, str]) -> int:
+    """Return how many requests of a job are under way together."""
+    engine = options.get("ioengine", "libaio")
+    if engine in _FIO_SYNC_ENGINES:
+        return 1
+    if engine not in _FIO_ASYNC_ENGINES:
+        raise ValueError(f"ioengine={engine} is not simulated: it makes another workload")
+    if ":" in options.get("filename", ""):
+        raise ValueError("several files are not simulated: make a job of each")
+    return min(max(_fio_number(options, "iodepth", 1), 1), _DEPTH_MAX)
+
+
+def _fio_open_zones(options: Mapping[str, str], geometry: Geometry) -> tuple[int, int]:
+    """Return how many zones all jobs, and this one, may be writing at once; 0 for any number.
+
+    As in fio, the drive's own limit holds if no other is said, and a greater one is an error.
+    """
+    limit = 0 if "ignore_zone_limits" in options else geometry.max_open_zones
+    together, own = (_fio_number(options, name, 0) for name in ("max_open_zones", "job_max_open_zones"))
+    for name, value in (("max_open_zones", together), ("job_max_open_zones", own)):
+        if 0 < limit < value:
+            raise ValueError(f"{name}={value} is more than the {limit} open zones of the drive")
+    return together or limit, own
+
+
+def _fio_skip(options: Mapping[str, str], geometry: Geometry, *, is_random: bool) -> int:
+    """Return how many zones are left out between two, and make sure that the zones are those of the drive."""
+    for name, there in (("zonesize", geometry.zone_size), ("zonecapacity", geometry.zone_capacity)):
+        if name in options and parse_size(options[name]) not in (0, to_bytes(there)):
+            raise ValueError(f"{name}={options[name]} is not that of the drive, which is {to_bytes(there)}")
+    skip = options.get("zoneskip", "0")
+    if skip.endswith("z"):
+        nr_zones = _fio_number({"zoneskip": skip[:-1]}, "zoneskip", 0)
+    else:
+        nr_zones, rest = divmod(parse_size(skip), to_bytes(geometry.zone_size))
+        if rest:
+            raise ValueError(f"zoneskip={skip} is not a whole number of zones")
+    return 0 if is_random else nr_zones
 
 
 def _fio_sizes(options: Mapping[str, str], geometry: Geometry) -> tuple[tuple[int, float], ...]:

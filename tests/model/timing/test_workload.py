@@ -71,6 +71,64 @@ def test_writes_go_on_in_the_next_zone_and_reset_a_full_one() -> None:
     assert (zones.written(2), zones.written(3)) == (16, 24)
 
 
+def written_at_once(model: Fixed) -> int:
+    """Return the greatest number of zones that were begun and not full."""
+    filled: dict[int, int] = {}
+    most = 0
+    for operation, zone, *_ in model.asked:
+        if operation == W:
+            filled[zone] = filled.get(zone, 0) % 24 + 8
+            most = max(most, sum(sectors < 24 for sectors in filled.values()))
+        elif operation == Operation.RESET:
+            filled[zone] = 0
+    return most
+
+
+def test_random_writes_go_to_as_many_zones_as_may_be_open() -> None:
+    free = simulate(job(W, count=60, zones=(0, 8), random=True))[0]
+    assert written_at_once(free) > 3
+    for how in ({"open_zones": 3}, {"open_zones_together": 3}):
+        model, (outcome,), _ = simulate(job(W, count=60, zones=(0, 8), random=True, depth=4, **how))
+        assert written_at_once(model) == 3
+        assert len({zone for _, zone, *_ in model.asked}) > 3, "a full zone makes room for another"
+        assert len(outcome.of[W].begins_ns) == 60
+
+
+def test_jobs_wait_for_a_zone_that_may_be_written() -> None:
+    """Each of three writes a zone of its own, two at once: the third begins when a zone is full, and all end."""
+    jobs = [job(W, name=str(zone), count=3, zones=(zone, 1), open_zones_together=2) for zone in range(3)]
+    model, outcomes, _ = simulate(*jobs)
+    assert written_at_once(model) == 2
+    assert [len(outcome.of[W].begins_ns) for outcome in outcomes] == [3, 3, 3]
+    first, _, third = outcomes
+    assert third.of[W].begins_ns[0] == first.of[W].begins_ns[2] + 1000, "when the last write of the first is answered"
+
+
+def test_a_job_whose_zones_never_come_ends() -> None:
+    """The first leaves its zone half written."""
+    _, (first, second), _ = simulate(
+        job(W, count=1, zones=(0, 1), open_zones_together=1), job(W, count=1, zones=(1, 1), open_zones_together=1)
+    )
+    assert first.of
+    assert not second.of
+
+
+def test_a_zone_that_is_reset_is_open_no_more() -> None:
+    _, (_, _, third), _ = simulate(
+        job(W, count=1, zones=(0, 1)),
+        job(Operation.RESET, count=1, zones=(0, 1), group=1),
+        job(W, count=1, zones=(1, 1), open_zones_together=1, group=2),
+    )
+    assert third.of
+
+
+def test_zones_are_skipped_in_order() -> None:
+    model, _, _ = simulate(job(W, count=7, zones=(0, 8), skip_zones=2))
+    assert [zone for _, zone, offset in model.places() if not offset] == [0, 3, 6]
+    model, _, _ = simulate(job(R, count=7, zones=(0, 8), skip_zones=2))
+    assert [zone for _, zone, offset in model.places() if not offset] == [0, 3, 6]
+
+
 def test_a_rate_a_depth_and_a_time() -> None:
     _, (by_bytes, by_requests, deep), _ = simulate(
         job(A, rate_bytes=409_600, duration_ns=10**9, zones=(0, 1)),

@@ -2,8 +2,9 @@
 
 The zones have write pointers here and nothing else, so that a workload may be any size. Writes and appends go to where
 a zone's write pointer is. A job goes on in its next zone when one is full, and resets a full zone before it writes to
-it again, as fio does (``zonemode=zbd``); the reset is one of the job's operations. Reads go to what is written. If
-nothing is written in the zones that a job is to read, they are full when it begins.
+it again, as fio does (``zonemode=zbd``); the reset is one of the job's operations. Where there is a limit of zones that
+are written at once, a write goes to one of those, and waits if none of them is its job's. Reads go to what is written.
+If nothing is written in the zones that a job is to read, they are full when it begins.
 """
 
 import heapq
@@ -41,6 +42,9 @@ class WorkloadJob:
     *rate_requests*: a second, 0 for as fast as it goes. It ends after *count* requests, *nr_bytes* or *duration_ns*,
     whichever comes first and is not 0. *begin_ns*: how long after its group begins. *group*: those of one number run
     together, and after all groups of lower numbers. *think_ns*: between an answer and the next request of its slot.
+    *open_zones*: how many zones it writes at once, those that it has begun and not filled; *open_zones_together*: how
+    many all jobs may be writing when this one begins another; 0 for any number. *skip_zones*: those that are left out
+    between two zones that it goes through in order.
     """
 
     name: str
@@ -57,6 +61,9 @@ class WorkloadJob:
     begin_ns: int = 0
     think_ns: int = 0
     group: int = 0
+    open_zones: int = 0
+    open_zones_together: int = 0
+    skip_zones: int = 0
 
 
 class Requests:
@@ -163,11 +170,49 @@ class _Place(NamedTuple):
     resets: bool = False
 
 
+#: The place of a write that has to wait until one of the zones that are written is full.
+_NOWHERE_YET: Final = _Place(-1, 0)
+
+
+class _OpenZones:
+    """The zones that are being written: begun and not filled, each with the job that began it."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, _RunningJob] = {}
+
+    def find(self, each: "_RunningJob", zone: int, rng: Random) -> int:
+        """Return where *each* writes that would like to write *zone*: there, in a zone that is open, or nowhere: -1."""
+        jobs, job = self._jobs, each.job
+        if zone in jobs:
+            return zone
+        if (job.open_zones and each.nr_open >= job.open_zones) or (
+            job.open_zones_together and len(jobs) >= job.open_zones_together
+        ):
+            first, count = job.zones
+            found = [candidate for candidate in jobs if first <= candidate < first + count]
+            return rng.choice(found) if found else -1
+        jobs[zone] = each
+        each.nr_open += 1
+        return zone
+
+    def close(self, zone: int) -> bool:
+        """Note that *zone* is written no more; True if it was."""
+        each = self._jobs.pop(zone, None)
+        if each is None:
+            return False
+        each.nr_open -= 1
+        return True
+
+
 class _RunningJob:
     """A job on its way."""
 
-    def __init__(self, job: WorkloadJob, host: Host, states: ZoneStates, seed: int) -> None:
+    def __init__(self, job: WorkloadJob, host: Host, states: ZoneStates, open_zones: _OpenZones, seed: int) -> None:
         self.job = job
+        #: Zones that it has begun to write, where there is a limit.
+        self.nr_open = 0
+        self._open_zones = open_zones
+        self._is_limited = bool(job.open_zones or job.open_zones_together)
         self.outcome = JobOutcome(job.name)
         self.left = job.count or -1
         self.left_bytes = job.nr_bytes or -1
@@ -191,13 +236,16 @@ class _RunningJob:
     def next(self, slot: int) -> tuple[Operation, int, "_Place | None"]:
         """Return the next operation of *slot*, its sectors if it moves data, and where; None if there is nothing to do.
 
-        A read that finds no data is a write, if the job has writes: so a mix goes on in zones that were just reset.
+        A write that has to wait is the next one of its slot again: it is left in *waiting*. A read that finds no data
+        is a write, if the job has writes: so a mix goes on in zones that were just reset.
         """
         operation, nr_sectors = self.waiting.pop(slot) if slot in self.waiting else self._draw()
         place = self._place(operation, nr_sectors)
         if place is None and self._writes:
             operation = self._writes[0]
             place = self._place(operation, nr_sectors)
+        if place is _NOWHERE_YET:
+            self.waiting[slot] = operation, nr_sectors
         return operation, nr_sectors, place
 
     def _draw(self) -> tuple[Operation, int]:
@@ -245,7 +293,8 @@ class _RunningJob:
             is_conventional = states.is_conventional(zone)
             written = self._write_offset if is_conventional else states.written(zone)
             if written + nr_sectors > states.capacity_sectors:
-                self._write_index = (self._write_index + 1) % count
+                self._open_zones.close(zone)  # what is left of it is too small
+                self._write_index = (self._write_index + 1 + self.job.skip_zones) % count
                 self._write_offset = 0
                 zone = first + self._write_index
                 is_conventional = states.is_conventional(zone)
@@ -253,6 +302,11 @@ class _RunningJob:
                 offset = self._write_offset
                 self._write_offset += nr_sectors
                 return _Place(zone, offset)
+        if self._is_limited:
+            zone = self._open_zones.find(self, zone, self._rng)
+            if zone < 0:
+                return _NOWHERE_YET
+            self._write_index = zone - first
         offset = states.written(zone)
         return _Place(zone, 0, resets=True) if offset + nr_sectors > states.capacity_sectors else _Place(zone, offset)
 
@@ -265,8 +319,9 @@ class _RunningJob:
                 blocks = states.written(zone) // nr_sectors
                 if blocks:
                     return _Place(zone, self._rng.randrange(blocks) * nr_sectors)
+        stride = 1 + self.job.skip_zones
         for step in range(count + 1):
-            zone = first + (self._read_index + step) % count
+            zone = first + (self._read_index + step * stride) % count
             offset = 0 if step else self._read_offset
             if offset + nr_sectors <= states.written(zone):
                 self._read_index = zone - first
@@ -281,6 +336,9 @@ class _Run:
     def __init__(
         self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None, limit: int
     ) -> None:
+        self.open_zones = _OpenZones()
+        #: Whether a zone was filled, or emptied, that was being written.
+        self._has_closed = False
         self._submit_to_model = model.submit
         self._limit = limit
         self.states = states
@@ -300,6 +358,10 @@ class _Run:
             condition=states.condition(zone), written_sectors=states.written(zone),
         )  # fmt: skip
         states.note(operation, zone, nr_sectors)
+        if (operation != Operation.READ and states.written(zone) >= states.capacity_sectors) or (
+            operation == Operation.RESET and not place.resets
+        ):
+            self._has_closed |= self.open_zones.close(zone)
         outcome.add(operation, now_ns, end_ns, nr_sectors << SECTOR_SHIFT)
         self._nr_done += 1
         if self._progress is not None and not self._nr_done % _PROGRESS_EVERY:
@@ -318,14 +380,18 @@ class _Run:
                 number += 1
         heapq.heapify(queue)
         last_ns = begin_ns
+        waiting: list[tuple[int, _RunningJob]] = []
+        self._has_closed = False
         while queue and not self.is_over:
             now_ns, number, each = queue[0]
             place = None
             operation, nr_sectors = Operation.READ, 0
             if each.left and each.left_bytes and now_ns < each.deadline_ns:
                 operation, nr_sectors, place = each.next(number)
-            if place is None:
+            if place is None or place is _NOWHERE_YET:
                 heapq.heappop(queue)
+                if place is not None:
+                    waiting.append((number, each))
                 continue
             if place.resets:
                 # The slot comes again with the same request when the zone is empty.
@@ -336,6 +402,11 @@ class _Run:
                 next_ns = each.next_ns(operation, nr_sectors << SECTOR_SHIFT, end_ns)
             last_ns = max(last_ns, end_ns)
             heapq.heapreplace(queue, (next_ns, number, each))
+            if self._has_closed:
+                self._has_closed = False
+                for entry in waiting:
+                    heapq.heappush(queue, (end_ns, *entry))
+                waiting.clear()
         return last_ns
 
 
@@ -354,8 +425,8 @@ def run_workload(
     *progress* is called now and then with the number of requests so far. All end after *limit* requests together.
     """
     host = host or Host()
-    running = [_RunningJob(job, host, states, seed + number) for number, job in enumerate(jobs)]
     run = _Run(model, states, progress, limit)
+    running = [_RunningJob(job, host, states, run.open_zones, seed + number) for number, job in enumerate(jobs)]
     now_ns = 0
     for group in sorted({job.group for job in jobs}):
         of_group = [each for each in running if each.job.group == group]
