@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.killing import Clock, Killed, Mortal, close_as_killed, make_mortal
 from tests.nvme.conftest import BLOCK, NR_ZONES, UUID_1, ZONE, geometry
 from tests.refused import last_refusal
 from tests.vfio_user.serving import Daemons
@@ -41,51 +42,6 @@ from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
 EXTENSION_BYTES = 64
 BLOCK_SECTORS = BLOCK // 512
 FUA = 1 << 30
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Clock:
-    """Counts instants; the one of number *fatal* never happens."""
-
-    def __init__(self, fatal: int) -> None:
-        self.fatal = fatal
-        self.now = 0
-
-    def tick(self) -> None:
-        if self.now == self.fatal:
-            raise Killed
-        self.now += 1
-
-
-class Mortal:
-    """Memory that outlives the process: each store is an instant, also into parts of it."""
-
-    def __init__(self, memory: Any, clock: Clock) -> None:
-        self._memory = memory
-        self._clock = clock
-
-    def __getitem__(self, index: Any) -> Any:
-        found = self._memory[index]
-        return Mortal(found, self._clock) if isinstance(found, memoryview) else found
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._clock.tick()
-        self._memory[index] = value
-
-    def __len__(self) -> int:
-        return len(self._memory)
-
-    def __bytes__(self) -> bytes:
-        return bytes(self._memory)
-
-    def cast(self, code: str) -> "Mortal":
-        return Mortal(self._memory.cast(code), self._clock)
-
-    def release(self) -> None:
-        self._memory.release()
 
 
 class Guest:
@@ -153,18 +109,7 @@ class Life:
         self.clock = clock = Clock(fatal)
         self.guest = guest
         self.device = device = ZonedDevice.open(path)
-        real_pwritev = device.image.backing.pwritev
-
-        def pwritev(buffers: Any, offset: int) -> int:
-            clock.tick()  # killed before anything was written ...
-            if clock.now == clock.fatal:
-                real_pwritev([memoryview(b"".join(buffers))[:512]], offset)  # ... or when a part was
-            done = real_pwritev(buffers, offset)
-            clock.tick()
-            return done
-
-        device.access.pwritev = pwritev
-        device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
+        make_mortal(device, clock)
         real_place = CompletionQueue.place
 
         def place(queue: CompletionQueue, memory: Any) -> None:
@@ -215,10 +160,8 @@ class Life:
 
     def end(self) -> None:
         """What the kernel does with a dead process: the files are closed, nothing is flushed."""
-        self.clock.fatal = -1
         self.guest.drive = None
-        self.device.image._live = memoryview(b"")
-        self.device.image.backing.close()
+        close_as_killed(self.device, self.clock)
         self.patch.undo()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from tests.killing import Clock, Killed, Mortal, close_as_killed, make_mortal
 from tests.refused import last_refusal
 from tests.vhost_user import serving
 from tests.vhost_user.serving import Daemon, blk_device, create
@@ -43,41 +44,6 @@ ZONE = 64
 GEOMETRY = Geometry(
     size=8 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), max_open_zones=6, max_active_zones=8
 )
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-class Clock:
-    """Counts instants; the one of number *fatal* never happens."""
-
-    def __init__(self, fatal: int) -> None:
-        self.fatal = fatal
-        self.now = 0
-
-    def tick(self) -> None:
-        if self.now == self.fatal:
-            raise Killed
-        self.now += 1
-
-
-class Mortal:
-    """Memory that outlives the process: each store is an instant."""
-
-    def __init__(self, memory: Any, clock: Clock) -> None:
-        self._memory = memory
-        self._clock = clock
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._memory[index]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self._clock.tick()
-        self._memory[index] = value
-
-    def release(self) -> None:
-        self._memory.release()
 
 
 class Guest:
@@ -113,20 +79,7 @@ class Life:
         self.clock = clock = Clock(fatal)
         self.device = device = ZonedDevice.open(path)
         self.virtio_device = blk_device(device)
-        backing = device.image.backing
-        real_pwritev = backing.pwritev
-
-        def pwritev(buffers: Any, offset: int) -> int:
-            clock.tick()  # killed before anything was written ...
-            if clock.now == clock.fatal:
-                real_pwritev([memoryview(b"".join(buffers))[:512]], offset)  # ... or when a part was
-            done = real_pwritev(buffers, offset)
-            clock.tick()
-            return done
-
-        port = self.virtio_device.port
-        port.device.access.pwritev = pwritev
-        device.image._live = Mortal(device.image._live, clock)  # type: ignore[assignment]
+        make_mortal(device, clock)
         service = Service(self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")))
         self.queue = Virtqueue(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
         areas = guest.queue.areas
@@ -160,10 +113,7 @@ class Life:
 
     def end(self) -> None:
         """What the kernel does with a dead process: the files are closed, nothing is flushed."""
-        device = self.device
-        self.clock.fatal = -1
-        device.image._live = memoryview(b"")
-        device.image.backing.close()
+        close_as_killed(self.device, self.clock)
         del self.queue
         gc.collect()
 
