@@ -129,6 +129,9 @@ class PoisonedError(ImageError):
         self.status = status
 
 
+#: The host failed, or is full: both carry the status of the answer.
+HOST_ERRORS: Final = (PoisonedError, NoSpaceError)
+
 #: What would end a line, move a terminal's cursor or cannot be encoded: controls (C0, DEL, C1), the line and paragraph
 #: separators, and surrogates, which stand for the bytes of a name that are no text (PEP 383).
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from tests.device.sectors import CLOSE, FINISH, OPEN, RESET, UUID_HERE, Maker, cond, pattern, read, write
+from tests.device.sectors import CLOSE, FINISH, OPEN, RESET, UUID_HERE, Maker, pattern, read, write
 from tests.refused import last_refusal
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import FAULTY, Effect, Fault
@@ -51,23 +51,6 @@ def test_append_says_where_the_data_landed(port: Port) -> None:
     assert port.append(129, 1, [bytes(512)]) == (Status.NOT_ZONE_START, 129)
     assert port.append(0, 1, [bytes(512)]) == (Status.CONVENTIONAL, 0)
     assert port.zone(2).wp == 133
-
-
-def test_management_of_one_zone_a_range_and_all(port: Port) -> None:
-    for operation, after in ((OPEN, "EXP_OPEN"), (FINISH, "FULL"), (RESET, "EMPTY")):
-        assert port.manage(operation, 128) == Status.OK
-        assert cond(port, 2).name == after
-    assert port.manage(OPEN, 128, 2) == Status.OK
-    assert write(port, 128, 1) == Status.OK
-    assert port.manage(CLOSE, 128, 2) == Status.OK
-    assert (cond(port, 2).name, cond(port, 3).name) == ("CLOSED", "EMPTY")
-    assert port.manage_all(OPEN) == Status.OK
-    assert cond(port, 2) == Condition.EXP_OPEN
-    assert port.manage_all(FINISH) == Status.OK
-    assert cond(port, 2) == Condition.FULL
-    assert port.manage_all(RESET) == Status.OK
-    assert cond(port, 2) == Condition.EMPTY
-    assert read(port, 128, 1) == bytes(512)
 
 
 @pytest.mark.parametrize(

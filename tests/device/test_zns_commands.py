@@ -4,6 +4,7 @@ import errno
 import io
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +177,22 @@ def test_a_device_without_areas_has_none(make_device: Maker) -> None:
     assert port.flush_zrwa(0) is Status.UNSUPPORTED
 
 
-def test_allocating_waits_for_a_zone_that_is_being_written_to(make_device: Maker) -> None:
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_command_on_an_area_waits_for_a_zone_that_is_being_written_to(make_device: Maker, *, flushes: bool) -> None:
     """It cannot be closed to make room, and after its write it can."""
     device = make_device(AREAS)
     port = device.port("nvme", ZNS)
+    if flushes:
+        assert not port.allocate_zrwa(0)
+        assert not fill(port, 0, b"a", 2)
+        assert not port.manage(Operation.CLOSE, 0)
     assert not port.manage(Operation.OPEN, 32)
     assert not fill(port, 48, b"a")
     with device.lock:
         hold = device.holds.take(3, 4, writing=True)
     with device.holds.kept(hold):
-        thread = threading.Thread(target=lambda: answers.append(port.allocate_zrwa(0)))
+        command = partial(port.flush_zrwa, 1) if flushes else partial(port.allocate_zrwa, 0)
+        thread = threading.Thread(target=lambda: answers.append(command()))
         answers: list[Status] = []
         thread.start()
         thread.join(0.1)  # where it does not wait yet, nothing is proven, and nothing fails

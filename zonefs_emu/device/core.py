@@ -77,6 +77,17 @@ class DeviceCore:
         if self.image.poison:
             raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
 
+    def wait_to_retry(self, error: CommandError) -> bool:
+        """Wait for other commands under way if a command that met *error* is then to be checked again; with the lock.
+
+        Returns whether it is. A zone that is being written to cannot be closed to make room for another one, and after
+        its write it can.
+        """
+        if not self.holds.held or error.status is not Status.OPEN_RESOURCE:
+            return False
+        self.holds.wait_for_change()
+        return True
+
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Change the machine and publish that in the context, with the lock held; see :meth:`take_back`."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.device.port import HOST_ERRORS, Port
+from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
-from zonefs_emu.errors import CommandError, Status
+from zonefs_emu.errors import HOST_ERRORS, CommandError, Status
 from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
 from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import SECTOR_SHIFT, Sector
@@ -91,9 +91,8 @@ class FaultyPort(Port):
 
         *nr_zones*: how many it is on, where *nr_sectors* does not say so.
         """
-        zone_size = self.geometry.zone_size
-        first = sector // zone_size
-        nr_zones = nr_zones or (sector + max(nr_sectors, 1) - 1) // zone_size + 1 - first
+        first = self.geometry.zone_no(sector)
+        nr_zones = nr_zones or self.geometry.end_zone_no(sector, nr_sectors) - first
         try:
             fired = self.fired(operation, first, nr_zones)
         except HOST_ERRORS as error:

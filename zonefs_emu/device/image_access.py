@@ -4,17 +4,19 @@ May not know: commands. A write hook sees what is about to be overwritten. It is
 part before the write: one that raises is switched off, and the write goes on.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from zonefs_emu.device.buffers import carve, total_bytes
 from zonefs_emu.device.holds import Holds
 from zonefs_emu.device.switch import Switch
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.machine import ZoneMachine
 from zonefs_emu.model.transitions import Dialect
 from zonefs_emu.persist.image import Image
-from zonefs_emu.units import Sector
+from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,6 +26,10 @@ WriteHook: TypeAlias = Callable[[int, int], None]
 
 #: A longer write moves its bytes without the lock.
 LONG_WRITE_SECTORS: Final = 2048
+#: The most buffers that preadv and pwritev take at once (UIO_MAXIOV); with more they fail.
+IOV_MAX: Final = 1024
+#: What is stored where a read finds no data.
+_ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 def _unreadable(sector: Sector, nr_sectors: int, dialect: Dialect) -> int:  # noqa: ARG001  (the machine's signature)
@@ -46,6 +52,45 @@ class ImageAccess:
         self.pwritev: Callable[[Sequence[Buffer], int], int] = image.backing.pwritev
         #: The longest write that moves its bytes with the lock held: any, while there are hooks.
         self.short_sectors = LONG_WRITE_SECTORS
+
+    def read_all(self, sector: Sector, readable: int, buffers: "Sequence[Buffer]") -> None:
+        """Fill *buffers* piece by piece: *readable* sectors from *sector* on, and zeros after them.
+
+        Raises:
+            OSError: the host failed.
+        """
+        offset = sector << SECTOR_SHIFT
+        end = offset + (readable << SECTOR_SHIFT)
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            while view and offset < end:
+                done = self.preadv([view[: end - offset]], offset)
+                if not done:
+                    raise OSError(errno.EIO, "the image ended early")
+                view = view[done:]
+                offset += done
+            while view:
+                count = min(len(view), len(_ZEROS))
+                view[:count] = _ZEROS[:count]
+                view = view[count:]
+
+    def write_all(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int = 0) -> None:
+        """Write *buffers* at *sector*, without the first *done* bytes, which are written already.
+
+        One pwritev is not enough for a write of many buffers, and the host may write a part where it is almost full.
+
+        Raises:
+            OSError: the host failed.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        length = total_bytes(views)
+        assert length == nr_sectors << SECTOR_SHIFT, f"{length} bytes given for {nr_sectors} sectors"
+        while done < length:
+            part = carve(views, done, length)[:IOV_MAX]
+            written = self.pwritev(part, (sector << SECTOR_SHIFT) + done)
+            if not written:
+                raise OSError(errno.EIO, "the host writes nothing")
+            done += written
 
     def let_go(self) -> None:
         """Refuse reads from now on: the image is closed or lost. Writes are refused by the image."""

@@ -9,48 +9,31 @@ Reads take no lock: they look at one zone's condition and write pointer, and a r
 zone before or after it, as on a drive.
 """
 
-import errno
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device import zns_commands
-from zonefs_emu.device.buffers import carve, total_bytes
+from zonefs_emu.device import zns_commands, zone_management
+from zonefs_emu.device.buffers import carve
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.counters import Counter
 from zonefs_emu.device.holds import Hold
+from zonefs_emu.device.image_access import IOV_MAX
 from zonefs_emu.device.intent_log import ALL_ZONES, IntentLog, Intents
 from zonefs_emu.device.refusing import Refuser
 from zonefs_emu.device.zone_states import power_cycle
-from zonefs_emu.errors import CommandError, NoSpaceError, PoisonedError, Status
-from zonefs_emu.model.machine import Changes
+from zonefs_emu.errors import HOST_ERRORS, CommandError, Status
 from zonefs_emu.model.scan import indices_of
 from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
 from zonefs_emu.model.zone import Condition, Zone
-from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_Portions: TypeAlias = Iterator[tuple[int, Changes]]
-
-#: The host failed, or is full: both carry the status of the answer.
-HOST_ERRORS: Final = (PoisonedError, NoSpaceError)
-#: The most buffers that preadv and pwritev take at once (UIO_MAXIOV); with more they fail.
-_IOV_MAX: Final = 1024
 #: Zones whose states are copied or counted while the lock is held: for less than a millisecond.
 _SCAN_PORTION: Final = 1 << 16
-#: What is stored where a read finds no data.
-_ZEROS: Final = memoryview(bytes(1 << 20))
 
-_MANAGEMENT_COUNTER: Final = {
-    Operation.OPEN: Counter.OPENS,
-    Operation.CLOSE: Counter.CLOSES,
-    Operation.FINISH: Counter.FINISHES,
-    Operation.RESET: Counter.RESETS,
-}
 # Looked up once: a member of an enumeration costs more than a global name, and as an index a call.
 _OK: Final = Status.OK
 _READS: Final = int(Counter.READS)
@@ -109,31 +92,14 @@ class Port:
             row = path.rows.get(zone_no) or path.load_row(zone_no)
             row[_READS] += 1
             row[_READ_SECTORS] += nr_sectors
-            if readable == nr_sectors and len(buffers) <= _IOV_MAX:
+            if readable == nr_sectors and len(buffers) <= IOV_MAX:
                 done = access.preadv(buffers, sector << SECTOR_SHIFT)
                 if done == nr_sectors << SECTOR_SHIFT:
                     return _OK
-            self._read_slowly(sector, readable, buffers)
+            access.read_all(sector, readable, buffers)
         except OSError as error:
             return self.refusals.failed(Operation.READ, error, sector, nr_sectors)
         return Status.OK
-
-    def _read_slowly(self, sector: Sector, readable: int, buffers: "Sequence[Buffer]") -> None:
-        """Fill *buffers* piece by piece: *readable* sectors from the image, zeros after them."""
-        offset = sector << SECTOR_SHIFT
-        end = offset + (readable << SECTOR_SHIFT)
-        for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            while view and offset < end:
-                done = self._path.access.preadv([view[: end - offset]], offset)
-                if not done:
-                    raise OSError(errno.EIO, "the image ended early")
-                view = view[done:]
-                offset += done
-            while view:
-                count = min(len(view), len(_ZEROS))
-                view[:count] = _ZEROS[:count]
-                view = view[count:]
 
     def _read_across(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
         """Read zone by zone; each counts as a read of its own."""
@@ -149,7 +115,8 @@ class Port:
                 row = self._path.load_row(zone_no)
                 row[_READS] += 1
                 row[_READ_SECTORS] += part
-                self._read_slowly(at, readable, carve(views, done << SECTOR_SHIFT, (done + part) << SECTOR_SHIFT))
+                piece = carve(views, done << SECTOR_SHIFT, (done + part) << SECTOR_SHIFT)
+                self._path.access.read_all(at, readable, piece)
             except CommandError as error:
                 return self.refusals.command(Operation.READ, error, at, part)
             except OSError as error:
@@ -189,17 +156,20 @@ class Port:
         zone_no = sector // path.zone_size
         landing, nr_moved = sector, nr_sectors
         hold: Hold | None = None
+        status = _OK
         while True:
             with path.lock:
                 if path.held:
-                    self._wait_for_zones(row, sector, nr_sectors)
+                    # An append names the start of its zone, and cannot go beyond it.
+                    reach = nr_sectors if row is self._on_write else 1
+                    self._holds.wait(zone_no, self.geometry.end_zone_no(sector, reach))
                 try:
                     if row is self._on_write:
                         nr_moved = path.begin_write(sector, nr_sectors, self.dialect)
                     else:
                         landing = path.begin_append(sector, nr_sectors, self.dialect)
                 except CommandError as error:
-                    if path.held and self.may_change(error):
+                    if self.device.wait_to_retry(error):
                         continue
                     return self.refusals.command(row.operation, error, sector, nr_sectors), sector
                 if image.poison:
@@ -215,8 +185,11 @@ class Port:
                     break
             # The zone was reset, and its old data must not be overwritten before that is durable. Applying the reset
             # takes the lock itself, so the command starts again after it.
-            if status := self._apply_pending_resets(row.operation, sector, nr_sectors):
-                return status, sector
+            try:
+                image.apply_pending_resets()
+            except HOST_ERRORS as host_error:
+                refused = CommandError(host_error.status, zone_no)
+                return self.refusals.command(row.operation, refused, sector, nr_sectors), sector
         if hold is not None:
             with self._holds.kept(hold):
                 status = self._write_long(row, hold, landing, nr_sectors, nr_moved, buffers)
@@ -236,10 +209,11 @@ class Port:
         intent_log = self.intents.current.log if self.intents else None
         if intent_log:
             intent_log.begin(row.operation, sector, nr_sectors, 0)
+        access = self._path.access
         try:
-            done = self._path.access.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= _IOV_MAX else 0
+            done = access.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= IOV_MAX else 0
             if done != nr_sectors << SECTOR_SHIFT:
-                self._write_rest(sector, nr_sectors, buffers, done)
+                access.write_all(sector, nr_sectors, buffers, done)
         except OSError as error:
             if intent_log:
                 intent_log.abort()
@@ -270,20 +244,20 @@ class Port:
         The zone is opened already, as the commit must not need a resource that is then gone. A write that fails leaves
         it open.
         """
-        intent_log = self._intent_log()
+        intent_log = self.intent_log()
         if intent_log:
             intent_log.begin(row.operation, sector, nr_sectors, 0)
         with self.device.changing():
             self.device.publish_and_tell(self._machine.open_to_write(zone_no, row), self.audience)
-        return self._holds.take(zone_no, self._end_of(sector, nr_sectors), writing=True)
+        return self._holds.take(zone_no, self.geometry.end_zone_no(sector, nr_sectors), writing=True)
 
     def _write_long(  # noqa: PLR0917  (as above)
         self, row: WriteRow, hold: Hold, sector: Sector, nr_sectors: int, nr_moved: int, buffers: "Sequence[Buffer]"
     ) -> Status:
         """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
-        intent_log = self._intent_log()
+        intent_log = self.intent_log()
         try:
-            self._write_rest(sector, nr_sectors, buffers, 0)
+            self._path.access.write_all(sector, nr_sectors, buffers)
         except OSError as error:
             status = self.refusals.failed(row.operation, error, sector, nr_sectors)
             with self.device.lock:
@@ -296,52 +270,14 @@ class Port:
                 intent_log.commit()
         return _OK
 
-    def _write_rest(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int) -> None:
-        """Write what is left after *done* bytes: it is long, or of many buffers, or the host is almost full."""
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
-        length = total_bytes(views)
-        assert length == nr_sectors << SECTOR_SHIFT, f"{length} bytes given for {nr_sectors} sectors"
-        while done < length:
-            part = carve(views, done, length)[:_IOV_MAX]
-            written = self._path.access.pwritev(part, (sector << SECTOR_SHIFT) + done)
-            if not written:
-                raise OSError(errno.EIO, "the host writes nothing")
-            done += written
-
-    def _wait_for_zones(self, row: WriteRow, sector: Sector, nr_sectors: int) -> None:
-        """Wait until no other command holds the zones of a write; with the lock held, which is let go meanwhile."""
-        # An append names the start of its zone, and cannot go beyond it.
-        nr_sectors = nr_sectors if row is self._on_write else 1
-        self._holds.wait(sector // self.geometry.zone_size, self._end_of(sector, nr_sectors))
-
-    def _end_of(self, sector: Sector, nr_sectors: int) -> int:
-        return (sector + max(nr_sectors, 1) - 1) // self.geometry.zone_size + 1
-
-    def may_change(self, error: CommandError) -> bool:
-        """Say whether a command that met *error* is to be judged again, after waiting for other commands under way.
-
-        A zone that is being written to cannot be closed for another one: after that write it can.
-        """
-        if error.status is not Status.OPEN_RESOURCE:
-            return False
-        self._holds.wait_for_change()
-        return True
-
-    def _apply_pending_resets(self, operation: Operation, sector: Sector, nr_sectors: int) -> Status:
-        try:
-            self._image.apply_pending_resets()
-        except HOST_ERRORS as poisoned:
-            error = CommandError(poisoned.status, sector // self.geometry.zone_size)
-            return self.refusals.command(operation, error, sector, nr_sectors)
-        return Status.OK
-
     def has_pending_reset(self, zone_no: int) -> bool:
         """Say whether the next write to *zone_no* first waits for a flush: wp moved back since the last."""
         if zone_no >= self.geometry.nr_zones:
             return False
         return self._image.old_extents[zone_no] > 0 and self._image.has_pending_reset(zone_no)
 
-    def _intent_log(self) -> IntentLog | None:
+    def intent_log(self) -> IntentLog | None:
+        """Return what keeps the record of the request that this thread carries out, if any does."""
         return self.intents.current.log if self.intents else None
 
     def flush(self) -> Status:
@@ -372,35 +308,7 @@ class Port:
         return self._manage(operation, sector, nr_zones)
 
     def _manage(self, operation: Operation, sector: Sector, nr_zones: int) -> Status:
-        first = sector // self.geometry.zone_size
-        end = first + nr_zones
-        counter = _MANAGEMENT_COUNTER[operation]
-        is_long = nr_zones > PORTION_ZONES
-        whole = is_long and self._needs_all(operation)
-        reach = (0, self.geometry.nr_zones) if whole else (first, end)
-        hold: Hold | None = None
-        with self.device.lock:
-            try:
-                portions = self._begin_managing(
-                    operation, sector, 0, reach,
-                    partial(self._machine.begin_manage, operation, sector, nr_zones, self.dialect),
-                )  # fmt: skip
-            except CommandError as error:
-                return self.refusals.command(operation, error, sector, 0)
-            if is_long:
-                hold = self._holds.take(*reach)
-            else:
-                with self.device.changing():
-                    for _, changes in portions:
-                        self.device.publish_and_tell(changes, self.audience)
-                self._commit_intent()
-        if hold is None:
-            self.device.counters.count_all(range(first, end), counter)
-        else:
-            with self._holds.kept(hold):
-                for done, at, _ in self._in_portions(portions, hold, end, shrinking=not whole):
-                    self.device.counters.count_all(range(max(done, first), at), counter)
-        return self.refusals.lost(operation, sector, 0, first) if self._image.is_lost else Status.OK
+        return zone_management.manage(self, operation, sector, nr_zones)
 
     def manage_all(self, operation: Operation) -> Status:
         """Open, close, finish or reset all zones whose condition the ALL form acts on.
@@ -412,85 +320,7 @@ class Port:
         return self._manage_all(operation)
 
     def _manage_all(self, operation: Operation) -> Status:
-        reach = (0, self.geometry.nr_zones)
-        with self.device.lock:
-            try:
-                portions = self._begin_managing(
-                    operation, 0, ALL_ZONES, reach, partial(self._machine.begin_manage_all, operation, self.dialect)
-                )
-            except CommandError as error:
-                return self.refusals.command(operation, error, 0, 0)
-            hold = self._holds.take(*reach)
-        with self._holds.kept(hold):
-            shrinking = not self._needs_all(operation)
-            for _, _, asked in self._in_portions(portions, hold, reach[1], shrinking=shrinking):
-                self.device.counters.count_all(asked, _MANAGEMENT_COUNTER[operation])
-        return self.refusals.lost(operation, 0, 0) if self._image.is_lost else Status.OK
-
-    def _needs_all(self, operation: Operation) -> bool:
-        """Say whether *operation* on many zones needs resources, which no other command may take before its end."""
-        limited = self.geometry.max_open_zones or self.geometry.max_active_zones
-        return bool(limited) and operation in (Operation.OPEN, Operation.FINISH)
-
-    def _begin_managing(
-        self,
-        operation: Operation,
-        sector: Sector,
-        nr_sectors: int,
-        reach: tuple[int, int],
-        begin: Callable[[], _Portions],
-    ) -> _Portions:
-        """Wait for the zones of *reach* and return what *begin* does; with the lock held.
-
-        *nr_sectors* is what the intent log is told: 0, or ALL_ZONES.
-
-        Raises:
-            CommandError: the image takes no changes, or the machine refuses.
-        """
-        while True:
-            self._holds.wait(*reach)
-            intent_log = self._intent_log()
-            if intent_log and 0 <= sector < self.geometry.size:
-                cond = 0 if nr_sectors else self._machine.conds[sector // self.geometry.zone_size]
-                intent_log.begin(operation, sector, nr_sectors, cond)
-            try:
-                self.device.require_writable(sector)
-                return begin()
-            except CommandError as error:
-                if self._path.held and self.may_change(error):
-                    continue
-                if intent_log:
-                    intent_log.abort()
-                raise
-
-    def _commit_intent(self) -> None:
-        if intent_log := self._intent_log():
-            intent_log.commit()
-
-    def _in_portions(
-        self, portions: _Portions, hold: Hold, end: int, *, shrinking: bool
-    ) -> Iterator[tuple[int, int, Sequence[int]]]:
-        """Go through the *portions* of a command on zones up to *end*, under *hold*, which the caller gives back.
-
-        Yields (first, end of a portion, the zones of it that were asked for and have changed), without the lock. With
-        *shrinking*, the zones of a portion are given back with it.
-        """
-        at = hold[0]
-        is_first = True
-        while at < end:
-            if not is_first:
-                self._image.let_others_in()
-            is_first = False
-            done = at
-            with self.device.lock:
-                with self.device.changing():
-                    at, changes = next(portions)
-                    self.device.publish_and_tell(changes, self.audience)
-                if at >= end:
-                    self._commit_intent()
-                elif shrinking:
-                    self._holds.advance(hold, at)
-            yield done, at, changes.changed
+        return zone_management.manage_all(self, operation)
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
         """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible."""

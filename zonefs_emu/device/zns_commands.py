@@ -3,13 +3,14 @@
 May not know: protocols. Each takes the port through which it comes, which has a method for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from zonefs_emu.device.counters import Counter
-from zonefs_emu.errors import CommandError, NoSpaceError, PoisonedError, Status
-from zonefs_emu.model.transitions import Operation
+from zonefs_emu.errors import HOST_ERRORS, CommandError, Status
+from zonefs_emu.model.machine import Changes
+from zonefs_emu.model.transitions import Dialect, Operation
 from zonefs_emu.model.zns_machine import ZnsMachine
 from zonefs_emu.model.zone import Attribute
 from zonefs_emu.model.zrwa_machine import ZrwaMachine
@@ -22,37 +23,104 @@ if TYPE_CHECKING:
 
 def set_extension(port: "Port", sector: Sector, data: bytes) -> Status:
     """Do what :meth:`Port.set_extension` does."""
-    device, operation = port.device, Operation.SET_EXTENSION
+    device = port.device
     machine = device.machine
-    zone_no = sector // device.geometry.zone_size
     extension_bytes = device.geometry.extension_bytes
     if not isinstance(machine, ZnsMachine) or not extension_bytes or len(data) != extension_bytes:
-        return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector, 0)
+        return _unsupported(port, Operation.SET_EXTENSION, sector)
+
+    # A pending reset of the zone is applied first: the last checkpoint may point at the extension that it had before.
+    return _run(
+        port, Operation.SET_EXTENSION, sector, machine.begin_set_extension,
+        prepare=lambda zone_no: device.image.save_extension(zone_no, data),
+        change=lambda zone_no: machine.set_extension(zone_no, port.dialect),
+    )  # fmt: skip
+
+
+def allocate_zrwa(port: "Port", sector: Sector) -> Status:
+    """Do what :meth:`Port.allocate_zrwa` does."""
+    device = port.device
+    machine = device.machine
+    if not isinstance(machine, ZrwaMachine):
+        return _unsupported(port, Operation.ALLOCATE_ZRWA, sector)
+
+    # Blocks of an area that were not written since are to be zeros, and a write that failed may have left some bytes
+    # there. The zone is EMPTY, also in the last checkpoint, so nothing points at them.
+    status = _run(
+        port, Operation.ALLOCATE_ZRWA, sector, machine.begin_allocate_zrwa,
+        prepare=lambda zone_no: punch_zones(device.image.backing, device.geometry, (zone_no,)),
+        change=lambda zone_no: machine.allocate_zrwa(zone_no, port.dialect),
+    )  # fmt: skip
+    if not status:
+        device.counters.count(sector // device.geometry.zone_size, Counter.OPENS)
+    return status
+
+
+def flush_zrwa(port: "Port", sector: Sector) -> Status:
+    """Do what :meth:`Port.flush_zrwa` does."""
+    machine = port.device.machine
+    if not isinstance(machine, ZrwaMachine):
+        return _unsupported(port, Operation.FLUSH_ZRWA, sector)
+    return _run(
+        port, Operation.FLUSH_ZRWA, sector, machine.begin_flush_zrwa,
+        change=lambda _zone_no: machine.flush_zrwa(sector, port.dialect),
+    )  # fmt: skip
+
+
+def _unsupported(port: "Port", operation: Operation, sector: Sector) -> Status:
+    zone_no = sector // port.geometry.zone_size
+    return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector, 0)
+
+
+def _run(
+    port: "Port",
+    operation: Operation,
+    sector: Sector,
+    begin: Callable[[Sector, Dialect], int],
+    *,
+    prepare: Callable[[int], object] | None = None,
+    change: Callable[[int], Changes],
+) -> Status:
+    """Run a command that changes the one zone at *sector*; a pending reset of the zone is applied first.
+
+    *begin* is the machine's check of the command, and returns the zone's number. *prepare* changes the image as the
+    zone's new state needs it, and may fail as the host does. *change* is what the machine does then. Each is called
+    with the lock held.
+    """
+    device = port.device
+    zone_no = sector // device.geometry.zone_size
     try:
         while True:
             with device.lock:
                 device.holds.wait(zone_no, zone_no + 1)
                 device.require_writable(sector)
-                zone_no = machine.begin_set_extension(sector, port.dialect)
+                try:
+                    zone_no = begin(sector, port.dialect)
+                except CommandError as error:
+                    if device.wait_to_retry(error):
+                        continue
+                    raise
                 if not device.image.has_pending_reset(zone_no):
                     with _logged(port, operation, sector):
-                        device.image.save_extension(zone_no, data)
+                        if prepare is not None:
+                            prepare(zone_no)
                         with device.changing():
-                            device.publish_and_tell(machine.set_extension(zone_no, port.dialect), port.audience)
+                            device.publish_and_tell(change(zone_no), port.audience)
                     break
-            # The last checkpoint may still point at the extension that the zone had before it was reset.
             device.image.apply_pending_resets()
     except CommandError as error:
         return port.refusals.command(operation, error, sector, 0)
-    except (PoisonedError, NoSpaceError) as error:
+    except HOST_ERRORS as error:
         return port.refusals.command(operation, CommandError(error.status, zone_no), sector, 0)
+    except OSError as error:
+        return port.refusals.failed(operation, error, sector, 0)
     return port.refusals.lost(operation, sector, 0, zone_no) if device.image.is_lost else Status.OK
 
 
 @contextmanager
 def _logged(port: "Port", operation: Operation, sector: Sector) -> Iterator[None]:
     """Log the intent of a change of the zone at *sector*, which happens in the context unless that raises."""
-    intent_log = port.intents.current.log if port.intents else None
+    intent_log = port.intent_log()
     if intent_log is None:
         yield
         return
@@ -80,60 +148,3 @@ def extension(port: "Port", zone_no: int) -> tuple[Status, bytes]:
     if found is None:
         return port.refusals.command(Operation.READ, CommandError(Status.IO_ERROR, zone_no), sector, 0), b""
     return Status.OK, found
-
-
-def allocate_zrwa(port: "Port", sector: Sector) -> Status:
-    """Do what :meth:`Port.allocate_zrwa` does."""
-    device, operation = port.device, Operation.ALLOCATE_ZRWA
-    machine = device.machine
-    zone_no = sector // device.geometry.zone_size
-    if not isinstance(machine, ZrwaMachine):
-        return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector, 0)
-    try:
-        while True:
-            with device.lock:
-                device.holds.wait(zone_no, zone_no + 1)
-                device.require_writable(sector)
-                try:
-                    zone_no = machine.begin_allocate_zrwa(sector, port.dialect)
-                except CommandError as error:
-                    if device.holds.held and port.may_change(error):
-                        continue
-                    raise
-                if not device.image.has_pending_reset(zone_no):
-                    # What an area holds and was not written since is zeros, and a write that failed may have left some
-                    # bytes there. The zone is EMPTY, also in the last checkpoint, so nothing points at them.
-                    punch_zones(device.image.backing, device.geometry, (zone_no,))
-                    with _logged(port, operation, sector), device.changing():
-                        device.publish_and_tell(machine.allocate_zrwa(zone_no, port.dialect), port.audience)
-                    break
-            device.image.apply_pending_resets()
-    except CommandError as error:
-        return port.refusals.command(operation, error, sector, 0)
-    except (PoisonedError, NoSpaceError) as error:
-        return port.refusals.command(operation, CommandError(error.status, zone_no), sector, 0)
-    except OSError as error:
-        return port.refusals.failed(operation, error, sector, 0)
-    if device.image.is_lost:
-        return port.refusals.lost(operation, sector, 0, zone_no)
-    device.counters.count(zone_no, Counter.OPENS)
-    return Status.OK
-
-
-def flush_zrwa(port: "Port", sector: Sector) -> Status:
-    """Do what :meth:`Port.flush_zrwa` does."""
-    device, operation = port.device, Operation.FLUSH_ZRWA
-    machine = device.machine
-    zone_no = sector // device.geometry.zone_size
-    if not isinstance(machine, ZrwaMachine):
-        return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector, 0)
-    try:
-        with device.lock:
-            device.holds.wait(zone_no, zone_no + 1)
-            device.require_writable(sector)
-            machine.begin_flush_zrwa(sector, port.dialect)
-            with _logged(port, operation, sector), device.changing():
-                device.publish_and_tell(machine.flush_zrwa(sector, port.dialect), port.audience)
-    except CommandError as error:
-        return port.refusals.command(operation, error, sector, 0)
-    return port.refusals.lost(operation, sector, 0, zone_no) if device.image.is_lost else Status.OK

@@ -170,6 +170,10 @@ class Geometry:
         """Return the number of the zone that holds *sector*."""
         return sector // self.zone_size
 
+    def end_zone_no(self, sector: Sector, nr_sectors: int) -> int:
+        """Return the number after that of the last zone of a request; an empty one is in the zone at *sector*."""
+        return (sector + max(nr_sectors, 1) - 1) // self.zone_size + 1
+
     def zone_start(self, zone_no: int) -> Sector:
         """Return the first sector of zone *zone_no*."""
         return zone_no * self.zone_size
