@@ -1,11 +1,12 @@
 """The live page: who is let in, and what a browser sees of an image at work."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,29 @@ def connect(url: str) -> socket.socket:
     assert found is not None
     port = int(found[1])
     return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+
+@pytest.mark.parametrize("nr_browsers", [0, 1, 4])
+def test_signals_that_come_while_it_ends_are_dropped(fresh: Path, nr_browsers: int) -> None:
+    """An exception of a signal handler would meet the event loop in the middle of its end, which it cannot survive."""
+    command = [sys.executable, "-m", "zonefs_emu", "watch", str(fresh), "--http", "--interval", "0.1"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        ExitStack() as kept,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        host, token = url.removeprefix("http://").split("/?token=")
+        for _ in range(nr_browsers):
+            browser_socket = kept.enter_context(connect(url))
+            browser_socket.sendall(f"GET /events?token={token} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert browser_socket.recv(9) == b"HTTP/1.1 "
+        while process.poll() is None:
+            process.terminate()
+        assert process.stderr.read() == ""
+        # One that comes when the event loop is gone ends the interpreter, as it ends that of any verb.
+        assert process.returncode in {0, 128 + signal.SIGTERM, -signal.SIGTERM}
 
 
 def ask(url: str, text: str) -> str:

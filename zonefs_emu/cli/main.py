@@ -121,9 +121,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIO) or hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_OUTPUT_ERRORS)  # type: ignore[union-attr]
-    # A verb that is told to end takes away what it had begun; daemons have their own way.
+    # A signal ends a verb by an exception, so that the verb removes incomplete files. Daemons have their own way.
     signal.signal(signal.SIGTERM, _end)
-    cli(prog_name="zonefs-emu")
+    try:
+        cli(prog_name="zonefs-emu")
+    finally:
+        # Nothing is left to be removed, and an exception in the interpreter's own end would be printed.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
@@ -150,7 +154,8 @@ def _occupy_standard_streams() -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    # What a shell says of a process that the signal killed.
+    """Exit with the code that a shell has for a process that the signal killed; ignore further signals."""
+    signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import secrets
-import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +29,7 @@ import trio
 from zonefs_emu.cli.common import info_of, zones_of
 from zonefs_emu.cli.page import ZONE_COUNTERS, pack, page, shape
 from zonefs_emu.daemon.client import call
+from zonefs_emu.daemon.ending import EndBySignal
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
 from zonefs_emu.front_ends.known import open_target
@@ -361,18 +362,20 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
     with open_target(image, readonly=True):
         pass
     server = PageServer(image, interval_s=interval_s, host=host, port=port)
+    ended = threading.Event()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            # The handler of other verbs raises an exception, which would interrupt the event loop anywhere.
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-                await nursery.start(server.run)
-                ready(server.url)
-                async for _ in signals:
-                    nursery.cancel_scope.cancel()
+            await nursery.start(server.run)
+            ready(server.url)
+            await trio.to_thread.run_sync(ended.wait, abandon_on_cancel=True)
+            nursery.cancel_scope.cancel()
 
     try:
-        trio.run(main)
+        # The signal handler of other verbs raises an exception, which must not interrupt the event loop, not even while
+        # it ends. So a thread waits for signals until the loop is gone; trio's receiver would be closed before that.
+        with EndBySignal().watching(ended.set):
+            trio.run(main)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
