@@ -6,7 +6,7 @@
     io_errors.py   PURE. What becomes of a file after an I/O error, as a table
     volume.py      The mounted file system without FUSE: per-file state, the checks in the kernel's order, zone commands
     mkfs.py        Formatting
-    boundary.py    What becomes of an exception that the code does not foresee
+    boundary.py    Containing unforeseen exceptions
     operations.py  FUSE requests to volume calls (pyfuse3)
     negotiation.py Which features of the kernel libfuse gets to see
     waiting.py     Waiting for the kernel's next request

@@ -1,4 +1,4 @@
-"""The boundary of FUSE requests and of what a mount does beside them: a bug costs the request that met it.
+"""The boundary of FUSE requests and of a mount's background tasks: a bug costs the request that met it.
 
 Every handler that a subclass of :class:`ContainedOperations` defines is wrapped when the class is made, so that no
 handler can be forgotten. pyfuse3 takes :class:`FUSEError` for an answer; any other exception ends its loop, and with it
@@ -40,7 +40,7 @@ class ContainedOperations(pyfuse3.Operations):
             setattr(cls, name, _contained_handler(name, vars(cls)[name]))
 
     def take_stock(self, handler: str, *arguments: object) -> None:
-        """Complete or undo what *handler*, called with *arguments*, left half done when it met such an exception."""
+        """Complete or undo what *handler* left half done when an exception ended it; *arguments* were its arguments."""
 
 
 def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
@@ -66,7 +66,7 @@ def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> 
 
 @contextmanager
 def contained(unforeseen: UnforeseenErrors, what: str) -> Iterator[None]:
-    """Contain what goes wrong in the context, which does *what* without a request to answer."""
+    """Contain exceptions of the context, which does *what* and has no request to answer."""
     try:
         yield
     except Exception as error:  # the boundary of a task of a mount

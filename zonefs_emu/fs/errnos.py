@@ -1,4 +1,4 @@
-"""How the file system says no: errno, and the table from Status to it."""
+"""The errno of each refusal: the tables from Status, and from the rules of zonefs, to errno."""
 
 import errno
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ class FileError(ZonedError):
         self.errno = errno_no
 
 
-#: What an application sees of a device's answer. zonefs passes on what the block layer makes of a status, and that
-#: flattens all but these to EIO.
+#: The errno that an application gets for an answer of the device. zonefs passes on the errno of the block layer, which
+#: has EIO for every status but these.
 #: Source: Linux block/blk-core.c, blk_errors; drivers/block/virtio_blk.c, virtblk_result.
 ERRNO_OF: Final[Mapping[Status, int]] = MappingProxyType(
     dict.fromkeys(Status, errno.EIO)

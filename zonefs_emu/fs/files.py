@@ -1,4 +1,4 @@
-"""What a mount remembers of its files, directories and open handles; the rules are in :mod:`zonefs_emu.fs.volume`.
+"""The files, directories and open handles of a mount, as values; the rules are in :mod:`zonefs_emu.fs.volume`.
 
 Sizes are in bytes; *start* is a sector.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Node:
-    """What files and directories have in common: permissions, owner, times (in memory only, until the unmount)."""
+    """Permissions, owner and times of a file or directory. They are kept in memory only, until the unmount."""
 
     __slots__ = ("atime_ns", "ctime_ns", "gid", "mode", "mtime_ns", "uid")
 
@@ -20,10 +20,10 @@ class Node:
 
 
 class ZoneFile(Node):
-    """One file. *readonly* and *offline* are zonefs' marks, which can be there without the zone being so.
+    """One file. *readonly* and *offline* are marks of zonefs; the zone need not have that condition.
 
-    *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that the kernel was
-    given last; *notified_before* is the one before it, if the kernel may still use that, else -1.
+    *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that was last reported
+    to the kernel. *notified_before* is the size reported before that if the kernel may still use it, otherwise -1.
     """
 
     __slots__ = (

@@ -1,6 +1,7 @@
-"""What becomes of a file after an I/O error.
+"""How a file changes after an I/O error.
 
-Pure. After a failed read, write or sync zonefs asks the device for the zone and compares what it thinks with what is:
+Pure. After a failed read, write or sync, zonefs asks the device for the state of the zone and compares it with the
+state of the file:
 
     what was found                remount-ro        zone-ro           zone-offline      repair
     good zone, read, same size    nothing           nothing           nothing           nothing
@@ -13,7 +14,7 @@ Pure. After a failed read, write or sync zonefs asks the device for the zone and
                                   fs ro
 
 "no w": mode loses 0222 and the file becomes immutable. "nothing left": size 0, mode loses 0777, immutable.
-The size chosen also becomes the write pointer that zonefs goes by.
+The new size is also the new write pointer of the file.
 
 Source: Linux fs/zonefs/super.c, zonefs_handle_io_error; Documentation/filesystems/zonefs.rst, "IO error handling".
 """
@@ -28,10 +29,10 @@ ALL_BITS: Final = 0o777
 
 
 class Finding(NamedTuple):
-    """A file as zonefs knows it and its zone as the device reports it; sizes in bytes.
+    """The state of a file in zonefs, and of its zone in the device; sizes in bytes.
 
-    *wp_size* is what zonefs takes for the write pointer. *written* is how much the device says is in the zone, with no
-    meaning for FULL, READONLY, OFFLINE and NOT_WP. *readonly* and *offline*: the file was marked so before.
+    *wp_size* is the write pointer in zonefs, and *written* that of the device, which has no meaning for FULL, READONLY,
+    OFFLINE and NOT_WP. *readonly* and *offline* are the marks that the file had before.
     """
 
     cond: Condition
@@ -45,7 +46,7 @@ class Finding(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the file becomes: *size* in bytes, marks, the bits its mode loses; and whether the fs goes read-only."""
+    """The new state of the file: *size* in bytes, marks, bits that its mode loses; whether the fs goes read-only."""
 
     size: int
     readonly: bool
@@ -55,7 +56,7 @@ class Verdict(NamedTuple):
 
 
 def data_size(cond: Condition, written: int, capacity: int, wp_size: int, *, sequential: bool) -> int:
-    """Return the bytes that a zone in *cond* is taken to hold.
+    """Return how many bytes zonefs assumes a zone in *cond* to hold.
 
     READONLY: "the write pointer of read-only zones is invalid", so a sequential file keeps the size it had last, which
     is 0 (as *wp_size*) when mounting.
@@ -72,7 +73,7 @@ def data_size(cond: Condition, written: int, capacity: int, wp_size: int, *, seq
 
 
 def judge(finding: Finding, policy: ErrorPolicy, *, write: bool) -> Verdict | None:
-    """Return what the file of *finding* becomes, None if nothing changes. *write*: the failed request was no read."""
+    """Return the new state of the file of *finding*, None if nothing changes. *write*: the request was no read."""
     data = data_size(finding.cond, finding.written, finding.capacity, finding.wp_size, sequential=finding.sequential)
     offline = finding.offline or finding.cond is Condition.OFFLINE
     readonly = finding.readonly or finding.cond is Condition.READONLY
@@ -89,6 +90,6 @@ def judge(finding: Finding, policy: ErrorPolicy, *, write: bool) -> Verdict | No
         lost_mode = WRITE_BITS
         size = finding.size
     elif policy is ErrorPolicy.REMOUNT_RO:
-        # "Do not expose garbage": more data than we wrote may be anything.
+        # "Do not expose garbage": data that zonefs did not write may be anything.
         size = min(data, finding.size)
     return Verdict(size, readonly, offline, lost_mode, policy is ErrorPolicy.REMOUNT_RO)

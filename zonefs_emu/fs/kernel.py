@@ -1,4 +1,4 @@
-"""What only the host's kernel can do to a mount: take it away, make it read-only."""
+"""Requests about a mount to the host's kernel: unmount it, make it read-only."""
 
 import ctypes
 import errno
@@ -12,7 +12,7 @@ from zonefs_emu.errors import UsageError
 # Source: Linux include/uapi/linux/mount.h. The ST_ flags of statvfs(3) have the same values.
 MS_RDONLY: Final = 1
 MS_REMOUNT: Final = 32
-#: MS_NOSUID, NODEV, NOEXEC, SYNCHRONOUS, NOATIME, NODIRATIME: what a remount would clear if it did not name them.
+#: MS_NOSUID, NODEV, NOEXEC, SYNCHRONOUS, NOATIME, NODIRATIME. A remount clears those that it does not name.
 _KEPT_FLAGS: Final = 2 | 4 | 8 | 16 | 1024 | 2048
 
 #: Source: Linux include/linux/fs.h.
@@ -22,9 +22,10 @@ _FUSERMOUNT_SECONDS: Final = 20
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
-    """Unmount *mountpoint* unless it is in use; say whether it is gone.
+    """Unmount *mountpoint* unless it is in use; return whether it is unmounted.
 
-    Blocks, and needs the file system to be served meanwhile; not if *lazy*, which takes it away from its users too.
+    Blocks, and needs the file system to be served meanwhile. With *lazy*, it does neither, and unmounts a file system
+    that is in use as well.
     """
     try:
         take_away(mountpoint, lazy=lazy)
@@ -52,7 +53,7 @@ def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
             check=False,
             capture_output=True,
             timeout=_FUSERMOUNT_SECONDS,
-            # Its words are looked at.
+            # Its output is compared with English text below.
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError:

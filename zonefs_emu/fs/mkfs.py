@@ -1,7 +1,7 @@
 """Formatting: what mkzonefs does to a device, through a port.
 
-May not know: FUSE, paths, terminals. :func:`examine` looks, :func:`format_device` acts, :func:`report_lines` finds
-the words.
+May not know: FUSE, paths, terminals. :func:`examine` reads the device, :func:`format_device` formats it, and
+:func:`report_lines` gives the text for both.
 Source: zonefs-tools src/mkzonefs.c; the output is its own, line by line.
 """
 
@@ -31,7 +31,7 @@ _FEATURE_OF: Final = {"uid": Feature.UID, "gid": Feature.GID, "perm": Feature.PE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What formatting a device means; sizes in sectors. *runt* is the size of a smaller last zone, or 0."""
+    """What formatting needs to know of a device; sizes in sectors. *runt* is the size of a smaller last zone, or 0."""
 
     size: int
     nr_zones: int
@@ -79,17 +79,17 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
 
 
 def is_formatted(port: Port) -> bool:
-    """Say whether the device appears to hold a zonefs, sound or damaged; no if zone 0 cannot be read."""
+    """Return whether the device appears to hold a zonefs, sound or damaged; False if zone 0 cannot be read."""
     block = bytearray(SUPER_BLOCK_BYTES)
     status = port.read(0, SUPER_BLOCK_BYTES >> SECTOR_SHIFT, (block,))
     return not status and has_magic(bytes(block))
 
 
 def examine(port: Port) -> Facts:
-    """Return the facts of the device.
+    """Return the properties of the device.
 
     Raises:
-        UsageError: it can hold no zonefs: no usable zone, or zone 0 is too small or lost.
+        UsageError: it can hold no zonefs, because no zone is usable, or zone 0 is too small, read-only or offline.
     """
     geometry = port.geometry
     nr_readonly = nr_offline = zone_no = 0
@@ -142,7 +142,7 @@ def report_lines(facts: Facts, super_block: SuperBlock, device_name: str) -> Ite
     gib, mib = to_bytes(facts.size) >> 30, to_bytes(facts.zone_size) >> 20
     yield f"{device_name}: {facts.size} 512-byte sectors ({gib} GiB)"
     yield "  Host-managed device"
-    # Whole zones: mkzonefs divides the capacity, and a smaller last zone has a line of its own.
+    # Whole zones only, as in mkzonefs: a smaller last zone has a line of its own.
     yield f"  {facts.size // facts.zone_size} zones of {facts.zone_size} 512-byte sectors ({mib} MiB)"
     if facts.runt:
         yield f"  1 runt zone of {facts.runt} 512-byte sectors ({to_bytes(facts.runt) >> 20} MiB)"

@@ -45,7 +45,7 @@ UNMOUNT_SECONDS: Final = 2
 
 
 class Mount:
-    """A mount at work: what others may ask of it."""
+    """A mount in use, for the code that started it."""
 
     def __init__(self, volume: Volume, mountpoint: Path) -> None:
         self.volume = volume
@@ -68,7 +68,7 @@ async def serve(
 ) -> None:
     """Mount the zonefs on *device* at *mountpoint* and serve it until it is unmounted or the caller cancels.
 
-    *source* is for the first column of /proc/mounts. ``task_status.started`` gives the Mount once it is there.
+    *source* is for the first column of /proc/mounts. ``task_status.started`` passes the Mount on when it can be used.
 
     Raises:
         ImageError, UsageError: nothing was mounted; one sentence says why.
@@ -91,7 +91,7 @@ async def serve(
         with _stderr_caught(said):
             pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
     except RuntimeError as error:
-        # The error has the name of a function; what the kernel or fusermount3 did not like was said on stderr.
+        # The error names a function only. The kernel's or fusermount3's reason was written to stderr.
         message = f"cannot mount on {mountpoint}: {'; '.join(said) or error}"
         raise UsageError(message, 1) from None
     for line in said:
@@ -104,18 +104,18 @@ async def serve(
     finally:
         handshake.end()
         device.unsubscribe(news.zones_changed)
-        # Whatever happens to the files, nothing of the mount may stay behind.
+        # The mount must be removed even if closing the files fails.
         with contained(device.unforeseen, "closing the files that were open at the unmount"):
             volume.close()
         pyfuse3.close(unmount=True)
         with trio.CancelScope(shield=True):
-            # As umount(8) does. The port notes a failure, and closing the device reports it.
+            # umount(8) flushes too. A failure is noted by the port, and reported when the device is closed.
             await trio.to_thread.run_sync(port.flush)
 
 
 @contextmanager
 def _stderr_caught(lines: list[str]) -> Iterator[None]:
-    """Add to *lines* what is written to stderr in the context, by C code and child processes as well."""
+    """Add the lines that are written to stderr in the context to *lines*: those of C code and child processes too."""
     with TemporaryFile() as catch:
         stderr = os.dup(2)
         os.dup2(catch.fileno(), 2)
@@ -131,19 +131,19 @@ def _stderr_caught(lines: list[str]) -> Iterator[None]:
 class _Option(str):
     """An option that reaches libfuse byte for byte.
 
-    pyfuse3 calls ``option.encode("us-ascii")``, which fails for all other text; a path is bytes and may be no text at
-    all. Leaving the path out instead would make all mounts look alike in /proc/mounts.
+    pyfuse3 calls ``option.encode("us-ascii")``, which fails for a path of other bytes. Leaving the path out instead
+    would make all mounts look alike in /proc/mounts.
     """
 
     __slots__ = ()
 
     def encode(self, _encoding: str = "", _errors: str = "") -> bytes:
-        """Return the bytes that the file system's encoding has for the option."""
+        """Return the option as bytes, in the encoding of the file system."""
         return os.fsencode(str(self))
 
 
 def fuse_options(options: MountOptions, source: str) -> set[str]:
-    """Return what libfuse is to be told."""
+    """Return the options for libfuse."""
     # A comma separates options, a backslash quotes one.
     name = source.replace("\\", "\\\\").replace(",", "\\,")
     # default_permissions: the kernel compares mode and owner with the caller, as for any file system.
@@ -162,7 +162,7 @@ def _directory(mountpoint: Path) -> Path:
 
 async def _run(mount: Mount, news: "_News", task_status: trio.TaskStatus[Mount]) -> None:
     async with trio.open_nursery() as nursery:
-        # What serves must outlive a cancel for long enough to be unmounted in order: it gets a shield of its own.
+        # Serving has a shield of its own, because an orderly unmount after a cancel needs the file system to be served.
         serving = trio.CancelScope(shield=True)
         ended = trio.Event()
         nursery.start_soon(_serve_shielded, news, serving, ended)
@@ -193,12 +193,13 @@ async def _serve_shielded(news: "_News", serving: trio.CancelScope, ended: trio.
 
 
 class _News:
-    """What must be told to the kernel outside of answers to its requests.
+    """Notifications of the kernel outside of answers to its requests.
 
-    All three kinds block, and the kernel may ask us something meanwhile, so threads tell it: that pages of a file which
-    another front-end changed are stale; that error recovery changed a size; that the file system is read-only.
+    There are three kinds: cached pages of a file are stale because another front-end changed its zone; error recovery
+    changed a size; the file system is read-only. All three block, and the kernel may send requests meanwhile, so they
+    are sent by threads.
 
-    What goes wrong with one file is contained: the others are told, and requests are served as before.
+    An error with one file is contained: the notifications of other files and the requests are not affected.
     """
 
     def __init__(self, mount: Mount, token: trio.lowlevel.TrioToken) -> None:
@@ -216,7 +217,7 @@ class _News:
 
     def zones_changed(self, zone_no: int, nr_zones: int) -> None:
         """Take note; called by any thread, with the device's lock held."""
-        # Another front-end's writes cost nothing here as long as no handle uses the page cache, which is usual.
+        # As long as no handle uses the page cache, which is usual, a write of another front-end costs nothing here.
         if self._mount.operations.nr_cached_handles:
             self._changed_zones.append((zone_no, nr_zones))
             self._token.run_sync_soon(self._wake_up, idempotent=True)
@@ -245,7 +246,7 @@ class _News:
             with contained(self._unforeseen, f"dropping the cached pages of {file.path}"):
                 await _in_thread(partial(self._mount.operations.drop_pages_sync, file))
         for file in resized:
-            # The kernel does not ask for the size when attributes are dropped, but when the file is looked at.
+            # Dropping the attributes does not make the kernel ask for the size. Looking at the file does.
             with contained(self._unforeseen, f"telling the kernel the size of {file.path}"):
                 await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
 
@@ -282,7 +283,7 @@ class _News:
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    # Abandoned when the mount ends: the thread then gets an error from the kernel and goes.
+    # The thread is abandoned when the mount ends: the kernel then answers it with an error.
     await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 

@@ -1,6 +1,6 @@
-"""The kernel's table of mounts: which are ours, and whose.
+"""The kernel's table of mounts: the mounts of this program, and their owners.
 
-A table of bytes: the names of other people's mounts are in it, with any byte but a newline, which alone ends a line.
+The table is read as bytes, because names in it may have any byte but a newline.
 """
 
 import os

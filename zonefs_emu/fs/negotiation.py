@@ -1,15 +1,16 @@
-"""Keeping features of the kernel from libfuse, which asks for all of them and gives pyfuse3 no say.
+"""Hiding features of the kernel from libfuse, which otherwise enables all of them; pyfuse3 has no option for that.
 
-The first request of a mount, FUSE_INIT, lists what the kernel can do, and the answer what it shall do. libfuse reads
-the request from the descriptor of the mount. Here it reads it from a socket in that descriptor's place, with some
-features struck out; before it answers, the descriptor is the mount's again. The requests that follow cost no more.
+FUSE_INIT, the first request of a mount, lists the features of the kernel, and its answer those to be enabled. libfuse
+reads the request from the descriptor of the mount. Here a socket takes the place of that descriptor, and libfuse reads
+the request without some of the features. Before libfuse answers, the descriptor is that of the mount again, so later
+requests cost no more.
 
     handshake = Handshake()
     pyfuse3.init(operations, …)
     handshake.begin(FUSE_ASYNC_DIO)
     # pyfuse3.main() calls operations.init(), which calls handshake.end()
 
-The alternative, to mount without libfuse, would mean to do again what it does with fusermount3.
+The alternative, mounting without libfuse, would repeat its code for fusermount3.
 """
 
 import os
@@ -19,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-#: Pieces of one asynchronous direct request are sent without waiting for one another, and the caller waits for none.
+#: The pieces of an asynchronous direct request are sent without waiting for one another.
 #: Source: Linux include/uapi/linux/fuse.h, as the rest.
 FUSE_ASYNC_DIO: Final = 1 << 15
 
@@ -29,7 +30,7 @@ _HEADER: Final = struct.Struct("=II")
 #: The offset of fuse_init_in.flags, behind the header of 40 bytes and major, minor, max_readahead.
 _FLAGS_OFFSET: Final = 40 + 12
 _FLAGS: Final = struct.Struct("=I")
-#: The kernel refuses to give requests to a reader with less room than for the largest.
+#: The kernel refuses to give a request to a reader whose buffer is smaller than the largest request.
 _ROOM_BYTES: Final = (1 << 20) + 4096
 
 
@@ -39,7 +40,7 @@ class Handshake:
     def __init__(self) -> None:
         self._before = _fuse_descriptors()
         self._fd = -1
-        #: The mount's descriptor, while a socket stands in its place; -1 otherwise.
+        #: A copy of the mount's descriptor while a socket is in its place; -1 otherwise.
         self._kept = -1
         self._socket: socket.socket | None = None
 
@@ -59,7 +60,7 @@ class Handshake:
             os.dup2(reader.fileno(), self._fd, inheritable=False)
 
     def end(self) -> None:
-        """Put the mount's descriptor in its place; does nothing if it is there."""
+        """Put the mount's descriptor back in its place; do nothing if it is there."""
         if self._socket is not None:
             os.dup2(self._kept, self._fd, inheritable=False)
             os.close(self._kept)
@@ -70,7 +71,7 @@ class Handshake:
 def _fuse_descriptors() -> set[int]:
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
-        # Not stat(2): of a file on a mount of this very process, it would wait for this thread to answer.
+        # Not stat(2): for a file on a mount of this process, it would wait for an answer of this thread.
         with suppress(FileNotFoundError):  # the listing's own descriptor
             if entry.readlink() == Path("/dev/fuse"):
                 found.add(int(entry.name))

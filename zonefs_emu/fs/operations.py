@@ -1,11 +1,11 @@
-"""FUSE requests, translated: numbers of nodes and handles to files, FileError to FUSEError, flags to promises kept.
+"""FUSE requests, translated to calls of :class:`Volume`: node and handle numbers to files, FileError to FUSEError.
 
-Here are the guards that FUSE needs and the kernel's own zonefs does not; docs/fuse.md explains each.
+This module also has the guards that FUSE needs and the kernel's zonefs does not; docs/fuse.md explains each.
 
 * The hot path (read, write) makes no await: requests are answered in the order in which the kernel queued them.
 * A flush waits in a thread. A write that must wait for a flush takes the lock of its file, and every later request
   that changes the file queues behind it, in order.
-* An injected delay keeps the answer back, not the event loop: see :meth:`ZonefsOperations._wait_deferred`.
+* An injected delay holds up the answer and not the event loop: see :meth:`ZonefsOperations._wait_deferred`.
 """
 
 import errno
@@ -30,8 +30,8 @@ from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_o
 from zonefs_emu.fs.volume import Volume
 from zonefs_emu.model.transitions import Operation
 
-#: How long the kernel may cache what changes by its own requests only: every name, because the tree is fixed, and the
-#: attributes of directories.
+#: How long the kernel may cache names, which never change, and the attributes of directories, which change by its own
+#: requests only.
 KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
 
@@ -71,9 +71,9 @@ class ZonefsOperations(ContainedOperations):
         self.on_init()
 
     def take_stock(self, handler: str, *arguments: object) -> None:
-        """Look at the zone of the file that the failed request was to change: its command may have been carried out.
+        """Read the state of the zone that the failed request was to change: its command may have been carried out.
 
-        Without that, the next write would find the zone elsewhere, and ``errors=`` could make the mount read-only.
+        Otherwise the next write would meet another write pointer, and ``errors=`` could make the mount read-only.
         """
         if handler not in {"open", "setattr", "write"}:
             return
@@ -91,16 +91,16 @@ class ZonefsOperations(ContainedOperations):
             self.volume.port.device.sleep_ns(duration_ns)
 
     def _hold(self, due_ns: int, arrival_ns: int) -> None:
-        """Note when the request in progress is to be answered, as the drive's timing says."""
+        """Note the time at which the request in progress is to be answered; the drive's timing gives it."""
         assert self._timed is not None
         self._timed.held.hold(due_ns, arrival_ns)
         self._late_ns = max(self._late_ns, 1)
 
     async def _wait_deferred(self) -> None:
-        """Keep an answer back for as long as the request was delayed.
+        """Hold up the answer to a request for as long as the request was delayed.
 
-        The request has been carried out by then, so no other can come between; only its answer waits. If the request
-        had to wait for something else first, the delay may fall on one that came meanwhile.
+        The request has been carried out already, so this wait does not change the order of requests. If a request had
+        to wait for something else first, its delay may fall on another request that came meanwhile.
         """
         duration_ns, self._late_ns = self._late_ns, 0
         port = self._timed
@@ -175,8 +175,8 @@ class ZonefsOperations(ContainedOperations):
     def _list_files(self, token: pyfuse3.ReaddirToken, group: Group, first_no: int) -> None:
         """List the files of *group* from number *first_no* on, until the kernel has enough.
 
-        Files that were not used since the mount differ in three attributes only, so one object does for all of them:
-        a directory may have a million.
+        A directory may have a million files. Those that were not used since the mount differ in three attributes only,
+        so one object serves for all of them.
         """
         volume, reply = self.volume, pyfuse3.readdir_reply
         zone_cap = volume.geometry.zone_cap
@@ -211,8 +211,8 @@ class ZonefsOperations(ContainedOperations):
         """Refuse: zonefs has no fsync for directories."""
         raise self._refuse(ZonefsRule.FS_DIRECTORY_SYNC, "fsync of a directory")
 
-    # The tree is fixed. zonefs' lookup gives an error and not a negative entry, so whatever would create a name meets
-    # ENOENT before anything else; what would take one away meets EPERM if the name is there.
+    # The tree is fixed. A lookup in zonefs answers an error and no negative entry. So requests that create a name get
+    # ENOENT, and requests that remove one get EPERM if the name exists.
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
@@ -245,7 +245,7 @@ class ZonefsOperations(ContainedOperations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        """Refuse: EPERM over a name that exists, ENOENT otherwise."""
+        """Refuse: EPERM if the new name exists, ENOENT otherwise."""
         self._find(parent_inode_old, name_old)
         try:
             self._find(parent_inode_new, name_new)
@@ -315,9 +315,9 @@ class ZonefsOperations(ContainedOperations):
     def _node_attributes(self, node: Node, file_type: int) -> EntryAttributes:
         entry = EntryAttributes()
         entry.entry_timeout = KEPT_SECONDS
-        # The attributes of files are asked for again at each look and each open(2): error recovery changes sizes and
-        # modes, an O_APPEND write goes to the write pointer wherever the kernel takes the end to be, and st_ino of the
-        # file of zone 1 differs from its node id, which is what a lookup answers with.
+        # The attributes of files are not cached, for three reasons: error recovery changes sizes and modes; an O_APPEND
+        # write goes to the write pointer, which may differ from the kernel's end of file; and a lookup answers with the
+        # node id, which differs from st_ino for the file of zone 1.
         entry.attr_timeout = 0
         entry.st_mode = file_type | node.mode
         entry.st_uid = node.uid
@@ -364,14 +364,14 @@ class ZonefsOperations(ContainedOperations):
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
         if fields.update_size and fh is not None:
-            # truncate(2) changes no time. ftruncate(2) changes two, which the kernel leaves to the file system.
+            # truncate(2) changes no times. ftruncate(2) changes two, which are left to the file system.
             node.mtime_ns = node.ctime_ns = volume.now_ns()
         elif fields.update_mtime or fields.update_mode or fields.update_uid or fields.update_gid:
             node.ctime_ns = volume.now_ns()
         return self._attributes(inode)
 
     def _check_directory_change(self, attr: EntryAttributes, fields: SetattrFields) -> None:
-        """Refuse to make a directory writable, even to root, and to give it a size."""
+        """Refuse to make a directory writable, for root too, and to give it a size."""
         request = "a change of the attributes of a directory"
         if self.volume.readonly:
             raise self.volume.refuse(ZonefsRule.FS_READONLY, request)
@@ -381,11 +381,12 @@ class ZonefsOperations(ContainedOperations):
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_SIZE, request)
 
     def _is_automatic(self, fh: int, size: int) -> bool:
-        """Say whether the kernel, and not an application, asks to truncate.
+        """Return whether the kernel, and not an application, asks to truncate.
 
-        After a failed write that would have made the file longer, the kernel truncates it to the size it believes
-        (fuse_do_truncate). If that is 0 and stale, obeying would reset a zone full of data. An answer with the right
-        size may have overtaken that request, so what the kernel believed before counts too.
+        After a failed write that would have made the file longer, the kernel truncates the file to the size that it has
+        cached (fuse_do_truncate). If that size is stale and 0, obeying would reset a zone full of data. The size that
+        the kernel cached before counts too, because the request may have been sent before an answer with the right
+        size.
         """
         handle = self.handles[fh]
         file = handle.file
@@ -414,7 +415,7 @@ class ZonefsOperations(ContainedOperations):
         return result
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """Say once that there are none: the kernel then answers EOPNOTSUPP itself, and does not ask at each write."""
+        """Answer ENOSYS: from then on the kernel answers EOPNOTSUPP itself, instead of asking before each write."""
         raise FUSEError(errno.ENOSYS)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
@@ -432,12 +433,12 @@ class ZonefsOperations(ContainedOperations):
     # -- files ------------------------------------------------------------------------------------------------
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        """Open a file; O_TRUNC is done here, no request follows for it.
+        """Open a file. O_TRUNC is carried out here; the kernel sends no request for it.
 
-        A handle that bypasses the page cache (FOPEN_DIRECT_IO) gets requests as the application made them, short writes
-        included, and no automatic truncate. Handles that write sequential files need that, reads of lost files must get
-        here to be refused, and O_DIRECT handles are spared a GETATTR before each read. The rest are cached, so that
-        they can be mapped shared.
+        A handle that bypasses the page cache (FOPEN_DIRECT_IO) gets requests as the application made them, with short
+        writes and without automatic truncation. Three kinds of handles need that: those that write sequential files;
+        those of lost files, whose reads must arrive here to be refused; and O_DIRECT handles, which then need no
+        GETATTR before each read. All others use the cache, so that they can be mapped shared.
         """
         file = self._file(inode)
         assert file is not None
@@ -457,7 +458,7 @@ class ZonefsOperations(ContainedOperations):
                 await self._wait_deferred()
             raise FUSEError(error.errno) from None
         except BaseException:
-            # The kernel gets no handle, so no RELEASE follows that would count the writer down.
+            # The kernel gets no handle, so it sends no RELEASE that would count the writer down.
             if handle is not None:
                 self.volume.release(handle)
             raise
@@ -470,7 +471,7 @@ class ZonefsOperations(ContainedOperations):
         return FileInfo(fh=self._last_handle, direct_io=not handle.cached, keep_cache=False)
 
     async def release(self, fh: int) -> None:
-        """Close a file, counters first: a request that the application makes after close(2) sees them."""
+        """Close a file. The counters change first, so that a request after close(2) sees them."""
         handle = self.handles.pop(fh)
         handle.file.nr_cached -= handle.cached
         self.nr_cached_handles -= handle.cached
@@ -481,10 +482,10 @@ class ZonefsOperations(ContainedOperations):
             await self._wait_deferred()
 
     async def flush(self, fh: int) -> None:
-        """Do nothing at close(2): nothing is held back, and only fsync(2) promises durability."""
+        """Do nothing at close(2): no data is held back, and durability is promised by fsync(2) only."""
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Read; the buffer returned is copied before any other request is looked at."""
+        """Read. pyfuse3 copies the returned buffer before it takes another request."""
         try:
             data = self._read(self.handles[fh], off, size)
         except FileError as error:
@@ -526,14 +527,14 @@ class ZonefsOperations(ContainedOperations):
         file = handle.file
         async with self._file_lock(file):
             if self._has_pending_reset(file.zone_no):
-                # The zone was reset since the last flush: its old data must not be overwritten before that is durable.
-                # The write itself finds out whether the flush succeeded.
+                # The zone was reset since the last flush, and its old data must not be overwritten before the reset is
+                # durable. If this flush fails, the write is refused.
                 await trio.to_thread.run_sync(self.volume.port.flush)
             return self._write(handle, offset, data)
 
     @asynccontextmanager
     async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
-        """Hold the lock of *file*: while one request waits for it, later ones must queue behind to keep their order."""
+        """Hold the lock of *file*: while one request waits for it, later ones queue behind it to keep their order."""
         zone_no = file.zone_no
         lock = self._file_locks.setdefault(zone_no, trio.Lock())
         async with lock:
@@ -544,12 +545,12 @@ class ZonefsOperations(ContainedOperations):
                     del self._file_locks[zone_no]
 
     async def _drop_pages(self, file: ZoneFile) -> None:
-        """Make cached readers of *file* read again; sizes and times alone would not tell the kernel to."""
+        """Drop the kernel's cached pages of *file*: new sizes and times alone would not make the kernel read again."""
         if file.nr_cached:
             await trio.to_thread.run_sync(self.drop_pages_sync, file)
 
     def drop_pages_sync(self, file: ZoneFile) -> None:
-        """As _drop_pages, in the calling thread, which must not be the event loop's."""
+        """Do what :meth:`_drop_pages` does, in the calling thread, which must not be the event loop's."""
         with suppress(FileNotFoundError):  # the kernel has forgotten the file, and its pages with it
             self._invalidate(node_id(file.zone_no))
 

@@ -1,4 +1,4 @@
-"""Mount options, as the kernel's zonefs takes them, and the few of FUSE that matter.
+"""Mount options: those of the kernel's zonefs, and some of FUSE and mount(8).
 
 Pure.
 """
@@ -12,7 +12,7 @@ from zonefs_emu.errors import UsageError
 
 
 class ErrorPolicy(Enum):
-    """What an I/O error does. Source: Linux Documentation/filesystems/zonefs.rst, "Mount options"."""
+    """The effect of an I/O error. Source: Linux Documentation/filesystems/zonefs.rst, "Mount options"."""
 
     REMOUNT_RO = "remount-ro"
     ZONE_RO = "zone-ro"
@@ -20,11 +20,11 @@ class ErrorPolicy(Enum):
     REPAIR = "repair"
 
 
-#: Options that the VFS handles and that need no more from us than being passed on.
+#: Options that the VFS handles; they are only passed on.
 VFS_OPTIONS: Final = frozenset({
     "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime", "noatime", "nodiratime",
 })  # fmt: skip
-#: Options for mount(8) itself, which it passes on to helpers from fstab, and those that say what is so anyway.
+#: Options without an effect here: those for mount(8), which it passes on to helpers, and those that are the default.
 #: Source: mount(8), "Filesystem-independent mount options".
 _FOR_MOUNT: Final = frozenset({
     "defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "nousers", "noowner", "nogroup", "relatime",
@@ -48,8 +48,8 @@ class MountOptions:
     *passed_on* are options of the VFS, for the kernel, and of libfuse: allow_root lets root in besides the mounting
     user, auto_unmount has a process of its own unmount when this one dies. *allow_other* lets users other than the
     mounting one in.
-    *async_dio*: queued asynchronous direct I/O, at the price that such a write across a file's capacity is EIO and not
-    short; the names are those that other FUSE file systems have for it.
+    *async_dio*: queued asynchronous direct I/O. Such a write across a file's capacity then fails with EIO, where it
+    would otherwise be short. Other FUSE file systems use the same name.
     """
 
     errors: ErrorPolicy = ErrorPolicy.REMOUNT_RO
@@ -112,7 +112,7 @@ def parse_options(text: str) -> MountOptions:
 
 
 def _replace(options: set[str], option: str) -> None:
-    """Add *option* in the place of its opposite."""
+    """Add *option*, and remove its opposite."""
     options.discard(option.removeprefix("no"))
     options.discard("no" + option)
     options.add(option)

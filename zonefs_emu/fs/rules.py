@@ -1,4 +1,4 @@
-"""The rules of zonefs: what the file system refuses that the device would do."""
+"""The rules of zonefs: requests that the file system refuses although the device would accept them."""
 
 from enum import unique
 

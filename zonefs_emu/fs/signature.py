@@ -1,7 +1,8 @@
-"""What a device holds already, as libblkid recognises it: as mkzonefs, blkid and the other mkfs programs ask.
+"""The file system or partition table that a device holds already, as libblkid recognises it.
 
-May not know: the image file. libblkid wants a file, and gets one in memory: sparse, of the device's size, with what the
-device reads as where signatures lie, at both ends. So a zone that was reset holds nothing, whatever its bytes are.
+mkzonefs, blkid and other mkfs programs ask libblkid too. May not know: the image file. libblkid probes a file, so it
+gets a sparse one in memory of the device's size. Both ends, where signatures lie, are copied there by reads of the
+device, so that a zone that was reset holds nothing.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
-#: Part of util-linux; the number is that of its interface.
+#: A library of util-linux; the number is the version of its interface.
 _LIBRARY: Final = "libblkid.so.1"
 #: The farthest signatures from either end, those of VMFS and of bcachefs, lie within 2 MiB.
 _SPAN_SECTORS: Final = 8 << 20 >> SECTOR_SHIFT
@@ -26,7 +27,7 @@ _NOTHING: Final = 1
 
 
 def find_signature(port: Port) -> str | None:
-    """Return what the device appears to contain, as the end of a sentence; None if nothing. Blocks.
+    """Return what the device appears to contain, as the end of a sentence; None if it contains nothing. Blocks.
 
     Raises:
         UsageError: libblkid cannot probe the device; the sentence gives the reason.

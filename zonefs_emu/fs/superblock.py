@@ -1,6 +1,6 @@
 """The zonefs super block: 4096 bytes at byte 0 of the device, little endian.
 
-Pure: bytes in, values out. A super block is taken as strictly as the kernel takes it: one that we accept, it accepts.
+Pure: bytes in, values out. The checks are as strict as the kernel's: the kernel accepts what :func:`decode` accepts.
 
     off  size  field       value
       0     4  magic       0x5a4f4653
@@ -49,13 +49,13 @@ class Feature(IntFlag):
     PERM = 1 << 3
 
 
-# A number, because inverting a flag gives only the flags that have names.
+# A number, because the inverse of a flag has only the bits that have names.
 _ALL_FEATURES: Final = int(Feature.AGGR_CNV | Feature.UID | Feature.GID | Feature.PERM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuperBlock:
-    """What formatting decided. *uid*, *gid* and *perm* count only where *features* has their bit.
+    """The content of a super block. *uid*, *gid* and *perm* count only where *features* has their bit.
 
     *label* holds at most 64 bytes and no NUL. *perm* is taken as it is: 0o4777 gives set-user-id files.
 
@@ -71,7 +71,7 @@ class SuperBlock:
     perm: int = DEFAULT_PERM
 
     def __post_init__(self) -> None:
-        """Refuse what :func:`encode` could not write."""
+        """Refuse values that :func:`encode` could not write."""
         if len(self.label) > LABEL_BYTES:
             message = f"label of {len(self.label)} bytes is longer than {LABEL_BYTES}"
             raise UsageError(message)
@@ -113,7 +113,7 @@ def encode(super_block: SuperBlock) -> bytes:
 
 
 def decode(block: bytes) -> SuperBlock:
-    """Return what the 4096 bytes of *block* say.
+    """Return the super block in the 4096 bytes of *block*.
 
     Raises:
         BadMagicError: this is no zonefs super block.
@@ -151,7 +151,7 @@ def decode(block: bytes) -> SuperBlock:
 
 
 def has_magic(block: bytes) -> bool:
-    """Say whether *block* begins as a zonefs super block does, sound or not."""
+    """Return whether *block* begins like a zonefs super block; it may be damaged."""
     return block[:4] == MAGIC.to_bytes(4, "little")
 
 
@@ -159,7 +159,7 @@ def _checksum(block: bytes | bytearray) -> int:
     crc = zlib.crc32(block[:_CRC_OFFSET])
     crc = zlib.crc32(bytes(4), crc)
     crc = zlib.crc32(block[_CRC_OFFSET + 4 :], crc)
-    # zlib inverts the register at the end, the kernel's crc32() does not.
+    # zlib inverts the register at the end, and the kernel's crc32() does not.
     return crc ^ 0xFFFFFFFF
 
 

@@ -1,6 +1,6 @@
 """Which zones make which file, and the inode numbers of everything.
 
-Pure. Nothing in here changes while the file system is mounted.
+Pure. The tree does not change while the file system is mounted.
 
     /                 st_ino = nr_zones
     ├── cnv/          st_ino = nr_zones + 1; exists only if there is a conventional zone besides zone 0
@@ -10,8 +10,8 @@ Pure. Nothing in here changes while the file system is mounted.
 
 Zone 0 holds the super block and is never a file. Files are numbered in each directory by ascending zone start.
 
-A FUSE *node id* is a second number: the kernel knows an inode by it, the root's is 1 by definition, and pyfuse3 sets
-st_ino and the node id together. They are the same here but for the root and for the file of zone 1.
+A FUSE *node id* is a second number, by which the kernel names an inode. The root's is 1 by definition. pyfuse3 sets
+st_ino and the node id together, so they are the same here, except for the root and for the file of zone 1.
 
 Source: Linux fs/zonefs/super.c, zonefs_fill_super, zonefs_init_zgroup, zonefs_lookup.
 """
@@ -49,10 +49,10 @@ class Group:
             self.nr_files += 1 if aggregated else count
 
     def measure(self, geometry: Geometry) -> tuple[int, int]:
-        """Return the capacity of all its zones, and that of the largest, in sectors."""
+        """Return the capacity of all zones together, and that of the largest, in sectors."""
         total = largest = 0
         for first, count in self._runs:
-            # Zones of one type have one capacity, but for the last zone of the device.
+            # Zones of one type have the same capacity, except the last zone of the device.
             capacity, last = (geometry.zone_cap(zone_no) for zone_no in (first, first + count - 1))
             total += capacity * (count - 1) + last
             largest = max(largest, capacity)
@@ -77,7 +77,7 @@ class Group:
         return self._first_files[index] + (0 if self.aggregated else zone_no - first)
 
     def find(self, name: bytes) -> int | None:
-        """Return the number of the file called *name*; None for 00, 0x0, -1 and for numbers that are too large."""
+        """Return the number of the file called *name*; None if there is no such file, as for 00, 0x0 and -1."""
         if not _FILE_NAME.fullmatch(name):
             return None
         file_no = int(name)

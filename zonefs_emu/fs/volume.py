@@ -4,16 +4,16 @@ Sync; not thread safe: all calls come from one thread, the event loop's. May not
 
 Invariants:
 
-* zonefs goes by what it remembers of each zone (size, write pointer), taken from the device at mount and kept by its
-  own commands. A zone that was changed behind its back is noticed when an I/O on its file fails, and not before.
+* The volume keeps the size and write pointer of each zone: they are read from the device at mount, and changed by the
+  volume's own commands. A change of a zone by another front-end is noticed only when an I/O on its file fails.
 * ``wp == size`` for every sequential file between two calls.
-* ``nr_wro_files`` counts sequential files that are open for writing, ``nr_active_files`` those whose zone is explicitly
-  open by us or partly written, ``used_bytes`` what statfs calls used.
+* ``nr_wro_files`` counts the sequential files that are open for writing, and ``nr_active_files`` those whose zone was
+  opened explicitly by the volume or is partly written. ``used_bytes`` is the used space that statfs reports.
 
-A device of a million zones is mounted and listed without a million objects: a :class:`ZoneFile` is kept from the moment
-when its file is opened or changed; until then each look makes one, from what the zone report said at mount.
+A device of a million zones is mounted and listed without a million objects. A :class:`ZoneFile` is kept only after its
+file was opened or changed. Until then each look at the file makes a new one from the zone report of the mount.
 
-Sizes and offsets are in bytes here, as everything that applications see; sectors begin at the port.
+Sizes and offsets are in bytes, as applications see them; the port's are in sectors.
 Source: Linux fs/zonefs/{super,file}.c.
 """
 
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DIRECTORY_MODE: Final = 0o555
-#: Zones asked for in one report.
+#: Zones in one report.
 _REPORT_ZONES: Final = 4096
 _NOT_EMPTY: Final = frozenset(Condition) - {Condition.EMPTY}
-#: A file of such a zone has no permissions, and its size is not known.
+#: The file of a zone in one of these conditions has no permissions, and its size is not known.
 _LOST: Final = frozenset((int(Condition.READONLY), int(Condition.OFFLINE)))
 _READ_BUFFER_BYTES: Final = 1 << 20
 #: relatime notes an access after this time, even if nothing has changed since the last one.
@@ -56,8 +56,8 @@ _ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
 class Volume:
     """The file system on the device behind *port*.
 
-    *owner* (uid, gid) owns the files if formatting set no owner. ``on_readonly`` is called when an error
-    makes the file system read-only, ``on_resized`` when error recovery changed a file and the kernel does not know.
+    *owner* (uid, gid) owns the files if formatting set no owner. ``on_readonly`` is called when an error makes the
+    file system read-only, and ``on_resized`` when error recovery changed the size of a file, to notify the kernel.
 
     Raises:
         BadMagicError, CorruptImageError: the super block is not there or not sound.
@@ -89,7 +89,7 @@ class Volume:
         self.options = options
         self.errors = options.errors
         self._notes_access = "noatime" not in options.passed_on
-        # "explicit-open" needs a limit to explain itself; the kernel drops it in silence where there is none.
+        # Without a limit, "explicit-open" has no meaning; the kernel drops it without a message.
         self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
         self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
         if not self.tree.groups:
@@ -146,8 +146,8 @@ class Volume:
     def _scan(self) -> None:
         """Take the state of all zones from the device.
 
-        Most zones of a large device are empty, and what they contribute follows from the geometry. They are left out of
-        the report, unless faults change what it says of them.
+        Most zones of a large device are empty, and the geometry says everything about them. They are left out of the
+        report, unless faults change reports.
         """
         aggregated = self.super_block.aggregates
         for group in self.tree.groups:
@@ -183,11 +183,11 @@ class Volume:
         return file
 
     def look_at(self, zone_no: int) -> ZoneFile:
-        """Return the same as :meth:`file`, to be read only: a file that was never opened or changed is not kept."""
+        """Return what :meth:`file` returns, for reading only: a file that was never opened or changed is not kept."""
         return self.files.get(zone_no) or self._make_file(zone_no)
 
     def unused_size(self, zone_no: int) -> int:
-        """Return the size of the file of zone *zone_no* if it is as it was at mount and readable, otherwise -1."""
+        """Return the size of the file of zone *zone_no* if it is readable and as it was at mount, otherwise -1."""
         if zone_no in self.files or self._mount_conds[zone_no] in _LOST:
             return -1
         return self._mount_sizes[zone_no]
@@ -211,13 +211,13 @@ class Volume:
         file.offline = Condition.OFFLINE in conds
         file.readonly = not file.offline and Condition.READONLY in conds
         if file.offline or file.readonly:
-            # A read-only zone's write pointer is unknown at mount, so not even reading makes sense: no bit is left.
+            # The write pointer of a read-only zone is unknown at mount, so the file cannot be read either.
             file.mode &= ~ALL_BITS
             file.immutable = True
         if not file.offline:
             file.size = file.wp = sum(self._mount_sizes[zone_no : zone_no + nr_zones])
         file.active = file.sequential and not file.immutable and 0 < file.wp < file.capacity
-        # All that a file which is not kept can have told.
+        # The kernel knows no other size of a file that was not kept.
         file.notified_size = file.size
         return file
 
@@ -256,7 +256,7 @@ class Volume:
         """Count a writer. Source: zonefs_seq_file_write_open."""
         if not file.nr_writers:
             if self.explicit_open:
-                # The count of files is checked before the device is asked for anything.
+                # The number of files is checked before any command to the device.
                 if self.max_wro_files and self.nr_wro_files >= self.max_wro_files:
                     raise self._refuse(ZonefsRule.FS_TOO_MANY_WRITERS, Operation.OPEN, file)
                 if file.size < file.capacity:
@@ -276,7 +276,7 @@ class Volume:
             return
         self.nr_wro_files -= 1
         if file.zone_open and not self._close_zone(file) and file.zone_open:
-            # Zones that stay open use up what others need, until nothing can be written any more.
+            # A zone that stays open uses up a resource that other zones need.
             log.warning("%s: its zone could not be closed", file.path)
             self._go_readonly()
 
@@ -301,7 +301,7 @@ class Volume:
     # -- data -------------------------------------------------------------------------------------------------
 
     def read(self, handle: Handle, offset: int, count: int) -> "Buffer":
-        """Return up to *count* bytes at *offset*; the buffer holds until the next read.
+        """Return up to *count* bytes at *offset*, in a buffer that is valid until the next read.
 
         Raises:
             FileError: EPERM if nothing of the file is left; EINVAL if the part of a direct read that lies within the
@@ -349,7 +349,7 @@ class Volume:
             self._touch(node)
 
     def write(self, handle: Handle, offset: int, data: bytes) -> int:
-        """Write *data* (not empty) at *offset*; return how many bytes went in, fewer where the capacity ends.
+        """Write *data* (not empty) at *offset*; return how many bytes were written, fewer where the capacity ends.
 
         Raises:
             FileError, first hit wins: EPERM immutable; EROFS; EFBIG at or past the capacity; EIO buffered to a
@@ -366,13 +366,13 @@ class Volume:
         count = len(data)
         capacity = file.capacity
         if offset >= capacity and not handle.append:
-            # zonefs compares the caller's own position. For O_APPEND we get the end of the file instead.
+            # zonefs compares the position of the caller. With O_APPEND, FUSE passes the end of the file instead.
             raise self._too_big(file, offset, count)
         if file.sequential:
             if not handle.direct:
                 raise self._refuse(ZonefsRule.FS_DIRECT_ONLY, Operation.WRITE, file, offset, count)
             if handle.append:
-                # The offset is the kernel's idea of the end, which can be stale.
+                # The offset is the end of the file in the kernel's cache, which can be stale.
                 offset = file.wp
                 if offset >= capacity:
                     raise self._too_big(file, offset, count)
@@ -399,7 +399,7 @@ class Volume:
         return count
 
     def _write_unaligned(self, file: ZoneFile, offset: int, buffer: "Buffer", count: int) -> int:
-        """Write parts of blocks to a conventional file, as the kernel's page cache would: read, change, write whole."""
+        """Write parts of blocks to a conventional file as the kernel's page cache does: read and write whole blocks."""
         block = self.geometry.block_size_bytes
         lead = offset % block
         padded = -(-(lead + count) // block) * block
@@ -415,12 +415,12 @@ class Volume:
         return count
 
     def check_sync(self, file: ZoneFile) -> None:
-        """Raise EPERM where fsync(2) is refused. The flush itself blocks, so it is the caller's."""
+        """Raise EPERM where fsync(2) is refused. The caller flushes, because that blocks."""
         if file.immutable:
             raise self._immutable(file, Operation.FLUSH)
 
     def synced(self, file: ZoneFile, status: Status) -> None:
-        """Take the outcome of a flush that fsync(2) or O_DSYNC on *file* asked for.
+        """Handle the result of a flush for fsync(2) or O_DSYNC on *file*.
 
         Raises:
             FileError: EIO, after error recovery.
@@ -453,13 +453,13 @@ class Volume:
                 if size:
                     file.zone_open = False
                 else:
-                    # The writers that have it open shall find it open.
+                    # Processes have the file open for writing, so its zone is opened again.
                     self._manage(file, Operation.OPEN)
         finally:
             self._resize(file, size)
 
     def statistics(self) -> ZonefsStatistics:
-        """Return what the kernel's zonefs shows in sysfs."""
+        """Return the statistics that the kernel's zonefs shows in sysfs."""
         return ZonefsStatistics(
             max_wro_seq_files=self.max_wro_files,
             nr_wro_seq_files=self.nr_wro_files,
@@ -471,9 +471,9 @@ class Volume:
     # -- zones ------------------------------------------------------------------------------------------------
 
     def _manage(self, file: ZoneFile, operation: Operation) -> None:
-        """Give the device a zone command. Source: zonefs_inode_zone_mgmt."""
+        """Send a zone command to the device. Source: zonefs_inode_zone_mgmt."""
         if operation is Operation.CLOSE and not file.wp:
-            # Closing leaves a zone active on some drives even if nothing was written to it; a reset does not.
+            # On some drives, closing leaves a zone active even if nothing was written to it; a reset does not.
             operation = Operation.RESET
         status = self.port.manage(operation, file.start)
         if status:
@@ -482,7 +482,7 @@ class Volume:
     def _account_active(self, file: ZoneFile) -> None:
         """Count *file* as active or not. Source: zonefs_inode_account_active, zonefs_i_size_write."""
         if file.sequential and file.wp >= file.capacity:
-            # A full zone is open no longer and needs no closing.
+            # A full zone is not open any more and need not be closed.
             file.zone_open = False
         active = file.sequential and not file.immutable and (file.zone_open or 0 < file.wp < file.capacity)
         if active != file.active:
@@ -497,7 +497,7 @@ class Volume:
     # -- errors -----------------------------------------------------------------------------------------------
 
     def take_stock(self, file: ZoneFile) -> None:
-        """Take the size of *file* from the device, after an exception between a command and its account here."""
+        """Read the size of *file* from the device, after an exception between a command and the update of the file."""
         if not file.sequential or file.immutable:
             return
         zone = self.port.zone(file.zone_no)
@@ -508,7 +508,7 @@ class Volume:
             self.on_resized(file)
 
     def _recover(self, file: ZoneFile, *, write: bool) -> None:
-        """Look at the zone of *file* after a failed I/O and do what the policy says."""
+        """Compare *file* with its zone after a failed I/O, and apply the policy."""
         size = file.size
         written = 0
         if file.sequential:
@@ -516,7 +516,7 @@ class Volume:
             cond = zone.cond
             written = (zone.wp - zone.start) << SECTOR_SHIFT
         else:
-            # Conventional zones are taken to be good: the kernel asks for no report of them.
+            # Conventional zones are assumed to be good: the kernel asks for no report of them.
             cond = Condition.NOT_WP
         finding = Finding(
             cond=cond,
@@ -555,8 +555,8 @@ class Volume:
     def _failed(self, file: ZoneFile, status: Status, *, write: bool) -> FileError:
         """Recover from the device's refusal *status*, and return what the application gets.
 
-        A full host has refused a write and changed nothing. Recovery would make the mount read-only by default, and
-        then no file could be truncated to make room.
+        A refusal by a full host needs no recovery, because nothing has changed. By default recovery would make the
+        mount read-only, and then no file could be truncated to make room.
         """
         if status is not Status.NO_SPACE:
             self._recover(file, write=write)
@@ -571,7 +571,7 @@ class Volume:
         return self._refuse(ZonefsRule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
 
     def refuse(self, rule: ZonefsRule, request: str) -> FileError:
-        """Note that a *request* on no file's data was refused by zonefs' own *rule*; what the application gets."""
+        """Note that a *request* without file data was refused by a *rule* of zonefs, and return the error."""
         status, errno_no = FS_RULES[rule]
         self.port.refusals.refuse(rule, None, status, request=request)
         return FileError(errno_no)
@@ -579,7 +579,7 @@ class Volume:
     def _refuse(
         self, rule: ZonefsRule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0
     ) -> FileError:
-        """Note a refusal by zonefs' own *rule* where ``why`` finds it, and return what the application gets."""
+        """Note a refusal by a *rule* of zonefs, for ``why``, and return the error that the application gets."""
         status, errno_no = FS_RULES[rule]
         self.port.refusals.refuse(
             rule,

@@ -1,16 +1,16 @@
-"""Waiting for the kernel's next request: by looking for a while, then by sleeping.
+"""Waiting for the kernel's next request: polling for a while, then sleeping.
 
-A request that an application waits for is followed by the next within microseconds, and a sleep of this process and its
-wake-up cost more than all the rest of a request. pyfuse3 takes what it knows of trio from a module variable of its own;
-there, :class:`RequestWaiter` stands in place of trio, with a lock and a ``wait_readable`` of its own.
+An application that waits for a request sends the next one within microseconds, and putting this process to sleep and
+waking it costs more than the rest of a request. pyfuse3 reaches trio through a module variable of its own, in which
+:class:`RequestWaiter` takes the place of trio, with another lock and another ``wait_readable``.
 
-* ``wait_readable`` polls without giving up the thread, for as long as :mod:`zonefs_emu.polling` says, 50 µs at most; a
-  mount that is idle sleeps. Other tasks run when it sleeps, and every 32nd request at the latest.
-* pyfuse3 starts another worker when a request comes and none waits for the next. The new one runs only when this one
-  gives up the thread, so it does that as long as no other waits.
-* The lock is not fair. trio's gives itself to the next of pyfuse3's workers each time, which are two switches of tasks
-  a request. Here a worker that comes back with the lock free has it again; another one, woken once, gets it when this
-  one waits for something else than a request.
+* ``wait_readable`` polls without letting other tasks run, for as long as :mod:`zonefs_emu.polling` says, 50 µs at most;
+  an idle mount sleeps. Other tasks run when it sleeps, and after every 32nd request at the latest.
+* pyfuse3 starts another worker when a request comes and no worker waits for the next one. The new worker runs only when
+  the present one lets other tasks run, so the present one does that as long as no other worker waits.
+* The lock is not fair. trio's lock passes to the next of pyfuse3's workers each time, which costs two task switches for
+  each request. Here a worker that returns and finds the lock free takes it again. Another worker, which is woken once,
+  gets the lock when the first one waits for anything but a request.
 """
 
 import os
@@ -24,15 +24,15 @@ import trio
 
 from zonefs_emu.polling import AdaptivePolling
 
-#: The longest look for the next request, and the longest wait, look included, that may count as short.
+#: The longest polling for the next request, and the longest wait, with polling, that counts as short.
 _LOOK_NS_MAX: Final = 50_000
 _SOON_NS: Final = 2 * _LOOK_NS_MAX
-#: Requests in a row after which other tasks of the event loop get their turn.
+#: Requests in a row after which other tasks of the event loop run.
 _REQUESTS_IN_A_ROW: Final = 32
 
 
 class RequestWaiter:
-    """What one mount knows of how soon requests come."""
+    """Waits for the requests of one mount, and keeps how soon they came."""
 
     def __init__(self) -> None:
         self.lock = WorkerLock()
@@ -42,11 +42,11 @@ class RequestWaiter:
             max_ns=_LOOK_NS_MAX, soon_ns=_SOON_NS, nr_processors=len(os.sched_getaffinity(0))
         )
         self._in_a_row = 0
-        #: How often a look was not enough.
+        #: How often polling found no request.
         self.nr_sleeps = 0
 
     def install(self) -> None:
-        """Stand in place of trio in pyfuse3, which has one mount in a process."""
+        """Take the place of trio in pyfuse3, which has at most one mount in a process."""
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]  # not in the stub; pyfuse3.asyncio sets it, too
             Lock=lambda: self.lock,
             open_nursery=trio.open_nursery,
@@ -106,6 +106,6 @@ class WorkerLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Give the lock up. One of the others is woken, which runs as soon as this worker waits for anything."""
+        """Release the lock, and wake one other worker. That one runs as soon as this worker waits for anything."""
         self._held = False
         self._waiting.unpark()
