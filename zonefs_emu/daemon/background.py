@@ -1,7 +1,7 @@
 """A process that its parent waits for until it is ready.
 
-``mount`` returns when the mount is up. The daemon is a grandchild of the command, in a session of its own, that tells
-the command through a pipe that it is ready, or in one sentence why it never will be.
+``mount`` returns when the mount can be used. The daemon is a grandchild of the command, in a session of its own. It
+reports through a pipe that it is ready, or in one sentence why it failed.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from zonefs_emu.daemon import service_manager
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence
 
 _MESSAGE_BYTES_MAX: Final = 65536
-#: Signals that Python ignores on purpose: a write to a broken pipe, or of too much, is to fail with an errno.
+#: Signals that Python ignores on purpose, so that a write to a broken pipe, or beyond a limit, fails with an errno.
 _IGNORED_BY_PYTHON: Final = frozenset((signal.SIGPIPE, signal.SIGXFSZ))
 _CANNOT_CHANGE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP))
 
@@ -26,12 +26,12 @@ _CANNOT_CHANGE: Final = frozenset((signal.SIGKILL, signal.SIGSTOP))
 def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) -> None:
     """Run ``body(ready)`` in a process of its own and return when it calls ``ready()``.
 
-    What the process says after that is appended to the file *log*, and before that, what it said so far. If it never
-    gets so far, *log* is not touched, as it may be that of another daemon which is the reason; what was said goes to
-    our stderr then. In that process this function does not return: it exits. Call it while there is one thread only.
+    The output of the process is appended to the file *log* once it is ready. A process that fails before that leaves
+    *log* alone, because another daemon may be the reason and may use the same file; its output goes to the stderr of
+    the caller. In the new process this function does not return: it exits. Call it while there is only one thread.
 
     Raises:
-        UsageError: *body* ended before it was ready; the sentence and the exit code are its own.
+        UsageError: *body* ended before it was ready; with the sentence and the exit code of *body*.
     """
     reader, writer = os.pipe()
     said = os.memfd_create("said", os.MFD_CLOEXEC)
@@ -40,7 +40,7 @@ def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) 
     child = os.fork()
     if child == 0:
         os.setsid()
-        # Forked again, the daemon is no session leader and can never get a terminal; and init collects it.
+        # The second fork makes a process that is no session leader, so it can never get a terminal; init collects it.
         if os.fork() != 0:
             os._exit(0)
         _become_daemon(body, writer, said, log)
@@ -96,7 +96,7 @@ def _become_daemon(body: Callable[[Callable[[], None]], None], writer: int, said
 
 
 def _clean(writer: int, said: int) -> int:
-    """Drop what was inherited from the parent process, except the descriptor *writer*; return its new number.
+    """Close or reset everything inherited from the parent process but the descriptor *writer*; return its new number.
 
     Source: daemon(7), "SysV Daemons". The standard streams are the null device and the file *said*. Everything that a
     daemon creates has a mode of its own, because the umask takes nothing away.
@@ -111,7 +111,7 @@ def _clean(writer: int, said: int) -> int:
     for number in signal.valid_signals() - _IGNORED_BY_PYTHON - _CANNOT_CHANGE:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # A service manager that started our parent process has been told of nothing, and this process is not its service.
+    # If a service manager started the parent process, this process is not the service that it waits for.
     os.environ.pop(service_manager.VARIABLE, None)
     os.umask(0)
     os.chdir("/")
@@ -119,7 +119,7 @@ def _clean(writer: int, said: int) -> int:
 
 
 def _continue_in(log: Path) -> None:
-    """Append what was said so far to *log*, and what will be said."""
+    """Append the output so far to *log*, and send all later output there."""
     said = os.pread(1, os.fstat(1).st_size, 0)
     sink = _append(log, said)
     os.dup2(sink, 1)

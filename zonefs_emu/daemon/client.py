@@ -1,4 +1,4 @@
-"""A verb's way to the image: through the daemon that holds it, else by opening it.
+"""How a verb reaches an image: through the daemon that holds it, or else by opening it.
 
 Both ways end in the same :class:`Verbs`, so a verb has the same rules, answers and sentences offline and live.
 """
@@ -20,7 +20,7 @@ from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
 
-#: How long to wait for an image that another short command holds, or whose daemon is just coming or going.
+#: How long to wait for an image that another short command holds, or whose daemon is starting or ending.
 BUSY_S: Final = 5.0
 _POLL_S: Final = 0.02
 #: How long a daemon may take for one reply: resetting a huge device blocks on the host.
@@ -33,7 +33,7 @@ class _GoneError(PeerError):
 
 
 class Target(Protocol):
-    """An image that verbs can be asked of."""
+    """An image to which verbs can be sent."""
 
     #: Whether a daemon holds it.
     live: bool
@@ -41,7 +41,7 @@ class Target(Protocol):
     uid: int
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
-        """Ask for a verb with several replies, and yield them.
+        """Send the request of a verb with several replies, and yield them.
 
         Raises:
             UsageError: refused; the exit code tells a refusal by the device (1) from wrong usage (2).
@@ -51,7 +51,7 @@ class Target(Protocol):
 
 
 def call(target: Target, request: Mapping[str, Json], payload: bytes = b"") -> Message:
-    """Ask *target* for a verb with one reply, and return it.
+    """Send the request of a verb with one reply to *target*, and return the reply.
 
     Raises:
         UsageError, PeerError: as :meth:`Target.stream`.
@@ -70,7 +70,7 @@ class LocalTarget:
         self.uid = os.geteuid()
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
-        """Ask for a verb; see :meth:`Target.stream`."""
+        """Carry out a verb; see :meth:`Target.stream`."""
         for reply in self._verbs.execute(request, payload):
             _raise_refusal(reply[0])
             yield reply
@@ -85,23 +85,23 @@ class _LiveTarget:
         self._answering = False
 
     def say_hello(self) -> None:
-        """Make sure that the daemon answers: one that is about to end still has its socket.
+        """Make sure that the daemon answers: a daemon that is about to end still has its socket.
 
         Raises:
-            _GoneError: it ended. PeerError: it does not answer, or in another language.
+            _GoneError: it ended. PeerError: it does not answer, or breaks the protocol.
         """
         self._peer.settimeout(_HELLO_S)
         call(self, framing.HELLO)
         self._peer.settimeout(_REPLY_S)
 
     def stream(self, request: Mapping[str, Json], payload: bytes = b"") -> Iterator[Message]:
-        # Replies that were not read yet would be taken for the answers to the next request.
+        # Unread replies would be taken for the answers to the next request, so the connection is closed.
         assert not self._answering
         self._answering = True
         try:
             self._peer.sendall(framing.encode(request, payload))
         except (BrokenPipeError, ConnectionResetError):
-            # It closed on us; what it said before that is the better sentence.
+            # The daemon has closed the connection. A reply that it sent before has a better sentence.
             pass
         except OSError as error:
             raise _silent(error) from None
@@ -150,7 +150,7 @@ def _raise_refusal(reply: Mapping[str, Json]) -> None:
 def open_target(image: Path, extensions: Extensions, *, readonly: bool = False) -> AbstractContextManager[Target]:
     """Open *image*, through its daemon if it has one; *readonly* where nothing is to be changed.
 
-    *extensions*: the verbs and rules of front-ends, for an image without a daemon; a daemon has its own.
+    *extensions*: the verbs and rules of front-ends, for an image without a daemon. A daemon uses its own.
 
     Raises:
         ImageBusyError: a process that is no daemon of this program holds it; the sentence names it.
@@ -172,14 +172,14 @@ def open_target(image: Path, extensions: Extensions, *, readonly: bool = False) 
 def live_infos() -> Iterator[dict[str, Json]]:
     """Yield what the verb ``info`` says of each image that a daemon of this user holds."""
     for peer in rendezvous.connect_all():
-        # One that is just ending holds nothing any more. One that refuses, such as a daemon of another version, keeps
-        # no other from being found.
+        # A daemon that is ending holds no image any more. A daemon that refuses, such as one of another version, is
+        # skipped, so that the others are still found.
         with suppress(PeerError, UsageError), _live(peer) as target:
             yield call(target, {"verb": "info"})[0]
 
 
 class Serving:
-    """A daemon that has a front-end at *where*, to be waited for: whatever becomes of the names of image and mount."""
+    """A daemon whose end can be waited for, even if its image or mount point is renamed meanwhile."""
 
     def __init__(self, peer: socket.socket, where: str) -> None:
         """Take over *peer*, a connection to the daemon.
@@ -189,7 +189,7 @@ class Serving:
         """
         self._peer = peer
         self._where = where
-        # The kernel says which process it is. A descriptor keeps meaning that process, while its number may be reused.
+        # The kernel names the process. A descriptor is kept, because the number of a process may be reused.
         self._pidfd = os.pidfd_open(peer_of(peer).pid)
         peer.settimeout(_HELLO_S)
 
@@ -199,7 +199,7 @@ class Serving:
         self._peer.close()
 
     def front_ends(self) -> list[str]:
-        """Return where its front-ends are.
+        """Return the places of its front-ends: mount points, sockets, nodes.
 
         Raises:
             PeerError: it is about to end.
@@ -209,9 +209,9 @@ class Serving:
         return [str(front_end["where"]) for front_end in front_ends if isinstance(front_end, dict)]
 
     def wait(self, seconds: float) -> bool:
-        """Return when the process has ended, or goes on with other front-ends only; False if it takes longer.
+        """Return True when the process has ended or serves other front-ends only; False after *seconds*.
 
-        A process that has ended holds no image. One that has closed its socket may still write to it.
+        The end of the process is waited for, because a process that has closed its socket may still write to the image.
         """
         deadline = time.monotonic() + seconds
         answers = True
@@ -241,7 +241,7 @@ def find_serving(where: str, image: Path) -> Serving | None:
         try:
             serving = Serving(peer, where)
         except OSError:
-            # It has just ended, or is in another PID namespace.
+            # The process has ended, or is in another PID namespace.
             peer.close()
             continue
         with suppress(PeerError):
@@ -252,7 +252,7 @@ def find_serving(where: str, image: Path) -> Serving | None:
 
 
 def _peers(image: Path) -> Iterator[socket.socket]:
-    # Renamed, and another file in its place: then it is one of all.
+    # The image was renamed and another file is in its place, so all daemons are asked.
     with suppress(OSError, UsageError):
         peer = rendezvous.connect(image)
         if peer is not None:

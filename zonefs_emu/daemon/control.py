@@ -1,13 +1,13 @@
 """The control socket's server: verbs for other processes of the same user, and for root's.
 
-The kernel tells which user connects (SO_PEERCRED); what a peer says of itself is not used. A peer that breaks the
-protocol loses its connection and nothing else. The memory that one connection can cost is bounded, and so is the time
-once a message has begun.
+The kernel tells which user connects (SO_PEERCRED); a peer's own statements are not used. A peer that breaks the
+protocol loses its connection only. The memory of a connection is bounded, and so is the time for a message that has
+begun.
 
-Each verb and each connection is a boundary: an error that the code does not foresee is the answer to that verb, or the
-end of that connection. Verbs have a pool of threads to themselves, so that verbs that wait (for an injected delay, for
-the host's disk) take no thread from anything else. When the session ends, the verb under way is answered; a client that
-does not take the answer soon loses it.
+Each verb and each connection is a boundary: an unforeseen error becomes the answer to that verb, or the end of that
+connection. Verbs have a pool of threads of their own, so that a verb that waits (for an injected delay, for the host's
+disk) takes no thread from another task. When the session ends, the verb under way is still answered, and its client has
+a short time to read the answer.
 """
 
 import logging
@@ -27,13 +27,13 @@ from zonefs_emu.errors import PeerError
 from zonefs_emu.persist.backing import user_name
 
 CONNECTIONS_MAX: Final = 32
-#: How long a peer may take to send the rest of a message that it began, and to take in a reply.
+#: How long a peer may take to send the rest of a message that it began, and to read a reply.
 MESSAGE_S: Final = 30.0
-#: How long a peer may take to take in the last reply, once the session ends.
+#: How long a peer may take to read the last reply after the session has begun to end.
 LAST_REPLY_S: Final = 1.0
-#: How long a peer may be silent before its first message. Later it may: a writer waits for its own input.
+#: How long a peer may be silent before its first message. Later there is no limit, as a client may wait for its input.
 FIRST_S: Final = 10.0
-#: After the answer to its hello, a client has so long to send its request, even if the session ends meanwhile.
+#: How long a client may take between the answer to its hello and its request, even if the session ends meanwhile.
 NEXT_S: Final = 1.0
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class ControlServer:
         self._listeners = (listener, *more)
         self._verbs = verbs
         self._nr_connections = 0
-        # As many as connections: no verb waits for another.
+        # One thread for each connection, so that no verb waits for another one.
         self._threads = trio.CapacityLimiter(CONNECTIONS_MAX)
         #: Sends under way, and whether the session ends.
         self._sending: set[trio.CancelScope] = set()
@@ -77,7 +77,7 @@ class ControlServer:
                 _log.info("control socket: %s", error)
                 await _say_goodbye(stream, str(error))
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-                # The peer went away or stopped reading; its connection is all that is lost.
+                # The peer went away or stopped reading; only its connection ends.
                 _log.info("control socket: a client went away")
             except Exception as error:  # the boundary of a connection
                 reply, _ = self._verbs.contain("a connection to the control socket", error)
@@ -89,7 +89,8 @@ class ControlServer:
             mine = user_name(os.geteuid())
             message = f"{user_name(uid)} may not control this image: only {mine} and root may (pid {os.getpid()})"
             raise PeerError(message)
-        # Strangers are not counted: any process can reach the abstract socket, and none may use up our clients' places.
+        # Connections of other users are not counted: any process can reach the abstract socket, and must not use up the
+        # connections of this user.
         self._nr_connections += 1
         try:
             await self._serve_client(stream)
@@ -111,7 +112,8 @@ class ControlServer:
     async def _welcome(self, stream: trio.SocketStream) -> Message | None:
         """Answer a hello, and return the request that follows.
 
-        A session that ends meanwhile still waits for that request, NEXT_S at most: the client relies on the answer.
+        A session that ends meanwhile still waits for that request, for NEXT_S at most, because the client relies on the
+        answer to its hello.
         """
         with trio.CancelScope(shield=True):
             await self._send(stream, framing.encode({}))
@@ -125,19 +127,20 @@ class ControlServer:
 
     async def _answer(self, stream: trio.SocketStream, verbs: Verbs, request: dict[str, Json], payload: bytes) -> None:
         replies = verbs.execute(request, payload)
-        # A verb can take long (a million zones, a slow host): off the loop, so that no front-end waits for it. The
-        # device has its own lock.
+        # A verb can take long (a million zones, a slow host), so it runs on a thread and no front-end waits for it. The
+        # device has a lock of its own.
         try:
             more = True
             while more:
-                # What was executed is answered, even while the session ends; between two replies it may.
+                # A verb that was carried out is answered even if the session ends meanwhile. A verb of several replies
+                # may be cancelled between two of them.
                 with trio.CancelScope(shield=True):
                     data, more = await self._in_thread(partial(_next, verbs, replies, request.get("verb")))
                     await self._send(stream, data)
                 await trio.lowlevel.checkpoint()
         finally:
             with trio.CancelScope(shield=True):
-                # Ending a verb early can take long as well: half a copy is deleted.
+                # Cancelling a verb can take long as well, because an incomplete copy is deleted.
                 await self._in_thread(replies.close)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -153,10 +156,10 @@ class ControlServer:
 
 
 def _next(verbs: Verbs, replies: Generator[Message], name: Json) -> tuple[bytes, bool]:
-    """Return the next reply as it is sent, and whether another one follows.
+    """Return the bytes of the next reply, and whether another reply follows.
 
-    What a verb does after its last reply is not asked for: an error of that would be read as the reply to the client's
-    next request.
+    The generator is not resumed after the last reply: an error after it would be read as the reply to the client's next
+    request.
     """
     try:
         reply, payload = next(replies)
@@ -181,7 +184,7 @@ async def _receive(stream: trio.SocketStream, patience_s: float | None) -> Messa
     """Return the next message, or None when the peer has closed or stays silent for *patience_s* seconds.
 
     Raises:
-        PeerError: what came is no message, or it stopped in the middle.
+        PeerError: the bytes are no message, or the message is incomplete.
     """
     first = b""
     with trio.move_on_after(float("inf") if patience_s is None else patience_s):

@@ -1,7 +1,7 @@
-"""The end of a daemon by a signal, in time whatever is under way.
+"""The end of a daemon by a signal, within a bounded time.
 
-A thread of its own waits for the signals (sigwait). The event loop does not: a request of a mount runs on it and may
-be stuck in the host's disk, and Python runs no signal handler before that system call returns.
+A separate thread waits for the signals (sigwait). Handlers on the event loop's thread would not do: a request of a
+mount may block there in a system call on the host's disk, and Python runs no handler before that call returns.
 
 May not know: front-ends, images.
 """
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-#: What ends a daemon.
+#: The signals that end a daemon.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: How long what is under way may take to end after a signal. What takes longer is stuck in the host.
+#: How long tasks may take to end after a signal. A task that takes longer is blocked by the host.
 END_S: Final = 4.0
-#: How long the last flush may take after that, as umount and detach wait for it, and when the log says that it does.
+#: How long the last flush may take after that, for which umount and detach wait; and after which time the log says so.
 FLUSH_S: Final = 60.0
 NOTE_S: Final = 1.0
 
@@ -37,10 +37,10 @@ class EndBySignal:
 
     @contextmanager
     def watching(self, end: Callable[[], None]) -> Iterator[None]:
-        """While the context lasts, the first signal calls *end* on another thread; END_S later the process leaves.
+        """Call *end* on another thread at the first signal; if the context lasts END_S longer, exit the process.
 
         To be entered by the main thread. *end* is thread safe and does not wait. Threads that are started in the
-        context get no signals; further signals are dropped.
+        context receive no signals; further signals are dropped.
         """
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         thread = threading.Thread(target=self._run, args=(end,), name="signals", daemon=True)
@@ -70,9 +70,9 @@ class EndBySignal:
 
 @contextmanager
 def bounded_flush(*, bounded: bool) -> Iterator[None]:
-    """Leave the process if the context lasts longer than FLUSH_S, where *bounded*; after NOTE_S the log says so.
+    """Exit the process if the context lasts longer than FLUSH_S and *bounded* is set; log a note after NOTE_S.
 
-    Nothing that the emulator itself delays is in it: what takes long is the host's disk.
+    The emulator itself delays nothing in the context, so only the host's disk can make it long.
     """
     timers = (
         threading.Timer(
@@ -98,7 +98,7 @@ def bounded_flush(*, bounded: bool) -> Iterator[None]:
 
 
 def _leave(reason: str) -> None:
-    """End the process at once. As after a kill, the image has every command that was answered."""
+    """Exit the process at once. The image then has every answered command, as after a kill."""
     _log.error(
         "%s: leaving without a flush; every answered command survives this, but a power cut takes what was not flushed",
         reason,

@@ -1,7 +1,7 @@
 """Refusals in words: which rule was broken, and what each front-end answers to that.
 
-A front-end's part is a :class:`FrontEndAnswers`, made from the tables by which it answers, so that ``why`` and the
-front-end cannot disagree.
+Each front-end provides a :class:`FrontEndAnswers`, which is made from the tables by which the front-end answers, so
+that ``why`` and the front-end cannot disagree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,15 +27,15 @@ class Explainer:
         self.rules: Mapping[int, Rule] = MappingProxyType(rules)
 
     def name(self, refusal: Refusal) -> str:
-        """Return the name of the rule that *refusal* is by; one of a later version is named by its number."""
+        """Return the name of the rule of *refusal*; a rule of a later version has its number for a name."""
         rule = self.rules.get(refusal.rule)
         return f"RULE_{refusal.rule}" if rule is None else rule.name
 
     def answers(self, refusal: Refusal) -> dict[str, str]:
         """Return front-end -> answer for each front-end that can meet *refusal*: errno, virtio-blk status, sense.
 
-        A front-end's own rule is met there only. There is no answer to a rule of a later version: which front-ends can
-        meet it is unknown.
+        A rule of one front-end has an answer of that front-end only. A rule of a later version has none, because it is
+        unknown which front-ends can meet it.
         """
         rule = self.rules.get(refusal.rule)
         if rule is None:
@@ -45,11 +45,11 @@ class Explainer:
         return {each.name: each.of_rule[rule] for each in self._front_ends if rule in each.of_rule}
 
     def explain(self, refusal: Refusal, geometry: Geometry) -> str:
-        """Return one sentence that says what was asked, what stood against it, and where that is written."""
+        """Return one sentence with the request, the rule that it broke, and the clause that states the rule."""
         return explain(refusal, geometry, self.rules)
 
     def explain_all(self, refusal: Refusal, geometry: Geometry) -> str:
-        """Return the same sentence, and what the front-ends answer."""
+        """Return the same sentence, with the answers of the front-ends."""
         sentence = self.explain(refusal, geometry)
         codes = self.answers(refusal)
         return f"{sentence}; {_sentence(codes)}" if codes else sentence

@@ -1,8 +1,8 @@
 """What front-ends add to the verbs: rules that ``why`` explains, and verbs of their own.
 
-No module of this package imports a front-end. A program that has some makes an :class:`Extensions` and hands it to
-:func:`zonefs_emu.daemon.session.run` and :func:`zonefs_emu.daemon.client.open_target`, so that an image answers in the
-same way with a daemon and without. :mod:`zonefs_emu.front_ends.known` does so for what zonefs_emu comes with.
+No module of this package imports a front-end. A program that has front-ends makes an :class:`Extensions` and passes it
+to :func:`zonefs_emu.daemon.session.run` and :func:`zonefs_emu.daemon.client.open_target`, so that an image answers in
+the same way with a daemon and without. :mod:`zonefs_emu.front_ends.known` does so for the front-ends of zonefs_emu.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,10 +29,10 @@ def _no_verbs() -> Mapping[str, MakeVerb]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extensions:
-    """What front-ends add; without any, there are the rules of the device and no further verbs.
+    """The additions of front-ends; the default has the rules of the device and no further verbs.
 
-    *explainer* returns what puts refusals into words, *verbs* the verbs by name. They are functions because the modules
-    of many front-ends take a while to load, and few verbs need any.
+    *explainer* returns the explainer of refusals, and *verbs* returns the verbs by name. They are functions because the
+    modules of all front-ends take a while to load, and few verbs need them.
     """
 
     explainer: Callable[[], Explainer] = Explainer

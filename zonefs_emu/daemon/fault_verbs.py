@@ -25,7 +25,7 @@ class FaultVerbs:
     def __init__(self, device: ZonedDevice) -> None:
         self._device = device
         self._lab: PowerCutLab | None = None
-        #: Whether the lab stays when it has nothing to do, for a power cut that may be asked for later.
+        #: Whether the lab stays when its jobs are done, for a power cut that may be requested later.
         self._watching = False
         self.verbs: Mapping[str, Verb] = {
             "inject": self._inject,
@@ -75,7 +75,7 @@ class FaultVerbs:
     # -- power cuts -------------------------------------------------------------------------------------------
 
     def _crash(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        """Begin to write what a power cut could leave; ``crash-results`` tells what has been written."""
+        """Begin to write the images that a power cut could leave; ``crash-results`` lists those that were written."""
         plan = _plan(request)
         self._require_idle()
         self._end_lab()
@@ -85,7 +85,7 @@ class FaultVerbs:
         yield from self._crash_results({}, b"")
 
     def _crash_watch(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        """Begin to note each write, or end it: a later ``crash`` knows what was noted."""
+        """Begin or end the recording of writes, from which a later ``crash`` makes its images."""
         watching = _flag(request, "on")
         self._require_idle()
         with _sentences():
@@ -128,7 +128,7 @@ class FaultVerbs:
 
 @contextmanager
 def _sentences() -> Iterator[None]:
-    """Turn what the host refuses into a sentence for the client."""
+    """Turn an error of the host into a sentence for the client."""
     try:
         yield
     except ImageError as error:

@@ -1,6 +1,6 @@
 """The fields of a request. Requests come from outside: each field is checked when it is read.
 
-Pure. What is wrong with a field is a UsageError, whose sentence names the field.
+Pure. A wrong field raises UsageError, with a sentence that names the field.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.model.zone import Condition
 
 Request: TypeAlias = Mapping[str, Json]
-#: Yields the replies to a request and its payload; raises a ZonedError or OSError for what it refuses.
+#: Yields the replies to a request and its payload; raises ZonedError or OSError if the request is refused.
 Verb: TypeAlias = Callable[[Request, bytes], Iterator[Message]]
 
 #: The name of the verbs' ports, which begins their sentences in ``why``.

@@ -6,10 +6,10 @@ Pure. A message is a header of 12 bytes, a JSON object, and a payload of raw byt
     4  4  length of the JSON object in bytes, little endian, at most 1 MiB
     8  4  length of the payload in bytes, little endian, at most 16 MiB
 
-A client first says hello, which asks for no verb: an answer to it shows that the daemon serves, and that the next
-request will be answered as well.
+A client first sends a hello, which names no verb. The answer shows that the daemon serves, and that it will answer the
+next request as well.
 
-Every length is checked before anything is read by it, so a peer that sends garbage costs at most a message's memory.
+Every length is checked before that many bytes are read, so a peer that sends garbage costs the memory of one message.
 """
 
 import json
@@ -88,7 +88,7 @@ def pack_zones(zones: list[Zone]) -> bytes:
 
 
 def nr_packed_zones(payload: bytes) -> int:
-    """Return how many zones are in *payload*, without a look at them."""
+    """Return how many zones are in *payload*, without decoding them."""
     return len(payload) // _ZONE.size
 
 

@@ -1,7 +1,6 @@
-"""Which processes hold an image, and which process is at the other end of a socket, both as the kernel says.
+"""The processes that hold an image, and the process at the other end of a socket, as the kernel reports them.
 
-What a process says of itself is not used. An impostor is recognised by what it cannot have: the lock of the image, and
-the right to write to it.
+A process's own statements are not used. An impostor has neither the lock of the image nor the right to write to it.
 """
 
 import os
@@ -70,8 +69,8 @@ def lock_holders(image: Path) -> set[int]:
 def _place_of(image: Path) -> bytes:
     """Return the device and inode number of *image* as /proc/locks has them.
 
-    It has the device of the file system, where stat(2) has that of a btrfs subvolume or an overlay's layer; the table
-    of mounts has the former.
+    /proc/locks has the device of the file system, which the table of mounts has too. stat(2) has the device of a btrfs
+    subvolume or of a layer of an overlay instead.
     """
     fd = os.open(image, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -89,9 +88,9 @@ def _place_of(image: Path) -> bytes:
 
 
 def may_write(connection: _Connection, image: Path) -> bool:
-    """Say whether the process at the other end of *connection* may write to *image*, by the file's mode.
+    """Return whether the process at the other end of *connection* may write to *image*, by the file's mode.
 
-    Such a process can make the image say what it likes, so nothing is gained by lying about it.
+    Such a process can put any content into the image, so it gains nothing by lying about the content.
     """
     status, peer = image.stat(), peer_of(connection)
     if peer.uid in (0, status.st_uid):

@@ -1,19 +1,20 @@
 """Where the control sockets of an image are.
 
-They are found from the image alone, by whatever name: they are called after the device and inode number of the file. A
-daemon listens at two.
+Their names are made from the device and inode number of the image, so that they are found by any name of the file. A
+daemon listens at two sockets:
 
-* An abstract one, whose name belongs to no directory: it is found whatever environment and user the daemon and its
-  client have. Such names belong to the network namespace, and any process there may take one. So a client asks the
-  kernel which process listens (:mod:`zonefs_emu.daemon.holders`) and believes only a process of its own user or, if
-  the client is root, one that holds the image's lock and may write to the image.
-* One in a directory that only its user can enter, which is found from another network namespace too (a container's).
-  There are two such directories, because a daemon that was started from cron or sudo has no $XDG_RUNTIME_DIR where a
-  login has one: a daemon takes the first that works, a client looks into both.
+* An abstract socket, which belongs to no directory, so that a client of another environment or user finds it. Such
+  names belong to the network namespace, and any process there may take one. So a client asks the kernel which process
+  listens (:mod:`zonefs_emu.daemon.holders`). It trusts a process of its own user only; root also trusts a process that
+  holds the image's lock and may write to the image.
+* A socket in a directory that only its user can enter, which is found from another network namespace too (a
+  container's). There are two such directories, because a daemon that was started from cron or sudo has no
+  $XDG_RUNTIME_DIR. A daemon takes the first one that works, and a client looks into both.
 
-A path to the socket kept in the image would not do: a read-only image cannot carry it.
+The path of the socket is not stored in the image, because a read-only image could not have it.
 
-Binding and connecting go through /proc/self/fd: a socket's address has 107 bytes, a temporary directory can have more.
+Binding and connecting go through /proc/self/fd: a socket's address has at most 107 bytes, and the name of a temporary
+directory can have more.
 """
 
 import errno
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _DIRECTORY: Final = "zonefs-emu"
 _CONNECT_S: Final = 5.0
-#: What abstract names begin with, after the NUL that makes them abstract.
+#: The beginning of abstract names, after the NUL that makes them abstract.
 _PREFIX: Final = "zonefs-emu/"
 #: The field of /proc/net/unix that has the name.
 _UNIX_NAME: Final = 7
@@ -53,7 +54,7 @@ def socket_name(image: Path) -> str:
 
 
 def directories() -> list[Path]:
-    """Return where control sockets of this user can be, the best place first."""
+    """Return the directories where control sockets of this user can be, the best one first."""
     places = [Path(tempfile.gettempdir()) / f"{_DIRECTORY}-{os.geteuid()}"]
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_absolute():
@@ -65,7 +66,7 @@ def make_directory() -> Path:
     """Create the directory for our control socket if it is missing, and return it.
 
     Raises:
-        UsageError: no place can be used; says why of the last one.
+        UsageError: no directory can be used; with the reason of the last one.
     """
     reason = ""
     for place in directories():
@@ -82,9 +83,9 @@ def make_directory() -> Path:
 
 @contextmanager
 def open_directory(place: Path) -> Iterator[int]:
-    """Open *place* and make sure that it is ours alone.
+    """Open *place* and make sure that only this user can enter it.
 
-    In a directory that others can write to, as the temporary one, another user may have created *place* first.
+    In a directory that others can write to, like the temporary one, another user may have created *place* first.
 
     Raises:
         PermissionError: it belongs to another user, or others can enter it.
@@ -101,7 +102,7 @@ def open_directory(place: Path) -> Iterator[int]:
 
 
 def log_path(image: Path) -> Path:
-    """Return where a daemon for *image* in the background writes what it has to say.
+    """Return the path of the log of a daemon for *image* in the background.
 
     Raises:
         UsageError: there is no place for it. OSError: there is no such image.
@@ -112,7 +113,7 @@ def log_path(image: Path) -> Path:
 def listen(image: Path, backlog: int) -> tuple[socket.socket, Path]:
     """Return a listening control socket for *image*, and its path.
 
-    The caller holds the image exclusively, so a socket that is already there was left behind by a process that is dead.
+    The caller holds the image exclusively, so a socket that exists already was left by a dead process.
 
     Raises:
         UsageError: there is no place for it.
@@ -148,7 +149,7 @@ def listen_everywhere(image: Path, backlog: int) -> socket.socket | None:
         listener.close()
         if error.errno != errno.EADDRINUSE:
             raise
-        # The image is ours, so the name was taken by a process that has no business with it.
+        # This process holds the image, so the process that took the name does not serve it.
         squatter = _connect_abstract(name)
         by = "" if squatter is None else f" by {peer_of(squatter)}"
         if squatter is not None:
@@ -163,7 +164,7 @@ def connect(image: Path) -> socket.socket | None:
     """Return a connection to the daemon that holds *image* and may be driven by this user, or None.
 
     Raises:
-        UsageError: the daemon of another user holds it; says whose.
+        UsageError: the daemon of another user holds it; names the user.
         OSError: there is no such image.
     """
     name = socket_name(image)
@@ -180,10 +181,10 @@ def connect(image: Path) -> socket.socket | None:
 
 
 def _is_to_be_believed(connection: socket.socket, image: Path) -> bool:
-    """Say whether the process that listens where a daemon of *image* would is one that this user may ask.
+    """Return whether this user may use the process that listens at the socket of a daemon of *image*.
 
     Raises:
-        UsageError: it holds the image, and is another user's.
+        UsageError: it holds the image, and belongs to another user.
     """
     peer = peer_of(connection)
     if peer.uid == os.geteuid():
@@ -203,7 +204,8 @@ def _is_to_be_believed(connection: socket.socket, image: Path) -> bool:
 def connect_all(*, of_others: bool = False) -> Iterator[socket.socket]:
     """Yield a connection to each daemon of this user; the caller closes it.
 
-    Root gets those of other users as well if *of_others*: they may be waited for, but say what they like.
+    With *of_others*, root gets those of other users as well: their end may be waited for, but their replies may be
+    false.
     """
     names = set(_abstract_names())
     for place in directories():
@@ -249,7 +251,7 @@ def _connect_in_directories(name: str) -> socket.socket | None:
         # No directory, no socket, no listener behind it, or another user's directory: there is no daemon.
         with suppress(OSError), open_directory(place) as fd:
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            # A queue of clients that is full fails at once with a timeout set, and blocks without.
+            # Without a timeout, connecting to a socket whose queue is full would block; with one, it fails at once.
             peer.settimeout(_CONNECT_S)
             try:
                 peer.connect(f"/proc/self/fd/{fd}/{name}")

@@ -1,4 +1,4 @@
-"""What a daemon tells the service manager that started it: that it is ready, what it serves, and that it ends.
+"""Messages to the service manager that started a daemon: it is ready, it serves these front-ends, it ends.
 
 The protocol is that of sd_notify(3): one datagram of lines NAME=VALUE to the socket that $NOTIFY_SOCKET names. The
 manual page describes it so that programs need no library. The packages that speak it are unmaintained or need the C
@@ -35,7 +35,7 @@ def notify_stopping() -> None:
 
 
 def _notify(*assignments: str) -> None:
-    """Send *assignments*. A manager that cannot be reached is noted in the log: it is no reason to end."""
+    """Send *assignments*. If the manager cannot be reached, the log says so and the daemon goes on."""
     address = os.environ.get(VARIABLE)
     if not address:
         return

@@ -1,13 +1,11 @@
 """A session: one process, one image, any set of front-ends, one control socket.
 
-Order of things. Start: lock the image, open the control socket, start the front-ends one after the other, be ready.
-End, by a signal (SIGTERM, SIGINT, SIGHUP), or by the last front-end coming to its end (an unmount): cancel the
-front-ends and wait for them, take the socket away, close the image. So as long as the socket answers, the image is
-there.
+The start: lock the image, open the control socket, start the front-ends one after the other, report that all are ready.
+The end, by a signal (SIGTERM, SIGINT, SIGHUP) or after the last front-end has ended (an unmount): cancel the front-ends
+and wait for them, remove the socket, close the image. So the image is open as long as the socket answers.
 
-A front-end is a boundary: one that ends after it was started, by itself, by a failure that was foreseen or by one that
-was not, is reported in the log and leaves ``info``; the others go on. The control socket and the periodic tasks are
-boundaries as well.
+A front-end is a boundary. If it ends after its start, by itself or by any error, the log says so, ``info`` lists it as
+ended, and the others go on. The control socket and the periodic tasks are boundaries as well.
 """
 
 import errno
@@ -38,26 +36,26 @@ from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.errors import ImageBusyError, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import Operation
 
-#: Refusals are the news that users of a daemon look for in its log, and nothing that a person must act on.
+#: Refusals are logged at INFO: users look for them in the log of a daemon, but need not act on them.
 refusal_log = logging.getLogger("zonefs_emu.refused")
 refusal_log.setLevel(logging.INFO)
 
-#: So is the end of a front-end by itself. One that failed is for a person, and said as a warning.
+#: The end of a front-end by itself is logged at INFO too, and its failure as a warning.
 ended_log = logging.getLogger("zonefs_emu.ended")
 ended_log.setLevel(logging.INFO)
 
 _POLL_S: Final = 0.02
-#: Everything that a daemon creates has a mode of its own: its umask takes nothing away.
+#: The mode is given with each file that a daemon creates, because its umask removes no bits.
 _RECORD_MODE: Final = 0o644
-#: What opening a file for writing is answered that can only be read: by its mode, its file system, its attributes.
+#: The errors of opening a file for writing that can only be read, by its mode, file system or attributes.
 _UNWRITABLE: Final = frozenset((errno.EACCES, errno.EROFS, errno.EPERM))
-#: How often a daemon writes its counters: what a kill may cost of them.
+#: How often a daemon writes its counters. A kill loses the changes since the last time.
 _COUNTERS_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A front-end at work. *where* it can be found (a mount point, a socket); its counters."""
+    """A running front-end: its name, *where* it is (a mount point, a socket), and its counters."""
 
     name: str
     where: str
@@ -65,16 +63,16 @@ class Running:
 
 
 class FrontEnds:
-    """The front-ends of a session: those at work, and those that have ended."""
+    """The front-ends of a session: those that run, and those that have ended."""
 
     def __init__(self) -> None:
         self.running: list[Running] = []
         self.ended: list[dict[str, Json]] = []
-        #: What the last front-end that failed met.
+        #: The error of the last front-end that failed.
         self.failure: Exception | None = None
 
     def list_running(self) -> list[Json]:
-        """Return the front-ends at work, with their counters."""
+        """Return the running front-ends, with their counters."""
         return [
             {"name": running.name, "where": running.where, "statistics": dict(running.statistics())}
             for running in tuple(self.running)
@@ -85,7 +83,7 @@ class FrontEnds:
         return [*self.ended]
 
     def sentence(self, path: Path) -> str:
-        """Return what a service manager shows of a session of the image *path*."""
+        """Return the status of a session of the image *path*, as a service manager shows it."""
         running = ", ".join(f"{running.name} at {running.where}" for running in tuple(self.running))
         ended = "".join(
             f"; {each['name']} at {each['where']} has ended" + (f": {each['reason']}" if each["reason"] else "")
@@ -95,7 +93,7 @@ class FrontEnds:
 
 
 class Session:
-    """What a front-end gets: the device, and the place where it makes itself known."""
+    """The argument of a front-end: the device, and the place where the front-end registers."""
 
     def __init__(
         self,
@@ -110,12 +108,12 @@ class Session:
         #: The devices of further images, for a front-end that can offer several.
         self.others = others
         self._all = FrontEnds() if front_ends is None else front_ends
-        #: What the front-end was called when it registered.
+        #: The name and place with which the front-end registered.
         self.name, self.where = "a front-end", "nowhere"
 
     @contextmanager
     def register(self, name: str, where: str, statistics: Callable[[], Mapping[str, int]]) -> Iterator[None]:
-        """Show a front-end in ``info`` and its counters in ``stats`` for the time of the context."""
+        """Show a front-end in ``info`` and its counters in ``stats`` while the context lasts."""
         self.name, self.where = name, where
         running = Running(name=name, where=where, statistics=statistics)
         self._all.running.append(running)
@@ -128,8 +126,8 @@ class Session:
 class FrontEnd(Protocol):
     """Something that serves the device until it ends by itself or is cancelled.
 
-    It calls ``task_status.started()`` once it can be used, cleans up when cancelled, and raises a ZonedError or OSError
-    for what a user can repair. Raised before it was started, that ends the session; later, this front-end.
+    It calls ``task_status.started()`` once it can be used, cleans up when cancelled, and raises ZonedError or OSError
+    for errors that a user can repair. An error before the start ends the session; a later one ends this front-end.
     """
 
     def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> Awaitable[None]:
@@ -151,22 +149,22 @@ def run(
 ) -> None:
     """Open the image *path* and run *front_ends* until they end or a signal comes; without any, until the signal.
 
-    *others* are further images, which are held in the same way, each with a control socket of its own.
+    *others* are further images, which are opened in the same way, each with a control socket of its own.
 
     *readonly*: no front-end writes, so the image need not be writable for this user.
 
-    *timing*: the preset of the drive that commands take as long as, and the factor by which it is slower.
+    *timing*: the preset of a drive whose times commands take, and the factor by which they are longer.
 
-    *ready* is called when all front-ends can be used. *owner* names this process to other processes that find the image
-    busy. The operations of the device and their answers are recorded in the new file *record_file*, for ``replay``.
-    *extensions*: the rules and verbs that the front-ends of this program have.
+    *ready* is called when all front-ends can be used. *owner* is the name of this process in the errors of processes
+    that find the image busy. The operations of the device and their answers are recorded in the new file *record_file*,
+    for ``replay``. *extensions*: the rules and verbs of the front-ends of this program.
 
-    A signal ends what is under way within END_S, and the last flush within FLUSH_S: what takes longer is stuck in the
-    host, and the process exits without it (:mod:`zonefs_emu.daemon.ending`).
+    After a signal, tasks have END_S to end, and then the last flush has FLUSH_S. If the host blocks one for longer, the
+    process exits without it (:mod:`zonefs_emu.daemon.ending`).
 
     Raises:
         ImageError: the image cannot be opened, or its last flush failed.
-        ZonedError, OSError: what the last front-end that failed raised, or *record_file* cannot be written or exists.
+        ZonedError, OSError: the error of the last front-end that failed; or *record_file* exists or cannot be written.
     """
     with ExitStack() as held:
         ending = EndBySignal()
@@ -178,7 +176,7 @@ def run(
             opened.refusals.listener = _CauseLog(opened, extensions.explainer()).hear
         device = devices[path]
         if record_file is not None:
-            # Line by line, so that all is there of a daemon that was killed.
+            # Line buffered, so that the file is complete after a kill.
             record_file.touch(_RECORD_MODE, exist_ok=False)
             file = record_file.open("w", encoding="utf-8", buffering=1)
             try:
@@ -198,9 +196,9 @@ def _close(device: ZonedDevice, ending: EndBySignal) -> None:
 
 
 class _CauseLog:
-    """Says why *device* refused something, once for each front-end, operation and rule.
+    """Logs why *device* refused a request, once for each front-end, operation and rule.
 
-    An application in a loop says it only once, and ``why`` knows the others.
+    So an application that repeats a request in a loop adds one line; ``why`` shows every refusal.
     """
 
     def __init__(self, device: ZonedDevice, explainer: Explainer) -> None:
@@ -219,7 +217,8 @@ class _CauseLog:
 def _open(path: Path, owner: str, *, readonly: bool) -> ZonedDevice:
     """Open the image, waiting for a short command that holds it, but not for another daemon.
 
-    One that is to be *readonly*, but can be written, is opened for writing: other verbs may change it meanwhile.
+    With *readonly*, an image that can be written is opened for writing all the same: other verbs may change it
+    meanwhile.
     """
     deadline = time.monotonic() + BUSY_S
     while True:
@@ -229,7 +228,7 @@ def _open(path: Path, owner: str, *, readonly: bool) -> ZonedDevice:
             except OSError as error:
                 if not readonly or error.errno not in _UNWRITABLE:
                     raise
-            # Alone nevertheless: an image has one daemon, through which all others see it.
+            # The lock is exclusive all the same: an image has one daemon, through which other processes use it.
             return ZonedDevice.open(path, owner=owner, readonly=True, alone=True)
         except ImageBusyError:
             peer = connect(path)
@@ -242,7 +241,7 @@ def _open(path: Path, owner: str, *, readonly: bool) -> ZonedDevice:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the first exception that is not a group: several front-ends can fail, one sentence is shown."""
+    """Return the first exception that is not a group: several front-ends can fail, and one sentence is shown."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -251,7 +250,7 @@ def _innermost(error: BaseException) -> BaseException:
 def _control(
     device: ZonedDevice, path: Path, known: FrontEnds, extensions: Extensions, held: ExitStack
 ) -> ControlServer:
-    """Open the control socket of *device*, which *held* takes away again."""
+    """Open the control socket of *device*; leaving *held* removes it again."""
     listener, socket_path = listen(path, backlog=16)
     held.callback(socket_path.unlink, missing_ok=True)
     verbs = Verbs(
@@ -302,14 +301,14 @@ async def _run(
 
 
 class _Started(trio.TaskStatus[None]):
-    """Passes on that a front-end has started, and remembers it."""
+    """Reports that a front-end has started, and keeps the fact."""
 
     def __init__(self, task_status: trio.TaskStatus[None]) -> None:
         self._task_status = task_status
         self.done = False
 
     def started(self, value: None = None) -> None:
-        """Say so."""
+        """Report it."""
         self.done = True
         self._task_status.started(value)
 
@@ -317,7 +316,7 @@ class _Started(trio.TaskStatus[None]):
 async def _serve(
     front_end: FrontEnd, session: Session, known: FrontEnds, ending: EndBySignal, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Run *front_end*. Its end, once it has started, is its own, unless the session ends as well."""
+    """Run *front_end*. If it fails after its start, the others go on."""
     started = _Started(task_status)
     try:
         await front_end(session, task_status=started)
@@ -329,7 +328,7 @@ async def _serve(
         ended_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
         known.ended.append({"name": session.name, "where": session.where, "reason": reason})
         if ending.came:
-            # A session that a signal ends reports only errors of its end.
+            # After a signal, an error of a front-end's end is reported as the error of the session.
             raise failure from None
     else:
         ended_log.info("%s at %s has ended", session.name, session.where)
@@ -338,7 +337,7 @@ async def _serve(
 
 
 def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:
-    """Return the message about a front-end that ended by *error*; an unforeseen error is noted as one."""
+    """Return the error to report for a front-end that ended by *error*; an unforeseen one is noted as such."""
     leaves = list(_leaves(error))
     for leaf in leaves:
         if not isinstance(leaf, ZonedError | OSError):
@@ -351,7 +350,7 @@ def _failure_of(session: Session, error: Exception) -> ZonedError | OSError:
 
 
 def _leaves(error: Exception) -> Iterator[Exception]:
-    """Yield *error*, or what is in the group that it is."""
+    """Yield *error*, or the exceptions in it if it is a group."""
     if isinstance(error, ExceptionGroup):
         for part in error.exceptions:
             yield from _leaves(part)
@@ -373,9 +372,9 @@ def _look_after(device: ZonedDevice) -> None:
 
 
 async def keep_counters(device: ZonedDevice) -> None:
-    """Write the counters of *device* now and then, until cancelled: a daemon may be killed, and they are to last.
+    """Write the counters of *device* periodically until cancelled, so that a kill loses few changes of them.
 
-    The image's file is looked at as well, so that a change by another program is noticed without any request.
+    The image's file is checked as well, so that a change by another program is noticed without a request.
     """
     while True:
         await trio.sleep(_COUNTERS_S)

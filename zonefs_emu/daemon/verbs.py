@@ -1,7 +1,7 @@
-"""Every verb, once: a request (JSON object + payload) in, replies (JSON object + payload) out.
+"""The implementation of every verb: a request (JSON object + payload) in, replies (JSON object + payload) out.
 
 Used by the control socket and by the command line on an image that no process holds. A request comes from outside: each
-field is checked before use, and whatever is wrong with it becomes a reply, never an exception.
+field is checked before use, and an error becomes a reply, never an exception.
 
 A reply with ``error`` (one sentence) and ``exit_code`` (1 refused, 2 wrong usage) is the last one. A reply with
 ``more`` is followed by another.
@@ -37,7 +37,7 @@ from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
 ZONES_PER_REPLY: Final = 4096
 REFUSALS_MAX: Final = 1000
 TOP_MAX: Final = 1000
-#: The longest read or write in one request; longer ones are several.
+#: The longest read or write in one request; a client splits longer ones.
 TRANSFER_BYTES_MAX: Final = PAYLOAD_BYTES_MAX
 _OPERATIONS: Final = MappingProxyType(
     {
@@ -48,10 +48,10 @@ _OPERATIONS: Final = MappingProxyType(
 
 
 class _Parts:
-    """What some verbs need besides the *device*, made when the first of them is asked for; one for all clients.
+    """Objects that some verbs need besides the *device*, made when the first is used; shared by all clients.
 
-    The imports are local: ``info`` and ``report`` of an image that no process holds would spend most of their time on
-    the import of these modules, which have the rules of every front-end and the power-cut lab, and use none of them.
+    The imports are local: these modules have the rules of every front-end and the power-cut lab. ``info`` and
+    ``report`` need none of that, and would otherwise spend most of their time on the imports.
     """
 
     def __init__(self, device: ZonedDevice, extensions: Extensions, front_ends: Callable[[], list[Json]]) -> None:
@@ -61,7 +61,7 @@ class _Parts:
 
     @cached_property
     def explainer(self) -> Explainer:
-        """Puts refusals into words."""
+        """The explainer of refusals."""
         return self._extensions.explainer()
 
     @cached_property
@@ -81,11 +81,11 @@ class _Parts:
 
 
 class Verbs:
-    """The verbs of one opened *device*, for one client that asks for one after the other; see :meth:`for_client`.
+    """The verbs of one opened *device*, for one client, which sends one request at a time; see :meth:`for_client`.
 
-    *front_ends* returns the front-ends at work as ``info`` and ``stats`` show them, *ended_front_ends* those that have
-    ended; *pid* is the daemon's, if any, and *path* where it has the image. *extensions* are the rules and verbs
-    of front-ends.
+    *front_ends* returns the running front-ends as ``info`` and ``stats`` show them, and *ended_front_ends* those that
+    have ended. *pid* is that of the daemon, if there is one, and *path* is its image. *extensions* are the rules and
+    verbs of front-ends.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class Verbs:
         self._ended_front_ends = ended_front_ends
         self._pid = pid
         self._path = path
-        # For all clients: two writers that ask for the write pointer's place must not get the same one.
+        # One lock for all clients: two writers at the write pointer must not use the same one.
         self._placing = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
-        # A port of its own: what was refused is read back after the command, and may not be another client's.
+        # Each client has a port of its own, because its refusals are read after the command and must be its own.
         self._port: Port = self._device.port(PORT_NAME, VIRTIO)
         self._verbs: Mapping[str, Verb] = {
             "info": self._info,
@@ -131,29 +131,29 @@ class Verbs:
     def import_all(self) -> None:
         """Import what the verbs need besides the device.
 
-        A daemon does that when it starts: later the files of its modules may be those of a newer version.
+        A daemon does that when it starts, because later an upgrade may replace the files of its modules.
         """
         self._parts.make_all()
 
     def for_client(self) -> "Verbs":
         """Return the same verbs for another client; the two may be used by two threads.
 
-        No client waits for a command of another one, which may take as long as an injected delay or the host's disk.
+        So no client waits for a command of another client, which an injected delay or the host's disk can make long.
         """
-        # Now, and not by two threads at once.
+        # The parts are made now, so that two threads do not make them at once.
         self.import_all()
         other = copy.copy(self)
         other._begin()  # noqa: SLF001  (of the same class)
         return other
 
     def contain(self, where: str, error: Exception) -> Message:
-        """Note *error*, which nothing foresaw, as met in *where* (``verb read``); returns the reply."""
+        """Note the unforeseen *error*, met in *where* (``verb read``); return the reply."""
         self._device.unforeseen.contain(PORT_NAME, where, error)
         sentence = f"internal error: {type(error).__name__}: {error}; the daemon's log has the traceback"
         return {"error": sentence, "exit_code": 1}, b""
 
     def execute(self, request: Request, payload: bytes) -> Generator[Message]:
-        """Yield the replies to *request*; a caller that wants no more of them closes the generator."""
+        """Yield the replies to *request*; a caller that needs no more of them closes the generator."""
         try:
             name = request.get("verb")
             verb = self._verbs.get(name) if isinstance(name, str) else None
@@ -165,7 +165,7 @@ class Verbs:
         except ZonedError as error:
             yield {"error": str(error), "exit_code": 1}, b""
         except OSError as error:
-            # The host's trouble with one request is not the end of a daemon that serves others.
+            # An error of the host ends this request, and not the daemon.
             yield {"error": host_sentence(error), "exit_code": 1}, b""
 
     def _further_verb(self, name: Json) -> Verb:
@@ -253,7 +253,7 @@ class Verbs:
         yield reply, b""
 
     def _require_counters(self) -> None:
-        """Raise UsageError if the counters are off: they have no numbers then."""
+        """Raise UsageError if the counters are switched off and have no numbers."""
         if self._device.counters.switch.error is not None:
             reason = self._device.unforeseen.observers_off["the counters"]
             message = f"there are no numbers: the counters are switched off ({reason})"
@@ -332,10 +332,10 @@ class Verbs:
         yield {"sector": sector, "nr_sectors": nr_sectors}, b""
 
     def _write_at_wp(self, zone_no: int, nr_sectors: int, payload: bytes) -> Sector:
-        """Write where the write pointer of *zone_no* is; returns where that was."""
+        """Write at the write pointer of *zone_no*; return the offset at which it was."""
         delays_ns: list[int] = []
         with self._port.refusals.collect() as refused, self._placing:
-            # An injected delay holds back the answer, not the requests that wait for the lock.
+            # An injected delay holds up this answer only, and not the requests that wait for the lock.
             self._port.defer = delays_ns.append
             try:
                 sector = self._port.zone(zone_no).wp
@@ -360,7 +360,7 @@ class Verbs:
         yield {}, b""
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        """Copy the image; all but the last reply say how far it is."""
+        """Copy the image; all replies but the last one report the progress."""
         path = _absolute_path(request)
         with closing(dump(self._device, path)) as progress:
             for nr_bytes in progress:
@@ -420,7 +420,7 @@ class Verbs:
         if not status:
             return
         refusal = refused[-1]
-        # The prefix names the command line as the front-end, which its user knows.
+        # The prefix would name the command line as the front-end.
         sentence = self._parts.explainer.explain(refusal, self._geometry)
         raise UsageError(sentence.removeprefix(f"{refusal.front_end}: "), exit_code=1)
 
@@ -433,7 +433,7 @@ class Verbs:
         return zone_no
 
     def _whole_blocks(self, payload: bytes) -> int:
-        """Return the sectors in *payload*; data that is no whole number of blocks cannot even be asked of a device."""
+        """Return the number of sectors in *payload*; raise UsageError if that is not a whole number of blocks."""
         block = self._geometry.block_size_bytes
         if not payload or len(payload) % block:
             message = f"{len(payload)} bytes are not a whole number of blocks of {block} bytes"
@@ -442,7 +442,7 @@ class Verbs:
 
 
 def _absolute_path(request: Request) -> Path:
-    """Return the field ``path``. A daemon has another directory than its clients.
+    """Return the field ``path``. It must be absolute, because a daemon has another working directory than its clients.
 
     Raises:
         UsageError: it is not absolute.
