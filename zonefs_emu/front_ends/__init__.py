@@ -1,4 +1,4 @@
-"""What joins a protocol to a session: each module makes front-ends of one kind.
+"""Front-ends: each module joins one protocol to a session.
 
     zonefs        the image as a mounted directory, by FUSE
     ublk, vduse   the image as a block device of this host's kernel; kernel_device has what both share,
@@ -13,8 +13,8 @@
     session_process
                   a session in a process of its own, for Python programs
     ways_in       which front-ends work on this machine
-    known         sessions, and images that no process holds, with all that these modules add
+    known         opening images, and running sessions, with the rules and verbs of all these modules
 
-:class:`zonefs_emu.daemon.session.FrontEnd` is the common interface of front-ends, and
-:class:`zonefs_emu.daemon.extensions.Extensions` that of what they add to the verbs.
+:class:`zonefs_emu.daemon.session.FrontEnd` is the common interface of front-ends.
+:class:`zonefs_emu.daemon.extensions.Extensions` is the interface for the rules and verbs that they add.
 """

@@ -1,4 +1,4 @@
-"""The rules of the device and of all front-ends that zonefs_emu comes with, joined here and nowhere below."""
+"""The rules of the device and of all front-ends of zonefs_emu together. No lower layer knows all of them."""
 
 from typing import Final
 

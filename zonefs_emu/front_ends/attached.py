@@ -1,4 +1,4 @@
-"""Attached devices: which there are, and the end of one. Only an orphaned device needs ublk and VDUSE loaded."""
+"""Attached devices: listing and detaching them. Only an orphaned device needs the modules of ublk and VDUSE."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from zonefs_emu.front_ends.known import open_target, run
 
 #: The names of front-ends that are devices of the kernel.
 _WAYS: Final = ("ublk", "vduse", "nvme-tcp")
-#: How long the device's requests and the image's last flush may take.
+#: How long the requests in flight and the image's last flush may take.
 _END_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """An attached device: its node, the way it is attached by, and the image and process that serve it."""
+    """An attached device: its node, how it is attached, its image, and the process that serves it."""
 
     node: str
     via: str
@@ -35,7 +35,7 @@ def attached() -> Iterator[Attached]:
 
 
 def attached_nodes(info: dict[str, Json]) -> list[str]:
-    """Return the nodes of the devices in *info*, a daemon's answer."""
+    """Return the nodes of the devices in *info*, the answer of a daemon to that verb."""
     return [each.node for each in _attached_by(info)]
 
 
@@ -45,18 +45,18 @@ def _attached_by(info: dict[str, Json]) -> Iterator[Attached]:
     assert isinstance(pid, int)
     for each in front_ends:
         assert isinstance(each, dict)
-        # A drive that is only served, to whichever host, has an address in place of a node.
+        # An NVMe drive that is served to other hosts has an address in place of a node.
         if each["name"] in _WAYS and (each["name"] != "nvme-tcp" or str(each["where"]).startswith("/dev/")):
             yield Attached(node=str(each["where"]), via=str(each["name"]), image=str(info["path"]), pid=pid)
 
 
 def detach(what: Path, *, force: bool) -> None:
-    """End the device *what*, a node or an image, and return when everything is written back and the image is free.
+    """Detach *what*, a node or an image, and return when everything is written back and the image is free.
 
     If the serving process was killed, the requests that it had in flight are answered first.
 
     Raises:
-        UsageError: it is not attached, it is in use and that is not to be forced, or its process does not end.
+        UsageError: it is not attached, it is in use and not *force*, or its process does not end.
     """
     found = _find(what)
     if not found:
@@ -68,7 +68,7 @@ def detach(what: Path, *, force: bool) -> None:
 
 
 def _find(what: Path) -> list[Attached]:
-    """Return the devices of the daemon that serves *what*, a node or an image, as one: they end together."""
+    """Return all devices of the daemon that serves *what*, a node or an image: they end together."""
     for info in live_infos():
         devices = list(_attached_by(info))
         if any(_is(what, each) for each in devices):
@@ -82,7 +82,7 @@ def _is(what: Path, device: Attached) -> bool:
 
 
 def _detach_left_behind(what: Path, *, force: bool) -> None:
-    """End the device that a killed process left of the image *what*."""
+    """Remove the device that a killed process left for the image *what*."""
     if not what.is_file():
         message = f"{what} is no device of ours that is attached, and no image"
         raise UsageError(message, exit_code=1)
@@ -114,10 +114,10 @@ def _require_unused(node: str, *, force: bool) -> None:
 
 
 def _end(pid: int, image: str) -> None:
-    """Have the process *pid*, which serves *image*, end, and return when it has.
+    """End the process *pid*, which serves *image*, and wait for it.
 
     Raises:
-        UsageError: that takes too long.
+        UsageError: it has not ended in time.
     """
     try:
         pidfd = os.pidfd_open(pid)

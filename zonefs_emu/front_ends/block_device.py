@@ -1,4 +1,4 @@
-"""Attaching an image: the choice between ublk, VDUSE and NVMe, and going on with what a killed process left."""
+"""Attaching an image: the choice between ublk, VDUSE and NVMe, and recovery of a device whose process was killed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.ublk import ublk_device
 from zonefs_emu.vduse.vdpa_bus import Driver
 
-#: There if the kernel has an NVMe driver. The modules that serve NVMe take as long to load as all others together.
+#: Exists if the kernel has an NVMe driver. Without it, the modules that serve NVMe, which load slowly, are not loaded.
 _NVME: Final = Path("/sys/class/nvme")
 
 
 def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_queues: int) -> KernelDeviceFrontEnd:
     """Return the front-end that attaches *image* by *via* (ublk, vduse, nvme-tcp or auto) as the device *name*.
 
-    If a killed process left a device of *image*, the front-end goes on with that one.
+    If a killed process left a device of *image*, the front-end recovers that one.
 
     Raises:
-        UsageError: a process has the image, the kernel cannot, or the parts do not fit together; says which.
+        UsageError: a process has the image, the kernel cannot show it, or the arguments exclude each other; says which.
     """
     driver = Driver.VM if for_vm else Driver.HOST
     if driver is Driver.VM and via in {"ublk", "nvme-tcp"}:
@@ -55,7 +55,7 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
 
 
 def left_behind(image: Path, uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]]:
-    """Return what goes on with each device that a killed process left of *image*, and the device's node."""
+    """Return the recovery of each device that a killed process left of *image*, as (front-end, node of the device)."""
     left = ublk.left_behind(uuid) + vduse.left_behind(image)
     if _NVME.exists():
         from zonefs_emu.front_ends import nvme_host  # noqa: PLC0415
@@ -77,10 +77,10 @@ def geometry_of(info: dict[str, Json]) -> Geometry:
 
 
 def choose(via: str, driver: Driver, geometry: Geometry) -> str:
-    """Return the way to take, after looking whether the kernel can; auto takes ublk or vduse.
+    """Return the way to use, after a check of what the kernel can do; auto takes ublk or vduse.
 
     Raises:
-        UsageError: it cannot; says which and what would help.
+        UsageError: the kernel cannot show the image; with the reason and a remedy.
     """
     ways: Sequence[str] = (via,) if via != "auto" else ("vduse",) if driver is Driver.VM else ("ublk", "vduse")
     reasons = []
@@ -102,5 +102,5 @@ def choose(via: str, driver: Driver, geometry: Geometry) -> str:
 
 
 def is_in_use(node: str) -> bool:
-    """Say whether a process has *node* open for itself alone: a mount, a volume manager, a virtual machine."""
+    """Return whether a process has *node* open exclusively: a mount, a volume manager, a virtual machine."""
     return ublk_device.is_in_use(Path(node))

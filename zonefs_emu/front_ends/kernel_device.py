@@ -1,4 +1,4 @@
-"""What the ways to a block device of this host's kernel, ublk, VDUSE and NVMe, have in common."""
+"""The common part of the front-ends that make a block device of this host's kernel: ublk, VDUSE, NVMe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ class KernelDevice(Protocol):
 
     @property
     def failure(self) -> BaseException | None:
-        """Why serving ended, if it was not asked to."""
+        """The reason why serving ended, unless :meth:`stop` ended it."""
         ...
 
     def start(self) -> Path:
-        """Make the device, or go on with the one that a dead process left; returns its node."""
+        """Make the device, or recover the one that a dead process left; return its node."""
         ...
 
     def stop(self) -> None:
-        """Delete it; what is in flight is answered first."""
+        """Delete the device; requests in flight are answered first."""
         ...
 
     def statistics(self) -> Mapping[str, int]:
@@ -35,18 +35,18 @@ class KernelDevice(Protocol):
 class KernelDeviceFrontEnd(ABC):
     """The front-end of a session that makes the image a device of the kernel."""
 
-    #: What the front-end is called in ``info``, and the way by which the kernel gets the device.
+    #: The name of the front-end in ``info``, which says how the kernel gets the device.
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        #: Only end in order what a killed process left.
+        #: Only remove, in order, the device that a killed process left.
         self.end_at_once = False
         #: The device's node, once there is one.
         self.node: Path | None = None
 
     @abstractmethod
     def make(self, session: Session, ended: Callable[[], None]) -> KernelDevice:
-        """Return the device, which is not started yet. It calls *ended* on any thread when serving has ended."""
+        """Return the device, which is not started yet. It calls *ended* on any thread when serving ends."""
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Attach, and serve until cancelled or until the kernel ends it."""

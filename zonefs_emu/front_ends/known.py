@@ -1,7 +1,7 @@
-"""All front-ends that zonefs_emu comes with, for sessions and for images that no process holds.
+"""All front-ends of zonefs_emu, for sessions and for images that no process holds.
 
-The command line, the tests' devices and other programs open images here and not in :mod:`zonefs_emu.daemon`, so that
-``why`` knows the rules of every front-end, and ``mkfs`` is a verb.
+The command line, the devices of tests and other programs open images through this module and not through
+:mod:`zonefs_emu.daemon`, so that ``why`` knows the rules of every front-end, and ``mkfs`` is a verb.
 """
 
 from collections.abc import Callable, Mapping, Sequence

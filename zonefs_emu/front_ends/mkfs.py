@@ -1,4 +1,4 @@
-"""The verb ``mkfs``: formats an image with zonefs, as mkzonefs does, whether or not a daemon has it."""
+"""The verb ``mkfs``: formats an image with zonefs, as mkzonefs does. It works with a daemon and without."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ from zonefs_emu.model.transitions import VIRTIO
 
 
 class MkfsVerb:
-    """The verb of one opened *device*. *front_ends* returns those at work: a device in use is not formatted."""
+    """The verb of one opened *device*. *front_ends* returns the running ones: a device in use is not formatted."""
 
     def __init__(self, device: ZonedDevice, front_ends: Callable[[], list[Json]]) -> None:
         self._device = device
         self._front_ends = front_ends
-        # Without the lock, two clients at once would each format over the file system of the other.
+        # Without the lock, of two clients at once each would overwrite the file system of the other.
         self._formatting = threading.Lock()
 
     def __call__(self, request: Request, _payload: bytes) -> Iterator[Message]:
@@ -36,7 +36,7 @@ class MkfsVerb:
                 message = f"{name} appears to contain {found}: use the option '-f' to overwrite"
                 raise UsageError(message, exit_code=1)
             for front_end in self._front_ends():
-                # A virtual machine may be using the disk as well, and its caches would not know.
+                # A front-end of a virtual machine counts as well: the machine has caches of the disk.
                 assert isinstance(front_end, dict)
                 message = f"{name} is in use ({front_end['name']} at {front_end['where']})"
                 raise UsageError(message, exit_code=1)

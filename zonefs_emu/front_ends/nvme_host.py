@@ -18,7 +18,7 @@ class NvmeHostFrontEnd(KernelDeviceFrontEnd):
         UsageError: a *name* is asked for.
     """
 
-    #: As the front-end that only serves, which has an address where this has a node.
+    #: The same name as of the front-end that only serves; that one has an address in place of a node.
     name = "nvme-tcp"
 
     def __init__(self, *, name: str | None = None, nr_queues: int = 1) -> None:
@@ -34,7 +34,7 @@ class NvmeHostFrontEnd(KernelDeviceFrontEnd):
 
 
 def left_behind(uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]]:
-    """Return what goes on with the disk that a killed process left of the image *uuid*, and the disk's node."""
+    """Return the recovery of the disk that a killed process left of the image *uuid*, with the disk's node."""
     return [(NvmeHostFrontEnd(), node) for node in attached_drive.left_behind(uuid)]
 
 

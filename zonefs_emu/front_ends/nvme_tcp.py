@@ -19,10 +19,11 @@ from zonefs_emu.nvme_tcp.server import DEFAULT_PORT, NvmeTcpServer, listen
 _PORT_MAX: Final = 65535
 #: Where a drive is offered if no address is given.
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
-#: Of a file, what may be a key.
+#: The most bytes of a file that are read for a key.
 _KEY_FILE_BYTES_MAX: Final = 4096
 _KEY_BEGIN: Final = "DHHC-1:"
-#: A name may contain "=" itself, so what follows decides where it ends. A key is no part of a name, which is repeated.
+#: A name may contain "=", so the text after an "=" decides where the name ends. Messages repeat the name only, which
+#: has no part of a key.
 _HOST_KEY: Final = re.compile(rf"((?:(?!{_KEY_BEGIN}).)+?)=(@.+|{_KEY_BEGIN}.*)", re.DOTALL)
 
 
@@ -45,10 +46,10 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that *text* says: HOST, HOST:PORT, [IPV6] or [IPV6]:PORT.
+    """Return the address in *text*: HOST, HOST:PORT, [IPV6] or [IPV6]:PORT.
 
     Raises:
-        UsageError: it says none.
+        UsageError: it is not of that form.
     """
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
@@ -64,9 +65,9 @@ def parse_address(text: str) -> Address:
 
 
 def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
-    """Return the address that *text* says, if only this machine can reach it, or if every host proves its name.
+    """Return the address in *text* if only this machine can reach it, or if every host must prove its name.
 
-    *insecure*: the user accepts other machines without that. Nothing is encrypted in any case.
+    *insecure*: the user accepts hosts on other machines without proof. Nothing is encrypted in any case.
 
     Raises:
         UsageError: *text* is no address, or other machines can reach it and hosts need no key.
@@ -84,12 +85,13 @@ def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
 
 
 def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: str) -> Access:
-    """Return who may connect: the *hosts*, and those of *host_keys*, NQN=KEY or NQN=@FILE, by their keys.
+    """Return the access rules: *hosts* need no key; those of *host_keys*, NQN=KEY or NQN=@FILE, need theirs.
 
     *controller_key*: KEY, @FILE or "".
 
     Raises:
-        UsageError: a text is not of that form, a file cannot be read, or a key is none; never says a part of a key.
+        UsageError: a text is not of that form, a file cannot be read, or a key is invalid. No message has a part of a
+        key.
     """
     found: dict[str, DhchapKey | None] = dict.fromkeys(hosts)
     for text in host_keys:
@@ -110,7 +112,7 @@ def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: 
 
 
 def _key(text: str, option: str) -> DhchapKey:
-    """Return the key that *text* is, or that is in the file which it names. *option*: what to blame."""
+    """Return the key *text*, or that in the file of @FILE. Errors name *option*."""
     try:
         if text.startswith(f"@{_KEY_BEGIN}"):
             message = "@ is followed by the name of a file, and this looks like a key"
@@ -127,7 +129,7 @@ def _key(text: str, option: str) -> DhchapKey:
 
 
 class NvmeTcpFrontEnd:
-    """The front-end of a session that offers its devices as an NVMe ZNS drive at *address*, a namespace each."""
+    """The front-end of a session that serves its devices as namespaces of one NVMe ZNS drive at *address*."""
 
     def __init__(self, address: Address, *, nqn: str = "", serial: str = "", access: Access = OPEN) -> None:
         """*nqn* and *serial* are those of the image by default; *access* says which hosts may connect."""
@@ -135,11 +137,11 @@ class NvmeTcpFrontEnd:
         self._nqn = nqn
         self._serial = serial
         self._access = access
-        #: The name of the subsystem, known once it is served.
+        #: The name of the subsystem, known after the start.
         self.nqn = nqn
 
     def host_commands(self) -> list[list[str]]:
-        """Return the commands with which a Linux host finds the drive and connects to it; once it is served.
+        """Return the commands with which a Linux host discovers the drive and connects to it; after the start.
 
         A host with a key has a line of its own, with the word KEY in place of the key.
         """

@@ -1,4 +1,4 @@
-"""A server that blocks, on a thread of its own, as the front-end of a session that runs an event loop."""
+"""Running a blocking server on a thread of its own, as a front-end of a session with an event loop."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ import trio
 async def run_until_stopped(serve: Callable[[], None], stop: Callable[[], None], started: Callable[[], None]) -> None:
     """Run *serve* on a thread until it ends, or until this task is cancelled, which calls *stop*.
 
-    *started* is called when the thread is about to run. The thread is waited for in either case: the device must not be
-    closed before it has ended.
+    *started* is called when the thread is about to run. In either case this waits for the end of the thread, before
+    which the device must not be closed.
     """
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_serve, serve, nursery.cancel_scope)

@@ -1,7 +1,7 @@
 """A session in a process of its own, for Python programs.
 
-The process is a new interpreter and no fork: a fork copies the threads' locks of the program, as they are, and the
-program of a test may have any threads. The front-ends go to it as a pickle, which only this module writes and reads.
+The process is a new interpreter and no fork, because a fork copies locks that other threads of the program hold. The
+front-ends are passed to it as a pickle, which only this module writes and reads.
 """
 
 import logging
@@ -25,12 +25,12 @@ _START_S: Final = 60.0
 
 
 class SessionProcess:
-    """A process that runs *front_ends* on *image*; what it says is written to the file *log*.
+    """A process that runs *front_ends* on *image*; its output is written to the file *log*.
 
     Returns when the front-ends can be used.
 
     Raises:
-        UsageError: it has not become ready; says why.
+        UsageError: it has not become ready; with the reason.
     """
 
     def __init__(self, image: Path, front_ends: Sequence[FrontEnd], *, log: Path) -> None:
@@ -50,7 +50,7 @@ class SessionProcess:
             raise UsageError(self.last_words(), exit_code=1)
 
     def last_words(self) -> str:
-        """Return the last line that the process said."""
+        """Return the last line of the output of the process."""
         return (self._log.read_text(errors="replace").splitlines() or ["it said nothing"])[-1]
 
     def end(self, seconds: float) -> int:

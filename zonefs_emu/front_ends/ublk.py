@@ -27,7 +27,7 @@ class UblkFrontEnd(KernelDeviceFrontEnd):
 
     def make(self, session: Session, ended: Callable[[], None]) -> KernelDevice:
         """Return the device."""
-        # Beside the control socket: it outlives this process. After the host's next start it is ignored.
+        # The record is beside the control socket, where it outlives this process. A reboot makes it invalid.
         records = rendezvous.log_path(session.path).with_suffix(".ublk")
         return ublk_device.UblkDevice(
             session.device, records=records, number=self._number, nr_queues=self._nr_queues, ended=ended
@@ -35,12 +35,12 @@ class UblkFrontEnd(KernelDeviceFrontEnd):
 
 
 def left_behind(uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]]:
-    """Return what goes on with each device that a killed process left of the image *uuid*, and the device's node."""
+    """Return the recovery of each device that a killed process left of the image *uuid*, with the device's node."""
     return [(UblkFrontEnd(), node) for node in ublk_device.left_behind(uuid)]
 
 
 def require(geometry: Geometry) -> None:
-    """Raise UsageError if the kernel cannot show *geometry* by ublk; says why and what would help."""
+    """Raise UsageError, with the reason and a remedy, if the kernel cannot show *geometry* by ublk."""
     refusals = ublk_device.refusals_of(geometry)
     if refusals:
         raise UsageError(refusals[0], exit_code=1)

@@ -13,7 +13,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vduse import vdpa_bus, vduse_device
 from zonefs_emu.vduse.vdpa_bus import Driver
 
-#: The records of a VDUSE device have its name in theirs, so that it is found again.
+#: The names of the records of a VDUSE device contain its name, so that the device is found again.
 _SUFFIX: Final = ".vduse-"
 
 
@@ -37,7 +37,7 @@ class VduseFrontEnd(KernelDeviceFrontEnd):
     def make(self, session: Session, ended: Callable[[], None]) -> KernelDevice:
         """Return the device."""
         name = self._device_name or f"zonefs-emu-{str(session.device.uuid)[:8]}"
-        # Beside the control socket: it outlives this process. After the host's next start it is ignored.
+        # The record is beside the control socket, where it outlives this process. A reboot makes it invalid.
         records = rendezvous.log_path(session.path).with_suffix(_SUFFIX + name)
         return vduse_device.VduseDevice(
             session.device, name=name, records=records, driver=self._driver, nr_queues=self._nr_queues, ended=ended
@@ -45,7 +45,7 @@ class VduseFrontEnd(KernelDeviceFrontEnd):
 
 
 def left_behind(image: Path) -> list[tuple[KernelDeviceFrontEnd, str]]:
-    """Return what goes on with each device that a killed process left of *image*, and the device's node."""
+    """Return the recovery of each device that a killed process left of *image*, with the device's node."""
     beside = rendezvous.log_path(image)
     found: list[tuple[KernelDeviceFrontEnd, str]] = []
     for records in beside.parent.glob(f"{beside.stem}{_SUFFIX}*"):
@@ -57,8 +57,8 @@ def left_behind(image: Path) -> list[tuple[KernelDeviceFrontEnd, str]]:
 
 
 def require(geometry: Geometry, driver: Driver) -> None:
-    """Raise UsageError if the kernel cannot show *geometry* to *driver* by VDUSE; says why and what would help."""
-    # In a virtual machine it is not this kernel that looks at the zones.
+    """Raise UsageError, with the reason and a remedy, if the kernel cannot show *geometry* to *driver* by VDUSE."""
+    # The zones of a virtual machine's disk are checked by the guest's kernel.
     refusals = linux.refusals(geometry) if driver is Driver.HOST else []
     if refusals:
         raise UsageError(refusals[0], exit_code=1)

@@ -20,7 +20,7 @@ _SUFFIX: Final = ".vfio-"
 
 
 class VfioUserFrontEnd:
-    """The front-end of a session that offers its devices as a PCI function at the socket *path*, a namespace each."""
+    """The front-end of a session that serves its devices as namespaces of one PCI function at the socket *path*."""
 
     def __init__(self, path: Path, *, nqn: str = "", serial: str = "") -> None:
         """*nqn* and *serial* are those of the image by default."""
@@ -29,7 +29,7 @@ class VfioUserFrontEnd:
         self._serial = serial
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until cancelled; first of all the guest that an earlier process has left in the care of a keeper."""
+        """Serve until cancelled, beginning with the guest that a keeper has held since an earlier process ended."""
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         unforeseen = session.device.unforeseen
         place = keeper_path(session.path, self._path)
@@ -54,7 +54,7 @@ def keeper_path(image: Path, path: Path) -> Path:
 
 
 def places_of_keeper(place: Path) -> Iterator[Path]:
-    """Yield where the keeper of *place* can be: a daemon of another environment has its directory elsewhere."""
+    """Yield the places where the keeper of *place* can be: a daemon of another environment uses another directory."""
     yield place
     for directory in rendezvous.directories():
         if directory != place.parent:

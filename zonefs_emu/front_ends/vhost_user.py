@@ -1,8 +1,8 @@
 """vhost-user sockets as front-ends of a session.
 
-A killed process leaves its socket behind. The next process replaces a socket at which nothing answers. Looking,
-removing and binding are one step: a lock of the directory (flock) is held meanwhile. Without it, two processes that
-start at once would both find the dead socket, and the second would remove the live one of the first.
+A killed process leaves its socket behind, and the next process replaces it if nothing answers there. Connecting,
+removing and binding are one step under a lock of the directory (flock). Without the lock, two processes that start at
+once would both find the dead socket, and the second would remove the live socket of the first.
 """
 
 import errno
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 #: The length of the virtio block device's configuration space, which some front-ends must be told.
 BLK_CONFIG_BYTES: Final = CONFIG_BYTES
-#: QEMU asks for as many request queues as the guest has processors, and wants no fewer offered.
+#: QEMU uses a request queue for each processor of the guest, and fails if fewer are offered.
 _SCSI_QUEUES: Final = 16
 _BACKLOG: Final = 8
 #: How long to wait for the lock of a socket's directory, which is held for microseconds. Any process that can read the
@@ -59,10 +59,10 @@ def make_scsi_host(device: ZonedDevice) -> VirtioDevice:
 
 
 class VhostUserFrontEnd:
-    """The front-end of a session that offers what *make_device* makes of the device.
+    """The front-end of a session that serves the device as the virtio device that *make_device* makes.
 
-    *path* is where the socket is to be; or *fd*, a socket that another process has opened: listening, or connected
-    already, in which case the front-end ends with the connection.
+    *path* is the path of the socket to make. Or *fd* is a socket that another process has opened: it listens, or it is
+    connected already, and then the front-end ends with the connection.
     """
 
     def __init__(self, make_device: MakeVirtioDevice, *, path: Path | None = None, fd: int = -1) -> None:
@@ -106,7 +106,7 @@ def listen(path: Path) -> socket.socket:
     """Return a listening socket at *path*, in the place of one at which no process answers.
 
     Raises:
-        UsageError: another process serves there, or is about to; or it is no socket.
+        UsageError: another process serves there or is about to, or *path* is no socket.
         OSError: the host refuses.
     """
     with _locked_directory(path, _LOCK_S):
@@ -123,9 +123,9 @@ def listen(path: Path) -> socket.socket:
 
 @contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
-    """Yield a socket that listens at *path*, and remove *path* at the end unless another process has it by then.
+    """Yield a socket that listens at *path*, and remove *path* at the end unless it is another process's by then.
 
-    The socket is closed by its user.
+    The caller closes the socket.
 
     Raises:
         UsageError, OSError: as :func:`listen`.
@@ -147,7 +147,7 @@ def _remove_dead(path: Path) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A live server that has a guest takes no further connections. Once its queue is full, connecting blocks.
+        # A live server that has a guest accepts no further connections. Once its queue is full, connecting would block.
         probe.settimeout(0)
         try:
             probe.connect(str(path))
@@ -164,7 +164,7 @@ def _remove_dead(path: Path) -> None:
 
 def _of_path(error: OSError, path: Path) -> OSError:
     """Return *error* with the name of the socket, which bind and connect do not tell."""
-    # One of them, a path that is too long, comes without a number as well.
+    # The error of a path that is too long has no number either.
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -174,10 +174,10 @@ def _served(path: Path) -> UsageError:
 
 @contextmanager
 def _locked_directory(path: Path, patience_s: float) -> Iterator[None]:
-    """Hold the lock of the directory of *path*: no other process of ours looks for or makes a socket there meanwhile.
+    """Lock the directory of *path*, so that no other process of this program makes a socket there meanwhile.
 
-    A lock of the directory leaves nothing behind. A lock file beside the socket would, and in a directory that others
-    can write to it might be theirs.
+    The alternative, a lock file beside the socket, would stay behind, and could belong to another user in a directory
+    that others can write to.
 
     Raises:
         UsageError: another process holds the lock for longer than *patience_s*.
@@ -206,7 +206,7 @@ def _locked_directory(path: Path, patience_s: float) -> Iterator[None]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return by what the file *path* is told from another of its name."""
+    """Return the identity of the file *path*, which differs from that of another file of the same name."""
     status = path.lstat()
     return status.st_dev, status.st_ino
 
@@ -219,7 +219,7 @@ def _remove(path: Path, identity: tuple[int, int]) -> None:
 
 
 def adopt(fd: int) -> tuple[socket.socket, bool]:
-    """Return the socket *fd* that we were started with, and whether it listens.
+    """Return the socket *fd*, which this process inherited, and whether it listens.
 
     Raises:
         UsageError: it is no Unix socket.

@@ -1,9 +1,9 @@
-"""Which ways in work on this machine, why the others do not, and the command that repairs that.
+"""Checks of the ways in on this machine: whether each works, and if not, the reason and the command that repairs it.
 
-One function for each way. A function looks and changes nothing: no module is loaded and no device is made. ``doctor``
-prints what they find, and the tests skip by them.
+There is one function for each way. It changes nothing: no module is loaded and no device is made. ``doctor`` prints the
+findings, and tests are skipped by them.
 
-May not know: images. A geometry that Linux refuses is refused by the front-end.
+May not know: images. The front-end refuses a geometry that Linux refuses.
 """
 
 import errno
@@ -44,7 +44,7 @@ _Version = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Whether the way *name* works here. *reason*: what was found; *remedy*: the command that repairs it, or ""."""
+    """Whether the way *name* works here, with the *reason*; *remedy* is the command that repairs it, or ""."""
 
     name: str
     works: bool
@@ -112,7 +112,7 @@ def fstab() -> Finding:
     helper = _HELPER_DIRECTORY / _HELPER
     if os.access(helper, os.X_OK):
         return Finding(name=name, works=True, reason=f"{helper} is there")
-    # Beside this program, where the same installation has put it.
+    # The same installation puts it beside this program.
     place = shutil.which(_HELPER, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
     if place is None:
         reason = f"{_HELPER}, which mount(8) runs, is not installed"
@@ -177,7 +177,7 @@ def nvme_tcp() -> Finding:
 
 def ublk() -> Finding:
     """Say whether ``attach --via ublk`` works."""
-    # Loads the way to the kernel, which the other functions do not need.
+    # Imported here because the other functions do not need it.
     from zonefs_emu.ublk.control_device import control_device  # noqa: PLC0415
 
     def look() -> None:
@@ -233,7 +233,7 @@ def _which(command: str) -> str | None:
 
 
 def _output(command: Sequence[str]) -> str:
-    """Return what *command* prints; "" if it cannot be run or does not end."""
+    """Return the output of *command*; "" if it cannot be run or does not end in time."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_QEMU_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
@@ -261,7 +261,7 @@ def _is_loaded(module: str) -> bool:
 
 
 def _is_there(module: str) -> bool:
-    """Say whether the kernel that runs has *module*. Source: depmod(8), modules.dep and modules.builtin."""
+    """Return whether the running kernel has *module*. Source: depmod(8), modules.dep and modules.builtin."""
     for listing in ("modules.dep", "modules.builtin"):
         try:
             text = (_MODULES / platform.release() / listing).read_text()

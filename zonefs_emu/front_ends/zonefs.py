@@ -1,4 +1,4 @@
-"""The zonefs on an image as a mounted directory: the front-end, and the end of a mount."""
+"""The zonefs on an image as a mounted directory: the front-end, and unmounting."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from zonefs_emu.persist.backing import user_name
 
 #: How long the daemon may take to write back and close the image.
 _END_S: Final = 60.0
-#: What a FUSE mount answers whose process is gone; the second to requests that the process had been asked.
+#: The errors of a FUSE mount whose process is gone; the second one answers requests that the process had received.
 _DEAD: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
 
 
@@ -30,7 +30,7 @@ class ZonefsFrontEnd:
     A mount that a killed process left at *directory* is unmounted at once.
 
     Raises:
-        UsageError: an option is wrong, or *directory* cannot be mounted on; says why.
+        UsageError: an option is wrong, or *directory* cannot be mounted on; with the reason.
     """
 
     def __init__(self, directory: Path, options: str = "") -> None:
@@ -45,7 +45,7 @@ class ZonefsFrontEnd:
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Mount, and serve until unmounted or cancelled."""
-        # Loads libfuse, which nothing but a mount needs.
+        # Imported here because it loads libfuse, which only a mount needs.
         from zonefs_emu.fs.mount import serve  # noqa: PLC0415
 
         start = partial(serve, session.device, self.place, self._options, source=str(session.path))
@@ -57,15 +57,15 @@ class ZonefsFrontEnd:
 
 
 def _mountable(directory: Path) -> Path:
-    """Return *directory* without links, ready to be mounted on.
+    """Return *directory* without links, after a mount of a dead process there was removed.
 
     Raises:
-        UsageError: it cannot be mounted on; says why.
+        UsageError: it cannot be mounted on; with the reason.
     """
     place = Path(os.path.realpath(directory))
     while True:
         try:
-            # Attributes come from the kernel's cache; this is asked of the file system, if it is FUSE.
+            # Attributes may come from the kernel's cache. This request goes to the file system if it is FUSE.
             os.statvfs(directory)
             if not stat.S_ISDIR(directory.stat().st_mode):
                 message = f"{directory} is no directory to mount on"
@@ -89,7 +89,7 @@ def _take_away_dead(directory: Path, place: Path) -> None:
     if os.geteuid() not in (0, entry.uid):
         message = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
         raise UsageError(message, exit_code=1)
-    # A lazy unmount: files that are still open in it stay as they are.
+    # The unmount is lazy: files that are still open in the mount do not stop it.
     take_away(place, lazy=True)
 
 
@@ -97,7 +97,7 @@ def unmount(directory: Path) -> None:
     """Unmount the zonefs at *directory*, and return when everything is written back and the image is free.
 
     Raises:
-        UsageError: nothing of ours is mounted there, it is in use, or its process does not end; says which.
+        UsageError: no zonefs of this program is mounted there, it is in use, or its process does not end; says which.
     """
     place = Path(os.path.realpath(directory))
     entry = mount_at(place)
@@ -107,7 +107,7 @@ def unmount(directory: Path) -> None:
     if os.geteuid() not in (0, entry.uid):
         message = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
         raise UsageError(message, exit_code=1)
-    # Looked up before the end, while the daemon answers; afterwards only its process id is of use.
+    # The daemon is looked up before the unmount, while it answers. After that only the id of its process is of use.
     serving = find_serving(str(place), entry.source) if _is_alive(place) else None
     try:
         take_away(place)
@@ -120,9 +120,9 @@ def unmount(directory: Path) -> None:
 
 
 def _is_alive(place: Path) -> bool:
-    """Say whether a process serves the FUSE mount at *place*: without one, every request fails."""
+    """Return whether a process serves the FUSE mount at *place*: without one, every request fails."""
     try:
-        # What stat(2) asks for is in the kernel's cache.
+        # Not stat(2), which the kernel answers from its cache.
         os.statvfs(place)
     except OSError as error:
         return error.errno not in _DEAD
