@@ -1,4 +1,4 @@
-"""The features of both kinds, virtio's and the protocol's own: what is offered, and what the front-end has accepted.
+"""The features of virtio and those of vhost-user: which are offered, and which the front-end has accepted.
 
 May not know: rings, memory.
 """
@@ -30,12 +30,12 @@ class AcceptedFeatures:
     """The features of one connection."""
 
     def __init__(self, virtio_device: VirtioDevice) -> None:
-        """Offer what *virtio_device* can do."""
+        """Offer the features of *virtio_device*."""
         self._virtio_device = virtio_device
         #: The virtio feature bits that the front-end has accepted.
         self.virtio = 0
         self._protocol = 0
-        #: Called after virtio features were accepted, with those from before.
+        #: Called after virtio features were accepted, with the features accepted before.
         self.changed: Callable[[int], None] = lambda _before: None
         self.handlers: Mapping[int, Handler] = {
             Request.GET_FEATURES: self._get_features,
@@ -45,12 +45,12 @@ class AcceptedFeatures:
         }
 
     def has(self, feature: ProtocolFeature) -> bool:
-        """Say whether the front-end has accepted *feature* of the protocol."""
+        """Return whether the front-end has accepted *feature* of vhost-user."""
         return bool(self._protocol & feature.mask)
 
     @property
     def rings_begin_enabled(self) -> bool:
-        """Whether a ring is enabled without being asked to: the message for that comes with protocol features only."""
+        """Whether rings are enabled without a message: SET_VRING_ENABLE exists with protocol features only."""
         return not self.virtio & bits.PROTOCOL_FEATURES
 
     def _get_features(self, _payload: Nothing, _fds: list[int]) -> Reply:

@@ -1,7 +1,7 @@
-"""The back-end: one thread that serves one device on one socket, rings and messages alike.
+"""The back-end: one thread that serves the rings and the messages of one device at one socket.
 
-A boundary is here (docs/errors.md): an exception in a turn of the loop that no queue has contained costs the
-connection. The socket goes on and accepts the next front-end.
+The loop is a boundary (docs/errors.md): an exception in a turn of it that no queue has contained costs the connection.
+The socket then accepts the next front-end.
 """
 
 import logging
@@ -27,8 +27,8 @@ _FAILED_STEPS_MAX: Final = 10
 class Backend:
     """Serves *virtio_device* to one front-end after the other. All methods but stop() belong to the thread of run().
 
-    Either *listener*, a listening socket, or *connected*, a socket with a front-end, whose end is the end of run(). The
-    sockets are closed at the end.
+    *listener* is a listening socket; or *connected* is a socket with a front-end, and run() returns when that has gone.
+    The sockets are closed at the end.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Backend:
         self._nr_failed_steps = 0
 
     def stop(self) -> None:
-        """Make :meth:`run` return; from any thread."""
+        """Make :meth:`run` return; called from any thread."""
         self._server.stop()
 
     @property
@@ -87,7 +87,7 @@ class Backend:
                 ending.callback(self._disconnect)
 
     def _step(self) -> None:
-        """Wait for something to do, and do it."""
+        """Wait for events, and handle them."""
         server = self._server
         try:  # the boundary of a connection
             server.wait(self._timeout())
@@ -100,7 +100,7 @@ class Backend:
             if self._dispatcher is None:
                 self._nr_failed_steps += 1
                 if self._nr_failed_steps >= _FAILED_STEPS_MAX:
-                    raise  # ends this front-end: a loop that fails for ever would take a processor
+                    raise  # ends the front-end, because a loop that fails again and again would use up a processor
             server.service.contain("the connection", error)
             for _ in range(2):  # a connection that stays open would leave the peer waiting for an answer
                 try:

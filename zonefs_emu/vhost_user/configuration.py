@@ -1,4 +1,4 @@
-"""The configuration space of the device, and telling the front-end that it has changed.
+"""The configuration space of the device, and notifying the front-end of its changes.
 
 May not know: rings, memory.
 """
@@ -18,7 +18,7 @@ class Configuration:
     """The configuration space as one connection sees it."""
 
     def __init__(self, virtio_device: VirtioDevice, features: AcceptedFeatures, log: LimitedLog) -> None:
-        """Show that of *virtio_device*."""
+        """Show the configuration space of *virtio_device*."""
         self._virtio_device = virtio_device
         self._features = features
         self._log = log
@@ -37,7 +37,7 @@ class Configuration:
             requests.close()
 
     def zones_changed(self) -> None:
-        """Tell the driver that zones were changed by others."""
+        """Notify the driver that other ports changed zones."""
         if not self._virtio_device.zones_changed() or self._requests is None:
             return
         if not self._features.has(ProtocolFeature.CONFIG):

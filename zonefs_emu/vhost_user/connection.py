@@ -30,19 +30,19 @@ class Message(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a message is answered with. *fds* are sent beside it and closed after that."""
+    """The answer to a message. *fds* are sent with it and then closed."""
 
     payload: Payload
     fds: tuple[int, ...] = ()
 
 
-#: Does what a message asks: (payload, descriptors) -> the answer, or None where there is nothing to say but "done".
-#: A descriptor that is kept is taken out of the list.
+#: Handles a message: (payload, descriptors) -> the answer, or None if an acknowledgement is enough. A handler that
+#: keeps a descriptor removes it from the list.
 Handler: TypeAlias = Callable[..., Reply | None]
 
 
 class Connection(DescriptorSocket):
-    """One connected socket, non-blocking: :meth:`receive` takes what is there and gives a message when it is whole."""
+    """One connected socket, non-blocking: :meth:`receive` returns a message once it has arrived completely."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over *sock*."""
@@ -50,7 +50,7 @@ class Connection(DescriptorSocket):
         self._header: Header | None = None
 
     def receive(self) -> Message | None:
-        """Return the next message, or None if it is not all there yet.
+        """Return the next message, or None if it has not arrived completely.
 
         Raises:
             PeerError: the peer is gone, or sent something that is not a message.

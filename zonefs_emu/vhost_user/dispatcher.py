@@ -1,13 +1,13 @@
-"""One connection of a front-end: each message goes to the part that it is about.
+"""One connection of a front-end: passes each message to the part that handles it.
 
 The parts are the features (:mod:`.accepted_features`), the memory (:mod:`.memory_map`), the rings (:mod:`.rings`), the
 in-flight region (:mod:`.inflight_region`), migration (:mod:`.migration`) and the configuration space
-(:mod:`.configuration`). Each names the messages that it handles. What is about the whole device is handled here: its
-status and its reset.
+(:mod:`.configuration`). Each lists the messages that it handles. The messages on the whole device, status and reset,
+are handled here.
 
 May not know: event loops; the back-end calls :meth:`Dispatcher.handle` for each message and serves the queues, all on
-one thread. A front-end that breaks the protocol raises PeerError, which costs it the connection and the device
-nothing.
+one thread. A front-end that breaks the protocol causes a PeerError, which costs the connection and does not affect
+the device.
 
 Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
 """
@@ -54,7 +54,7 @@ class Dispatcher:
         self._connection = connection
         self._virtio_device = virtio_device
         self._server = server
-        #: All memory that the front-end shares; once some of it is lost, the connection is to end.
+        #: All memory that the front-end shares; if a part of it is lost, the connection must end.
         self.shared = PeerMemory()
         port = virtio_device.port
         queue_type = TimedVirtqueue if isinstance(port, TimedPort) else Virtqueue
@@ -114,7 +114,7 @@ class Dispatcher:
         return self._server.stopping or self._connection.is_gone()
 
     def handle(self, message: Message) -> None:
-        """Do what *message* asks and answer it.
+        """Handle *message* and answer it.
 
         Raises:
             PeerError: the front-end broke the protocol.
@@ -132,7 +132,7 @@ class Dispatcher:
             if reply is not None:
                 self._send(message.request, reply)
         finally:
-            # Handlers take the descriptors that they keep out of the list.
+            # Handlers remove the descriptors that they keep from the list.
             for fd in fds:
                 os.close(fd)
 
@@ -147,18 +147,18 @@ class Dispatcher:
         return bool(message.flags & FLAG_NEED_REPLY) and self._features.has(ProtocolFeature.REPLY_ACK)
 
     def _refuse(self, message: Message) -> None:
-        """Refuse a message that is not known, politely if an acknowledgement is asked for."""
+        """Refuse an unknown message: by an answer if an acknowledgement is wanted, otherwise by an error."""
         if not self._wants_acknowledgement(message):
             text = f"message {message.request}, which was not negotiated"
             raise PeerError(text)
         self._connection.reply(message.request, Number(_FAILED))
 
     def zones_changed(self) -> None:
-        """Tell the driver that zones were changed by others."""
+        """Notify the driver that other ports changed zones."""
         self._configuration.zones_changed()
 
     def close(self) -> None:
-        """Stop all rings and let everything go; the device stays as it is."""
+        """Stop all rings and release all memory and descriptors; the device stays as it is."""
         with ExitStack() as ending:  # each step is done, whatever the others raise; the last one is done first
             ending.callback(self._connection.close)
             ending.callback(self._configuration.close)
@@ -171,7 +171,7 @@ class Dispatcher:
     # -- the whole device -------------------------------------------------------------------------------------
 
     def _set_owner(self, _payload: Nothing, _fds: list[int]) -> None:
-        """Accept a message that means nothing here: a socket has one owner, the peer that is connected."""
+        """Accept a message that has no effect here, because a socket has one owner, the connected peer."""
 
     def _reset_owner(self, _payload: Nothing, _fds: list[int]) -> None:
         self._rings.disable()

@@ -22,7 +22,7 @@ class InflightRegion:
     """The region of one connection, if the front-end gives one."""
 
     def __init__(self, shared: PeerMemory, any_ring_runs: Callable[[], bool]) -> None:
-        """Begin without; the region is mapped as a part of what is *shared*, and not replaced while *any_ring_runs*."""
+        """Begin without a region. It is mapped as a part of *shared* memory, and not replaced while *any_ring_runs*."""
         self._shared = shared
         self._any_ring_runs = any_ring_runs
         self._map: PeerMap | None = None
@@ -40,7 +40,7 @@ class InflightRegion:
         """Return the memory for the record of queue *queue_no*; None if there is none for it.
 
         Raises:
-            PeerError: the queue has more entries than its part of the region is for.
+            PeerError: the queue has more entries than the region has room for.
         """
         shape = self._shape
         if self._map is None or queue_no >= shape.nr_queues:

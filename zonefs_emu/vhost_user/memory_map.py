@@ -12,18 +12,18 @@ from zonefs_emu.vhost_user.messages import MemoryRegion, MemoryTable, Nothing, N
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
-MEM_SLOTS_MAX: Final = 509  #: what the kernel's vhost has; must never shrink between connections
+MEM_SLOTS_MAX: Final = 509  #: as many as the kernel's vhost has; must never shrink between connections
 
 
 class MemoryMap:
-    """The regions of one connection. Descriptors stay the caller's: a mapping needs none."""
+    """The regions of one connection. The caller keeps the descriptors, because a mapping needs none."""
 
     def __init__(self, shared: PeerMemory) -> None:
-        """Begin without memory; regions are mapped as a part of what is *shared*."""
+        """Begin without memory; regions are mapped as a part of the *shared* memory."""
         self._shared = shared
         #: The regions as they are now.
         self.memory = GuestMemory()
-        #: Called after *memory* was replaced. The mappings of the old one end with its last user.
+        #: Called after *memory* was replaced. The mappings of the old object end with its last reference.
         self.changed: Callable[[], None] = lambda: None
         self.handlers: Mapping[int, Handler] = {
             Request.SET_MEM_TABLE: self._set_table,
@@ -33,7 +33,7 @@ class MemoryMap:
         }
 
     def close(self) -> None:
-        """Unmap the memory now; the garbage collector would do so later."""
+        """Unmap the memory now instead of at the next garbage collection."""
         self.memory = GuestMemory()
 
     def _map(self, region: MemoryRegion, fd: int) -> Region:

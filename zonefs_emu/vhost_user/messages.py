@@ -1,7 +1,8 @@
 """vhost-user messages as bytes. Pure: no socket, no file descriptor is touched here.
 
-A message is a header (request, flags, size; native endian, which for us is little), a payload, and file descriptors
-that travel beside it. The payload's form follows from the request; all forms are here, both ways.
+A message is a header (request, flags, size; native endian, which is little endian on all supported machines), a
+payload, and file descriptors that are sent with it. The request determines the form of the payload. All forms are in
+this module, for encoding and decoding.
 
 Source: QEMU, docs/interop/vhost-user.rst.
 """
@@ -20,7 +21,7 @@ VERSION_MASK: Final = 3
 FLAG_REPLY: Final = 1 << 2
 FLAG_NEED_REPLY: Final = 1 << 3
 
-#: The largest payload that is taken: a memory table of the most regions, or a configuration space.
+#: The largest payload that is accepted: a memory table with the most regions, or a configuration space.
 PAYLOAD_BYTES_MAX: Final = 4096
 FDS_MAX: Final = 8
 CONFIG_BYTES_MAX: Final = 256
@@ -140,7 +141,7 @@ class VringState(NamedTuple):
 
 
 class VringAddress(NamedTuple):
-    """Where a queue's parts are: user addresses, but for *log* (guest address of the used ring)."""
+    """The addresses of a queue's parts: user addresses, except *log*, the guest address of the used ring."""
 
     queue_no: int
     flags: int
@@ -151,7 +152,7 @@ class VringAddress(NamedTuple):
 
 
 class MemoryRegion(NamedTuple):
-    """A run of guest memory; bytes, byte addresses, and the offset in the file that comes beside it."""
+    """A run of guest memory: bytes, byte addresses, and the offset in the file that is sent with it."""
 
     guest_address: int
     size: int
@@ -166,7 +167,7 @@ class MemoryTable(NamedTuple):
 
 
 class LogBase(NamedTuple):
-    """The dirty log: bytes, and the offset in the file that comes beside it."""
+    """The dirty log: bytes, and the offset in the file that is sent with it."""
 
     size: int
     offset: int
@@ -202,7 +203,7 @@ class Nothing(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """The payload of a request that we know nothing of."""
+    """The payload of an unknown request."""
 
     data: bytes
 

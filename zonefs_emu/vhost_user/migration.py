@@ -1,10 +1,10 @@
-"""What moving a guest asks of a back-end: the log of written pages, and the zone states as a stream.
+"""The back-end's part in the migration of a guest: the log of written pages, and the zone states as a stream.
 
 May not know: how a stream is encoded (:mod:`.state_transfer`), nor how a page is marked
 (:mod:`zonefs_emu.virtqueue.dirty_log`).
 
-Invariant: at most one stream is on its way, on a thread of its own; CHECK_DEVICE_STATE or :meth:`Migration.close` ends
-that thread, whichever comes first.
+Invariant: at most one stream is being transferred, by a thread of its own. CHECK_DEVICE_STATE or
+:meth:`Migration.close`, whichever comes first, ends that thread.
 """
 
 import time
@@ -27,7 +27,7 @@ _STATE_FAILED: Final = 1
 _STATE_NO_FD: Final = 1 << 8
 _SAVE: Final = 0
 _LOAD: Final = 1
-#: How long CHECK_DEVICE_STATE waits for a transfer to end, and how often it looks whether it need not.
+#: How long CHECK_DEVICE_STATE waits for the end of a transfer, and how often it checks whether it must stop waiting.
 _STATE_S_MAX: Final = 60.0
 _LOOK_S: Final = 0.1
 
@@ -45,7 +45,7 @@ class Migration:
         any_ring_runs: Callable[[], bool],
         must_not_wait: Callable[[], bool],
     ) -> None:
-        """Move the zone states of *device*. *must_not_wait*: says that the connection or the server is about to end."""
+        """Migrate the zone states of *device*. *must_not_wait* returns whether the connection or server is ending."""
         self._device = device
         self._shared = shared
         self._features = features
@@ -64,7 +64,7 @@ class Migration:
         }
 
     def close(self) -> None:
-        """Release the log, and end the thread of a state transfer that is under way."""
+        """Release the log, and end the thread of a running state transfer."""
         transfer, self._transfer, self._dirty_log = self._transfer, None, None
         if transfer is not None:
             transfer.end()
@@ -73,9 +73,9 @@ class Migration:
 
     @property
     def active_log(self) -> DirtyLog | None:
-        """The log that rings mark now; None where the front-end wants none.
+        """The log that rings mark now; None if the front-end wants none.
 
-        LOG_ALL decides. The flag of SET_VRING_ADDR is about the used ring alone, and front-ends set both together.
+        LOG_ALL decides. The flag of SET_VRING_ADDR is for the used ring only, and front-ends set both together.
         """
         return self._dirty_log if self._features.virtio & bits.LOG_ALL else None
 
@@ -88,7 +88,7 @@ class Migration:
         return Reply(Number(0)) if self._features.has(ProtocolFeature.LOG_SHMFD) else None
 
     def _set_log_fd(self, _payload: object, _fds: list[int]) -> None:
-        """Accept the eventfd that could tell the front-end of logged pages, which is closed and never signalled.
+        """Accept and close the eventfd for notifications of logged pages; it is never signalled.
 
         A front-end reads the log at its own pace. QEMU, the one that migrates, never sends such an eventfd.
         """
@@ -96,7 +96,7 @@ class Migration:
     # -- zone states ------------------------------------------------------------------------------------------
 
     def _set_state_fd(self, payload: DeviceStateTransfer, fds: list[int]) -> Reply:
-        """Begin to send or take the zone states through a pipe; what arrives counts from CHECK_DEVICE_STATE on."""
+        """Begin to send or receive the zone states through a pipe. CHECK_DEVICE_STATE takes received states over."""
         # "the device must be suspended"
         if (
             len(fds) != 1
@@ -106,7 +106,7 @@ class Migration:
             or self._transfer is not None
         ):
             return Reply(Number(_STATE_FAILED | _STATE_NO_FD))
-        # The state of this moment is sent, however late it is read.
+        # The state at this moment is sent, even if it is read much later.
         outgoing = state_transfer.encode(self._device) if payload.direction == _SAVE else None
         nr_bytes_max = state_transfer.stream_bytes(self._device.geometry)
         self._transfer = Transfer(fds.pop(), outgoing=outgoing, nr_bytes_max=nr_bytes_max)
@@ -128,7 +128,7 @@ class Migration:
         return Reply(Number(0))
 
     def _finish(self, transfer: Transfer) -> None:
-        """Take over what has arrived.
+        """Take over the received state.
 
         Raises:
             ZonedError: it did not arrive, cannot be taken over, or belongs to a connection that is gone.

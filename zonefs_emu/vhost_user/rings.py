@@ -2,8 +2,8 @@
 
 May not know: requests, and where the memory comes from.
 
-Invariant: a ring runs from SET_VRING_KICK to GET_VRING_BASE or a reset. Its size, base and addresses do not change
-meanwhile; only its memory, its log and its descriptors may.
+Invariant: a ring runs from SET_VRING_KICK to GET_VRING_BASE or a reset. Meanwhile its size, base and addresses do not
+change; its memory, its log and its descriptors may.
 """
 
 import os
@@ -44,7 +44,7 @@ class Rings:
         inflight: InflightRegion,
         migration: Migration,
     ) -> None:
-        """Set up *queues*, which *server* serves; follow every change of the other parts of the connection."""
+        """Set up *queues*, which *server* serves; apply every change of the other parts of the connection to them."""
         self._queues = queues
         self._server = server
         self._features = features
@@ -123,15 +123,15 @@ class Rings:
             raise PeerError(message)
         record = self._inflight.record(queue.index, queue.size)
         queue.start(self._memory.memory, self._features.virtio, record, self._migration.active_log)
-        # Requests may lie there whose kicks came before the ring was started.
+        # The ring may hold requests whose kicks came before it was started.
         self._server.watch_kicks(queue, queue.kick_fd)
 
     def _stop(self, queue: Virtqueue) -> int:
-        """Stop *queue*; return what GET_VRING_BASE answers.
+        """Stop *queue*; return the answer to GET_VRING_BASE.
 
         Raises:
-            PeerError: the worker has a request of the queue and what becomes of it is unknown, so no other back-end
-                may go on with the ring.
+            PeerError: the worker has a request of the queue, and it is unknown whether that takes effect, so no other
+            back-end may continue with the ring.
         """
         if not self._server.wait_idle(queue):
             message = f"queue {queue.index} cannot be stopped: the host's disk keeps one of its requests"
@@ -189,7 +189,7 @@ class Rings:
 
     def _get_base(self, payload: VringState, _fds: list[int]) -> Reply:
         queue = self._queue(payload.queue_no)
-        # Every request that was taken is given back or lies behind this base, so it is executed after it.
+        # Every request that was taken was given back or is behind this base, and is then executed again.
         base = self._stop(queue)
         self._take_kick(queue, -1)
         return Reply(VringState(payload.queue_no, base))
@@ -223,5 +223,5 @@ class Rings:
             raise PeerError(message)
         queue = self._queue(payload.queue_no)
         queue.enabled = bool(payload.number)
-        # Requests may lie there whose kicks came while the queue was disabled.
+        # The ring may hold requests whose kicks came while it was disabled.
         self._server.watch_kicks(queue, queue.kick_fd)

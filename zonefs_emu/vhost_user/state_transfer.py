@@ -1,7 +1,7 @@
-"""The complete zone state as one stream, from the daemon that a guest leaves to the daemon that it arrives at.
+"""The states of all zones as one stream, from the daemon that a guest leaves to the daemon that receives it.
 
-The data of the zones is not in it: it lies on storage that both daemons see, or is moved by other means. The stream is
-checked before anything is taken over, and taken over as a whole or not at all.
+The stream does not have the data of the zones, which is on storage that both daemons see, or is copied by other means.
+The stream is checked completely before it is taken over, so it is taken over as a whole or not at all.
 
 ::
 
@@ -32,7 +32,7 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8sII16s")
 _CRC: Final = struct.Struct("<I")
 _CHUNK_BYTES: Final = 1 << 16
-#: A front-end that neither reads nor writes for this long is taken for one that has given up.
+#: How long a transfer waits for a front-end that neither reads nor writes.
 _TIMEOUT_MS: Final = 30_000
 
 
@@ -85,21 +85,21 @@ def load(device: ZonedDevice, stream: bytes) -> None:
 
 
 class Transfer:
-    """One stream on its way through a pipe, on a thread of its own, until it is done or cancelled.
+    """The transfer of one stream through a pipe, on a thread of its own, until it is complete or cancelled.
 
-    The thread only moves bytes. The thread that serves the connection takes over what has arrived (:func:`load`) when
-    the front-end sends CHECK_DEVICE_STATE, so a state whose connection is gone is never taken over.
+    The thread only moves bytes. The thread that serves the connection takes over the received state (:func:`load`) when
+    the front-end sends CHECK_DEVICE_STATE. So the state of a connection that has ended is never taken over.
     """
 
     def __init__(self, fd: int, *, outgoing: bytes | None, nr_bytes_max: int) -> None:
-        """Take over *fd*, and write *outgoing* to it, or (None) read at most *nr_bytes_max* from it."""
+        """Take over *fd*. Write *outgoing* to it; or, if that is None, read at most *nr_bytes_max* bytes from it."""
         self._fd = fd
         self._cancel_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._nr_bytes_max = nr_bytes_max
         self.outgoing = outgoing
-        #: What has arrived.
+        #: The received bytes.
         self.arrived = b""
-        #: Why the transfer failed, or None.
+        #: The error by which the transfer failed, or None.
         self.error: Exception | None = None
         #: Set at the end of the thread.
         self.done = threading.Event()
@@ -119,7 +119,7 @@ class Transfer:
             self.done.set()
 
     def end(self) -> None:
-        """Cancel the transfer if it is not done, and end the thread."""
+        """Cancel the transfer if it is not complete, and end the thread."""
         os.eventfd_write(self._cancel_fd, 1)
         self._thread.join()
         os.close(self._cancel_fd)
@@ -140,7 +140,7 @@ def _wait(fd: int, events: int, cancel_fd: int) -> None:
 
 
 def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
-    """Write *stream* to *fd* in chunks, waiting for the reader; interrupted calls go on by themselves (PEP 475).
+    """Write *stream* to *fd* in chunks, waiting for the reader. Interrupted calls are resumed by Python (PEP 475).
 
     Raises:
         PeerError: the reader is gone or rests for too long, or *cancel_fd* has become readable.

@@ -1,1 +1,1 @@
-"""Virtio devices that are served, on any transport: the loop, queues, records of requests in flight, what may wait."""
+"""Serving virtio devices on any transport: the loop, the queues, the worker, and the two devices."""

@@ -1,8 +1,9 @@
 """Two operations that Python does not have: an atomic OR into shared memory, and a memory fence.
 
 The front-end clears bits of the dirty log while this process sets others. A plain load, OR and store would lose a
-change that the front-end made in between, and with it a page of the guest. The kernel has the operation, so no compiled
-module is needed: FUTEX_WAKE_OP does an atomic read-modify-write on a word of user memory. It wakes no thread here.
+change that the front-end makes in between, and with it a page of the guest. No compiled module is needed, because the
+kernel has the operation: FUTEX_WAKE_OP does an atomic read-modify-write on a word of user memory. Here it wakes no
+thread.
 
 Source: futex(2), FUTEX_WAKE_OP: "oldval = *uaddr2; *uaddr2 = oldval op oparg; [...] an atomic read-modify-write [...]";
 FUTEX_OP_ARG_SHIFT: "use (1 << oparg) as operand".

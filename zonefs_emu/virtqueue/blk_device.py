@@ -22,7 +22,7 @@ class BlkDevice:
     device_id = blk_config.DEVICE_ID
 
     def __init__(self, device: ZonedDevice, options: BlkOptions, *, strict: bool = False) -> None:
-        """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard has it."""
+        """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard requires."""
         self.changes = ZoneChanges()
         self.port = device.port(self.name, VIRTIO)
         self.intents = self.port.intents = Intents(self.changes.contested)
@@ -34,7 +34,7 @@ class BlkDevice:
         self.nr_queues = options.nr_queues
 
     def handler(self, index: int) -> Handler | None:
-        """Return what executes the requests of any queue."""
+        """Return the handler of requests, which is the same for all queues."""
         return self._blk if 0 <= index < self.nr_queues else None
 
     def events(self, index: int) -> EventSource | None:  # noqa: ARG002  (a block device has no event queue)
@@ -44,8 +44,8 @@ class BlkDevice:
     def accept(self, features: int) -> str | None:
         """Take the features that the driver accepted.
 
-        A firmware that only wants to boot accepts no ZONED, and vhost-user has no way to say no to it; so the device is
-        tolerant unless it was asked to be strict.
+        A firmware that boots from the disk does not accept ZONED, and vhost-user has no message that refuses features.
+        So the device is tolerant by default.
         """
         self._blk.accept(features)
         if features & blk_config.F_ZONED or not self._blk.refuses_unzoned:
@@ -54,7 +54,7 @@ class BlkDevice:
             log.info("a driver that does not accept zones is tolerated: it sees a plain disk")
             return None
         if not self._has_told:
-            # A front-end that connects again does so for ever, and its guest waits.
+            # The front-end may connect again without end while its guest waits, so the log says it once.
             self._has_told = True
             log.warning(
                 "a driver that does not accept zones is refused, as --strict-features asks: its requests are not "

@@ -22,7 +22,7 @@ class ZoneChanges:
         self._notified_ns = -INTERVAL_NS
 
     def __call__(self, zone_no: int, nr_zones: int) -> None:
-        """Note that another port changed zones; called with the device's lock held, so it does no more than that."""
+        """Note that another port changed zones. It does no more than that, because the device's lock is held."""
         if not self._all:
             if len(self._zones) + nr_zones > _ZONES_MAX:
                 self._all = True

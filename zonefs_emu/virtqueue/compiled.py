@@ -1,10 +1,10 @@
-"""Which ring walker is used: the compiled one (walker.pyx), if it was built from the sources that are here, or none.
+"""The choice of the ring walker: the compiled one (walker.pyx) if it was built from the present sources, or none.
 
 An extension that was built from other sources is not used: it would execute the rules of another version. The walker
 has a CRC of its sources, which is compared when it is loaded. ``ZONEFS_EMU_PURE=1`` in the environment switches it off.
 
-This module imports nothing of the package at its head: ``zonefs-emu --version`` asks it, and so does setup.py, which
-builds the walker.
+This module imports no other module of the package at its head, because ``zonefs-emu --version`` and setup.py, which
+builds the walker, use it.
 """
 
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: The variable of the environment that switches the walker off, unless it is empty or 0.
 PURE: Final = "ZONEFS_EMU_PURE"
 _PACKAGE: Final = Path(__file__).parent.parent
-#: What the three modules are built from.
+#: The sources of the three compiled modules.
 SOURCES: Final = (
     "virtqueue/walker.pyx",
     "virtqueue/compiled_plain_rules.pxd",
@@ -41,7 +41,7 @@ def sources_crc() -> int:
 
 
 def _load() -> "tuple[type[Walker] | None, str]":
-    """Return the walker's class, or None, and for people what is used."""
+    """Return the walker's class, or None; and a text for people that says which walker is used."""
     if os.environ.get(PURE, "0") not in ("", "0"):
         return None, f"pure Python (as {PURE} asks)"
     try:
@@ -86,10 +86,10 @@ def new_walker(
     record: "RingRecord | None",
     record_memory: memoryview | None,
 ) -> "Walker | None":
-    """Return a walker of *ring*, which lies in *areas*; None where all requests are Python's.
+    """Return a walker of *ring*, which lies in *areas*; None if Python executes all requests of the ring.
 
-    That is so for queues without *plain* requests, for ports that note or change what commands do, for images that are
-    no file of the host, and for rings that a driver has put at odd addresses.
+    There is no walker for queues without *plain* requests, for ports that record or change commands, for images that
+    are no file of the host, and for rings at unaligned addresses.
     """
     walker_type = _loaded()[0]
     if walker_type is None or plain is None:

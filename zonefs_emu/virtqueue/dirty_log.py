@@ -1,8 +1,7 @@
 """The dirty log: one bit for each 4 KiB page of guest memory that was written while the guest is migrated.
 
-The front-end reads and clears bits meanwhile, so a bit is set atomically (:mod:`.atomic`), and after the page was
-written. A bit that is already set is set again: the front-end may clear it and copy the page between the look and the
-decision.
+The front-end reads and clears bits meanwhile. So a bit is set atomically (:mod:`.atomic`), and after the page was
+written. A bit that seems to be set is set again, because the front-end may just have cleared it and copied the page.
 
 Source: vhost-user.rst, "Migration": "bit 0 of byte 0 is page 0".
 """
@@ -22,7 +21,7 @@ class DirtyLog:
     """A mapped log of *size* bytes at *offset* of a file."""
 
     def __init__(self, shared: PeerMemory, fd: int, size: int, offset: int) -> None:
-        """Map it as a part of what is *shared*; *fd* stays the caller's.
+        """Map the log as a part of the *shared* memory of the peer; the caller keeps *fd*.
 
         Raises:
             PeerError: it cannot be mapped.
@@ -40,7 +39,7 @@ class DirtyLog:
             self._shared.note_loss()
 
     def _mark(self, runs: Iterable[tuple[int, int]]) -> None:
-        # Sorted, because many runs may be in the same page. A set of pages would be large: a run may be all memory.
+        # Sorted, because many runs may be in the same page. A set of pages could be large, as a run may be all memory.
         following = 0
         for address, length in sorted(runs):
             if length <= 0:

@@ -1,9 +1,9 @@
 """The memory that a peer shares: mapped files, which the peer can cut at any time.
 
 An access to a page that the peer cut off raises SIGBUS, which would end the process and with it all other guests. So
-every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): the whole mapping turns into private
-memory of zeros, and the loss is noted. The transport looks at the note after each turn of its loop and gives the peer
-up. Until then requests read zeros, which a guest could have written itself.
+every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): SIGBUS turns the whole mapping into
+private memory of zeros, and the loss is noted. The transport checks for a loss after each turn of its loop, and then
+ends the connection. Until then requests read zeros, which a guest could have written itself.
 
 May not know: what the memory is used for.
 """
@@ -26,7 +26,7 @@ class PeerMap(mmap.mmap):
     watch_no = 0
 
     def __del__(self) -> None:
-        """End the watch: the addresses may soon be those of other memory."""
+        """End the watch, because the addresses may be reused for other memory."""
         sigbus.unwatch(self.watch_no)
 
 
@@ -34,11 +34,11 @@ class PeerMemory:
     """The memory of one peer, and whether the peer has truncated a file of it."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without a loss."""
         self.is_lost = False
 
     def note_loss(self) -> None:
-        """Note that memory is gone. Called in the middle of an access, so it takes no lock."""
+        """Note that memory is gone. It takes no lock, because it is called in the middle of an access."""
         self.is_lost = True
 
     def watch(self, mapping: PeerMap) -> PeerMap:
@@ -47,7 +47,7 @@ class PeerMemory:
         return mapping
 
     def view(self, fd: int, size: int, offset: int) -> memoryview:
-        """Map *size* bytes at *offset* of *fd*, neither of which need be whole pages.
+        """Map *size* bytes at *offset* of *fd*; neither needs to be a multiple of a page.
 
         Raises:
             PeerError: the file does not have them.
@@ -67,7 +67,7 @@ class PeerMemory:
         length = offset + size - start
         try:
             status = os.fstat(fd)
-            # Without this check a file that is too short would be noticed at the first access only.
+            # Without this check, a file that is too short would only be noticed at the first access.
             if size <= 0 or status.st_size < offset + size:
                 message = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
                 raise PeerError(message)

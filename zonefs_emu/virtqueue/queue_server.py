@@ -1,8 +1,8 @@
 """The loop of the one thread that serves a device: virtqueues, and other descriptors of the transport.
 
-One thread, because Python's interpreter runs one thread at a time: several would hand the interpreter to each other at
-every system call, which costs more than the call (docs/vhost-user.md has the measurement). Requests that may wait for
-the host's disk go to a worker.
+There is one thread, because Python's interpreter runs one thread at a time. Several threads would pass the interpreter
+to each other at every system call, which costs more than the call (docs/vhost-user.md has the measurement). Requests
+that may wait for the host's disk go to a worker.
 
 The thread sleeps in epoll. Once awake it serves rings until they are empty. Before it asks the drivers for kicks and
 sleeps again, it looks at the empty rings for as long as :mod:`zonefs_emu.polling` says.
@@ -10,9 +10,9 @@ sleeps again, it looks at the empty rings for as long as :mod:`zonefs_emu.pollin
 An error of one ring or one request ends in its queue. Any other exception of a method reaches the transport, which
 gives up its connection (docs/errors.md, boundaries).
 
-No wake-up is lost: a queue that can be served is active, or its driver was asked for kicks and its ring was seen empty
-after that. So code that makes a queue able to be served (starts it, enables it, gives back the request that it waited
-for) activates it.
+No wake-up is lost, because a queue that can be served is active, or its driver was asked for kicks and its ring was
+seen empty after that. So code that makes it possible to serve a queue (by starting it, enabling it, or giving back the
+request that it waited for) activates it.
 """
 
 import logging
@@ -56,14 +56,14 @@ class QueueServer:
         # An injected delay of one request must not delay the other queues.
         virtio_device.port.defer = self.worker.defer
         contain = partial(virtio_device.port.device.unforeseen.contain, virtio_device.port.name)
-        #: What the queues need of this server.
+        #: The part of this server that the queues use.
         self.service = Service(
             self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue"))
         )
         #: Set by :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
-        #: Queues, also of connections that are gone, of which the worker may have an abandoned request.
+        #: Queues of which the worker may have an abandoned request; their connections may have ended.
         self._abandoned: list[Virtqueue] = []
         self._polling = AdaptivePolling(
             max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0))
@@ -103,7 +103,7 @@ class QueueServer:
         """Call *react* whenever *fd* is readable; with *edges*, when it becomes so, or more so.
 
         Raises:
-            OSError: it is nothing that can be waited for.
+            OSError: epoll does not take the descriptor.
         """
         self.unwatch(fd)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET if edges else select.EPOLLIN)
@@ -141,9 +141,9 @@ class QueueServer:
                 self._active.append(queue)
 
     def wait_idle(self, queue: Virtqueue) -> bool:
-        """Wait until the worker has nothing of *queue*; False if the host's disk keeps its request for too long.
+        """Wait until the worker has no request of *queue*; False if the host's disk blocks one for too long.
 
-        Such a request is abandoned: the queue can be stopped, but what becomes of the request is unknown.
+        Such a request is abandoned: the queue can be stopped, but it is unknown whether the request takes effect.
         """
         # Results of other queues that are collected here are not lost: the worker's descriptor stays readable, and all
         # queues are activated then.
@@ -154,16 +154,16 @@ class QueueServer:
         return False
 
     def abandon(self, queue: Virtqueue) -> None:
-        """Give up the request of *queue* that the worker has, if any."""
+        """Abandon the request of *queue* that the worker has, if there is one."""
         if queue.busy:
             self._abandoned.append(queue)
         queue.abandon()
 
     def wait_abandoned(self) -> bool:
-        """Wait until abandoned requests have ended; False if the host's disk keeps one for too long.
+        """Wait until abandoned requests have ended; False if the host's disk blocks one for too long.
 
-        A ring is started after that. The driver's memory may hold such a request for the second time, and its record is
-        the same memory: what is still to come of the first would be done twice, or be noted for another request.
+        A ring is started only after that. The driver may have made the same request available again, with the same
+        memory for its record. The abandoned request would otherwise be executed twice, or be recorded as another one.
         """
         if not self.worker.wait(lambda: not any(queue.nr_abandoned for queue in self._abandoned)):
             return False
@@ -200,9 +200,9 @@ class QueueServer:
                 self.activate(queue)
 
     def look_again(self) -> None:
-        """Have the next :meth:`wait` collect all results and serve all queues, after an exception in one of a turn.
+        """Make the next :meth:`wait` collect all results and serve all queues, after an exception in a turn.
 
-        The turn may have taken events that it did not act on: a kick, or the news that the worker is done.
+        The turn may have consumed events without acting on them: a kick, or a result of the worker.
         """
         os.eventfd_write(self.worker.wake_fd, 1)
 
@@ -237,13 +237,13 @@ class QueueServer:
                 deadline = 0
 
     def _sleep(self) -> bool:
-        """Ask the drivers of the active queues for kicks; True if a request came meanwhile after all."""
+        """Ask the drivers of the active queues for kicks; True if a request came meanwhile."""
         for queue in tuple(self._active):
             if queue.ring is not None and queue.sleep():
                 queue.wake()
                 if queue.run():
                     return True
-                # Kicks of an event queue that has buffers but no event are of no use.
+                # An event queue that has buffers but no event needs no kicks.
             self._active.remove(queue)
         return False
 

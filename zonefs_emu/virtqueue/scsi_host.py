@@ -34,8 +34,8 @@ class ScsiHost:
     def __init__(self, device: ZonedDevice, *, serial: str, nr_request_queues: int = 1) -> None:
         """Offer *device*.
 
-        There is no power-on unit attention: this process may take over from one that was killed, and the guest is not
-        to notice.
+        There is no power-on unit attention, because this process may take over from one that was killed, which the
+        guest must not notice.
         """
         self.changes = ZoneChanges()
         self.port = device.port(self.name, ZBC)
@@ -59,7 +59,7 @@ class ScsiHost:
         self.nr_queues = _FIRST_REQUEST + nr_request_queues
 
     def handler(self, index: int) -> Handler | None:
-        """Return what executes the requests of queue *index*; the event queue has none."""
+        """Return the handler of the requests of queue *index*; None for the event queue."""
         if index == _CONTROL:
             return self._control
         return self._requests if _FIRST_REQUEST <= index < self.nr_queues else None
@@ -69,7 +69,7 @@ class ScsiHost:
         return self._events if index == _EVENT else None
 
     def accept(self, features: int) -> str | None:
-        """Take the features that the driver accepted; any set is enough."""
+        """Accept the driver's features, whichever they are."""
         self._events.wants_changes = bool(features & scsi.F_CHANGE)
         return None
 
@@ -78,7 +78,7 @@ class ScsiHost:
         return None
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Ignore it: the configuration space belongs to the front-end."""
+        """Do nothing: the configuration space belongs to the front-end."""
 
     def zones_changed(self) -> bool:
         """Tell the driver through the event queue."""
@@ -86,6 +86,6 @@ class ScsiHost:
         return False
 
     def reset(self) -> None:
-        """Do what a virtio reset does: events are forgotten, mode pages go back to their defaults."""
+        """Do what a virtio reset does: events are dropped, and mode pages return to their defaults."""
         self._events.clear()
         self.target.disk.reset()

@@ -1,10 +1,10 @@
 """A virtqueue whose requests take as long as on a real drive.
 
-A request is held back, and not its answer: it is carried out when a real drive would answer it, and given back at once.
-So what was carried out and what was answered never differ by more than the request in progress, which is all that the
-record of requests in flight can express; and a queue that is stopped leaves the requests that it holds to the next
-back-end, as if it had never taken them. For the same reason a queue gives requests back in their order: one that a real
-drive would answer sooner waits for those before it.
+The request is held up, and not its answer: it is carried out at the time when a real drive would answer it, and is then
+answered at once. So no more than one request of a queue is carried out and not answered, which is all that the record
+of requests in flight can express. A stopped queue leaves the requests that it holds to the next back-end, as if it had
+never taken them. For the same reason a queue gives requests back in order: a request that a real drive would answer
+sooner waits for those before it.
 """
 
 from collections import deque
@@ -32,15 +32,15 @@ class TimedVirtqueue(Virtqueue):
     _wake: Callable[[], object]
 
     def time_by(self, port: TimedPort, wake: Callable[[], object]) -> None:
-        """Hold requests for as long as the drive of *port* takes; *wake* has this queue run, from any thread."""
+        """Hold requests for as long as the drive of *port* takes; *wake* makes this queue run, from any thread."""
         self._port = port
         self._wake = wake
-        #: (chain, when it is due, when it arrived) of what is held, in order.
+        #: (chain, when it is due, when it arrived) of each request that is held, in order.
         self._held: deque[tuple[Chain, int, int]] = deque()
         self._alarm_ns = 0
 
     def run(self) -> bool:
-        """Execute what is due; True if there was something, or new requests."""
+        """Execute the requests that are due; True if there were any, or new ones."""
         port, ring, handler = self._port, self.ring, self._handler
         if port is None or ring is None or handler is None or self.busy or self.broken or not self.enabled:
             return super().run()
@@ -61,13 +61,13 @@ class TimedVirtqueue(Virtqueue):
         return is_busy
 
     def _take(self, port: TimedPort) -> bool:
-        """Take new requests and say when they are due; True if there were some."""
+        """Take new requests and compute when they are due; True if there were any."""
         ring, handler, held = self.ring, self._handler, self._held
         assert ring is not None
         assert handler is not None
         record = self._record
-        # A driver makes no more requests available than the ring has entries. One that does would have them held
-        # without a bound, as the available index is compared with what was taken and not with what was given back.
+        # A driver that made more requests available than the ring has entries would have them held without a bound:
+        # the available index is compared with the requests that were taken, and not with those given back.
         room = self.size - len(held)
         if room <= 0:
             return False
@@ -84,7 +84,7 @@ class TimedVirtqueue(Virtqueue):
         return bool(chains)
 
     def _due(self, port: TimedPort) -> list[Chain]:
-        """Return the requests that are due, and have the alarm come for the next."""
+        """Return the requests that are due, and set the alarm for the next one."""
         held = self._held
         chains: list[Chain] = []
         now_ns = port.clock()
@@ -98,7 +98,7 @@ class TimedVirtqueue(Virtqueue):
         return chains
 
     def stop(self) -> int:
-        """End; what is held was never executed, and the next back-end takes it again."""
+        """Stop; requests that are held were not executed, and the next back-end takes them again."""
         if self._port is not None:
             self._held.clear()
         return super().stop()

@@ -24,7 +24,7 @@ class VirtioDevice(Protocol):
     nr_queues: int
 
     def handler(self, index: int) -> Handler | None:
-        """Return what executes the requests of queue *index*; None for an event queue."""
+        """Return the handler of the requests of queue *index*; None for an event queue."""
         ...
 
     def events(self, index: int) -> EventSource | None:
@@ -32,7 +32,7 @@ class VirtioDevice(Protocol):
         ...
 
     def accept(self, features: int) -> str | None:
-        """Take the features that the driver accepted; return why they are not enough, or None."""
+        """Receive the features that the driver accepted; return the reason if they are not enough, or None."""
         ...
 
     def config(self) -> bytes | None:
@@ -40,11 +40,11 @@ class VirtioDevice(Protocol):
         ...
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote into the configuration space."""
+        """Receive a write of the driver into the configuration space."""
         ...
 
     def zones_changed(self) -> bool:
-        """Note that zones were changed behind the driver; True if its configuration counts as changed."""
+        """Note that other ports changed zones; True if the driver is to be notified of a configuration change."""
         ...
 
     def reset(self) -> None:

@@ -3,9 +3,9 @@
 May not know: messages, sockets. It runs on the device's thread only. A request that may wait for the host's disk goes
 to the worker's thread, and the queue rests until it is back, so requests stay in order.
 
-Two boundaries are here (docs/errors.md). An exception of a request is answered with its protocol's error, and the queue
-goes on. Any other exception, and one that cannot be answered, breaks the ring, as a driver that breaks the rules does.
-Neither leaves this module.
+This module has two boundaries (docs/errors.md). An exception of a request is answered with the protocol's error, and
+the queue goes on. Any other exception, and one that cannot be answered, breaks the ring, as a driver that breaks the
+rules does. Neither leaves this module.
 """
 
 import os
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 #: Requests taken from the ring at once.
 BATCH: Final = 64
-#: An interrupt costs a guest as much as a request. Where requests come although the driver was not notified of those
-#: before, one notification stands for several, up to this many. It is deferred for this time at most.
+#: An interrupt costs a guest as much as a request. While new requests come although the driver was not notified of
+#: earlier ones, one notification serves for up to this many requests. It is deferred for this time at most.
 _NOTIFY_MAX: Final = 16
 _HOLD_NS: Final = 50_000
 
@@ -52,30 +52,30 @@ class RingAddresses(NamedTuple):
 
 
 class EventSource(Protocol):
-    """Where the events of an event queue come from: the driver's buffers are kept until there is an event."""
+    """The source of events of an event queue: the driver's buffers are kept until there is an event."""
 
     def next_event(self) -> bytes | None:
         """Return the next event for the driver, or None."""
         ...
 
     def put_back(self, event: bytes) -> None:
-        """Keep *event*: the driver has no buffer for it yet."""
+        """Keep *event*, because the driver has no buffer for it yet."""
         ...
 
 
-#: Runs the first function on a thread that may wait and then the second, with its result or the exception that it
-#: raised, on the device's thread.
+#: Runs the first function on a thread that may wait. Then it runs the second function on the device's thread, with the
+#: result of the first or the exception that it raised.
 Submit: TypeAlias = Callable[[Callable[[], int], Callable[[int | Exception], None]], None]
 
 
 class Service(NamedTuple):
-    """What a queue needs of the server that runs it, which is the same for all queues of a device."""
+    """The part of a server that its queues use; the same for all queues of a device."""
 
     submit: Submit
     fence: Fence
     #: Contains an exception: (where, error); see :meth:`zonefs_emu.device.unforeseen.UnforeseenErrors.contain`.
     contain: Callable[[str, Exception], object]
-    #: Where the driver's faults are logged, at a rate that the driver does not set.
+    #: The log for faults of the driver; its rate is limited.
     log: LimitedLog
 
 
@@ -95,7 +95,7 @@ class Virtqueue:
     ) -> None:
         """Serve requests with *handler*, or events from *events*; *faults* are those that are injected, if any.
 
-        *shared*: what the peer shares, if it is a peer that can take memory away.
+        *shared*: the memory of a peer that can remove it; None for other peers.
         """
         self.index = index
         self.size = 0
@@ -108,7 +108,7 @@ class Virtqueue:
         self.broken = False
         #: A request is with the worker.
         self.busy = False
-        #: How many requests were given to the worker, or taken from it: tells late answers from expected ones.
+        #: How often requests were given to the worker or abandoned: distinguishes late answers from expected ones.
         self._nr_jobs = 0
         #: How many abandoned requests the worker still has.
         self.nr_abandoned = 0
@@ -119,11 +119,11 @@ class Virtqueue:
         self._fence = service.fence
         self._events = events
         self._faults = faults
-        #: What the peer shares, if it can take that away.
+        #: The memory of the peer, if the peer can remove it.
         self.shared = shared
         self._record: RingRecord | None = None
         self._record_memory: memoryview | None = None
-        #: Where the ring is, and what takes plain requests from it if that is compiled.
+        #: The addresses of the ring, and the walker that takes plain requests from it, if one is used.
         self._areas: tuple[memoryview, memoryview, memoryview] | None = None
         self._walker: Walker | None = None
         self._intent_log: IntentLog | None = None
@@ -132,7 +132,7 @@ class Virtqueue:
         self._used_log_address = -1
         #: Requests given back since the queue was made.
         self.requests = 0
-        #: Requests given back of which the driver was not notified, and when the last of them was given back.
+        #: How many requests were given back since the last notification of the driver, and when the last one was.
         self._nr_unnotified = 0
         self._unnotified_since_ns = 0
         #: The driver is notified of this many at once.
@@ -148,7 +148,7 @@ class Virtqueue:
     def start(
         self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
     ) -> None:
-        """Begin to serve the ring where *address* says, or go on where the record says.
+        """Begin to serve the ring at *address*, or continue at the position in the record.
 
         Raises:
             PeerError: something is missing or lies outside of the memory.
@@ -193,7 +193,7 @@ class Virtqueue:
         self._backlog = ()
         self.broken = False
         self._use_log(ring, dirty)
-        # Last: a queue with a ring passes for one that runs, and what raises above has not started it.
+        # The ring is set last, because a queue with a ring counts as running, and the code above may raise.
         self.ring = ring
 
     def _packed_base(self, desc: memoryview) -> int:
@@ -229,12 +229,12 @@ class Virtqueue:
             )  # fmt: skip
 
     def set_used_log_address(self, address: int) -> None:
-        """Log writes of the used ring at guest *address* from now on; packed rings know their own."""
+        """Log writes of the used ring at guest *address* from now on; a packed ring knows its address."""
         if isinstance(self.ring, SplitRing) and address >= 0:
             self._used_log_address = address
 
     def stop(self) -> int:
-        """End; return what GET_VRING_BASE answers. The worker must have nothing of this queue."""
+        """Stop; return the answer to GET_VRING_BASE. The worker must have no request of this queue."""
         assert not self.busy
         self._notify()
         ring, self.ring = self.ring, None
@@ -247,7 +247,7 @@ class Virtqueue:
         self._backlog = ()
         self._record = self._intent_log = self._log = None
         self._record_memory = self._areas = self._walker = None
-        # The record lies in the front-end's memory, which may be unmapped now.
+        # The record is in the front-end's memory, which may be unmapped now.
         self._intents.current.log = None
         return self.base
 
@@ -269,7 +269,7 @@ class Virtqueue:
     # -- serving ----------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Execute what is there, up to a batch; True if there was something. Never raises."""
+        """Execute available requests, up to a batch; True if there were any. Never raises."""
         ring = self.ring
         if ring is None or self.busy or self.broken or not self.enabled:
             return False
@@ -289,7 +289,7 @@ class Virtqueue:
                     chains = ring.pop(1 if record is not None and record.recovering else BATCH)
                 if not chains:
                     if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
-                        # The driver may be waiting for these.
+                        # The driver may be waiting for the answers to these requests.
                         self._notify_at = (self._notify_at + self._nr_unnotified) // 2
                         self._notify()
                     return False
@@ -310,9 +310,9 @@ class Virtqueue:
             self._break(error)
 
     def sleep(self) -> bool:
-        """Notify the driver of everything and ask it for a kick; True if there is work even so. Never raises.
+        """Send deferred notifications and ask the driver for a kick; True if there is work all the same. Never raises.
 
-        Requests that waited behind one of the worker's were taken from the ring long ago: no kick comes for them.
+        Requests that waited for the worker were taken from the ring already, so no kick comes for them.
         """
         try:  # the boundary of a ring
             self._notify()
@@ -322,12 +322,12 @@ class Virtqueue:
             return False
 
     def _walk(self, walker: "Walker") -> int:
-        """Let *walker* execute what is plain; return how many requests were done, or -1 if the ring is empty."""
+        """Let *walker* execute plain requests; return how many were executed, or -1 if the ring is empty."""
         try:  # the boundary of a request
             count = walker.take()
         except Exception as error:
             assert self.ring is not None
-            # The write that met it is the next request: the others of its run are executed by themselves.
+            # The write that met the exception is the next request. The others of its run are executed one by one.
             chains, lengths = self.ring.pop(1), list[int]()
             self._answer_failed(chains, 0, lengths, error)
             self._give_back(chains, lengths)
@@ -345,7 +345,7 @@ class Virtqueue:
         index, count = 0, len(chains)
         while index < count:
             try:
-                # An injected fault may be a delay, which is for the worker.
+                # An injected fault may be a delay, which only the worker may wait for.
                 done = None if faults else step(chains, index, lengths, begin)
             except Exception as error:  # the boundary of a request
                 done = self._answer_failed(chains, index, lengths, error)
@@ -374,8 +374,8 @@ class Virtqueue:
             ring.push(chains, lengths)
             record.finish_split(count)
         else:
-            # One by one: giving back overwrites descriptors, so a batch that a kill has cut could neither be completed
-            # nor taken again.
+            # One at a time: giving back overwrites descriptors, so a batch that was half given back at a kill could
+            # neither be completed nor taken again.
             for index in range(count):
                 after = ring.used_place + (chains[index][0] >> 16)
                 record.before_packed(packed.position_of(after, ring.size))
@@ -392,7 +392,7 @@ class Virtqueue:
         self.requests += count
         self._nr_unnotified = nr_unnotified = self._nr_unnotified + count
         if ring.has_work():
-            # The driver made a request without having seen these given back: it has more under way.
+            # The driver made a request before it was notified of these answers, so it has more requests under way.
             self._notify_at = min(max(self._notify_at, nr_unnotified) + 1, _NOTIFY_MAX)
         if nr_unnotified < self._notify_at:
             self._unnotified_since_ns = monotonic_ns()
@@ -407,12 +407,12 @@ class Virtqueue:
                 self.call()
 
     def _answer_failed(self, chains: Sequence[Chain], index: int, lengths: list[int], error: Exception) -> int:
-        """Answer the request that met *error* in the step at ``chains[index]``; return how many are done with it.
+        """Answer the request that met *error* in the step at ``chains[index]``; return how many that completes.
 
         Raises:
             BrokenRingError: it cannot be answered; those before it have been given back.
         """
-        # A step may execute several requests. Those with a length are done.
+        # A step may execute several requests. Those that have a length are complete.
         failed = len(lengths)
         try:
             if isinstance(error, BrokenRingError):
@@ -431,7 +431,7 @@ class Virtqueue:
         return self._handler.fail(chain)
 
     def _refuse_oversized(self, oversized: OversizedChainError) -> bool:
-        """Answer a chain that is too long; True if there was room for that, else the ring is broken."""
+        """Answer a chain that is too long; return whether it had room for the answer. Otherwise the ring is broken."""
         try:  # the boundary of a ring
             if self._handler is None:
                 raise oversized  # a buffer for events is no request and cannot be answered
@@ -443,7 +443,7 @@ class Virtqueue:
         return True
 
     def _hand_over(self, chains: Sequence[Chain], index: int, deferred: Deferred | None) -> None:
-        """Give the request at *index* to the worker, decoded or not; the rest waits for it."""
+        """Give the request at *index* to the worker, decoded or not; the following ones wait for it."""
         handler = self._handler
         assert handler is not None
         self._notify()
@@ -493,7 +493,7 @@ class Virtqueue:
             self._break(error)
 
     def abandon(self) -> None:
-        """Give up the request that the host's disk keeps with the worker: its answer is ignored when it comes."""
+        """Abandon the request that the worker has: its answer is ignored when it comes."""
         self.nr_abandoned += self.busy
         self.busy = False
         self._nr_jobs += 1
@@ -542,7 +542,7 @@ class Virtqueue:
     def _mark_dirty(
         self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain], lengths: Sequence[int]
     ) -> None:
-        """Mark all writable buffers of the requests, of which *lengths* may be a part."""
+        """Mark all writable buffers of the requests, although *lengths* may be less."""
         logged = ring.logged
         if logged is None:
             return
@@ -565,5 +565,5 @@ class Virtqueue:
 
 
 def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Return all of memory, which contains *buffers*: more than was written, in a rare case."""
+    """Return all of memory, which contains *buffers*. This marks too many pages, in a rare case."""
     return [(region.guest_address, region.size) for region in memory.regions] if buffers else []

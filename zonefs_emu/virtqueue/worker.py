@@ -1,4 +1,4 @@
-"""A thread for work that may wait for the host's disk; results return to the thread that submitted it."""
+"""A thread for jobs that may wait for the host's disk; results return to the thread that submitted the jobs."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ Then: TypeAlias = Callable[[T | Exception], None]
 
 log = logging.getLogger(__name__)
 
-#: How long :meth:`Worker.wait` waits for the host's disk, and how long it does once the end has begun.
+#: How long :meth:`Worker.wait` waits for the host's disk, and how long after the end has begun.
 _WAIT_S: Final = 30.0
 _END_S: Final = 2.0
 
@@ -106,10 +106,10 @@ class Worker(Generic[T]):
         return found
 
     def wait(self, condition: Callable[[], bool]) -> bool:
-        """Collect until *condition* holds; False if the host's disk keeps a job for too long.
+        """Collect results until *condition* holds; False if the host's disk blocks a job for too long.
 
-        Deferred results are delivered at once: a delay may be an hour long, and the caller is a guest that
-        resets its device, or a daemon that ends. After :meth:`end_waiting` 2 s are left for all waits together.
+        Deferred results are delivered at once, because a delay may be an hour long, and the caller resets a device for
+        a guest or ends a daemon. After :meth:`end_waiting`, all waits together take 2 s at most.
         """
         deadline = time.monotonic() + _WAIT_S
         while not condition():
@@ -125,13 +125,13 @@ class Worker(Generic[T]):
         return True
 
     def end_waiting(self) -> None:
-        """Let :meth:`wait` and :meth:`close` wait for 2 s more, from now on; from any thread."""
+        """Limit :meth:`wait` and :meth:`close` to 2 s together from now on; from any thread."""
         with self._changed:
             self._end_at = min(self._end_at, time.monotonic() + _END_S)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread after what was submitted, without its results; leave it behind if the host keeps it."""
+        """End the thread after all submitted jobs, without their results; abandon it if the host blocks a job."""
         self.end_waiting()
         self._jobs.put(None)
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
