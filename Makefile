@@ -37,10 +37,12 @@ mutants: ## Change the source in small ways and see whether a test notices; hour
 
 # Further words for the command: make conformance RUN="fio --device SCSI".
 RUN :=
+# A directory with compiled checkouts of suites that Debian does not have: make conformance SUITES=~/suites.
+SUITES :=
 
-conformance: ## Run other people's suites on our disks and on peers'; writes docs/conformance.md; an hour.
+conformance: ## Run other people's suites on our disks and on peers'; writes docs/conformance.md; hours.
 	tools/setup
-	PYTHONPATH=. .venv/bin/python -m tools.conformance --write $(RUN)
+	PYTHONPATH=. .venv/bin/python -m tools.conformance $(if $(SUITES),--suites $(SUITES)) $(RUN)
 
 docs: ## Make the generated pages anew: docs/commands.md, docs/state-machine.md, docs/zones.svg, share/.
 	PYTHONPATH=. .venv/bin/python tools/manual.py >docs/commands.md

@@ -2,31 +2,44 @@
 
 import pytest
 
-from tools.conformance import page as module
+from tools.conformance import reasons
+from tools.conformance.page import page
 from tools.conformance.results import Outcome, Run
+from tools.conformance.suites import Suite
+
+SUITES = (
+    Suite(name="s", shape="small", run=lambda _: (), only=frozenset({"SCSI", "virtio", "null_blk", "nvme-ns"})),
+    Suite(name="t", shape="small", run=lambda _: (), only=frozenset({"SCSI"})),
+)
 
 
-def run(device: str, *outcomes: Outcome) -> Run:
-    return Run(suite="s", device=device, ours=device == "SCSI", shape="two zones", commit="c0ffee", outcomes=outcomes)
+def run(device: str, *outcomes: Outcome, suite: str = "s") -> Run:
+    return Run(
+        suite=suite, version="s 1.2", device=device, ours=device == "SCSI", shape="two zones", commit="c0ffee",
+        outcomes=outcomes,
+    )  # fmt: skip
 
 
 def test_the_page_has_counts_failures_and_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [
-        run("SCSI", Outcome(test="1", verdict="failed", said="a|b"), Outcome(test="2", verdict="passed")),
-        run("null_blk", Outcome(test="1", verdict="failed", said="x"), Outcome(test="2", verdict="failed", said="y")),
         run("nvme-ns", Outcome(test="1", verdict="passed"), Outcome(test="2", verdict="skipped", said="/dev/x is new")),
+        run("null_blk", Outcome(test="1", verdict="failed", said="x"), Outcome(test="2", verdict="failed", said="y")),
+        run("SCSI", Outcome(test="1", verdict="failed", said="a|b"), Outcome(test="2", verdict="passed")),
+        run("SCSI", Outcome(test="gone", verdict="failed"), suite="a suite of an earlier version"),
     ]
-    monkeypatch.setattr(module, "REASONS", {("s", "2"): "known"})
-    text = module.page(runs, "Linux 6.12", absent=["s on virtio", "t on SCSI"])
-    assert "| s | **SCSI** | two zones | 1 | 1 | 0 | c0ffee |" in text
+    monkeypatch.setattr(reasons, "REASONS", {("s", "2"): "known", ("s", "1", "null_blk"): "theirs"})
+    text = page(runs, SUITES, "Linux 6.12")
+    assert "| s | **SCSI** | two zones | 1 | 1 | 0 | s 1.2 | c0ffee |\n| s | null_blk |" in text, "ours come first"
     assert r"| s | 1 | **SCSI** | not looked into; it said: a\|b | null_blk |" in text
+    assert "| s | 1 | null_blk | theirs | none |" in text
     assert "| s | 2 | null_blk | known | none |" in text
     assert "| s | is new | 2 (nvme-ns) |" in text
     assert "The guest: Linux 6.12." in text
-    assert "Not run: s on virtio; t on SCSI." in text
+    assert "Not run: s on virtio; t." in text
+    assert "gone" not in text
 
 
 def test_without_failures_it_says_so() -> None:
-    text = module.page([run("SCSI", Outcome(test="1", verdict="passed"))], "Linux")
+    text = page([run("SCSI", Outcome(test="1", verdict="passed"), suite="t")], SUITES[1:], "Linux")
     assert "## Failures\n\nNone.\n" in text
     assert "Not run" not in text

@@ -1,7 +1,9 @@
 """The disks that suites run on, in one guest: ours by each way in for virtual machines, and the peers."""
 
 import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,16 +16,22 @@ from tools.guest.kit import Kit
 from tools.guest.machine import Guest
 from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES
 
+_ROOT: Final = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a disk looks like; no limit of open zones."""
+    """What a disk looks like."""
 
     nr_zones: int
     zone_mib: int
     nr_conv: int
     """The conventional zones, the first ones; a ZNS drive has none."""
     block_bytes: int
+    max_open_zones: int = 0
+    """0 = no limit."""
+    fits_in_memory: bool = True
+    """Whether scsi_debug can have it, which takes the memory for all of it at once."""
 
     @property
     def mib(self) -> int:
@@ -33,14 +41,20 @@ class Shape:
     def words(self, *, conventional: bool) -> str:
         """Return the shape in words."""
         of_these = f", {self.nr_conv} of them conventional" if conventional and self.nr_conv else ""
-        return f"{self.nr_zones} zones of {self.zone_mib} MiB{of_these}, blocks of {self.block_bytes} bytes"
+        limit = f", at most {self.max_open_zones} open" if self.max_open_zones else ""
+        return f"{self.nr_zones} zones of {self.zone_mib} MiB{of_these}, blocks of {self.block_bytes} bytes{limit}"
 
 
 SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
     {
-        "small": Shape(nr_zones=256, zone_mib=1, nr_conv=16, block_bytes=4096),
+        # Its limit is that of disks one can buy.
+        "small": Shape(nr_zones=256, zone_mib=1, nr_conv=16, block_bytes=4096, max_open_zones=128),
         # What QEMU's test expects: null_blk without parameters.
-        "large": Shape(nr_zones=1000, zone_mib=256, nr_conv=0, block_bytes=512),
+        "large": Shape(nr_zones=1000, zone_mib=256, nr_conv=0, block_bytes=512, fits_in_memory=False),
+        # What a ZBC disk looks like, whose limits libzbc's tests go to.
+        "limited": Shape(nr_zones=128, zone_mib=2, nr_conv=8, block_bytes=4096, max_open_zones=16),
+        # btrfs wants zones of 4 MiB or more; f2fs keeps its metadata in the conventional ones.
+        "medium": Shape(nr_zones=128, zone_mib=16, nr_conv=16, block_bytes=4096, fits_in_memory=False),
     }
 )
 
@@ -59,26 +73,27 @@ class Device:
 _FRONT_ENDS: Final[Mapping[str, Literal["scsi", "blk", "vfio"]]] = MappingProxyType(
     {"SCSI": "scsi", "virtio": "blk", "NVMe": "vfio"}
 )
-OURS: Final = tuple(_FRONT_ENDS)
+#: Devices of the guest's own kernel, whose daemon runs in the guest; by the name of the way in.
+_ATTACHED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {"NVMe/TCP": ("nvme-tcp", "nvme_tcp"), "ublk": ("ublk", "ublk_drv")}
+)
+OURS: Final = (*_FRONT_ENDS, *_ATTACHED)
+#: A ZNS drive has no conventional zones.
+ZNS: Final = frozenset({"NVMe", "NVMe/TCP", "nvme-ns"})
 PEERS: Final = ("null_blk", "scsi_debug", "nvme-ns")
 
 
 @contextmanager
 def machine(kit: Kit, names: tuple[str, ...], shape: Shape, directory: Path) -> Iterator[tuple[Guest, list[Device]]]:
-    """Yield a guest with the disks *names* of one shape.
-
-    scsi_debug keeps its data in memory that is taken at once, so it is left out where that is more than the guest has.
-    """
+    """Yield a guest with the disks *names* of one shape."""
     with ExitStack() as stack:
         served: dict[str, Served] = {}
-        create = f"--size {shape.mib}M --zone-size {shape.zone_mib}M --block-size {shape.block_bytes}"
         for name, front_end in _FRONT_ENDS.items():
             if name in names:
-                conv = f" --nr-conv {shape.nr_conv}" if shape.nr_conv and name != "NVMe" else ""
                 place = directory / name
                 place.mkdir()
                 options = ["--serial", "ours"] if name == "NVMe" else []
-                one = Served(place, create=create + conv, front_ends=[front_end], options=options)
+                one = Served(place, create=_options(name, shape), front_ends=[front_end], options=options)
                 served[name] = stack.enter_context(one)
                 one.wait_until_ready()
         arguments: list[str] = []
@@ -93,7 +108,7 @@ def machine(kit: Kit, names: tuple[str, ...], shape: Shape, directory: Path) -> 
             ]
         if "nvme-ns" in names:
             arguments += _nvme_ns(directory / "nvme-ns.raw", shape)
-        guest = stack.enter_context(Guest(kit, qemu_arguments=arguments, memory_mib=1536))
+        guest = stack.enter_context(Guest(kit, qemu_arguments=arguments, memory_mib=2048))
         yield guest, [_device(guest, name, shape, served) for name in names]
 
 
@@ -107,6 +122,8 @@ def _device(guest: Guest, name: str, shape: Shape, served: Mapping[str, Served])
             node = "/dev/vda"
         case "NVMe":
             node = _nvme(guest, "ours")
+        case "NVMe/TCP" | "ublk":
+            node = _attached(guest, name, shape)
         case "nvme-ns":
             node = _nvme(guest, "peer")
         case "null_blk":
@@ -116,7 +133,30 @@ def _device(guest: Guest, name: str, shape: Shape, served: Mapping[str, Served])
         case _:
             message = f"no device is called {name}"
             raise AssertionError(message)
-    return Device(name=name, ours=name in OURS, node=node, conventional=name not in {"NVMe", "nvme-ns"})
+    return Device(name=name, ours=name in OURS, node=node, conventional=name not in ZNS)
+
+
+def _options(name: str, shape: Shape) -> str:
+    """Return the options of ``zonefs-emu create``."""
+    options = f"--size {shape.mib}M --zone-size {shape.zone_mib}M --block-size {shape.block_bytes}"
+    if shape.nr_conv and name not in ZNS:
+        options += f" --nr-conv {shape.nr_conv}"
+    if shape.max_open_zones:
+        options += f" --max-open-zones {shape.max_open_zones}"
+    return options
+
+
+def _attached(guest: Guest, name: str, shape: Shape) -> str:
+    via, module = _ATTACHED[name]
+    guest.load(module)
+    command = f"{shlex.quote(sys.executable)} -m zonefs_emu"
+    # The image lies in the guest's memory: its daemon is a process of the guest.
+    script = f"""ip link set lo up
+        export PYTHONPATH={shlex.quote(str(_ROOT))} PYTHONDONTWRITEBYTECODE=1 XDG_RUNTIME_DIR=/run/runtime
+        mkdir -m 700 /run/runtime; mkdir /run/image; cd /run/image
+        {command} create disk.img {_options(name, shape)} >&2
+        {command} attach disk.img --via {via}"""
+    return guest.run(script, timeout=300).stdout.strip()
 
 
 def _nvme(guest: Guest, serial: str) -> str:
@@ -132,9 +172,11 @@ def _nvme_ns(image: Path, shape: Shape) -> list[str]:
     with image.open("wb") as file:
         file.truncate(shape.mib << 20)
     blocks = f"logical_block_size={shape.block_bytes},physical_block_size={shape.block_bytes}"
+    zones = f"zoned=true,zoned.zone_size={shape.zone_mib}M"
+    limits = f"zoned.max_open={shape.max_open_zones},zoned.max_active={shape.max_open_zones}"
     return [
         *("-drive", f"file={image},id=zns,format=raw,if=none", "-device", "nvme,serial=peer,id=nvme"),
-        *("-device", f"nvme-ns,drive=zns,bus=nvme,{blocks},zoned=true,zoned.zone_size={shape.zone_mib}M"),
+        *("-device", f"nvme-ns,drive=zns,bus=nvme,{blocks},{zones},{limits}"),
     ]
 
 
@@ -144,7 +186,8 @@ def _null_blk(guest: Guest, shape: Shape) -> str:
         f"""mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
         cd /sys/kernel/config/nullb; mkdir nullb0; cd nullb0
         echo 1 >zoned; echo {shape.block_bytes} >blocksize; echo {shape.mib} >size; echo {shape.zone_mib} >zone_size
-        echo {shape.nr_conv} >zone_nr_conv; echo 1 >memory_backed; echo 1 >power"""
+        echo {shape.nr_conv} >zone_nr_conv; echo {shape.max_open_zones} >zone_max_open
+        echo 1 >memory_backed; echo 1 >power"""
     )
     return "/dev/nullb0"
 
@@ -154,7 +197,7 @@ def _scsi_debug(guest: Guest, shape: Shape) -> str:
     guest.load("sd_mod")
     guest.load(
         "scsi_debug", "zbc=managed", f"dev_size_mb={shape.mib}", f"sector_size={shape.block_bytes}",
-        f"zone_size_mb={shape.zone_mib}", f"zone_nr_conv={shape.nr_conv}", "zone_max_open=0",
+        f"zone_size_mb={shape.zone_mib}", f"zone_nr_conv={shape.nr_conv}", f"zone_max_open={shape.max_open_zones}",
     )  # fmt: skip
     guest.wait_until('[ "$(ls /sys/block | wc -l)" -gt ' + str(len(before)) + " ]", timeout=60)
     (name,) = guest.disks() - before
@@ -162,9 +205,11 @@ def _scsi_debug(guest: Guest, shape: Shape) -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out, with a mark if files differ from it."""
-    root = Path(__file__).parents[2]
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"], cwd=root, check=True, capture_output=True, text=True
-    )
-    return found.stdout.strip()
+    """Return the last commit that changed the emulator, with a mark if files of it differ from what is committed."""
+    package = str(_ROOT / "zonefs_emu")
+    found = _git("log", "-1", "--format=%h", "--", package).strip()
+    return found + ("-dirty" if _git("status", "--porcelain", "--", package) else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=_ROOT, check=True, capture_output=True, text=True).stdout

@@ -1,61 +1,40 @@
 """docs/conformance.md, from the runs that are kept."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Collection, Sequence
 from typing import Final
 
+from tools.conformance import reasons
 from tools.conformance.results import VERDICTS, Outcome, Run
-
-_FIO: Final = "fio t/zbd/test-zbd-support"
-_IOTEST: Final = "QEMU's iotest zoned"
-#: What was found out about failures: by suite and test, or by suite, test and device.
-REASONS: Final[Mapping[tuple[str, ...], str]] = MappingProxyType(
-    {
-        (_FIO, "32"): "without a limit of open zones a SCSI disk says FFFFFFFFh (ZBC, VPD page B6h), which the script "
-        "passes to fio as a number, and fio takes at most 4096",
-        (
-            _FIO,
-            "54",
-            "NVMe",
-        ): "fio ends with an error after some dozen requests, as on null_blk; the reason was not found",
-        (_FIO, "54", "SCSI"): "fio 3.33 itself aborts in its verification, with a double free",
-        (
-            _FIO,
-            "54",
-            "null_blk",
-        ): "a read of fio's verification ends with an error; the disk is a peer's, and the reason was not looked for",
-        (
-            _IOTEST,
-            "zoned",
-        ): "the test closes an open zone without data and expects it to be empty, as in ZBC and virtio; "
-        "in ZNS it is closed, which the drive reports, and only a reset makes it empty",
-    }
-)
+from tools.conformance.suites import Suite
 
 _HEAD: Final = """\
 # Conformance
 
-Test suites of other people, run in the [test guest](test-guest.md) on our disks, and in guests of the same kind on
-disks of the kernel and of QEMU. `make conformance` downloads the suites from Debian's source packages, runs them, and
-writes this page; `python -m tools.conformance --help` has the options for a part of it.
+Test suites of other people, and file systems, run in the [test guest](test-guest.md) on our disks, and in guests of
+the same kind on disks of the kernel and of QEMU. `make conformance` runs the suites and writes this page. It downloads
+those that Debian's source packages have. Others are run if they are given as compiled checkouts: `make conformance
+SUITES=DIR` looks for `DIR/blktests`, `DIR/libzbc`, `DIR/zonefs-tools`, `DIR/dm-zoned-tools`, and `DIR/xfstests`, whose
+fsstress and fsx are run on the file systems. `python -m tools.conformance --help` has the options for a part of it.
 
 Ours are the [SCSI and virtio disks](vhost-user.md) and the [NVMe drive](nvme.md#in-a-virtual-machine) of a virtual
-machine. The peers are null_blk and scsi_debug of Linux, and nvme-ns of QEMU.
+machine, and two disks [attached](attach.md) in the guest itself, by NVMe/TCP and ublk. The peers are null_blk and
+scsi_debug of Linux, and nvme-ns of QEMU. A commit is the last one that changed the emulator before the run.
 """
 
 
-def page(runs: Sequence[Run], guest: str, *, absent: Sequence[str] = ()) -> str:
-    """Return the page; *guest* says in words what the guest consists of, *absent* what was not run."""
+def page(runs: Sequence[Run], suites: Collection[Suite], guest: str) -> str:
+    """Return the page; *guest* says in words what the guest consists of."""
+    runs = sorted((run for run in runs if _place(run, suites)), key=lambda run: _place(run, suites))
     parts = [_HEAD, f"The guest: {guest}.", ""]
-    parts += ["| suite | disk | shape | passed | failed | skipped | commit |", "|---|---|---|---|---|---|---|"]
+    parts += ["| suite | disk | shape | passed | failed | skipped | version | commit |", f"|{'---|' * 8}"]
     parts += [
         f"| {run.suite} | {_device(run)} | {run.shape} | "
         + " | ".join(str(run.count(verdict)) for verdict in VERDICTS)
-        + f" | {run.commit} |"
+        + f" | {run.version} | {run.commit} |"
         for run in runs
     ]
-    if absent:
+    if absent := _absent(runs, suites):
         parts += ["", textwrap.fill(f"Not run: {'; '.join(absent)}.", 120, break_long_words=False)]
     parts += ["", "## Failures", ""]
     failed = [(run, outcome) for run in runs for outcome in run.outcomes if outcome.verdict == "failed"]
@@ -69,12 +48,31 @@ def page(runs: Sequence[Run], guest: str, *, absent: Sequence[str] = ()) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _place(run: Run, suites: Collection[Suite]) -> tuple[int, ...]:
+    """Return where *run* stands on the page; empty if there is no such suite any more."""
+    for number, suite in enumerate(suites):
+        if suite.name == run.suite and run.device in suite.devices:
+            return number, suite.devices.index(run.device)
+    return ()
+
+
+def _absent(runs: Sequence[Run], suites: Collection[Suite]) -> list[str]:
+    """Return in words what was not run."""
+    found = []
+    for suite in suites:
+        kept = {run.device for run in runs if run.suite == suite.name}
+        names = [name for name in suite.devices if name not in kept]
+        if names:
+            found.append(f"{suite.name} on {', '.join(names)}" if kept else suite.name)
+    return found
+
+
 def _device(run: Run) -> str:
     return f"**{run.device}**" if run.ours else run.device
 
 
 def _failure(run: Run, outcome: Outcome, runs: Sequence[Run]) -> str:
-    found = REASONS.get((run.suite, outcome.test, run.device)) or REASONS.get((run.suite, outcome.test))
+    found = reasons.reason(run.suite, outcome.test, run.device)
     why = found or f"not looked into; it said: {_cell(outcome.said or 'nothing')}"
     sharing = [
         each.device

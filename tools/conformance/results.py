@@ -1,8 +1,11 @@
-"""What a suite said of a device, kept as JSON until a page is made of it."""
+"""What a suite said of a device, kept as JSON beside this file; the page is made of all that is kept.
+
+A suite on a device is the part that runs by itself: a new run takes the place of the earlier one.
+"""
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,10 +30,13 @@ class Run:
     """A suite on a device."""
 
     suite: str
+    version: str
+    """Of the suite: of the source package, or the commit of the checkout."""
     device: str
     ours: bool
     shape: str
     commit: str
+    """The commit of the emulator."""
     outcomes: tuple[Outcome, ...]
 
     def count(self, verdict: Verdict) -> int:
@@ -42,24 +48,42 @@ def load(path: Path) -> list[Run]:
     """Return the runs that *path* keeps; none if it does not exist."""
     if not path.exists():
         return []
-    return [
-        Run(**{**run, "outcomes": tuple(Outcome(**outcome) for outcome in run["outcomes"])})
-        for run in json.loads(path.read_text())
-    ]
+    return [Run(**{**run, "outcomes": _outcomes(**run["outcomes"])}) for run in json.loads(path.read_text())]
 
 
 def keep(path: Path, run: Run) -> None:
-    """Add *run* to *path*, in the place of an earlier one of the same suite on the same device of the same shape."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Add *run* to *path*, in the place of an earlier one of the same suite on the same device."""
     with locked(path.with_suffix(".lock")):
-        others = [each for each in load(path) if _key(each) != _key(run)]
-        path.write_text(dump((*others, run)))
+        others = [each for each in load(path) if (each.suite, each.device) != (run.suite, run.device)]
+        # In one order, so that a new run changes its own lines only.
+        path.write_text(dump(sorted((*others, run), key=lambda each: (each.suite, each.device))))
+    path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def dump(runs: Iterable[Run]) -> str:
-    """Return *runs* as `load` reads them."""
-    return json.dumps([asdict(run) for run in runs], indent=1) + "\n"
+    """Return *runs* as `load` reads them: of what passed the names, of the others what they said too."""
+    return json.dumps([_as_json(run) for run in runs], indent=1) + "\n"
 
 
-def _key(run: Run) -> tuple[str, str, str]:
-    return run.suite, run.device, run.shape
+def _as_json(run: Run) -> dict[str, object]:
+    outcomes = {
+        "passed": ", ".join(outcome.test for outcome in run.outcomes if outcome.verdict == "passed"),
+        "failed": {outcome.test: outcome.said for outcome in run.outcomes if outcome.verdict == "failed"},
+        "skipped": {outcome.test: outcome.said for outcome in run.outcomes if outcome.verdict == "skipped"},
+    }
+    return {
+        "suite": run.suite,
+        "version": run.version,
+        "device": run.device,
+        "ours": run.ours,
+        "shape": run.shape,
+        "commit": run.commit,
+        "outcomes": outcomes,
+    }
+
+
+def _outcomes(passed: str, failed: Mapping[str, str], skipped: Mapping[str, str]) -> tuple[Outcome, ...]:
+    found = [Outcome(test=test, verdict="passed") for test in passed.split(", ") if test]
+    found += [Outcome(test=test, verdict="failed", said=said) for test, said in failed.items()]
+    found += [Outcome(test=test, verdict="skipped", said=said) for test, said in skipped.items()]
+    return tuple(sorted(found, key=lambda outcome: outcome.test))

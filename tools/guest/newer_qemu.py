@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,20 +75,29 @@ def obtain_newer_qemu(progress: Progress, *, refresh: bool = False) -> Path:
 
 def _build(work: Path, progress: Progress) -> Path:
     try:
-        apt = Apt(work, suite=_SUITE)
-        progress(f"newer QEMU: reading the package lists of {_SUITE}")
-        apt.run("apt-get", "-qq", "update")
-        # As on a machine where nothing is installed.
-        simulated = apt.run("apt-get", "--simulate", "install", *_PACKAGES)
+        return unpack_with_dependencies(work, _SUITE, _PACKAGES, lambda line: progress(f"newer QEMU: {line}"))
     except KitError as error:
         message = f"no QEMU newer than the guest kit's can be had here, so tests of vfio-user are skipped: {error}"
         raise KitError(message) from None
-    packages = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", simulated, re.MULTILINE)
-    progress(f"newer QEMU: downloading {len(packages)} packages")
+
+
+def unpack_with_dependencies(work: Path, suite: str, packages: Sequence[str], progress: Progress) -> Path:
+    """Download *packages* of *suite* with all that they depend on, and unpack them below *work*; their root.
+
+    Raises:
+        KitError: the mirror of this machine does not have the suite, or apt failed.
+    """
+    apt = Apt(work, suite=suite)
+    progress(f"reading the package lists of {suite}")
+    apt.run("apt-get", "-qq", "update")
+    # As on a machine where nothing is installed.
+    simulated = apt.run("apt-get", "--simulate", "install", *packages)
+    found = re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", simulated, re.MULTILINE)
+    progress(f"downloading {len(found)} packages")
     downloads = work / "packages"
     downloads.mkdir()
-    apt.run("apt-get", "-qq", "download", *(f"{name}={version}" for name, version in packages), cwd=downloads)
-    progress("newer QEMU: unpacking")
+    apt.run("apt-get", "-qq", "download", *(f"{name}={version}" for name, version in found), cwd=downloads)
+    progress("unpacking")
     root = work / "root"
     unpack_packages(downloads, root)
     return root
