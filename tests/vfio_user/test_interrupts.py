@@ -44,6 +44,21 @@ def test_an_interrupt_that_nobody_takes_holds_nothing_up() -> None:
     os.close(fd)
 
 
+def test_a_client_that_makes_its_eventfd_block_again_holds_it_up_for_a_while_only() -> None:
+    fd = os.eventfd(0)
+    os.eventfd_write(fd, (1 << 64) - 2)
+    interrupts = Interrupts()
+    interrupts.set([fd] * NR_VECTORS)
+    os.set_blocking(fd, True)
+    thread = threading.Thread(target=interrupts.signal, args=(0,), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        interrupts.eventfds.free()
+        thread.join(0.01)
+    assert os.eventfd_read(fd) == 1
+    os.close(fd)
+
+
 def test_a_descriptor_that_nothing_can_be_written_to(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_PATH)
     interrupts = Interrupts()

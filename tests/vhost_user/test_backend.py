@@ -1,4 +1,5 @@
 import gc
+import os
 import select
 import socket
 import struct
@@ -12,7 +13,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving
+from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving, still_serves
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.limited_log import LimitedLog
@@ -315,6 +316,28 @@ def test_a_bug_at_the_end_of_a_connection_leaves_nothing_behind(
             with Frontend(tmp_path / "socket") as frontend:
                 frontend.start()
                 assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
+
+
+def test_a_front_end_that_fills_its_eventfd_holds_the_socket_up_for_a_while_only(
+    device: ZonedDevice, tmp_path: Path
+) -> None:
+    with serving(device, blk_device(device), tmp_path / "socket") as backend:
+        with Frontend(tmp_path / "socket") as frontend:
+            frontend.start()
+            queue = frontend.queues[0]
+            assert BlkDriver(queue).read(0, 512)[0] == 0
+            with suppress(BlockingIOError):
+                os.eventfd_read(queue.call_fd)
+            os.set_blocking(queue.call_fd, True)
+            os.eventfd_write(queue.call_fd, (1 << 64) - 2)
+            queue.ring.want_call()
+            queue.submit([BlkDriver.header(blk_codec.T_IN, 0)], [512, 1])
+            while backend._server.service.eventfds._write is None:
+                time.sleep(0.001)
+        while backend.is_connected:
+            backend.look_after()
+            time.sleep(0.001)
+        still_serves(tmp_path / "socket")
 
 
 def test_the_end_waits_neither_for_a_delay_nor_for_a_guest_that_meets_one(device: ZonedDevice, tmp_path: Path) -> None:

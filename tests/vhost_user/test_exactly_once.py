@@ -35,6 +35,7 @@ from zonefs_emu.testing.vhost_frontend import USER_BASE, Frontend, FrontendQueue
 from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
 QUEUE_SIZE = 64
@@ -80,7 +81,9 @@ class Life:
         self.device = device = ZonedDevice.open(path)
         self.virtio_device = blk_device(device)
         make_mortal(device, clock)
-        service = Service(self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")))
+        service = Service(
+            self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")), PeerEventfds()
+        )
         self.queue = Virtqueue(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
         areas = guest.queue.areas
         desc, driver, used = (USER_BASE + area.offset for area in areas)

@@ -18,6 +18,7 @@ from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.virtqueue import BATCH, RingAddresses, Service, Virtqueue
 
@@ -83,6 +84,7 @@ class Bench:
             self.pair.fence,
             lambda where, error: self.contained.append((where, error)),
             LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
+            PeerEventfds(),
         )
         self.service = service
         self.intents = Intents(lambda _: False)
@@ -258,6 +260,20 @@ def test_a_record_says_where_to_go_on_whatever_the_front_end_says(bench: Bench) 
             pass
         assert [done.request_id for done in bench.pair.driver.reap()] == numbers
     assert bench.queue.requests == 19 * 15
+
+
+def test_requests_that_may_come_again_are_executed_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is given back as one: which of its requests was executed before is told by what was given back."""
+    bench.queue.start(bench.memory, bench.features, memoryview(bytearray(record_bytes(64))), None)
+    for _ in range(5):
+        bench.pair.add([b"a"], [1])
+    monkeypatch.setattr(RingRecord, "recovering", True)
+    for number in (1, 2):
+        assert bench.queue.run()
+        assert bench.queue.requests == number
+    monkeypatch.setattr(RingRecord, "recovering", False)
+    assert bench.queue.run()
+    assert bench.queue.requests == 5
 
 
 @pytest.mark.parametrize("is_ours", [False, True])

@@ -26,6 +26,7 @@ from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.blk_config import F_FLUSH, F_ZONED, BlkOptions
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.blk_device import BlkDevice
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.scsi_host import ScsiHost
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
@@ -92,7 +93,9 @@ class Rig:
         self.contained: list[Exception] = []
         log = logging.getLogger("walker_rig")
         log.disabled = True  # rings break here all the time
-        service = Service(self._submit, lambda: None, lambda _, error: self.contained.append(error), LimitedLog(log))
+        service = Service(
+            self._submit, lambda: None, lambda _, error: self.contained.append(error), LimitedLog(log), PeerEventfds()
+        )
         index = 0 if protocol == "blk" else 2
         self.queue = Virtqueue(
             index, self.virtio_device.intents, self.virtio_device.handler(index), service,

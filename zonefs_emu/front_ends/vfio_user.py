@@ -40,7 +40,7 @@ class VfioUserFrontEnd:
                 sock, lambda client: KeptClient.start(client, place, subsystem, unforeseen), unforeseen, kept
             )
             with session.register("vfio-user", str(self._path), server.statistics):
-                await run_until_stopped(server.run, server.stop, task_status.started)
+                await run_until_stopped(server.run, server.stop, task_status.started, server.look_after)
 
 
 def keeper_path(image: Path, path: Path) -> Path:

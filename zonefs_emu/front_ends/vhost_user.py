@@ -90,7 +90,7 @@ class VhostUserFrontEnd:
                 connected=None if listening else sock,
             )
             with session.register(virtio_device.name, where, lambda: statistics(backend)):
-                await run_until_stopped(backend.run, backend.stop, task_status.started)
+                await run_until_stopped(backend.run, backend.stop, task_status.started, backend.look_after)
         finally:
             session.device.unsubscribe(virtio_device.changes)
             if self._path is not None and ours is not None:

@@ -7,12 +7,14 @@ from contextlib import suppress
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 
 
 class Interrupts:
     """One eventfd for each vector; the descriptors belong to the caller of :meth:`set`."""
 
     def __init__(self) -> None:
+        self.eventfds = PeerEventfds()
         self._log = LimitedLog(logging.getLogger(__name__))
         self._fds: Sequence[int] = [-1] * NR_VECTORS
         #: Vectors that were to be signalled while they had no eventfd.
@@ -23,7 +25,7 @@ class Interrupts:
         self._fds = fds
         for fd in fds:
             if fd >= 0:
-                # Else a client that leaves its eventfd full would stop the thread of the drive.
+                # Else a client that leaves its eventfd full would hold up the thread of the drive for some seconds.
                 with suppress(OSError):  # of a descriptor that nothing can be written to
                     os.set_blocking(fd, False)
         for vector in [vector for vector in self._latched if fds[vector] >= 0]:
@@ -44,6 +46,6 @@ class Interrupts:
             self._latched.add(vector)
             return
         try:
-            os.eventfd_write(fd, 1)
+            self.eventfds.signal(fd)
         except OSError as error:
             self._log.info("interrupt %d cannot be signalled: %s", vector, error)

@@ -119,7 +119,7 @@ class PciDrive:
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closed = False
         self._map = GuestMemoryMap()
-        self._interrupts = Interrupts()
+        self.interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
         #: What may keep an answer back, which is for the worker: injected faults, and the timing of a drive.
@@ -253,7 +253,7 @@ class PciDrive:
 
     def set_interrupts(self, fds: list[int]) -> None:
         """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
-        self._interrupts.set(fds)
+        self.interrupts.set(fds)
 
     def reset(self) -> None:
         """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
@@ -265,7 +265,7 @@ class PciDrive:
         self._nr_resets = self._bar.nr_resets
         self._cc = 0
         self._is_fatal = False
-        self._interrupts.reset()
+        self.interrupts.reset()
         self.controller.reset()
         self._save()
         self._show_registers()
@@ -509,7 +509,7 @@ class PciDrive:
             if queue.is_unannounced:
                 queue.is_unannounced = False
                 if queue.vector >= 0:
-                    self._interrupts.signal(queue.vector)
+                    self.interrupts.signal(queue.vector)
 
     def _post_events(self) -> None:
         # The memory of a fatal controller's queues may be gone.

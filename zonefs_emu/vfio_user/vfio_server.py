@@ -72,6 +72,12 @@ class VfioServer:
             if self._wakes >= 0:
                 os.eventfd_write(self._wakes, 1)
 
+    def look_after(self) -> None:
+        """Keep the client from holding up the thread of :meth:`run`; from any thread, every few seconds."""
+        client = self._client
+        if client is not None:
+            client.drive.interrupts.eventfds.free()
+
     def statistics(self) -> dict[str, int]:
         """Return the counters of the front-end."""
         client = self._client

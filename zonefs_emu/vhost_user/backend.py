@@ -25,10 +25,10 @@ _FAILED_STEPS_MAX: Final = 10
 
 
 class Backend:
-    """Serves *virtio_device* to one front-end after the other. All methods but stop() belong to the thread of run().
+    """Serves *virtio_device* to one front-end after the other.
 
-    *listener* is a listening socket; or *connected* is a socket with a front-end, and run() returns when that has gone.
-    The sockets are closed at the end.
+    Its methods belong to the thread of run() unless they say otherwise. *listener* is a listening socket; or
+    *connected* is a socket with a front-end, and run() returns when that has gone. The sockets are closed at the end.
     """
 
     def __init__(
@@ -55,6 +55,10 @@ class Backend:
     def stop(self) -> None:
         """Make :meth:`run` return; called from any thread."""
         self._server.stop()
+
+    def look_after(self) -> None:
+        """Keep the front-end from holding up the thread of :meth:`run`; from any thread, every few seconds."""
+        self._server.look_after()
 
     @property
     def is_connected(self) -> bool:

@@ -28,6 +28,7 @@ from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.virtqueue.atomic import make_fence
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 from zonefs_emu.virtqueue.virtqueue import Service, Virtqueue
 from zonefs_emu.virtqueue.worker import Worker
@@ -58,8 +59,9 @@ class QueueServer:
         contain = partial(virtio_device.port.device.unforeseen.contain, virtio_device.port.name)
         #: The part of this server that the queues use.
         self.service = Service(
-            self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue"))
-        )
+            self.worker.submit, make_fence(), contain, LimitedLog(logging.getLogger("zonefs_emu.virtqueue")),
+            PeerEventfds(),
+        )  # fmt: skip
         #: Set by :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
@@ -90,6 +92,10 @@ class QueueServer:
         with self._ending:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
+
+    def look_after(self) -> None:
+        """End a write to a full eventfd of the peer that holds up the thread; to be called every few seconds."""
+        self.service.eventfds.free()
 
     def ring_due(self) -> None:
         """Have all queues served, because a request that one of them holds is due."""

@@ -29,6 +29,7 @@ from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
 from zonefs_emu.virtqueue.compiled import new_walker
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Service(NamedTuple):
     contain: Callable[[str, Exception], object]
     #: The log for faults of the driver; its rate is limited.
     log: LimitedLog
+    #: What notifies the driver, on transports with eventfds.
+    eventfds: PeerEventfds
 
 
 class Virtqueue:
@@ -262,7 +265,7 @@ class Virtqueue:
         """Notify the driver that requests were given back."""
         if self.call_fd >= 0:
             try:  # noqa: SIM105  (a context manager costs half a microsecond)
-                os.eventfd_write(self.call_fd, 1)
+                self._service.eventfds.signal(self.call_fd)
             except OSError:
                 pass
 
@@ -534,7 +537,7 @@ class Virtqueue:
         )
         if self.err_fd >= 0:
             with suppress(OSError):
-                os.eventfd_write(self.err_fd, 1)
+                self._service.eventfds.signal(self.err_fd)
         self._notify()
 
     # -- dirty pages ------------------------------------------------------------------------------------------
