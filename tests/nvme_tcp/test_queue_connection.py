@@ -355,6 +355,16 @@ def test_a_timed_drive_answers_each_command_at_its_time(device: ZonedDevice) -> 
     assert device.timing.statistics()["answers"] == 3
 
 
+def test_an_answer_that_is_due_in_years_is_no_end_of_the_connection(device: ZonedDevice) -> None:
+    device.start_timing("zn540", scale=1e12)
+    with serving(device) as target, target.host() as host:
+        queue = host.queue(1)
+        queue.send(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, 4))
+        assert queue.call(0x55).status, "which is answered at once"
+        device.stop_waiting()
+        assert queue.receive().status == 0
+
+
 def test_at_the_end_of_the_daemon_all_that_was_carried_out_is_answered(device: ZonedDevice) -> None:
     device.start_timing("zn540", scale=1_000_000)
     with serving(device) as target, target.host() as host:

@@ -58,6 +58,8 @@ _BUFFER_BYTES: Final = 4 * PDU_BYTES_MAX
 _CONNECT_S: Final = 10.0
 _AUTHENTICATION_S: Final = 30.0
 _SEND_S: Final = 30.0
+#: The longest single wait: an answer of a slowed drive may be due in more time than a wait can last, 25 days.
+_WAIT_NS_MAX: Final = 3600 * 1_000_000_000
 _IOV_MAX: Final = 1024
 #: The host is not to retry what it did wrong, but may retry a command whose data came damaged.
 _TRANSIENT_TRANSPORT_ERROR: Final = 0x022
@@ -197,7 +199,7 @@ class Connection:
             due.append(self._deadline_ns)
         if self._is_admin and self.controller and self.controller.keep_alive_ns:
             due.append(self._heard_ns + self._patience_ns)
-        return max(min(due) - time.monotonic_ns(), 0) if due else None
+        return min(max(min(due) - time.monotonic_ns(), 0), _WAIT_NS_MAX) if due else None
 
     @property
     def _is_admin(self) -> bool:
