@@ -253,6 +253,28 @@ def test_a_replayed_read_has_room_for_its_sectors(
     assert rooms == [(16 * 512, 16 * 512), (4096, 4096)]
 
 
+@pytest.mark.parametrize("nr_sectors", [1 << 21, (1 << 21) + 1])
+def test_a_line_has_at_most_a_gibibyte(
+    log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nr_sectors: int
+) -> None:
+    """A length of any size would take the memory for it."""
+    asked: list[int] = []
+
+    def pattern(_sector: int, nr_sectors: int) -> bytes:
+        asked.append(nr_sectors)
+        return b""
+
+    monkeypatch.setattr("zonefs_emu.device.oplog.pattern", pattern)
+    lines = [log[0], log[1].replace('"nr_sectors": 8', f'"nr_sectors": {nr_sectors}')]
+    if nr_sectors == 1 << 21:
+        replayed(tmp_path / "again.img", geometry(), lines)
+        assert asked == [nr_sectors]
+    else:
+        with pytest.raises(UsageError, match="line 2"):
+            replayed(tmp_path / "again.img", geometry(), lines)
+        assert not asked
+
+
 @pytest.mark.parametrize("nr_characters", [4096, 4097])
 def test_a_line_has_a_greatest_length(log: list[str], tmp_path: Path, nr_characters: int) -> None:
     lines = [log[0], log[-1].rstrip("\n").ljust(nr_characters)]

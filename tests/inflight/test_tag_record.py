@@ -14,7 +14,6 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intent, Intents
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
-from zonefs_emu.inflight import tag_record
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -309,8 +308,13 @@ def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         die()
 
     run_and_die(body)
-    monkeypatch.setattr(tag_record, "SECONDS_MAX", 0)
+    now = [1000.0]
+    monkeypatch.setattr("zonefs_emu.inflight.tag_record.time.monotonic", lambda: now[0])
     with serving(image, go_on=True) as server:
+        now[0] += 60
+        server.record.expire()
+        assert len(server.record.recoverable) == 1
+        now[0] += 0.001
         assert server.append(0, 1, pattern("a")) == ZONE + 4
         assert server.record.recoverable == []
 

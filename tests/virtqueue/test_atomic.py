@@ -52,6 +52,14 @@ def test_fences_can_be_called(ordered: bool, monkeypatch: pytest.MonkeyPatch) ->
         assert fence() is None
 
 
+def test_the_fence_of_other_processors_is_an_atomic_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "ORDERED", False)
+    words: list[int] = []
+    monkeypatch.setattr(atomic, "set_bit", lambda address, _bit: words.append(address))
+    make_fence()()
+    assert len(words) == 1
+
+
 def test_the_call_has_the_number_of_each_machine() -> None:
     """That of asm-generic/unistd.h on the younger ones; a wrong one would be another call, and found there only."""
     numbers = dict(atomic._SYS_FUTEX)

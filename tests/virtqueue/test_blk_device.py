@@ -1,3 +1,4 @@
+import logging
 import struct
 from collections.abc import Callable
 
@@ -13,9 +14,11 @@ def test_strict_insists_on_zoned(
     device: ZonedDevice, expect_warning: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     expect_warning("a driver that does not accept zones is refused, as --strict-features asks")
+    caplog.set_level(logging.INFO)
     tolerant, strict = blk_device(device), blk_device(device, strict=True)
     without = bits.VERSION_1 | blk_config.F_FLUSH
     assert tolerant.accept(without) is None
+    assert "it sees a plain disk" in caplog.text
     reason = strict.accept(without)
     assert reason is not None
     assert "ZONED" in reason

@@ -170,6 +170,28 @@ def test_a_job_that_the_host_keeps_is_left_behind(
     assert found == []
 
 
+@pytest.mark.parametrize(("is_ending", "seconds"), [(False, 30.0), (True, 2.0)])
+def test_how_long_a_job_is_waited_for(monkeypatch: pytest.MonkeyPatch, is_ending: bool, seconds: float) -> None:
+    """A clock that only waiting moves: nothing is waited for once the time is over."""
+    worker: Worker[None] = Worker("worker-of-tests", no_clock)
+    now = [100.0]
+    waits: list[float] = []
+
+    def wait(left: float) -> None:
+        waits.append(left)
+        now[0] += left
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zonefs_emu.virtqueue.worker.time.monotonic", lambda: now[0])
+        patched.setattr(worker._changed, "wait", wait)
+        if is_ending:
+            worker.end_waiting()
+        assert not worker.wait(lambda: False)
+    assert waits == [seconds]
+    worker._end_at = float("inf")
+    worker.close()
+
+
 def test_on_another_thread_it_waits_there() -> None:
     slept: list[int] = []
     worker: Worker[None] = Worker("worker-of-tests", slept.append)

@@ -31,7 +31,6 @@ class Worker(Generic[T]):
     def __init__(self, name: str, sleep_ns: Callable[[int], None]) -> None:
         """Start the thread. *sleep_ns* is the clock of deferred results."""
         self._sleep_ns = sleep_ns
-        self._late_ns = 0
         #: Deferred results, by the thread that waits for each.
         self._deferred: dict[threading.Thread, tuple[T, Then[T]]] = {}
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -52,7 +51,7 @@ class Worker(Generic[T]):
         while (entry := self._jobs.get()) is not None:
             job, then = entry
             try:  # the boundary of a job: what it raises goes to where its result would go
-                self._late_ns = 0
+                self._late_ns = 0  # what the job's calls of defer() add up to
                 result = job()
                 if self._late_ns:
                     self._hold_back(self._late_ns, result, then)
