@@ -49,4 +49,6 @@ def test_every_piece_of_every_cut() -> None:
         buffers = cut(data, list(cuts))
         for start in range(7):
             for end in range(start, 8):
-                assert b"".join(carve(buffers, start, end)) == data[start:end], (cuts, start, end)
+                parts = carve(buffers, start, end)
+                assert b"".join(parts) == data[start:end], (cuts, start, end)
+                assert all(parts), "none is empty"

@@ -4,6 +4,7 @@ import pytest
 
 from tests.persist.worlds import GEOMETRY, UUID_OF_TESTS, fresh_memory
 from zonefs_emu.errors import CorruptImageError, UsageError
+from zonefs_emu.persist.codec.faults import decode_faults
 from zonefs_emu.persist.codec.header import SectionKind, plan_header
 from zonefs_emu.persist.faults_section import FaultsSection
 from zonefs_emu.testing.backings import FailingBacking, MemoryBacking
@@ -31,6 +32,19 @@ def test_what_was_saved_last_is_loaded_with_its_version() -> None:
     assert (text, again.version) == (b"kept", 3)
     again.save(b"newest", durably=True)
     assert section(memory)[1] == b"newest"
+
+
+def test_generations_count_what_was_saved_durably() -> None:
+    """A text that is kept until then has the next number, each time the same."""
+    memory = fresh_memory()
+    faults, _ = section(memory)
+    found = []
+    for durably in (True, True, False, False, True):
+        faults.save(b"text", durably=durably)
+        copies = [HEADER.section(SectionKind.FAULTS, copy) for copy in (0, 1)]
+        blocks = [decode_faults(bytes(memory[each.offset : each.offset + each.length]), HEADER.seed) for each in copies]
+        found.append(sorted(block[0] for block in blocks if block is not None))
+    assert found == [[1, 1], [2, 2], [2, 3], [2, 3], [3, 3]]
 
 
 def test_a_text_that_is_kept_without_a_sync_leaves_the_durable_copy() -> None:
@@ -87,4 +101,4 @@ def test_damage_in_both_copies_and_a_text_that_is_too_long() -> None:
     for copy in (0, 1):
         damage(memory, copy)
     with pytest.raises(CorruptImageError, match="fault table"):
-        FaultsSection(MemoryBacking(memory), HEADER).load()
+        FaultsSection(MemoryBacking(memory), HEADER)

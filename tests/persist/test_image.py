@@ -996,6 +996,14 @@ def test_readers_share_an_image_unless_one_wants_it_alone(tmp_path: Path) -> Non
     Image.open(path, readonly=True, alone=True).close()
 
 
+def test_a_big_endian_host_is_refused_before_the_file_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zonefs_emu.persist.metadata.sys.byteorder", "big")
+    with pytest.raises(ImageError, match="need a little-endian host"):
+        Image.open(tmp_path / "none.img")
+
+
 def test_the_error_of_an_image_names_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.img"
     path.write_bytes(b"no image" * 100_000)

@@ -13,16 +13,17 @@ def gather(buffers: Sequence[memoryview], offset: int, length: int) -> bytes:
 
 
 def carve(buffers: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
-    """Return the bytes from *start* up to *end* of *buffers* taken as one, as slices."""
+    """Return the bytes from *start* up to *end* of *buffers* taken as one, as slices of which none is empty."""
     found: list[memoryview] = []
     for buffer in buffers:
-        size = len(buffer)
-        if start < size and end > 0:
-            found.append(buffer[max(start, 0) : min(end, size)])
-        start -= size
-        end -= size
         if end <= 0:
             break
+        size = len(buffer)
+        first, last = max(start, 0), min(end, size)
+        if first < last:
+            found.append(buffer[first:last])
+        start -= size
+        end -= size
     return found
 
 

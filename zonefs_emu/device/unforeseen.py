@@ -93,8 +93,8 @@ class UnforeseenErrors:
 
 def _place(error: BaseException) -> str:
     """Return the file and line that raised *error*, for people."""
-    frames = traceback.extract_tb(error.__traceback__, limit=-1)
-    return f"{PurePath(frames[0].filename).name}:{frames[0].lineno}" if frames else "an unknown place"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _report(message: str, error: BaseException) -> None:

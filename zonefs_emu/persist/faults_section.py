@@ -14,15 +14,15 @@ class FaultsSection:
     """A text of the layer above, which the newer of the good copies has. One caller at a time."""
 
     def __init__(self, backing: Backing, header: Header) -> None:
-        """Nothing is read yet: call :meth:`load` before :meth:`save`."""
+        """Read what was saved last.
+
+        Raises:
+            CorruptImageError: both copies are damaged.
+        """
         self._backing = backing
         self._header = header
         self._offsets = [header.section(SectionKind.FAULTS, copy).offset for copy in (0, 1)]
-        self._generation = 0
-        # The copy to overwrite first. The other one may be the only good one.
-        self._first = 0
-        #: The version of the text, which the layer above sets.
-        self.version = 0
+        self.load()
 
     def load(self) -> bytes:
         """Return the text that was saved last; b"" if there is none.
@@ -32,7 +32,9 @@ class FaultsSection:
         """
         copies = read_copies(self._backing, self._header, SectionKind.FAULTS)
         self._generation, data, newest = choose_faults(copies, self._header.seed, offsets=self._offsets)
+        #: The version of the text, which the layer above sets.
         self.version = faults_version(copies[newest]) if self._generation else 0
+        # The copy to overwrite first. The other one may be the only good one.
         self._first = 1 - newest
         return data
 

@@ -22,12 +22,12 @@ Invariants:
   write that a full host refuses loses nothing: the last checkpoint stays as it is, and the next one covers more.
 """
 
+import sys
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from enum import Enum
+from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
@@ -95,7 +95,7 @@ class EveryZone(set[int]):
 
     def __len__(self) -> int:
         """Return a number that no journal has room for."""
-        return 1 << 32
+        return sys.maxsize
 
     def add(self, element: int) -> None:
         """Do nothing: every zone is in the set."""
@@ -107,8 +107,8 @@ class EveryZone(set[int]):
 class Stage(Enum):
     """How far a checkpoint is."""
 
-    BEGUN = 0  #: the states that it will cover are captured
-    DURABLE = 1  #: it survives a power cut
+    BEGUN = auto()  #: the states that it will cover are captured
+    DURABLE = auto()  #: it survives a power cut
 
 
 class Image:
@@ -160,9 +160,8 @@ class Image:
         # The table to be written anew because something differs from it; None if nothing does.
         is_stale = not (readonly or (table.is_sound and journal.is_sound and not self.recovery))
         self._stale_table = table if is_stale else None
-        # Damage that keeps an image from being opened is found before anything is changed, so the faults are read here.
+        # Reads: damage that keeps an image from being opened is found before anything is changed.
         self._faults = FaultsSection(backing, header)
-        self._faults.load()
         self.extensions = ExtensionsSection(backing, header)
         #: Make the present state of a zone survive the death of this process: one aligned 8-byte store. Meant for zones
         #: that were written to. A conventional zone has no state that a write changes.
@@ -174,10 +173,6 @@ class Image:
         self.refusals = memoryview(b"")
         # The zones that changed since the last checkpoint.
         self._dirty: set[int] = set()
-        # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
-        self._captured_conds = bytearray()
-        self._captured_wps = array("Q")
-        self._captured_attributes = bytearray()
 
     # -- opening and closing ---------------------------------------------------------------------------------
 
@@ -260,8 +255,8 @@ class Image:
         """Make the image LIVE, in an order that leaves a good image at every instant."""
         backing, header = self.backing, self.header
         words = pack_words(*self.states)
-        # Writes of an earlier process may not be durable yet, and the steps below rely on them.
-        backing.sync()
+        # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
+        self._captured = ZoneStates(self.conds[:], self.wps[:], self.attributes[:])
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
             backing.reserve(offset, length)
@@ -271,6 +266,7 @@ class Image:
         refusals = header.section(SectionKind.REFUSALS)
         self.refusals = backing.map(refusals.offset, refusals.length, self._note_loss)
         try:
+            # Syncs, so that writes of an earlier process are durable before a table covers them.
             self._state_block.mark_live(boot_id, owner)
             if self._stale_table is not None:
                 self._checkpoint.repair(self._stale_table)
@@ -401,9 +397,6 @@ class Image:
 
     def _write_checkpoint(self) -> None:
         """Sync the data, then write and sync the states of the zones it belongs to; with *_flushing* held."""
-        if not self._captured_conds:
-            self._captured_conds, self._captured_wps = bytearray(len(self.conds)), array("Q", bytes(8 * len(self.wps)))
-            self._captured_attributes = bytearray(len(self.conds))
         # Resets that are noted from now on are for the next checkpoint.
         resets = self._pending.zone_numbers()
         dirty: set[int] = set()
@@ -445,18 +438,13 @@ class Image:
         if fits and max(len(dirty), len(resets)) <= PORTION_ZONES:
             entries = [(zone_no, self._live_word(zone_no) // LIVE_PRIME) for zone_no in sorted(dirty)]
             return entries, {zone_no: self.wps[zone_no] for zone_no in resets}
-        self._captured_conds[:] = self.conds
-        self._captured_wps[:] = self.wps
-        self._captured_attributes[:] = self.attributes
-        return [], self._captured_wps
+        captured = self._captured
+        captured.conds[:], captured.wps[:], captured.attributes[:] = self.states
+        return [], captured.wps
 
     def _captured_entries(self, dirty: set[int]) -> list[tuple[int, int]]:
         conds, wps, attributes = self._captured
         return [(zone_no, pack_word(conds[zone_no], wps[zone_no], attributes[zone_no])) for zone_no in sorted(dirty)]
-
-    @property
-    def _captured(self) -> ZoneStates:
-        return ZoneStates(self._captured_conds, self._captured_wps, self._captured_attributes)
 
     def _apply_resets(self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int]) -> None:
         """Give back the space of the *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.

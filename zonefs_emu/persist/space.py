@@ -17,7 +17,7 @@ def zone_extents(backing: Backing, geometry: Geometry) -> Iterator[tuple[int, in
     size = to_bytes(geometry.zone_size)
     for offset, length in backing.extents(0, to_bytes(geometry.size)):
         end = offset + length
-        for zone_no in range(offset // size, (end - 1) // size + 1):
+        for zone_no in range(offset // size, -(-end // size)):
             zone = zone_no * size
             yield zone_no, max(offset - zone, 0), min(end - zone, size)
 
@@ -51,11 +51,8 @@ def punch_leftovers(
     Raises:
         OSError: the host refuses.
     """
-    empty: list[int] = []
-    for zone_no, _, _ in zone_extents(backing, geometry):
-        if conds[zone_no] == Condition.EMPTY and (not empty or empty[-1] != zone_no):
-            empty.append(zone_no)
-    punch_zones(backing, geometry, empty)
+    with_data = dict.fromkeys(zone_no for zone_no, _, _ in zone_extents(backing, geometry))
+    punch_zones(backing, geometry, [zone_no for zone_no in with_data if conds[zone_no] == Condition.EMPTY])
     if not geometry.zrwa_size:
         return  # there may be millions of zones
     for zone_no, bits in enumerate(attributes):
