@@ -12,6 +12,12 @@ process that has imported the libraries already. All processors are used. A run 
 was, from the results in build/mutants. What was killed stays so, also after a change of the module's other lines; what
 survived is tried again, because that is what a test was written for since. Remove build/mutants to begin anew.
 
+What does the same as the code is listed, with its reason, in tools/equivalent_mutants.txt. Such a mutant is tried once,
+not again, and does not count as alive; the report gives the share of killed mutants with and without them.
+
+Tests run without the compiled ring walker, as it does the work of the Python code that is mutated. What they leave
+alive of virtqueue/ is tried by the tests of the walker as well, which is built for them.
+
 The mutants are those of cosmic-ray, but for three things. Of the eleven ways to replace an operator one or two are
 made, the likely slips: the others die of the same tests. Statements are removed, which cosmic-ray does not do. And
 nothing is changed in annotations, assertions, imports for types, and the arguments of a log: no behaviour is in them.
@@ -38,7 +44,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import cosmic_ray.mutating
 import cosmic_ray.plugins
@@ -55,6 +61,7 @@ from parso.tree import NodeOrLeaf
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SESSIONS: Final = ROOT / "build" / "mutants"
+EQUIVALENTS: Final = ROOT / "tools" / "equivalent_mutants.txt"
 #: What is mutated, below zonefs_emu/: directories and files.
 MUTATED: Final = (
     "model", "device", "persist/image.py", "persist/checkpoint.py", "persist/faults_section.py",
@@ -68,6 +75,9 @@ TESTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 #: Tests of a directory that say nothing about its mutated modules.
 OTHERS: Final = frozenset(f"persist/test_{name}.py" for name in ("backing", "corruption", "kill", "salvage"))
+#: The tests of the compiled ring walker, and what they tell about.
+WALKER_TESTS: Final = ("tests/virtqueue/test_compiled.py", "tests/virtqueue/test_walker.py")
+WITH_WALKER: Final = Path("zonefs_emu/virtqueue")
 #: Tests of the source of all modules.
 OF_ALL: Final = "tests/test_tidy.py::test_dataclasses_are_frozen_slotted_and_keyword_only"
 #: A mutant that makes a test hang counts as killed after this many times what the test takes, and this; and after twice
@@ -159,12 +169,70 @@ class Reach(NamedTuple):
     lines: Mapping[str, Mapping[int, frozenset[str]]]
 
 
+class Tests(NamedTuple):
+    """Tests in their order, each for so many seconds at most; *compiled*: those with the compiled ring walker."""
+
+    pure: Mapping[str, float]
+    compiled: Mapping[str, float]
+
+
 class Job(NamedTuple):
-    """One mutant to try by *tests*, in their order, each for so many seconds at most."""
+    """One mutant to try by *tests*."""
 
     session: Path
     item: WorkItem
-    tests: Mapping[str, float]
+    tests: Tests
+
+
+class Equivalent(NamedTuple):
+    """One mutant: the lines *before* of *module*, below zonefs_emu/, become *after*; without indentation."""
+
+    module: str
+    before: tuple[str, ...]
+    after: str
+    why: str
+
+
+class Equivalents:
+    """The mutants that do the same as the code, each with its reason.
+
+    The list consists of blocks with blank lines between them. The first lines of a block are the module and the reason,
+    ``module: why``. Then come mutants, as the report shows them: the lines that are taken away (``-``) and what stands
+    there instead (``+``), of which there may be several. The list has no line numbers, because they change.
+    """
+
+    def __init__(self, listed: Sequence[Equivalent]) -> None:
+        self.listed = listed
+        self._reasons: Mapping[tuple[str, tuple[str, ...], str], str] = {each[:3]: each.why for each in listed}
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read the list."""
+        return cls([each for block in EQUIVALENTS.read_text().split("\n\n") for each in _of_block(block)])
+
+    def why(self, module: Path, changed: Sequence[str]) -> str | None:
+        """Return why a mutant of zonefs_emu/... *module* does the same; None: it is not listed.
+
+        *changed*: its lines, with - and + before them.
+        """
+        before = tuple(line[1:].strip() for line in changed if line.startswith("-"))
+        after = " ".join(line[1:].strip() for line in changed if line.startswith("+"))
+        return self._reasons.get((str(Path(*module.parts[1:])), before, after))
+
+
+def _of_block(block: str) -> Iterator[Equivalent]:
+    lines = block.strip().splitlines()
+    head = " ".join(line.strip() for line in lines if line[0] not in "-+")
+    module, _, why = head.partition(": ")
+    before: list[str] = []
+    is_after = False
+    for line in lines:
+        if line.startswith("-"):
+            before = [*([] if is_after else before), line[1:].strip()]
+            is_after = False
+        elif line.startswith("+"):
+            is_after = True
+            yield Equivalent(module, tuple(before), line[1:].strip(), why)
 
 
 class Chosen:
@@ -238,12 +306,13 @@ def main() -> int:
     cosmic_ray.plugins.operator_names = lambda: _OPERATORS
     cosmic_ray.mutating.run_tests = _run_tests
     modules = _modules(options.modules)
+    equivalents = Equivalents.read()
     if options.report:
         sessions = {module: found[-1] for module in modules if (found := _sessions(module))}
     else:
         sessions = {module: _session(module) for module in modules}
-        _run(sessions, options.jobs, options.budget, options.sample)
-    report = _report(sessions)
+        _run(sessions, options.jobs, options.budget, options.sample, equivalents)
+    report = _report(sessions, equivalents)
     print(report, end="")
     (SESSIONS / "report.txt").write_text(report)
     return 0
@@ -398,6 +467,11 @@ def _is_killed(result: WorkResult) -> bool:
     return result.worker_outcome is WorkerOutcome.NORMAL and result.is_killed
 
 
+def _changed_lines(result: WorkResult) -> list[str]:
+    """Return the lines that a mutant takes away (-) and adds (+), from its difference."""
+    return re.findall(r"^[-+](?![-+]).*$", result.diff or "", re.MULTILINE)
+
+
 def _places(items: Iterable[WorkItem], source: str) -> dict[tuple[str, ...], str]:
     """Return the job of each mutant by its operator, its function, its line and its number among those of that line."""
     lines = source.splitlines()
@@ -446,33 +520,64 @@ def _chosen(module: Path, reach: Reach, source: str) -> dict[int, tuple[str, ...
     return chosen
 
 
-def _run(sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int | None) -> None:
-    """Try every mutant of *sessions* that was not killed yet."""
+def _limits(of_line: tuple[str, ...], seconds: Mapping[str, float], budget: float) -> dict[str, float]:
+    """Return the tests of *of_line* that the *budget* has room for, and how long each may take."""
+    spent = list(itertools.accumulate(seconds.get(test, 1.0) for test in of_line))
+    tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
+    tests += (OF_ALL,) if OF_ALL in of_line and OF_ALL not in tests else ()
+    return {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
+
+
+def _build_walker() -> None:
+    """Build the compiled ring walker in this checkout, from which it is copied, unless it is there."""
+    says = "import sys; from zonefs_emu.virtqueue.compiled import is_compiled; sys.exit(not is_compiled())"
+    environment = {**os.environ, "ZONEFS_EMU_PURE": "", "PYTHONPATH": str(ROOT)}
+    if subprocess.run([sys.executable, "-c", says], env=environment, check=False).returncode:
+        subprocess.run([sys.executable, ROOT / "tools" / "build_walker.py"], check=True)
+
+
+def _run(
+    sessions: Mapping[Path, Path], nr_jobs: int, budget: float, sample: int | None, equivalents: Equivalents
+) -> None:
+    """Try every mutant of *sessions* that was not killed yet, and is not listed as one that does the same."""
     jobs: list[Job] = []
     reaches: dict[Path, Reach] = {}
+    walkers: dict[Path, Reach] = {}
+    if any(module.parent == WITH_WALKER for module in sessions):
+        _build_walker()
     with multiprocessing.get_context("fork").Pool(nr_jobs, _enter_copy, (os.getpid(), list(sessions))) as pool:
         try:
             for module, path in sessions.items():
+                source = (ROOT / module).read_text()
                 with use_db(str(path), WorkDB.Mode.open) as session:
-                    done = {job for job, result in session.results if _is_killed(result)}
-                    items = _meaningful(session.work_items, (ROOT / module).read_text())
+                    done = {
+                        job
+                        for job, result in session.results
+                        if _is_killed(result) or equivalents.why(module, _changed_lines(result))
+                    }
+                    items = _meaningful(session.work_items, source)
                 items.sort(key=lambda item: (item.mutations[0].start_pos, item.job_id))
                 if sample is not None:
-                    items = _sampled(items, (ROOT / module).read_text(), sample)
+                    items = _sampled(items, source, sample)
                 items = [item for item in items if item.job_id not in done]
-                if items and module.parent not in reaches:
-                    print(f"{module.parent}: the tests without a mutant ", end="", flush=True)
-                    reaches[module.parent] = _reach(module.parent, pool)
-                    print(f"take {sum(reaches[module.parent].seconds.values()):.0f} s")
-                chosen = _chosen(module, reaches[module.parent], (ROOT / module).read_text()) if items else {}
+                if not items:
+                    continue
+                directory = module.parent
+                if directory not in reaches:
+                    print(f"{directory}: the tests without a mutant ", end="", flush=True)
+                    reaches[directory] = _reach(directory, _tests(directory), pool)
+                    print(f"take {sum(reaches[directory].seconds.values()):.0f} s")
+                    walkers[directory] = Reach({}, {})
+                    if directory == WITH_WALKER:
+                        walkers[directory] = _reach(directory, WALKER_TESTS, pool, is_compiled=True)
+                chosen = _chosen(module, reaches[directory], source)
+                with_walker = _chosen(module, walkers[directory], source)
                 for item in items:
-                    seconds = reaches[module.parent].seconds
-                    of_line = chosen[item.mutations[0].start_pos[0]]
-                    spent = list(itertools.accumulate(seconds.get(test, 1.0) for test in of_line))
-                    tests = tuple(test for test, at in zip(of_line, spent, strict=True) if at <= budget) or of_line[:1]
-                    tests += (OF_ALL,) if OF_ALL in of_line and OF_ALL not in tests else ()
-                    limits = {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
-                    jobs.append(Job(path, item, limits))
+                    line = item.mutations[0].start_pos[0]
+                    pure = _limits(chosen[line], reaches[directory].seconds, budget)
+                    of_walker = tuple(test for test in with_walker[line] if test != OF_ALL)
+                    compiled = _limits(of_walker, walkers[directory].seconds, budget)
+                    jobs.append(Job(path, item, Tests(pure, compiled)))
             jobs.sort(key=lambda job: str(job.item.job_id))  # at random, so that what an end leaves untried is, too
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
             begin = time.monotonic()
@@ -517,6 +622,8 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
         if name and source.is_file() and not source.is_symlink():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy / name)
+    for extension in (ROOT / WITH_WALKER).glob("*.so"):  # which git ignores
+        shutil.copy2(extension, copy / WITH_WALKER / extension.name)
     scratch = copy / "t"
     scratch.mkdir()
     os.chdir(copy)
@@ -533,13 +640,14 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def _pytest(files: Sequence[str], plugin: Chosen | Observer) -> int:
+def _pytest(files: Sequence[str], plugin: Chosen | Observer, *, is_compiled: bool) -> int:
     """Run the fast tests of *files*, in this process; return pytest's exit status.
 
     A test that takes more than its time ends the process. An exception in its place would make hypothesis run the
     example again, without a timeout.
     """
     sys.dont_write_bytecode = True
+    os.environ["ZONEFS_EMU_PURE"] = "" if is_compiled else "1"
     arguments = [
         "-x", "-q", "--no-header", "--tb=line", "-p", "no:randomly", "-p", "no:cacheprovider",
         "-W", "ignore::pytest.PytestAssertRewriteWarning", "-m", "not fuse and not qemu and not slow",
@@ -548,22 +656,24 @@ def _pytest(files: Sequence[str], plugin: Chosen | Observer) -> int:
     return int(pytest.main([*arguments, *files], plugins=[plugin]))
 
 
-def _reach(directory: Path, pool: multiprocessing.pool.Pool) -> Reach:
-    """Return which tests run which lines of *directory*; test files are run that were not run on these sources."""
+def _reach(
+    directory: Path, files: Sequence[str], pool: multiprocessing.pool.Pool, *, is_compiled: bool = False
+) -> Reach:
+    """Return which tests of *files* run which lines of *directory*; files are run that were not on these sources."""
     sources = sorted((ROOT / "zonefs_emu").rglob("*.py")) + [
         path for path in sorted((ROOT / "tests").rglob("*.py")) if not path.name.startswith("test_")
     ]
     of_all = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources))
     kept: dict[str, Path] = {}
-    for file in _tests(directory):
+    for file in files:
         of_file = of_all.copy()
         of_file.update((ROOT / file).read_bytes())
-        name = "-".join((*directory.parts[1:], *Path(file).with_suffix("").parts[1:]))
+        name = "-".join((*directory.parts[1:], *Path(file).with_suffix("").parts[1:], *["compiled"] * is_compiled))
         kept[file] = SESSIONS / f"{name}-{of_file.hexdigest()[:12]}.reach"
     stale = [file for file, path in kept.items() if not path.exists()]
     if stale:
         try:
-            reach = pool.apply(_baseline, (directory, stale))
+            reach = pool.apply(_baseline, (directory, stale), {"is_compiled": is_compiled})
         except RuntimeError as error:
             sys.exit(str(error))
         for file in stale:
@@ -598,7 +708,7 @@ def _of_file(reach: Reach, file: str) -> Reach:
     )
 
 
-def _baseline(directory: Path, files: Sequence[str]) -> Reach:
+def _baseline(directory: Path, files: Sequence[str], *, is_compiled: bool) -> Reach:
     """Run the tests of *files* without a mutant of *directory*."""
     reading, writing = multiprocessing.get_context("fork").Pipe(duplex=False)
     with tempfile.TemporaryFile() as output:
@@ -607,7 +717,7 @@ def _baseline(directory: Path, files: Sequence[str]) -> Reach:
             status = _NOT_RUN
             try:
                 observer = Observer([str(Path(directory, "*"))])
-                status = _pytest(files, observer)
+                status = _pytest(files, observer, is_compiled=is_compiled)
                 if not status:
                     writing.send(observer.reach())
             except BaseException:
@@ -639,21 +749,26 @@ def _fork(output: int) -> int:
     return child
 
 
-def _run_tests(tests: Mapping[str, float], _timeout: float) -> tuple[TestOutcome, str]:
+def _run_tests(tests: Tests, _timeout: float) -> tuple[TestOutcome, str]:
     """Run *tests*, each for so many seconds at most. Stands for cosmic-ray's function, which starts a command."""
     result = TestOutcome.SURVIVED, "no test runs it"
     # Most mutants die of the first file: to collect the others takes longer than to run it.
-    first = next((test.partition("::")[0] for test in tests), "")
-    for is_first in (True, False):
-        of_part = {test: limit for test, limit in tests.items() if (test.partition("::")[0] == first) is is_first}
-        if of_part and result[0] is TestOutcome.SURVIVED:
-            result = _run_once(of_part)
+    first = next((test.partition("::")[0] for test in tests.pure), "")
+    rounds = (
+        ({test: limit for test, limit in tests.pure.items() if test.partition("::")[0] == first}, False),
+        ({test: limit for test, limit in tests.pure.items() if test.partition("::")[0] != first}, False),
+        (tests.compiled, True),
+    )
+    for of_round, is_compiled in rounds:
+        if of_round and result[0] is TestOutcome.SURVIVED:
+            result = _run_once(of_round, is_compiled=is_compiled)
             if result[1] == "timeout":
-                result = _run_once({test: 2 * limit for test, limit in of_part.items()})
+                patient = {test: 2 * limit for test, limit in of_round.items()}
+                result = _run_once(patient, is_compiled=is_compiled)
     return result
 
 
-def _run_once(tests: Mapping[str, float]) -> tuple[TestOutcome, str]:
+def _run_once(tests: Mapping[str, float], *, is_compiled: bool) -> tuple[TestOutcome, str]:
     with tempfile.TemporaryFile() as output:
         child = _fork(output.fileno())
         if not child:
@@ -663,7 +778,7 @@ def _run_once(tests: Mapping[str, float]) -> tuple[TestOutcome, str]:
             chosen = Chosen(tests)
             try:
                 files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
-                status = _pytest(files, chosen)
+                status = _pytest(files, chosen, is_compiled=is_compiled)
             except BaseException:
                 traceback.print_exc()
                 if chosen.status == pytest.ExitCode.TESTS_FAILED:
@@ -693,37 +808,47 @@ def _try(job: Job) -> tuple[Job, WorkResult]:
     return job, mutate_and_test(job.item.mutations, job.tests, 0)
 
 
-def _report(sessions: Mapping[Path, Path]) -> str:
+def _report(sessions: Mapping[Path, Path], equivalents: Equivalents) -> str:
     """Return a table of the modules, and each survivor with its difference."""
-    rows: list[tuple[str, list[int]]] = []  # mutants, killed, timed out, alive
-    survivors: list[str] = []
+    rows: list[tuple[str, list[int]]] = []  # mutants, killed, timed out, equivalent, alive
+    notes: list[str] = []
     for module, path in sessions.items():
         with use_db(str(path), WorkDB.Mode.open) as session:
             results = dict(session.results)
             items = _meaningful(session.work_items, path.with_suffix(".py").read_text())
         broken = [result for result in results.values() if result.worker_outcome is not WorkerOutcome.NORMAL]
         if broken:
-            survivors.append(f"{module}: {len(broken)} could not be tried, the first because of\n{broken[0].output}")
-        of_module = [
-            (item, results[item.job_id])
-            for item in items
-            if item.job_id in results and results[item.job_id] not in broken
-        ]
-        alive = [pair for pair in of_module if pair[1].test_outcome is TestOutcome.SURVIVED]
-        timed_out = sum(result.output == "timeout" for _, result in of_module)
-        rows.append((str(module), [len(items), len(of_module) - len(alive) - timed_out, timed_out, len(alive)]))
-        for item, result in sorted(alive, key=lambda pair: pair[0].mutations[0].start_pos):
-            mutation = item.mutations[0]
-            changed = "\n".join(re.findall(r"^[-+](?![-+]).*$", result.diff or "", re.MULTILINE))
+            notes.append(f"{module}: {len(broken)} could not be tried, the first because of\n{broken[0].output}")
+        killed = timed_out = nr_equivalent = nr_alive = 0
+        for item in sorted(items, key=lambda item: item.mutations[0].start_pos):
+            result = results.get(item.job_id)
+            if result is None or result in broken:
+                continue
+            mutation, changed = item.mutations[0], _changed_lines(result)
             where = f"{module}:{mutation.start_pos[0]} {mutation.definition_name or ''}"
-            survivors.append(f"{where} ({mutation.operator_name.partition('/')[2]})\n{changed}\n")
+            why = equivalents.why(module, changed)
+            difference = "\n".join(changed)
+            if result.test_outcome is not TestOutcome.SURVIVED:
+                timed_out += result.output == "timeout"
+                killed += result.output != "timeout"
+                if why:
+                    notes.append(f"{where} is killed, so it is no equivalent one, as the list says\n{difference}\n")
+            elif why:
+                nr_equivalent += 1
+            else:
+                nr_alive += 1
+                notes.append(f"{where} ({mutation.operator_name.partition('/')[2]})\n{difference}\n")
+        rows.append((str(module), [len(items), killed, timed_out, nr_equivalent, nr_alive]))
     rows.append(("together", [sum(column) for column in zip(*(numbers for _, numbers in rows), strict=True)]))
-    lines = [f"{'module':36}{'mutants':>8}{'killed':>8}{'timeout':>8}{'alive':>8}{'untried':>8}{'killed':>9}"]
-    for name, (total, killed, timed_out, nr_alive) in rows:
-        tried = killed + timed_out + nr_alive
-        share = f"{100 * (killed + timed_out) / tried:.1f} %" if tried else "-"
-        lines.append(f"{name:36}{total:8}{killed:8}{timed_out:8}{nr_alive:8}{total - tried:8}{share:>9}")
-    return "\n".join(lines) + "\n\n" + "\n".join(survivors)
+    heads = ("mutants", "tried", "killed", "hanging", "equivalent", "alive", "of tried", "of others")
+    lines = [f"{'module':36}" + "".join(f"{head:>11}" for head in heads)]
+    for name, (total, killed, timed_out, nr_equivalent, nr_alive) in rows:
+        nr_killed, others = killed + timed_out, killed + timed_out + nr_alive
+        tried = others + nr_equivalent
+        shares = [f"{100 * nr_killed / count:.1f} %" if count else "-" for count in (tried, others)]
+        cells = (total, tried, nr_killed, timed_out, nr_equivalent, nr_alive, *shares)
+        lines.append(f"{name:36}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines) + "\n\n" + "\n".join(notes)
 
 
 if __name__ == "__main__":
