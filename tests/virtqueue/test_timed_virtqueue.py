@@ -117,6 +117,21 @@ def test_a_request_does_not_overtake_another(bench: TimedBench) -> None:
     assert bench.done() == [slow, quick]
 
 
+def test_an_alarm_that_comes_while_the_queue_is_served_is_not_lost(bench: TimedBench) -> None:
+    """It comes after the look at the clock that found nothing due, and before the loop sleeps."""
+    bench.start()
+    number = send(bench, 10)
+    bench.queue.run()
+    assert not bench.queue.run(), "nothing is due"
+    assert not bench.queue.sleep(), "the alarm is still to come"
+    bench.now_ns = 10_000
+    bench.alarm.function()
+    assert bench.queue.sleep(), "the loop serves the queue once more"
+    assert bench.queue.run()
+    assert bench.done() == [number]
+    assert not bench.queue.sleep()
+
+
 def test_the_port_itself_holds_nothing(bench: TimedBench) -> None:
     assert not bench.port.is_held
 

@@ -97,6 +97,17 @@ class TimedVirtqueue(Virtqueue):
             port.alarm.at(self._alarm_ns, self._wake)
         return chains
 
+    def sleep(self) -> bool:
+        """Do the same as for any queue; True also if a request that is held is due.
+
+        Its alarm may have come while the queue was being served, between the look at the clock and this call. No
+        second one comes.
+        """
+        has_work = super().sleep()
+        if has_work or self._port is None or not self._held or not self.is_ready:
+            return has_work
+        return self._held[0][1] <= self._port.clock()
+
     def stop(self) -> int:
         """Stop; requests that are held were not executed, and the next back-end takes them again."""
         if self._port is not None:
