@@ -1,1 +1,1 @@
-"""The façade that every front-end talks to: ZonedDevice = model + image; a Port is one front-end's hold on it."""
+"""The façade for front-ends: a ZonedDevice is a machine and an image, and a Port is one front-end's access to it."""

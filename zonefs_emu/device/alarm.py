@@ -1,7 +1,7 @@
-"""Answers that are held until their time on the host's clock.
+"""Answers that are held until they are due on the host's clock.
 
-May not know: commands, front-ends. A front-end that can answer later than it carries out has one :class:`Alarm`, which
-tells it when to answer; a thread of its own, because event loops wait in milliseconds.
+May not know: commands, front-ends. A front-end that can defer its answers has one :class:`Alarm`, which notifies it
+when an answer is due. The alarm has a thread of its own, because event loops wait in milliseconds.
 """
 
 import ctypes
@@ -12,23 +12,23 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-#: prctl(2): how much later than asked the kernel may wake a thread, so as to wake several at once; 50 us without this.
+#: prctl(2), timer slack: how much later than requested the kernel may wake a thread. The default is 50 us.
 _PR_SET_TIMERSLACK: Final = 29
 _SLACK_NS: Final = 1
-#: The longest single wait: the time until an answer of a slowed drive can be more than a wait may last.
+#: The longest single wait. An answer of a slowed drive may be due later than a wait can last.
 _WAIT_S: Final = 3600.0
 
 log = logging.getLogger(__name__)
 
 
 class HeldAnswer(threading.local):
-    """When the command that a thread carries out is to be answered, if it is not to be at once; of each thread."""
+    """For each thread: when its last command is to be answered, if that answer is held."""
 
     due_ns = 0
     arrival_ns = 0
 
     def hold(self, due_ns: int, arrival_ns: int) -> None:
-        """Take note: this is for :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
+        """Note the times, as :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
         self.due_ns = max(self.due_ns, due_ns)
         self.arrival_ns = arrival_ns
 
@@ -40,10 +40,10 @@ class HeldAnswer(threading.local):
 
 
 class Alarm:
-    """Calls functions when their time has come, in nanoseconds of ``time.monotonic_ns``.
+    """Calls functions when they are due, in nanoseconds of ``time.monotonic_ns``.
 
-    The functions are quick and do not raise: they wake a loop. They are called by the alarm's thread, or by the caller
-    once :meth:`cut` was called.
+    The functions only wake a loop: they are quick and do not raise. They are called by the alarm's thread, or, after
+    :meth:`cut`, by the caller.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Alarm:
 
     @property
     def is_cut(self) -> bool:
-        """Say whether nothing is waited for any more."""
+        """Return whether no function is waiting."""
         return self._is_cut
 
     def at(self, due_ns: int, function: Callable[[], object]) -> None:
@@ -73,7 +73,7 @@ class Alarm:
         self._call(function)
 
     def cut(self) -> None:
-        """Call all functions now, and those to come when they come: the process is about to end."""
+        """Call all waiting functions now and later ones at once, because the process is about to end."""
         with self._changed:
             self._is_cut = True
             functions = [function for _, _, function in sorted(self._queue)]
@@ -83,7 +83,7 @@ class Alarm:
             self._call(function)
 
     def _run(self) -> None:
-        # For this thread only. Without it, answers would be later, and nothing else.
+        # For this thread only. If it fails, answers are later.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NS, 0, 0, 0)
         while True:
             due: list[Callable[[], object]] = []
@@ -101,7 +101,7 @@ class Alarm:
                 self._call(function)
 
     def _call(self, function: Callable[[], object]) -> None:
-        try:  # the boundary of a wake-up: one that fails is not the end of the others
+        try:  # the boundary of a wake-up: a failure does not stop the others
             function()
         except Exception:
             log.exception("an answer that was held is not given")

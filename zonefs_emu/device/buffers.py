@@ -1,7 +1,7 @@
 """The data of a request: several buffers, taken as one run of bytes.
 
-A guest chooses how many buffers a request has and how long they are, and they may all be the same memory. So nothing
-here joins them: what is needed as one piece is gathered with a length that the caller knows to be small.
+A guest chooses the number and the lengths of the buffers of a request, and they may all be the same memory. So no
+function joins all of them. A part is gathered only with a length that the caller knows to be small.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the ports of one device share: the machine and the image, and how a change gets from one to the other.
+"""The common part of the ports of a device: machine, image, and the way of a change from one to the other.
 
 May not know: ports, front-ends, protocols.
 
@@ -63,9 +63,9 @@ class DeviceCore:
         self.faults = FaultTable.decode(image.load_faults(), image.faults_version)
         self._saving_faults = threading.Lock()
         self._delays_cut = threading.Event()
-        #: How long commands take, if they are to take as long as those of a real drive.
+        #: The timing of commands, if they take as long as those of a real drive.
         self.timing: Timing | None = None
-        #: The clock that injected delays wait on; tests drive their own.
+        #: Waits for an injected delay. Tests replace it.
         self.sleep_ns: Callable[[int], None] = self._sleep_ns
         self._noticing_loss = threading.Lock()
         self._is_loss_noticed = False
@@ -100,24 +100,24 @@ class DeviceCore:
             raise
 
     def take_back(self) -> None:
-        """Bring the machine back to what the image has: after an exception in mid-change, with the lock held.
+        """Load the machine's state from the image, after an exception in the middle of a change; with the lock held.
 
-        The machine may be half changed: a zone open that no limit counts, a write pointer that a kill would lose. Every
-        later command of any front-end would meet that. What the image has is what a kill at this instant leaves, and
-        that is a legal state between any two lines (docs/concurrency.md). With a million zones it takes a fraction of a
-        second, for which a bug holds up other commands.
+        The machine may be half changed: a zone may be open that no limit counts, or a write pointer may be further than
+        in the image. Later commands of all front-ends would meet that. The image is in the state that a kill at this
+        instant leaves, which is legal between any two lines (docs/concurrency.md). With a million zones this takes a
+        fraction of a second, for which other commands wait.
         """
         machine = self.machine
         machine.take_over(machine.loaded(*self.image.published()))
 
     def publish(self, changes: Changes) -> None:
-        """Copy what the machine has changed to the image; with the lock held."""
+        """Copy the *changes* of the machine to the image; with the lock held."""
         self.image.publish_all(changes.zones)
         for zone_no in changes.closed:
             self.counters.note(zone_no, Counter.IMPLICIT_CLOSES)
 
     def publish_and_tell(self, changes: Changes, audience: Audience) -> None:
-        """Do what :meth:`publish` does, and then tell *audience*; with the lock held."""
+        """Do what :meth:`publish` does, and then notify *audience*; with the lock held."""
         changed = changes.zones
         if changed:
             self.publish(changes)
@@ -126,7 +126,7 @@ class DeviceCore:
 
     @contextmanager
     def holding_all(self) -> Iterator[None]:
-        """Keep all commands that change something off, without the lock.
+        """Let no other command change a zone in the context, without the lock.
 
         Raises:
             PoisonedError: the image takes no changes.
@@ -141,7 +141,7 @@ class DeviceCore:
             yield
 
     def each_under_lock(self, portions: Iterator[_T]) -> Iterator[_T]:
-        """Go through *portions*: each, and what the caller does after it, with the lock held; let others in between."""
+        """Yield *portions*, each with the lock held until the next one; let other commands run in between."""
         while True:
             with self.lock, self.changing():
                 portion = next(portions, None)
@@ -153,12 +153,12 @@ class DeviceCore:
     # -- injected faults --------------------------------------------------------------------------------------
 
     def save_faults(self, *, durably: bool = True) -> None:
-        """Keep the faults, and how often each has matched, in the image: *durably*, or through a kill only.
+        """Store the faults and their counts in the image: *durably*, or so that they survive a kill only.
 
         Raises:
             PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
-        # Without the lock, the thread that counted first could write last and undo the other's count.
+        # Without the lock, a thread could write its older counts over the newer ones of another thread.
         with self._saving_faults:
             self.image.faults_version = self.faults.version
             self.image.save_faults(self.faults.encode(), durably=durably)
@@ -168,10 +168,10 @@ class DeviceCore:
         self._delays_cut.wait(min(duration_ns / 1e9, threading.TIMEOUT_MAX))
 
     def stop_waiting(self) -> None:
-        """Cut injected delays, and answers that a timing holds, short from now on: the process is about to end.
+        """Cut short injected delays and answers that a timing holds, because the process is about to end.
 
-        That is so of those under way and those to come. A delay may be an hour long, and the end of a daemon waits for
-        the commands that are under way.
+        This is for present and later ones. A delay may be an hour long, and the end of a daemon waits for the commands
+        that are under way.
         """
         self._delays_cut.set()
         if self.timing is not None:
@@ -180,7 +180,7 @@ class DeviceCore:
     # -- the end ----------------------------------------------------------------------------------------------
 
     def notice_loss(self) -> None:
-        """Say once that the image's file is lost, and let reads fail as well as writes."""
+        """Log once that the image's file is lost, and let reads fail as well as writes."""
         with self._noticing_loss:
             is_news, self._is_loss_noticed = not self._is_loss_noticed, True
         if not is_news:
@@ -190,7 +190,7 @@ class DeviceCore:
         self.access.let_go()
 
     def look_after_image(self) -> None:
-        """Notice it if another program cut or overwrote the image's file; a daemon calls this now and then."""
+        """Check whether another program cut or overwrote the image's file; a daemon calls this periodically."""
         self.image.look_after()
         if self.image.is_lost:
             self.notice_loss()

@@ -1,13 +1,13 @@
-"""Counters that last: what was done to each zone, and to the device, since the image was created.
+"""Persistent counters: the operations on each zone and on the device since the image was created.
 
-A row of sixteen numbers a zone, in a sparse section of the image: zones that were never used take no space and no
-memory. Rows are kept here from the first use on and written back, if they changed, at close, at a flush if the last
-time is a second ago, when there are many, and by a daemon every few seconds. They are statistics: a killed process
-loses those since the last time they were written, and no rule depends on them.
+Each zone has a row of sixteen numbers in a sparse section of the image, so zones that were never used take no space and
+no memory. A row is kept in memory from its first use on. Changed rows are written at close, at a flush (at most once a
+second), when there are many, and by a daemon every few seconds. A kill loses the changes since then. No rule depends
+on the counters.
 
-No method raises for what is wrong with the section or with this module: the first error, of reading, of writing or of
-the code, switches the counters off. Rows are then kept in memory only, where the read and write paths expect them, and
-no number is told any more, because it would be wrong.
+No method raises for an error of the section or of this module: the first error switches the counters off. Rows are then
+kept in memory only, where the read and write paths expect them, and no method reports a number, because it would be
+wrong.
 """
 
 import errno
@@ -30,11 +30,11 @@ _ROW: Final = struct.Struct(f"<{NR_COUNTERS}Q")
 _ROWS_MAX: Final = 1 << 16
 _SAVE_NS: Final = 1_000_000_000
 _CHUNK_BYTES: Final = 1 << 20
-#: Rows that are counted in place are read and written in runs of up to so many; zones further apart than a page of rows
-#: are not joined to one run, so that what lies between them stays a hole.
+#: The most rows in a run that is read, counted and written at once. Zones that are further apart than a page of rows
+#: are in different runs, so that the space between them stays a hole.
 _RUN_ROWS: Final = 512
 _GAP_ROWS: Final = 4096 // COUNTER_ROW_BYTES
-#: Up to so many zones of one command are counted in memory.
+#: The most zones of one command that are counted in memory.
 _FEW: Final = 64
 
 
@@ -61,10 +61,10 @@ class Counter(IntEnum):
 
 
 class Counters:
-    """The counters of one image. *rows* has what was used since they were last written back, by zone_no.
+    """The counters of one image. *rows* has the rows in memory, by zone_no.
 
-    *device* is the row of what concerns no zone. Changing a number of a row is one step for other threads (no call lies
-    between reading and storing it), so the read path counts without a lock.
+    *device* is the row of operations without a zone. Changing a number of a row is atomic for other threads, because no
+    call is between reading and storing it. So the read path counts without a lock.
     """
 
     def __init__(self, backing: Backing, header: Header, *, readonly: bool) -> None:
@@ -75,10 +75,10 @@ class Counters:
         self._nr_zones = header.geometry.nr_zones
         self._readonly = readonly
         self._saved_ns = time.monotonic_ns()
-        # Guards moving a row from the file to memory or back: two threads at once would undo each other's counts.
+        # For moving a row from the file to memory or back. Without it, two threads could undo each other's counts.
         self._moving = threading.Lock()
         self.rows: Final[dict[int, list[int]]] = {}
-        #: The sum of each row as it is in the file: numbers only grow, so a row with another sum has changed.
+        #: The sum of each row in the file. Numbers only grow, so a row with another sum has changed.
         self._sums: dict[int, int] = {}
         self._noted: deque[tuple[int, Counter]] = deque()
         self.switch = Switch("the counters")
@@ -86,7 +86,7 @@ class Counters:
         self._sums[-1] = sum(self.device)
 
     def _fetch(self, zone_no: int) -> list[int]:
-        """Return the row in the file, or one of zeros if the counters are off, or go off by this."""
+        """Return the row in the file, or zeros if the counters are off or an error switches them off."""
         if self.switch.error is not None:
             return [0] * NR_COUNTERS
         try:
@@ -102,7 +102,7 @@ class Counters:
         return self._offset + (zone_no + 1) * COUNTER_ROW_BYTES
 
     def load(self, zone_no: int) -> list[int]:
-        """Return the row of *zone_no*, which is then in *rows*. Never raises."""
+        """Return the row of *zone_no* and keep it in *rows*. Never raises."""
         row = self.rows.get(zone_no)
         if row is None:
             with self._moving:
@@ -120,7 +120,7 @@ class Counters:
         self.load(zone_no)[counter] += 1
 
     def note(self, zone_no: int, counter: Counter) -> None:
-        """Do what :meth:`count` does without waiting for the file, and so with the device's lock held."""
+        """Do what :meth:`count` does without waiting for the file; callable with the device's lock held."""
         row = self.rows.get(zone_no)
         if row is not None:
             row[counter] += 1
@@ -134,7 +134,7 @@ class Counters:
     def count_all(self, zone_numbers: Sequence[int], counter: Counter) -> None:
         """Add one to *counter* of all *zone_numbers* (rising).
 
-        Many are counted in the image at once: rows in memory for each zone of a large device would push all others out.
+        Many zones are counted in the image directly: rows in memory for each would push all others out.
         """
         if len(zone_numbers) <= _FEW:
             for zone_no in zone_numbers:
@@ -157,7 +157,7 @@ class Counters:
         for zone_no in zone_numbers:
             numbers[zone_no * NR_COUNTERS + at] += 1
         self._backing.pwrite(numbers.tobytes(), place)
-        # A row in memory stands for the one in the file, which it replaces when it is written back.
+        # A row in memory replaces the one in the file when it is written back.
         rows = self.rows
         if rows:
             for zone_no in zone_numbers:
@@ -165,12 +165,12 @@ class Counters:
                     row[counter] += 1
 
     def close(self) -> None:
-        """Write all rows back, and touch the section no more."""
+        """Write all rows back, and switch the counters off."""
         self.save()
         self.switch.close()
 
     def save_sometimes(self) -> None:
-        """Write the rows back if that has not been done for a second."""
+        """Write the rows back unless that was done within the last second."""
         if time.monotonic_ns() - self._saved_ns >= _SAVE_NS:
             self.save()
 
@@ -190,7 +190,7 @@ class Counters:
         """Write the rows of *zone_numbers* (-1: the device's) if they have changed; *forget*: not kept in memory."""
         for zone_no in zone_numbers:
             row = self.device if zone_no < 0 else self.rows[zone_no]
-            # The sum first: what is counted from here on is written the next time.
+            # The sum is taken first, so that later counts are written the next time.
             total = sum(row)
             if total != self._sums[zone_no] and self.switch.error is None and not self._readonly:
                 try:
@@ -202,7 +202,7 @@ class Counters:
                 del self.rows[zone_no], self._sums[zone_no]
 
     def zone(self, zone_no: int) -> dict[str, int]:
-        """Return the counters of *zone_no* by name; nothing if the counters are off, or go off by this."""
+        """Return the counters of *zone_no* by name; nothing if the counters are off or an error switches them off."""
         self._count_noted()
         row = self.rows.get(zone_no) or self._fetch(zone_no)
         if self.switch.error is not None:
@@ -212,8 +212,8 @@ class Counters:
     def totals(self) -> dict[str, int]:
         """Return the sums over all zones and the device's row, by name. Reads every row that was ever written.
 
-        Takes no lock: what is counted meanwhile may be in the sums or not. Returns nothing if the counters are off, or
-        go off by this.
+        Takes no lock, so operations that are counted meanwhile may be in the sums or not. Returns nothing if the
+        counters are off or an error switches them off.
         """
         if self.switch.error is None:
             try:
@@ -233,9 +233,9 @@ class Counters:
         return {counter.name.lower(): sums[counter] for counter in Counter}
 
     def top(self, counter: Counter, count: int) -> list[tuple[int, int]]:
-        """Return up to *count* (zone_no, number), the zones with most of *counter* first.
+        """Return up to *count* pairs (zone_no, number), the zones with the highest *counter* first.
 
-        Returns nothing if the counters are off, or go off by this.
+        Returns nothing if the counters are off or an error switches them off.
         """
         if self.switch.error is None:
             try:
@@ -257,11 +257,11 @@ class Counters:
         return nsmallest(count, found, key=lambda entry: (-entry[1], entry[0]))
 
     def _stored_rows(self) -> Iterator[tuple[int, "array[int]"]]:
-        """Yield (zone_no of the first row, the numbers of whole rows) of what the file may hold other than zeros."""
+        """Yield (zone_no of the first row, the numbers of whole rows) for each part of the file that may have data."""
         first, end = self._place(0), self._place(self._nr_zones)
         done = first
         for start, length in self._backing.extents(first, end):
-            # Whole rows, and none twice: where an extent ends is the host's affair.
+            # An extent may end anywhere, so the part is extended to whole rows, and no row is read twice.
             at = max(start - (start - first) % COUNTER_ROW_BYTES, done)
             done = max(end - (end - start - length) // COUNTER_ROW_BYTES * COUNTER_ROW_BYTES, done)
             while at < done:
@@ -273,7 +273,7 @@ class Counters:
 
 
 def _runs(zone_numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of the places in *zone_numbers* whose rows are worth reading and writing at once."""
+    """Yield (first, end) of each run in *zone_numbers* whose rows are read and written at once."""
     first = 0
     length = len(zone_numbers)
     while first < length:

@@ -38,7 +38,7 @@ class ZonedDevice(DeviceCore):
     def __init__(self, image: Image) -> None:
         """Take over *image*."""
         super().__init__(image)
-        #: What :meth:`port` makes: an operation log puts its recording ports here.
+        #: The class of ports. An operation log replaces it by its recording port.
         self.port_factory: Callable[[str, Dialect], Port] = partial(FaultyPort, self)
 
     @classmethod
@@ -58,7 +58,7 @@ class ZonedDevice(DeviceCore):
         try:
             return cls(image)
         except BaseException as error:
-            # Any exception gives the lock back and leaves the image as after a stop in order.
+            # After any exception, the lock is released and the image is as after an orderly stop.
             with suppress(ImageError):
                 image.close()
             if isinstance(error, ImageError):
@@ -72,7 +72,7 @@ class ZonedDevice(DeviceCore):
 
     @property
     def serial(self) -> str:
-        """The serial number for protocols that have one: the same for every front-end and every start."""
+        """The serial number for protocols that have one; the same for every front-end and after every start."""
         return self.uuid.hex[:20].upper()
 
     @property
@@ -91,7 +91,7 @@ class ZonedDevice(DeviceCore):
         return self.machine.nr_active
 
     def port(self, name: str, dialect: Dialect) -> Port:
-        """Return a hold on the device for the front-end *name* (up to 24 bytes), which speaks *dialect*."""
+        """Return a port for the front-end *name* (up to 24 bytes), which follows *dialect*."""
         if self.image.is_lost:
             self.access.let_go()
         return self.port_factory(name, dialect)
@@ -99,14 +99,14 @@ class ZonedDevice(DeviceCore):
     def start_timing(
         self, preset: str, *, clock: Callable[[], int] = time.monotonic_ns, scale: float = 1.0, seed: int = 0
     ) -> Timing | None:
-        """Have commands through ports that are made from now on take as long as on the drive *preset*, times *scale*.
+        """Let commands of ports that are made from now on take as long as on the drive *preset*, times *scale*.
 
         *clock* is the time in nanoseconds. With the preset "none" nothing changes, and None is returned.
 
         Raises:
             UsageError: there is no such preset.
         """
-        # Few processes ask for it, and all would load the models.
+        # Imported here, because few processes use the models.
         from zonefs_emu.model.timing.timing_presets import find_preset, make_timing  # noqa: PLC0415
 
         parameters = find_preset(preset)
@@ -141,11 +141,11 @@ class ZonedDevice(DeviceCore):
         self.access.add_write_hook(hook, self.holds, observer=observer, failed=failed, begin=begin)
 
     def remove_write_hook(self, hook: WriteHook) -> None:
-        """Write past *hook* again; if there is no such hook, do nothing."""
+        """Stop calling *hook*; if there is no such hook, do nothing."""
         self.access.remove_write_hook(hook)
 
     def statistics(self) -> dict[str, int]:
-        """Return nr_open and nr_active, and what was counted since the image was created, by the counters' names."""
+        """Return nr_open and nr_active, and the sums of the counters by their names."""
         return {"nr_open": self.nr_open, "nr_active": self.nr_active, **self.counters.totals()}
 
     def inject(self, fault: Fault) -> Fault:
@@ -157,7 +157,7 @@ class ZonedDevice(DeviceCore):
         self.faults.add(fault)
         try:
             self.save_faults()
-        except UsageError:  # it does not fit beside what is kept of a later version
+        except UsageError:  # it does not fit beside the entries of a later version
             self.faults.remove(fault.id)
             raise
         return fault
@@ -166,7 +166,7 @@ class ZonedDevice(DeviceCore):
         """Remove a fault.
 
         Raises:
-            UsageError: there is none of that id. PoisonedError: the host failed to write. NoSpaceError: it is full.
+            UsageError: there is no such fault. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         self.faults.remove(fault_id)
         self.save_faults()
@@ -180,5 +180,5 @@ class ZonedDevice(DeviceCore):
         return save_zones(self)
 
     def load_zones(self, words: bytes) -> None:
-        """Put all zones into the states that :meth:`save_zones` gave; see :func:`zone_states.load_zones`."""
+        """Put all zones into the states that :meth:`save_zones` returned; see :func:`zone_states.load_zones`."""
         load_zones(self, words)

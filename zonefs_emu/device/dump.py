@@ -1,7 +1,7 @@
-"""A copy of a device at work: its zones and data at one instant, while front-ends go on.
+"""A copy of a device in use: its zones and data at one instant, while front-ends go on.
 
-Before a write or the end of a reset changes bytes that the copy still needs, it copies them. So a command waits only
-for the copy of what it is about to overwrite.
+A write, or the end of a reset, first copies the bytes that it is about to change and that the copy still needs. So a
+command waits only for the copying of bytes that it is about to overwrite.
 """
 
 from collections.abc import Generator, Sequence
@@ -17,7 +17,7 @@ from zonefs_emu.units import to_bytes
 def dump(device: ZonedDevice, target: Path) -> Generator[int]:
     """Copy *device*, as it is when the iteration begins, to the new image *target*.
 
-    Yields now and then how far it is, in bytes of the device. A generator that is closed early leaves no file.
+    Yields the progress periodically, in bytes of the device. A generator that is closed early leaves no file.
 
     Raises:
         UsageError: another dump is at work.

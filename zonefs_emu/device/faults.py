@@ -1,12 +1,12 @@
-"""Failures on demand: what a fault matches, when it fires, and what it does then.
+"""Injected faults: what a fault matches, when it fires, and its effect.
 
-Pure: the device asks :meth:`FaultTable.fired` before it carries a command out, and does
-what the faults say. Deterministic: a fault counts the operations that match it and fires at the nth, or at every one
-from the nth on; a delay is drawn from the fault's own seed and that count.
+Pure: the device asks :meth:`FaultTable.fired` before it carries a command out, and applies the effects. Deterministic:
+a fault counts the operations that match it, and fires at the nth one, or at each from the nth on. A delay is drawn from
+the fault's seed and the count.
 
-The table is kept in the image (:meth:`FaultTable.encode`), so that faults last across restarts and reach every
-front-end. An image of a later version may have entries, or a whole table, that mean nothing here. They do nothing, are
-shown, and stay byte for byte as they are until they are removed: an image opens whatever its fault table says.
+The table is kept in the image (:meth:`FaultTable.encode`), so that faults survive restarts and hold for every
+front-end. An image of a later version may have entries, or a whole table, that this version does not know. They have no
+effect, are listed, and stay byte for byte until they are removed. So an image opens with any fault table.
 """
 
 import json
@@ -36,7 +36,7 @@ class Effect(Enum):
 
     FAIL = "fail"  #: the operation answers *status*; nothing changes
     PARTIAL = "partial"  #: a write or append moves its first *nr_sectors* and wp, then answers *status*
-    COND = "cond"  #: the zone goes into *cond* before the operation is looked at
+    COND = "cond"  #: the zone goes into *cond* before the operation is checked
     DELAY = "delay"  #: the operation takes *delay_min_ns* to *delay_max_ns* longer
     LIE = "lie"  #: reports show wp moved by *nr_sectors* (negative: back)
     RECOMMEND_RESET = "recommend-reset"  #: reports say that the zone should be reset
@@ -44,7 +44,7 @@ class Effect(Enum):
 
 _ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET))
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND))
-#: What can be made to fail: all that a host asks for.
+#: The operations that can be made to fail: all that a host can request.
 FAULTY: Final = (*ZONE_OPERATIONS, Operation.FLUSH)
 
 
@@ -56,7 +56,7 @@ class Fault:
     operation on several zones matches once if one of them is the fault's; a flush is on all zones.
 
     Raises:
-        UsageError: the parts do not fit together; says what would.
+        UsageError: the parts do not fit together; the sentence says which would.
     """
 
     id: int = 0
@@ -136,7 +136,7 @@ class Fault:
         return random.Random(f"{self.seed} {self.seen}").randint(self.delay_min_ns, self.delay_max_ns)
 
     def as_dict(self) -> dict[str, object]:
-        """Return the fault as JSON takes it."""
+        """Return the fault as an object for JSON."""
         plain: dict[str, object] = {name: getattr(self, name) for name in _names()}
         plain["effect"] = self.effect.value
         plain["operations"] = sorted(operation.name.lower() for operation in self.operations)
@@ -149,7 +149,7 @@ class Fault:
         """Return the fault that :meth:`as_dict` gave.
 
         Raises:
-            UsageError: an unknown or ill-typed part; says which.
+            UsageError: an unknown or ill-typed part; names the part.
         """
         names = _names()
         values: dict[str, object] = {}
@@ -201,9 +201,9 @@ _PARSERS: Final[dict[str, Callable[[object], object]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownFault:
-    """An entry of the table that means nothing here: its *text*, and the text of its *count* ("null" if it has none).
+    """An unknown entry of the table: its *text*, and the text of its *count* ("null" if it has none).
 
-    *id* is the one that it is shown and removed by; where the entry does not say one, it is a number that is free.
+    *id* is the number by which it is listed and removed; a free number if the entry has none.
     """
 
     id: int
@@ -211,29 +211,27 @@ class UnknownFault:
     count: str
 
     def as_dict(self) -> dict[str, object]:
-        """Return the entry as JSON takes it: no fault, as its parts mean nothing."""
+        """Return the entry as an object for JSON, without the parts of a fault."""
         return {"id": self.id, "unknown": self.text}
 
 
 class FaultTable:
-    """The faults of one device. A table without a fault that is known here is falsy.
-
-    That is all that the read and write paths look at.
-    """
+    """The faults of one device. A table without a known fault is falsy, which is all that reads and writes check."""
 
     def __init__(
         self, entries: Iterable[Fault | UnknownFault] = (), *, version: int = VERSION, opaque: bytes | None = None
     ) -> None:
         """Start with *entries*; or with the *opaque* text of a table that cannot be read, which *version* is of."""
-        #: All entries in the order of the image, the faults among them, and what the front-ends meet: the faults.
+        #: All entries in the order of the image; and the faults among them, which have an effect.
         self.entries = list(entries)
         self.faults: Final = [entry for entry in self.entries if isinstance(entry, Fault)]
-        #: The version of what :meth:`encode` gives.
+        #: The version of the text that :meth:`encode` returns.
         self.version = version
         self._opaque = opaque
-        #: Grows with each match of a fault that had not fired for the last time.
+        #: Grows with each match of a fault that can still fire.
         self.nr_counted = 0
-        # Without it one of two counts at the same time would be lost, and a fault could be counted while it is removed.
+        # Without the lock, one of two simultaneous counts could be lost, and a fault could be counted while it is
+        # removed.
         self._counting = threading.Lock()
 
     def __bool__(self) -> bool:
@@ -244,7 +242,7 @@ class FaultTable:
         """Add *fault* under the next free id.
 
         Raises:
-            UsageError: there are NR_FAULTS_MAX already, or a table that cannot be read is in the way.
+            UsageError: there are NR_FAULTS_MAX already, or the image has a table that cannot be read.
         """
         if self._opaque is not None:
             message = "the image has a fault table of another version, which a new fault would destroy: remove it first"
@@ -261,7 +259,7 @@ class FaultTable:
         """Remove the entry *fault_id*.
 
         Raises:
-            UsageError: there is none of that id.
+            UsageError: there is no such entry.
         """
         with self._counting:
             kept = [entry for entry in self.entries if entry.id != fault_id]
@@ -301,7 +299,7 @@ class FaultTable:
         return zone
 
     def encode(self) -> bytes:
-        """Return the table for the image: the counts first, all of one width, as nothing else changes often."""
+        """Return the table for the image. The counts are first and have one width, because only they change often."""
         if self._opaque is not None:
             return self._opaque
         entries = tuple(self.entries)
@@ -312,12 +310,12 @@ class FaultTable:
 
     @classmethod
     def decode(cls, data: bytes, version: int = VERSION) -> "FaultTable":
-        """Return the table of *data*, a text of *version*. A text that means nothing here is kept as well."""
+        """Return the table of *data*, a text of *version*. An unknown text is kept as it is."""
         try:
             if version == VERSION:
                 return cls(_entries(data.decode()))
         except (ValueError, RecursionError):
-            pass  # no table of this version: no list of objects with a count each, or no JSON at all
+            pass  # the text is not a list of objects with a count each, or not JSON
         unknown = UnknownFault(id=1, text=data.decode(errors="backslashreplace"), count="null")
         return cls([unknown], version=version, opaque=data)
 
@@ -338,11 +336,11 @@ def _entries(text: str) -> list[Fault | UnknownFault]:
     """Return the entries of a table's *text*.
 
     Raises:
-        ValueError: it is no list of objects, or the counts that it begins with are not one for each.
+        ValueError: it is not a list of objects, or it does not begin with one count for each.
     """
     items = _items(text or "[]")
     counts = ["null"] * len(items)
-    # Images of before this have each count with its fault.
+    # Older images have the count in each fault.
     if items and items[0].startswith("["):
         counts, items = _items(items[0]), items[1:]
     entries: list[Fault | UnknownFault] = []
@@ -356,14 +354,14 @@ def _entries(text: str) -> list[Fault | UnknownFault]:
             given = plain.get("id")
             entry_id = given if isinstance(given, int) and given > 0 else 0
             entries.append(UnknownFault(id=entry_id, text=item, count=count))
-    # The lowest that are free, so that they are the same again when faults have been added.
+    # The lowest free numbers, so that they stay the same when faults are added.
     taken = {entry.id for entry in entries}
     free = (number for number in count_from(1) if number not in taken)
     return [replace(entry, id=next(free)) if not entry.id else entry for entry in entries]
 
 
 def _items(text: str) -> list[str]:
-    """Return the texts of the items of the JSON list *text*, each as it stands there.
+    """Return the texts of the items of the JSON list *text*, each unchanged.
 
     Raises:
         ValueError: it is no list.

@@ -1,7 +1,7 @@
-"""A port on which injected faults strike: a decorator of the commands of :class:`Port`, which know nothing of faults.
+"""A port with injected faults: a decorator of :class:`Port`, whose commands know nothing of faults.
 
-A request that an earlier process has carried out is answered from its record before any fault sees it, so the faults
-are between :class:`Port`'s answering and its carrying out. Without a fault a command costs one look at a list.
+A request that an earlier process has carried out is answered from its record, and no fault applies to it. So the faults
+are asked after that look-up, and before the command is carried out. Without faults, a command costs one look at a list.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FaultyPort(Port):
-    """A port that asks the device's fault table before it carries a command out, and before it reports zones."""
+    """A port that asks the fault table before it carries out a command or reports zones."""
 
     # Looked up once: super() would take a tenth of the time that a read spends in Python.
     _plain_read = Port.read
@@ -69,12 +69,12 @@ class FaultyPort(Port):
         return super()._manage_all(operation)
 
     def zone(self, zone_no: int) -> Zone:
-        """Return a snapshot of zone *zone_no*, as the faults want it to be seen."""
+        """Return a snapshot of zone *zone_no*, changed as the faults say."""
         zone = super().zone(zone_no)
         return self.device.faults.reported(zone) if self._faults else zone
 
     def report(self, zone_no: int, max_zones: int, conds: frozenset[Condition] | None = None) -> list[Zone]:
-        """Report zones as the faults want them to be seen."""
+        """Report zones, changed as the faults say."""
         zones = super().report(zone_no, max_zones, conds)
         return [self.device.faults.reported(zone) for zone in zones] if self._faults else zones
 
@@ -87,9 +87,9 @@ class FaultyPort(Port):
         *,
         nr_zones: int = 0,
     ) -> Status:
-        """Do what the faults say that fire at this operation; returns OK if it is to be carried out after all.
+        """Apply the faults that fire at this operation; return OK if the operation is then to be carried out.
 
-        *nr_zones*: how many it is on, where *nr_sectors* does not say so.
+        *nr_zones*: the number of zones that it is on, if *nr_sectors* does not say so.
         """
         first = self.geometry.zone_no(sector)
         nr_zones = nr_zones or self.geometry.end_zone_no(sector, nr_sectors) - first
@@ -115,7 +115,7 @@ class FaultyPort(Port):
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
         """Count *operation* on the *nr_zones* zones from *zone_no* on; the counts survive a kill.
 
-        Returns the faults that fire at it, each with the zone at which it does.
+        Returns the faults that fire, each with its zone.
 
         Raises:
             PoisonedError: the host failed to write the counts.
@@ -124,20 +124,21 @@ class FaultyPort(Port):
         nr_counted = faults.nr_counted
         fired = faults.fired(operation, zone_no, nr_zones)
         if faults.nr_counted != nr_counted and not self._image.poison:
-            # That a fault has fired must last. At other matches a sync would take longer than most delays.
+            # The firing of a fault must be durable. At other matches, a sync would take longer than most delays.
             durably = any(not fault.every or fault.seen == fault.nth for fault, _ in fired)
             self.device.save_faults(durably=durably)
         return fired
 
     def _fail(self, operation: Operation, status: Status, sector: Sector, nr_sectors: int, zone_no: int) -> Status:
-        # A flush is of no zone.
+        # A flush has no zone.
         place = -1 if operation is Operation.FLUSH else zone_no
         return self.refusals.refuse(DeviceRule.INJECTED, operation, status, sector, nr_sectors, zone_no=place)
 
     def _store_part(self, operation: Operation, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> None:
-        """Write the first *nr_sectors* of *buffers*, as a drive does that fails half way; refusals are noted.
+        """Write the first *nr_sectors* of *buffers*, like a drive that fails half way; refusals are noted.
 
-        A request that ends beyond the device may come without its data, as the device refuses it before it needs them.
+        A request that ends beyond the device may come without its data, because the device refuses it before it needs
+        the data.
         """
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         nr_sectors = min(nr_sectors, total_bytes(views) >> SECTOR_SHIFT)

@@ -1,12 +1,12 @@
-"""Zones that a command keeps to itself while it lets go of the device's lock.
+"""Holds: zones that a command keeps to itself while it does not have the device's lock.
 
 No command has the lock for longer than some milliseconds. A longer command (a long write, a command on a million zones)
-is checked under the lock, takes a hold on its zones (:meth:`Holds.take`), and then goes on in portions, or moves its
+is checked under the lock and takes a hold on its zones (:meth:`Holds.take`). Then it goes on in portions, or moves its
 bytes without the lock, inside :meth:`Holds.kept`. Another command that needs one of these zones waits until the hold is
-given back, and is judged then. So a long command is as atomic for other commands as a short one. Reads and reports ask
-for no hold; they see a long command under way.
+released, and is checked then. So a long command is as atomic for other commands as a short one. Reads and reports need
+no hold; they see a long command half done.
 
-A command that has a hold waits for no other hold, and a flush never asks for one, so there is no deadlock.
+A command that has a hold waits for no other hold, and a flush takes none, so there is no deadlock.
 """
 
 import threading
@@ -21,15 +21,15 @@ Hold: TypeAlias = list[int]
 class Holds:
     """The holds on the zones of one device.
 
-    All methods but :meth:`kept` are called with the device's lock held; waiting lets it go.
+    All methods but :meth:`kept` are called with the device's lock held. Waiting releases the lock.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         """*lock* is the device's."""
         self._lock = lock
         self._changed = threading.Condition(lock)
-        #: All holds, by identity; no two overlap. Empty unless a long command is under way: the write path only looks
-        #: whether it is.
+        #: All holds, by identity; no two overlap. It is empty unless a long command is under way, and writes check only
+        #: that.
         self.held: Final[dict[int, Hold]] = {}
         #: The holds of long writes. The machine leaves their zones open.
         self.writing: Final[dict[int, Hold]] = {}
@@ -40,7 +40,7 @@ class Holds:
             self._changed.wait()
 
     def wait_for_change(self) -> None:
-        """Wait until a hold is given back: a resource that it keeps may be free then."""
+        """Wait until a hold is released; a resource that it kept may be free then."""
         self._changed.wait()
 
     def take(self, first: int, end: int, *, writing: bool = False) -> Hold:
@@ -53,9 +53,9 @@ class Holds:
 
     @contextmanager
     def kept(self, hold: Hold | None) -> Iterator[None]:
-        """Keep *hold* in the context, and give it back at its end, also after an exception; without the lock.
+        """Keep *hold* in the context, and release it at the end, after an exception too; without the lock.
 
-        None is for a command that turned out to be short.
+        None is for a command that needs no hold.
         """
         try:
             yield
@@ -65,12 +65,12 @@ class Holds:
                     self.give_back(hold)
 
     def advance(self, hold: Hold, first: int) -> None:
-        """Give the zones before *first* back."""
+        """Release the zones before *first*."""
         hold[0] = first
         self._changed.notify_all()
 
     def give_back(self, hold: Hold) -> None:
-        """Give all zones of *hold* back; a second time does nothing.
+        """Release all zones of *hold*; a second call does nothing.
 
         This runs after every error and must not raise one itself, so it calls no function of this package.
         """

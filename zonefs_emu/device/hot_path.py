@@ -1,8 +1,8 @@
-"""What reads and writes use of other objects, one look-up away.
+"""The parts of other objects that reads and writes use, with one look-up each.
 
-A 4 KiB request spends a few microseconds in Python, and a chain of attributes at each of its steps is a part of that.
-Each part here is the very object that its owner uses for as long as the device exists: the owners declare it ``Final``
-and change its content only, so a part cannot become stale. :class:`ImageAccess` is the one place for what does change.
+A 4 KiB request spends a few microseconds in Python, and chains of attributes would be a good part of that. A part
+cannot become stale: its owner declares it ``Final``, uses the same object as long as the device exists, and changes
+only its content. Parts that do change are in :class:`ImageAccess`.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""How the ports of a device move data from and to the image: through write hooks, and until the image is let go.
+"""Moving data between the ports of a device and its image: with write hooks, and until the image is closed or lost.
 
-May not know: commands. A write hook sees what is about to be overwritten. It is an observer (:mod:`switch`) that takes
-part before the write: one that raises is switched off, and the write goes on.
+May not know: commands. A write hook is called before data is overwritten. It is an observer (:mod:`switch`): a hook
+that raises is switched off, and the write goes on.
 """
 
 import errno
@@ -33,12 +33,12 @@ _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 def _unreadable(sector: Sector, nr_sectors: int, dialect: Dialect) -> int:  # noqa: ARG001  (the machine's signature)
-    """Stand in for the machine's check_read once the image is let go."""
+    """Replace the machine's check_read when the image is closed or lost."""
     raise CommandError(Status.IO_ERROR)
 
 
 class ImageAccess:
-    """What the ports of one device call to move data. The attributes change; a port looks them up at each request."""
+    """The functions by which ports move data. The attributes change, so a port looks them up at each request."""
 
     __slots__ = ("_hooks", "_image", "_report", "check_read", "preadv", "pwritev", "short_sectors")
 
@@ -50,7 +50,7 @@ class ImageAccess:
         self.check_read: Callable[[Sector, int, Dialect], int] = machine.check_read
         self.preadv: Callable[[Sequence[Buffer], int], int] = image.backing.preadv
         self.pwritev: Callable[[Sequence[Buffer], int], int] = image.backing.pwritev
-        #: The longest write that moves its bytes with the lock held: any, while there are hooks.
+        #: The longest write that moves its bytes with the lock held; with hooks, all writes do.
         self.short_sectors = LONG_WRITE_SECTORS
 
     def read_all(self, sector: Sector, readable: int, buffers: "Sequence[Buffer]") -> None:
@@ -121,7 +121,7 @@ class ImageAccess:
             self._choose()
 
     def remove_write_hook(self, hook: WriteHook) -> None:
-        """Write past *hook* again; if there is no such hook, do nothing."""
+        """Stop calling *hook*; if there is no such hook, do nothing."""
         with self._image.lock:
             self._hooks = [entry for entry in self._hooks if entry[0] != hook]
             self._choose()

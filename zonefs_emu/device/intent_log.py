@@ -1,22 +1,22 @@
-"""A record of each change of a port: a request is executed exactly once, even if the process is killed.
+"""A record of each change of a port, by which a request is executed exactly once even if the process is killed.
 
-A transport whose peer outlives this process (vhost-user: the guest keeps the rings and a piece of memory for us) gets
-its unfinished requests again after a restart. Executing a write twice would be an error for the guest (it is no longer
-at wp) and an append twice would be doubled data. So every change leaves a mark in memory that the peer keeps:
+A transport whose peer outlives this process (vhost-user: the guest keeps the rings and the record in its memory) gets
+its unfinished requests again after a restart. A write that is executed twice would fail the second time, because it is
+not at wp any more, and an append that is executed twice doubles its data. So every change is recorded in memory that
+the peer keeps:
 
     lock · check · begin(what) · move the bytes · publish wp · commit() · unlock
 
-A long command lets go of the lock in between, but not of its zones. *begin* comes after the command has been found
-good and before anything changes; *commit* comes before the lock is released. A kill leaves one of three pictures, each
-of which is decidable:
+A long command releases the lock in between, but not its zones. *begin* comes after the command has passed all checks
+and before anything changes. *commit* comes before the lock is released. A kill leaves one of three states:
 
-* no intent: nothing has changed. Execute it.
-* an intent and its landed mark: it is done. Answer it from the record.
-* an intent only: the lock was held, or the zones were (:mod:`holds`), so no other command has changed them since, and
-  the zone itself says what became of this one (:func:`is_done`).
+* No intent: nothing has changed, so the request is executed.
+* An intent and its commit: everything has changed, so the request is answered from the record.
+* An intent only: the lock or the zones (:mod:`holds`) were held, so no other command has changed the zones since, and
+  the state of the zone shows whether the change was made (:func:`is_done`).
 
-The last picture is decidable only while no other command has changed the zone since the restart; ``contested`` says of
-which zones that is no longer true, and such a request is answered with IO_ERROR instead of being guessed at.
+The third state can be decided only while no other command has changed the zone since the restart. ``contested`` returns
+whether one has. The request is then answered with IO_ERROR, because a guess could be wrong.
 """
 
 import threading
@@ -31,12 +31,12 @@ from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import OPEN_CONDITIONS, Attribute, Condition
 from zonefs_emu.units import Sector
 
-#: What an intent log is told instead of a number of sectors for a change of all zones at once.
+#: In place of a number of sectors, for a change of all zones at once.
 ALL_ZONES: Final = (1 << 32) - 1
 
 
 class Intent(NamedTuple):
-    """One change of an unfinished request, as its record says. *cond*: the zone's condition before it."""
+    """One change of an unfinished request, from its record. *cond*: the zone's condition before it."""
 
     operation: Operation
     sector: Sector
@@ -48,14 +48,14 @@ class Intent(NamedTuple):
 
 
 class IntentLog(Protocol):
-    """Keeps the record of the requests of one queue, of which one is executed at a time.
+    """Keeps the record of the requests of one queue. One request is executed at a time.
 
-    One request may make several changes, one after the other; *operation* is never READ. *sector* is where an append
-    lands; for management it is the start of the zone, and *nr_sectors* is 0, or ALL_ZONES.
+    One request may make several changes, one after the other. *operation* is never READ. *sector* is the sector to
+    which an append writes. For management it is the start of the zone, and *nr_sectors* is 0 or ALL_ZONES.
     """
 
     def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
-        """Return the record of the change that is asked for now, if an earlier process began it."""
+        """Return the record of the change that is requested now, if an earlier process began it."""
         ...
 
     def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:
@@ -63,11 +63,11 @@ class IntentLog(Protocol):
         ...
 
     def commit(self) -> None:
-        """Note that the change that was begun or recalled last has happened."""
+        """Note that the change that was begun or recovered last has been made."""
         ...
 
     def abort(self) -> None:
-        """Forget the change that was begun last: it was refused, or the host failed."""
+        """Drop the change that was begun last, because it was refused or the host failed."""
         ...
 
 
@@ -80,12 +80,12 @@ class _Current(threading.local):
 class Intents:
     """Logs the changes of a port: ``port.intents = Intents(...)``.
 
-    ``intents.current.log = log``: the changes that this thread asks for from now on go to *log*; None where the
-    transport cannot recover.
+    ``intents.current.log = log``: later changes by this thread are recorded in *log*; None if the transport cannot
+    recover.
     """
 
     def __init__(self, contested: Callable[[int], bool]) -> None:
-        """*contested* says whether others changed a zone (-1: any) since this process started."""
+        """*contested* returns whether another port changed a zone (-1: any) since this process started."""
         self.current = _Current()
         self._contested = contested
 
@@ -105,7 +105,7 @@ class Intents:
         if not intent.all_zones and (zone_no != geometry.zone_no(sector) or sector >= geometry.size):
             return None  # no such change was begun: the peer has overwritten the record
         if not intent.committed:
-            # Writing the same bytes again to where they were meant to be is what the guest asked for, once or twice.
+            # A write to a conventional zone can be repeated: it stores the same bytes at the same place.
             again = intent.operation is Operation.WRITE and geometry.is_conventional(zone_no)
             if self._contested(zone_no) and not again:
                 status = refuser.refuse(
@@ -119,17 +119,17 @@ class Intents:
 
 
 def is_done(device: DeviceCore, intent: Intent) -> bool:
-    """Say whether a change that was begun, and after which the process died, is in the zone.
+    """Return whether a change was made that an earlier process has begun and not committed.
 
-    Writes to a sequential zone start at wp, so wp has passed the end exactly if the write landed (FULL zones keep count
-    of their data, too). With a zone random write area, a write that has moved wp beyond its beginning has landed, and
-    any other can be done again, to the same blocks with the same bytes. Opening, finishing and resetting a zone a
-    second time changes nothing, so those are executed again. So is CLOSE, but for the one case in which the second is
-    refused: closing an open zone without data makes it EMPTY.
+    A write to a sequential zone begins at wp, so it was made exactly if wp has passed its end. (wp of a FULL zone
+    counts its data, too.) With a zone random write area, a write was made if wp has moved beyond its beginning; any
+    other can be repeated, because it stores the same bytes in the same blocks. A repeated OPEN, FINISH or RESET changes
+    nothing, so these are executed again. CLOSE is executed again too, except for an open zone without data, which CLOSE
+    makes EMPTY: the second CLOSE would be refused.
     """
     if intent.all_zones:
         return False
-    with device.lock:  # not port.zone(): that says what an injected fault wants hosts to see
+    with device.lock:  # not port.zone(), which injected faults may change
         zone = device.machine.zone(device.geometry.zone_no(intent.sector))
     if intent.operation is Operation.FLUSH_ZRWA or (
         intent.operation is Operation.WRITE and zone.attributes & Attribute.ZRWA

@@ -4,13 +4,13 @@ import logging
 import time
 from typing import Final
 
-#: This many messages of a kind may be logged at once, and one more for each interval after that.
+#: How many messages of a kind may be logged at once. One more is allowed for each interval after that.
 _BURST: Final = 10
 _INTERVAL_S: Final = 60.0
 
 
 class LimitedLog:
-    """Passes a limited number of messages of each kind on to *logger*; the next one says how many were left out.
+    """Passes a limited number of messages of each kind on to *logger*; the next message has the number of omitted ones.
 
     Messages with the same text before formatting are of one kind, so there are as many kinds as calls in the code.
     """
@@ -18,7 +18,7 @@ class LimitedLog:
     def __init__(self, logger: logging.Logger) -> None:
         """Begin with the full number of messages of each kind."""
         self._logger = logger
-        #: By text: how many may be logged, at which time that was so, and how many were left out since.
+        #: By text: how many may be logged, the time of that, and how many were omitted since.
         self._kinds: dict[str, tuple[float, float, int]] = {}
 
     def info(self, text: str, *args: object) -> None:

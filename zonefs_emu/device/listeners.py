@@ -1,4 +1,4 @@
-"""Listeners: what a front-end or a lab asks to be told of changes of zones.
+"""Listeners: functions of front-ends and observers that are called after changes of zones.
 
 May not know: commands, the image. A listener is an observer (:mod:`switch`): one that raises is reported and is not
 called again, and the command goes on.
@@ -11,16 +11,17 @@ from weakref import WeakSet
 
 from zonefs_emu.model.geometry import merge_runs
 
-#: Called with (first zone_no, number of zones) after a change of zones is in the image, with the device's lock held: it
-#: is quick and thread safe, notes what it was told, and calls nothing of the device.
+#: Called with (first zone_no, number of zones) after a change of zones is in the image, with the device's lock held. It
+#: must be quick and thread safe, only note the change, and call no method of the device.
 Listener: TypeAlias = Callable[[int, int], None]
 
-#: Listeners are told of every run of changed zones, or where more zones than this changed, of all that lies between.
+#: Listeners are notified of each run of changed zones. If more zones than this changed, they are notified once, of the
+#: whole range.
 _RUNS_MAX: Final = 64
 
 
 class Audience:
-    """The listeners that hear of the changes of one port: all but its own."""
+    """The listeners that are notified of the changes of one port: all but the port's own."""
 
     __slots__ = ("__weakref__", "listeners", "name")
 
@@ -67,7 +68,7 @@ class Listeners:
             audience.listeners = tuple(listener for own, listener in self._subscribed if own is not audience)
 
     def tell(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
-        """Tell *listeners* that *nr_zones* zones from *zone_no* on have changed; with the lock held. Never raises."""
+        """Notify *listeners* that *nr_zones* zones from *zone_no* on changed; with the lock held. Never raises."""
         for listener in listeners:
             try:
                 listener(zone_no, nr_zones)
@@ -77,7 +78,7 @@ class Listeners:
                 self._failed(f"the zone listener of {owners[0] if owners else 'the device'}", error)
 
     def tell_of(self, listeners: Sequence[Listener], zone_numbers: Sequence[int]) -> None:
-        """Tell *listeners* that *zone_numbers* (at least one) have changed, as :meth:`tell` does."""
+        """Notify *listeners* that *zone_numbers* (at least one) have changed, as :meth:`tell` does."""
         if len(zone_numbers) > _RUNS_MAX:
             first = min(zone_numbers)
             self.tell(listeners, first, max(zone_numbers) + 1 - first)
@@ -86,5 +87,5 @@ class Listeners:
                 self.tell(listeners, first, count)
 
     def tell_all(self, nr_zones: int) -> None:
-        """Tell every listener that all *nr_zones* zones may have changed, as :meth:`tell` does."""
+        """Notify every listener that all *nr_zones* zones may have changed, as :meth:`tell` does."""
         self.tell([listener for _, listener in self._subscribed], 0, nr_zones)

@@ -1,10 +1,12 @@
-"""The operation log: what every front-end asked of the device, and what it was answered; and replaying it.
+"""The operation log: the commands of all front-ends, with their answers; and replaying such a log.
 
-One JSON object a line, so that a bug report can be read, cut and edited. The first line names the format and the
-geometry. Data is not kept: zone rules do not depend on it, and a replayed write carries the numbers of its sectors.
+It has one JSON object in each line, so that a bug report can be read, cut and edited. The first line has the format and
+the geometry. Data is not recorded, because the rules of zones do not depend on it; a replayed write stores the numbers
+of its sectors.
 
-An operation that met injected faults has them in its line, with what they did, and not how they came to fire. So they
-strike again in a replay whatever was cut, and in whatever order the threads of the front-ends had come to count.
+The line of an operation has the injected faults that fired at it, with their effects, and not the conditions by which
+they fire. So they fire again in a replay of a log that was cut, and independently of the order in which threads
+counted.
 
 The log is an observer: a command is recorded after it has been carried out, and an error of the log (a full disk, a
 bug) ends the log and changes no answer.
@@ -42,24 +44,24 @@ _ALLOCATE_ZRWA: Final = "allocate-zrwa"
 _FLUSH_ZRWA: Final = "flush-zrwa"
 _POWER_CYCLE: Final = "power-cycle"
 _LINE_BYTES_MAX: Final = 4096
-#: Of the first line, in which each run of conventional zones is.
+#: The longest first line, which has each run of conventional zones.
 _HEAD_CHARACTERS_MAX: Final = 1 << 28
 #: Sectors of a command in a log, at most.
 NR_SECTORS_MAX: Final = 1 << 21
 _NUMBER_MASK: Final = (1 << 64) - 1
-#: What of a fault is in the line of the operation that it struck.
+#: The parts of a fault that are in the line of the operation at which it fired.
 _TOLD: Final = {
     Effect.FAIL: ("status",),
     Effect.PARTIAL: ("status", "nr_sectors"),
     Effect.COND: ("cond",),
     Effect.DELAY: ("delay_min_ns", "delay_max_ns"),
 }
-#: What strikes again in a replay: a zone that failed has a line of its own, and a replay waits for no delay.
+#: The effects that are replayed. A zone that failed has a line of its own, and a replay does not wait for delays.
 _STRIKING: Final = frozenset((Effect.FAIL, Effect.PARTIAL))
 
 
 class OpLog:
-    """A log being written to *file*, a text file. Once it is there, none of its methods raises."""
+    """A log that is written to the text file *file*. After the first line, no method raises."""
 
     def __init__(self, file: IO[str], device: ZonedDevice) -> None:
         """Write the first line.
@@ -97,7 +99,7 @@ class OpLog:
             self.switch.put_off(error)
 
     def close(self) -> None:
-        """Close the file. What the host does not take then is an error of the log as well."""
+        """Close the file. If that fails, it is an error of the log as well."""
         try:
             self._file.close()
         except Exception as error:  # the boundary of observers
@@ -125,7 +127,7 @@ class RecordingPort(FaultyPort):
         self._met = threading.local()
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
-        """Keep the faults that fire for the line of the operation."""
+        """Note the faults that fire, for the line of the operation."""
         self._met.faults = fired = super().fired(operation, zone_no, nr_zones)
         return fired
 
@@ -205,7 +207,7 @@ class TimedRecordingPort(TimedPort, RecordingPort):
 
 
 def record(device: ZonedDevice, file: IO[str]) -> OpLog:
-    """Have every port that *device* gives out from now on note what it does in *file*; returns the log, to be closed.
+    """Record the operations of all ports that *device* makes from now on in *file*; return the log, to be closed.
 
     Raises:
         OSError: the first line cannot be written.
@@ -221,7 +223,7 @@ def record(device: ZonedDevice, file: IO[str]) -> OpLog:
 
 
 class ReplayingPort(FaultyPort):
-    """A port on which the faults of a log strike again."""
+    """A port at which the faults of a log fire again."""
 
     def __init__(self, device: DeviceCore, name: str, dialect: Dialect) -> None:
         """Use :func:`replay`."""
@@ -229,7 +231,7 @@ class ReplayingPort(FaultyPort):
         self._script: list[Fault] = []
 
     def strike(self, faults: list[Fault]) -> None:
-        """Have *faults* strike the next operation, and only that."""
+        """Let *faults* fire at the next operation, and only there."""
         self._script = faults
         self._faults = faults or self.device.faults.faults
 
@@ -241,7 +243,7 @@ class ReplayingPort(FaultyPort):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Where a replay first went another way: the line of the log, what it says, what happened now."""
+    """The first difference of a replay: the line of the log, its answer, and the answer now."""
 
     line_no: int
     line: str
@@ -258,12 +260,12 @@ class Replayed:
 
 
 def replay(lines: Iterable[str], device: ZonedDevice, *, progress: Callable[[int], None] = lambda _: None) -> Replayed:
-    """Carry out on *device* what *lines* say, up to the first different answer.
+    """Carry out the operations of *lines* on *device*, up to the first different answer.
 
-    Where the zone sizes differ, a sector is taken as its zone's number and its offset in that zone.
+    If the zone sizes differ, a sector is translated by its zone's number and its offset in the zone.
 
     Raises:
-        UsageError: not an operation log, or a line of it is damaged; says which line.
+        UsageError: not an operation log, or a line of it is damaged; names the line.
     """
     make_port, device.port_factory = device.port_factory, partial(ReplayingPort, device)
     try:
@@ -306,9 +308,9 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
 
 
 def read_lines(file: IO[str]) -> Iterator[str]:
-    """Yield the lines of the log *file*, and of one that is too long a piece, which :func:`parse_line` refuses.
+    """Yield the lines of the log *file*; of a line that is too long, a piece, which :func:`parse_line` refuses.
 
-    So a file without an end of line takes no more memory than a line of a log.
+    So a file without line ends takes no more memory than one line of a log.
     """
     limit = _HEAD_CHARACTERS_MAX
     while line := file.readline(limit):
@@ -317,7 +319,7 @@ def read_lines(file: IO[str]) -> Iterator[str]:
 
 
 def parse_line(line: str, line_no: int) -> dict[str, object]:
-    """Return what line *line_no* of a log says.
+    """Return the object in line *line_no* of a log.
 
     Raises:
         UsageError: it is damaged.
@@ -351,7 +353,7 @@ def source_geometry(entry: dict[str, object]) -> Geometry:
 
 
 def _faults(entry: dict[str, object]) -> list[Fault]:
-    """Return the faults that struck the operation of *entry*, and are to strike it again."""
+    """Return the faults that fired at the operation of *entry*, to fire again."""
     told = entry.get("faults", [])
     if not isinstance(told, list):
         raise TypeError(told)
@@ -375,7 +377,7 @@ _OF_ZNS: Final[Mapping[str, Callable[[Port, Sector, Mapping[str, object]], Statu
 
 
 def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[str, str]:
-    """Return what the log says was answered, and what is answered now."""
+    """Return the answer in the log, and the answer now."""
 
     def number(name: str) -> int:
         value = entry[name]
@@ -423,5 +425,5 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
 
 def pattern(sector: Sector, nr_sectors: int) -> bytes:
     """Return *nr_sectors* sectors that each carry their own number, counted from *sector*, in 8 bytes."""
-    # A guest may ask for what is no sector, and so may a log.
+    # The sector may be invalid, as a guest may request any number.
     return b"".join((sector + i & _NUMBER_MASK).to_bytes(8, "little") * (SECTOR_BYTES // 8) for i in range(nr_sectors))

@@ -1,9 +1,9 @@
-"""Port: every command of a front-end on a device. A command never raises for what a host does wrong.
+"""Port: every command of a front-end on a device. A command does not raise for an error of the host or guest.
 
 May not know: front-ends, protocols, event loops, injected faults (:mod:`faulty_port`). Sync and thread safe.
 
-A long command lets go of the lock in between, and keeps other commands off its zones by a hold (:mod:`holds`): no
-command has the lock for longer than some milliseconds, whatever the number of zones and bytes.
+A long command releases the lock in between, and keeps other commands off its zones by a hold (:mod:`holds`). So no
+command has the lock for longer than some milliseconds, for any number of zones and bytes.
 
 Reads take no lock: they look at one zone's condition and write pointer, and a read that runs beside a reset may see the
 zone before or after it, as on a drive.
@@ -44,7 +44,7 @@ _APPENDS: Final = int(Counter.APPENDS)
 
 
 class Port:
-    """One front-end's hold on the device: its name for the log, its dialect, and every command.
+    """The access of one front-end to the device: its name for the log, its dialect, and every command.
 
     Commands return a Status (OK is falsy). Sectors everywhere; *buffers* are sequences of buffers of nr_sectors · 512
     bytes in total.
@@ -56,12 +56,12 @@ class Port:
         self.name = name
         self.dialect = dialect
         self.geometry = device.geometry
-        #: The listeners that are told of what this port changes.
+        #: The listeners that are notified of this port's changes.
         self.audience = device.listeners.audience(name)
-        #: What is refused is noted here, also by a front-end that has rules of its own.
+        #: Notes refusals, including those by rules of a front-end.
         self.refusals = Refuser(device, name)
-        #: Called in place of the device's sleep_ns with the length of an injected delay, where the front-end is itself
-        #: able to answer later; the command is carried out at once then.
+        #: Called with the length of an injected delay if the front-end can defer answers. The command is then carried
+        #: out at once. Otherwise the port waits by the device's sleep_ns.
         self.defer: Callable[[int], None] | None = None
         #: Keeps the record of this port's changes, where requests come again after a crash.
         self.intents: Intents | None = None
@@ -205,7 +205,7 @@ class Port:
     def _write_now(  # noqa: PLR0917  (positional: keywords would cost a twentieth of a write)
         self, row: WriteRow, zone_no: int, sector: Sector, nr_sectors: int, nr_moved: int, buffers: "Sequence[Buffer]"
     ) -> Status:
-        """Move the bytes, then wp by *nr_moved*: with the lock held, after the machine has agreed."""
+        """Move the bytes, then wp by *nr_moved*; with the lock held, after the machine's check."""
         intent_log = self.intents.current.log if self.intents else None
         if intent_log:
             intent_log.begin(row.operation, sector, nr_sectors, 0)
@@ -239,10 +239,10 @@ class Port:
             raise
 
     def _begin_long(self, row: WriteRow, zone_no: int, sector: Sector, nr_sectors: int) -> Hold:
-        """Take a hold for a write that the machine has agreed to, and open its zone; with the lock held.
+        """Take a hold for a write that has passed the machine's check, and open its zone; with the lock held.
 
-        The zone is opened already, as the commit must not need a resource that is then gone. A write that fails leaves
-        it open.
+        The zone is opened now, because the commit must not fail for lack of a resource. A write that fails leaves it
+        open.
         """
         intent_log = self.intent_log()
         if intent_log:
@@ -254,7 +254,7 @@ class Port:
     def _write_long(  # noqa: PLR0917  (as above)
         self, row: WriteRow, hold: Hold, sector: Sector, nr_sectors: int, nr_moved: int, buffers: "Sequence[Buffer]"
     ) -> Status:
-        """Move the bytes without the lock, under *hold*, which the caller gives back; then wp."""
+        """Move the bytes without the lock, under *hold*, which the caller releases; then wp."""
         intent_log = self.intent_log()
         try:
             self._path.access.write_all(sector, nr_sectors, buffers)
@@ -271,19 +271,19 @@ class Port:
         return _OK
 
     def has_pending_reset(self, zone_no: int) -> bool:
-        """Say whether the next write to *zone_no* first waits for a flush: wp moved back since the last."""
+        """Return whether the next write to *zone_no* waits for a flush, because wp moved back since the last one."""
         if zone_no >= self.geometry.nr_zones:
             return False
         return self._image.old_extents[zone_no] > 0 and self._image.has_pending_reset(zone_no)
 
     def intent_log(self) -> IntentLog | None:
-        """Return what keeps the record of the request that this thread carries out, if any does."""
+        """Return the intent log of the request that this thread carries out, if there is one."""
         return self.intents.current.log if self.intents else None
 
     def flush(self) -> Status:
-        """Make everything answered so far survive a power cut. Blocks: call it off the event loop.
+        """Make all answered commands survive a power cut. Blocks, so not to be called on an event loop.
 
-        Returns IO_ERROR or NO_SPACE if the host failed now, POISONED if it did earlier.
+        Returns IO_ERROR or NO_SPACE if the host failed now, POISONED if it failed earlier.
         """
         counters = self.device.counters
         if not self._image.readonly:

@@ -1,22 +1,21 @@
 """The power-cut lab: the images that a cut of the power could have left.
 
-The drive that is imitated has a volatile write cache:
+The model is a drive with a volatile write cache:
 
-* What was flushed is there.
-* Since the last flush, writes reached the medium in the order in which they were made: all up to some moment, none
-  after it. With *reorder* every sequential zone keeps a beginning of its own, and every write to a conventional zone
-  is kept or lost by itself.
-* With *torn* the write at which that moment lies may be there in part, in whole logical blocks.
-* A zone that was reset, finished or failed since the last flush is as it was before or as it was made.
+* Flushed data is there.
+* Writes since the last flush reached the medium in order: all before some moment, and none after it. With *reorder*,
+  each sequential zone has a moment of its own, and each write to a conventional zone is kept or lost independently.
+* With *torn*, the write at that moment may be there in part, in whole logical blocks.
+* A zone that was reset, finished or failed since the last flush is as before that or as after it.
 * A zone random write area takes writes as a conventional zone does. A write pointer that moved since the last flush
   in such a zone is where it was then, or, if all writes to the zone are there, where it is now.
 * A write pointer never lies beyond data that is there, and open zones come back closed, or empty.
 
-The lab listens from the moment it is made and notes each write, with what a conventional zone held before. That costs
-time and memory, so it is a lab and not the normal state of a device.
+The lab notes each write from its creation on, with the former content of conventional zones. That costs time and
+memory, so a device has a lab only on request.
 
-The lab is an observer: a write counts, and its moment comes, after the zone's state is in the image, and an error of
-the lab switches the lab off and changes no answer. What a conventional zone held is the one thing that is read before.
+The lab is an observer: it counts a write after the zone's state is in the image, and an error of the lab switches it
+off and changes no answer. Only the former content of a conventional zone is read before the write.
 """
 
 import random
@@ -49,7 +48,7 @@ _FAILED: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
 class Write:
     """One write since the last flush.
 
-    *before*: what a conventional zone, or one with a zone random write area, held there; empty for other zones.
+    *before*: the former content, in a conventional zone or one with a zone random write area; empty for other zones.
     """
 
     zone_no: int
@@ -60,7 +59,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """One outcome: how many sectors of each noted write are there, and whether each changed zone's change is."""
+    """One outcome: how many sectors of each noted write are there, and which changes of zones are."""
 
     kept: tuple[int, ...]
     changed: tuple[bool, ...]
@@ -76,10 +75,9 @@ class Moment(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What images to write: *count* of them into *directory*, one a flush where *at* is EVERY_FLUSH.
+    """The images to be written: *count* of them in *directory*; one at each flush if *at* is EVERY_FLUSH.
 
-    They are drawn from seeds from *seed* on; with *every* they are the outcomes without reordering, one after the
-    other.
+    They are drawn from the seeds *seed*, *seed* + 1 and so on. With *every*, they are all outcomes without reordering.
     """
 
     directory: Path
@@ -106,10 +104,10 @@ class CutImage:
 
 
 class PowerCutLab:
-    """Watches *device* and writes what a power cut could leave of it.
+    """Watches *device* and writes images that a power cut could leave of it.
 
-    Unflushed writes from before it was made count as one write for each zone, because the ends of the single writes are
-    not known. Conventional zones keep everything from before.
+    Unflushed writes from before its creation count as one write for each zone, because their ends are not known.
+    Earlier writes to conventional zones count as flushed.
     """
 
     def __init__(self, device: ZonedDevice) -> None:
@@ -130,7 +128,7 @@ class PowerCutLab:
         self._next_baseline = self._baseline
         self._plan: Plan | None = None
         self.images: list[CutImage] = []
-        #: Why the plan was given up, or why the lab is off; empty while all is well.
+        #: The reason why the plan was dropped or the lab is off; empty otherwise.
         self.failure = ""
         #: Writes seen since the plan began.
         self.nr_seen = 0
@@ -140,7 +138,7 @@ class PowerCutLab:
             device.add_write_hook(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
 
     def _begin_watching(self) -> None:
-        """Take up the watch after the last write that is not seen; called with the device's lock held."""
+        """Begin to watch, between two writes; called with the device's lock held."""
         self._writes = list(self._earlier_writes())
         self._image.checkpoint_listener = self._hear_checkpoint
 
@@ -179,7 +177,7 @@ class PowerCutLab:
             UsageError: the lab is off. OSError: the directory cannot be made, or an image cannot be written now.
         """
         self._require_on()
-        # One by one, with a mode: the umask of a daemon takes nothing away.
+        # Each directory is made with an explicit mode, because the umask of a daemon removes no bits.
         for parent in reversed(plan.directory.parents):
             with suppress(FileExistsError):
                 parent.mkdir(mode=0o755)
@@ -190,7 +188,7 @@ class PowerCutLab:
                 self._write_planned(plan, plan.count)
 
     def give_up(self) -> None:
-        """Forget the plan, and go on watching."""
+        """Drop the plan, and go on watching."""
         with self._device.lock:
             self._plan = None
 
@@ -200,7 +198,7 @@ class PowerCutLab:
         return self._plan is None
 
     def _moment_has_come(self, plan: Plan, count: int) -> None:
-        """Write images in the middle of a front-end's command; a host that takes none ends the plan and not the lab."""
+        """Write images in the middle of a front-end's command; an error of the host ends the plan, not the lab."""
         try:
             self._write_planned(plan, count)
         except OSError as error:
@@ -228,11 +226,11 @@ class PowerCutLab:
     # -- watching ---------------------------------------------------------------------------------------------
 
     def _look(self, offset: int, nr_bytes: int) -> None:
-        """See a write come, with the device's lock held; what it writes over is gone afterwards."""
+        """Note a write that is about to happen, with the bytes that it will overwrite; with the device's lock held."""
         sector, nr_sectors = offset >> SECTOR_SHIFT, nr_bytes >> SECTOR_SHIFT
         pending = self._pending
         if pending is not None and sector + nr_sectors == pending.sector + pending.nr_sectors:
-            return  # the rest of a write of which the host took a part
+            return  # the rest of a write of which the host has written a part
         self._note_pending()
         zone_no = self._device.geometry.zone_no(sector)
         before = b""
@@ -241,7 +239,7 @@ class PowerCutLab:
         self._pending = Write(zone_no=zone_no, sector=sector, nr_sectors=nr_sectors, before=before)
 
     def _published(self, _zone_no: int, _nr_zones: int) -> None:
-        """Note the write that is now in the image, with the device's lock held; other changes note nothing."""
+        """Count the write whose zone is now changed in the image; with the device's lock held."""
         try:
             if self._note_pending():
                 plan = self._plan
@@ -251,9 +249,9 @@ class PowerCutLab:
             self._fail(error)
 
     def _note_pending(self) -> bool:
-        """Note the write that came last, if it has happened; returns whether it has.
+        """Count the last noted write if it has happened; return whether it has.
 
-        One that the host failed is none, unless it is to a conventional zone, of which it may have changed a part.
+        A write that the host failed does not count, except in a conventional zone, of which it may have changed a part.
         """
         write, self._pending = self._pending, None
         if write is None:
@@ -266,7 +264,7 @@ class PowerCutLab:
         return True
 
     def _hear_checkpoint(self, stage: Stage) -> None:
-        """Hear of a flush, with the device's lock held."""
+        """Note a flush; with the device's lock held."""
         try:
             if self._switch.error is None:
                 self._checkpoint(stage)
@@ -296,7 +294,7 @@ class PowerCutLab:
         return [zone_no for zone_no, (before, now) in changed if before != now]
 
     def draw(self, seed: int, *, torn: bool = False, reorder: bool = False) -> Cut:
-        """Return one outcome, the same for the same *seed* and history."""
+        """Return one outcome; the same *seed* and history give the same one."""
         generator = random.Random(seed)
         writes = self._writes
         block = self._device.geometry.block_sectors
@@ -324,9 +322,9 @@ class PowerCutLab:
         return Cut(kept=tuple(kept), changed=changed)
 
     def every(self, *, torn: bool = False, at_most: int = 1000) -> Iterator[Cut]:
-        """Yield the outcomes without reordering, in order, up to *at_most*: each moment, with each zone changed or not.
+        """Yield up to *at_most* outcomes without reordering, in order: each moment, with each zone changed or not.
 
-        With more changed zones than fit, those that changed last are varied first.
+        If there are too many changed zones, those that changed last are varied first.
         """
         writes = self._writes
         block = self._device.geometry.block_sectors
@@ -350,7 +348,7 @@ class PowerCutLab:
     # -- images -----------------------------------------------------------------------------------------------
 
     def write(self, cut: Cut, path: Path) -> None:
-        """Write the image that *cut* leaves to the new file *path*; the device waits meanwhile.
+        """Write the image that *cut* leaves to the new file *path*, with the device's lock held.
 
         Counters and injected faults are not part of it.
 
@@ -373,10 +371,10 @@ class PowerCutLab:
             backing.close()
 
     def _lose(self, cut: Cut, backing: FileBacking) -> None:
-        """Take out of *backing* what *cut* does not keep of conventional zones; of others the copy has no more.
+        """Undo the writes to conventional zones in *backing* that *cut* loses; other zones are not copied beyond wp.
 
-        Newest first: where lost writes lie on each other, what was under the oldest wins, and a write that was kept
-        hides what an older lost one did.
+        They are undone from the newest to the oldest, so that of overlapping lost writes the content before the oldest
+        one remains, and a write that was kept hides an older one that was lost.
         """
         hidden: set[Sector] = set()
         for write, kept in reversed(list(zip(self._writes, cut.kept, strict=True))):

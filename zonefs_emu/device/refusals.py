@@ -1,13 +1,13 @@
-"""The log of refused operations: what was asked, in what condition the zone was, which rule was broken.
+"""The log of refused operations: the request, the state of its zone, and the rule that it broke.
 
-Rings of fixed slots in the image's mapped memory, so that it costs a few microseconds, is bounded, and survives the
-death of the process. Front-ends flatten errors to EIO; "why did I get EIO" is answered from here.
+It has rings of fixed slots in the image's mapped memory. So an entry costs a few microseconds, the log is bounded, and
+it survives the death of the process. Front-ends turn most errors into EIO; ``why`` explains them from this log.
 
-What a front-end refused as malformed or unknown has a small ring of its own: a peer that sends garbage pushes out
-other garbage, and never what was refused by the rules of zones.
+Malformed and unknown requests have a small ring of their own, so that a peer that sends many of them does not push out
+refusals by the rules of zones.
 
 The log is an observer: :meth:`RefusalLog.add` never raises, and an error of the log or of its listener switches that
-one off. Text that is no UTF-8 (a front-end's name, a request) is no error: what cannot be encoded is escaped.
+one off. Characters that cannot be encoded in UTF-8 (in a front-end's name, a request) are escaped.
 """
 
 import struct
@@ -30,7 +30,7 @@ SLOT_BYTES: Final = 256
 NR_HOLDERS_MAX: Final = 42
 #: The longest description of a request, in bytes of UTF-8.
 REQUEST_BYTES: Final = 4 * NR_HOLDERS_MAX
-#: One slot of so many is for requests that were malformed or unknown.
+#: One in this many slots is for requests that were malformed or unknown.
 _REQUESTS_SHARE: Final = 8
 #: seq, time_ns, front_end, operation, status, condition, request length, rule, number of holders, zone, open, active,
 #: wp, sector, sectors, then holders or request; a CRC-32 of these is the end of the slot.
@@ -46,10 +46,10 @@ _U64: Final = (1 << 64) - 1
 class Refusal:
     """One refused operation.
 
-    *zone_no* is -1 where no zone is meant; *cond* and *wp* (absolute sector) are the zone's at that time. *holders*:
-    up to NR_HOLDERS_MAX zones that held the open or active resources, where that limit was hit. *request*: of one that
-    is malformed or unknown, what it was in the words of the front-end; *operation* is None if it is none. *rule* is the
-    number of a :class:`Rule`, perhaps of one that a later version noted and this version does not have.
+    *zone_no* is -1 if the request has no zone; *cond* and *wp* (absolute sector) are the zone's at that time.
+    *holders*: up to NR_HOLDERS_MAX zones that held the open or active resources, if that limit was reached. *request*:
+    the front-end's description of a malformed or unknown request, whose *operation* may be None. *rule* is the number
+    of a :class:`Rule`, which only a later version may know.
     """
 
     seq: int
@@ -70,10 +70,10 @@ class Refusal:
 
 
 class _Ring:
-    """Slots from *first* up to *end*, and the one that is next."""
+    """The slots from *first* up to *end*, and the next one to be filled."""
 
     def __init__(self, first: int, end: int, seqs: Sequence[int]) -> None:
-        """Go on after the highest of *seqs*, the numbers in all slots of the log."""
+        """Continue after the highest of *seqs*, the numbers in all slots of the log."""
         self._first = first
         self._end = end
         self._next = max(range(first, end), key=seqs.__getitem__, default=first)
@@ -119,7 +119,7 @@ class RefusalLog:
             return self._promised
 
     def add(self, refusal: Refusal) -> None:
-        """Put *refusal* into a slot, in place of the one that is a ring older. Never raises."""
+        """Put *refusal* into the slot of the oldest one in its ring. Never raises."""
         if self.switch.error is None:
             try:
                 self._store(refusal)
@@ -151,7 +151,7 @@ class RefusalLog:
     def last(self, count: int, *, after: int = 0) -> list[Refusal]:
         """Return up to *count* refusals with a number above *after*, oldest first.
 
-        Damaged slots are left out. If the memory cannot be read the log goes off, and there are none.
+        Damaged slots are left out. If the memory cannot be read, the log is switched off and the list is empty.
         """
         try:
             return self._last(count, after)
@@ -185,14 +185,14 @@ class RefusalLog:
                 nr_sectors=nr_sectors, nr_open=nr_open, nr_active=nr_active,
                 holders=struct.unpack_from(f"<{nr_holders}I", rest), request=rest[:length].decode(errors="replace"),
             )  # fmt: skip
-        except (ValueError, struct.error):  # a number that means nothing here: the slot is of a later version
+        except (ValueError, struct.error):  # an unknown number: the slot is of a later version
             return None
 
 
 def explain(refusal: Refusal, geometry: Geometry, rules: Mapping[int, Rule]) -> str:
-    """Return one sentence that says what was asked, what stood against it, and where that is written.
+    """Return one sentence with the request, the rule that it broke, and the clause that states the rule.
 
-    *rules* has all rules by number. A number that it does not have is of a later version, and the sentence says so.
+    *rules* has all rules by number. For the number of an unknown rule, of a later version, the sentence says so.
     """
     rule = rules.get(refusal.rule)
     sentence = f"by rule {refusal.rule}, which only a later version knows" if rule is None else rule.sentence
@@ -228,5 +228,5 @@ _WITH_WP: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP_
 
 
 def now_ns() -> int:
-    """Return the time of day in nanoseconds, for people who read the log."""
+    """Return the time of day in nanoseconds, for readers of the log."""
     return time.time_ns()

@@ -1,7 +1,7 @@
-"""What a port notes when it refuses an operation: the state of the zone at that time, in the log and the counters.
+"""Noting refusals of a port: in the log, with the state of the zone at that time, and in the counters.
 
-May not know: how commands run. The commands of a port answer with a status, which is all that a protocol can say. A
-caller that wants the refusal as well asks inside :meth:`Refuser.collect`.
+May not know: how commands run. The commands of a port return a status, which is all that a protocol can express. A
+caller that needs the refusal as well runs the command inside :meth:`Refuser.collect`.
 """
 
 import errno
@@ -25,7 +25,7 @@ _LIMITS: Final = frozenset((Status.OPEN_RESOURCE, Status.ACTIVE_RESOURCE))
 
 
 class _Collecting(threading.local):
-    """The list that this thread collects refusals in."""
+    """The list in which this thread collects refusals."""
 
     refused: list[Refusal] | None = None
 
@@ -41,9 +41,9 @@ class Refuser:
 
     @contextmanager
     def collect(self) -> Iterator[list[Refusal]]:
-        """Give a list that receives what this thread is refused in the context.
+        """Yield a list that receives the refusals of this thread in the context.
 
-        A status other than OK comes with at least one refusal; the last one is that of the status.
+        A status other than OK adds at least one refusal, of which the last one is that of the status.
         """
         outer, refused = self._collecting.refused, list[Refusal]()
         self._collecting.refused = refused
@@ -65,8 +65,8 @@ class Refuser:
     ) -> Status:
         """Note that an operation was refused, by *rule*; returns *status*.
 
-        For the device's own refusals and for front-ends that have rules of their own. *request* is for requests that
-        are malformed or unknown: what it was, for people; *operation* is None if it is none.
+        Both the device and front-ends with rules of their own call it. *request* describes a malformed or unknown
+        request for people; *operation* is None if that is no operation on zones.
         """
         device = self.device
         machine, log = device.machine, device.refusals
@@ -81,7 +81,7 @@ class Refuser:
         if status in _LIMITS:
             resources = machine.resources
             holding = resources.open_zones if status is Status.OPEN_RESOURCE else resources.active_zones
-            # A copy first, in one step: an injected failure comes without the lock, and the set may change meanwhile.
+            # The set is copied first, in one step, because an injected failure comes here without the lock.
             holders = tuple(sorted(islice(tuple(holding), NR_HOLDERS_MAX)))
         refusal = Refusal(
             seq=log.next_seq(), time_ns=now_ns(), front_end=self._name, operation=operation, status=status, rule=rule,
@@ -101,7 +101,7 @@ class Refuser:
         return status
 
     def lost(self, operation: Operation, sector: Sector, nr_sectors: int, zone_no: int = -1) -> Status:
-        """Refuse an operation because the image's file is lost: nothing that is done now would last."""
+        """Refuse an operation because the image's file is lost."""
         self.device.notice_loss()
         return self.refuse(DeviceRule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
 
@@ -116,8 +116,8 @@ class Refuser:
     def failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
         """Turn a failure of the host into a status.
 
-        A failure of a write poisons the image, unless the host is full or the buffers were at fault: the kernel answers
-        EFAULT where a peer has cut the file of the memory that it shares.
+        A failed write poisons the image, unless the host is full or the buffers were at fault: the kernel answers
+        EFAULT if a peer has cut the file of the memory that it shares.
         """
         image = self.device.image
         status = Status.NO_SPACE if is_full(error) else Status.IO_ERROR
@@ -134,10 +134,10 @@ class Refuser:
         return self.refuse(rule, operation, status, sector, nr_sectors, zone_no=zone_no)
 
     def _free_space(self, zone_no: int, sector: Sector, nr_sectors: int) -> None:
-        """Free the space of what a write that failed half-way had written beyond wp; no checkpoint points there.
+        """Free the space beyond wp that a failed write has filled; no checkpoint points there.
 
-        An EMPTY zone would keep it for ever, as resetting it changes nothing. In a conventional zone, and in a zone
-        random write area, each sector is old or new.
+        An EMPTY zone would keep the space for ever, because resetting it changes nothing. In a conventional zone, and
+        in a zone random write area, each sector stays old or new.
         """
         geometry, machine = self.device.geometry, self.device.machine
         if geometry.is_conventional(zone_no):
@@ -145,6 +145,6 @@ class Refuser:
         covered = geometry.covered(zone_no, machine.wps[zone_no], machine.attributes[zone_no])
         first = max(sector, geometry.zone_start(zone_no) + covered)
         if first < sector + nr_sectors:
-            # A host that cannot even do that keeps the space, and reads of it are zeros all the same.
+            # If the host refuses, the space stays allocated. Reads of it return zeros in any case.
             with suppress(OSError):
                 self.device.image.backing.punch(first << SECTOR_SHIFT, sector + nr_sectors - first << SECTOR_SHIFT)

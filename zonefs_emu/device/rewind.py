@@ -1,9 +1,9 @@
-"""Put a device at work back into the state and the data of a snapshot, which is an image of its own.
+"""Rewinding a device in use to the state and the data of a snapshot, which is an image of its own.
 
-For front-ends it is one change of all zones: commands that change or flush something wait until it is over. Write
-pointers never cover bytes of the wrong time: all sequential zones are made empty first, durably, and get their states
-back when their data is durable. A rewind that is cut short leaves them empty, and conventional zones in part; the
-snapshot is unchanged, so that it can be done again.
+For front-ends it is one change of all zones: commands that change zones, and flushes, wait for its end. Write pointers
+never cover bytes of another time: all sequential zones are made empty first, durably, and get their states back when
+their data is durable. An interrupted rewind leaves them empty, and conventional zones changed in part. It can be
+repeated, because the snapshot is unchanged.
 """
 
 from pathlib import Path
@@ -23,9 +23,9 @@ from zonefs_emu.units import to_bytes
 
 
 def rewind(device: ZonedDevice, snapshot: Path) -> None:
-    """Make *device* what it was when the image *snapshot* was taken of it. Faults that are injected stay.
+    """Put *device* into the state in which the image *snapshot* was taken. Injected faults stay.
 
-    No generator that says how far it is: a caller that goes away would leave the device half way.
+    It is no generator that yields its progress, because a caller that goes away would leave the device half changed.
 
     Raises:
         UsageError: *snapshot* is of another device, or a dump or a power-cut lab observes the writes.
@@ -46,7 +46,7 @@ def rewind(device: ZonedDevice, snapshot: Path) -> None:
         with image.between_checkpoints(), device.holding_all():
             conds, wps = fresh_zones(device.geometry)
             load_states(device, ZoneStates(conds, wps, bytearray(len(conds))))
-            # Gives back the space of what was written since.
+            # This frees the space of later data.
             image.flush_now()
             _copy(device, source, header, states)
             load_states(device, states)
@@ -56,7 +56,7 @@ def rewind(device: ZonedDevice, snapshot: Path) -> None:
 
 
 def _copy(device: ZonedDevice, source: FileBacking, header: Header, states: ZoneStates) -> None:
-    """Copy the data that *states* cover, holes staying holes."""
+    """Copy the data that *states* cover; holes stay holes."""
     backing, geometry = device.image.backing, device.geometry
     assert isinstance(backing, FileBacking)
     for first, count in geometry.conventional:

@@ -1,13 +1,14 @@
-"""Rules that a request can break: what a rule is, and the device's own ones.
+"""Rules that a request can break: the class of rules, and the rules of the device.
 
-A rule has a number, which images keep, a sentence and the clause of a standard (or the page of our manual) that says
-so. A front-end that refuses by rules of its own (zonefs: "a sequential file takes direct writes only") states them in
-its own package, as a subclass of :class:`Rule`, and passes them to ``Port.refusals``. ``front_ends/answers.py`` joins
-all of them where refusals are explained.
+A rule has a number, which images keep, a sentence, and the clause of a standard (or the page of the manual) that states
+it. A front-end with rules of its own (zonefs: "a sequential file takes direct writes only") states them in its own
+package, as a subclass of :class:`Rule`, and passes them to ``Port.refusals``. ``front_ends/answers.py`` joins all of
+them for explanations.
 
-Each rule is a member of an enumeration of its package. Rejected: one table that packages fill when they are imported,
-because what ``why`` can explain would then depend on the imports of the process. Rejected: plain numbers with a table
-of texts beside them, because a number without a text would be no error before it is shown.
+Each rule is a member of an enumeration of its package. One alternative was rejected, a table that packages fill when
+they are imported, because the explanations of ``why`` would then depend on the imports of the process. Another one,
+plain numbers with a table of texts, was rejected because a number without a text would be noticed only when it is
+shown.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,15 +24,15 @@ from zonefs_emu.model.transitions import Operation
 class Rule(IntEnum):
     """Base of the enumerations of rules: a number with its sentence and its clause.
 
-    Members are written ``NAME = number, sentence, clause``. Names and numbers are unique over all packages: names
-    because ``why --json`` shows them, numbers because images keep them. So the number of a rule that is removed is not
-    used again. docs/errors.md has the range of each package.
+    Members are written ``NAME = number, sentence, clause``. Names and numbers are unique over all packages, because
+    ``why --json`` shows names and images keep numbers. The number of a removed rule is not used again. docs/errors.md
+    has the range of each package.
     """
 
     _value_: int
-    #: What holds, as a part of a sentence.
+    #: The rule in words, as a part of a sentence.
     sentence: str
-    #: Where that is written.
+    #: The clause that states it.
     clause: str
 
     def __new__(cls, number: int, sentence: str, clause: str) -> Self:
@@ -45,10 +46,10 @@ class Rule(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontEndAnswers:
-    """What one front-end answers to refusals, in words: the part that it adds to their explanation.
+    """The answers of one front-end to refusals, in words, for their explanation.
 
-    *of_status*: the answer to an operation that its port refused with a status. *of_rule*: the answers to its own
-    rules; it has all of them. Two front-ends may share rules.
+    *of_status* returns the answer to an operation that its port refused with a status. *of_rule* has the answer to each
+    rule of the front-end. Two front-ends may share rules.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""The switch of an observer: its first error puts it off, for as long as the image is open.
+"""The switch of an observer: its first error switches it off, for as long as the image is open.
 
-An observer (counters, refusal log, operation log, power-cut lab, a listener) takes part in a command after its effect
-is in the image. It catches every exception of its own at its entry points and gives it to its switch, so that no error
-of an observer reaches the command. That is the boundary of observers; code below it raises freely.
+An observer (counters, refusal log, operation log, power-cut lab, a listener) is called after the effect of a command is
+in the image. Its entry points are the boundary of observers: they catch every exception and pass it to the switch, so
+that it does not reach the command. Code below them raises freely.
 """
 
 import errno
@@ -18,11 +18,11 @@ class Switch:
         """*observer* is its name for people: "the counters"."""
         self._observer = observer
         self._report: Callable[[str, Exception], None] | None = None
-        #: What put it off; None while it is on.
+        #: The error that switched it off; None while it is on.
         self.error: Exception | None = None
 
     def report_to(self, report: Callable[[str, Exception], None]) -> None:
-        """Call *report* with the observer's name and the error that puts it off, at once if one already has."""
+        """Call *report* with the observer's name and the error that switches it off; at once if it is off already."""
         self._report = report
         if self.error is not None:
             report(self._observer, self.error)
@@ -33,7 +33,7 @@ class Switch:
             self.error = OSError(errno.EBADF, "the image is closed")
 
     def put_off(self, error: Exception) -> None:
-        """Switch the observer off because of *error*; a second time does nothing."""
+        """Switch the observer off because of *error*; a second call does nothing."""
         if self.error is not None:
             return
         self.error = error

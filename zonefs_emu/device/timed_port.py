@@ -1,7 +1,7 @@
 """A port whose answers take as long as those of a real drive: a decorator of the commands of :class:`Port`.
 
-Commands are carried out at once; only the answer waits. So timing never changes what is stored or answered. A command
-that is refused, and a flush, take no time of their own.
+Commands are carried out at once, and only the answer waits. So timing does not change what is stored or answered.
+Refused commands and flushes take no time.
 """
 
 import threading
@@ -20,45 +20,45 @@ from zonefs_emu.units import Sector
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: A longer request is refused by every protocol, or its time is not worth computing.
+#: The longest request that is timed. Most protocols refuse longer ones.
 _SECTORS_MAX: Final = 1 << 17
-#: Zones of one command that are timed each; those beyond take as long as these on average. A reset of a million zones
-#: would take seconds to compute otherwise.
+#: How many zones of one command are timed one by one; the others take the average of these. Otherwise computing the
+#: time of a reset of a million zones would take seconds.
 _ZONES_MAX: Final = 1024
-#: The state of a zone that there is not: what is asked of it is refused.
+#: The state of a zone that does not exist; commands on it are refused.
 _NO_ZONE: Final = (int(Condition.OFFLINE), 0)
-#: Zones that a command on all zones passes over without any work.
+#: Conditions of zones that a command on all zones does not change.
 _UNTOUCHED: Final = frozenset((Condition.EMPTY, Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
 
 
 class TimedPort(FaultyPort):
-    """A port on which injected faults strike, timed. An injected delay comes before the drive's own time.
+    """A timed port with injected faults. An injected delay comes before the drive's own time.
 
-    *is_held*: False where the front-end asks :attr:`DeviceCore.timing` itself when a request arrives, because it holds
-    the request back and not the answer.
+    *is_held* is False if the front-end holds requests instead of answers; it then asks :attr:`DeviceCore.timing` itself
+    when a request arrives.
     """
 
     is_held = True
 
     def clock(self) -> int:
-        """Return the time that answers are held by, in nanoseconds."""
+        """Return the time on the clock of held answers, in nanoseconds."""
         return self._timing.clock()
 
     @property
     def alarm(self) -> Alarm:
-        """What wakes a front-end that holds answers."""
+        """The alarm that wakes a front-end that holds answers."""
         return self._timing.alarm
 
     def __init__(self, device: DeviceCore, name: str, dialect: Dialect, **options: Any) -> None:  # noqa: ANN401
-        """Use :meth:`ZonedDevice.port`. *options* are those of the other classes of a port that is more than this."""
+        """Use :meth:`ZonedDevice.port`. *options* are those of the other base classes of a subclass."""
         super().__init__(device, name, dialect, **options)
         assert device.timing is not None
         self._timing = device.timing
-        #: Called with (due, arrival) on the clock, where the front-end is itself able to answer when that is due.
+        #: Called with (due, arrival) on the clock, if the front-end can defer answers itself.
         self.hold: Callable[[int, int], object] | None = None
-        #: For :attr:`hold`: of each thread, when what it has carried out is to be answered.
+        #: For :attr:`hold`: for each thread, when its last command is to be answered.
         self.held = HeldAnswer()
-        # Of each thread: when the operation that it is carrying out was let through by the faults.
+        # For each thread: when the present operation had passed the faults.
         self._struck_ns = threading.local()
 
     def read(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> Status:
@@ -91,7 +91,7 @@ class TimedPort(FaultyPort):
         return self._managed(operation, self._touched(), partial(super()._manage_all, operation))
 
     def _touched(self) -> Sequence[int]:
-        """Return the zones on which an operation on all zones has work."""
+        """Return the zones that an operation on all zones may change."""
         return [zone_no for zone_no, cond in enumerate(bytes(self._machine.conds)) if cond not in _UNTOUCHED]
 
     def _managed(self, operation: Operation, zones: Sequence[int], command: Callable[[], Status]) -> Status:
@@ -117,13 +117,13 @@ class TimedPort(FaultyPort):
         return status
 
     def _arrival_ns(self, arrival_ns: int) -> int:
-        """Return when an operation reached the drive that came at *arrival_ns*: faults may have held it up."""
+        """Return when an operation that came at *arrival_ns* reached the drive: faults may have delayed it."""
         return getattr(self._struck_ns, "now", arrival_ns) if self._faults else arrival_ns
 
     def due_ns(self, operation: Operation, sector: Sector, nr_sectors: int, arrival_ns: int) -> int:
-        """Return when an operation that has arrived and is still to be carried out is to be answered, on the clock.
+        """Return when an operation is due on the clock that has arrived and is not carried out yet.
 
-        Nobody has looked at it yet: one that will be refused for where it is, or how long, is answered at once.
+        The operation is not checked yet. One that will be refused for its address or length is due at once.
         """
         zone_no = sector // self.geometry.zone_size
         if zone_no >= self.geometry.nr_zones or nr_sectors > _SECTORS_MAX:
@@ -149,7 +149,7 @@ class TimedPort(FaultyPort):
         )
 
     def answered(self, due_ns: int, arrival_ns: int) -> None:
-        """Note that an answer that was held until *due_ns* is given now."""
+        """Note that an answer that was due at *due_ns* is sent now."""
         self._timing.answered(due_ns, arrival_ns, self._timing.clock())
 
     def _states(self, zones: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
@@ -162,7 +162,7 @@ class TimedPort(FaultyPort):
         arrival_ns: int,
         states: Sequence[tuple[int, tuple[int, int]]] = (),
     ) -> int:
-        """Return when *operation* on *zones* is answered; *states*: those before it, of the first of them."""
+        """Return when *operation* on *zones* is due; *states* are those of the first zones before it."""
         states = states or self._states(zones)
         if not states:
             return arrival_ns
@@ -171,7 +171,7 @@ class TimedPort(FaultyPort):
         return arrival_ns + (due_ns - arrival_ns) * len(zones) // len(states)
 
     def _hold(self, due_ns: int, arrival_ns: int) -> None:
-        """Have the answer wait until *due_ns*: by the front-end where it can do so, else here."""
+        """Hold the answer until *due_ns*: in the front-end if it can defer answers, otherwise by waiting."""
         if self.hold is not None:
             self.hold(due_ns, arrival_ns)
             return

@@ -1,7 +1,7 @@
 """How long the commands of a device take: a timing model (:mod:`zonefs_emu.model.timing`) that follows a clock.
 
-May not know: ports, commands, front-ends. The clock is the caller's, of the host or a virtual one, in nanoseconds. With
-a *scale* the drive is slower than the model by that factor: its time runs at a fraction of the clock's.
+May not know: ports, commands, front-ends. The caller gives the clock, the host's or a virtual one, in nanoseconds. With
+a *scale*, the drive is slower than the model by that factor.
 """
 
 import heapq
@@ -17,12 +17,12 @@ from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
 
-#: Operations that are remembered: the slowest ones, and the last ones.
+#: How many operations are kept: of the slowest ones, and of the last ones.
 SLOWEST_MAX: Final = 64
 LAST_MAX: Final = 16
-#: An answer is late if it comes so much of its latency after its time.
+#: An answer is late if it is sent later than due by more than this share of its latency.
 _LATE_SHARE: Final = 0.05
-#: The warning is said if more than this share of so many answers were late.
+#: There is a warning if more than this share of the answers were late, after this many answers.
 _WARNING_SHARE: Final = 0.05
 _WARNING_ANSWERS: Final = 1000
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class TimedOperation(NamedTuple):
     """An operation and its times, in nanoseconds of the drive; *begin_ns* counts from the start of the timing.
 
-    *waited_for* is what it waited for longest, *waited_ns* how long.
+    *waited_for* is the longest of its waits, and *waited_ns* the length of that.
     """
 
     latency_ns: int
@@ -44,7 +44,7 @@ class TimedOperation(NamedTuple):
     waited_ns: int
 
     def __str__(self) -> str:
-        """Say it for people."""
+        """Return it in words."""
         size = f" of {self.nr_sectors} sectors" if self.nr_sectors else ""
         waited = f", of which {self.waited_ns / 1e3:.1f} us for {self.waited_for}" if self.waited_ns else ""
         return (
@@ -54,7 +54,7 @@ class TimedOperation(NamedTuple):
 
 
 class OperationTimes:
-    """What the operations of one kind took, in nanoseconds of the drive: sums, and the longest."""
+    """The times of the operations of one kind, in nanoseconds of the drive: sums, and the longest."""
 
     __slots__ = ("count", "longest_ns", "total_ns", "waited_ns")
 
@@ -84,9 +84,9 @@ class Timing:
     def __init__(self, name: str, model: DriveTiming, *, clock: Callable[[], int], scale: float = 1.0) -> None:
         self.name = name
         self.scale = scale
-        #: What the time is, in nanoseconds.
+        #: Returns the time in nanoseconds.
         self.clock = clock
-        #: What wakes front-ends that hold answers; for a clock that is the host's.
+        #: Wakes front-ends that hold answers, if the clock is the host's.
         self.alarm = Alarm()
         self._model = model
         self._lock = threading.Lock()
@@ -113,14 +113,14 @@ class Timing:
         written_sectors: int,
         arrival_ns: int,
     ) -> int:
-        """Return when the operation that arrived at *arrival_ns* is to be answered, both on the clock.
+        """Return when the operation that arrived at *arrival_ns* is due, both on the clock.
 
         *cond* and *written_sectors* are those of the zone before the operation.
         """
         with self._lock:
             since_ns = arrival_ns - self._origin_ns
             begin_ns = since_ns if self.scale == 1 else int(since_ns / self.scale)
-            # Of two threads, the one whose request arrived first may be the second to come here.
+            # A thread whose request arrived first may get here second.
             self._arrived_ns = begin_ns = max(begin_ns, self._arrived_ns)
             model = self._model
             end_ns = model.submit(
@@ -150,7 +150,7 @@ class Timing:
             heapq.heapreplace(slowest, done)
 
     def answered(self, due_ns: int, arrival_ns: int, now_ns: int) -> None:
-        """Note that an operation that was to be answered at *due_ns* was so at *now_ns*, all on the clock."""
+        """Note that an operation that was due at *due_ns* was answered at *now_ns*, all on the clock."""
         late_ns = now_ns - due_ns
         with self._lock:
             self._nr_answers += 1
@@ -175,7 +175,7 @@ class Timing:
     # -- looking ----------------------------------------------------------------------------------------------
 
     def times(self) -> dict[Operation, OperationTimes]:
-        """Return what the operations of each kind took."""
+        """Return the times of the operations of each kind."""
         with self._lock:
             return dict(self._times)
 

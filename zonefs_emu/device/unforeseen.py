@@ -1,12 +1,12 @@
-"""Exceptions that the code does not foresee, and observers that fail: what is said of them, in one place.
+"""Reporting unforeseen exceptions, and observers that failed.
 
 A *boundary* is the code that serves one request of a guest, a front-end or a client. It catches ``Exception`` and calls
 :meth:`UnforeseenErrors.contain`, so that a bug costs the request that met it and nothing else. Code below a boundary
-raises freely and never catches broadly: a second place that catches would hide from the first what happened.
+raises freely and never catches broadly, because that would hide the exception from the boundary.
 
-An *observer* (counters, operation log, refusal log, listeners, power-cut lab) takes part in a command after its effect
-is in the image. It cannot fail the command, so an error of its own switches it off, which
-:meth:`UnforeseenErrors.observer_failed` reports.
+An *observer* (counters, operation log, refusal log, listeners, power-cut lab) is called after the effect of a command
+is in the image. It cannot fail the command, so its first error switches it off, and
+:meth:`UnforeseenErrors.observer_failed` reports that.
 
 May not know: front-ends, protocols. Both methods are thread safe and never raise.
 """
@@ -27,17 +27,17 @@ from zonefs_emu.persist.image import Image
 #: The environment variable that names a file to which every contained exception is appended. A test suite sets it, so
 #: that an exception in a daemon that survives still fails the test.
 REPORT_VARIABLE: Final = "ZONEFS_EMU_INTERNAL_ERRORS"
-#: What ends an entry of that file: a traceback has several lines.
+#: The end of an entry of that file, because a traceback has several lines.
 REPORT_END: Final = "\0"
 
 log = logging.getLogger("zonefs_emu.internal")
 
 
 class UnforeseenErrors:
-    """What one device says of exceptions that a boundary contained, and of observers that are off."""
+    """Reports exceptions that a boundary contained, and observers that are switched off, for one device."""
 
     def __init__(self, image: Image, refusals: RefusalLog, counters: Counters) -> None:
-        """Note in *refusals* and count in *counters*, as long as *image* is open."""
+        """Note errors in *refusals* and count them in *counters*, as long as *image* is open."""
         self._image = image
         self._refusals = refusals
         self._counters = counters
@@ -48,9 +48,9 @@ class UnforeseenErrors:
     def contain(self, front_end: str, where: str, error: Exception) -> Status:
         """Log *error* with its traceback, note it for ``why`` and count it; returns the status to answer with.
 
-        *front_end*: the name that its port has; *where*: the request, for people ("read request of queue 2").
-        The traceback is logged once for each cause: a guest can repeat a request as often as it likes. A cause is the
-        exception's type and the line that raised it.
+        *front_end*: the name of its port; *where*: the request, for people ("read request of queue 2"). The traceback
+        is logged once for each cause, because a guest can repeat a request without end. A cause is the exception's type
+        and the line that raised it.
         """
         place = _place(error)
         cause = (type(error), place)

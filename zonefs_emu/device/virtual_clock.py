@@ -1,4 +1,4 @@
-"""A clock that stands still until it is moved, and what is under way on it.
+"""A clock that moves only when a test moves it, and the commands that are under way on it.
 
     clock = VirtualClock()
     device.start_timing("zn540", clock=clock.now)
@@ -7,8 +7,8 @@
     many = [clock.submit(port.append, sector, 8, (data,)) for _ in range(32)]
     clock.run_until_idle()                                        # ... and many[31].latency_ns is how long it took
 
-A command that is called takes its time: the clock moves on to where it is answered. One that is submitted is carried
-out at once, and is answered when the clock gets there; so many can be under way. For one thread.
+A call of a command moves the clock to the time of its answer. A submitted command is carried out at once, and answered
+when the clock reaches that time, so many commands can be under way. For one thread.
 """
 
 import heapq
@@ -31,7 +31,7 @@ class Submitted(Generic[T]):
 
     @property
     def latency_ns(self) -> int:
-        """How long it takes, with the times of injected delays."""
+        """The time from submission to answer, with injected delays."""
         return self.end_ns - self.begin_ns
 
 
@@ -39,15 +39,15 @@ class VirtualClock:
     """A clock in nanoseconds that begins at 0."""
 
     def __init__(self) -> None:
-        #: What the time is.
+        #: The present time.
         self.now_ns = 0
-        #: While a command is submitted: how long it takes. Else negative.
+        #: The time that a command takes, while it is being submitted; otherwise negative.
         self._taken_ns = -1
         self._queue: list[tuple[int, int, Submitted[Any], Callable[[Submitted[Any]], object] | None]] = []
         self._nr_submitted = 0
 
     def now(self) -> int:
-        """Return what the time is."""
+        """Return the present time."""
         return self.now_ns + max(self._taken_ns, 0)
 
     @property
@@ -56,7 +56,7 @@ class VirtualClock:
         return len(self._queue)
 
     def submit(self, command: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> Submitted[T]:
-        """Carry *command* out, without moving the clock; it is answered when its time has come."""
+        """Carry *command* out without moving the clock; it is answered when the clock reaches its time."""
         return self._submit(None, lambda: command(*arguments, **options))
 
     def submit_then(self, then: Callable[[Submitted[T]], object], command: Callable[[], T]) -> Submitted[T]:
@@ -76,18 +76,18 @@ class VirtualClock:
         return submitted
 
     def advance(self, duration_ns: int) -> None:
-        """Move the clock by *duration_ns* (at least 0), past what is answered meanwhile."""
+        """Move the clock by *duration_ns* (at least 0), and answer the commands that become due."""
         if self._taken_ns >= 0:
             self._taken_ns += duration_ns
             return
         end_ns = self.now_ns + duration_ns
         while self._queue and self._queue[0][0] <= end_ns:
             self._answer_next()
-        # A function that was called at an answer may have moved the clock further.
+        # A function that is called at an answer may have moved the clock further.
         self.now_ns = max(self.now_ns, end_ns)
 
     def run_until_idle(self) -> None:
-        """Move the clock until everything that was submitted, also meanwhile, is answered."""
+        """Move the clock until all commands are answered, with those that are submitted meanwhile."""
         while self._queue:
             self._answer_next()
 

@@ -1,4 +1,4 @@
-"""Opening, closing, finishing and resetting zones: a range of them, or all whose condition the operation is for.
+"""Opening, closing, finishing and resetting zones: a range of them, or all zones in the conditions of the ALL form.
 
 May not know: protocols, injected faults. Each command takes the port through which it comes, which has a method for it.
 
@@ -89,7 +89,7 @@ def manage_all(port: "Port", operation: Operation) -> Status:
 
 
 def _needs_all(geometry: Geometry, operation: Operation) -> bool:
-    """Say whether *operation* on many zones needs resources, which no other command may take before its end."""
+    """Return whether *operation* on many zones needs resources, which no other command may take before its end."""
     limited = geometry.max_open_zones or geometry.max_active_zones
     return bool(limited) and operation in (Operation.OPEN, Operation.FINISH)
 
@@ -105,7 +105,7 @@ def _begin(
 ) -> _Portions:
     """Wait for the zones of *reach* and return what *begin* does; with the lock held.
 
-    *nr_sectors* is what the intent log is told: 0, or ALL_ZONES.
+    *nr_sectors* is for the intent log: 0, or ALL_ZONES.
 
     Raises:
         CommandError: the image takes no changes, or the machine refuses.
@@ -136,10 +136,10 @@ def _commit_intent(port: "Port") -> None:
 def _in_portions(
     port: "Port", portions: _Portions, hold: Hold, end: int, *, shrinking: bool
 ) -> Iterator[tuple[int, int, Sequence[int]]]:
-    """Go through the *portions* of a command on zones up to *end*, under *hold*, which the caller gives back.
+    """Carry out the *portions* of a command on zones up to *end*, under *hold*, which the caller releases.
 
-    Yields (first, end of a portion, the zones of it that were asked for and have changed), without the lock. With
-    *shrinking*, the zones of a portion are given back with it.
+    Yields (first, end, changed zones) of each portion, without the lock. With *shrinking*, the zones of a portion are
+    released after it.
     """
     device = port.device
     at = hold[0]

@@ -1,6 +1,6 @@
 """Commands on the states of all zones at once: save them, load them, and cycle the power.
 
-Loading is what a migration ends with: the states come from a device of the same geometry.
+A migration loads the states of another device of the same geometry.
 """
 
 from array import array
@@ -14,14 +14,14 @@ from zonefs_emu.persist.codec.words import ZoneStates, check_words, pack_words, 
 from zonefs_emu.persist.image import Image
 from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
-#: The order in which many zones are published: those first that give resources back.
+#: The order in which many zones are published: zones that release resources come first.
 _PUBLISHING_ORDER: Final = {
     cond: 2 if cond in OPEN_CONDITIONS else 1 if cond in ACTIVE_CONDITIONS else 0 for cond in Condition
 }
 
 
 def power_cycle(device: DeviceCore) -> None:
-    """Do what cutting and restoring power does to a drive that had flushed: open zones come back closed, or empty.
+    """Cut and restore the power after a flush: open zones come back closed, or empty if they hold no data.
 
     Raises:
         PoisonedError: the host failed to write. NoSpaceError: it is full.
@@ -39,7 +39,7 @@ def power_cycle(device: DeviceCore) -> None:
 def save_zones(device: DeviceCore) -> bytes:
     """Return the state of all zones at one instant: the words of the image format, 8 bytes each."""
     nr_zones = device.geometry.nr_zones
-    # Memory that was touched before: only copying is done under the lock.
+    # The memory is touched before, so that the lock is held for the copying only.
     conds, wps = bytearray(b"\1") * nr_zones, array("Q", b"\1" * 8 * nr_zones)
     attributes = bytearray(b"\1") * nr_zones
     with device.lock:
@@ -50,9 +50,9 @@ def save_zones(device: DeviceCore) -> bytes:
 
 
 def load_zones(device: DeviceCore, words: bytes) -> None:
-    """Put all zones into the states that :func:`save_zones` gave, of a device of the same geometry.
+    """Put all zones into the states that :func:`save_zones` returned for a device of the same geometry.
 
-    For other commands that is one instant. Waits for a checkpoint and for commands that are under way.
+    For other commands that is one change. Waits for a checkpoint and for commands that are under way.
 
     Raises:
         CorruptImageError: a state is impossible in this geometry; nothing has changed.
@@ -60,24 +60,24 @@ def load_zones(device: DeviceCore, words: bytes) -> None:
         PoisonedError: the image takes no changes.
     """
     states = unpack_states(device.geometry, words)
-    # Between checkpoints: at its end each gives back the space of zones that had been reset when it began, and here
-    # they may get their data back.
+    # No checkpoint runs meanwhile: at its end it frees the space of zones that were reset when it began, and loading
+    # may give such zones data.
     with device.image.between_checkpoints(), device.holding_all():
         load_states(device, states)
 
 
 def load_states(device: DeviceCore, states: ZoneStates) -> None:
-    """Do what :func:`load_zones` does, for a caller that keeps checkpoints and commands off."""
+    """Do what :func:`load_zones` does, for a caller that holds off checkpoints and commands."""
     check_words(device.geometry, *states, what="zone states to load", offset=0)
     machine = device.machine
     loaded = machine.loaded(*states)
-    # Nothing changes meanwhile, so no lock is needed to look.
+    # No command changes zones meanwhile, so they are read without the lock.
     changed = [
         zone_no
         for zone_no, (cond, wp, bits) in enumerate(zip(*states, strict=True))
         if (machine.conds[zone_no], machine.wps[zone_no], machine.attributes[zone_no]) != (cond, wp, bits)
     ]
-    # If the process is killed while they are published, no more zones are open or active than may be.
+    # In this order, a kill in the middle leaves no more zones open or active than the limits allow.
     changed.sort(key=lambda zone_no: _PUBLISHING_ORDER[Condition(states.conds[zone_no])])
     with device.lock, device.changing():
         machine.take_over(loaded)
@@ -88,7 +88,7 @@ def load_states(device: DeviceCore, states: ZoneStates) -> None:
 
 
 def _publishing(image: Image, zone_numbers: Sequence[int]) -> Iterator[int]:
-    """Publish in portions, each of which yields how many are done."""
+    """Publish in portions; yield how many zones are published after each."""
     for first in range(0, len(zone_numbers), PORTION_ZONES):
         image.publish_all(zone_numbers[first : first + PORTION_ZONES])
         yield first
