@@ -23,13 +23,13 @@ from zonefs_emu.persist import sigbus
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: What two files that the kernel cannot copy between are answered: of two file systems, or of one without.
+#: The errors of copy_file_range(2) between files that the kernel cannot copy: on two file systems, or without support.
 _NO_COPY_RANGE: Final = frozenset((errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP))
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
-#: What a full host says, whether it is full for all users or for this one.
+#: The errors of a full host, for all users or for this one.
 NO_SPACE_ERRNOS: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
-#: Everything that a path can lead to besides a regular file.
+#: The kinds of files that are not regular.
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -40,13 +40,13 @@ _KINDS: Final = {
 
 
 class Backing(Protocol):
-    """A file as an image sees it, of fixed length except for repairs. Offsets and lengths in bytes.
+    """The file under an image, of fixed length except for repairs. Offsets and lengths in bytes.
 
     Errors are OSError.
     """
 
-    #: preadv(buffers, offset) and pwritev(buffers, offset) return the bytes moved, like their name-sakes in os. They
-    #: are attributes, not methods: the read and write paths call them without a layer between.
+    #: preadv(buffers, offset) and pwritev(buffers, offset) return the bytes moved, like the functions of os. They are
+    #: attributes and not methods, so that reads and writes call those functions directly.
     preadv: Callable[[Sequence["Buffer"], int], int]
     pwritev: Callable[[Sequence["Buffer"], int], int]
 
@@ -77,7 +77,7 @@ class Backing(Protocol):
         ...
 
     def extents(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of the runs between *start* and *end* that may hold other than zeros."""
+        """Yield (offset, length) of the runs between *start* and *end* that may not be zeros."""
         ...
 
     def reserve(self, offset: int, length: int) -> None:
@@ -85,7 +85,7 @@ class Backing(Protocol):
         ...
 
     def resize(self, length: int) -> None:
-        """Cut the file to *length*, or add zeros up to it; nothing of it is mapped. For repairs and streams."""
+        """Cut the file to *length*, or add zeros up to it; no part of it is mapped. For repairs and streams."""
         ...
 
     def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:
@@ -101,7 +101,7 @@ class Backing(Protocol):
 
 
 def _close_in(process: int, fd: int) -> None:
-    """Close *fd*, unless this is a child of *process*: a daemon closes what it inherits; *fd* may be another file."""
+    """Close *fd*, unless this is a child of *process*: there a daemon has closed it, and its number may be reused."""
     if os.getpid() == process:
         os.close(fd)
 
@@ -110,7 +110,7 @@ class FileBacking:
     """A file of the host, under a lock.
 
     After :meth:`close`, every call fails with EBADF for as long as this object lives. The file is released at once, but
-    its descriptor stays taken: another thread may be about to use it, and must not find another file under it.
+    its descriptor stays in use, because another thread may be about to use it and must not meet another file.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
@@ -134,8 +134,8 @@ class FileBacking:
         must be reserved: a store into a hole of a full file system is a SIGBUS.
 
         Raises:
-            FileExistsError: creating never overwrites.
-            OSError: the host has no room; nothing is left behind.
+            FileExistsError: the file exists, and creating never overwrites.
+            OSError: the host has no room; no file is left behind.
         """
         with trying(f"create {path}"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions)
@@ -212,7 +212,7 @@ class FileBacking:
             return os.pread(self._fd, length, offset)
 
     def pwrite(self, data: bytes, offset: int) -> None:
-        """Write all of *data* within the file. A file that was cut during use is not made longer again.
+        """Write all of *data* within the file. A file that was cut during use is not lengthened again.
 
         Raises:
             OSError: EIO if the file is shorter; any error of the host.
@@ -229,7 +229,7 @@ class FileBacking:
     def copy_from(self, source: Backing, offset: int, length: int) -> None:
         """Copy the range of *source* to the same place of this file; the two share blocks where the host can (reflink).
 
-        A source that was cut gives less, and the missing bytes stay as they are here.
+        The bytes that a cut source lacks stay as they are in this file.
 
         Raises:
             OSError: EIO if this file is shorter; any error of the host.
@@ -267,9 +267,10 @@ class FileBacking:
             os.ftruncate(self._fd, length)
 
     def punch(self, offset: int, length: int) -> None:
-        """Turn the range into zeros and give its space back; where the file system cannot punch, write nothing.
+        """Turn the range into zeros and free its space; do nothing if the file system cannot punch holes.
 
-        A file system without holes keeps the old bytes. They lie beyond every write pointer, where nothing reads them.
+        A file system without holes keeps the old bytes. They are beyond every write pointer, where no command reads
+        them.
         """
         mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
         if _fallocate(self._fd, mode, offset, length):
@@ -314,13 +315,13 @@ class FileBacking:
         for address in self._watched:
             sigbus.unwatch(address)
         for mapping, view in self._maps:
-            # A thread that is reading a part of it now unmaps it when it is done.
+            # A thread that is reading a part of it now unmaps it afterwards.
             with suppress(BufferError):
                 view.release()
             with suppress(BufferError):
                 mapping.close()
         self._maps.clear()
-        # Closing alone does not unlock: a mapping or a system call under way would keep the lock.
+        # Closing alone does not unlock, because a mapping or a running system call would keep the lock.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         try:
             nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
@@ -334,11 +335,11 @@ class FileBacking:
 
 
 class SyncFailedError(OSError):
-    """A sync failed: what the host had accepted before may be lost, even if the reason is that the host is full."""
+    """A sync failed: data that the host had accepted may be lost, even if the reason is a full host."""
 
 
 def _copy_range(source: int, target: int, offset: int, length: int) -> int:
-    """Copy in the kernel as much as it can; returns how many bytes. Source: copy_file_range(2)."""
+    """Copy as many bytes in the kernel as possible; return their number. Source: copy_file_range(2)."""
     done = 0
     try:
         while done < length:
@@ -356,7 +357,7 @@ def checked_sync(backing: Backing) -> None:
     """Make everything written to *backing* so far durable.
 
     Raises:
-        SyncFailedError: the host refuses; :func:`is_full` tells it from a write that a full host refuses.
+        SyncFailedError: the host refuses; for :func:`is_full` that is no write which a full host refuses.
     """
     try:
         backing.sync()
@@ -365,12 +366,12 @@ def checked_sync(backing: Backing) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Say whether *error* is a write that a full host refuses, which loses nothing. A failed sync is no such write."""
+    """Return whether *error* is a write that a full host refused, which loses nothing. False for a failed sync."""
     return error.errno in NO_SPACE_ERRNOS and not isinstance(error, SyncFailedError)
 
 
 def _open_regular(path: Path, flags: int) -> int:
-    """Open *path* with *flags*, after a look at its kind: opening a FIFO would wait for a writer.
+    """Open *path* with *flags*, after a check of its kind: opening a FIFO would wait for a writer.
 
     Raises:
         ImageError: it is no regular file. OSError: it cannot be opened.
@@ -383,7 +384,7 @@ def _open_regular(path: Path, flags: int) -> int:
         return os.open(path, flags | os.O_CLOEXEC)
     except PermissionError as error:
         status = path.stat()
-        # Most often the file belongs to another user, and then the message names that user.
+        # The usual reason is that the file belongs to another user, whom the message then names.
         whose = f"it belongs to {user_name(status.st_uid)}, with mode {stat.S_IMODE(status.st_mode):04o}"
         raise OSError(error.errno, f"{error.strerror} ({whose})", str(path)) from None
 
@@ -397,10 +398,10 @@ def user_name(uid: int) -> str:
 
 
 def current_boot_id() -> bytes:
-    """Return the 16 bytes that the kernel drew at boot.
+    """Return the boot id: 16 random bytes of the kernel.
 
     Raises:
-        ImageError: the kernel does not tell (no /proc).
+        ImageError: it cannot be read (no /proc).
     """
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text()

@@ -1,7 +1,7 @@
-"""Look an image over without changing it: findings, never output.
+"""Checking an image without changing it; returns findings and prints nothing.
 
-An image can be sound although something was found: the severity says so. Each finding names the section and the copy
-that it is about, so that a repair can act on it.
+An image with findings may be sound; that depends on their severity. Each finding names its section and copy, so that a
+repair can act on it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,16 +29,16 @@ from zonefs_emu.persist.space import zone_extents
 from zonefs_emu.units import human_bytes, round_up, to_bytes
 
 _COPY_NAMES: Final = ("first", "second")
-#: The most findings of a kind that there may be for each zone.
+#: The most findings of one kind on zones.
 _NR_LISTED_MAX: Final = 20
 
 
 class Severity(Enum):
-    """What a finding means for the image, worst first."""
+    """The severity of a finding, worst first."""
 
     ERROR = "error"  #: it cannot be opened
-    WARNING = "warning"  #: one of two copies is damaged, and the other one is used; or something is out of bounds
-    INFO = "info"  #: worth knowing; nothing is wrong
+    WARNING = "warning"  #: one of two copies is damaged, and the other one is used; or a value is out of bounds
+    INFO = "info"  #: no damage
 
 
 _RANK: Final = {severity: rank for rank, severity in enumerate(Severity)}
@@ -46,10 +46,10 @@ _RANK: Final = {severity: rank for rank, severity in enumerate(Severity)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be, or worth knowing.
+    """Damage, or a note.
 
-    *offset*: the byte in the file, None if there is no single one. *section* and *copy* (0 or 1): what it is about,
-    None if it is the file as a whole. *zone_no*: the zone that is concerned, if it is a single one.
+    *offset*: the byte in the file, None if there is no single one. *section* and *copy* (0 or 1): the place, None for
+    the file as a whole. *zone_no*: the zone, if it is a single one.
     """
 
     severity: Severity
@@ -77,7 +77,7 @@ def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding
     """Return the findings about the image on *backing* (*length* bytes), worst first; *boot_id* is the host's."""
     findings: list[Finding] = []
     try:
-        # Opening checks all that an image needs, so an image that it accepts can be used.
+        # Opening makes all necessary checks, so an image that it accepts can be used.
         Image.load(backing, length, boot_id, readonly=True)
     except ImageError as error:
         findings.append(_error(error))
@@ -94,7 +94,7 @@ def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding
 
 
 def lasting(rounds: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Return the findings that all *rounds* have in common; the others are of blocks that were just being written."""
+    """Return the findings that all *rounds* have in common; others are of blocks that were being written."""
     return [finding for finding in rounds[0] if all(finding in findings for findings in rounds[1:])]
 
 
@@ -140,7 +140,7 @@ def _headers(backing: Backing, header: Header) -> Iterator[Finding]:
 
 
 def _state_copies(backing: Backing, header: Header) -> Iterator[tuple[int, State | CorruptImageError]]:
-    """Yield (offset, the state or what is wrong with it) of both copies."""
+    """Yield (offset, the state or its error) of both copies."""
     for copy in (0, 1):
         offset = header.section(SectionKind.STATE, copy).offset
         try:
@@ -187,7 +187,7 @@ def _tables(backing: Backing, header: Header) -> Iterator[Finding]:
 
 
 def _journals(backing: Backing, header: Header) -> Iterator[Finding]:
-    """Compare each copy with the records that both together give."""
+    """Compare each copy with the records of both together."""
     try:
         table, journal = read_checkpoint(backing, header)
     except CorruptImageError:
@@ -220,7 +220,7 @@ def _faults(backing: Backing, header: Header) -> Iterator[Finding]:
 
 
 def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding]:
-    """Look at the zones of the checkpoint, and at the live table if it counts."""
+    """Check the zones of the checkpoint, and the live table if it counts."""
     try:
         states = read_zones(backing, header)
     except CorruptImageError:
@@ -253,7 +253,7 @@ def _zones(backing: Backing, header: Header, boot_id: bytes) -> Iterator[Finding
 
 
 def _extensions(backing: Backing, header: Header, attributes: bytearray) -> Iterator[Finding]:
-    """Look at the descriptor extension of each zone that has one."""
+    """Check the descriptor extension of each zone that has one."""
     section = ExtensionsSection(backing, header)
     for zone_no, bits in enumerate(attributes):
         if bits & Attribute.EXTENSION and section.load(zone_no) is None:
@@ -270,7 +270,7 @@ def _extensions(backing: Backing, header: Header, attributes: bytearray) -> Iter
 def _changed(
     live: Section, now: Iterable[tuple[int, int, int]], flushed: Iterable[tuple[int, int, int]]
 ) -> Iterator[Finding]:
-    """Say how many zones differ between the states of all zones *now* and as of the last flush."""
+    """Report how many zones differ between the states *now* and those of the last flush."""
     changed = [zone_no for zone_no, (new, old) in enumerate(zip(now, flushed, strict=True)) if new != old]
     if changed:
         yield Finding(
@@ -320,9 +320,9 @@ def _limits(header: Header, states: ZoneStates) -> Iterator[Finding]:
 
 
 def _beyond_wp(backing: Backing, header: Header, states: ZoneStates) -> Iterator[Finding]:
-    """Say how much space is taken by bytes beyond write pointers, which no command can read.
+    """Report the space of bytes beyond write pointers, which no command can read.
 
-    They come from writes that were never answered and from resets that were.
+    They come from writes that were not answered, and from answered resets.
     """
     geometry = header.geometry
     conds, wps, attributes = states
@@ -332,7 +332,7 @@ def _beyond_wp(backing: Backing, header: Header, states: ZoneStates) -> Iterator
     for zone_no, first, last in zone_extents(backing, geometry):
         if conds[zone_no] == Condition.NOT_WP or geometry.is_conventional(zone_no):
             continue
-        # Hosts give space in blocks, so the block that contains wp is taken as a whole.
+        # Hosts allocate blocks, so the whole block that contains wp counts as used.
         zone = zone_no * size
         covered = to_bytes(geometry.covered(zone_no, wps[zone_no], attributes[zone_no]))
         start = max(zone + first, round_up(zone + covered, BLOCK_BYTES))

@@ -1,12 +1,12 @@
-"""What survives a power cut, as it is written: zone table, journal and state block, each in two copies.
+"""Writing the parts that survive a power cut: zone table, journal and state block, each in two copies.
 
 Invariants:
 
-* Of two copies, the one that may be the only good one is never overwritten first, and the first is durable before the
-  second is written.
-* After an interrupted change, the copies together give either what was there before or what should be there.
+* The copy that may be the only good one is not overwritten first, and the first copy is durable before the second one
+  is written.
+* After an interrupted change, the two copies together give either the old content or the new one.
 
-May not know: which zones changed, and whether the data of a write pointer are durable (that is image.py).
+May not know: which zones changed, and whether the data below a write pointer is durable (image.py knows).
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ class Checkpoint:
         self._table_first = 1 if table.base == 0 else 0
 
     def has_room(self, nr_zones: int) -> bool:
-        """Say whether a record of *nr_zones* zones fits into the journal."""
+        """Return whether a record of *nr_zones* zones fits into the journal."""
         return record_bytes(nr_zones) <= self._journal_bytes - self._journal_end
 
     def append(self, entries: Iterable[tuple[int, int]]) -> None:
@@ -62,8 +62,8 @@ class Checkpoint:
     def compact(self, words: bytes) -> None:
         """Write the *words* of all zones as a new table, durably, and begin an empty journal.
 
-        A compaction that a full host interrupts leaves a good image. Its number is not used again, so its blocks cannot
-        complete a later compaction. A copy that it wrote completely counts and is not overwritten first.
+        A compaction that a full host interrupts leaves a good image. Its generation is not used again, so its blocks
+        cannot complete a later compaction. A copy that it has written completely counts, and is not overwritten first.
 
         Raises:
             OSError: the host refuses.
@@ -79,13 +79,13 @@ class Checkpoint:
             self._table_first = 1 - copy
 
     def repair(self, table: Table) -> None:
-        """Complete one copy of the table with what both copies together gave, durably, so that the other one is free.
+        """Complete one copy of the table from both copies, durably, so that the other one may be overwritten.
 
-        A torn write loses nothing: blocks that differ from *table* were useless. The copy is written even if it seems
-        complete, because it may come from the host's cache after a failed sync and never have reached the medium.
+        A torn write loses nothing, because blocks that differ from *table* are of no use. The copy is written even if
+        it seems complete: after a failed sync it may be in the host's cache only.
 
-        Nothing is written once a compaction has completed a copy: that copy counts instead of *table*, and it would be
-        the one to be overwritten here.
+        Nothing is written if a compaction has completed a copy: that copy counts instead of *table*, and this would
+        overwrite it.
 
         Raises:
             OSError: the host refuses.
@@ -99,7 +99,7 @@ class Checkpoint:
 
 
 class StateBlock:
-    """The block that says whether the image is in use, and so which copy of the zone states counts."""
+    """The state block: whether the image is in use, and so which copy of the zone states counts."""
 
     def __init__(self, backing: Backing, header: Header, state: State, first: int) -> None:
         """*state* is the newest good block, *first* the copy to overwrite first."""
@@ -111,7 +111,7 @@ class StateBlock:
         self._first = first
 
     def mark_live(self, boot_id: bytes, owner: str) -> None:
-        """Say that this process uses the image, in words *owner*, since the boot *boot_id*; not yet durable.
+        """Note that this process (in words, *owner*) uses the image since the boot *boot_id*; not yet durable.
 
         Raises:
             OSError: the host refuses.
@@ -119,7 +119,7 @@ class StateBlock:
         self._write(replace(self.state, mode=Mode.LIVE, boot_id=boot_id, owner_pid=getpid(), owner=owner))
 
     def mark_clean(self, epoch: int, journal_seq: int) -> None:
-        """Say that the image was stopped in order with record *journal_seq* of *epoch* as the last one, durably.
+        """Note durably that the image was stopped in order, with record *journal_seq* of *epoch* as the last one.
 
         Raises:
             OSError: the host refuses.
@@ -138,9 +138,9 @@ class StateBlock:
         self._backing.sync()
 
     def distrust_live_table(self) -> None:
-        """Say that the next open must not believe the live table, in as many copies as the host accepts.
+        """Note that the next open must not trust the live table, in as many copies as the host accepts.
 
-        Both copies are written without regard to each other: the sync that separates them is what fails now.
+        Both copies are written, although the sync between the two fails now.
         """
         block = encode_state(replace(self.state, generation=self.state.generation + 1, boot_id=NO_BOOT), self._seed)
         for copy in (self._first, 1 - self._first):

@@ -1,8 +1,7 @@
-"""Copy an image: the zone states of one instant, and the data that they cover, holes staying holes.
+"""Copying an image: the zone states of one instant, and the data that they cover. Holes stay holes.
 
-A copy is an image like any other, stopped in order, with the UUID and label of its origin. If the origin is in use, the
-copy has the states and the data of one instant: its states are taken then, and from then on every write calls
-:meth:`Copy.save` before it changes bytes.
+A copy is an image like any other, stopped in order, with the UUID and label of its origin. The origin may be in use:
+the states are copied at one instant, and from then on every write calls :meth:`Copy.save` before it changes bytes.
 
 May not know: which process holds the origin.
 """
@@ -21,7 +20,7 @@ from zonefs_emu.persist.extensions_section import ExtensionsSection
 from zonefs_emu.persist.metadata import initialize, read_header
 from zonefs_emu.units import to_bytes
 
-#: The most bytes that are copied at once, also for a write that waits.
+#: The most bytes that are copied at once, while a write may wait.
 _CHUNK_BYTES: Final = 1 << 20
 #: How many bytes are copied between two reports of progress.
 _REPORT_BYTES: Final = 64 << 20
@@ -30,13 +29,14 @@ _REPORT_BYTES: Final = 64 << 20
 class Copy:
     """A copy in progress: :meth:`begin`, :meth:`run` to its end, :meth:`seal`; or :meth:`abandon`.
 
-    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, named by its first byte.
+    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, identified by its first
+    byte.
 
     Invariant: a chunk is copied before it changes. The chunks below *_passed* and those in *_ahead* are copied.
     """
 
     def __init__(self, source: Backing, header: Header, target: Path) -> None:
-        """Create the file *target*, which is no image before it is sealed. It gives no user more access than *source*.
+        """Create the file *target*, which becomes an image when it is sealed, with at most the permissions of *source*.
 
         Raises:
             FileExistsError: *target* exists. OSError: the host has no room; nothing is left behind.
@@ -56,7 +56,7 @@ class Copy:
         )
 
     def begin(self, states: ZoneStates) -> None:
-        """Take the *states* of all zones, and the descriptor extensions. From now on changes are saved.
+        """Note the *states* of all zones and copy the descriptor extensions. From now on changes must be saved.
 
         Raises:
             OSError: the host cannot read an extension.
@@ -71,7 +71,7 @@ class Copy:
             }
 
     def run(self) -> Iterator[int]:
-        """Copy all data; yield the progress now and then, in bytes of the device.
+        """Copy all data; yield the progress periodically, in bytes of the device.
 
         Raises:
             OSError: the host refuses or has no room. Exception: an error of :meth:`save`.
@@ -94,7 +94,7 @@ class Copy:
     def save(self, start: int, end: int) -> None:
         """Copy the bytes from *start* to *end* of the device, which are about to change.
 
-        Never raises: an error of any kind fails the copy and not the command that is about to write.
+        Never raises: an error fails the copy, and not the command that is about to write.
         """
         try:
             for chunk, chunk_end in self._chunks(start, end):
@@ -102,11 +102,11 @@ class Copy:
                     if chunk >= self._passed and chunk not in self._ahead and self._failure is None:
                         self._copy(chunk, chunk_end)
                         self._ahead.add(chunk)
-        except Exception as error:  # a boundary: run() and seal() raise it in the thread that makes the copy
+        except Exception as error:  # a boundary: run() and seal() raise the error in the thread that makes the copy
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Have :meth:`run` and :meth:`seal` raise *error*."""
+        """Make :meth:`run` and :meth:`seal` raise *error*."""
         self._failure = error
 
     def seal(self) -> None:
@@ -151,7 +151,7 @@ class Copy:
     def _copy(self, start: int, end: int) -> None:
         try:
             for offset, length in self._source.extents(start, end):
-                # A source that was cut during the copy gives less; the missing bytes read as zeros in the target.
+                # Bytes that a source lacks because it was cut meanwhile read as zeros in the target.
                 self._backing.copy_from(self._source, offset, length)
         except OSError as error:
             raise self._named(error) from None

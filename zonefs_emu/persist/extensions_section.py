@@ -1,8 +1,8 @@
-"""The descriptor extensions of zones in their section: one record a zone, in one copy.
+"""Reading and writing the descriptor extensions of zones: one record for each zone, in one copy.
 
-A record is written before the zone's state says that it counts, and not while a checkpoint may point at what it held
-before (that is image.py). So a crash loses none, and one copy suffices; a second one would help against damage of the
-medium only, and the content of zones has none either.
+A record is written before the zone's state refers to it, and not while a checkpoint may refer to its former content
+(image.py sees to that). So a crash loses no record, and one copy is enough. A second copy would help against damage of
+the medium only, against which the content of zones has no copy either.
 """
 
 from zonefs_emu.persist.backing import Backing
@@ -25,7 +25,7 @@ class ExtensionsSection:
         return self._offset + zone_no * self._record_bytes
 
     def load(self, zone_no: int) -> bytes | None:
-        """Return the extension of *zone_no*, whose attribute says that it has one; None if the record is damaged.
+        """Return the extension of *zone_no*, which has the attribute for it; None if the record is damaged.
 
         Raises:
             OSError: the host cannot read it.
@@ -33,7 +33,7 @@ class ExtensionsSection:
         return decode_extension(self.record(zone_no), zone_no, self._seed)
 
     def record(self, zone_no: int) -> bytes:
-        """Return the record of *zone_no* as it is; what a file that was cut does not have is zeros.
+        """Return the record of *zone_no* as it is, with zeros beyond the end of a file that was cut.
 
         Raises:
             OSError: the host cannot read it.

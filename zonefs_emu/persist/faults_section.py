@@ -1,6 +1,6 @@
-"""The fault section in its two copies, written so that it survives kills or, durably, power cuts as well.
+"""The fault section in its two copies, written so that it survives kills, and power cuts too if durably.
 
-May not know: the meaning of the text, and the consequences of a failing host (that is image.py).
+May not know: the meaning of the text, and the consequences of a failing host (image.py knows).
 """
 
 from zonefs_emu.persist.backing import Backing, checked_sync
@@ -11,7 +11,7 @@ from zonefs_emu.persist.recovery import choose_faults
 
 
 class FaultsSection:
-    """A text of the layer above, which the newer of the good copies has. One caller at a time."""
+    """A text of the layer above; the newer of the good copies counts. One caller at a time."""
 
     def __init__(self, backing: Backing, header: Header) -> None:
         """Read what was saved last.
@@ -46,14 +46,14 @@ class FaultsSection:
         """
         block = encode_faults(data, self._generation + 1, self._header.seed, version=self.version)
         if not durably:
-            # The good copy that counted before stays valid even if this write is torn.
+            # The copy that counted before stays valid even if this write is torn.
             self._backing.pwrite(block, self._offsets[self._first])
             return
         self._generation += 1
         first = self._first
         for copy in (first, 1 - first):
             self._backing.pwrite(block, self._offsets[copy])
-            # A failed sync is reported only once, and it may have been data that was lost.
+            # A failed sync is reported only once, and data may have been lost.
             checked_sync(self._backing)
             # This copy is good, and the other one may be torn from here on.
             self._first = 1 - copy

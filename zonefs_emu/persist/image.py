@@ -13,13 +13,13 @@ Invariants:
 
 * Data is synced before a checkpoint that covers it is written, and a checkpoint is synced before a flush is answered:
   a durable wp never covers bytes that are not durable.
-* Bytes that a write pointer moved back over are neither overwritten nor punched out before the new write pointer is
-  durable (``old_extents``; :meth:`Image.apply_pending_resets`): the last checkpoint, or the one being written, may
-  still point at them. Whether a zone has such bytes is computed from its present write pointer, so a zone that gets its
-  write pointer back (a loaded state) has none any more. A descriptor extension is kept from being overwritten likewise.
-* Of two copies of a section, the one that may be the only good one is never overwritten first.
+* Bytes that a write pointer moved back over are neither overwritten nor punched before the new write pointer is durable
+  (``old_extents``; :meth:`Image.apply_pending_resets`), because the last checkpoint, or the one being written, may
+  still point at them. The present write pointer of a zone decides whether it has such bytes, so a zone that gets its
+  write pointer back (a loaded state) has none. The same holds for descriptor extensions.
+* The copy of a section that may be the only good one is not overwritten first.
 * After a failed sync, or a write that failed for another reason than a full host, nothing more is written (poisoned). A
-  write that a full host refuses loses nothing: the last checkpoint stays as it is, and the next one covers more.
+  write that a full host refuses loses nothing: the last checkpoint stays valid, and the next one covers more changes.
 """
 
 import sys
@@ -73,7 +73,7 @@ from zonefs_emu.persist.pending_resets import PORTION_ZONES, PendingResets
 from zonefs_emu.persist.recovery import check_clean_stop, power_cycle, zone_states
 from zonefs_emu.persist.space import punch_leftovers, punch_zones
 
-#: No journal has room for a record of more changed zones.
+#: With more changed zones than this, a record fits into no journal.
 _CHANGED_ZONES_MAX: Final = 1 << 16
 #: The pause between two portions, in which other threads take the lock. Without it, the thread that releases the lock
 #: would take it again first: a plain lock has no queue.
@@ -88,9 +88,10 @@ LOST: Final = (
 
 
 class EveryZone(set[int]):
-    """Stands for so many zones that a checkpoint writes the whole table, so that noting more of them changes nothing.
+    """Represents so many zones that a checkpoint writes the whole table, so that more of them change nothing.
 
-    A real set of a million zones is rejected: growing it takes longer than the lock may be held.
+    The alternative, a real set of a million zones, was rejected because growing it takes longer than the lock may be
+    held.
     """
 
     def __len__(self) -> int:
@@ -105,7 +106,7 @@ class EveryZone(set[int]):
 
 
 class Stage(Enum):
-    """How far a checkpoint is."""
+    """The stages of a checkpoint."""
 
     BEGUN = auto()  #: the states that it will cover are captured
     DURABLE = auto()  #: it survives a power cut
@@ -134,12 +135,11 @@ class Image:
         self.is_closed = False
         #: Whether the file was cut, overwritten or torn away during use: nothing more is read from or written to it.
         self.is_lost = False
-        #: What was recovered, for people; "" after a stop in order.
+        #: The result of a recovery, for people; "" after an orderly stop.
         self.recovery = ""
         #: Called with each stage of each checkpoint, with the lock held.
         self.checkpoint_listener: Callable[[Stage], None] | None = None
-        #: Called with the zones that were reset, before their space is given back and they may be written; without the
-        #: lock.
+        #: Called with the zones that were reset, before their space is freed and they may be written; without the lock.
         self.erase_listener: Callable[[Sequence[int]], None] | None = None
         #: Called with the lock held, which it may release, before closing refuses all changes.
         self.before_closing: Callable[[], None] = lambda: None
@@ -157,14 +157,14 @@ class Image:
         self._checkpoint = Checkpoint(backing, header, table, journal)
         if state.mode is Mode.LIVE:
             self._recover(state, boot_id)
-        # The table to be written anew because something differs from it; None if nothing does.
+        # The table that must be written anew because a copy differs from it, or None.
         is_stale = not (readonly or (table.is_sound and journal.is_sound and not self.recovery))
         self._stale_table = table if is_stale else None
-        # Reads: damage that keeps an image from being opened is found before anything is changed.
+        # The faults are read here, so that damage of them is found before the image is changed.
         self._faults = FaultsSection(backing, header)
         self.extensions = ExtensionsSection(backing, header)
-        #: Make the present state of a zone survive the death of this process: one aligned 8-byte store. Meant for zones
-        #: that were written to. A conventional zone has no state that a write changes.
+        #: Makes the present state of a zone survive the death of this process: one aligned 8-byte store. For zones that
+        #: were written to. A conventional zone has no state that a write changes.
         self.publish = self._publish_with_attributes if self.geometry.has_attributes else self._publish
         self._pending = PendingResets(len(self.wps))
         #: See :class:`PendingResets`; read by each write.
@@ -180,7 +180,7 @@ class Image:
     def open(cls, path: Path, *, readonly: bool = False, alone: bool = False, owner: str = "zonefs-emu") -> "Image":
         """Open the image *path*, recovering it if it was not stopped in order.
 
-        *readonly* writes nothing at all, not even what a recovery found, and takes a shared lock; or an exclusive one
+        With *readonly*, nothing is written, not even the result of a recovery, and the lock is shared, or exclusive
         with *alone*. *owner* names this process in the error message of a later open that finds the image busy.
 
         Raises:
@@ -225,7 +225,7 @@ class Image:
         return image
 
     def _take_states(self, states: ZoneStates, *, what: str, offset: int) -> None:
-        """Make *states*, which *what* at byte *offset* of the file has, those of the image.
+        """Use *states*, which come from *what* at byte *offset* of the file, as those of the image.
 
         Raises:
             CorruptImageError: a state is impossible.
@@ -239,7 +239,7 @@ class Image:
         return ZoneStates(self.conds, self.wps, self.attributes)
 
     def _recover(self, state: State, boot_id: bytes) -> None:
-        """Take the states that the crash left: the live table, or the checkpoint after a power cut."""
+        """Use the states that the crash left: the live table, or the checkpoint after a power cut."""
         if state.boot_id != boot_id:
             power_cycle(self.states, range(self.geometry.nr_zones))
             why = "the last process could not sync the image" if state.boot_id == NO_BOOT else "the host lost power"
@@ -255,7 +255,7 @@ class Image:
         """Make the image LIVE, in an order that leaves a good image at every instant."""
         backing, header = self.backing, self.header
         words = pack_words(*self.states)
-        # The states that a checkpoint of many zones covers. Kept, so that copying under the lock touches no new memory.
+        # The states that a checkpoint of many zones covers. The memory is kept, so that copying under the lock is fast.
         self._captured = ZoneStates(self.conds[:], self.wps[:], self.attributes[:])
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
@@ -272,11 +272,11 @@ class Image:
                 self._checkpoint.repair(self._stale_table)
                 self._checkpoint.compact(words)
             if self.recovery:
-                # Not earlier: until the compaction, the last checkpoint may point at these bytes.
+                # Not earlier, because until the compaction the last checkpoint may point at these bytes.
                 punch_leftovers(backing, self.geometry, *self.states)
         except BaseException:
-            # The image must not say that it is in use. If the host refuses this as well, it stays LIVE, and the live
-            # table has all that was found.
+            # The image must not stay in the state "in use". If the host refuses this as well, it stays LIVE, and the
+            # live table has the states that were found.
             with suppress(OSError, ImageError):
                 if self._stale_table is not None:
                     self._checkpoint.repair(self._stale_table)
@@ -296,8 +296,8 @@ class Image:
         self.is_closed = True
         try:
             with self._flushing:
-                # From here on every change is refused, so the last checkpoint lacks no answered change. Taking the lock
-                # waits for changes under way, and before_closing for those that released it for a while.
+                # From here on every change is refused, so the last checkpoint has every answered change. Taking the
+                # lock waits for running changes, and before_closing for those that have released it for a while.
                 with self.lock:
                     self.before_closing()
                     is_healthy = not self.poison
@@ -307,7 +307,7 @@ class Image:
                     self._mark_clean()
         finally:
             for view in (self._live, self.refusals):
-                # A thread may still be reading a part of it. That is no reason to keep the file lock.
+                # A thread may still be reading a part of the memory. The file lock is released all the same.
                 with suppress(BufferError):
                     view.release()
             self.backing.close()
@@ -344,8 +344,8 @@ class Image:
         for zone_no in zone_numbers:
             wp = wps[zone_no]
             _, before, attributes = unpack_state(self.geometry, live[zone_no] // LIVE_PRIME)
-            # Only a zone that had data can have durable data: opening and closing an empty zone leaves nothing pending.
-            # So can a zone that had a descriptor extension.
+            # Only a zone that had data, or a descriptor extension, can have durable data: opening and closing an empty
+            # zone leaves no pending reset.
             if wp < before or attributes & ~self.attributes[zone_no]:
                 self._pending.note(zone_no, max(before, 1))
             live[zone_no] = self._live_word(zone_no)
@@ -356,7 +356,7 @@ class Image:
     def published(self) -> ZoneStates:
         """Return the zone states that a kill now would leave; with the lock held.
 
-        The next checkpoint covers all zones, because it is unknown which of them an interrupted command has published.
+        The next checkpoint covers all zones, because it is unknown which zones an interrupted command has published.
         """
         section = self.header.section(SectionKind.LIVE)
         states = unpack_states(self.geometry, decode_live(bytes(self._live), offset=section.offset))
@@ -364,11 +364,11 @@ class Image:
         return states
 
     def has_pending_reset(self, zone_no: int) -> bool:
-        """Say whether old bytes lie at the write pointer of *zone_no*: see :meth:`apply_pending_resets`."""
+        """Return whether old bytes are at the write pointer of *zone_no*: see :meth:`apply_pending_resets`."""
         return self.wps[zone_no] < self.old_extents[zone_no]
 
     def apply_pending_resets(self) -> None:
-        """Make all resets durable and give their space back to the host. Blocks; call without the lock.
+        """Make all resets durable and free their space on the host. Blocks; call without the lock.
 
         Raises:
             PoisonedError: the host failed. NoSpaceError: it is full, and nothing is lost.
@@ -380,7 +380,8 @@ class Image:
 
         Raises:
             PoisonedError: the host failed to write or sync, now or earlier.
-            NoSpaceError: the host has no room for a checkpoint. The last one stays valid, and the next one covers all.
+            NoSpaceError: the host has no room for a checkpoint. The last one stays valid, and the next covers all
+            changes.
         """
         self.look_after()
         with self._flushing:
@@ -392,12 +393,12 @@ class Image:
         self._write_checkpoint()
 
     def between_checkpoints(self) -> AbstractContextManager[bool]:
-        """Return a context during which no checkpoint is written: take it before the lock."""
+        """Return a context in which no checkpoint is written; to be entered before the lock is taken."""
         return self._flushing
 
     def _write_checkpoint(self) -> None:
-        """Sync the data, then write and sync the states of the zones it belongs to; with *_flushing* held."""
-        # Resets that are noted from now on are for the next checkpoint.
+        """Sync the data, then write and sync the states of its zones; with *_flushing* held."""
+        # Later resets are for the next checkpoint.
         resets = self._pending.zone_numbers()
         dirty: set[int] = set()
         is_durable = False
@@ -415,7 +416,7 @@ class Image:
                 self._checkpoint.append(entries or self._captured_entries(dirty))
             is_durable = True
         except OSError as error:
-            # A power cut may leave a part of what was written. That part is true: the data was synced before.
+            # A power cut may leave a part of the checkpoint. That part is valid, because the data was synced before.
             raise self._refuse_or_fail(error, "the image could not be synced", distrust=True) from None
         finally:
             if not is_durable:  # after any exception: the next checkpoint covers the zones of this one
@@ -430,7 +431,7 @@ class Image:
     def _capture(
         self, dirty: set[int], resets: Sequence[int], *, fits: bool
     ) -> tuple[list[tuple[int, int]], Mapping[int, int] | Sequence[int]]:
-        """Return what a checkpoint of the *dirty* zones covers, with the lock held.
+        """Return the content of a checkpoint of the *dirty* zones; with the lock held.
 
         The result is (entries of a record, write pointers of the zones *resets*). If the zones are many, or the record
         does not fit, the states of all zones are copied instead, and there are no entries.
@@ -447,9 +448,9 @@ class Image:
         return [(zone_no, pack_word(conds[zone_no], wps[zone_no], attributes[zone_no])) for zone_no in sorted(dirty)]
 
     def _apply_resets(self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int]) -> None:
-        """Give back the space of the *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.
+        """Free the space of those *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.
 
-        *durable_wps*: the write pointers in the checkpoint. No lock is held while punching, because nothing else writes
+        *durable_wps*: the write pointers in the checkpoint. No lock is held while punching, because no command writes
         to these zones: writes wait for :meth:`apply_pending_resets`, and states are loaded between checkpoints.
         """
         empty = [zone_no for zone_no in zone_numbers if not durable_wps[zone_no]]
@@ -463,37 +464,37 @@ class Image:
 
     @staticmethod
     def let_others_in() -> None:
-        """Let other threads take the lock that was just released; for loops over zones in portions."""
+        """Pause for other threads that want the lock; for loops over zones in portions."""
         time.sleep(_PAUSE_SECONDS)
 
     # -- failing ----------------------------------------------------------------------------------------------
 
     def _refuse_or_fail(self, error: OSError, what: str, *, distrust: bool = False) -> ImageError:
-        """Poison the image, unless a full host refused a write: that loses nothing."""
+        """Poison the image, unless a full host refused a write, which loses nothing."""
         if is_full(error):
             return NoSpaceError(f"{what} ({error.strerror}): free some space on the host and try again")
         return self._fail(error, what, distrust=distrust)
 
     def _note_loss(self) -> None:
-        """Refuse everything from now on. Takes no lock: it is called in the middle of a store to the live table."""
+        """Refuse everything from now on. Takes no lock, because it is called in a store to the live table."""
         self.is_lost = True
         self.poison = LOST
 
     def look_after(self) -> None:
-        """Note the loss if the file is no longer the one that was opened: it was cut, or both its headers changed."""
+        """Note the loss if the file was cut or both its headers changed since it was opened."""
         if self.is_closed or self.readonly or self.is_lost:
             return
         try:
-            # Bytes that were added to the file lie behind the whole image and do no harm.
+            # Bytes that were added to the file are behind the whole image and do no harm.
             if self.backing.length >= self.header.file_bytes and self._has_its_header():
                 return
         except OSError:
-            return  # one block cannot be read: the command that needs it reports that
+            return  # one block cannot be read; the command that needs it reports the error
         if not self.is_closed:
             self._note_loss()
 
     def _has_its_header(self) -> bool:
-        """Say whether one of the two copies of the header is as it was when the image was opened."""
+        """Return whether one of the two copies of the header is unchanged since the image was opened."""
         for copy, block in enumerate(self._headers):
             if self.backing.pread(BLOCK_BYTES, self.header.section(SectionKind.HEADER, copy).offset) == block:
                 return True
@@ -504,10 +505,10 @@ class Image:
         self._fail(error, what)
 
     def _fail(self, error: OSError, what: str, *, distrust: bool = False) -> PoisonedError:
-        """Poison the image, unless its file is lost. With *distrust* the next open does not believe the live table.
+        """Poison the image, unless its file is lost. With *distrust*, the next open does not trust the live table.
 
-        After a failed sync it is unknown which pages reached the medium, so the next open goes back to the last
-        checkpoint, as after a power cut.
+        After a failed sync it is unknown which pages reached the medium, so the next open uses the last checkpoint, as
+        after a power cut.
         """
         self.look_after()
         if self.is_lost:
@@ -536,7 +537,7 @@ class Image:
         self._faults.version = version
 
     def load_faults(self) -> bytes:
-        """Return the text that :meth:`save_faults` was given last; b"" if there is none.
+        """Return the text that was saved last; b"" if there is none.
 
         Raises:
             CorruptImageError: both copies are damaged.
@@ -544,11 +545,11 @@ class Image:
         return self._faults.load()
 
     def save_faults(self, data: bytes, *, durably: bool) -> None:
-        """Keep *data* durably, which blocks and costs two syncs, or else through the death of this process only.
+        """Store *data* *durably*, which blocks for two syncs, or so that it survives the death of this process only.
 
-        In the latter case a power cut leaves this, or what was kept durably last. Any difference from that must lie in
-        the first BLOCK_BYTES of the section, as the death of a process may cut a longer write short. One caller at a
-        time, without the lock.
+        In the latter case a power cut leaves *data*, or the text that was stored durably last. The two may differ in
+        the first BLOCK_BYTES of the section only, because the death of a process may cut a longer write short. One
+        caller at a time, without the lock.
 
         Raises:
             UsageError: it does not fit. PoisonedError: the host failed to write. NoSpaceError: it is full.
@@ -562,7 +563,7 @@ class Image:
     # -- descriptor extensions ----------------------------------------------------------------------------------
 
     def save_extension(self, zone_no: int, data: bytes) -> None:
-        """Store *data* as the descriptor extension of *zone_no*; with the lock held, before its state says so.
+        """Store *data* as the descriptor extension of *zone_no*; with the lock held, before its state changes.
 
         A death of the process in between leaves the zone as it was. A flush makes the extension durable.
 

@@ -1,6 +1,6 @@
-"""The metadata of an image in its file: written for the first time, found, and read.
+"""The metadata of an image in its file: creating, finding and reading it.
 
-May not know: how an image in use is written (that is image.py).
+May not know: how an image in use is written (image.py).
 """
 
 import sys
@@ -30,9 +30,9 @@ from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.codec.words import ZoneStates, check_words, pack_words
 from zonefs_emu.persist.recovery import Journal, Table, choose_state, choose_table, read_journal, zone_states
 
-#: No host boots with this id: a LIVE state that carries it is never trusted.
+#: No host has this boot id, so a LIVE state with it is never trusted.
 NO_BOOT: Final = bytes(16)
-#: How far from the end of a damaged file the first header is looked for: the metadata of the largest geometry.
+#: How far from the end of a damaged file the first header is searched: as far as the metadata of the largest geometry.
 _SEARCH_BYTES: Final = 3 << 30
 _SEARCH_CHUNK_BYTES: Final = 1 << 20
 
@@ -43,11 +43,11 @@ def create_image(
 ) -> None:  # fmt: skip
     """Create the image *path* and close it.
 
-    *states*: the conditions and the sectors with data of all zones, which read as zeros; of a fresh device without.
+    *states*: the states of all zones, whose data read as zeros; by default those of a new device.
 
     Raises:
         CorruptImageError: *states* are impossible in *geometry*.
-        FileExistsError: *path* exists; creating never overwrites.
+        FileExistsError: *path* exists, and creating never overwrites.
         UsageError: the label or the conventional zones do not fit into the header.
         OSError: the host has no room; nothing is left behind.
     """
@@ -66,7 +66,7 @@ def create_image(
 
 
 def initialize(backing: Backing, header: Header, words: bytes = b"") -> None:
-    """Write all metadata to *backing*: of a fresh device, or of one whose zone states are *words*."""
+    """Write all metadata to *backing*: of a new device, or of one with the zone states *words*."""
     words = words or pack_words(*fresh_zones(header.geometry))
     state = encode_state(State(generation=1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=1), header.seed)
     table = encode_table(words, 1, header.seed)
@@ -91,7 +91,7 @@ def read_header(backing: Backing, length: int) -> Header:
     """Return the header of the image: from the end of the file, or from the first copy if that one is damaged.
 
     Raises:
-        BadMagicError: not an image. CorruptImageError: damaged or cut; says where. UnsupportedVersionError.
+        BadMagicError: not an image. CorruptImageError: damaged or cut, with the place. UnsupportedVersionError.
     """
     last = max(length - BLOCK_BYTES, 0)
     try:
@@ -124,7 +124,7 @@ def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
     for offset, run in reversed(list(backing.extents(max(length - _SEARCH_BYTES, 0), length))):
         end = offset + run
         while end > offset:
-            # Whole blocks in every chunk, so that no block lies in two.
+            # Every chunk has whole blocks only.
             start = max((end - 1) // _SEARCH_CHUNK_BYTES * _SEARCH_CHUNK_BYTES, offset)
             chunk = backing.pread(end - start, start)
             first = -start % BLOCK_BYTES
@@ -135,7 +135,7 @@ def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
 
 
 def read_section(backing: Backing, section: Section) -> bytes:
-    """Return the content of *section*; what lies beyond the end of a file that was cut is zeros."""
+    """Return the content of *section*, with zeros beyond the end of a file that was cut."""
     return backing.pread(section.length, section.offset).ljust(section.length, b"\0")
 
 
@@ -169,7 +169,7 @@ def read_checkpoint(backing: Backing, header: Header) -> tuple[Table, Journal]:
 
 
 def read_zones(backing: Backing, header: Header) -> ZoneStates:
-    """Return the zone states that the last checkpoint on *backing* says.
+    """Return the zone states in the last checkpoint on *backing*.
 
     Raises:
         CorruptImageError: damaged beyond what two copies can repair.

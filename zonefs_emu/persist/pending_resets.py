@@ -1,8 +1,8 @@
-"""Zones whose write pointer moved back over bytes that the last checkpoint may still point at.
+"""Pending resets: zones whose write pointer moved back over bytes that the last checkpoint may still point at.
 
-Such bytes are neither overwritten nor given back to the host before the new write pointer is durable.
+Such bytes are neither overwritten nor freed before the new write pointer is durable.
 
-May not know: how it becomes durable (that is image.py).
+May not know: how it becomes durable (image.py).
 """
 
 from array import array
@@ -10,20 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from typing import Final
 
-#: The most zones that are gone through one by one while the lock is held. More are copied as whole arrays, or gone
-#: through in portions.
+#: The most zones that are handled one by one while the lock is held. More zones are copied as whole arrays, or handled
+#: in portions.
 PORTION_ZONES: Final = 1024
 
 
 class PendingResets:
-    """Notes the resets that no checkpoint covers yet. The lock that guards the zone states guards this as well."""
+    """The resets that no checkpoint covers yet; guarded by the lock of the zone states."""
 
     def __init__(self, nr_zones: int) -> None:
         """No zone has a pending reset."""
         #: By zone: how many sectors from the zone's start hold old bytes; 0 if the write pointer did not move back.
         #: The rejected alternative, the durable write pointers, misses data that were never flushed and take space.
         self.old_extents = array("Q", bytes(8 * nr_zones))
-        # The runs of PORTION_ZONES zones in which there are some, so that finding them does not read all zones.
+        # The runs of PORTION_ZONES zones that have some, so that finding them does not read all zones.
         self._runs: set[int] = set()
 
     def note(self, zone_no: int, nr_written: int) -> None:
@@ -51,8 +51,8 @@ class PendingResets:
     ) -> None:
         """Forget the old extents of *zone_numbers*, which a checkpoint with the write pointers *durable_wps* covers.
 
-        A zone of which *wps* is lower was reset during the checkpoint: it keeps its old extent. Takes *lock* for one
-        portion at a time, and calls *let_others_in* between two.
+        A zone whose write pointer in *wps* is lower was reset during the checkpoint, and keeps its old extent. Takes
+        *lock* for one portion at a time, and calls *let_others_in* between two.
         """
         for first in range(0, len(zone_numbers), PORTION_ZONES):
             if first:

@@ -1,6 +1,6 @@
-"""What two copies of a section give together: the choice of the copy that counts, and the rebuilding of damaged ones.
+"""Combining two copies of a section: the choice of the copy that counts, and the rebuilding of damaged ones.
 
-Pure: bytes in, values out. May not know: files; how a section is laid out in bytes (that is codec/).
+Pure: bytes in, values out. May not know: files; the layout of sections (codec/).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,19 +26,19 @@ from zonefs_emu.persist.codec.state import Mode, State, decode_state
 from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK, scan_table, table_words
 from zonefs_emu.persist.codec.words import ZoneStates, unpack_state, unpack_states
 
-#: If many bytes differ, those that are less than this apart are taken from the same copy.
+#: If many bytes differ, bytes that are closer together than this are taken from the same copy.
 _RUN_GAP_BYTES: Final = 16
 _NR_MERGED_RUNS_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The zone table that the two copies give together.
+    """The zone table, from two copies.
 
-    *generation* is the newest that is complete, *words* its content. *newest* is the highest that any good block has: a
-    compaction must number higher, or blocks of an interrupted one could complete it. *base* is a copy that is complete
-    by itself and so must be the last to be overwritten; None if only both together are.
-    *is_sound*: both copies are complete and equal.
+    *generation* is the newest complete one, and *words* its content. *newest* is the highest generation of any good
+    block; a compaction must use a higher one, or blocks of an interrupted one could complete it. *base* is a copy that
+    is complete by itself, and must be overwritten last; None if only both together are complete. *is_sound*: both
+    copies are complete and equal.
     """
 
     generation: int
@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
-    """The *records* that the two copies give together, and the byte *end* where the next one goes.
+    """The *records* from two copies, and the byte *end* where the next one goes.
 
     *is_sound*: both copies have all of them.
     """
@@ -61,7 +61,7 @@ class Journal:
 
 
 def rebuild_header(block: bytes, *, offset: int) -> Header | None:
-    """Return the header that *block* was before it was damaged, or None if it cannot be rebuilt.
+    """Return the header that *block* had before it was damaged, or None if it cannot be rebuilt.
 
     Most of a header follows from a few fields. If these and the CRC are undamaged, the CRC fits the rebuilt header.
     """
@@ -76,7 +76,7 @@ def rebuild_header(block: bytes, *, offset: int) -> Header | None:
 
 
 def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
-    """Yield the blocks that two damaged copies of a header can be made into, *first* itself before all others.
+    """Yield the combinations of two damaged copies of a header, beginning with *first* itself.
 
     Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other. The
     number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields of random
@@ -121,10 +121,10 @@ def choose_state(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) 
 
 
 def check_clean_stop(state: State, table: Table, journal: Journal, *, offset: int) -> None:
-    """Check that *table* and *journal*, at byte *offset* of the file, end where the *state* of a clean stop says.
+    """Check that *table* and *journal*, at byte *offset* of the file, end as the *state* of a clean stop says.
 
     Raises:
-        CorruptImageError: they end elsewhere, so something was lost.
+        CorruptImageError: they have another end, so something was lost.
     """
     last = (table.generation, len(journal.records))
     if state.mode is Mode.CLEAN and (state.epoch, state.journal_seq) != last:
@@ -137,7 +137,7 @@ def check_clean_stop(state: State, table: Table, journal: Journal, *, offset: in
 
 
 def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: Sequence[int]) -> Table:
-    """Return the newest complete table that the two *copies* give together.
+    """Return the newest complete table from the two *copies*.
 
     A compaction makes one copy durable before it writes to the other, so one generation is complete at any instant.
     Blocks that are damaged in one copy are taken from the other.
@@ -174,8 +174,8 @@ def choose_table(copies: Sequence[bytes], nr_zones: int, seed: int, *, offsets: 
 def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Sequence[int]) -> Journal:
     """Return the records of *epoch* in order.
 
-    A record counts if either copy has it whole. The first record that is whole in neither is the end of the journal if
-    no later one exists: it was being written when the power was cut, and its flush was never answered.
+    A record counts if it is whole in either copy. The first record that is whole in neither is the end of the journal
+    if no later one exists: it was being written at a power cut, and its flush was not answered.
 
     Raises:
         CorruptImageError: a record is damaged in both copies although later ones exist.
@@ -211,7 +211,7 @@ def read_journal(copies: Sequence[bytes], epoch: int, seed: int, *, offsets: Seq
 
 
 def zone_states(geometry: Geometry, table: Table, journal: Journal, *, offset: int) -> ZoneStates:
-    """Return the states of all zones as *table* and *journal* (at byte *offset*) give them.
+    """Return the states of all zones in *table* and *journal* (at byte *offset*).
 
     Raises:
         CorruptImageError: a record names a zone that does not exist.
@@ -249,9 +249,9 @@ def apply_records(geometry: Geometry, states: ZoneStates, records: Iterable[Reco
 
 
 def choose_faults(copies: Sequence[bytes], seed: int, *, offsets: Sequence[int]) -> tuple[int, bytes, int]:
-    """Return (generation, data, copy) of the newest good *copy* of the fault section; (0, nothing, 0) if never written.
+    """Return (generation, data, copy) of the newest good *copy* of the fault section; (0, b"", 0) if never written.
 
-    The first write of all may be torn: then one copy is damaged and the other still all zeros.
+    If the very first write was torn, one copy is damaged and the other still all zeros.
 
     Raises:
         CorruptImageError: both copies are damaged.

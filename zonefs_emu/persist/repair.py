@@ -1,14 +1,14 @@
-"""Repair a damaged image so that it opens, from what salvage.py reads of it, after a backup of what is changed.
+"""Repairing a damaged image so that it opens, with the data of salvage.py, after a backup of the bytes that change.
 
 Invariants:
 
-* Nothing is written where the device's data lie. What a file has beyond its end is cut off.
-* All decisions are made before anything is written, and the backup is durable by then.
-* A repair that is interrupted anywhere can be run again and comes to the same end: of the zone states, the live table
-  is written first, then a state block that says CLEAN after a checkpoint that is not there yet, and the checkpoint
-  last. Until then the live table stands in for the checkpoint.
+* The device's data is never written to. Bytes beyond the end of the image are cut off.
+* All decisions are made, and the backup is durable, before anything is written.
+* A repair that is interrupted anywhere can be run again and has the same result. Of the zone states, the live table is
+  written first, then a state block that says CLEAN and names a checkpoint that is not there yet, and the checkpoint
+  last. Until then the live table replaces the checkpoint.
 
-docs/image-format.md says what is saved from where, and how the backup is put back.
+docs/image-format.md says what is saved from which source, and how the backup is restored.
 """
 
 import itertools
@@ -40,10 +40,10 @@ _COPY_NAMES: Final = ("first", "second")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is to be changed.
+    """The changes to be made.
 
-    The file, *former_length* bytes long, gets *length*; then come *steps*, each of which is durable before the next.
-    *done* and *lost* say in words what that changes, and what cannot be saved.
+    The file, *former_length* bytes long, gets the length *length*. Then the *steps* follow, each durable before the
+    next. *done* and *lost* say in words what changes, and what cannot be saved.
     """
 
     former_length: int
@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What :class:`Plan` has for one part of the metadata; nothing if that is sound."""
+    """The parts of a :class:`Plan` for one part of the metadata; empty if that is sound."""
 
     steps: tuple[Write, ...] = ()
     done: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repair:
-    """A repair: the findings *before* and *after* it, and its *plan*; *backup* is None if nothing had to be done."""
+    """A repair: the findings *before* and *after* it, and its *plan*. *backup* is None if nothing was changed."""
 
     before: tuple[Finding, ...]
     plan: Plan
@@ -73,10 +73,10 @@ class Repair:
 
 
 def repair_image(path: Path) -> Repair:
-    """Repair the image *path*, which nothing else may use. A new file beside it keeps what is changed.
+    """Repair the image *path*, which no other process may use. A new file beside it keeps the former bytes.
 
     Raises:
-        ImageBusyError: something else uses it.
+        ImageBusyError: another process uses it.
         BadMagicError: no header can be read or rebuilt. UnsupportedVersionError: the image was made by a later version.
         OSError: the host refuses, or has no room for the backup: nothing is changed then.
     """
@@ -104,7 +104,7 @@ def repair_image(path: Path) -> Repair:
 
 
 def plan_repair(backing: Backing, length: int, boot_id: bytes) -> Plan:
-    """Return what is to be done about the image on *backing*, *length* bytes long; nothing if it is sound.
+    """Return the plan for the image on *backing*, *length* bytes long; an empty one if it is sound.
 
     Raises:
         BadMagicError, UnsupportedVersionError: as :func:`repair_image`.
@@ -158,11 +158,11 @@ def _plan_faults(backing: Backing, header: Header) -> _Part:
     copies = read_copies(backing, header, SectionKind.FAULTS)
     good = [copy for copy in (0, 1) if decode_faults(copies[copy], header.seed) is not None]
     if good:
-        # A copy of zeros beside a good one was cut off, or its first writing was interrupted.
+        # A copy of zeros beside a good one was cut off, or its first write was interrupted.
         wrong = [copy for copy in (0, 1) if copy not in good]
         right, is_empty = copies[good[0]], ""
     else:
-        # Two copies of zeros are right: no fault was ever injected.
+        # Two copies of zeros are sound: no fault was ever injected.
         wrong = [copy for copy in (0, 1) if copies[copy].strip(b"\0")]
         right, is_empty = bytes(len(copies[0])), ", empty"
     return _Part(
@@ -196,12 +196,12 @@ def _plan_zones(backing: Backing, header: Header, boot_id: bytes) -> _Part:
 
 
 def execute(backing: Backing, plan: Plan) -> None:
-    """Carry out *plan*. An interruption at any point leaves an image for which a new plan comes to the same end.
+    """Carry out *plan*. After an interruption at any point, a new plan has the same result.
 
     Raises:
         OSError: the host refuses.
     """
-    # Blocks that an earlier process wrote may not be durable yet, and the steps rely on them.
+    # Blocks of an earlier process, on which the steps rely, may not be durable yet.
     backing.sync()
     if plan.length > plan.former_length:
         backing.resize(plan.length)
@@ -221,7 +221,7 @@ def backup_lines(backing: Backing, plan: Plan) -> Iterator[str]:
     """Yield the present content of the file wherever *plan* changes it, in the format that ``xxd -r`` reads."""
     yield f"# zonefs-emu check --repair; the file was {plan.former_length} bytes long\n"
     for offset, data in plan.steps:
-        # Read block by block: few differ, and tables can be long.
+        # The file is read block by block, because few blocks differ and tables can be long.
         for at in range(0, len(data), BLOCK_BYTES):
             new = data[at : at + BLOCK_BYTES]
             yield from _rows(offset + at, backing.pread(len(new), offset + at), new)

@@ -1,16 +1,16 @@
-"""What can still be read of a damaged image. Reads only, and says what is lost.
+"""Reading the rest of a damaged image. It only reads, and reports what is lost.
 
 Rules, best source first:
 
-* A header follows from a few of its fields. If the rest of both copies leads to a header with the right CRC, that
-  header is right.
-* The zone states are in three places: the live table, and twice in the checkpoint. _RULES says which one counts in
-  which situation, as docs/image-format.md does, and where zones come from that it lacks. A clean stop makes all three
-  equal.
-* A zone that is in none of them is as full as its data extents are long. What an older source says of it is believed
-  if its data end there.
+* A header follows from a few of its fields. If the undamaged parts of both copies lead to a header with the right CRC,
+  that header is right.
+* The zone states are in three places: the live table, and twice in the checkpoint, which are all equal after a clean
+  stop. _RULES says which one counts in which situation, as docs/image-format.md does, and which source has the zones
+  that it lacks.
+* A zone that is in none of them is as full as its data extents are long. The state in an older source is used if the
+  data ends there.
 
-May not know: how the result is written (that is repair.py).
+May not know: how the result is written (repair.py).
 """
 
 import itertools
@@ -49,19 +49,19 @@ from zonefs_emu.persist.recovery import (
 from zonefs_emu.persist.space import zone_extents
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 
-#: The most entries of a list that may be as long as there are zones.
+#: The most entries of a list that can be as long as there are zones.
 _NR_LISTED_MAX: Final = 20
-#: The most blocks that are tried because they begin like a header.
+#: The most blocks that begin like a header and are tried.
 _NR_TRIED_MAX: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zones:
-    """The zone states that an image has or, damaged, had.
+    """The zone states of an image, which may be damaged.
 
-    *is_sound*: everything that says so is whole. *source* says where they come from, *lost* what could not be saved.
-    *generation*: the highest that any state block has; *epoch*: the highest that any table, record or state names.
-    *state_first*: the copy of the state block that counts least.
+    *is_sound*: all sources of them are whole. *source* names the source, and *lost* what could not be saved.
+    *generation*: the highest of any state block; *epoch*: the highest of any table, record or state.
+    *state_first*: the copy of the state block to overwrite first.
     """
 
     states: ZoneStates
@@ -80,7 +80,7 @@ def salvage_header(backing: Backing, length: int) -> Header:
     """Return the header of the image on *backing*, *length* bytes that may be too few or too many.
 
     Raises:
-        BadMagicError: neither copy can be made whole; nothing says then where the metadata are.
+        BadMagicError: neither copy can be rebuilt, so the place of the metadata is unknown.
         UnsupportedVersionError: the image was made by a later version.
     """
     last = max(length - BLOCK_BYTES, 0)
@@ -100,7 +100,7 @@ def salvage_header(backing: Backing, length: int) -> Header:
 
 
 def _rebuilt_header(backing: Backing, length: int) -> Header | None:
-    """Return what the two damaged copies of the header, or one of them, together lead to, or None."""
+    """Return the header that the two damaged copies, or one of them, lead to, or None."""
     blocks = {
         offset: backing.pread(BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")
         for offset in _header_places(backing, length)
@@ -114,11 +114,11 @@ def _rebuilt_header(backing: Backing, length: int) -> Header | None:
 
 
 def _header_places(backing: Backing, length: int) -> Iterator[int]:
-    """Yield the bytes of the file where a damaged copy of the header may stand, the likeliest first; some twice."""
+    """Yield the offsets in the file where a damaged header may be, the likeliest first; some twice."""
     tried = itertools.islice((offset for offset, _ in header_blocks(backing, length)), _NR_TRIED_MAX)
     places = [max(length - BLOCK_BYTES, 0), *tried]
     for offset in tuple(places):
-        # A copy without its magic is where the other one says.
+        # A copy without its magic number is at the place that the other one names.
         block = backing.pread(BLOCK_BYTES, offset)
         own, end, size = (int.from_bytes(block[at : at + 8], "little") for at in (120, 128, 136))
         places += [own, end - BLOCK_BYTES, round_up(to_bytes(size), BLOCK_BYTES)]
@@ -133,7 +133,7 @@ def _header_places(backing: Backing, length: int) -> Iterator[int]:
 
 @dataclass(slots=True, kw_only=True)
 class _Words:
-    """The states of all zones but the *unknown* ones, as one source has them. Of these it has the latest it knows."""
+    """The states of all zones in one source. For the *unknown* zones it has the latest state that it knows."""
 
     states: ZoneStates
     unknown: set[int]
@@ -143,8 +143,8 @@ class _Words:
 class _Checkpoint:
     """Table and journal.
 
-    *is_complete*: they are whole, and end where the state block says. *is_sound*: both copies of both are, too.
-    *is_newer*: they are newer than the clean stop of which the state block tells. *newest*: the highest epoch in them.
+    *is_complete*: they are whole, and have the end that the state block names. *is_sound*: so are both copies of both.
+    *is_newer*: they are newer than the clean stop in the state block. *newest*: the highest epoch in them.
     """
 
     words: _Words
@@ -156,7 +156,7 @@ class _Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Evidence:
-    """Everything that says something of the zones.
+    """All sources of zone states.
 
     *state*: the newest good state block, None if there is none or the checkpoint is newer. *is_this_boot*: it was
     written since the host booted. *is_sound*: both copies of everything but the live table are. For *generation*,
@@ -184,23 +184,23 @@ class _Evidence:
 
     @property
     def is_checkpoint_whole(self) -> bool:
-        """Whether the checkpoint says something possible of every zone."""
+        """Whether the checkpoint has a possible state of every zone."""
         return self.checkpoint.is_complete and not self.checkpoint.words.unknown
 
     @property
     def is_live_equal(self) -> bool:
-        """Whether live table and checkpoint say the same of every zone."""
+        """Whether live table and checkpoint have the same state of every zone."""
         live, words = self.live, self.checkpoint.words
         return not live.unknown and live.states == words.states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """Where the zone states come from when *applies*: from the live table, or from the checkpoint.
+    """The source of the zone states if *applies* is true: the live table, or the checkpoint.
 
-    *lost*: what is lost in any case. *is_power_cut*: the checkpoint is what a power cut left, so open zones are closed.
-    The live table leaves zones out that are damaged in it; the checkpoint stands in for these. *lost_of_others*: what
-    is lost of those zones, as the checkpoint is older.
+    *lost*: what is lost in any case. *is_power_cut*: the checkpoint is used as after a power cut, so open zones are
+    closed. Zones that are damaged in the live table come from the checkpoint; *lost_of_others* is what these lose, as
+    the checkpoint is older.
     """
 
     applies: Callable[[_Evidence], bool]
@@ -211,7 +211,7 @@ class _Rule:
     lost_of_others: str = ""
 
 
-#: The first one that applies counts; one always does.
+#: The first rule that applies counts; one always does.
 _RULES: Final = (
     _Rule(
         applies=lambda evidence: evidence.is_live and evidence.is_this_boot,
@@ -222,7 +222,7 @@ _RULES: Final = (
     _Rule(applies=lambda evidence: evidence.is_live, source="the checkpoint", is_power_cut=True),
     _Rule(applies=lambda evidence: evidence.is_clean and evidence.is_checkpoint_whole, source="the checkpoint"),
     _Rule(applies=lambda evidence: evidence.is_clean, source="the live table of the clean stop", is_from_live=True),
-    # No state block is left that is to be believed.
+    # No valid state block is left.
     _Rule(applies=lambda evidence: evidence.is_live_equal, source="the checkpoint"),
     _Rule(
         applies=lambda _: True,
@@ -234,7 +234,7 @@ _RULES: Final = (
 
 
 def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
-    """Return the best that can be said of the zones of the image on *backing*; *boot_id* is the host's."""
+    """Return the best known zone states of the image on *backing*; *boot_id* is the host's."""
     evidence = _gather(backing, header, boot_id)
     rule = next(rule for rule in _RULES if rule.applies(evidence))
     is_sound = evidence.is_sound and not (rule.is_from_live and evidence.live.unknown)
@@ -257,7 +257,7 @@ def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
 
 
 def _by_rule(rule: _Rule, evidence: _Evidence, *, is_sound: bool) -> tuple[_Words, list[str]]:
-    """Return (the zone states as *rule* takes them from *evidence*, what is lost by that)."""
+    """Return (the zone states that *rule* takes from *evidence*, what is lost)."""
     others = evidence.checkpoint.words
     first = evidence.live if rule.is_from_live else others
     conds, wps, attributes = first.states
@@ -309,7 +309,7 @@ def _states(backing: Backing, header: Header) -> list[State | None]:
 
 
 def _live(backing: Backing, header: Header) -> _Words:
-    """Return the live table; unknown are the zones whose word is no multiple of the prime or impossible."""
+    """Return the live table; zones whose word is impossible or no multiple of the prime are unknown."""
     live = read_section(backing, header.section(SectionKind.LIVE))[: 8 * header.geometry.nr_zones]
     unknown: set[int] = set()
     try:
@@ -325,10 +325,10 @@ def _live(backing: Backing, header: Header) -> _Words:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pieces:
-    """What there is of table and journal.
+    """The readable parts of table and journal.
 
     *scans*: the generation of each block of each table, -1 if it is damaged. *records*: all whole records of either
-    copy, of whatever epoch, each once, oldest first.
+    copy and any epoch, each once, oldest first.
     """
 
     tables: Sequence[bytes]
@@ -355,7 +355,7 @@ def _read_pieces(backing: Backing, header: Header) -> _Pieces:
 
 
 def _checkpoint(backing: Backing, header: Header, state: State | None) -> _Checkpoint:
-    """Return what there is of the checkpoint; *state* is the newest good state block."""
+    """Return the readable parts of the checkpoint; *state* is the newest good state block."""
     pieces = _read_pieces(backing, header)
     steps = pieces.steps
     stop = (state.epoch, state.journal_seq) if state is not None and state.mode is Mode.CLEAN else None
@@ -377,10 +377,10 @@ def _checkpoint(backing: Backing, header: Header, state: State | None) -> _Check
 
 
 def _whole_checkpoint(header: Header, pieces: _Pieces, stop: tuple[int, int] | None) -> tuple[_Words | None, bool]:
-    """Return (the zone states, whether both copies are sound), as opening the image would read them.
+    """Return (the zone states that opening the image would find, whether both copies are sound).
 
-    None instead of the states if opening would find damage, or if the last record is not that of *stop*, the (epoch,
-    record) of a clean stop.
+    The states are None if opening would find damage, or if the last record is not that of *stop*, the (epoch, record)
+    of a clean stop.
     """
     try:
         table = choose_table(pieces.tables, header.geometry.nr_zones, header.seed, offsets=(0, 0))
@@ -396,10 +396,10 @@ def _whole_checkpoint(header: Header, pieces: _Pieces, stop: tuple[int, int] | N
 
 
 def _checkpoint_of_pieces(geometry: Geometry, pieces: _Pieces, stop: tuple[int, int] | None) -> _Words:
-    """Return what the pieces of table and journal say of the zones.
+    """Return the zone states in the readable parts of table and journal.
 
     *stop*: the (epoch, record) where they end, if that is known. A zone is known if its table block is as new as the
-    journal's epoch and no record is missing, or if a record names it that follows on the last missing one.
+    journal's epoch and no record is missing, or if a record after the last missing one names it.
     """
     words, generations = _newest_blocks(pieces)
     states = unpack_states(geometry, words[: 8 * geometry.nr_zones])
@@ -419,7 +419,7 @@ def _checkpoint_of_pieces(geometry: Geometry, pieces: _Pieces, stop: tuple[int, 
 
 
 def _unknown_zones(geometry: Geometry, generations: Sequence[int], epoch: int, missing: int) -> set[int]:
-    """Return the zones whose table block does not say what they were at the end of the journal of *epoch*.
+    """Return the zones whose table block does not give their state at the end of the journal of *epoch*.
 
     *generations*: that of each block. *missing*: the last record that is missing, 0 if none is.
     """
@@ -455,10 +455,10 @@ def _last_missing(records: Sequence[Record], stop: tuple[int, int] | None) -> in
 
 
 def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Sequence[_Words]) -> Iterator[str]:
-    """Give the unknown *zones* the states that their data extents suggest, and yield what is lost of each.
+    """Set the unknown *zones* to the states that follow from their data extents, and yield what is lost of each.
 
-    A zone is written up to the end of its last extent, rounded up to a block: it may get some zeros more than it had,
-    but no data are left beyond wp. The first of *hints* that says so more exactly is taken.
+    A zone counts as written up to the end of its last extent, rounded up to a block. It may get more zeros than it had,
+    but no data is left beyond wp. The first of *hints* that agrees with the extent and is more exact is used.
     """
     ends = {zone_no: end for zone_no, _, end in zone_extents(backing, geometry) if zone_no in zones.unknown}
     impossible = [{zone_no for zone_no, _ in impossible_zones(geometry, *hint.states)} for hint in hints]
@@ -497,7 +497,7 @@ def _by_extents(geometry: Geometry, zone_no: int, end: int) -> tuple[Condition, 
 def _bears_out(  # noqa: PLR0917  (all of one zone)
     backing: Backing, geometry: Geometry, zone_no: int, nr_written: int, attributes: int, end: int
 ) -> bool:
-    """Say whether data that end *end* bytes from the zone's start can be *nr_written* sectors and no more.
+    """Return whether data that ends *end* bytes from the zone's start can be *nr_written* sectors and no more.
 
     A zone random write area may hold data up to its end.
     """
@@ -514,7 +514,7 @@ def _bears_out(  # noqa: PLR0917  (all of one zone)
 
 
 def _keep_limits(geometry: Geometry, zones: _Words) -> Iterator[str]:
-    """Close and finish zones until no more are open and active than may be, and yield what is lost by that."""
+    """Close and finish zones until the limits of open and active zones hold, and yield what is lost."""
     conds = zones.states.conds
     nr_open = sum(conds.count(cond) for cond in OPEN_CONDITIONS)
     nr_active = sum(conds.count(cond) for cond in ACTIVE_CONDITIONS)
@@ -524,7 +524,7 @@ def _keep_limits(geometry: Geometry, zones: _Words) -> Iterator[str]:
     yield "which zones were open: there were more than the limits allow"
     active = [zone_no for zone_no, cond in enumerate(conds) if cond in ACTIVE_CONDITIONS]
     if 0 < geometry.max_active_zones < len(active):
-        # The fullest zones have the least room to lose.
+        # The fullest zones lose the least room.
         active.sort(key=lambda zone_no: -zones.states.wps[zone_no])
         finished = active[: len(active) - geometry.max_active_zones]
         for zone_no in finished:

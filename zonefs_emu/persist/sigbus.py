@@ -1,17 +1,17 @@
-"""Mapped memory that may lose its file: a store to it calls a listener instead of ending the process.
+"""Mapped memory whose file may be cut: an access to a lost page calls a listener instead of ending the process.
 
 If a mapped file is cut, or the host cannot read it, an access to a page that is gone raises SIGBUS, whose default
 action ends the process without a message. Python's own signal handlers cannot help: they run between two bytecodes, and
 the access is repeated before that. So this module installs a C-level handler, a callback of ctypes. SIGBUS is
-synchronous: the callback runs in the thread that made the access, which is inside one store or load of Python's own and
-holds no lock that the callback needs. It puts an empty anonymous page under the address, or under the whole of that
-memory, and calls its listener. Then the access is repeated and succeeds, and the listener knows that the store will not
-last.
+synchronous: the callback runs in the thread that made the access, which is inside one store or load of the interpreter
+and holds no lock that the callback needs. The callback maps an empty anonymous page at the address, or replaces the
+whole memory, and calls the listener. Then the access is repeated and succeeds. The listener notes that the store will
+be lost.
 
-Stores are not slower for it. The rejected alternative, writing the live table with pwrite, costs a system call for each
-write of a guest, and does not notice the loss: a pwrite beyond the end of a file that was cut makes it longer again.
+Stores are not slower. The rejected alternative, writing the live table with pwrite, costs a system call for each write
+of a guest, and does not notice the loss, because a pwrite beyond the end of a cut file lengthens it again.
 
-System calls that are given such memory do not raise the signal: they fail with EFAULT.
+System calls on such memory do not raise the signal; they fail with EFAULT.
 
 A SIGBUS at any other address goes to the handler that was installed before.
 """
@@ -32,11 +32,11 @@ _SA_SIGINFO: Final = 4
 _MAP_FIXED: Final = 0x10
 _MAP_NORESERVE: Final = 0x4000
 _WORD_BYTES: Final = ctypes.sizeof(ctypes.c_void_p)
-#: Where in a siginfo_t the address stands: after three int, aligned like a pointer.
+#: The offset of the address in a siginfo_t: after three int, aligned like a pointer.
 _ADDRESS_OFFSET: Final = -(-12 // _WORD_BYTES) * _WORD_BYTES
 _FAILED: Final = ctypes.c_void_p(-1).value
 
-#: Called with no argument by the thread that met the loss, in the middle of a store: it sets flags and takes no lock.
+#: Called by the thread that met the loss, in the middle of a store, so it only sets flags and takes no lock.
 Listener = Callable[[], None]
 
 
@@ -52,7 +52,7 @@ class _SigAction(ctypes.Structure):
 
 
 class _PyBuffer(ctypes.Structure):
-    """The interpreter's Py_buffer, of which only the address counts."""
+    """The interpreter's Py_buffer, of which only the address is used."""
 
     _fields_ = [("buf", ctypes.c_void_p), ("rest", ctypes.c_void_p * 16)]  # type: ignore[mutable-override]  # as above
 
@@ -69,8 +69,8 @@ _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, 
 _sigaction: Final = _libc.sigaction
 _sigaction.argtypes = (ctypes.c_int, ctypes.POINTER(_SigAction), ctypes.POINTER(_SigAction))
 
-#: By number: (address, end, listener, whole) of the memory that is watched. It is changed and copied by single calls
-#: without a lock: the handler may interrupt a thread that has the lock, and so may a mapping that is collected.
+#: By number: (address, end, listener, whole) of each watched memory. It is changed and copied by single calls without a
+#: lock, because the handler, or the collection of a mapping, may interrupt a thread that would have the lock.
 _watched: Final[dict[int, tuple[int, int, Listener, bool]]] = {}
 _numbers: Final = itertools.count(1)
 _before = _SigAction()
@@ -78,13 +78,13 @@ _changing: Final = threading.Lock()
 
 
 def watch(memory: "Buffer", listener: Listener, *, whole: bool = False) -> int:
-    """Call *listener* when the file under *memory*, which is mapped, has lost a page that is accessed.
+    """Call *listener* when an access meets a lost page of the file under *memory*, which is mapped.
 
-    The listener may be called several times, once for a page. With *whole*, *memory* begins at a page, and all of it is
-    replaced at the first loss: this works for huge pages, of which a part cannot be replaced, and it keeps a peer
-    from making us meet one signal, and hold one mapping, for each page of its memory.
+    The listener may be called several times, once for each page. With *whole*, *memory* begins at a page, and all of it
+    is replaced at the first loss. This works for huge pages, of which a part cannot be replaced, and it limits a peer
+    to one signal and one mapping for its memory.
 
-    Returns a number for :func:`unwatch`, which is to be called before the memory is unmapped.
+    Returns a number for :func:`unwatch`, which must be called before the memory is unmapped.
     """
     address = _address_of(memory)
     with _changing:
@@ -100,7 +100,7 @@ def unwatch(number: int) -> None:
 
 
 def _address_of(memory: "Buffer") -> int:
-    """Return where *memory* is; ctypes' own from_buffer refuses memory that is read-only."""
+    """Return the address of *memory*; from_buffer of ctypes refuses read-only memory."""
     buffer = _PyBuffer()
     _get_buffer(memory, ctypes.byref(buffer), 0)
     address = buffer.buf or 0
@@ -120,17 +120,17 @@ def _handle(_number: int, info: int, _context: int) -> None:
             if _mmap(at, length, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0) != _FAILED:
                 listener()
                 return
-    # The access is repeated, and then it is the earlier handler's.
+    # The access is repeated, and then the earlier handler gets the signal.
     _sigaction(signal.SIGBUS, ctypes.byref(_before), None)
 
 
-# Kept for as long as the process lives: the C library has its address.
+# Kept as long as the process lives, because the C library has its address.
 _callback: Final = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(_handle)
 _ours: Final = ctypes.cast(_callback, ctypes.c_void_p).value
 
 
 def _install() -> None:
-    """Have the handler called, unless it is in place: another library may have set its own since the last time."""
+    """Install the handler unless it is in place: another library may have set its own since the last time."""
     found = _SigAction()
     _sigaction(signal.SIGBUS, None, ctypes.byref(found))
     if found.handler == _ours:

@@ -1,6 +1,6 @@
 """The space that zones take on the host.
 
-May not know: which bytes may be given back when (that is image.py).
+May not know: which bytes may be freed at which time (image.py).
 """
 
 from array import array
@@ -23,7 +23,7 @@ def zone_extents(backing: Backing, geometry: Geometry) -> Iterator[tuple[int, in
 
 
 def punch_zones(backing: Backing, geometry: Geometry, zone_numbers: Sequence[int]) -> None:
-    """Give back the space of *zone_numbers*, which ascend, neighbours in one call.
+    """Free the space of *zone_numbers*, which ascend; neighbours in one call.
 
     Raises:
         OSError: the host refuses.
@@ -43,10 +43,10 @@ def punch_zones(backing: Backing, geometry: Geometry, zone_numbers: Sequence[int
 def punch_leftovers(
     backing: Backing, geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray
 ) -> None:
-    """Give back the space that a crash left in zones of these states, where it would do harm or stay for ever.
+    """Free the space that a crash left in zones of these states where it would do harm or stay for ever.
 
-    That is: EMPTY zones, whose reset was answered before the crash; and what lies behind zone random write areas, which
-    such an area would show as its own when it gets there.
+    These are EMPTY zones, whose reset was answered before the crash, and the bytes behind zone random write areas,
+    which the area would show as its content when it moves there.
 
     Raises:
         OSError: the host refuses.

@@ -1,8 +1,8 @@
 """The metadata of an image as bytes, both ways. docs/image-format.md describes it to the byte.
 
-Pure: bytes in, values out. A module for each kind of section, and two for what sections have in common. May not know:
-files; which of two copies counts and how a damaged one is rebuilt (that is recovery.py); when a block is written or
-trusted (that is image.py).
+Pure: bytes in, values out. Each kind of section has a module, and two modules are for all sections. May not know:
+files; which of two copies counts and how a damaged one is rebuilt (recovery.py); when a block is written or trusted
+(image.py).
 
 All numbers are little endian. Every block carries a CRC-32 that is seeded with the image's UUID, so that a block of
 another image, or of an earlier image in the same place, is not taken for one of this image.

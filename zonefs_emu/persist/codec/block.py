@@ -1,4 +1,4 @@
-"""Blocks and the CRCs inside of them, which all sections have in common."""
+"""Blocks and their CRCs, which are the same in all sections."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ def seal(block: bytearray, at: int, seed: int) -> None:
 
 
 def check_crc(block: bytes, at: int, seed: int, *, what: str, offset: int) -> None:
-    """Check the CRC at byte *at* of *block*; *what* and *offset* (byte of the file) say which block it is.
+    """Check the CRC at byte *at* of *block*; *what* and *offset* (byte of the file) are for the error.
 
     Raises:
         CorruptImageError: the CRC does not fit.

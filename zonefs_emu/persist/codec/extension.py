@@ -1,6 +1,6 @@
-"""The extensions section: a record for each zone, with the descriptor extension that a host has given it.
+"""The extensions section: a record for each zone, with its descriptor extension.
 
-Whether a zone has an extension is an attribute in its word. A record of a zone without it is left over, or zeros.
+An attribute in the word of a zone says whether it has an extension. Without that, its record is outdated or zeros.
 """
 
 import struct

@@ -16,7 +16,7 @@ from zonefs_emu.persist.codec.table import WORDS_PER_BLOCK
 from zonefs_emu.units import round_up, to_bytes, to_sectors
 
 VERSION: Final = 1
-#: In PNG's manner: a transfer as text changes the byte with the high bit or the line ends.
+#: Like that of PNG: a transfer as text would change the byte with the high bit, or the line ends.
 HEADER_MAGIC: Final = b"\x89ZBD\r\n\x1a\n"
 LABEL_BYTES: Final = 64
 REFUSALS_BYTES: Final = 64 * 1024
@@ -25,8 +25,8 @@ COUNTER_ROW_BYTES: Final = 8 * NR_COUNTERS
 NR_CONV_RUNS_MAX: Final = 384
 
 _HEADER: Final = struct.Struct("<8sIIQQQ16s64sQQQQQQIIIIII")
-#: Behind it: what zones have beside ZBC's model, each 0 in an image without its feature. The bytes of an extension;
-#: size and granularity of a zone random write area in bytes, and how many zones may have one.
+#: Behind it, each 0 in an image without the feature: the bytes of a descriptor extension; the size and granularity of a
+#: zone random write area in bytes, and how many zones may have one.
 _ZNS: Final = struct.Struct("<IIII")
 _ZNS_AT: Final = 192
 #: An incompatible feature: zones have descriptor extensions, so words have attributes, and there is one more section.
@@ -43,12 +43,12 @@ _OWN_OFFSET: Final = struct.Struct("<QQ")
 _OWN_OFFSET_AT: Final = 120
 #: The bytes of a header on random write areas.
 ZRWA_BYTES: Final = slice(196, 208)
-#: The bytes of a header that determine all others: features to label, geometry, number of runs, runs.
+#: The parts of a header that determine all others: features to label, geometry, number of runs, runs.
 TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 208), *range(_RUNS_OFFSET, BLOCK_BYTES))
 
 
 class SectionKind(IntEnum):
-    """The kinds of sections that the metadata consist of."""
+    """The kinds of sections in the metadata."""
 
     HEADER = 1
     STATE = 2
@@ -87,7 +87,7 @@ class Header:
     read_only_compatible: int = 0
 
     def section(self, kind: SectionKind, copy: int = 0) -> Section:
-        """Return the section of *kind*; every header has all of them (checked on decoding), but for EXTENSIONS."""
+        """Return the section of *kind*. Every header has all of them (checked on decoding), except EXTENSIONS."""
         return next(section for section in self.sections if section.kind is kind and section.copy == copy)
 
     @property
@@ -99,7 +99,8 @@ class Header:
     def reserved(self) -> list[tuple[int, int]]:
         """Return the (offset, length) runs that are never sparse, in bytes: all metadata but counters and extensions.
 
-        Mapped sections must be reserved. So are those that a flush writes, which then needs no new space on the host.
+        Mapped sections must be reserved. Those that a flush writes are reserved too, so that it needs no space on the
+        host.
         """
         return [(s.offset, s.length) for s in self.sections if s.kind not in _SPARSE]
 
@@ -111,7 +112,7 @@ class Header:
 
     @property
     def seed(self) -> int:
-        """Return the number from which the CRC of every other block starts."""
+        """Return the start value of the CRC of every other block."""
         return zlib.crc32(self.uuid.bytes)
 
 
@@ -186,12 +187,12 @@ def encode_header(header: Header, copy: int) -> bytes:
 
 
 def _incompatible(geometry: Geometry) -> int:
-    """Return the feature bits without which an image of *geometry* cannot be understood."""
+    """Return the incompatible feature bits of an image of *geometry*."""
     return (FEATURE_EXTENSIONS if geometry.extension_bytes else 0) | (FEATURE_ZRWA if geometry.zrwa_size else 0)
 
 
 def decode_header(block: bytes, *, offset: int) -> Header:
-    """Return the header in *block*, which lies at byte *offset* of the file.
+    """Return the header in *block*, which is at byte *offset* of the file.
 
     Raises:
         BadMagicError: not a header at all.
@@ -232,7 +233,7 @@ def decode_header(block: bytes, *, offset: int) -> Header:
 
 
 def planned_header(block: bytes) -> Header:
-    """Return the header that follows from those fields of *block* that determine all others.
+    """Return the header that follows from the fields of *block* that determine all others.
 
     Raises:
         UsageError, ValueError: the fields are impossible.

@@ -1,4 +1,4 @@
-"""The journal: a row of records, each with the words of the zones that changed between two checkpoints."""
+"""The journal: a sequence of records, each with the words of the zones that changed between two checkpoints."""
 
 import struct
 import zlib
@@ -28,7 +28,7 @@ class Record:
 
 
 def record_bytes(nr_entries: int) -> int:
-    """Return the length in bytes of a journal record with *nr_entries*, padded so that none shares a sector."""
+    """Return the length in bytes of a journal record with *nr_entries*, padded to whole sectors."""
     return round_up(_RECORD_HEAD.size + nr_entries * _ENTRY.size, JOURNAL_ALIGN_BYTES)
 
 

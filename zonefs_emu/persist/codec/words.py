@@ -1,6 +1,6 @@
-"""The zones' words: one zone's condition and data extent in a number, in the table, the journal and the live table.
+"""Words: the condition and the data extent of a zone in one number, in the table, the journal and the live table.
 
-In an image whose zones can have attributes, these are in the word as well.
+In an image whose zones can have attributes, the word has these as well.
 """
 
 import struct
@@ -12,8 +12,8 @@ from zonefs_emu.errors import CorruptImageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Attribute, Condition
 
-#: Every live word is a multiple of this prime. A change of a single byte (at most 255 · 2^8k) is no multiple, so it is
-#: detected.
+#: Every live word is a multiple of this prime. A change of a single byte (at most 255 · 2^8k) is no multiple of it, so
+#: it is detected.
 LIVE_PRIME: Final = 65521
 COND_BITS: Final = 4
 #: The place of the attributes: the upper half of byte 5.
@@ -50,7 +50,7 @@ def unpack_word(word: int) -> tuple[int, int]:
 
 
 def pack_words(conds: bytes | bytearray, wps: "array[int]", attributes: bytes | bytearray = b"") -> bytes:
-    """Return the words of all zones, 8 bytes each, at the speed of arithmetic on one large number.
+    """Return the words of all zones, 8 bytes each; fast, by arithmetic on one large number.
 
     Without *attributes*, no zone has any.
     """
@@ -102,15 +102,15 @@ def encode_live(words: bytes) -> bytes:
 
 
 def decode_live(live: bytes, *, offset: int) -> bytes:
-    """Return the words of the *live* table, which lies at byte *offset* of the file.
+    """Return the words of the *live* table, which is at byte *offset* of the file.
 
     Raises:
-        CorruptImageError: a word is not a multiple of LIVE_PRIME; says which zone's.
+        CorruptImageError: a word is not a multiple of LIVE_PRIME; names the zone.
     """
     total, rest = divmod(int.from_bytes(live, "little"), LIVE_PRIME)
     words = total.to_bytes(len(live), "little")
-    # The remainder of a word that is no multiple goes into the quotient of its lower neighbour and makes the upper 16
-    # bits there other than zero. The lowest word has no neighbour: its remainder is that of the whole number.
+    # If a word is no multiple, its remainder goes into the quotient of its lower neighbour, whose upper 16 bits are
+    # then not zero. The lowest word has no such neighbour: its remainder is that of the whole number.
     if rest or words[6::8].strip(b"\0") or words[7::8].strip(b"\0"):
         for zone_no, (value,) in enumerate(struct.iter_unpack("<Q", live)):
             if value % LIVE_PRIME:
@@ -130,7 +130,7 @@ def check_words(
     """Check that every zone's condition, extent and attributes are possible in *geometry*.
 
     Raises:
-        CorruptImageError: names the first zone that is not; *what* and *offset* say which table is being read.
+        CorruptImageError: names the first impossible zone; *what* and *offset* name the table for the message.
     """
     for zone_no, expected in impossible_zones(geometry, conds, wps, attributes):
         found = f"condition {conds[zone_no]} with {wps[zone_no]} sectors of data"
@@ -142,7 +142,7 @@ def check_words(
 def impossible_zones(
     geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray | None = None
 ) -> Iterator[tuple[int, str]]:
-    """Yield (zone_no, a description of possible states) for the zones whose states are impossible."""
+    """Yield (zone_no, a description of the possible states) for each zone whose state is impossible."""
     if attributes and attributes.strip(b"\0"):
         unknown = ~geometry.possible_attributes
         for zone_no, bits in enumerate(attributes):
@@ -155,7 +155,7 @@ def impossible_zones(
     capacity = geometry.zone_capacity
     start = 0
     for first, count in (*geometry.conventional, (geometry.nr_zones, 0)):
-        # Empty zones, the ordinary case, are skipped first: there may be a million.
+        # Empty zones are skipped first, because most zones may be empty.
         for zone_no in range(start, first):
             cond, nr_written = conds[zone_no], wps[zone_no]
             if cond == 1 and not nr_written:
