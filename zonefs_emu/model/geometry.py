@@ -1,8 +1,8 @@
 """The fixed shape of a device. It never changes after creation.
 
 May not know: conditions, files, dialects.
-Invariants: everything is a multiple of the write granularity, which is a multiple of the block size; the last zone
-may be smaller than the others (runt); capacity < size applies to sequential zones only.
+Invariants: all lengths are multiples of the write granularity, which is a multiple of the block size; the last zone may
+be smaller than the others (runt); capacity < size is for sequential zones only.
 """
 
 from bisect import bisect_right
@@ -17,7 +17,7 @@ from zonefs_emu.units import SECTOR_BYTES, Sector, human_bytes, to_bytes
 BLOCK_SIZES_BYTES: Final = (512, 4096)
 #: A write pointer has 44 bits in the image, and zone numbers have 32.
 ZONE_SIZE_MAX: Final = 1 << 43
-#: In an image whose zones have attributes, these take 4 of the bits of the write pointer.
+#: In an image whose zones have attributes, these take 4 bits of the write pointer.
 ZONE_SIZE_MAX_WITH_ATTRIBUTES: Final = 1 << 39
 #: Descriptor extensions are counted in units of 64 bytes, in one byte (ZDES).
 EXTENSION_UNIT_BYTES: Final = 64
@@ -34,12 +34,12 @@ class Geometry:
 
     *conventional* lists runs of conventional zones as (first zone_no, count), ascending and not touching.
     *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append. *extension_bytes*: of the
-    descriptor extension that a host can give each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*: of the zone random
-    write area that a host can give a zone (NVMe ZNS); 0 = zones have none. *zrwa_granularity*: what a flush of the area
-    moves the write pointer by, or a multiple of it. *max_zrwa*: the most zones that have an area; 0 = no limit.
+    descriptor extension of each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*: of a zone random write area (NVMe
+    ZNS); 0 = zones have none. *zrwa_granularity*: flushes of an area move the write pointer by multiples of it.
+    *max_zrwa*: the most zones that have an area; 0 = no limit.
 
     Raises:
-        UsageError: the shape is impossible; the sentence says what would be possible.
+        UsageError: the shape is impossible; the sentence says which shape is possible.
     """
 
     size: Sector
@@ -183,15 +183,15 @@ class Geometry:
         return min(self.zone_size, self.size - zone_no * self.zone_size)
 
     def zone_cap(self, zone_no: int) -> Sector:
-        """Return the capacity of zone *zone_no*; a conventional zone is writable in full."""
+        """Return the capacity of zone *zone_no*; that of a conventional zone is its size."""
         length = self.zone_len(zone_no)
         return length if self.is_conventional(zone_no) else min(self.zone_capacity, length)
 
     def covered(self, zone_no: int, nr_written: Sector, attributes: int) -> Sector:
         """Return how many sectors from the start of the sequential zone *zone_no* may hold data.
 
-        *nr_written* are those before its write pointer. With a zone random write area, those in the area follow; what
-        was never written there is zeros.
+        *nr_written* is the number before its write pointer. With a zone random write area, the sectors in the area
+        follow; those that were not written are zeros.
         """
         if attributes & Attribute.ZRWA:
             return min(nr_written + self.zrwa_size, self.zone_cap(zone_no))
@@ -215,7 +215,7 @@ class Geometry:
 
 
 def merge_runs(zone_numbers: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return runs (first, count) ascending, with touching and overlapping ones made one."""
+    """Return runs (first, count) ascending; touching and overlapping ones are joined."""
     merged: list[tuple[int, int]] = []
     for first, count in sorted(zone_numbers):
         if merged and first <= sum(merged[-1]):

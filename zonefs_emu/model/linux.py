@@ -1,8 +1,8 @@
-"""What Linux's block layer takes as a zoned disk, as sentences about a geometry.
+"""Checks of Linux's block layer on a zoned disk, as sentences about a geometry.
 
-Every driver that registers a zoned disk goes through these checks, so they hold for ublk, virtio-blk and SCSI alike.
-Geometry itself allows more: a shape that Linux refuses is good for everything else. What Geometry refuses already is
-not asked again: capacity within size, appends of at least one write granule, max_open_zones within max_active_zones.
+All drivers of zoned disks use these checks, so they hold for ublk, virtio-blk and SCSI alike. Geometry itself allows
+more, because a shape that Linux refuses works everywhere else. Properties that Geometry guarantees are not checked
+again: capacity within size, appends of at least one write granule, max_open_zones within max_active_zones.
 
 Source: block/blk-zoned.c (blk_revalidate_disk_zones), block/blk-settings.c (blk_validate_zoned_limits), Linux 6.12.
 """
@@ -13,12 +13,12 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.units import human_bytes, to_bytes
 
 _CHUNK_SECTORS_MAX: Final = (1 << 32) - 1
-#: The page size everywhere but on some configurations of arm64 and ppc64, where larger blocks are fine as well.
+#: The page size, except in some configurations of arm64 and ppc64, which allow larger blocks.
 _PAGE_BYTES: Final = 4096
 
 
 def refusals(geometry: Geometry) -> list[str]:
-    """Return one sentence for each rule of the block layer that *geometry* breaks; none if Linux takes it."""
+    """Return one sentence for each rule of the block layer that *geometry* breaks."""
     found = []
     zone = human_bytes(to_bytes(geometry.zone_size))
     if geometry.zone_size & (geometry.zone_size - 1):

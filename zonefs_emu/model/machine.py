@@ -1,21 +1,21 @@
-"""The zone machine: geometry + conditions + write pointers + limits, and every command on them.
+"""The zone machine: geometry, conditions, write pointers and limits, and every command on them.
 
 May not know: files, time, front-ends. It moves no data: ``begin_write`` checks a write, the caller moves the bytes, and
 ``commit_write`` advances the write pointer. It decides no condition: targets come from :mod:`transitions`.
 
 Invariants:
 
-* ``conds`` and ``wps`` are flat arrays, one entry a zone: a million zones are nine megabytes. ``wps`` counts sectors
-  written from the zone's start; for READONLY, FULL and OFFLINE zones it still says how many sectors hold data, and
-  for conventional zones it is 0. ``attributes`` has the bits of Attribute; none for EMPTY zones.
+* ``conds`` and ``wps`` are flat arrays with one entry for each zone: a million zones are nine megabytes. ``wps`` counts
+  the sectors that are written from the zone's start. For READONLY, FULL and OFFLINE zones it is the number of sectors
+  that hold data, and for conventional zones it is 0. ``attributes`` has the bits of Attribute; none for EMPTY zones.
 * A command that raises CommandError has changed nothing.
-* ``nr_open`` and ``nr_active`` always equal a count over ``conds``. No command costs more for more zones, but for those
-  that ask for many zones.
+* ``nr_open`` and ``nr_active`` always equal a count over ``conds``. The cost of a command depends on the number of
+  zones that it names, and not on the number of zones of the device.
 * A command returns what it changed (:class:`Changes`). Zones that were closed to make room come before the zones that
   needed the room, so a reader that copies one change at a time meets legal states only.
-* A command on many zones is checked completely, and then carried out in portions, between which the caller may let
-  other commands look. Until the end the caller lets no other command touch the zones that are left; for opening and
-  finishing where there are limits, none at all.
+* A command on many zones is checked completely, and then carried out in portions. Between two portions the caller may
+  let other commands run, but none that changes the remaining zones; and none at all while zones are opened or finished
+  under limits.
 """
 
 from array import array
@@ -53,13 +53,13 @@ _OFFLINE: Final = Condition.OFFLINE
 _OPEN: Final = frozenset(map(int, OPEN_CONDITIONS))
 _ACTIVE: Final = frozenset(map(int, ACTIVE_CONDITIONS))
 _CONDITIONS: Final = frozenset(map(int, Condition))
-#: The most zones that one portion of a command changes, and the most that it looks through, at the speed of a scan.
+#: The most zones that one portion of a command changes, and the most that it scans.
 PORTION_ZONES: Final = 1024
 _SCAN_ZONES: Final = 1 << 16
 
 
 class Changes(NamedTuple):
-    """What a command, or one portion of it, changed: zones *closed* to make room, then the *changed* zones asked for.
+    """The changes of a command or a portion of it: zones *closed* to make room, then zones *changed* as requested.
 
     Each list has its zones in the order of the changes.
     """
@@ -85,14 +85,14 @@ def fresh_zones(geometry: Geometry) -> tuple[bytearray, "array[int]"]:
 
 
 def _target(row: WriteRow, cond: int) -> Condition:
-    """Return where *row* leads from *cond*, which it does not refuse."""
+    """Return the target of *row* from *cond*, which it does not refuse."""
     target = row.outcomes[cond]
     assert isinstance(target, Condition), "a refused write cannot be committed"
     return target
 
 
 def _all_of(portions: Iterator[tuple[int, Changes]]) -> Changes:
-    """Carry *portions* out; returns all that they changed."""
+    """Carry out *portions*; return all their changes."""
     done = [changes for _, changes in portions]
     return Changes(
         [zone_no for changes in done for zone_no in changes.closed],
@@ -160,9 +160,9 @@ class ZoneMachine:
         return self.snapshot(zone_no, self.conds[zone_no], self.wps[zone_no], self.attributes[zone_no])
 
     def snapshot(self, zone_no: int, cond_code: int, offset: Sector, attributes: int) -> Zone:
-        """Return zone *zone_no* as it is in condition *cond_code* with *offset* sectors written from its start.
+        """Return a snapshot of zone *zone_no* in condition *cond_code* with *offset* sectors written from its start.
 
-        For long reports: what the arrays held at one instant takes a copy of them, the snapshots take much longer.
+        For long reports: copying the arrays at one instant is quick, and making snapshots takes much longer.
         """
         geometry = self.geometry
         start = zone_no * self._zone_size
@@ -180,8 +180,8 @@ class ZoneMachine:
         )
 
     def zones_in(self, conds: frozenset[Condition], first: int = 0, end: int | None = None) -> Iterator[int]:
-        """Yield the numbers, from *first* to before *end*, of the zones in one of *conds*; at the speed of a scan."""
-        # Looking at a bytes copy, so that the array may be resized or changed while the caller iterates.
+        """Yield the numbers, from *first* to before *end*, of the zones in one of *conds*; by a fast scan."""
+        # A copy is scanned, so that the array may change while the caller iterates.
         for index in indices_of(conds, bytes(self.conds[first:end])):
             yield first + index
 
@@ -191,9 +191,9 @@ class ZoneMachine:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def check_read(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
-        """Return how many of the *nr_sectors* from *sector* hold data; what follows them reads as zeros.
+        """Return how many of the *nr_sectors* from *sector* hold data; the following ones read as zeros.
 
-        Returns -1 where the read spans zones and zeros lie between data: then ask again for each zone's part.
+        Returns -1 if the read spans zones with zeros between data; the caller then checks the part of each zone.
 
         Raises:
             CommandError: OUT_OF_RANGE, UNALIGNED, ZONE_OFFLINE, READ_BOUNDARY.
@@ -247,18 +247,18 @@ class ZoneMachine:
     # -- writing ----------------------------------------------------------------------------------------------
 
     def begin_write(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
-        """Check a write of *nr_sectors* at *sector*; change nothing. Returns by how many sectors it moves wp.
+        """Check a write of *nr_sectors* at *sector*, without a change; return by how many sectors it moves wp.
 
-        That is *nr_sectors*, but for a zone with a zone random write area (:mod:`zrwa_machine`).
+        That is *nr_sectors*, except in a zone with a zone random write area (:mod:`zrwa_machine`).
 
         Raises:
             CommandError: OUT_OF_RANGE; ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL; UNALIGNED in a conventional zone, which
                 is written in whole blocks anywhere; ZONE_BOUNDARY past the capacity; UNALIGNED_WP if *sector* is not wp
-                or the end is not on the write granularity; ACTIVE_RESOURCE before OPEN_RESOURCE. They are looked for
-                in this order. A write of nothing is checked like any other, but opens no zone.
+                or the end is not on the write granularity; ACTIVE_RESOURCE before OPEN_RESOURCE. They are checked in
+                this order. An empty write is checked like any other, but opens no zone.
 
         Source: virtio 1.4, block device, Device Operation; ZBC-2, unaligned write and write boundary violations. No
-        standard says which comes first where several hold; most peers look for the boundary before wp.
+        standard defines the order of the errors; most implementations check the boundary before wp.
         """
         zone_no, offset = divmod(sector, self._zone_size)
         # The common case first. The last zone may have another capacity.
@@ -302,7 +302,7 @@ class ZoneMachine:
                 raise CommandError(outcome, other)
 
     def begin_append(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> Sector:
-        """Check a zone append of *nr_sectors* to the zone that starts at *sector*; return where it will land.
+        """Check a zone append of *nr_sectors* to the zone that starts at *sector*; return the sector of its data.
 
         The caller then writes there and calls :meth:`commit_write`. Nothing is changed here.
 
@@ -328,10 +328,10 @@ class ZoneMachine:
         return sector + wp
 
     def open_to_write(self, zone_no: int, row: WriteRow) -> Changes:
-        """Open *zone_no* now for a write or append that was allowed and that takes long; then commit it.
+        """Open *zone_no* for a long write or append that was allowed; it is committed later.
 
-        *row* is the dialect's for that command. Until the caller takes the zone out of ``writing``, it stays open, so
-        that the commit needs no resource.
+        *row* is the dialect's for that command. The zone stays open while it is in ``writing`` of the caller, so that
+        the commit needs no resource.
         """
         cond = self.conds[zone_no]
         if cond == _NOT_WP or cond in row.keeps_open:
@@ -341,10 +341,10 @@ class ZoneMachine:
         return Changes(closed, (zone_no,))
 
     def commit_write(self, zone_no: int, nr_sectors: int, row: WriteRow) -> Changes | None:
-        """Advance wp of *zone_no* by *nr_sectors*, as :meth:`begin_write` has said, for a write that has happened.
+        """Advance wp of *zone_no* by *nr_sectors*, the result of :meth:`begin_write`, after the write has happened.
 
         An append advances it by its length. *row* is the dialect's for the command that was allowed: a write or an
-        append. Returns None where nothing but wp has changed.
+        append. Returns None if only wp has changed.
         """
         wp = self.wps[zone_no] + nr_sectors
         cond = self.conds[zone_no]
@@ -376,10 +376,10 @@ class ZoneMachine:
     def begin_manage(
         self, operation: Operation, sector: Sector, nr_zones: int, dialect: Dialect
     ) -> Iterator[tuple[int, Changes]]:
-        """Check what :meth:`manage` does, and return what does it: each step carries one portion out.
+        """Check the command of :meth:`manage`, and return an iterator of which each step carries out one portion.
 
-        A step yields (the zone before which the portion ends, what it changed). The last step yields the end of the
-        range. Nothing has changed before the first.
+        A step yields (the zone before which the portion ends, its changes). The last step yields the end of the range.
+        Nothing changes before the first step.
 
         Raises:
             CommandError: as :meth:`manage`.
@@ -393,7 +393,7 @@ class ZoneMachine:
         if end > self._nr_zones:
             raise CommandError(Status.OUT_OF_RANGE)
         row = dialect.table[operation]
-        conds = self.conds[first:end]  # what follows looks at a copy of the range, at the speed of a scan
+        conds = self.conds[first:end]  # the following checks scan a copy of the range
         self._require_allowed(row, conds, first)
         moving = frozenset(cond for cond, target in row.items() if target != cond and not isinstance(target, Status))
         nr_writing = self._nr_writing()
@@ -404,7 +404,7 @@ class ZoneMachine:
 
     @staticmethod
     def _require_allowed(row: Row, conds: bytearray, first: int) -> None:
-        """Raise CommandError for the first zone that *row* refuses; *conds* are those from zone *first* on."""
+        """Raise CommandError for the first zone that *row* refuses; *conds* are the conditions from zone *first* on."""
         few = len(conds) <= PORTION_ZONES
         refused = [
             (at, target)
@@ -425,7 +425,7 @@ class ZoneMachine:
         return _all_of(self.begin_manage_all(operation, dialect))
 
     def begin_manage_all(self, operation: Operation, dialect: Dialect) -> Iterator[tuple[int, Changes]]:
-        """Check what :meth:`manage_all` does, and return what does it, as :meth:`begin_manage` does.
+        """Check the command of :meth:`manage_all`, and return an iterator of portions as :meth:`begin_manage` does.
 
         Raises:
             CommandError: as :meth:`manage_all`.
@@ -436,10 +436,10 @@ class ZoneMachine:
         return self._in_portions(moving, row, dialect, nr_closed=nr_closed, first=0, end=self._nr_zones)
 
     def set_cond(self, zone_no: int, cond: Condition) -> Changes:
-        """Put zone *zone_no* into *cond*, as a failing or repaired medium would.
+        """Put zone *zone_no* into *cond*, like a failing or repaired medium.
 
-        READONLY and OFFLINE keep the data; NOT_WP brings a conventional zone back; EMPTY forgets the data, CLOSED
-        and FULL keep it. A zone that is in *cond* already is not changed.
+        READONLY, OFFLINE, CLOSED and FULL keep the data, and EMPTY drops it. NOT_WP restores a conventional zone. A
+        zone that is in *cond* already is not changed.
 
         Raises:
             CommandError: OUT_OF_RANGE; CONVENTIONAL if the zone's type has no such condition; BAD_TRANSITION for open
@@ -465,10 +465,10 @@ class ZoneMachine:
         return Changes((), (zone_no,))
 
     def loaded(self, conds: bytearray, wps: "array[int]", attributes: bytearray) -> "ZoneMachine":
-        """Return a machine of this geometry in the states given, which the caller has checked against it.
+        """Return a machine of this geometry in the given states, which the caller has checked against the geometry.
 
         Raises:
-            CommandError: OPEN_RESOURCE or ACTIVE_RESOURCE if more zones are open or active than may be.
+            CommandError: OPEN_RESOURCE or ACTIVE_RESOURCE if more zones are open or active than allowed.
         """
         loaded = type(self)(self.geometry, conds, wps, attributes)
         geometry = self.geometry
@@ -479,18 +479,18 @@ class ZoneMachine:
         return loaded
 
     def take_over(self, other: "ZoneMachine") -> None:
-        """Put all zones into the states of *other*, which is not used afterwards; touches none, in one short step."""
+        """Put all zones into the states of *other*, which is not used afterwards; one short step, without a loop."""
         self.conds[:] = other.conds
         self.wps[:] = other.wps
         self.attributes[:] = other.attributes
         self.resources = other.resources
 
     def power_cycle(self) -> Changes:
-        """Change every zone as cutting and restoring power does: open zones come back CLOSED, or EMPTY."""
+        """Cut and restore the power: open zones come back CLOSED, or EMPTY without data."""
         return _all_of(self.begin_power_cycle())
 
     def begin_power_cycle(self) -> Iterator[tuple[int, Changes]]:
-        """Return what :meth:`power_cycle` does, in portions as :meth:`begin_manage`."""
+        """Return an iterator of the portions of :meth:`power_cycle`, as :meth:`begin_manage` does."""
         for found, end in self._portions(ACTIVE_CONDITIONS, 0, self._nr_zones):
             changed = []
             for zone_no in found:
@@ -504,13 +504,13 @@ class ZoneMachine:
     # -- making room -----------------------------------------------------------------------------------------------
 
     def _nr_writing(self) -> int:
-        """Return how many implicitly open zones are being written to, and so stay open."""
+        """Return how many implicitly open zones are being written to and must stay open."""
         return sum(self.conds[first:end].count(_IMP_OPEN) for first, end in self.writing)
 
     def _make_room(self, zone_no: int, cond: int) -> Sequence[int]:
-        """Close the least recently written implicitly open zone if opening *zone_no* needs its resource.
+        """Close the least recently written implicitly open zone if opening *zone_no* needs it; return it, if any.
 
-        Returns the zone that it closed, if any. *zone_no* is in *cond*; one that is open needs nothing.
+        *zone_no* is in *cond*. A zone that is open already needs no resource.
         """
         if cond in _OPEN:
             return ()
@@ -518,7 +518,7 @@ class ZoneMachine:
         return self._close_oldest(1) if self.resources.is_open_full() else ()
 
     def _close_oldest(self, count: int, first: int = 0, end: int = 0) -> list[int]:
-        """Close the *count* least recently written implicitly open zones, but none from *first* to before *end*.
+        """Close the *count* least recently written implicitly open zones outside [*first*, *end*), and return them.
 
         Returns those that it closed.
         """
@@ -543,9 +543,10 @@ class ZoneMachine:
         first: int,
         end: int,
     ) -> Iterator[tuple[int, Changes]]:
-        """Close *nr_closed* zones to make room, then put those in *moving* conditions into what *row* gives them."""
+        """Close *nr_closed* zones to make room, then put those in *moving* conditions into the targets of *row*."""
         spared = (first, end) if _IMP_OPEN in moving else (0, 0)
-        spared_too: set[int] = set()  # closed zones were not asked for, also where CLOSED is a moving condition
+        # Zones that are closed here were not requested, even if CLOSED is a moving condition.
+        spared_too: set[int] = set()
         while nr_closed > PORTION_ZONES:
             closed = self._close_oldest(PORTION_ZONES, *spared)
             spared_too.update(closed)
@@ -560,7 +561,7 @@ class ZoneMachine:
             closed = []
 
     def _portions(self, conds: frozenset[Condition], first: int, end: int) -> Iterator[tuple[list[int], int]]:
-        """Yield (zones in one of *conds*, up to which zone it was looked) until *end* is reached; see PORTION_ZONES."""
+        """Yield (zones in one of *conds*, the end of the scan so far) until *end* is reached; see PORTION_ZONES."""
         while first < end:
             stop = min(first + _SCAN_ZONES, end)
             found = list(islice(self.zones_in(conds, first, stop), PORTION_ZONES))
@@ -568,9 +569,10 @@ class ZoneMachine:
             yield found, first
 
     def _move_all(self, changes: Sequence[int], row: Mapping[Condition, Condition | Status], dialect: Dialect) -> None:
-        """Put each zone of *changes* into the condition that *row* gives it."""
+        """Put each zone of *changes* into its target of *row*."""
         conds, wps, attributes = self.conds, self.wps, self.attributes
-        # By plain numbers, and without the accounts where neither condition is in any: there may be a million zones.
+        # As there may be a million zones: by plain numbers, and without the accounts for conditions that hold no
+        # resource.
         targets = {int(cond): target for cond, target in row.items()}
         for zone_no in changes:
             old = conds[zone_no]

@@ -1,6 +1,6 @@
-"""Ready-made geometries, and who will refuse a geometry that we accept.
+"""Ready-made geometries, and warnings about geometries that other programs refuse.
 
-Pure. A preset is the shape of a drive that people know; every option of ``create`` overrides its part of it.
+Pure. A preset is the shape of a real drive; every option of ``create`` overrides its part of it.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.units import human_bytes, to_bytes, to_sectors
 
 _MIB: Final = 1 << 20
-#: Where no zone size is given: this, or less so that a small device still has this many zones.
+#: The default zone size, or less so that a small device still has this many zones.
 _ZONE_SIZE_BYTES: Final = 64 * _MIB
 _NR_ZONES: Final = 16
 _ZONE_SIZE_BYTES_MIN: Final = 64 << 10
@@ -77,7 +77,7 @@ PRESETS: Final = MappingProxyType(
 
 
 def default_zone_size(size_bytes: int) -> int:
-    """Return the zone size, in bytes, of a device of *size_bytes* for which none was asked."""
+    """Return the default zone size, in bytes, of a device of *size_bytes*."""
     zone_size = _ZONE_SIZE_BYTES
     while zone_size > _ZONE_SIZE_BYTES_MIN and size_bytes // zone_size < _NR_ZONES:
         zone_size //= 2
@@ -100,7 +100,7 @@ def build_geometry(
     zrwa_granularity: int | None = None,
     max_zrwa: int = 0,
 ) -> Geometry:
-    """Return the geometry of *preset* with all that is not None in its place; sizes in bytes.
+    """Return the geometry of *preset* with each argument that is not None in place of its part; sizes in bytes.
 
     A zone random write area without a granularity is flushed in blocks.
 
@@ -135,7 +135,7 @@ def build_geometry(
 
 
 def _plain(size_bytes: int) -> Preset:
-    """Return the shape of a device of *size_bytes* for which nothing else was asked."""
+    """Return the default shape of a device of *size_bytes*."""
     zone_size = default_zone_size(size_bytes)
     return Preset(
         about="",

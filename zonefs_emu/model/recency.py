@@ -2,9 +2,9 @@
 
 May not know: conditions, limits. Its caller adds a zone when it becomes implicitly open and removes it afterwards.
 
-Invariant: the order is put right lazily. A write only notes its tick, one dictionary store in place of a removal and
-an insertion. An entry whose key is older than the zone's last write is moved to where it belongs when :meth:`oldest`
-meets it. Each write makes at most one entry stale, so this cost is paid once for it.
+Invariant: the order is corrected lazily. A write only notes its tick, which is one dictionary store instead of a
+removal and an insertion. An entry whose key is older than the zone's last write is moved to its place when
+:meth:`oldest` meets it. A write makes at most one entry stale, so it causes at most one move.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Recency:
         """Start without a zone."""
         self._tick = 0
         self._last_written: dict[int, int] = {}
-        #: Zones by the tick of a write, and the key that each zone has there.
+        #: Zones by the tick of a write, and the key of each zone in that order.
         self._order: SortedDict[int, int] = SortedDict()
         self._keys: dict[int, int] = {}
 
@@ -45,7 +45,7 @@ class Recency:
         self._last_written[zone_no] = self._tick
 
     def oldest(self) -> Iterator[int]:
-        """Yield the zones, least recently written first; the caller may remove the one that it was given last."""
+        """Yield the zones, least recently written first; the caller may remove the last one yielded."""
         index = 0
         while index < len(self._order):
             key, zone_no = self._order.peekitem(index)

@@ -1,9 +1,9 @@
-"""The open and active resources of a device: which zones hold them, and whether a command finds enough of them.
+"""The open and active resources of a device: the zones that hold them, and whether enough are free for a command.
 
 May not know: write pointers, commands. It changes no condition: the machine notes each change here (:meth:`move`).
 
-Invariants: ``nr_open`` and ``nr_active`` always equal a count over the conditions. A check looks at the active limit
-first: where both limits are exceeded the answer is ACTIVE_RESOURCE (virtio 1.4).
+Invariants: ``nr_open`` and ``nr_active`` always equal a count over the conditions. The active limit is checked first,
+so the error is ACTIVE_RESOURCE if both limits are exceeded (virtio 1.4).
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 class Resources:
     """The accounts of one device.
 
-    Where a check takes *nr_kept*, that many implicitly open zones cannot be closed to make room.
+    The argument *nr_kept* of a check is the number of implicitly open zones that cannot be closed to make room.
     """
 
     __slots__ = ("_max_active", "_max_open", "active_zones", "nr_active", "nr_open", "open_zones", "recency")
@@ -29,10 +29,10 @@ class Resources:
         self._max_active = geometry.max_active_zones
         self.nr_open = sum(conds.count(cond) for cond in OPEN_CONDITIONS)
         self.nr_active = self.nr_open + conds.count(Condition.CLOSED)
-        #: The zones that hold the open and the active resources; each kept only where there is a limit to hit.
+        #: The zones that hold the open and the active resources; each is kept only if there is that limit.
         self.open_zones = set(indices_of(OPEN_CONDITIONS, conds)) if self._max_open else set[int]()
         self.active_zones = set(indices_of(ACTIVE_CONDITIONS, conds)) if self._max_active else set[int]()
-        #: The implicitly open zones; kept only where there is a limit on open zones.
+        #: The implicitly open zones; kept only if there is a limit on open zones.
         self.recency = Recency()
         if self._max_open:
             for zone_no in indices_of(frozenset((Condition.IMP_OPEN,)), conds):
@@ -60,7 +60,7 @@ class Resources:
                 self.active_zones.discard(zone_no)
 
     def is_open_full(self) -> bool:
-        """Say whether as many zones are open as may be."""
+        """Return whether the limit of open zones is reached."""
         return bool(self._max_open) and self.nr_open >= self._max_open
 
     def require_active(self, zone_no: int, cond: int) -> None:
@@ -84,7 +84,7 @@ class Resources:
         first: int,
         nr_kept: int,
     ) -> int:
-        """Raise unless all zones in *moving* conditions can go where *row* leads, at once.
+        """Raise unless all zones in *moving* conditions can change at once to the targets of *row*.
 
         *conds* are the conditions from zone *first* on. Returns how many other zones must close to make room.
         """
@@ -97,7 +97,7 @@ class Resources:
         if not nr_opened or not self._max_open:
             return 0
         excess = self.nr_open + nr_opened - self._max_open
-        if Condition.IMP_OPEN in moving:  # those among them are asked for, so they are not closed
+        if Condition.IMP_OPEN in moving:  # open zones among them are requested, so they are not closed
             nr_kept += conds.count(Condition.IMP_OPEN)
         if excess > 0 and len(self.recency) - nr_kept < excess:
             raise CommandError(Status.OPEN_RESOURCE, first + first_index(moving, conds))
@@ -110,7 +110,7 @@ class Resources:
 
         Source: ZBC-2, FINISH ZONE of an EMPTY or CLOSED zone manages open resources (libzbc's tests 140 to 145).
         """
-        # A zone among them that is open gives its own resource back for the others.
+        # A zone among them that is open releases its resource for the others.
         if any(cond in conds for cond in OPEN_CONDITIONS) or not any(cond in conds for cond in moving):
             return 0
         if not self.is_open_full():

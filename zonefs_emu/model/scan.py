@@ -1,4 +1,4 @@
-"""Looking for conditions in an array of them, at the speed of a memory scan."""
+"""Searching an array of conditions by fast scans."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from zonefs_emu.model.zone import Condition
 
 
 def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> Iterator[int]:
-    """Yield where *cond_codes* has one of *conds*, ascending."""
+    """Yield the places in *cond_codes* that have one of *conds*, ascending."""
     if conds:
         for match in _pattern(conds).finditer(cond_codes):
             yield match.start()
@@ -16,7 +16,7 @@ def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> It
 
 @cache
 def _pattern(conds: frozenset[Condition]) -> re.Pattern[bytes]:
-    """Return what matches a byte that is one of *conds*. Making it costs more than a command on one zone."""
+    """Return a pattern for a byte that is one of *conds*. Making it costs more than a command on one zone."""
     return re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
 
 

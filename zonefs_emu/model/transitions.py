@@ -4,22 +4,24 @@ Rule 1: everything that decides the next condition of a zone is in this file.
 Rule 2: this file knows nothing of FUSE, virtio, SCSI or files.
 
 For each dialect the table gives, for every (condition, operation), the next condition or the Status of the refusal.
-The machine looks every target up here. These rules depend on more than the condition, so they are not in the cells:
+The machine takes every target from here. The following rules depend on more than the condition, so they are not in the
+cells:
 
 * a write or append that reaches the capacity makes the zone FULL (:func:`after_write`);
 * a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
-  keeps its active resource (``Dialect.closed_at_start``), or the zone has an attribute, which EMPTY zones have not;
+  keeps its active resource (``Dialect.closed_at_start``), or the zone has an attribute, which an EMPTY zone cannot
+  have;
 * a zone that is closed to make room for another one goes into :data:`CLOSED_FOR_ROOM`;
-* what a write to a zone with a zone random write area commits (:func:`flushed_by_write`), and that such a zone takes
-  appends in some dialects only (:data:`APPEND_TO_ZRWA`);
+* a write to a zone with a zone random write area may flush a part of it (:func:`flushed_by_write`), and some dialects
+  refuse appends to such a zone (:data:`APPEND_TO_ZRWA`);
 * power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
-* :data:`SET_COND` says what a failing or repaired medium can make of a zone, and :func:`after_set_cond` when CLOSED
-  fits its data;
+* :data:`SET_COND` has the conditions that a failing or repaired medium can put a zone into, and :func:`after_set_cond`
+  checks that CLOSED fits the data of the zone;
 * a target that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
   some dialects so does finishing a zone that is not open (``Dialect.finish_needs_open``).
 
-The ``*_ALL`` operations are different in kind: they act on the zones whose condition has an entry in
-``Dialect.all_zones`` and pass over all others in silence, so they have no refusals.
+The ``*_ALL`` operations act on the zones whose condition has an entry in ``Dialect.all_zones`` and skip all others, so
+they have no refusals.
 
 Sources: ZBC-2 (zone condition state machine, OPEN/CLOSE/FINISH ZONE, RESET WRITE POINTER), virtio 1.4 block device
 "Device Operation", NVMe ZNS Command Set 1.1 "Zone State Machine", as behaved by libzbc's 02_state_machine_check,
@@ -37,7 +39,7 @@ from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition,
 
 
 class Operation(IntEnum):
-    """What a host can ask of a zone."""
+    """The operations that a host can request on a zone."""
 
     READ = 0
     WRITE = 1
@@ -47,14 +49,14 @@ class Operation(IntEnum):
     FINISH = 5
     RESET = 6
     FLUSH = 7  #: of the device; no row in the tables
-    SET_COND = 8  #: by hand, as a failing medium would; the same in all dialects, see :data:`SET_COND`
+    SET_COND = 8  #: set by hand, like a failing medium; the same in all dialects, see :data:`SET_COND`
     SET_EXTENSION = 9  #: of the zone's descriptor; ZNS only
     ALLOCATE_ZRWA = 10  #: open the zone with a zone random write area; ZNS only
     FLUSH_ZRWA = 11  #: commit the first part of the area: "Flush Explicit ZRWA Range"; ZNS only
 
 
-#: The operations that can be asked of all zones at once, and all those that have a row in every table. The table of
-#: ZNS has rows of operations of its own as well.
+#: The operations that exist for all zones at once, and the operations that have a row in every table. The table of ZNS
+#: has rows of further operations.
 MANAGEMENT: Final = (Operation.OPEN, Operation.CLOSE, Operation.FINISH, Operation.RESET)
 ZONE_OPERATIONS: Final = (Operation.READ, Operation.WRITE, Operation.APPEND, *MANAGEMENT)
 
@@ -63,7 +65,7 @@ Row: TypeAlias = Mapping[Condition, Outcome]
 
 
 class WriteRow:
-    """The row of WRITE or APPEND in the form that the write path needs: by plain numbers, in one look-up."""
+    """The row of WRITE or APPEND in the form for the write path: indexed by plain numbers, with one look-up."""
 
     __slots__ = ("keeps_open", "operation", "outcomes")
 
@@ -71,26 +73,27 @@ class WriteRow:
         """Take over *row*, the row of *operation*."""
         self.operation: Final = operation
         self.outcomes: Final[Mapping[int, Outcome]] = {int(cond): outcome for cond, outcome in row.items()}
-        #: The open conditions that such a command leaves as they are: then only the write pointer moves.
+        #: The open conditions that such a command does not change: only the write pointer moves.
         self.keeps_open: Final = frozenset(int(cond) for cond in OPEN_CONDITIONS if row[cond] is cond)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """One standard's answers, as data.
+    """The answers of one standard, as data.
 
     *table*: operation -> condition -> next condition, or the Status of the refusal. A READ changes nothing, so its
-    cells name the condition itself; WRITE and APPEND lead to open conditions; the management operations lead anywhere
-    but to NOT_WP, which a conventional zone keeps. *all_zones*: management operation -> conditions that its ALL form
-    changes -> next condition. *read_across*: may one read cross the boundary of a sequential zone. *closed_at_start*:
-    what closing a zone gives whose write pointer is at its start. *finish_needs_open*: an EMPTY or CLOSED zone that is
-    finished passes through open, so it needs an open resource. *has_zrwa*: a zone with a zone random write area is
-    written anywhere in it, and takes no appends; other dialects write and read every zone as if it had none.
+    cells name the condition itself; WRITE and APPEND lead to open conditions; the management operations lead to any
+    condition but NOT_WP, which a conventional zone keeps. *all_zones*: management operation -> conditions that its ALL
+    form changes -> next condition. *read_across*: one read may cross the boundary of a sequential zone.
+    *closed_at_start*: the condition after closing a zone whose write pointer is at its start. *finish_needs_open*:
+    finishing an EMPTY or CLOSED zone needs an open resource, because the zone is opened in between. *has_zrwa*: a zone
+    with a zone random write area is written anywhere in it and takes no appends; other dialects write and read every
+    zone as if it had none.
 
-    *on_write*, *on_append* and *readable* (the conditions that READ does not refuse) are made from the table.
+    *on_write*, *on_append* and *readable* (the conditions in which READ is allowed) are made from the table.
 
     Raises:
-        ValueError: a cell leads where its operation cannot lead.
+        ValueError: a cell has a condition to which its operation cannot lead.
     """
 
     name: str
@@ -105,7 +108,7 @@ class Dialect:
     readable: frozenset[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check the cells, and make what the read and write paths look at."""
+        """Check the cells, and make the parts for the read and write paths."""
         for operation, row in self.table.items():
             for cond, outcome in row.items():
                 if not any(outcome is possible for possible in possible_outcomes(operation, cond)):
@@ -118,7 +121,7 @@ class Dialect:
 
 
 def possible_outcomes(operation: Operation, cond: Condition) -> tuple[Outcome, ...]:
-    """Return all that a dialect can say in the cell of *operation* and *cond*."""
+    """Return the possible outcomes in the cell of *operation* and *cond*."""
     targets: tuple[Condition, ...]
     if operation is Operation.APPEND and cond is Condition.NOT_WP:
         targets = ()  # there is no write pointer to append at
@@ -150,7 +153,7 @@ def _every(outcome: Outcome) -> Row:
 
 
 def _same(**refused: Outcome) -> Row:
-    """Build a row that leaves every condition as it is, but for those *refused*."""
+    """Build a row that changes no condition, and refuses those in *refused*."""
     return MappingProxyType({cond: refused.get(cond.name, cond) for cond in Condition})
 
 
@@ -197,8 +200,8 @@ _STRICT_TABLE: Final = MappingProxyType(
     }
 )
 
-# ZNS knows one status for what a zone's condition does not allow, also where that is READ ONLY or OFFLINE: "Zone Is
-# Read Only" and "Zone Is Offline" are said of reads and writes only (so does QEMU's nvme device).
+# ZNS has one status for operations that a zone's condition does not allow, in READ ONLY and OFFLINE zones too: "Zone Is
+# Read Only" and "Zone Is Offline" are for reads and writes only. QEMU's nvme device does the same.
 # "If the zone is in the ZSE:Empty state, the controller associates the descriptor extension with the zone and
 # transitions it to ZSC:Closed"; in all other states that is an invalid transition (Zone Management Send, "Set Zone
 # Descriptor Extension").
@@ -262,16 +265,16 @@ ZNS: Final = Dialect(
 DIALECTS: Final = (VIRTIO, ZBC, ZNS)
 
 
-#: What closing an implicitly open zone to give its resource to another one makes of it.
+#: The condition of an implicitly open zone that was closed to give its resource to another one.
 #: Source: ZBC-2 "managing implicitly open zones"; virtio 1.4: the device may close an implicitly open zone.
 CLOSED_FOR_ROOM: Final = _C.CLOSED
 
-#: The answer to an append to a zone with a zone random write area, where the dialect has these (Dialect.has_zrwa).
-#: Source: NVMe ZNS 1.1b, Zone Append; so does QEMU's nvme device.
+#: The answer to an append to a zone with a zone random write area, in dialects that have these (Dialect.has_zrwa).
+#: Source: NVMe ZNS 1.1b, Zone Append; QEMU's nvme device answers the same.
 APPEND_TO_ZRWA: Final = _S.ZRWA_INVALID
 
-#: What setting a condition by hand gives: type of the zone -> condition asked for -> row. A medium fails into READONLY
-#: and OFFLINE; the other conditions are a repair. Only a host opens zones.
+#: The outcome of setting a condition by hand: type of the zone -> requested condition -> row. A failing medium puts a
+#: zone into READONLY or OFFLINE; the other conditions are repairs. Only a host opens zones.
 SET_COND: Final[Mapping[ZoneType, Mapping[Condition, Row]]] = MappingProxyType(
     {
         ZoneType.SWR: MappingProxyType(
@@ -303,9 +306,9 @@ SET_COND: Final[Mapping[ZoneType, Mapping[Condition, Row]]] = MappingProxyType(
 
 
 def after_set_cond(outcome: Outcome, *, nr_written: int, capacity: int) -> Outcome:
-    """Return what setting a condition by hand gives where the table says *outcome*.
+    """Return the outcome of setting a condition by hand, for which the table has *outcome*.
 
-    A CLOSED zone has data and room for more.
+    A CLOSED zone must have data, and room for more.
     """
     if outcome is _C.CLOSED and not 0 < nr_written < capacity:
         return _S.BAD_TRANSITION
@@ -315,8 +318,8 @@ def after_set_cond(outcome: Outcome, *, nr_written: int, capacity: int) -> Outco
 def after_power_cycle(cond: Condition, nr_written: int, attributes: int = 0) -> Condition:
     """Return the condition after power was cut and restored, for a zone with *nr_written* sectors.
 
-    Open zones come back CLOSED, or EMPTY where nothing was written; so do CLOSED ones without data. A zone with
-    *attributes* comes back CLOSED in any case.
+    Open and CLOSED zones come back CLOSED, or EMPTY without data. A zone with *attributes* comes back CLOSED in any
+    case.
     Source: ZBC-2 "zone conditions and power cycles"; NVMe ZNS 1.1, Zone State Machine, "power loss".
     """
     if cond in ACTIVE_CONDITIONS:
@@ -327,12 +330,12 @@ def after_power_cycle(cond: Condition, nr_written: int, attributes: int = 0) -> 
 def flushed_by_write(offset: int, end: int, *, wp: int, zrwa_size: int, granularity: int) -> int | Status:
     """Return by how many sectors a write moves the write pointer of a zone with a zone random write area.
 
-    It is from *offset* to before *end*; *wp* is the write pointer, and all three count from the start of the zone. The
-    area has *zrwa_size* sectors. Returns a Status if it does not take the write.
+    The write is from *offset* to before *end*; *wp* is the write pointer, and all three count from the start of the
+    zone. The area has *zrwa_size* sectors. Returns a Status if the write is not allowed.
 
-    A write that ends in the area moves nothing. One that ends in the area behind it flushes as much as it takes for the
-    area to hold its last block, in whole *granularity*: the implicit flush.
-    Source: NVMe ZNS 1.1b, "Zone Random Write Area"; QEMU's nvme device.
+    A write that ends in the area does not move the write pointer. A write that ends within another area's length behind
+    the area causes an implicit flush: the write pointer moves by multiples of *granularity* until the area holds the
+    last block of the write. Source: NVMe ZNS 1.1b, "Zone Random Write Area"; QEMU's nvme device.
     """
     if offset < wp or end > wp + 2 * zrwa_size:
         return _S.ZRWA_WRITE
@@ -340,5 +343,5 @@ def flushed_by_write(offset: int, end: int, *, wp: int, zrwa_size: int, granular
 
 
 def after_write(cond: Condition, *, reached_capacity: bool) -> Condition:
-    """Return the condition of a zone after a write left it in *cond*, FULL where the capacity was reached."""
+    """Return the condition of a zone after a write that leads to *cond*; FULL if the capacity was reached."""
     return _C.FULL if reached_capacity and cond != _C.NOT_WP else cond

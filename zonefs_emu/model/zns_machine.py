@@ -1,4 +1,4 @@
-"""What only the ZNS dialect knows: descriptor extensions. A zone machine for geometries whose zones can have them.
+"""A zone machine for geometries whose zones can have descriptor extensions, which only the ZNS dialect knows.
 
 May not know: files, front-ends. Like its base class, it moves no data.
 

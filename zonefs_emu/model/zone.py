@@ -23,7 +23,7 @@ class Condition(IntEnum):
 
 
 class ZoneType(IntEnum):
-    """Zone type. SWP is named because reports know it; no geometry of ours has such zones."""
+    """Zone type. SWP exists in reports only; no geometry has such zones."""
 
     CONVENTIONAL = 1
     SWR = 2
@@ -31,7 +31,7 @@ class ZoneType(IntEnum):
 
 
 class Attribute(IntFlag):
-    """What a zone has besides its condition. Only the ZNS dialect knows these; a zone that becomes EMPTY loses them.
+    """The attributes of a zone, which only the ZNS dialect knows. A zone that becomes EMPTY loses them.
 
     Source: NVMe ZNS 1.1, Zone Descriptor, "Zone Attributes".
     """
@@ -48,9 +48,10 @@ ACTIVE_CONDITIONS: Final = OPEN_CONDITIONS | {Condition.CLOSED}
 class Zone(NamedTuple):
     """A snapshot of one zone; addresses and extents in sectors.
 
-    *wp* is absolute. For NOT_WP, READONLY, FULL and OFFLINE zones the standards give it no meaning; here it is
-    *start* plus the number of sectors that hold data, and front-ends print what their format wants.
-    *reset_recommended* is the drive's wish; only an injected fault makes it. *attributes*: see :class:`Attribute`.
+    *wp* is absolute. For NOT_WP, READONLY, FULL and OFFLINE zones the standards give it no meaning; here it is *start*
+    plus the number of sectors that hold data, and front-ends report the number that their format requires.
+    *reset_recommended*: the drive recommends a reset, which only an injected fault causes. *attributes*: see
+    :class:`Attribute`.
     """
 
     zone_no: int

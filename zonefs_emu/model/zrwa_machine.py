@@ -1,16 +1,17 @@
 """Zone random write areas: zones that are written anywhere in a window at their write pointer.
 
 An area is [wp, wp + zrwa_size), cut at the capacity. A host allocates it when it opens an EMPTY zone, and the zone has
-it as long as it is active. Writes anywhere in the area are allowed, again and again, and move no write pointer. A flush
-moves it: an explicit one by what the host says, an implicit one by what a write behind the area makes necessary.
+it as long as it is active. Writes anywhere in the area are allowed, also repeatedly, and do not move the write pointer.
+A flush moves it: an explicit flush by the number that the host gives, an implicit one as far as a write behind the area
+requires.
 
 May not know: files, front-ends. Like its base class, it moves no data.
 
 Invariants:
 
 * ``zrwa_zones`` are the zones whose attributes have ZRWA. All of them are active.
-* A zone that loses its area but no data (FULL, READONLY, OFFLINE) keeps what the area holds: wp is moved behind it.
-* A dialect without areas (``Dialect.has_zrwa``) writes such a zone at wp and moves wp, as it does in every zone.
+* A zone that loses its area but no data (FULL, READONLY, OFFLINE) keeps the content of the area: wp is moved behind it.
+* A dialect without areas (``Dialect.has_zrwa``) writes such a zone at wp and moves wp, as in every zone.
 
 Source: NVMe Zoned Namespace Command Set 1.1b, "Zone Random Write Area".
 """
@@ -34,7 +35,7 @@ from zonefs_emu.units import Sector
 
 
 class ZrwaMachine(ZnsMachine):
-    """A zone machine that also gives zones their areas. A zone without an area costs one look at a set."""
+    """A zone machine that also has zone random write areas. For a zone without one it costs one look at a set."""
 
     __slots__ = ("zrwa_zones",)
 
@@ -49,7 +50,7 @@ class ZrwaMachine(ZnsMachine):
     # -- reading ----------------------------------------------------------------------------------------------
 
     def check_read(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
-        """Do what the base class does; what an area holds beyond wp is data as well, where the dialect has areas."""
+        """Do what the base class does; in a dialect with areas, the content of an area beyond wp is data as well."""
         readable = super().check_read(sector, nr_sectors, dialect)
         zone_no = sector // self._zone_size
         if 0 <= readable < nr_sectors and zone_no in self.zrwa_zones and dialect.has_zrwa:
@@ -63,10 +64,10 @@ class ZrwaMachine(ZnsMachine):
     # -- writing ----------------------------------------------------------------------------------------------
 
     def begin_write(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
-        """Do what the base class does; a zone with an area is written in it, or behind it by what it moves.
+        """Do what the base class does; in a zone with an area, the write may be in the area or cause an implicit flush.
 
         Raises:
-            CommandError: as the base class, with ZRWA_WRITE in the place of UNALIGNED_WP.
+            CommandError: as the base class, with ZRWA_WRITE in place of UNALIGNED_WP.
         """
         zone_no = sector // self._zone_size
         if zone_no not in self.zrwa_zones or not dialect.has_zrwa:
@@ -93,7 +94,7 @@ class ZrwaMachine(ZnsMachine):
         """Do what the base class does.
 
         Raises:
-            CommandError: as the base class, and ZRWA_INVALID before APPEND_LIMIT where the zone has an area.
+            CommandError: as the base class, and ZRWA_INVALID before APPEND_LIMIT if the zone has an area.
         """
         zone_no, offset = divmod(sector, self._zone_size)
         if not offset and nr_sectors >= 0 and zone_no in self.zrwa_zones and dialect.has_zrwa:
@@ -101,7 +102,7 @@ class ZrwaMachine(ZnsMachine):
         return super().begin_append(sector, nr_sectors, dialect)
 
     def commit_write(self, zone_no: int, nr_sectors: int, row: WriteRow) -> Changes | None:
-        """Do what the base class does; a write that stays in an area opens its zone and moves no wp."""
+        """Do what the base class does; a write that stays in an area opens its zone and does not move wp."""
         if nr_sectors or zone_no not in self.zrwa_zones:
             return super().commit_write(zone_no, nr_sectors, row)
         changes = self.open_to_write(zone_no, row)
@@ -182,7 +183,7 @@ class ZrwaMachine(ZnsMachine):
         """Do what the base class does.
 
         Raises:
-            CommandError: as the base class; ZRWA_UNAVAILABLE if more zones have an area than may.
+            CommandError: as the base class; ZRWA_UNAVAILABLE if more zones have an area than allowed.
         """
         loaded = super().loaded(conds, wps, attributes)
         assert isinstance(loaded, ZrwaMachine)
