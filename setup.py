@@ -1,9 +1,9 @@
-"""The compiled ring walker, an optional extension: everything else of the build stands in pyproject.toml.
+"""The compiled modules, which are optional: everything else of the build stands in pyproject.toml.
 
-Three modules are built from four sources, as two of them are rules that the walker shares with Python code and that are
-compiled from the very file that Python executes. Without Cython or a compiler nothing is built, and the program works
-in pure Python. tools/build_walker.py uses two variables: ZONEFS_EMU_CFLAGS adds options for the compiler, and
-ZONEFS_EMU_CYTHON_DIR is where the C goes: builds of one checkout that run side by side must not share it.
+What is built from which source stands in zonefs_emu/compiled_modules.py. Two modules are rules that the others share
+with Python code, compiled from the very file that Python executes. Without Cython or a compiler nothing is built, and
+the program works in pure Python. tools/build_walker.py uses two variables: ZONEFS_EMU_CFLAGS adds options for the
+compiler, and ZONEFS_EMU_CYTHON_DIR is where the C goes: builds of one checkout that run side by side must not share it.
 """
 
 import os
@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-VIRTQUEUE = "zonefs_emu/virtqueue"
+PACKAGE = "zonefs_emu"
 
 
 def extensions() -> list[Extension]:
@@ -23,17 +23,13 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize  # noqa: PLC0415  (optional)
     except ImportError:
         return []
-    compiled = runpy.run_path(str(HERE / VIRTQUEUE / "compiled.py"))
+    compiled = runpy.run_path(str(HERE / PACKAGE / "compiled_modules.py"))
     options = {
         "define_macros": [("ZONEFS_EMU_SOURCES", f"{compiled['sources_crc']()}u")],
         "extra_compile_args": ["-O2", *os.environ.get("ZONEFS_EMU_CFLAGS", "").split()],
         "extra_link_args": os.environ.get("ZONEFS_EMU_CFLAGS", "").split(),
     }
-    modules = [
-        Extension("zonefs_emu.virtqueue.compiled_plain_rules", ["zonefs_emu/model/plain_rules.py"], **options),
-        Extension("zonefs_emu.virtqueue.compiled_slot_stores", ["zonefs_emu/inflight/slot_stores.py"], **options),
-        Extension("zonefs_emu.virtqueue.walker", [f"{VIRTQUEUE}/walker.pyx"], **options),
-    ]
+    modules = [Extension(name, [f"{PACKAGE}/{source}"], **options) for name, source in compiled["MODULES"].items()]
     # Always anew: the stamp is no file that a time could be compared with.
     built = cythonize(
         modules,

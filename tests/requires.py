@@ -51,9 +51,9 @@ def _missing_root() -> str | None:
 
 
 def _missing_walker() -> str | None:
-    from zonefs_emu.virtqueue.compiled import is_compiled, used_walker  # as above
+    from zonefs_emu.compiled_modules import RING_WALKER, is_usable, used_walker  # as above
 
-    return None if is_compiled() else used_walker()
+    return None if is_usable(RING_WALKER) else used_walker()
 
 
 NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(

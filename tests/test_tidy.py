@@ -28,6 +28,7 @@ UNTESTED_SOURCE: Final[Mapping[str, str]] = MappingProxyType(
     {
         "virtio/features.py": "numbers of the standard, used by the tests of all devices",
         "virtio/plain_requests.py": "values; virtqueue/test_walker.py has what they say",
+        "virtqueue/walkers.py": "virtqueue/test_walker.py has which queues have one",
         "virtqueue/virtio_device.py": "a Protocol; its two implementations have tests",
         "fs/negotiation.py": "makes sense with a kernel only; fs/test_mount.py has mounts with and without it",
         "fs/rules.py": "texts; front_ends/test_answers.py looks at those of all packages",

@@ -3,6 +3,7 @@
 One sparse file behaves, command for command, like a host-managed zoned device. General layout, bottom to top:
 
     errors, units     the exception tree, Status, and the only unit conversions
+    compiled_modules  whether the optional compiled modules are used
     polling           how long a loop looks for the next request before it sleeps
     descriptor_socket bytes and file descriptors on a UNIX socket
     model             the zoned device as mathematics: no files, no clock, no event loop

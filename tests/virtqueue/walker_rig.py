@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
+from zonefs_emu.compiled_modules import MODULES
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.inflight.ring_record import record_bytes
@@ -400,9 +401,9 @@ def fuzz(directory: Path, draw: random.Random, *, nr_batches: int) -> tuple[int,
 
 def _load_extension(built: Path) -> None:
     """Load the extension that is in *built*, and not the one that is beside its sources."""
-    for name in ("compiled_plain_rules", "compiled_slot_stores", "walker"):
-        (file,) = built.glob(f"zonefs_emu/virtqueue/{name}.*.so")
-        spec = importlib.util.spec_from_file_location(f"zonefs_emu.virtqueue.{name}", file)
+    for name in MODULES:
+        (file,) = built.glob(f"{name.replace('.', '/')}.*.so")
+        spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -11,8 +11,8 @@ _LIBFUSE: Final = "libfuse3.so.3"
 
 def versions() -> dict[str, str]:
     """Return the versions by name, this program's first, and which ring walker is used."""
-    # Not at the head: every verb imports this module, and only this needs the package.
-    from zonefs_emu.virtqueue.compiled import used_walker  # noqa: PLC0415
+    # Not at the head: every verb imports this module, and only this needs it.
+    from zonefs_emu.compiled_modules import used_walker  # noqa: PLC0415
 
     return {
         "zonefs-emu": __version__,

@@ -1,7 +1,7 @@
 """How the intent of a request is stored in a slot of a ring's record; see :mod:`ring_record` for the slots.
 
 :mod:`ring_record` calls this function, and so does the compiled ring walker, which has it compiled from this file with
-the types that zonefs_emu/virtqueue/compiled_slot_stores.pxd gives it. There each store is volatile: a compiler must
+the types that zonefs_emu/inflight/compiled_slot_stores.pxd gives it. There each store is volatile: a compiler must
 neither leave one out nor change their order, because a kill may come between any two of them.
 """
 

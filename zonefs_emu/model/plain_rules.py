@@ -2,7 +2,7 @@
 
 :mod:`machine` asks these functions first, and judges what they do not allow by all of its rules. The compiled ring
 walker asks them as well, and gives back what they do not allow. It has them compiled from this file, with the types
-that zonefs_emu/virtqueue/compiled_plain_rules.pxd gives them. So the rules stand here only, and this file uses nothing
+that zonefs_emu/model/compiled_plain_rules.pxd gives them. So the rules stand here only, and this file uses nothing
 that C does not have: numbers, and no imports.
 """
 

@@ -27,10 +27,10 @@ from zonefs_emu.virtio.packed import PackedRing
 from zonefs_emu.virtio.ring import BrokenRingError, Chain, Fence, OversizedChainError
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import ORDERED
-from zonefs_emu.virtqueue.compiled import new_walker
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
+from zonefs_emu.virtqueue.walkers import new_walker
 
 if TYPE_CHECKING:
     from zonefs_emu.virtqueue.walker import Walker
@@ -227,9 +227,8 @@ class Virtqueue:
         # Pages are marked in Python: migrations are rare, and the walker does not keep guest addresses.
         if dirty is None and self._handler is not None and self._areas is not None:
             self._walker = new_walker(
-                ring, self._areas, self._handler.plain, faults=self._faults, record=self._record,
-                record_memory=self._record_memory,
-            )  # fmt: skip
+                ring, self._areas, self._handler.plain, record=self._record, record_memory=self._record_memory
+            )
 
     def set_used_log_address(self, address: int) -> None:
         """Log writes of the used ring at guest *address* from now on; a packed ring knows its address."""

@@ -1,6 +1,6 @@
 from collections.abc import Callable
 
-from zonefs_emu.device.port import Port
+from zonefs_emu.device.plain_commands import PlainCommands
 from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.packed import PackedRing
@@ -22,15 +22,11 @@ class Walker:
         memory: GuestMemory,
         record: RingRecord | None,
         record_memory: memoryview | None,
-        port: Port,
-        faults: object,
-        descriptor: int,
+        commands: PlainCommands,
         is_scsi: bool,
         lun: bytes,
         may_read: Callable[[], bool] | None,
         may_write: Callable[[], bool],
         sectors_max: int,
-        write_sectors_max: int,
-        run_sectors_max: int,
     ) -> None: ...
     def take(self) -> int: ...

@@ -1,15 +1,15 @@
 """The compiled ring walker: executes the plain reads and writes at the head of a ring, and gives them back.
 
 It takes a run of plain reads, or one run of plain writes that continue one another. What a plain request is
-stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well. At anything else it stops and has
-consumed nothing, so that the queue takes that request in Python, as it does where this module is not built.
+stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well, and zonefs_emu/device/plain_commands.pyx
+executes it. At anything else the walker stops and has consumed nothing, so that the queue takes that request in Python,
+as it does where this module is not built.
 
 Invariants:
 
 * Guest memory changes at any time. Each index, descriptor and header is copied once and judged by the copy. Each
   address is translated, with its length, right before it is used for the first time, and is one of *memory* then.
 * Nothing is stored to guest memory, and no bytes of the image are changed, before everything has been checked.
-* Write pointers move through Port.commit only, with the device's lock held.
 * Pointers are kept beside the Python objects that own the memory. No Py_buffer is held: it would keep the collector
   from taking a queue that was forgotten.
 
@@ -18,57 +18,18 @@ May not know: notifications, statuses other than success, how a request is refus
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 
 cimport cython
-from cpython cimport array
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from zonefs_emu.virtqueue.compiled_plain_rules cimport is_plain_read, is_plain_write
-from zonefs_emu.virtqueue.compiled_slot_stores cimport store_intent, word
+from zonefs_emu.device.plain_commands cimport PlainCommands
+from zonefs_emu.device.raw_memory cimport (
+    ZONEFS_EMU_SOURCES, address_of, copy_in, iovec, load_u16, load_u64, memset, read_at, store_u16, store_u32, store_u64
+)
+from zonefs_emu.inflight.compiled_slot_stores cimport store_intent, word
 
 cdef extern from *:
     """
-    #include <endian.h>
     #include <stdint.h>
-    #include <string.h>
-    #include <sys/uio.h>
-    #include <unistd.h>
-
-    #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-    #error "rings and images are little-endian, and so is this module"
-    #endif
-    #ifndef ZONEFS_EMU_SOURCES
-    #define ZONEFS_EMU_SOURCES 0
-    #endif
-
-    /* What the guest sees and changes meanwhile: loaded and stored once, and in order. */
-    static inline uint16_t load_u16(const uint8_t *at)
-    {
-        return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE);
-    }
-    static inline uint64_t load_u64(const uint8_t *at)
-    {
-        return __atomic_load_n((const uint64_t *)at, __ATOMIC_ACQUIRE);
-    }
-    static inline void store_u16(uint8_t *at, uint16_t value)
-    {
-        __atomic_store_n((uint16_t *)at, value, __ATOMIC_RELEASE);
-    }
-    static inline void store_u32(uint8_t *at, uint32_t value)
-    {
-        __atomic_store_n((uint32_t *)at, value, __ATOMIC_RELEASE);
-    }
-    static inline void store_u64(uint8_t *at, uint64_t value)
-    {
-        __atomic_store_n((uint64_t *)at, value, __ATOMIC_RELEASE);
-    }
-    /* The barrier keeps a compiler from loading anything of "from" a second time. */
-    static inline void copy_in(void *to, const uint8_t *from, size_t length)
-    {
-        memcpy(to, from, length);
-        __asm__ __volatile__("" ::: "memory");
-    }
     static inline uint64_t big_endian(const uint8_t *at, int length)
     {
         uint64_t value = 0;
@@ -76,34 +37,8 @@ cdef extern from *:
             value = value << 8 | at[i];
         return value;
     }
-    /* The segments end where the answer begins, so none is read or written beyond the request. */
-    static inline int64_t read_at(int fd, const struct iovec *segments, int count, uint64_t offset)
-    {
-        if (count == 1)
-            return pread(fd, segments->iov_base, segments->iov_len, (off_t)offset);
-        return preadv(fd, segments, count, (off_t)offset);
-    }
-    static inline int64_t write_at(int fd, const struct iovec *segments, int count, uint64_t offset)
-    {
-        if (count == 1)
-            return pwrite(fd, segments->iov_base, segments->iov_len, (off_t)offset);
-        return pwritev(fd, segments, count, (off_t)offset);
-    }
     """
-    cdef struct iovec:
-        void *iov_base
-        size_t iov_len
-    unsigned int ZONEFS_EMU_SOURCES
-    uint16_t load_u16(const uint8_t *at) noexcept nogil
-    uint64_t load_u64(const uint8_t *at) noexcept nogil
-    void store_u16(uint8_t *at, uint16_t value) noexcept nogil
-    void store_u32(uint8_t *at, uint32_t value) noexcept nogil
-    void store_u64(uint8_t *at, uint64_t value) noexcept nogil
-    void copy_in(void *to, const uint8_t *source, size_t length) noexcept nogil
     uint64_t big_endian(const uint8_t *at, int length) noexcept nogil
-    int64_t read_at(int fd, const iovec *segments, int count, uint64_t offset) noexcept nogil
-    int64_t write_at(int fd, const iovec *segments, int count, uint64_t offset) noexcept nogil
-    void *memset(void *at, int value, size_t length) noexcept nogil
 
 #: The CRC of the sources that this module was built from.
 SOURCES = ZONEFS_EMU_SOURCES
@@ -132,23 +67,20 @@ cdef enum Kind:
     READ
     WRITE
 
-# The package's own numbers: places of counters, the parts of a record, and a write as the record has it.
-cdef int READS, READ_SECTORS, WRITES, WRITTEN_SECTORS, RECORD_HEADER, RECORD_SLOT
+# The package's own numbers: the parts of a record, and a write as the record has it.
+cdef int RECORD_HEADER, RECORD_SLOT
 cdef uint64_t WRITE_KIND
 cdef object position_of = None
 
 
 cdef int learn_numbers() except -1:
     """Import what they are: not with this module, which ``zonefs-emu --version`` imports to see whether it is there."""
-    global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS, RECORD_HEADER, RECORD_SLOT, WRITE_KIND, position_of
-    from zonefs_emu.device.counters import Counter
+    global RECORD_HEADER, RECORD_SLOT, WRITE_KIND, position_of
     from zonefs_emu.inflight.ring_record import HEADER_WORDS, SLOT_WORDS
     from zonefs_emu.inflight.slot import OPERATION_SHIFT
     from zonefs_emu.model.transitions import Operation
     from zonefs_emu.virtio import packed
 
-    READS, READ_SECTORS = Counter.READS, Counter.READ_SECTORS
-    WRITES, WRITTEN_SECTORS = Counter.WRITES, Counter.WRITTEN_SECTORS
     RECORD_HEADER, RECORD_SLOT = HEADER_WORDS, SLOT_WORDS
     WRITE_KIND = Operation.WRITE << OPERATION_SHIFT
     position_of = packed.position_of
@@ -167,7 +99,6 @@ cdef struct Request:
     # A request that was found plain so far; first: of its nr_segments in Walker.segments.
     uint64_t sector
     int64_t nr_sectors
-    int64_t zone_no
     int first
     int nr_segments
     uint8_t *answer
@@ -175,18 +106,6 @@ cdef struct Request:
     uint32_t token
     uint32_t nr_slots
     uint32_t length
-
-
-cdef uint8_t *address_of(object view, Py_ssize_t length, Py_ssize_t alignment, bint writable) except NULL:
-    """Return where the memory of *view* is; the caller keeps *view*."""
-    cdef Py_buffer buffer
-    PyObject_GetBuffer(view, &buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-    cdef uint8_t *at = <uint8_t *>buffer.buf
-    cdef Py_ssize_t found = buffer.len
-    PyBuffer_Release(&buffer)
-    if found < length or <uint64_t>at % <uint64_t>alignment:
-        raise ValueError(f"{found} bytes that do not begin at a multiple of {alignment}")
-    return at
 
 
 @cython.final
@@ -208,15 +127,8 @@ cdef class Walker:
     cdef Area *_hot
     cdef int _nr_areas
     # The device.
-    cdef object _port, _image, _access, _held, _rows, _load_row, _lock, _on_write, _faults
-    cdef object _check_read, _preadv, _pwritev, _has_pending_reset
-    cdef bytearray _conds
-    cdef array.array _wps, _old_extents
-    cdef int _fd
-    cdef uint64_t _nr_sectors, _zone_size
-    cdef int64_t _last_zone, _capacity, _granularity, _block_mask, _sectors_max, _write_max, _run_max
-    cdef int _block_shift
-    cdef uint32_t _readable, _keeps_open
+    cdef PlainCommands _commands
+    cdef int64_t _sectors_max
     cdef uint64_t _lun
     # What is being taken: the place behind the last chain, and where the driver's end.
     cdef uint64_t _place, _end
@@ -235,13 +147,11 @@ cdef class Walker:
         PyMem_Free(self._areas)
 
     def __init__(
-        self, *, ring, bint is_packed, desc, driver, device, memory, record, record_memory, port, faults, int descriptor,
-        bint is_scsi, bytes lun, may_read, may_write, int64_t sectors_max, int64_t write_sectors_max,
-        int64_t run_sectors_max,
+        self, *, ring, bint is_packed, desc, driver, device, memory, record, record_memory, PlainCommands commands,
+        bint is_scsi, bytes lun, may_read, may_write, int64_t sectors_max,
     ):
         if position_of is None:
             learn_numbers()
-        geometry, core, path, dialect = port.geometry, port.device, port.device.hot_path, port.dialect
         self._ring, self._is_packed, self._size = ring, is_packed, ring.size
         self._desc_view, self._driver_view, self._device_view = desc, driver, device
         self._desc = address_of(desc, 16 * self._size, 8, True)
@@ -255,21 +165,7 @@ cdef class Walker:
             self._words = <word *>address_of(record_memory, 8 * (RECORD_HEADER + RECORD_SLOT * self._size), 8, True)
         self._is_scsi, self._may_read, self._may_write = is_scsi, may_read, may_write
         self._lun = int.from_bytes(lun, "little")
-        self._port, self._image, self._access, self._faults = port, core.image, core.access, faults
-        self._held, self._rows, self._load_row, self._lock = path.held, path.rows, path.load_row, path.lock
-        self._on_write, self._has_pending_reset = dialect.on_write, core.image.has_pending_reset
-        self._check_read, self._preadv, self._pwritev = core.access.check_read, core.access.preadv, core.access.pwritev
-        self._conds, self._wps, self._old_extents = core.machine.conds, core.machine.wps, path.old_extents
-        self._fd = descriptor
-        self._nr_sectors, self._zone_size = geometry.size, geometry.zone_size
-        self._last_zone, self._capacity = geometry.nr_zones - 1, geometry.zone_capacity
-        self._granularity, self._block_mask = geometry.write_granularity, geometry.block_sectors - 1
-        self._block_shift = geometry.block_sectors.bit_length() - 1
-        self._sectors_max, self._write_max, self._run_max = sectors_max, write_sectors_max, run_sectors_max
-        self._readable = sum(1 << cond for cond in dialect.readable)
-        self._keeps_open = sum(1 << cond for cond in dialect.on_write.keeps_open)
-        if not len(self._conds) == len(self._wps) == len(self._old_extents) == geometry.nr_zones:
-            raise AssertionError("zone states that do not fit the geometry")
+        self._commands, self._sectors_max = commands, sectors_max
 
     def take(self):
         """Execute and give back what is plain at the head of the ring.
@@ -314,7 +210,7 @@ cdef class Walker:
             if self._record.recovering:
                 return 0
             self._is_settled = True
-        if self._faults or (self._may_read is not None and not self._may_read()):
+        if self._commands.is_armed() or (self._may_read is not None and not self._may_read()):
             return 0
         if self._memory.regions is not self._regions:
             self._learn_memory()
@@ -352,10 +248,9 @@ cdef class Walker:
             kind = self._scsi(request, chain, nr_readable, nr_writable)
         else:
             kind = self._blk(request, chain, nr_readable, nr_writable)
-        if kind == NONE or request.sector >= self._nr_sectors:
+        if kind == NONE or request.sector >= self._commands.nr_sectors:
             self._place = place
             return NONE
-        request.zone_no = request.sector // self._zone_size
         if not self._is_packed:
             self._place = place + 1
         self._nr_segments += nr_readable + nr_writable
@@ -538,9 +433,9 @@ cdef class Walker:
                 return NONE
         else:
             return NONE
-        if lba > self._nr_sectors >> self._block_shift:
+        if lba > self._commands.nr_sectors >> self._commands.block_shift:
             return NONE
-        request.sector = lba << self._block_shift
+        request.sector = lba << self._commands.block_shift
         request.answer = <uint8_t *>answer.iov_base
         request.length = SCSI_ANSWER_BYTES
         is_read = cdb[0] in (0x28, 0x88)
@@ -552,7 +447,7 @@ cdef class Walker:
         elif not self._take_data(request, chain + 1, nr_readable - 1, False):
             return NONE
         # Nothing is left over and nothing is missing.
-        if <uint64_t>request.nr_sectors != nr_blocks << self._block_shift:
+        if <uint64_t>request.nr_sectors != nr_blocks << self._commands.block_shift:
             return NONE
         return READ if is_read else WRITE
 
@@ -573,23 +468,16 @@ cdef class Walker:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    cdef bint _is_plain_read(self, Request *request) noexcept:
-        cdef int64_t zone_no = request.zone_no
-        return is_plain_read(
-            self._readable >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1,
-            self._wps.data.as_ulonglongs[zone_no], request.sector, request.sector - zone_no * self._zone_size,
-            request.nr_sectors, self._block_mask,
-        )
-
     cdef int _reads(self) except -1:
         """Execute the plain reads from the first request on, which is a read; return how many."""
-        cdef int count = 0, done = 0
-        cdef Request *request
-        if self._access.check_read is not self._check_read or self._access.preadv is not self._preadv:
+        cdef int count = 0, done = 0, fd = self._commands.fd
+        cdef Request *request = self._requests
+        if not self._commands.may_read():
             return 0
-        while self._is_plain_read(&self._requests[count]):
+        while self._commands.is_read(request.sector, request.nr_sectors):
             count += 1
-            if count == REQUESTS_MAX or self._next(&self._requests[count]) != READ:
+            request = self._requests + count
+            if count == REQUESTS_MAX or self._next(request) != READ:
                 break
         if not count:
             return 0
@@ -597,7 +485,7 @@ cdef class Walker:
             while done < count:
                 request = &self._requests[done]
                 if read_at(
-                    self._fd, self._segments + request.first, request.nr_segments, request.sector << 9
+                    fd, self._segments + request.first, request.nr_segments, request.sector << 9
                 ) != request.nr_sectors << 9:
                     break
                 done += 1
@@ -612,15 +500,11 @@ cdef class Walker:
         for index in range(count):
             nr_reads += 1
             nr_sectors += self._requests[index].nr_sectors
-            if index + 1 == count or self._requests[index + 1].zone_no != self._requests[index].zone_no:
-                self._count(self._requests[index].zone_no, READS, nr_reads, READ_SECTORS, nr_sectors)
+            if index + 1 == count or not self._commands.same_zone(
+                self._requests[index + 1].sector, self._requests[index].sector
+            ):
+                self._commands.count_reads(self._requests[index].sector, nr_reads, nr_sectors)
                 nr_reads, nr_sectors = 0, 0
-        return 0
-
-    cdef int _count(self, int64_t zone_no, int counter, int number, int sectors_counter, int64_t nr_sectors) except -1:
-        cdef list row = self._rows.get(zone_no) or self._load_row(zone_no)
-        row[counter] += number
-        row[sectors_counter] += nr_sectors
         return 0
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -630,44 +514,30 @@ cdef class Walker:
         cdef int count
         if not self._may_write():
             return 0
-        self._lock.acquire()
+        self._commands.lock.acquire()
         try:
             count = self._write_run()
         finally:
-            self._lock.release()
-        if not count or self._image.is_lost:
-            return 0
+            self._commands.lock.release()
         # Merged writes are one command of the device.
-        self._count(self._requests[0].zone_no, WRITES, 1, WRITTEN_SECTORS, self._run_sectors(count))
+        if not count or not self._commands.count_run(1):
+            return 0
         self._give_back(count)
         return count
 
-    cdef int64_t _run_sectors(self, int count) noexcept:
-        cdef int64_t nr_sectors = 0
-        cdef int index
-        for index in range(count):
-            nr_sectors += self._requests[index].nr_sectors
-        return nr_sectors
-
     cdef int _write_run(self) except -1:
         """Find the run, move its bytes, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
-        cdef Request *first = &self._requests[0]
-        cdef int64_t zone_no = first.zone_no
-        cdef int count, index, nr_segments = 0
-        cdef int64_t nr_bytes, done
-        if (
-            zone_no >= self._last_zone
-            or self._held
-            or self._image.poison is not None
-            or self._access.pwritev is not self._pwritev
-            or first.nr_sectors > self._write_max
-            or (self._old_extents.data.as_ulonglongs[zone_no] and self._has_pending_reset(zone_no))
-        ):
+        cdef int count = 0, index, nr_segments = 0
+        cdef Request *request = self._requests
+        if not self._commands.begin_run(request.sector, request.nr_sectors):
             return 0
-        count = self._find_run()
+        while self._commands.continues_run(request.sector, request.nr_sectors):
+            count += 1
+            request = self._requests + count
+            if count == REQUESTS_MAX or self._next(request) != WRITE:
+                break
         if not count:
             return 0
-        nr_bytes = self._run_sectors(count) << 9
         # One after the other, without the headers and answers that lie between them.
         for index in range(count):
             nr_segments = self._join(&self._requests[index], nr_segments)
@@ -679,39 +549,16 @@ cdef class Walker:
                     self._words, RECORD_HEADER + (position + index) % self._size * RECORD_SLOT, position + index + 1,
                     self._requests[index].sector, <uint64_t>self._requests[index].nr_sectors | WRITE_KIND, 0,
                 )
-        with nogil:
-            done = write_at(self._fd, self._segments, nr_segments, first.sector << 9)
-        if done != nr_bytes:
+        if not self._commands.write_run(self._segments, nr_segments):
             # wp has not moved, so what was written does not count. Python meets the same error again.
             if self._words is not NULL:
                 for index in range(count):
                     self._words[RECORD_HEADER + (position + index) % self._size * RECORD_SLOT] = 0
             return 0
-        self._port.commit(self._on_write, zone_no, nr_bytes >> 9)
+        self._commands.commit_run()
         if self._words is not NULL:
             # The record counts the changes of the last request of a merged write, as RingRecord.commit does.
             self._words[3] = max(self._words[3], (position + count - 1) << 16 | 1)
-        return count
-
-    cdef int _find_run(self) noexcept:
-        """Return how many plain writes continue one another from the first request on."""
-        cdef Request *request = &self._requests[0]
-        cdef int64_t zone_no = request.zone_no, start = zone_no * self._zone_size
-        cdef int64_t wp = self._wps.data.as_ulonglongs[zone_no], end = wp + self._run_max
-        cdef bint keeps_open = self._keeps_open >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1
-        cdef int count = 0
-        while request.zone_no == zone_no and is_plain_write(
-            keeps_open, wp, request.sector - start, request.nr_sectors, self._capacity, self._granularity
-        ):
-            wp += request.nr_sectors
-            if count and wp > end:
-                break
-            count += 1
-            if count == REQUESTS_MAX:
-                break
-            request = &self._requests[count]
-            if self._next(request) != WRITE:
-                break
         return count
 
     cdef int _join(self, Request *request, int at) noexcept:

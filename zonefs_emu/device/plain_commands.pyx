@@ -1,0 +1,147 @@
+"""The plain reads and writes of a port, compiled: what the compiled walkers of rings and queues execute.
+
+What a plain request is stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well. What is not
+plain is not judged here: the walker leaves it to Python.
+
+Invariants: write pointers move through Port.commit only, with the device's lock held. No bytes of the image are changed
+before everything has been checked. One thread uses an object.
+
+May not know: rings, where requests come from, statuses.
+"""
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+
+cimport cython
+from cpython cimport array
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from zonefs_emu.device.raw_memory cimport ZONEFS_EMU_SOURCES, iovec, write_at
+from zonefs_emu.model.compiled_plain_rules cimport is_plain_read, is_plain_write
+
+#: The CRC of the sources that this module was built from.
+SOURCES = ZONEFS_EMU_SOURCES
+
+# Places of counters.
+cdef int READS = -1, READ_SECTORS, WRITES, WRITTEN_SECTORS
+
+
+cdef int learn_numbers() except -1:
+    """Import what they are: not with this module, which ``zonefs-emu --version`` imports to see whether it is there."""
+    global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS
+    from zonefs_emu.device.counters import Counter
+
+    READS, READ_SECTORS = Counter.READS, Counter.READ_SECTORS
+    WRITES, WRITTEN_SECTORS = Counter.WRITES, Counter.WRITTEN_SECTORS
+    return 0
+
+
+@cython.final
+cdef class PlainCommands:
+    """The plain commands of *port*; *descriptor*: of the image's file.
+
+    *write_sectors_max*: the longest write that moves its bytes with the lock held. *run_sectors_max*: of a run of more
+    than one write.
+    """
+
+    def __init__(self, *, port, int descriptor, int64_t write_sectors_max, int64_t run_sectors_max):
+        if READS < 0:
+            learn_numbers()
+        geometry, core, path, dialect = port.geometry, port.device, port.device.hot_path, port.dialect
+        self.port, self.lock, self.fd = port, path.lock, descriptor
+        self._image, self._access, self._faults = core.image, core.access, core.faults.faults
+        self._held, self._rows, self._load_row = path.held, path.rows, path.load_row
+        self._on_write, self._has_pending_reset = dialect.on_write, core.image.has_pending_reset
+        self._check_read, self._preadv, self._pwritev = core.access.check_read, core.access.preadv, core.access.pwritev
+        self._conds, self._wps, self._old_extents = core.machine.conds, core.machine.wps, path.old_extents
+        self.nr_sectors, self._zone_size = geometry.size, geometry.zone_size
+        self._last_zone, self._capacity = geometry.nr_zones - 1, geometry.zone_capacity
+        self._granularity, self._block_mask = geometry.write_granularity, geometry.block_sectors - 1
+        self.block_shift = geometry.block_sectors.bit_length() - 1
+        self._write_max, self._run_max = write_sectors_max, run_sectors_max
+        self._readable = sum(1 << cond for cond in dialect.readable)
+        self._keeps_open = sum(1 << cond for cond in dialect.on_write.keeps_open)
+        if not len(self._conds) == len(self._wps) == len(self._old_extents) == geometry.nr_zones:
+            raise AssertionError("zone states that do not fit the geometry")
+
+    cdef bint is_armed(self) except -1:
+        """Say whether a fault is injected: every request is Python's then."""
+        return bool(self._faults)
+
+    cdef bint same_zone(self, uint64_t sector, uint64_t other) noexcept:
+        return sector // self._zone_size == other // self._zone_size
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    cdef bint may_read(self) except -1:
+        """Say whether reads go from the image's file, as long as the image is not let go."""
+        return self._access.check_read is self._check_read and self._access.preadv is self._preadv
+
+    cdef bint is_read(self, uint64_t sector, int64_t nr_sectors) noexcept:
+        """Say whether a read is plain; *sector* is on the device."""
+        cdef int64_t zone_no = sector // self._zone_size
+        return is_plain_read(
+            self._readable >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1,
+            self._wps.data.as_ulonglongs[zone_no], sector, sector - zone_no * self._zone_size, nr_sectors,
+            self._block_mask,
+        )
+
+    cdef int count_reads(self, uint64_t sector, int nr_reads, int64_t nr_sectors) except -1:
+        """Count reads of the zone of *sector*."""
+        return self._count(sector // self._zone_size, READS, nr_reads, READ_SECTORS, nr_sectors)
+
+    cdef int _count(self, int64_t zone_no, int counter, int number, int sectors_counter, int64_t nr_sectors) except -1:
+        cdef list row = self._rows.get(zone_no) or self._load_row(zone_no)
+        row[counter] += number
+        row[sectors_counter] += nr_sectors
+        return 0
+
+    # -- writing: begin_run, continues_run for each write, write_run, commit_run with the lock held; then count_run ---
+
+    cdef bint begin_run(self, uint64_t sector, int64_t nr_sectors) except -1:
+        """Say whether the zone of *sector* takes plain writes, of which the first has *nr_sectors*."""
+        cdef int64_t zone_no = sector // self._zone_size
+        if (
+            zone_no >= self._last_zone
+            or self._held
+            or self._image.poison is not None
+            or self._access.pwritev is not self._pwritev
+            or nr_sectors > self._write_max
+            or (self._old_extents.data.as_ulonglongs[zone_no] and self._has_pending_reset(zone_no))
+        ):
+            return False
+        self._run_zone = zone_no
+        self._run_begin = self._run_end = self._wps.data.as_ulonglongs[zone_no]
+        self._run_keeps_open = self._keeps_open >> <uint8_t>PyByteArray_AS_STRING(self._conds)[zone_no] & 1
+        return True
+
+    cdef bint continues_run(self, uint64_t sector, int64_t nr_sectors) noexcept:
+        """Say whether a write is plain behind those of the run; it belongs to the run then. *sector*: on the device."""
+        if <int64_t>(sector // self._zone_size) != self._run_zone or not is_plain_write(
+            self._run_keeps_open, self._run_end, sector - self._run_zone * self._zone_size, nr_sectors, self._capacity,
+            self._granularity,
+        ):
+            return False
+        if self._run_end != self._run_begin and self._run_end + nr_sectors > self._run_begin + self._run_max:
+            return False
+        self._run_end += nr_sectors
+        return True
+
+    cdef bint write_run(self, iovec *segments, int nr_segments) except -1:
+        """Write the bytes of the run; False if the host did not take them all. wp has not moved, so none counts."""
+        cdef uint64_t offset = (self._run_zone * self._zone_size + self._run_begin) << 9
+        cdef int64_t done
+        with nogil:
+            done = write_at(self.fd, segments, nr_segments, offset)
+        return done == (self._run_end - self._run_begin) << 9
+
+    cdef int commit_run(self) except -1:
+        """Move wp over the run."""
+        self.port.commit(self._on_write, self._run_zone, self._run_end - self._run_begin)
+        return 0
+
+    cdef bint count_run(self, int nr_writes) except -1:
+        """Count the run as *nr_writes* commands; False if the image was lost meanwhile, so that Python must refuse."""
+        if self._image.is_lost:
+            return False
+        self._count(self._run_zone, WRITES, nr_writes, WRITTEN_SECTORS, self._run_end - self._run_begin)
+        return True
