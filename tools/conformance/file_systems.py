@@ -84,7 +84,7 @@ def _steps(system: FileSystem, setting: Setting) -> Iterator[tuple[str, str]]:
     yield "tree", f"{copy}\n{again}\n{each} diff -r {tree}/$part {copied}/$part; done"
     fio = f"fio --name=overwrites --directory={_MOUNT_POINT} --size=32M --rw=randwrite --bs=16k --loops=3 --randseed=7"
     yield "overwrites", f"{fio} --verify=crc32c --verify_fatal=1 --fsync=64 >&2"
-    for name, arguments in (("fsstress", "-d {}/stress -n 250 -p 4 -s 7 -S c"), ("fsx", "-q -N 2000 -S 7 {}/fsx")):
+    for name, arguments in (("fsstress", "-d {}/stress -n 250 -p 4 -s 7"), ("fsx", "-q -N 2000 -S 7 {}/fsx")):
         program = setting.checkout("xfstests", f"ltp/{name}")
         yield name, "" if program is None else f"{program} {arguments.format(_MOUNT_POINT)}\n{again}"
     yield from system.more

@@ -53,8 +53,8 @@ _SCRIPTS: Final = "scripts"
 FIO: Final = Programs(suite="forky", packages=("fio",), commands=MappingProxyType({"fio": "usr/bin/fio"}))
 TOOLS: Final = Programs(
     suite="trixie",
-    packages=("lsscsi", "zbd-utils"),
-    commands=MappingProxyType({"lsscsi": "usr/bin/lsscsi", "zbd": "usr/bin/zbd"}),
+    packages=("gawk", "lsscsi", "zbd-utils"),
+    commands=MappingProxyType({name: f"usr/bin/{name}" for name in ("gawk", "lsscsi", "zbd")}),
 )
 
 

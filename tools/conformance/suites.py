@@ -66,6 +66,7 @@ SUITES: Final[Mapping[str, Suite]] = MappingProxyType(
             shape="small",
             run=run_blktests,
             source=Checkout(name="blktests", built=("check", "src/zbdioctl")),
+            programs=TOOLS,
         ),
         "libzbc": Suite(
             name="libzbc test/zbc_test.sh",
