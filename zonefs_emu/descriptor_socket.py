@@ -67,6 +67,11 @@ class DescriptorSocket:
             self._buffer += data
         return True
 
+    @property
+    def has_part(self) -> bool:
+        """Whether bytes are gathered that were not taken yet."""
+        return bool(self._buffer)
+
     def take_bytes(self) -> bytes:
         """Return the gathered bytes; descriptors stay for a later take."""
         data, self._buffer = self._buffer, b""

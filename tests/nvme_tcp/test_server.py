@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.at_rest import assert_at_rest, threads_of
 from tests.nvme.conftest import BLOCK
 from tests.nvme_tcp.conftest import Target, serving
 from zonefs_emu.device.device import ZonedDevice
@@ -31,6 +32,14 @@ def connect(target: Target, **changes: object) -> tuple[int, int]:
     reply = queue.connect(asked._replace(**changes))  # type: ignore[arg-type]  # a table of arguments
     queue.close()
     return reply.status, reply.result
+
+
+def test_idle_hosts_cost_nothing(device: ZonedDevice) -> None:
+    others = threads_of()
+    with serving(device) as target, target.host() as host, target.host(host_nqn="nqn.another") as another:
+        for each in (host, another):
+            assert not each.queue(1).read(1, 0, 1, BLOCK).status
+        assert_at_rest(threads_of() - others)
 
 
 @pytest.mark.parametrize(

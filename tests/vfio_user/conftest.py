@@ -1,9 +1,10 @@
 """A drive that is served in a thread of this process, and a client with a guest's driver."""
 
+import select
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,11 +35,11 @@ class LocalClient:
         self.function = PciFunction(self.drive, memory)
         self.connection = ClientConnection(sock)
 
-    @property
-    def wake_fds(self) -> tuple[int, ...]:
-        return self.connection.fileno(), *self.drive.wake_fds
+    def watch(self, poller: select.epoll) -> None:
+        for fd in (self.connection.fileno(), *self.drive.wake_fds):
+            poller.register(fd, select.EPOLLIN)
 
-    def step(self) -> bool:
+    def step(self, ready: Container[int]) -> bool:
         for _ in range(64):
             message = self.connection.receive()
             if message is None:
@@ -46,7 +47,7 @@ class LocalClient:
             reply = self.function.handle(message)
             if reply is not None:
                 self.connection.send_bytes(reply)
-        is_busy = self.drive.serve()
+        is_busy = self.drive.serve(ready)
         if self.drive.has_lost_memory:
             raise PeerError(LOST)
         return is_busy

@@ -99,7 +99,7 @@ def test_a_daemon_is_told_everything_that_came_before(kept: Kept) -> None:
         link = kept.daemon()
         hello = link.receive()
         assert hello.kind is LinkKind.HELLO
-        memory_fd, wakes = hello.fds
+        memory_fd, wakes, client_fd = hello.fds
         assert os.fstat(memory_fd).st_ino == os.fstat(kept.memory_fd).st_ino
         found = take(link)
         assert (found.kind, found.iova, found.size, found.offset) == (LinkKind.MAP, MEMORY_START, MEMORY_BYTES, 0)
@@ -107,8 +107,13 @@ def test_a_daemon_is_told_everything_that_came_before(kept: Kept) -> None:
         assert (found.kind, found.number, len(found.fds)) == (LinkKind.INTERRUPTS, (1 << 17) - 1, 17)
         assert take(link).kind is LinkKind.START
         kept.client.set_register(0x1000, 3)
-        assert kept.client.register(0x14) == 1
+        assert take(link, answer=False).kind is LinkKind.READ
         assert os.eventfd_read(wakes) >= 1
+        # What comes now is for the daemon, until that gives it back.
+        kept.client.set_register(0x1000, 4)
+        assert os.read(client_fd, 36)[-4:] == bytes((4, 0, 0, 0))
+        link.send(LinkMessage(LinkKind.READ))
+        assert kept.client.register(0x14) == 1
         link.close()
         for fd in hello.fds:
             os.close(fd)
@@ -124,6 +129,8 @@ def test_a_client_is_answered_when_the_daemon_has_seen_its_request(kept: Kept) -
     assert thread.is_alive()
     link.send(LinkMessage(LinkKind.DONE))
     thread.join(30)
+    assert take(link, answer=False).kind is LinkKind.READ
+    link.send(LinkMessage(LinkKind.READ))
     thread = in_a_thread(kept.client.reset)
     assert take(link, answer=False).kind is LinkKind.RESET
     link.close()  # killed: the keeper resets the registers itself

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.at_rest import assert_at_rest, threads_of, used_ns
 from tests.nvme.conftest import BLOCK, ZONE, on_a_thread
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError, UsageError
@@ -50,6 +51,7 @@ def served(device: ZonedDevice, places: Path) -> Iterator[VfioServer]:
 def vanish(client: KeptClient) -> None:
     """End as a process that is killed: without a word to the keeper."""
     client._link.close()
+    client._doorbells.close()
     client.drive.close()
     for fd in (client._wakes, *client._interrupts):
         if fd >= 0:
@@ -67,6 +69,37 @@ def test_one_client_after_the_other(device: ZonedDevice, places: Path) -> None:
                 client.reset()
                 guest = NvmeGuest(client)
                 assert guest.identify(1).status == 0
+
+
+@pytest.mark.parametrize("has_shadow", [False, True])
+def test_an_idle_guest_costs_neither_process_anything(device: ZonedDevice, places: Path, *, has_shadow: bool) -> None:
+    others = threads_of()
+    with served(device, places) as server, VfioClient(places / "socket") as client:
+        guest = NvmeGuest(client)
+        queue = guest.queue(1)
+        if has_shadow:
+            guest.set_shadow([queue])
+        for _ in range(3):
+            assert not queue.read(1, 0, 1, BLOCK).status
+        kept = server._client
+        assert isinstance(kept, KeptClient)
+        assert kept._process is not None
+        assert_at_rest({*threads_of() - others, *threads_of(kept._process.pid)})
+
+
+def test_the_keeper_sleeps_while_a_guest_reads_and_writes(device: ZonedDevice, places: Path) -> None:
+    with served(device, places) as server, VfioClient(places / "socket") as client:
+        queue = NvmeGuest(client).queue(1)
+        kept = server._client
+        assert isinstance(kept, KeptClient)
+        assert kept._process is not None
+        assert not queue.read(1, 0, 1, BLOCK).status
+        assert_at_rest(threads_of(kept._process.pid))
+        before = used_ns(threads_of(kept._process.pid))
+        for _ in range(50):
+            assert not queue.read(1, 0, 1, BLOCK).status
+        assert used_ns(threads_of(kept._process.pid)) == before
+        assert queue.nr_rings >= 100
 
 
 def test_a_guest_goes_on_with_another_daemon(device: ZonedDevice, places: Path) -> None:
@@ -151,6 +184,7 @@ def test_no_controller_is_ready_that_was_reset_while_no_daemon_was_there(device:
         kept.close = lambda: vanish(kept)  # type: ignore[method-assign]
     client.reset()
     client.set_register(Register.CC, 0x460061)
+    assert client.register(Register.CC) == 0x460061
     adopted = find(device, places)
     assert adopted is not None
     assert client.register(Register.CSTS) == 0, "nobody has served it yet"

@@ -3,7 +3,7 @@
 import random
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -281,9 +281,9 @@ def let_it_look(guest: NvmeGuest, served: Served) -> None:
     assert client is not None
     serve = client.drive.serve
 
-    def counted() -> bool:
+    def counted(ready: Container[int]) -> bool:
         nonlocal nr_looks
-        is_busy = serve()
+        is_busy = serve(ready)
         nr_looks += 1
         return is_busy
 

@@ -75,7 +75,7 @@ def test_an_unforeseen_exception_costs_the_connection(
 ) -> None:
     expect_warning("internal error in nvme, a connection: ZeroDivisionError")
     with served.guest() as guest, monkeypatch.context() as patch:
-        patch.setattr("zonefs_emu.vfio_user.pci_drive.PciDrive.serve", lambda _: 1 / 0)
+        patch.setattr("zonefs_emu.vfio_user.pci_drive.PciDrive.serve", lambda *_: 1 / 0)
         guest.client.set_register(0x1000, 0)
         assert guest.client.is_ended()
     with served.guest() as guest:
@@ -98,7 +98,7 @@ def test_an_idle_guest_costs_nothing(served: Served) -> None:
     with served.guest() as guest:
         guest.queue(1)
         calls = []
-        served.server._client.drive.serve = lambda: calls.append(1)  # type: ignore[union-attr,method-assign]
+        served.server._client.drive.serve = lambda _: calls.append(1)  # type: ignore[union-attr,method-assign]
         time.sleep(0.2)
         assert len(calls) <= 2
 

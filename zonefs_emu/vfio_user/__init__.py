@@ -17,6 +17,7 @@
     keeper             the process that has the client while the daemon is killed and started again
     keeper_link        what the keeper and the daemon say to each other
     kept_client        the daemon's side of that
+    doorbell_reader    doorbells that the daemon takes from the client's socket by itself
 
 Sources: QEMU, docs/interop/vfio-user.rst; NVM Express over PCIe Transport Specification 1.0.
 """

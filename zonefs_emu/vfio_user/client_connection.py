@@ -41,3 +41,8 @@ class ClientConnection(DescriptorSocket):
             return None
         self._header = None
         return ClientMessage(header, *self.take())
+
+    @property
+    def is_between_messages(self) -> bool:
+        """Whether no part of the next message was taken from the socket."""
+        return self._header is None and not self.has_part

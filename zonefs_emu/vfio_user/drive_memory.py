@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 DOORBELLS_OFFSET: Final = 0x1000
-_CONTROL_OFFSET: Final = 0x2000
+DOORBELLS_END: Final = 0x2000
 MEMORY_BYTES: Final = 0x3000
 _RESETS: Final = 0
 #: Controller Configuration as a word, and its bit that enables the controller.
@@ -42,8 +42,8 @@ class DriveMemory:
         #: Registers, 4 and 8 bytes each.
         self.words = view[:_REGISTER_BYTES].cast("I")
         self.wide_words = view[:_REGISTER_BYTES].cast("Q")
-        self.doorbells = view[DOORBELLS_OFFSET:_CONTROL_OFFSET].cast("I")
-        self._control = view[_CONTROL_OFFSET:].cast("Q")
+        self.doorbells = view[DOORBELLS_OFFSET:DOORBELLS_END].cast("I")
+        self._control = view[DOORBELLS_END:].cast("Q")
 
     def registers(self, offset: int, count: int) -> bytes:
         """Return *count* bytes of the registers at *offset*, as the guest reads them."""

@@ -26,8 +26,8 @@ from zonefs_emu.nvme.controller import IO_QUEUES_MAX, QUEUE_ENTRIES_MAX, Control
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: Changes with what a state has, and with the layout of this memory.
-VERSION: Final = 1
+#: Changes with what a state has, with the layout of this memory, and with what a keeper and its daemon say.
+VERSION: Final = 2
 _WORDS_BYTES: Final = 0x1000
 STATE_BYTES: Final = 0x4000
 _NR_PLACES: Final = 2

@@ -4,8 +4,9 @@ A QEMU whose vfio-user server is gone has lost its device, and ends if I/O was u
 connection to a process that does little and fails seldom. The keeper has the connection, the PCI function
 (:mod:`pci_function`), the maps of memory and the eventfds of interrupts, and the memory that the daemon shares
 (:mod:`drive_memory`, :mod:`drive_record`). It answers all messages itself. What the drive has to know, the keeper tells
-it over a link (:mod:`keeper_link`) and waits until that is done, so a client notices no difference. While no daemon is
-there, what the guest writes to doorbells and registers is stored, and its commands wait.
+it over a link (:mod:`keeper_link`) and waits until that is done, so a client notices no difference. Doorbells need no
+answer, and it leaves them to the daemon (:mod:`doorbell_reader`). While no daemon is there, what the guest writes to
+doorbells and registers is stored, and its commands wait.
 
 The keeper ends when its client does, and when the daemon says so. Without a daemon it goes on: a guest without its
 drive fares better than one that is ended.
@@ -42,13 +43,16 @@ class GivenUpError(Exception):
 class RemoteDrive:
     """A :class:`zonefs_emu.vfio_user.pci_function.Drive` in the daemon; without one, what must be done is done here."""
 
-    def __init__(self, memory: DriveMemory, memory_fd: int) -> None:
+    def __init__(self, memory: DriveMemory, memory_fd: int, client_fd: int) -> None:
         self._memory = memory
         self._memory_fd = memory_fd
+        self._client_fd = client_fd
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._regions: dict[int, DmaRegion] = {}
         self._interrupts: Sequence[int] = ()
         self.link: KeeperLink | None = None
+        #: Whether the daemon reads the client's socket.
+        self.is_reader = False
 
     def map_memory(self, region: DmaRegion) -> None:
         """See the protocol."""
@@ -81,14 +85,25 @@ class RemoteDrive:
         self.detach()
         self.link = link
         with suppress(PeerError):
-            link.send(LinkMessage(LinkKind.HELLO, fds=(self._memory_fd, self._wakes)))
+            link.send(LinkMessage(LinkKind.HELLO, fds=(self._memory_fd, self._wakes, self._client_fd)))
             for region in self._regions.values():
                 self._ask(_map(region))
             self._ask(_interrupts(self._interrupts))
             self._ask(LinkMessage(LinkKind.START))
 
+    def let_read(self) -> None:
+        """Leave the client's socket to the daemon, if there is one, until that gives it back."""
+        if self.link is None:
+            return
+        try:
+            self.link.send(LinkMessage(LinkKind.READ))
+            self.is_reader = True
+        except PeerError:
+            self.detach()
+
     def detach(self) -> None:
         """Note that no daemon is there."""
+        self.is_reader = False
         if self.link is not None:
             self.link.close()
             self.link = None
@@ -128,8 +143,11 @@ class RemoteDrive:
         return True
 
     def _take(self, link: KeeperLink) -> None:
-        if link.receive().kind is LinkKind.END:
+        kind = link.receive().kind
+        if kind is LinkKind.END:
             raise GivenUpError
+        if kind is LinkKind.READ:
+            self.is_reader = False
 
 
 def _map(region: DmaRegion, kind: LinkKind = LinkKind.MAP) -> LinkMessage:
@@ -151,7 +169,7 @@ class Keeper:
         listener.settimeout(0)
         self._connection = ClientConnection(client)
         memory = DriveMemory(mmap(memory_fd, MEMORY_BYTES))
-        self._drive = RemoteDrive(memory, memory_fd)
+        self._drive = RemoteDrive(memory, memory_fd, client.fileno())
         self._function = PciFunction(self._drive, memory)
 
     def run(self) -> None:
@@ -160,7 +178,8 @@ class Keeper:
             while True:
                 self._wait()
                 self._accept()
-                self._serve()
+                if not self._drive.is_reader:
+                    self._serve()
         except (PeerError, GivenUpError):
             return
 
@@ -180,7 +199,8 @@ class Keeper:
 
     def _wait(self) -> None:
         poller = select.poll()
-        poller.register(self._connection, select.POLLIN)
+        if not self._drive.is_reader:
+            poller.register(self._connection, select.POLLIN)
         poller.register(self._listener, select.POLLIN)
         if self._drive.link is not None:
             poller.register(self._drive.link, select.POLLIN)
@@ -196,9 +216,12 @@ class Keeper:
         self._drive.attach(KeeperLink(sock))
 
     def _serve(self) -> None:
-        for _ in range(_MESSAGES):
+        for count in range(_MESSAGES):
             message = self._connection.receive()
             if message is None:
+                # The rest of a message that has begun is the keeper's. One was handled, so the version is agreed upon.
+                if count and self._connection.is_between_messages:
+                    self._drive.let_read()
                 return
             reply = self._function.handle(message)
             if reply is not None:

@@ -6,14 +6,17 @@ map of memory, the interrupts, START.
 
 ::
 
-    keeper → daemon   HELLO      the memory that outlives the daemon, and an eventfd: look at registers and doorbells
+    keeper → daemon   HELLO      the memory that outlives the daemon, an eventfd: look at registers and doorbells, and
+                                 the client's socket
                       MAP        a map of the client's memory, with its descriptor
                       UNMAP      it is gone
                       INTERRUPTS number: which vectors have an eventfd, as bits; the eventfds in this order
                       RESET      the drive is to be reset
                       START      all is said
+                      READ       the daemon reads the client's socket from now on (:mod:`doorbell_reader`); no DONE
                       FAILED     the keeper has met a bug, and ends; number bytes of text follow
     daemon → keeper   DONE       the request was carried out
+                      READ       the keeper reads the client's socket from now on: no doorbell is next there
                       END        the client is to be given up: the daemon ends in order, or the guest is broken
 """
 
@@ -51,6 +54,7 @@ class LinkKind(IntEnum):
     DONE = 7
     END = 8
     FAILED = 9
+    READ = 10
 
 
 class LinkMessage(NamedTuple):

@@ -5,9 +5,11 @@ The daemon starts a keeper for each client that connects, and finds the keeper t
 
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
+from collections.abc import Container
 from contextlib import ExitStack, suppress
 from mmap import mmap
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Final, Self
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.errors import PeerError
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.vfio_user.doorbell_reader import DoorbellReader
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
 from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage, connect_to_keeper, listen_for_daemons
@@ -50,19 +53,25 @@ class KeptClient:
         self._process = process
         self._interrupts = [-1] * NR_VECTORS
         self._is_started = False
+        #: Looks at the client's socket as well while this process reads it.
+        self._poller: select.epoll | None = None
         with ExitStack() as undo:
             undo.callback(link.close)
             hello = link.receive()
             assert hello.kind is LinkKind.HELLO, hello.kind.name
-            memory_fd, self._wakes = hello.fds
+            memory_fd, self._wakes, *clients = hello.fds
             undo.callback(os.close, self._wakes)
+            sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in clients]
             try:
                 shared = memoryview(mmap(memory_fd, MEMORY_BYTES + RECORD_BYTES))
             finally:
                 os.close(memory_fd)
             record = DriveRecord(shared[MEMORY_BYTES:])
-            self.drive = PciDrive(subsystem, DriveMemory(shared[:MEMORY_BYTES]), record, unforeseen)
+            memory = DriveMemory(shared[:MEMORY_BYTES])
+            self.drive = PciDrive(subsystem, memory, record, unforeseen)
             undo.callback(self.drive.close)
+            (client,) = sockets  # the keeper of another version, which may send none, has the record of that version
+            self._doorbells = DoorbellReader(client, memory)
             try:
                 while not self._is_started:
                     self._handle(link.receive())
@@ -119,27 +128,42 @@ class KeptClient:
             log.info("the client that was kept is given up: %s", error)
             return None
 
-    @property
-    def wake_fds(self) -> tuple[int, ...]:
-        """Descriptors that are readable when :meth:`step` is to be called."""
-        return self._wakes, self._link.fileno(), *self.drive.wake_fds
+    def watch(self, poller: select.epoll) -> None:
+        """See :class:`zonefs_emu.vfio_user.vfio_server.ServedClient`."""
+        self._poller = poller
+        for fd in (self._wakes, self._link.fileno(), *self.drive.wake_fds):
+            poller.register(fd, select.EPOLLIN)
 
-    def step(self) -> bool:
-        """Do what the keeper says, and serve queues; True if something is left to do.
+    def step(self, ready: Container[int]) -> bool:
+        """Take doorbells, do what the keeper says, and serve queues; True if something is left to do.
 
         Raises:
             PeerError: the client is gone, or breaks the protocol.
         """
-        with suppress(BlockingIOError):
+        if self._doorbells.fileno() in ready and not self._doorbells.take():
+            self._read(is_reader=False)
+            self._link.send(LinkMessage(LinkKind.READ))
+        if self._wakes in ready:
             os.eventfd_read(self._wakes)
-        while self._link.has_message():
+        if self._link.fileno() in ready:
             self._handle(self._link.receive())
-        is_busy = self.drive.serve()
+        is_busy = self.drive.serve(ready)
         if self.drive.has_lost_memory:
             raise PeerError(LOST)
         return is_busy
 
+    def _read(self, *, is_reader: bool) -> None:
+        """Read the client's socket from now on, or no longer."""
+        assert self._poller is not None
+        if is_reader:
+            self._poller.register(self._doorbells, select.EPOLLIN)
+        else:
+            self._poller.unregister(self._doorbells)
+
     def _handle(self, message: LinkMessage) -> None:
+        if message.kind is LinkKind.READ:
+            self._read(is_reader=True)
+            return
         try:
             match message.kind:
                 case LinkKind.MAP:
@@ -178,6 +202,7 @@ class KeptClient:
             for fd in (self._wakes, *self._interrupts):
                 if fd >= 0:
                     ending.callback(os.close, fd)
+            ending.callback(self._doorbells.close)
             ending.callback(self._link.close)
             ending.callback(self.drive.close)
             with suppress(PeerError):

@@ -24,7 +24,7 @@ Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -230,7 +230,7 @@ class PciDrive:
 
     @property
     def wake_fds(self) -> tuple[int, int]:
-        """Descriptors that are readable when :meth:`serve` is to be called."""
+        """Descriptors that are readable when :meth:`serve` is to be called, with them in *ready*."""
         return self._wakes, self._worker.wake_fd
 
     @property
@@ -364,9 +364,12 @@ class PciDrive:
 
     # -- serving --------------------------------------------------------------------------------------------------
 
-    def serve(self) -> bool:
-        """Serve the queues for a limited time; True if commands are left."""
-        self._drain()
+    def serve(self, ready: Container[int] = ()) -> bool:
+        """Serve the queues for a limited time; True if commands are left. *ready*: descriptors that are readable."""
+        for fd in self.wake_fds:
+            if fd in ready:
+                os.eventfd_read(fd)
+        self._worker.collect()
         self._look_at_registers()
         self._post_events()
         end_ns = time.monotonic_ns() + _SERVE_NS_MAX
@@ -382,14 +385,6 @@ class PciDrive:
             if not is_busy:
                 is_busy = self._ask_for_doorbells()
         return False
-
-    def _drain(self) -> None:
-        for fd in self.wake_fds:
-            try:
-                os.eventfd_read(fd)
-            except BlockingIOError:
-                continue
-        self._worker.collect()
 
     def _update_head(self, queue: CompletionQueue) -> None:
         """Read the doorbell of *queue*: up to where the guest has taken completions."""

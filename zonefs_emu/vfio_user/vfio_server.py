@@ -10,7 +10,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Protocol
 
 from zonefs_emu.device.limited_log import LimitedLog
@@ -24,13 +24,12 @@ class ServedClient(Protocol):
 
     drive: PciDrive
 
-    @property
-    def wake_fds(self) -> tuple[int, ...]:
-        """Descriptors that are readable when :meth:`step` is to be called."""
+    def watch(self, poller: select.epoll) -> None:
+        """Have *poller* look for what :meth:`step` has to do, from now on."""
         ...
 
-    def step(self) -> bool:
-        """Do what there is to do; True if something is left.
+    def step(self, ready: Container[int]) -> bool:
+        """Do what there is to do; True if something is left. *ready*: descriptors that the poller has found readable.
 
         Raises:
             PeerError: the client is gone, or breaks the protocol.
@@ -130,11 +129,12 @@ class VfioServer:
     def _serve(self, client: ServedClient) -> None:
         poller = select.epoll()
         try:  # the boundary of a connection
-            for fd in (self._wakes, *client.wake_fds):
-                poller.register(fd, select.EPOLLIN)
+            poller.register(self._wakes, select.EPOLLIN)
+            client.watch(poller)
+            ready: list[int] = []
             while not self._stopping:
-                if not client.step():
-                    poller.poll()
+                is_busy = client.step(ready)
+                ready = [fd for fd, _ in poller.poll(0 if is_busy else None)]
         except PeerError as error:
             self._log.info("the connection ends: %s", error)
         except Exception as error:
