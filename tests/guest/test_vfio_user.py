@@ -126,6 +126,7 @@ def test_fio_verifies_on_both_at_once(machine: Machine) -> None:
 
 def test_killed_daemons_are_a_pause(machine: Machine) -> None:
     """Killed under load and started again: the guest goes on, each write is carried out once, and its data is there."""
+    refusals = [served.refusals() for served in machine.drives.values()]
     jobs = [
         machine.guest.start(
             f"blkzone reset {node}\n"
@@ -146,7 +147,7 @@ def test_killed_daemons_are_a_pause(machine: Machine) -> None:
     for job in jobs:
         job.wait(300)
     machine.assert_reports_agree()
-    assert [served.refusals() for served in machine.drives.values()] == [[], []]
+    assert [served.refusals() for served in machine.drives.values()] == refusals
     assert "reset" not in machine.guest.run("dmesg | grep 'nvme.*timeout' || true").stdout
 
 
