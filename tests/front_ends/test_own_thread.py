@@ -34,9 +34,3 @@ async def test_a_server_is_looked_after_until_its_thread_has_ended(
         await run_until_stopped(freed.wait, stop, lambda: None, look_after)  # type: ignore[arg-type]  # returns a bool
     assert looks >= 5
     assert stops == [not is_cancelled]
-
-
-def test_there_are_two_looks_in_the_time_that_a_daemon_has_for_its_end() -> None:
-    from zonefs_emu.daemon import ending
-
-    assert 2 * own_thread.LOOK_S < ending.END_S
