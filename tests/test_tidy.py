@@ -534,3 +534,16 @@ def test_links_to_tests_lead_to_tests() -> None:
     assert len(found) > 20
     for path, name in found:
         assert re.search(rf"^\s*(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}: {name}"
+
+
+def test_each_mutant_that_is_listed_as_equivalent_changes_lines_that_are_there() -> None:
+    blocks = (ROOT / "tools" / "equivalent_mutants.txt").read_text().strip().split("\n\n")
+    assert blocks
+    for block in blocks:
+        head = " ".join(line for line in block.splitlines() if line[0] not in "-+")
+        module, _, why = head.partition(": ")
+        assert why, head
+        lines = {line.strip() for line in (PACKAGE / module).read_text().splitlines()}
+        changed = [line[1:].strip() for line in block.splitlines() if line.startswith("-")]
+        assert changed, head
+        assert not set(changed) - lines, f"{module} has other lines by now"
