@@ -38,10 +38,7 @@ SOURCES: Final = (
 
 def sources_crc() -> int:
     """Return the CRC of the sources."""
-    crc = 0
-    for name in SOURCES:
-        crc = zlib.crc32((_PACKAGE / name).read_bytes(), crc)
-    return crc
+    return zlib.crc32(b"".join((_PACKAGE / name).read_bytes() for name in SOURCES))
 
 
 def _load(name: str) -> str:

@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,17 @@ def test_only_the_write_that_was_under_way_at_the_last_look_is_ended() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         eventfds.signal(fd)
     assert eventfds._write is None
+
+
+def test_a_counter_that_another_process_has_emptied_is_not_waited_for() -> None:
+    fd = os.eventfd(0)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    eventfds = PeerEventfds()
+    eventfds._write = (fd,)
+    eventfds.free()
+    eventfds.free()
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    os.close(fd)
 
 
 def test_a_descriptor_that_is_closed_meanwhile_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

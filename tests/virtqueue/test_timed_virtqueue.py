@@ -1,5 +1,6 @@
 """A queue that holds requests, on a clock and an alarm that the test moves."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -165,6 +166,33 @@ def test_a_killed_process_has_carried_out_what_it_gave_back(device: ZonedDevice)
     again.start_split(1)
     assert bench.done() == [0]
     bench.queue.close()
+
+
+def test_requests_that_may_come_again_are_taken_one_by_one(bench: TimedBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.queue.start(bench.memory, bench.features, memoryview(bytearray(record_bytes(64))), None)
+    for _ in range(5):
+        send(bench, 10)
+    monkeypatch.setattr(RingRecord, "recovering", True)
+    assert isinstance(bench.queue, TimedVirtqueue)
+    for number in (1, 2):
+        assert bench.queue.run()
+        assert len(bench.queue._held) == number
+    monkeypatch.setattr(RingRecord, "recovering", False)
+    assert bench.queue.run()
+    assert len(bench.queue._held) == 5
+
+
+def test_a_driver_that_waits_is_notified_at_once(bench: TimedBench) -> None:
+    bench.start()
+    for number in (1, 2, 3):
+        bench.pair.driver.reap()
+        assert not bench.pair.driver.want_call()
+        send(bench, 10)
+        bench.queue.run()
+        bench.now_ns += 10_000
+        bench.queue._notify_at = 10  # of as many at once as it was before
+        bench.queue.run()
+        assert os.eventfd_read(bench.queue.call_fd) >= 1, number
 
 
 def test_one_that_waits_for_the_disk_holds_up_those_behind_it(bench: TimedBench) -> None:

@@ -57,7 +57,7 @@ from zonefs_emu.virtio.blk_config import (
     ConfigSpace,
 )
 from zonefs_emu.virtio.blk_merge import Merger
-from zonefs_emu.virtio.handler import LONG_BYTES, Begin, Deferred
+from zonefs_emu.virtio.handler import LONG_BYTES, SHORT_SECTORS_MAX, Begin, Deferred
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
@@ -106,7 +106,7 @@ class Blk:
         self._has_pending_reset = port.has_pending_reset
         self._collect = Merger(geometry).collect
         self.plain: PlainRequests | None = PlainRequests(
-            port, LONG_BYTES - 1 >> SECTOR_SHIFT, may_write=lambda: not self._write_through
+            port, SHORT_SECTORS_MAX, may_write=lambda: not self._write_through
         )
         self._config = ConfigSpace(geometry, options, readonly=self._readonly)
         self.offered = self._config.offered

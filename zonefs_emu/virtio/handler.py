@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias
 
+from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import Chain
 
@@ -13,6 +14,8 @@ Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 #: A request of this length or more is for the thread that may wait: copying it takes a few milliseconds, in which the
 #: other queues would not be served.
 LONG_BYTES: Final = 8 << 20
+#: Sectors of the longest request that is not.
+SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
 
 
 class Deferred:

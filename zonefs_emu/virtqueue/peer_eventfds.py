@@ -13,10 +13,9 @@ from contextlib import suppress
 class PeerEventfds:
     """Writes to eventfds, by one thread; :meth:`free` belongs to another one."""
 
-    def __init__(self) -> None:
-        # The descriptor that is being written to, in a tuple of this write alone.
-        self._write: tuple[int] | None = None
-        self._seen: tuple[int] | None = None
+    # The descriptor that is being written to, in a tuple of this write alone; and that of the last look.
+    _write: tuple[int] | None = None
+    _seen: tuple[int] | None = None
 
     def signal(self, fd: int) -> None:
         """Add 1 to the counter of *fd*, an open descriptor.
@@ -36,8 +35,9 @@ class PeerEventfds:
         self._seen = write
         if write is None or write is not seen:
             return
+        (written,) = write
         with suppress(OSError):  # of a descriptor that is closed by now, or that another process has emptied
-            fd = os.dup(write[0])
+            fd = os.dup(written)
             try:
                 # The thread that writes is the one that closes: while it still does, the number means the same file.
                 if self._write is write:

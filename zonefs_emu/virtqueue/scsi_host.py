@@ -5,11 +5,9 @@ from typing import Final
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import ZBC
-from zonefs_emu.scsi import inquiry
 from zonefs_emu.scsi.target import Target
-from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio import features as bits, scsi
-from zonefs_emu.virtio.handler import LONG_BYTES, Handler
+from zonefs_emu.virtio.handler import SHORT_SECTORS_MAX, Handler
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue
 from zonefs_emu.virtqueue.changes import ZoneChanges
@@ -48,7 +46,7 @@ class ScsiHost:
             self.target,
             PlainRequests(
                 self.port,
-                min(inquiry.MAX_TRANSFER_BYTES, LONG_BYTES - 1) >> SECTOR_SHIFT,
+                SHORT_SECTORS_MAX,
                 may_write=self.target.may_write_now,
                 may_read=self.target.may_read_now,
                 is_scsi=True,

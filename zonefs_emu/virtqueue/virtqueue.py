@@ -85,6 +85,9 @@ class Service(NamedTuple):
 class Virtqueue:
     """A virtqueue. Stopped until :meth:`start`."""
 
+    #: Requests that wait behind one of the worker's.
+    _backlog: Sequence[Chain] = ()
+
     def __init__(
         self,
         index: int,
@@ -130,7 +133,6 @@ class Virtqueue:
         self._areas: tuple[memoryview, memoryview, memoryview] | None = None
         self._walker: Walker | None = None
         self._intent_log: IntentLog | None = None
-        self._backlog: Sequence[Chain] = ()
         self._log: DirtyLog | None = None
         self._used_log_address = -1
         #: Requests given back since the queue was made.
