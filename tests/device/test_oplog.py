@@ -202,6 +202,8 @@ def test_a_power_cycle_is_an_operation(tmp_path: Path) -> None:
     [
         (lambda lines: [], "empty"),
         (lambda lines: ["{}\n"], "not an operation log"),
+        (lambda lines: [json.dumps({"format": "of another kind", "geometry": {}})], "not an operation log"),
+        (lambda lines: [json.dumps({"format": FORMAT, "geometry": []})], "not an operation log"),
         (lambda lines: [json.dumps({"format": FORMAT, "geometry": {}})], "geometry is damaged"),
         (lambda lines: [lines[0], "garbage\n"], "line 2 of the log is no JSON"),
         (lambda lines: [lines[0], "[]\n"], "line 2 of the log is no JSON"),
@@ -251,6 +253,11 @@ def test_a_replayed_read_has_room_for_its_sectors(
     monkeypatch.setattr(FaultyPort, "read", reading)
     replayed(tmp_path / "again.img", geometry(), log)
     assert rooms == [(16 * 512, 16 * 512), (4096, 4096)]
+
+
+def test_the_first_line_may_be_long_and_others_come_in_pieces() -> None:
+    file = io.StringIO("x" * 5000 + "\n" + "y" * 5000)
+    assert [len(line) for line in read_lines(file)] == [5001, 4097, 903]
 
 
 @pytest.mark.parametrize("nr_sectors", [1 << 21, (1 << 21) + 1])

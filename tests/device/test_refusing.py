@@ -9,6 +9,7 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.zone import Condition
 
 
 def test_what_is_refused_in_the_context_is_collected(device: ZonedDevice, port: Port) -> None:
@@ -24,6 +25,25 @@ def test_what_is_refused_in_the_context_is_collected(device: ZonedDevice, port: 
         (Operation.FINISH, Status.CONVENTIONAL),
     ]
     assert [refusal.seq for refusal in device.refusals.last(9)][1:3] == [refusal.seq for refusal in refused]
+
+
+def test_what_has_no_length_or_place_is_refused_with_zeros(device: ZonedDevice, port: Port) -> None:
+    """``why`` would show anything else as what the host has asked for."""
+    with port.refusals.collect() as refused:
+        assert port.manage(FINISH, 0)
+        assert port.manage(FINISH, 1)
+        assert port.set_cond(0, Condition.FULL)
+        assert port.set_extension(128, bytes(64))
+        device.image.fail(OSError(5, "a test"), "a test")
+        assert port.manage_all(RESET)
+        assert port.flush()
+    assert [(refusal.sector, refusal.nr_sectors) for refusal in refused] == [
+        (0, 0),
+        (1, 0),
+        (0, 0),
+        (128, 0),
+        *[(0, 0)] * 2,
+    ]
 
 
 def test_contexts_in_each_other(port: Port) -> None:

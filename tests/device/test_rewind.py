@@ -30,6 +30,13 @@ def device(tmp_path: Path) -> Iterator[ZonedDevice]:
     device.close()
 
 
+def test_a_snapshot_that_others_read_can_be_gone_back_to(device: ZonedDevice, snapshot: Path) -> None:
+    reading = ZonedDevice.open(snapshot, readonly=True)
+    rewind(device, snapshot)
+    assert reading.image.states == device.image.states
+    reading.close()
+
+
 @pytest.fixture
 def snapshot(device: ZonedDevice, tmp_path: Path) -> Path:
     """Of a device with 8 sectors in zone 2 and 8 in zone 0, which are other ones now."""

@@ -74,7 +74,7 @@ class ImageAccess:
                 view[:count] = _ZEROS[:count]
                 view = view[count:]
 
-    def write_all(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", done: int = 0) -> None:
+    def write_all(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]", *, done: int) -> None:
         """Write *buffers* at *sector*, without the first *done* bytes, which are written already.
 
         One pwritev is not enough for a write of many buffers, and the host may write a part where it is almost full.

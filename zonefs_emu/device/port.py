@@ -196,7 +196,7 @@ class Port:
         if status:
             return status, sector
         if image.is_lost:
-            return self.refusals.lost(row.operation, landing, nr_sectors, zone_no), sector
+            return self.refusals.lost(row.operation, landing, nr_sectors, zone_no=zone_no), sector
         counts = path.rows.get(zone_no) or path.load_row(zone_no)
         counts[_WRITES if row is self._on_write else _APPENDS] += 1
         counts[_WRITTEN_SECTORS] += nr_sectors
@@ -213,7 +213,7 @@ class Port:
         try:
             done = access.pwritev(buffers, sector << SECTOR_SHIFT) if len(buffers) <= IOV_MAX else 0
             if done != nr_sectors << SECTOR_SHIFT:
-                access.write_all(sector, nr_sectors, buffers, done)
+                access.write_all(sector, nr_sectors, buffers, done=done)
         except OSError as error:
             if intent_log:
                 intent_log.abort()
@@ -257,7 +257,7 @@ class Port:
         """Move the bytes without the lock, under *hold*, which the caller releases; then wp."""
         intent_log = self.intent_log()
         try:
-            self._path.access.write_all(sector, nr_sectors, buffers)
+            self._path.access.write_all(sector, nr_sectors, buffers, done=0)
         except OSError as error:
             status = self.refusals.failed(row.operation, error, sector, nr_sectors)
             with self.device.lock:
@@ -290,7 +290,7 @@ class Port:
             try:
                 self._image.flush()
             except HOST_ERRORS as error:
-                return self.refusals.command(Operation.FLUSH, CommandError(error.status), 0, 0)
+                return self.refusals.command(Operation.FLUSH, CommandError(error.status))
             counters.save_sometimes()
         counters.device[Counter.FLUSHES] += 1
         return Status.OK
@@ -332,8 +332,8 @@ class Port:
                 with self.device.changing():
                     self.device.publish_and_tell(self._machine.set_cond(zone_no, cond), self.audience)
             except CommandError as error:
-                return self.refusals.command(Operation.SET_COND, error, sector, 0)
-        return self.refusals.lost(Operation.SET_COND, sector, 0, zone_no) if self._image.is_lost else Status.OK
+                return self.refusals.command(Operation.SET_COND, error, sector)
+        return self.refusals.lost(Operation.SET_COND, sector, zone_no=zone_no) if self._image.is_lost else Status.OK
 
     def set_extension(self, sector: Sector, data: bytes) -> Status:
         """Give the EMPTY zone that starts at *sector* the descriptor extension *data*, and close it.

@@ -100,20 +100,20 @@ class Refuser:
             device.counters.device[Counter.REFUSED] += 1
         return status
 
-    def lost(self, operation: Operation, sector: Sector, nr_sectors: int, zone_no: int = -1) -> Status:
+    def lost(self, operation: Operation, sector: Sector = 0, nr_sectors: int = 0, *, zone_no: int = -1) -> Status:
         """Refuse an operation because the image's file is lost."""
         self.device.notice_loss()
         return self.refuse(DeviceRule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
 
-    def command(self, operation: Operation, error: CommandError, sector: Sector, nr_sectors: int) -> Status:
+    def command(self, operation: Operation, error: CommandError, sector: Sector = 0, nr_sectors: int = 0) -> Status:
         """Refuse a command by the rule that *error* names."""
         if self.device.image.is_lost:
-            return self.lost(operation, sector, nr_sectors, error.zone_no)
+            return self.lost(operation, sector, nr_sectors, zone_no=error.zone_no)
         return self.refuse(
             RULE_OF_STATUS[error.status], operation, error.status, sector, nr_sectors, zone_no=error.zone_no
         )
 
-    def failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int) -> Status:
+    def failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int = 0) -> Status:
         """Turn a failure of the host into a status.
 
         A failed write poisons the image, unless the host is full or the buffers were at fault: the kernel answers
@@ -124,7 +124,7 @@ class Refuser:
         zone_no = sector // self.device.geometry.zone_size
         image.look_after()
         if image.is_lost:
-            return self.lost(operation, sector, nr_sectors, zone_no)
+            return self.lost(operation, sector, nr_sectors, zone_no=zone_no)
         rule = DeviceRule.LOST_BUFFER if error.errno == errno.EFAULT else RULE_OF_STATUS[status]
         if operation is not Operation.READ:
             if status is Status.NO_SPACE or rule is DeviceRule.LOST_BUFFER:

@@ -69,7 +69,7 @@ def flush_zrwa(port: "Port", sector: Sector) -> Status:
 
 def _unsupported(port: "Port", operation: Operation, sector: Sector) -> Status:
     zone_no = sector // port.geometry.zone_size
-    return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector, 0)
+    return port.refusals.command(operation, CommandError(Status.UNSUPPORTED, zone_no), sector)
 
 
 def _run(
@@ -109,12 +109,12 @@ def _run(
                     break
             device.image.apply_pending_resets()
     except CommandError as error:
-        return port.refusals.command(operation, error, sector, 0)
+        return port.refusals.command(operation, error, sector)
     except HOST_ERRORS as error:
-        return port.refusals.command(operation, CommandError(error.status, zone_no), sector, 0)
+        return port.refusals.command(operation, CommandError(error.status, zone_no), sector)
     except OSError as error:
-        return port.refusals.failed(operation, error, sector, 0)
-    return port.refusals.lost(operation, sector, 0, zone_no) if device.image.is_lost else Status.OK
+        return port.refusals.failed(operation, error, sector)
+    return port.refusals.lost(operation, sector, zone_no=zone_no) if device.image.is_lost else Status.OK
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def extension(port: "Port", zone_no: int) -> tuple[Status, bytes]:
         try:
             found = device.image.extensions.load(zone_no)
         except OSError as error:
-            return port.refusals.failed(Operation.READ, error, sector, 0), b""
+            return port.refusals.failed(Operation.READ, error, sector), b""
     if found is None:
-        return port.refusals.command(Operation.READ, CommandError(Status.IO_ERROR, zone_no), sector, 0), b""
+        return port.refusals.command(Operation.READ, CommandError(Status.IO_ERROR, zone_no), sector), b""
     return Status.OK, found

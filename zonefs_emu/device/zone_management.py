@@ -51,7 +51,7 @@ def manage(port: "Port", operation: Operation, sector: Sector, nr_zones: int) ->
                 begin=partial(device.machine.begin_manage, operation, sector, nr_zones, port.dialect),
             )  # fmt: skip
         except CommandError as error:
-            return port.refusals.command(operation, error, sector, 0)
+            return port.refusals.command(operation, error, sector)
         if is_long:
             hold = device.holds.take(*reach)
         else:
@@ -65,7 +65,7 @@ def manage(port: "Port", operation: Operation, sector: Sector, nr_zones: int) ->
         with device.holds.kept(hold):
             for done, at, _ in _in_portions(port, portions, hold, end, shrinking=not whole):
                 device.counters.count_all(range(max(done, first), at), counter)
-    return port.refusals.lost(operation, sector, 0, first) if device.image.is_lost else Status.OK
+    return port.refusals.lost(operation, sector, zone_no=first) if device.image.is_lost else Status.OK
 
 
 def manage_all(port: "Port", operation: Operation) -> Status:
@@ -79,13 +79,13 @@ def manage_all(port: "Port", operation: Operation) -> Status:
                 begin=partial(device.machine.begin_manage_all, operation, port.dialect),
             )  # fmt: skip
         except CommandError as error:
-            return port.refusals.command(operation, error, 0, 0)
+            return port.refusals.command(operation, error)
         hold = device.holds.take(*reach)
     with device.holds.kept(hold):
         shrinking = not _needs_all(device.geometry, operation)
         for _, _, asked in _in_portions(port, portions, hold, reach[1], shrinking=shrinking):
             device.counters.count_all(asked, _COUNTER[operation])
-    return port.refusals.lost(operation, 0, 0) if device.image.is_lost else Status.OK
+    return port.refusals.lost(operation) if device.image.is_lost else Status.OK
 
 
 def _needs_all(geometry: Geometry, operation: Operation) -> bool:
