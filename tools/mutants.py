@@ -15,8 +15,8 @@ survived is tried again, because that is what a test was written for since. Remo
 What does the same as the code is listed, with its reason, in tools/equivalent_mutants.txt. Such a mutant is tried once,
 not again, and does not count as alive; the report gives the share of killed mutants with and without them.
 
-Tests run without the compiled ring walker, as it does the work of the Python code that is mutated. What they leave
-alive of virtqueue/ is tried by the tests of the walker as well, which is built for them.
+Tests run without the compiled modules, as these do the work of the Python code that is mutated. What they leave alive
+of virtqueue/ and device/ is tried by the tests of the compiled modules as well, which are built for them.
 
 The mutants are those of cosmic-ray, but for three things. Of the eleven ways to replace an operator one or two are
 made, the likely slips: the others die of the same tests. Statements are removed, which cosmic-ray does not do. And
@@ -75,9 +75,11 @@ TESTS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 #: Tests of a directory that say nothing about its mutated modules.
 OTHERS: Final = frozenset(f"persist/test_{name}.py" for name in ("backing", "corruption", "kill", "salvage"))
-#: The tests of the compiled ring walker, and what they tell about.
-WALKER_TESTS: Final = ("tests/virtqueue/test_compiled.py", "tests/virtqueue/test_walker.py")
-WITH_WALKER: Final = Path("zonefs_emu/virtqueue")
+#: The tests of the compiled modules, by the package that decides whether they are used.
+COMPILED_TESTS: Final[Mapping[Path, tuple[str, ...]]] = {
+    Path("zonefs_emu/virtqueue"): ("tests/virtqueue/test_walker.py",),
+    Path("zonefs_emu/device"): ("tests/device/test_compiled_commands.py",),
+}
 #: Tests of the source of all modules.
 OF_ALL: Final = "tests/test_tidy.py::test_dataclasses_are_frozen_slotted_and_keyword_only"
 #: A mutant that makes a test hang counts as killed after this many times what the test takes, and this; and after twice
@@ -170,7 +172,7 @@ class Reach(NamedTuple):
 
 
 class Tests(NamedTuple):
-    """Tests in their order, each for so many seconds at most; *compiled*: those with the compiled ring walker."""
+    """Tests in their order, each for so many seconds at most; *compiled*: those with the compiled modules."""
 
     pure: Mapping[str, float]
     compiled: Mapping[str, float]
@@ -528,9 +530,9 @@ def _limits(of_line: tuple[str, ...], seconds: Mapping[str, float], budget: floa
     return {test: TIMEOUT_FACTOR * seconds.get(test, 1.0) + TIMEOUT_SECONDS for test in tests}
 
 
-def _build_walker() -> None:
-    """Build the compiled ring walker in this checkout, from which it is copied, unless it is there."""
-    says = "import sys; from zonefs_emu.virtqueue.compiled import is_compiled; sys.exit(not is_compiled())"
+def _build_compiled() -> None:
+    """Build the compiled modules in this checkout, from which they are copied, unless they are there."""
+    says = "import sys; from zonefs_emu import compiled_modules; sys.exit(compiled_modules.used_walker() != 'compiled')"
     environment = {**os.environ, "ZONEFS_EMU_PURE": "", "PYTHONPATH": str(ROOT)}
     if subprocess.run([sys.executable, "-c", says], env=environment, check=False).returncode:
         subprocess.run([sys.executable, ROOT / "tools" / "build_walker.py"], check=True)
@@ -542,9 +544,9 @@ def _run(
     """Try every mutant of *sessions* that was not killed yet, and is not listed as one that does the same."""
     jobs: list[Job] = []
     reaches: dict[Path, Reach] = {}
-    walkers: dict[Path, Reach] = {}
-    if any(module.parent == WITH_WALKER for module in sessions):
-        _build_walker()
+    compiled_reaches: dict[Path, Reach] = {}
+    if any(module.parent in COMPILED_TESTS for module in sessions):
+        _build_compiled()
     with multiprocessing.get_context("fork").Pool(nr_jobs, _enter_copy, (os.getpid(), list(sessions))) as pool:
         try:
             for module, path in sessions.items():
@@ -567,16 +569,15 @@ def _run(
                     print(f"{directory}: the tests without a mutant ", end="", flush=True)
                     reaches[directory] = _reach(directory, _tests(directory), pool)
                     print(f"take {sum(reaches[directory].seconds.values()):.0f} s")
-                    walkers[directory] = Reach({}, {})
-                    if directory == WITH_WALKER:
-                        walkers[directory] = _reach(directory, WALKER_TESTS, pool, is_compiled=True)
+                    compiled_tests = COMPILED_TESTS.get(directory, ())
+                    compiled_reaches[directory] = _reach(directory, compiled_tests, pool, is_compiled=True)
                 chosen = _chosen(module, reaches[directory], source)
-                with_walker = _chosen(module, walkers[directory], source)
+                chosen_compiled = _chosen(module, compiled_reaches[directory], source)
                 for item in items:
                     line = item.mutations[0].start_pos[0]
                     pure = _limits(chosen[line], reaches[directory].seconds, budget)
-                    of_walker = tuple(test for test in with_walker[line] if test != OF_ALL)
-                    compiled = _limits(of_walker, walkers[directory].seconds, budget)
+                    of_compiled = tuple(test for test in chosen_compiled[line] if test != OF_ALL)
+                    compiled = _limits(of_compiled, compiled_reaches[directory].seconds, budget)
                     jobs.append(Job(path, item, Tests(pure, compiled)))
             jobs.sort(key=lambda job: str(job.item.job_id))  # at random, so that what an end leaves untried is, too
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
@@ -622,8 +623,8 @@ def _enter_copy(owner: int, modules: Sequence[Path]) -> None:
         if name and source.is_file() and not source.is_symlink():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy / name)
-    for extension in (ROOT / WITH_WALKER).glob("*.so"):  # which git ignores
-        shutil.copy2(extension, copy / WITH_WALKER / extension.name)
+    for extension in (ROOT / "zonefs_emu").rglob("*.so"):  # which git ignores
+        shutil.copy2(extension, copy / extension.relative_to(ROOT))
     scratch = copy / "t"
     scratch.mkdir()
     os.chdir(copy)
