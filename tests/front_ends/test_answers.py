@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from tests.refused import last_refusal
+from zonefs_emu.daemon.explainer import Explainer
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import DeviceRule, Rule
@@ -103,7 +104,9 @@ def test_a_real_refusal(image: Path) -> None:
     for zone_no in (1, 2, 3):
         assert port.manage(Operation.OPEN, port.geometry.zone_start(zone_no)) == 0
     assert port.write(port.geometry.zone_start(4), 8, (bytes(4096),)) is Status.OPEN_RESOURCE
-    assert EXPLAINER.explain_all(last_refusal(port), device.geometry) == (
+    names = {"zonefs", "ublk", "vduse", "virtio-blk", "scsi", "nvme"}
+    explainer = Explainer([answers for answers in ANSWERS if answers.name in names])
+    assert explainer.explain_all(last_refusal(port), device.geometry) == (
         f"{EXPLAINER.explain(last_refusal(port), device.geometry)}; "
         "answered as ETOOMANYREFS (zonefs, ublk, vduse), S_ZONE_OPEN_RESOURCE (virtio-blk), "
         "DATA_PROTECT 55h/0Eh (scsi), 1BEh TOO_MANY_OPEN_ZONES (nvme)"

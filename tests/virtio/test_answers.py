@@ -6,7 +6,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.virtio import blk_codec
-from zonefs_emu.virtio.answers import BLK_ANSWERS, BLK_USER_ANSWERS, SCSI_ANSWERS
+from zonefs_emu.virtio.answers import BLK_ANSWERS, SCSI_ANSWERS, blk_user_answers
 from zonefs_emu.virtio.rules import BlkRule
 
 
@@ -21,8 +21,13 @@ def test_the_block_device_is_shown_by_its_status_bytes() -> None:
 
 
 def test_its_user_is_shown_the_error_that_linux_makes_of_them() -> None:
-    assert {BLK_USER_ANSWERS.of_rule[rule]: BLK_ANSWERS.of_rule[rule] for rule in BlkRule}.keys() == {"EIO", "ENOTSUP"}
-    assert BLK_USER_ANSWERS.of_status(Status.ACTIVE_RESOURCE, Operation.WRITE) == errno.errorcode[errno.EOVERFLOW]
+    assert {blk_user_answers("disk").of_rule[rule]: BLK_ANSWERS.of_rule[rule] for rule in BlkRule}.keys() == {
+        "EIO",
+        "ENOTSUP",
+    }
+    assert (
+        blk_user_answers("disk").of_status(Status.ACTIVE_RESOURCE, Operation.WRITE) == errno.errorcode[errno.EOVERFLOW]
+    )
 
 
 def test_the_disk_is_shown_by_its_sense_and_the_host_by_its_response() -> None:

@@ -60,12 +60,6 @@ BLK_ANSWERS: Final = FrontEndAnswers(
     of_status=lambda status, operation: _BLK_NAMES[_blk_status(status, operation)],
     of_rule={rule: _BLK_NAMES[code] for rule, code in blk_codec.STATUS_OF_RULE.items()},
 )
-#: The error that a user of the block device gets from Linux when its driver finds that status byte.
-BLK_USER_ANSWERS: Final = FrontEndAnswers(
-    name="vduse",
-    of_status=lambda status, operation: _errno_name(_blk_status(status, operation)),
-    of_rule={rule: _errno_name(code) for rule, code in blk_codec.STATUS_OF_RULE.items()},
-)
 #: The sense data of the disk, or the response of the host on the way to it.
 SCSI_ANSWERS: Final = FrontEndAnswers(
     name="scsi",
@@ -75,3 +69,15 @@ SCSI_ANSWERS: Final = FrontEndAnswers(
         **{rule: f"S_{response.name}" for rule, response in RESPONSE_OF_RULE.items()},
     },
 )
+
+
+def blk_user_answers(name: str) -> FrontEndAnswers:
+    """Return the errors that Linux gives to users of the block device when its driver finds such a status byte.
+
+    *name* is that of a front-end whose driver is the host's own.
+    """
+    return FrontEndAnswers(
+        name=name,
+        of_status=lambda status, operation: _errno_name(_blk_status(status, operation)),
+        of_rule={rule: _errno_name(code) for rule, code in blk_codec.STATUS_OF_RULE.items()},
+    )
