@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from tools.guest.kit import find_kit
+from tools.guest.newer_kernel import find_newer_kernel
 from tools.guest.newer_qemu import find_newer_qemu
 
 SBIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -41,6 +42,11 @@ def _missing_newer_qemu() -> str | None:
     return None if find_newer_qemu(find_kit()) else "no QEMU from 10.1 on has been downloaded (tools/guest/fetch)"
 
 
+def _missing_newer_kernel() -> str | None:
+    found = find_newer_kernel(find_newer_qemu(find_kit()))
+    return None if found else "no kernel from 6.15 on has been downloaded (tools/guest/fetch)"
+
+
 def _missing_browser() -> str | None:
     # Debian's names; chromium-headless-shell is the smaller one.
     return None if which("chromium-headless-shell") or which("chromium") else "chromium is not installed"
@@ -63,6 +69,7 @@ NEEDS: Final[Mapping[str, Callable[[], str | None]]] = MappingProxyType(
         "vduse": partial(_missing_way, "vduse"),
         "qemu": _missing_qemu,
         "newer-qemu": _missing_newer_qemu,
+        "newer-kernel": _missing_newer_kernel,
         "root": _missing_root,
         "chromium": _missing_browser,
         "walker": _missing_walker,

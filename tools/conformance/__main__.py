@@ -20,7 +20,7 @@ from tools.conformance.sources import Checkout, Package, Source
 from tools.conformance.suites import SUITES, Suite
 from tools.guest.kit import Kit, KitError, obtain_kit
 from tools.guest.machine import GuestError
-from tools.guest.newer_qemu import find_newer_qemu, obtain_newer_qemu
+from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
 
 KEPT: Final = Path(__file__).parent / "results.json"
 PAGE: Final = Path(__file__).parents[2] / "docs/conformance.md"
@@ -105,7 +105,7 @@ def _source(suite: Suite, suites: Path | None, kit: Kit) -> Source:
 
 
 def _kit() -> Kit:
-    obtain_newer_qemu(_say)
+    NEWER_QEMU.obtain(_say)
     kit = find_newer_qemu(obtain_kit(_say))
     if kit is None:
         message = "the newer QEMU has gone from the cache"

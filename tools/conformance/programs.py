@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from tools.guest.kit import Progress, cache_directory, locked
-from tools.guest.newer_qemu import unpack_with_dependencies
+from tools.guest.newer_suite import unpack_with_dependencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tools.guest.kit import KitError, obtain_kit
+from tools.guest.kit import Kit, KitError, obtain_kit
 from tools.guest.machine import Guest, GuestError, Job, zns_drive
-from tools.guest.newer_qemu import obtain_newer_qemu
+from tools.guest.newer_kernel import NEWER_KERNEL, find_newer_kernel
+from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
 from tools.guest.qmp import QmpError
 
 _RUN_EXAMPLE: Final = """\
@@ -34,11 +35,12 @@ def fetch() -> int:
 
 def _fetch(*, refresh: bool) -> None:
     print(obtain_kit(_progress, refresh=refresh).root)
-    try:
-        obtain_newer_qemu(_progress, refresh=refresh)
-    except KitError as error:
-        # The kit is complete without it.
-        _progress(str(error))
+    for part in (NEWER_QEMU, NEWER_KERNEL):
+        try:
+            part.obtain(_progress, refresh=refresh)
+        except KitError as error:
+            # The kit is complete without it.
+            _progress(str(error))
 
 
 def run() -> int:
@@ -60,6 +62,9 @@ def run() -> int:
     parser.add_argument(
         "--load", metavar="MODULE[:PARAMETER,...]", action="append", default=[], help="load a kernel module"
     )
+    parser.add_argument(
+        "--kernel", choices=("kit", "newer"), default="kit", help="boot the kit's kernel (default), or a newer one"
+    )
     parser.add_argument("--memory", metavar="MIB", type=int, default=1024, help="memory in MiB (default: %(default)s)")
     parser.add_argument(
         "--qemu", metavar="ARGUMENT", action="append", default=[], help="a further argument for QEMU, as --qemu=-x"
@@ -68,8 +73,18 @@ def run() -> int:
     return _reporting(lambda: _run(parser.parse_args()))
 
 
+def _newer(kit: Kit) -> Kit:
+    for part in (NEWER_QEMU, NEWER_KERNEL):
+        part.obtain(_progress)
+    found = find_newer_kernel(find_newer_qemu(kit))
+    assert found is not None, "both parts are there"
+    return found
+
+
 def _run(options: argparse.Namespace) -> int:
     kit = obtain_kit(_progress)
+    if options.kernel == "newer":
+        kit = _newer(kit)
     zns = [] if options.zns is None else zns_drive(options.zns.resolve())
     arguments = [*zns, *options.qemu]
     terminal = options.script is None

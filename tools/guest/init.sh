@@ -1,6 +1,6 @@
 #!/bin/sh
 # First process of the guest, in the initramfs: puts the host's root and the kit's tools under one overlay and moves there.
-# The kernel hands unknown NAME=VALUE words of its command line over as environment: guest_share is one.
+# The kernel hands unknown NAME=VALUE words of its command line over as environment: guest_share and guest_layers.
 fail() { echo "guest: $*" >/dev/console; poweroff -f; }
 
 mount -t devtmpfs dev /dev
@@ -11,13 +11,20 @@ for module in /modules/*.ko; do
 done
 
 read_only=trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro
-mkdir -p /lower/host /lower/kit /memory /merged
+mkdir -p /lower/host /memory /merged
 mount -t 9p -o $read_only host /lower/host || fail "cannot mount the host's root"
-mount -t 9p -o $read_only kit /lower/kit || fail "cannot mount the kit"
+lower=/lower/host
+layer=0
+while [ $layer -lt "$guest_layers" ]; do
+    mkdir /lower/kit$layer
+    mount -t 9p -o $read_only kit$layer /lower/kit$layer || fail "cannot mount the kit"
+    lower=/lower/kit$layer:$lower
+    layer=$((layer + 1))
+done
 mount -t tmpfs memory /memory
 mkdir /memory/upper /memory/work
 # What the kit brings wins over what the host has: the guest's tools are the same on every host.
-mount -t overlay -o lowerdir=/lower/kit:/lower/host,upperdir=/memory/upper,workdir=/memory/work root /merged \
+mount -t overlay -o lowerdir=$lower,upperdir=/memory/upper,workdir=/memory/work root /merged \
     || fail "cannot mount the overlay"
 
 for name in dev proc sys; do

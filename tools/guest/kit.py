@@ -89,6 +89,11 @@ class Kit:
         return self.root / "usr/lib/modules" / self.kernel_release
 
     @property
+    def layers(self) -> tuple[Path, ...]:
+        """Directories whose files lie over the host's in the guest, the topmost last."""
+        return (self.root,)
+
+    @property
     def busybox(self) -> Path:
         """A statically linked busybox."""
         return self.root / "usr/bin/busybox"
@@ -208,11 +213,15 @@ def _build(work: Path, progress: Progress) -> Path:
     unpack_packages(downloads, root)
 
     progress("guest kit: preparing the kernel's modules")
-    release = kernel.removeprefix("linux-image-")
+    prepare_modules(root, kernel.removeprefix("linux-image-"), kmod=root / "usr/bin/kmod")
+    return root
+
+
+def prepare_modules(root: Path, release: str, *, kmod: Path) -> None:
+    """Keep the modules below *root* that a guest has a use for, and make modules.dep with the program *kmod*."""
     _prune_modules(root / "usr/lib/modules" / release / "kernel")
     # kmod is one program that goes by the name it is called; the package's links are absolute and lead out of the kit.
-    _run(["depmod", "--basedir", str(root), release], executable=root / "usr/bin/kmod")
-    return root
+    _run(["depmod", "--basedir", str(root), release], executable=kmod)
 
 
 def unpack_packages(downloads: Path, root: Path) -> None:

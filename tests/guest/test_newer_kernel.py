@@ -1,0 +1,192 @@
+"""A kernel that is newer than the kit's: the drive over vfio-user and over TCP, zonefs, and XFS on a zoned disk.
+
+One guest for everything. What the kernel of the kit is asked in test_vfio_user.py and test_nvme_tcp.py is asked again.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.attaching import attaching
+from tests.requires import requires
+from tests.served import Served
+from tools.guest.kit import Kit, find_kit
+from tools.guest.machine import Completed, Guest
+from tools.guest.newer_kernel import NEWER_KERNEL, NewerKernelKit, find_newer_kernel
+from tools.guest.newer_qemu import NewerKit, find_newer_qemu
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+
+#: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
+SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
+#: Logical blocks in a zone.
+ZONE: Final = 1024
+#: XFS has its metadata in conventional zones, 300 MiB of them at least.
+XFS_SHAPE: Final = "--size 1G --zone-size 32M --nr-conv 12 --block-size 4096"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drive:
+    """A node of the guest, how to run a script there, and how to run a verb on its image."""
+
+    node: str
+    sh: Callable[..., Completed]
+    verb: Callable[..., str]
+
+    def assert_reports_agree(self) -> None:
+        assert self.sh(f"blkzone report {self.node}").stdout == self.verb("report", "--format", "blkzone")
+
+    def nvme(self, words: str) -> Any:
+        return json.loads(self.sh(f"nvme {words} -o json").stdout)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The guest, its drive over vfio-user, and the disk that XFS is made on."""
+
+    kit: NewerKernelKit
+    guest: Guest
+    drive: Drive
+    scsi: Served
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    requires("newer-kernel")
+    kit = find_newer_kernel(find_newer_qemu(find_kit()))
+    assert kit is not None
+    with ExitStack() as stack:
+        served = Served(tmp_path_factory.mktemp("drive"), create=SHAPE, front_ends=["vfio"])
+        served.verb("mkfs")
+        stack.enter_context(served)
+        scsi = stack.enter_context(Served(tmp_path_factory.mktemp("disk"), create=XFS_SHAPE))
+        served.wait_until_ready()
+        device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(served.vfio_socket)}}
+        guest = stack.enter_context(Guest(kit, qemu_arguments=["-device", json.dumps(device)]))
+        guest.load("nvme")
+        guest.wait_until("[ -b /dev/nvme0n1 ]")
+        yield Machine(kit=kit, guest=guest, drive=Drive(node="/dev/nvme0n1", sh=guest.run, verb=served.verb), scsi=scsi)
+
+
+def test_it_has_zoned_xfs(machine: Machine) -> None:
+    release = machine.guest.run(["uname", "-r"]).stdout.strip()
+    assert release == machine.kit.kernel_release
+    assert tuple(map(int, release.split(".")[:2])) >= (6, 15)
+
+
+def test_the_drive_over_vfio_user(machine: Machine) -> None:
+    """First zonefs, which was made before the drive was served."""
+    machine.guest.load("zonefs")
+    machine.guest.run(
+        f"""mount -t zonefs {machine.drive.node} /mnt
+        dd if=/dev/urandom of=data bs=64k count=20 status=none
+        dd if=data of=/mnt/seq/3 bs=64k oflag=direct conv=notrunc,fsync status=none
+        cmp /mnt/seq/3 data; umount /mnt"""
+    )
+    machine.drive.assert_reports_agree()
+    check_drive(machine.drive)
+
+
+def test_the_drive_over_tcp(machine: Machine) -> None:
+    with attaching(machine.guest) as place:
+        place.guest.run("ip link set lo up")
+        place.create("n.img", SHAPE)
+        node = place.attach("n.img", "nvme-tcp")
+
+        def verb(name: str, *options: str) -> str:
+            return place.sh(f"Z {name} n.img {' '.join(options)}").stdout
+
+        check_drive(Drive(node=node, sh=place.sh, verb=verb))
+        place.sh("Z detach n.img; Z check n.img")
+
+
+def check_drive(drive: Drive) -> None:
+    """nvme-cli, blkzone and fio find what a drive of the standard has."""
+    node = drive.node
+    names = "zoned nr_zones max_open_zones max_active_zones zone_append_max_bytes"
+    limits = drive.sh(f"cd /sys/block/{node.removeprefix('/dev/')}/queue; cat {names}").stdout
+    assert limits.split() == ["host-managed", "16", "3", "5", str(512 << 10)]
+    assert drive.nvme(f"zns id-ctrl {node.removesuffix('n1')}")["zasl"] == 7
+    identified = drive.nvme(f"zns id-ns {node}")
+    assert (identified["mar"], identified["mor"]) == (4, 2)
+    drive.sh(
+        f"""nvme zns reset-zone {node} -a; head -c 8192 /dev/urandom >two
+        nvme zns open-zone {node} -s {ZONE}
+        nvme zns zone-append {node} -s {2 * ZONE} -z 8192 -d two
+        nvme zns close-zone {node} -s {2 * ZONE}
+        nvme zns finish-zone {node} -s {3 * ZONE}
+        nvme zns open-zone {node} -s {4 * ZONE}; nvme zns reset-zone {node} -s {4 * ZONE}
+        nvme read {node} -s {2 * ZONE} -c 1 -z 8192 -d found; cmp found two"""
+    )
+    drive.verb("set-cond", "--zone", "6", "ro")
+    zones = drive.nvme(f"zns report-zones {node}")["zone_list"]
+    expected = ["EMPTY", "EXP_OPENED", "CLOSED", "FULL", "EMPTY", "EMPTY", "READONLY", "EMPTY"]
+    assert [zone["state"] for zone in zones[:8]] == expected
+    assert zones[2]["wp"] == 2 * ZONE + 2
+    changed = drive.sh(f"nvme zns changed-zone-list {node}").stdout
+    assert changed.split()[-5:] == ["nrzid:", "1", "zid", "000:", str(6 * ZONE)]
+    drive.assert_reports_agree()
+    wrong = drive.sh(f"nvme write {node} -s {5 * ZONE + 1} -c 0 -z 4096 -d /dev/zero", check=False)
+    assert "Zone Invalid Write" in wrong.stderr + wrong.stdout
+    drive.verb("set-cond", "--zone", "6", "em")
+    drive.sh(
+        # Not by nvme-cli: the kernel knows the write pointers, and does not see what passes it by.
+        f"blkzone reset {node}\n"
+        f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=4 --max_open_zones=3"
+        " --rw=randwrite --bs=32k --size=6M --verify=crc32c --do_verify=1 --verify_fatal=1"
+    )
+    drive.assert_reports_agree()
+
+
+def test_zoned_xfs(machine: Machine) -> None:
+    """Made, written, mounted again and read back, all without a refusal; a removed file stays in its zones."""
+    guest = machine.guest
+    disk = guest.attach("scsi", machine.scsi.scsi_socket)
+    mkfs = " ".join(machine.kit.newer_program("usr/sbin/mkfs.xfs"))
+    guest.load("xfs")
+    guest.run(
+        f"""{mkfs} -q -r zoned=1 {disk.path}
+        mount -t xfs {disk.path} /mnt
+        dd if=/dev/urandom of=/run/data bs=1M count=24 status=none
+        for copy in 0 1 2; do cp /run/data /mnt/$copy; done
+        sync -f /mnt; rm /mnt/1; umount /mnt""",
+        timeout=200,
+    )
+    assert sum(zone["written"] for zone in zones(machine.scsi)) >= 3 * (24 << 11)
+    guest.run(
+        f"""mount -t xfs {disk.path} /mnt
+        for copy in 0 2; do cmp /run/data /mnt/$copy; done
+        cp /run/data /mnt/3; sync -f /mnt; cmp /run/data /mnt/3
+        umount /mnt; rm /run/data; ! dmesg | grep -E 'XFS.*(rror|orrupt)'""",
+        timeout=200,
+    )
+    assert guest.run(f"blkzone report {disk.path}").stdout == machine.scsi.blkzone_report()
+    assert machine.scsi.refusals() == []
+    disk.detach()
+
+
+def zones(served: Served) -> list[dict[str, Any]]:
+    """Return the sequential zones."""
+    found: list[dict[str, Any]] = json.loads(served.verb("report", "--json"))["zones"]
+    return [zone for zone in found if zone["cond"] != "nw"]
+
+
+def test_it_is_found_beside_the_newer_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kit = NewerKit(root=tmp_path / "kit", kernel_release="6.12", qemu_root=tmp_path / "qemu")
+    assert find_newer_kernel(None) is None
+    assert find_newer_kernel(kit) is None
+    modules = NEWER_KERNEL.root / "kernel/usr/lib/modules/7.2.13"
+    modules.mkdir(parents=True)
+    (modules / "vmlinuz").touch()
+    found = find_newer_kernel(kit)
+    assert found is not None
+    assert (found.kernel, found.modules) == (modules / "vmlinuz", modules)
+    assert found.layers == (tmp_path / "kit", NEWER_KERNEL.root / "kernel")
+    assert found.newer_program("usr/sbin/mkfs.xfs")[-1] == str(NEWER_KERNEL.root / "programs/usr/sbin/mkfs.xfs")
+    assert isinstance(found, Kit)
