@@ -1,5 +1,8 @@
 """The front-end in a session; a guest's driver uses the drive."""
 
+import os
+import signal
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -7,10 +10,13 @@ import pytest
 import trio
 
 from tests.nvme.conftest import BLOCK, UUID_1, geometry
+from tests.vfio_user.test_kept_client import vanish
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd, keeper_path, places_of_keeper
+from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
+from zonefs_emu.vfio_user.kept_client import KeptClient
 
 
 async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> None:
@@ -52,3 +58,35 @@ def test_a_keeper_of_another_environment_is_found(tmp_path: Path, monkeypatch: p
     assert list(places_of_keeper(of_login)) == [of_login, of_cron]
     of_cron.parent.chmod(0o755)
     assert list(places_of_keeper(of_login)) == [of_login], "not in a directory that others can enter"
+
+
+async def test_a_stopped_keeper_holds_up_its_front_end_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop goes on, and the end of the session cuts the waiting short. The guest is still there then."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    session = Session(device, tmp_path / "image")
+    path = tmp_path / "socket"
+    ours, theirs = socket.socketpair()
+    place = keeper_path(tmp_path / "image", path)
+    kept = KeptClient.start(theirs, place, Subsystem([device]), device.unforeseen)
+    process = kept._process
+    assert process is not None
+    vanish(kept)
+    client = VfioClient(ours, handshake=True)
+    os.kill(process.pid, signal.SIGSTOP)
+    with trio.fail_after(30):  # its patience is a minute
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(nursery.start, partial(VfioUserFrontEnd(path), session)))
+            for _ in range(20):
+                await trio.sleep(0.01)
+            assert not path.exists(), "it waits for the keeper"
+            nursery.cancel_scope.cancel()
+    os.kill(process.pid, signal.SIGCONT)
+    found = KeptClient.find(place, Subsystem([device]), device.unforeseen)
+    assert found is not None
+    found.close()
+    assert client.is_ended()
+    client.close()
+    assert process.wait(30) == 0
+    device.close()

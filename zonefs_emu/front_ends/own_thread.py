@@ -1,9 +1,11 @@
-"""Running a blocking server on a thread of its own, as a front-end of a session with an event loop."""
+"""Running what blocks on a thread of its own, beside the event loop of a session: a server, or a step of its start."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
+
+_T = TypeVar("_T")
 
 #: Twice this is less than the time that a daemon has for its end.
 LOOK_S: Final = 1.5
@@ -43,3 +45,32 @@ async def _look_after(look_after: Callable[[], None]) -> None:
     while True:
         await trio.sleep(LOOK_S)
         look_after()
+
+
+async def run_or_cut(function: Callable[[], _T], cut: Callable[[], None]) -> _T:
+    """Return what *function* returns on a thread. If this task is cancelled, *cut* has it end, and it is waited for.
+
+    It is waited for because it uses the device, which is closed afterwards.
+    """
+    found: list[_T] = []
+    failures: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        is_done = trio.Event()
+        nursery.start_soon(_cut_if_cancelled, is_done, cut)
+        with trio.CancelScope(shield=True):
+            try:
+                found.append(await trio.to_thread.run_sync(function, limiter=trio.CapacityLimiter(1)))
+            except Exception as error:  # kept, as one that leaves the nursery would come in a group
+                failures.append(error)
+        is_done.set()
+    if failures:
+        raise failures[0]
+    return found[0]
+
+
+async def _cut_if_cancelled(is_done: trio.Event, cut: Callable[[], None]) -> None:
+    try:
+        await is_done.wait()
+    finally:
+        if not is_done.is_set():
+            cut()

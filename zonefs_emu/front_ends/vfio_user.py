@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,8 @@ import trio
 
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.session import Session
-from zonefs_emu.front_ends.own_thread import run_until_stopped
+from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.front_ends.own_thread import run_or_cut, run_until_stopped
 from zonefs_emu.front_ends.vhost_user import listening
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.vfio_user.kept_client import KeptClient
@@ -33,14 +35,27 @@ class VfioUserFrontEnd:
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         unforeseen = session.device.unforeseen
         place = keeper_path(session.path, self._path)
-        found = (KeptClient.find(each, subsystem, unforeseen) for each in places_of_keeper(place))
-        kept = next((client for client in found if client is not None), None)
+        kept = await _kept_client(place, subsystem, unforeseen)
         with listening(self._path) as sock:
             server = VfioServer(
                 sock, lambda client: KeptClient.start(client, place, subsystem, unforeseen), unforeseen, kept
             )
             with session.register("vfio-user", str(self._path), server.statistics):
                 await run_until_stopped(server.run, server.stop, task_status.started, server.look_after)
+
+
+async def _kept_client(place: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> KeptClient | None:
+    """Return the client of the keeper of *place*; None if there is none.
+
+    The host may have stopped the keeper, or let it wait for long: the session answers its control socket meanwhile.
+    """
+    for each in places_of_keeper(place):
+        link = KeptClient.link_of(each)
+        if link is not None:
+            client = await run_or_cut(partial(KeptClient.go_on, link, subsystem, unforeseen), link.cut)
+            if client is not None:
+                return client
+    return None
 
 
 def keeper_path(image: Path, path: Path) -> Path:

@@ -108,6 +108,11 @@ class KeeperLink(DescriptorSocket):
                 raise PeerError(message)
         return self.take()
 
+    def cut(self) -> None:
+        """Make :meth:`receive` of another thread fail at once, and all that follows."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def has_message(self) -> bool:
         """Whether :meth:`receive` need not wait."""
         return self._poll(0)

@@ -119,9 +119,27 @@ class KeptClient:
         Raises:
             UsageError: its guest has another drive. OSError: the host refuses.
         """
-        link = connect_to_keeper(path, _START_S)
-        if link is None:
-            return None
+        link = cls.link_of(path)
+        return cls.go_on(link, subsystem, unforeseen) if link is not None else None
+
+    @staticmethod
+    def link_of(path: Path) -> KeeperLink | None:
+        """Return a link to the keeper at *path* that an earlier daemon has left, None if there is none: at once.
+
+        Raises:
+            OSError: the host refuses.
+        """
+        return connect_to_keeper(path, _START_S)
+
+    @classmethod
+    def go_on(cls, link: KeeperLink, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self | None:
+        """Go on with the client of the keeper at the other end of *link*; None if the client is given up.
+
+        Blocks until the keeper has told all, which takes as long as the host lets it wait, up to _START_S.
+
+        Raises:
+            UsageError: its guest has another drive.
+        """
         try:
             return cls(link, None, subsystem, unforeseen)
         except PeerError as error:
