@@ -15,6 +15,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import (
     APPEND_TO_ZRWA,
     DIALECTS,
+    EXCURSION,
     MANAGEMENT,
     SET_COND,
     ZONE_OPERATIONS,
@@ -154,7 +155,8 @@ def of_dialect(dialect: Dialect) -> Iterator[str]:
         if operation not in ZONE_OPERATIONS:
             yield own_row(dialect, operation)
     if Operation.SET_EXTENSION in dialect.table:
-        yield "* A zone keeps its descriptor extension until a reset. Closing and power cuts leave it."
+        yield "* A zone keeps its descriptor extension until a reset, or until it goes OFFLINE. Closing and power cuts"
+        yield "  leave it."
     if dialect.finish_needs_open:
         yield (
             "* Finishing an EMPTY or CLOSED zone needs an open resource for a moment. It may close an implicitly open\n"
@@ -221,6 +223,21 @@ def by_hand() -> Iterator[str]:
     yield ""
 
 
+def by_itself() -> Iterator[str]:
+    """Yield the section on zone active excursions."""
+    yield "## By the drive itself"
+    yield ""
+    finished = [cond for cond in Condition if isinstance(EXCURSION[cond], Condition)]
+    (target,) = {EXCURSION[cond] for cond in finished}
+    sources = f"{', '.join(cond.name for cond in finished[:-1])} or {finished[-1].name}"
+    text = (
+        f"A drive with [zone active excursions](nvme.md#zones-that-the-drive-finishes) makes a zone {target.name} that "
+        f"is {sources}, when an injected fault says so. It is the same in every dialect."
+    )
+    yield fill(text, 120)
+    yield ""
+
+
 def after_power() -> Iterator[str]:
     """Yield the section on power cuts."""
     yield "## Power"
@@ -244,6 +261,7 @@ def page() -> Iterator[str]:
     for dialect in DIALECTS:
         yield from of_dialect(dialect)
     yield from by_hand()
+    yield from by_itself()
     yield from after_power()
 
 

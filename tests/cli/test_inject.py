@@ -103,3 +103,45 @@ def test_entries_of_a_later_version_are_listed_and_removed(fresh: Path) -> None:
     assert json.loads(ok("inject", fresh, "--json"))["faults"][1] == faults[1]
     ok("inject", fresh, "--clear")
     assert json.loads(ok("inject", fresh, "--list", "--json")) == {"faults": []}
+
+
+@pytest.fixture
+def excursions(tmp_path: Path) -> Path:
+    path = tmp_path / "zns.img"
+    made = ok("create", path, "--size", "1M", "--zone-size", "256K", "--zone-active-excursions")
+    assert made
+    assert "active excursions:  the drive may finish zones by itself" in ok("info", path)
+    return path
+
+
+def test_the_drive_finishes_zones_now_and_later(excursions: Path) -> None:
+    assert "(BAD_TRANSITION)" in fails("inject", excursions, "excursion", "--zone", 1)
+    ok("write", excursions, "--zone", 1, stdin=bytes(4096))
+    ok("inject", excursions, "excursion", "--zone", 1)
+    assert "(ZONE_FULL)" in fails("write", excursions, "--zone", 1, stdin=bytes(4096))
+    assert "the drive has finished that zone by itself" in ok("why", excursions)
+    assert ok("inject", excursions, "excursion", "--on", "write", "--zone", 2, "--nth", 2) == (
+        "1: the 2. write in zone 2 finds its zone finished by the drive, if it was active (0 seen)\n"
+    )
+    ok("write", excursions, "--zone", 2, stdin=bytes(4096))
+    assert "(ZONE_FULL)" in fails("write", excursions, "--zone", 2, stdin=bytes(4096))
+    rows = ok("report", excursions).splitlines()[1:]
+    assert [row.endswith("  finished by the drive") for row in rows] == [False, True, True, False]
+    attributes = [zone["attrs"] for zone in json.loads(ok("report", excursions, "--format", "nvme-json"))["zone_list"]]
+    assert attributes == [0, 1, 1, 0]
+    ok("reset", excursions, "--zone", 1)
+    assert "finished by the drive" not in ok("report", excursions).splitlines()[2]
+    assert ok("check", excursions)
+
+
+def test_excursions_need_an_image_that_has_them(image: Path) -> None:
+    assert "--zone-active-excursions" in fails("inject", image, "excursion", "--on", "write", code=2)
+    assert "(UNSUPPORTED)" in fails("inject", image, "excursion", "--zone", 3)
+    assert "in which zone is 'excursion' to happen? Give --zone" in fails("inject", image, "excursion", code=2)
+
+
+def test_finishing_is_recommended(image: Path) -> None:
+    ok("write", image, "--zone", 3, stdin=bytes(4096))
+    assert ok("inject", image, "recommend-finish", "--zone", 3, "--count", 2) == "1: recommend-finish in zones 3 to 4\n"
+    zones = json.loads(ok("report", image, "--format", "nvme-json"))["zone_list"]
+    assert [zone["attrs"] for zone in zones] == [0, 0, 0, 2, 0, 0, 0, 0]

@@ -9,7 +9,7 @@ from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.model.zone import Condition, Zone, ZoneType
+from zonefs_emu.model.zone import Attribute, Condition, Zone, ZoneType
 from zonefs_emu.persist.check import check_image
 from zonefs_emu.persist.image import Image
 
@@ -253,3 +253,11 @@ def test_a_delay_is_at_most_an_hour_long() -> None:
     assert fault.delay_max_ns == hour_ns
     with pytest.raises(UsageError, match="a delay is at most 3600 seconds long"):
         Fault(effect=Effect.DELAY, operations=frozenset((Operation.READ,)), delay_max_ns=hour_ns + 1)
+
+
+def test_reports_recommend_to_finish_active_zones() -> None:
+    table = FaultTable()
+    table.add(Fault(effect=Effect.RECOMMEND_FINISH, first_zone=1, nr_zones=1))
+    assert table.reported(zone(1)._replace(cond=Condition.CLOSED)).attributes == Attribute.FINISH_RECOMMENDED
+    assert table.reported(zone(1)._replace(cond=Condition.FULL)).attributes == 0
+    assert table.reported(zone(0)._replace(cond=Condition.CLOSED)).attributes == 0

@@ -1,5 +1,6 @@
 """Injected faults through a port: what a front-end meets, what lasts, and what they cost."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -10,14 +11,16 @@ from uuid import UUID
 
 import pytest
 
+from tests.device.sectors import Maker
 from tests.refused import last_refusal
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
+from zonefs_emu.device.oplog import record, replay
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Attribute, Condition
 
 WRITES = frozenset((Operation.WRITE,))
 
@@ -298,3 +301,41 @@ def test_too_many_faults_for_the_image_are_refused(device: ZonedDevice) -> None:
         device.inject(Fault(effect=Effect.RECOMMEND_RESET))
     with pytest.raises(UsageError, match="remove one first"):
         device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+
+
+def test_the_drive_finishes_a_zone_at_the_nth_operation(make_device: Maker) -> None:
+    geometry = Geometry(size=256, zone_size=64, zone_capacity=48, active_excursions=True)
+    device = make_device(geometry)
+    log = io.StringIO()
+    record(device, log)
+    device.inject(Fault(effect=Effect.EXCURSION, operations=WRITES, first_zone=1, nr_zones=1, nth=2))
+    device.inject(Fault(effect=Effect.EXCURSION, operations=WRITES, first_zone=2, nr_zones=1))
+    port = device.port("test", VIRTIO)
+    assert [port.write(64 + 8 * at, 8, (bytes(4096),)) for at in range(2)] == [Status.OK, Status.ZONE_FULL]
+    zone = port.zone(1)
+    assert (zone.cond, zone.wp, zone.attributes) == (
+        Condition.FULL, 64 + 8, Attribute.FINISHED_BY_CONTROLLER
+    )  # fmt: skip
+    assert port.write(128, 8, (bytes(4096),)) is Status.OK, "a zone that is not active stays as it is"
+    assert port.zone(2).cond is Condition.IMP_OPEN
+    assert '"faults": [{"effect": "excursion", "zone_no": 1}]' in log.getvalue()
+    other = make_device(geometry, "b.img")
+    replayed = replay(log.getvalue().splitlines(), other)
+    assert (replayed.nr_operations, replayed.difference) == (4, None)
+    assert other.port("test", VIRTIO).report(0, 4) == port.report(0, 4)
+
+
+def test_excursions_are_injected_where_the_drive_has_them(device: ZonedDevice) -> None:
+    with pytest.raises(UsageError, match="created with --zone-active-excursions"):
+        device.inject(Fault(effect=Effect.EXCURSION, operations=WRITES))
+    assert not device.faults.entries
+
+
+def test_listeners_hear_of_recommendations(device: ZonedDevice) -> None:
+    told: list[tuple[int, int]] = []
+    device.subscribe(lambda zone_no, nr_zones: told.append((zone_no, nr_zones)))
+    device.inject(Fault(effect=Effect.LIE, nr_sectors=8))
+    assert not told
+    fault = device.inject(Fault(effect=Effect.RECOMMEND_FINISH, first_zone=2, nr_zones=1))
+    device.remove_fault(fault.id)
+    assert told == [(0, device.geometry.nr_zones)] * 2

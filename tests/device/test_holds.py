@@ -63,8 +63,9 @@ class Counting:
 
 def make(path: Path, *, nr_zones: int = 8, zone: int = ZONE, **limits: int) -> ZonedDevice:
     geometry = Geometry(
-        size=nr_zones * zone, zone_size=zone, zone_capacity=zone, conventional=((0, 1),), max_append=zone, **limits
-    )
+        size=nr_zones * zone, zone_size=zone, zone_capacity=zone, conventional=((0, 1),), max_append=zone,
+        **limits,  # type: ignore[arg-type]  # numbers
+    )  # fmt: skip
     ZonedDevice.create(path, geometry, uuid=UUID_OF_TESTS)
     return ZonedDevice.open(path)
 

@@ -18,7 +18,7 @@ def test_every_status_of_a_refusal_is_a_rule_of_the_same_number() -> None:
 
 def test_images_keep_the_numbers_of_rules_so_they_never_change() -> None:
     assert {rule.name: rule.value for rule in DeviceRule if rule.value >= 90} == {
-        "INJECTED": 90, "INTERNAL": 91, "LOST": 92, "LOST_BUFFER": 93, "CONTESTED": 400,
+        "INJECTED": 90, "INTERNAL": 91, "LOST": 92, "LOST_BUFFER": 93, "FINISHED_BY_CONTROLLER": 94, "CONTESTED": 400,
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Descriptor extensions and random write areas through a port, and how a log records them."""
+"""Descriptor extensions, random write areas, zones that the drive finishes: through a port, and in a log."""
 
 import errno
 import io
@@ -292,3 +292,92 @@ def test_a_write_during_a_dump_saves_what_the_area_held(make_device: Maker, tmp_
     after = ZonedDevice.open(tmp_path / "dump").port("nvme", ZNS)
     assert letters(after, 0, 4) == b"\0aa\0"
     after.device.close()
+
+
+BOTH = Geometry(
+    size=96, zone_size=16, zone_capacity=12, extension_bytes=64, zrwa_size=4, zrwa_granularity=2, max_zrwa=1
+)
+
+
+def test_an_extension_with_an_area(make_device: Maker) -> None:
+    device = make_device(BOTH)
+    log = io.StringIO()
+    record(device, log)
+    port = device.port("nvme", ZNS)
+    device.image.backing.pwrite(b"x" * 512, 512)  # as a write that failed leaves it
+    assert port.set_extension(0, DATA, zrwa=True) is Status.OK
+    assert port.set_extension(16, DATA, zrwa=True) is Status.ZRWA_UNAVAILABLE
+    assert port.set_extension(16, DATA) is Status.OK
+    assert (port.zone(0).cond, port.zone(0).attributes) == (Condition.CLOSED, Attribute.ZRWA | Attribute.EXTENSION)
+    assert port.zone(1).attributes == Attribute.EXTENSION
+    assert not fill(port, 2, b"a", 2)
+    assert letters(port, 0, 4) == b"\0\0aa"
+    assert port.zone(0).wp == 0
+    assert port.extension(0) == (Status.OK, DATA)
+    other = make_device(BOTH, "b.img")
+    replayed = replay(log.getvalue().splitlines(), other)
+    assert (replayed.nr_operations, replayed.difference) == (5, None)
+    assert other.port("nvme", ZNS).report(0, 2) == port.report(0, 2)
+
+
+def test_an_area_with_an_extension_needs_images_that_have_both(
+    make_device: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_device(AREAS).port("nvme", ZNS).set_extension(0, DATA, zrwa=True) is Status.UNSUPPORTED
+    assert make_device(GEOMETRY, "b.img").port("nvme", ZNS).set_extension(0, DATA, zrwa=True) is Status.UNSUPPORTED
+    device = make_device(BOTH, "c.img")
+
+    def broken(_offset: int, _length: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(device.image.backing, "punch", broken)
+    port = device.port("nvme", ZNS)
+    assert port.set_extension(0, DATA, zrwa=True) is Status.IO_ERROR
+    assert port.zone(0).attributes == 0
+
+
+EXCURSIONS = Geometry(
+    size=96, zone_size=16, zone_capacity=12, conventional=((5, 1),), max_active_zones=2, active_excursions=True
+)
+
+
+def test_the_drive_finishes_a_zone_by_itself(make_device: Maker) -> None:
+    device = make_device(EXCURSIONS)
+    log = io.StringIO()
+    record(device, log)
+    port = device.port("virtio", VIRTIO)
+    assert not port.write(16, 4, (b"a" * 2048,))
+    told: list[tuple[int, int]] = []
+    device.subscribe(lambda zone_no, nr_zones: told.append((zone_no, nr_zones)))
+    assert port.finish_by_controller(1) is Status.OK
+    assert told == [(1, 1)]
+    zone = port.zone(1)
+    assert (zone.cond, zone.wp, zone.attributes) == (Condition.FULL, 20, Attribute.FINISHED_BY_CONTROLLER)
+    assert port.write(20, 1, (bytes(512),)) is Status.ZONE_FULL
+    sentence = EXPLAINER.explain(device.refusals.last(1)[0], device.geometry)
+    assert "the drive has finished that zone by itself, in a zone active excursion" in sentence
+    assert EXPLAINER.answers(device.refusals.last(1)[0])["nvme"] == "1B9h ZONE_IS_FULL"
+    assert port.finish_by_controller(1) is Status.BAD_TRANSITION
+    assert port.finish_by_controller(5) is Status.CONVENTIONAL
+    assert port.finish_by_controller(6) is Status.OUT_OF_RANGE
+    other = make_device(EXCURSIONS, "b.img")
+    replayed = replay(log.getvalue().splitlines(), other)
+    assert (replayed.nr_operations, replayed.difference) == (6, None)
+    assert other.port("virtio", VIRTIO).zone(1) == zone
+    device.close()
+    assert port.finish_by_controller(0) is Status.POISONED
+
+
+def test_a_full_zone_that_a_host_has_finished_is_no_excursion(make_device: Maker) -> None:
+    device = make_device(EXCURSIONS)
+    port = device.port("virtio", VIRTIO)
+    assert not port.manage(Operation.FINISH, 0)
+    assert port.write(0, 1, (bytes(512),)) is Status.ZONE_FULL
+    assert "the drive" not in EXPLAINER.explain(device.refusals.last(1)[0], device.geometry).split(";")[0]
+
+
+def test_a_drive_without_excursions_finishes_nothing(make_device: Maker) -> None:
+    port = make_device(AREAS).port("virtio", VIRTIO)
+    assert port.finish_by_controller(0) is Status.UNSUPPORTED
+    plain = Geometry(size=96, zone_size=16, zone_capacity=12)
+    assert make_device(plain, "b.img").port("virtio", VIRTIO).finish_by_controller(0) is Status.UNSUPPORTED

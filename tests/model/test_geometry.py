@@ -186,7 +186,7 @@ def test_descriptor_extensions() -> None:
             Geometry(size=16, zone_size=16, zone_capacity=16, extension_bytes=length)
     largest = 1 << 39
     Geometry(size=largest, zone_size=largest, zone_capacity=16, extension_bytes=64)
-    with pytest.raises(UsageError, match="must not exceed 256 TiB with a zone descriptor extension or a zone random"):
+    with pytest.raises(UsageError, match="must not exceed 256 TiB with a zone descriptor extension, a zone random"):
         Geometry(size=4 * largest, zone_size=2 * largest, zone_capacity=16, extension_bytes=64)
 
 
@@ -199,6 +199,9 @@ def test_random_write_areas() -> None:
     assert replace(areas, extension_bytes=64).possible_attributes == Attribute.ZRWA | Attribute.EXTENSION
     assert [areas.covered(0, wp, Attribute.ZRWA) for wp in (0, 15, 16, 20)] == [8, 23, 24, 24]
     assert areas.covered(0, 15, Attribute.EXTENSION) == 15
+    finished = replace(plain, active_excursions=True)
+    assert finished.has_attributes
+    assert finished.possible_attributes == Attribute.FINISHED_BY_CONTROLLER
 
 
 @pytest.mark.parametrize(

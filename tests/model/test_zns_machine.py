@@ -1,4 +1,4 @@
-"""Descriptor extensions of zones: which zones can get one, and when they lose it."""
+"""Descriptor extensions of zones, and zones that the drive finishes by itself: which get it, and when they lose it."""
 
 from array import array
 
@@ -110,3 +110,74 @@ def test_attributes_are_loaded_with_the_states() -> None:
     conds, wps, attributes = bytearray((1, 4, 1, 1, 1, 1)), array("Q", [0] * 6), bytearray((0, 1, 0, 0, 0, 0))
     machine.take_over(machine.loaded(conds, wps, attributes))
     assert machine.zone(1).attributes == EXTENSION
+
+
+EXCURSIONS = Geometry(size=96, zone_size=16, zone_capacity=16, max_active_zones=2, active_excursions=True)
+FINISHED = Attribute.FINISHED_BY_CONTROLLER
+ACTIVE = (Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED)
+
+
+def with_zone_1_in(geometry: Geometry, cond: Condition, wp: int, attributes: int = 0) -> ZnsMachine:
+    conds, wps = fresh_zones(geometry)
+    conds[1], wps[1] = cond, wp
+    bits = bytearray(6)
+    bits[1] = attributes
+    machine = make_machine(geometry, conds, wps, bits)
+    assert isinstance(machine, ZnsMachine)
+    return machine
+
+
+@pytest.mark.parametrize("cond", ACTIVE)
+def test_the_drive_finishes_an_active_zone(cond: Condition) -> None:
+    machine = with_zone_1_in(EXCURSIONS, cond, 4)
+    assert machine.finish_by_controller(1).zones == [1]
+    zone = machine.zone(1)
+    assert (zone.cond, zone.wp, zone.attributes) == (Condition.FULL, 16 + 4, FINISHED)
+    assert (machine.nr_open, machine.nr_active) == (0, 0)
+
+
+@pytest.mark.parametrize("cond", [cond for cond in Condition if cond not in (*ACTIVE, Condition.NOT_WP)])
+def test_the_drive_finishes_no_other_zone(cond: Condition) -> None:
+    machine = with_zone_1_in(EXCURSIONS, cond, 0)
+    with pytest.raises(CommandError) as refused:
+        machine.finish_by_controller(1)
+    assert (refused.value.status, refused.value.zone_no) == (Status.BAD_TRANSITION, 1)
+    assert (machine.zone(1).cond, machine.zone(1).attributes) == (cond, 0)
+
+
+def test_only_a_drive_that_has_excursions_finishes_zones() -> None:
+    with pytest.raises(CommandError) as refused:
+        with_zone_1_in(EXTENDED, Condition.CLOSED, 4).finish_by_controller(1)
+    assert refused.value.status is Status.UNSUPPORTED
+    with pytest.raises(CommandError) as refused:
+        with_zone_1_in(EXCURSIONS, Condition.CLOSED, 4).finish_by_controller(6)
+    assert refused.value.status is Status.OUT_OF_RANGE
+
+
+def test_a_finished_zone_is_known_until_it_is_reset() -> None:
+    """ZNS 1.1, Reset Zone: Zone Finished by Controller is cleared."""
+    machine = with_zone_1_in(EXCURSIONS, Condition.CLOSED, 4)
+    machine.finish_by_controller(1)
+    machine.manage(Operation.FINISH, 16, 1, ZNS)
+    assert machine.zone(1).attributes == FINISHED
+    for lost in (Condition.READONLY, Condition.OFFLINE):
+        machine.set_cond(1, lost)
+        assert machine.zone(1).attributes == FINISHED
+    machine.set_cond(1, Condition.FULL)
+    machine.manage(Operation.RESET, 16, 1, VIRTIO)
+    assert (machine.zone(1).cond, machine.zone(1).attributes) == (Condition.EMPTY, 0)
+
+
+def test_a_finished_zone_that_is_repaired_is_one_like_others() -> None:
+    machine = with_zone_1_in(EXCURSIONS, Condition.FULL, 4, FINISHED)
+    machine.set_cond(1, Condition.CLOSED)
+    assert machine.zone(1).attributes == 0
+
+
+def test_an_offline_zone_has_no_extension_any_more() -> None:
+    """ZNS 1.1, Zone Descriptor Extension: until the zone transitions to ZSE:Empty or ZSO:Offline."""
+    machine = with_zone_1_in(EXTENDED, Condition.CLOSED, 4, EXTENSION)
+    machine.set_cond(1, Condition.READONLY)
+    assert machine.zone(1).attributes == EXTENSION
+    machine.set_cond(1, Condition.OFFLINE)
+    assert machine.zone(1).attributes == 0

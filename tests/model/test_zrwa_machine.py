@@ -476,3 +476,29 @@ class ZrwaComparison(RuleBasedStateMachine):
 
 TestZrwaComparison = ZrwaComparison.TestCase
 TestZrwaComparison.settings = hypothesis.settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_a_zone_gets_an_area_with_its_extension() -> None:
+    geometry = replace(GEOMETRY, extension_bytes=64, max_zrwa=1)
+    conds, wps = fresh_zones(geometry)
+    machine = make_machine(geometry, conds, wps, bytearray(geometry.nr_zones))
+    assert isinstance(machine, ZrwaMachine)
+    assert machine.begin_set_extension_and_zrwa(0, ZNS) == 0
+    machine.set_extension_and_zrwa(0, ZNS)
+    assert (machine.zone(0).cond, machine.zone(0).attributes) == (CL, Attribute.ZRWA | Attribute.EXTENSION)
+    assert machine.begin_write(4, 4, ZNS) == 0
+    with pytest.raises(CommandError) as refused:
+        machine.begin_set_extension_and_zrwa(32, ZNS)
+    assert refused.value.status is Status.ZRWA_UNAVAILABLE
+
+
+def test_the_drive_finishes_a_zone_with_what_its_area_holds() -> None:
+    geometry = replace(GEOMETRY, active_excursions=True)
+    conds, wps = fresh_zones(geometry)
+    machine = make_machine(geometry, conds, wps, bytearray(geometry.nr_zones))
+    assert isinstance(machine, ZrwaMachine)
+    machine.allocate_zrwa(machine.begin_allocate_zrwa(0, ZNS), ZNS)
+    machine.finish_by_controller(0)
+    zone = machine.zone(0)
+    assert (zone.cond, zone.wp, zone.attributes) == (FU, 8, Attribute.FINISHED_BY_CONTROLLER)
+    assert machine.zrwa_zones == set()

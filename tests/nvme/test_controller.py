@@ -1,11 +1,13 @@
 """Admin commands of one controller, as Linux asks them and as it does not."""
 
+import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE, command
+from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE, command, new_device
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO, Operation
@@ -179,9 +181,9 @@ def test_features(controller: Controller) -> None:
     assert ask(controller, AdminOpcode.SET_FEATURES, Feature.KEEP_ALIVE, 1500).status == 0
     assert (get(Feature.KEEP_ALIVE).result, controller.keep_alive_ns) == (1500, 1_500_000_000)
     assert (get(Feature.KEEP_ALIVE, 1).result, get(Feature.KEEP_ALIVE, 3).result) == (0, 0b100)
-    stamp = bytes(range(8))
-    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.TIMESTAMP, data=stamp).status == 0
-    assert get(Feature.TIMESTAMP).data == stamp
+    behaviour = bytes(range(256)) * 2
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.HOST_BEHAVIOUR, data=behaviour).status == 0
+    assert get(Feature.HOST_BEHAVIOUR).data == behaviour
     assert len(get(Feature.HOST_BEHAVIOUR).data) == 512
     assert ask(controller, AdminOpcode.SET_FEATURES, Feature.COMMAND_SET_PROFILE, 0).status == 0
     controller.write_register(Register.CC, 0)
@@ -213,7 +215,8 @@ def test_a_zone_that_the_drive_loses_is_an_event_and_in_the_log(controller: Cont
     other.set_cond(2, Condition.READONLY)
     other.set_cond(4, Condition.OFFLINE)
     assert woken
-    assert list(controller.due_events()) == [(50, Answer(NvmeStatus.SUCCESS, 0xBFEF02))]
+    # Dword 0: a notice (2), Zone Descriptor Changed (EFh), log page BFh. Dword 1: the namespace.
+    assert list(controller.due_events()) == [(50, Answer(NvmeStatus.SUCCESS, 1 << 32 | 0xBFEF02))]
     assert list(controller.due_events()) == []
     page = log(controller, Log.CHANGED_ZONES, nsid=1, retain=True)
     assert struct.unpack_from("<H6x2Q", page) == (2, 2 * ZONE, 4 * ZONE)
@@ -235,7 +238,16 @@ def test_an_event_waits_for_a_request_and_a_host_that_did_not_ask_gets_none(
     other.set_cond(4, Condition.READONLY)
     assert list(controller.due_events()) == []
     assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=2)) is None
+    assert list(controller.due_events()) == [], "masked until the host reads the log page"
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1, retain=True)) == (4,)
+    other.set_cond(5, Condition.READONLY)
+    assert list(controller.due_events()) == [], "it retains the event"
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (5,)
+    assert list(controller.due_events()) == [], "it has read of zone 5 as well"
+    other.set_cond(6, Condition.READONLY)
     assert [cid for cid, _ in controller.due_events()] == [2]
+    controller.reset()
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (1,)
 
 
 def test_only_so_many_event_requests(controller: Controller) -> None:
@@ -267,3 +279,55 @@ def test_a_transport_carries_out_its_own_commands(subsystem: Subsystem) -> None:
     assert ask(controller, AdminOpcode.CREATE_SQ, data=b"four").result == 4
     assert ask(controller, AdminOpcode.CREATE_SQ, 1).status == NvmeStatus.INVALID_QUEUE_ID
     controller.close()
+
+
+def test_events_of_two_namespaces_come_one_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    with new_device(tmp_path / "second") as second:
+        subsystem = Subsystem([device, second])
+        identity = ControllerIdentity(serial="S", firmware="2.0", nqn=subsystem.nqn, cntlid=3, max_nsid=2)
+        controller = Controller(subsystem, identity, admin=ADMIN)
+        woken: list[int] = []
+        controller.wake = lambda: woken.append(1)
+        ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+        for cid in (1, 2):
+            assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None
+        for each in (second, device):
+            each.port("other", VIRTIO).set_cond(0, Condition.READONLY)
+        assert list(controller.due_events()) == [(1, Answer(NvmeStatus.SUCCESS, 1 << 32 | 0xBFEF02))]
+        woken.clear()
+        log(controller, Log.CHANGED_ZONES, nsid=1)
+        assert woken
+        assert list(controller.due_events()) == [(2, Answer(NvmeStatus.SUCCESS, 2 << 32 | 0xBFEF02))]
+        controller.close()
+
+
+def test_the_timestamp_goes_on_and_a_reset_clears_it(device: ZonedDevice) -> None:
+    device.clock_ns = lambda: now_ns
+    now_ns = 7_000_000_000
+    subsystem = Subsystem([device])
+    identity = ControllerIdentity(serial="S", firmware="2.0", nqn=subsystem.nqn, cntlid=3, max_nsid=1)
+    controller = Controller(subsystem, identity, admin=ADMIN)
+    assert identify(controller, Cns.CONTROLLER).data[520] & 0x40, "ONCS: Timestamp; Linux sets none without it"
+    data = bytes.fromhex("c0be10779301 0000")
+    assert ask(controller, AdminOpcode.SET_FEATURES, Feature.TIMESTAMP, data=data) == Answer(NvmeStatus.SUCCESS)
+    now_ns += 16_000_000
+    assert ask(controller, AdminOpcode.GET_FEATURES, Feature.TIMESTAMP).data == bytes.fromhex("d0be10779301 0200")
+    following = Controller(subsystem, identity, admin=ADMIN)
+    following.restore(json.loads(json.dumps(controller.state())))
+    assert ask(following, AdminOpcode.GET_FEATURES, Feature.TIMESTAMP).data == bytes.fromhex("d0be10779301 0200")
+    controller.reset()
+    assert ask(controller, AdminOpcode.GET_FEATURES, Feature.TIMESTAMP).data == bytes(8)
+    controller.close()
+    following.close()
+
+
+def test_controller_lists(controller: Controller, subsystem: Subsystem) -> None:
+    """CNS 13h: of the subsystem; 12h: those that a namespace is attached to. CDW10 31:16: the first number."""
+    for is_discovery in (False, True, False):
+        subsystem.take_cntlid(is_discovery=is_discovery)
+    assert identify(controller, Cns.CONTROLLERS).data[:8] == bytes.fromhex("0200 0100 0300 0000")
+    assert identify(controller, Cns.CONTROLLERS | 2 << 16).data[:6] == bytes.fromhex("0100 0300 0000")
+    assert identify(controller, Cns.NAMESPACE_CONTROLLERS, nsid=1).data[:6] == bytes.fromhex("0200 0100 0300")
+    assert identify(controller, Cns.NAMESPACE_CONTROLLERS, nsid=2).status == 0x00B
+    assert identify(controller, Cns.NAMESPACE_CONTROLLERS, nsid=0xFFFFFFFF).status == 0x00B

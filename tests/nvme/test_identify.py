@@ -33,7 +33,7 @@ def test_controller_behind_a_network() -> None:
     assert u(data, 256, 2) == 0, "no doorbell buffers"
     assert u(data, 320, 2) > 0, "Linux insists on keep alive"
     assert (data[512], data[513], u(data, 514, 2), u(data, 516, 4)) == (0x66, 0x44, 128, 2)
-    assert (u(data, 520, 2), data[525], u(data, 536, 4)) == (0b1_0000_1001, 7, 0x100001)
+    assert (u(data, 520, 2), data[525], u(data, 536, 4)) == (0b1_0100_1001, 7, 0x100001)
     assert (u(data, 96, 4), u(data, 340, 2), u(data, 534, 2)) == (0b10001, 1, 1)
     assert data[768:1024].rstrip(b"\0") == b"nqn.x"
     assert (u(data, 1792, 4), u(data, 1796, 4), u(data, 1800, 2), data[1803]) == ((64 + 8192) // 16, 1, 0, 1)
@@ -110,3 +110,16 @@ def test_random_write_areas(block_bytes: int) -> None:
     assert data[52] == 1  # ZRWACAP: explicit flushes
     assert u(identify.zoned_namespace(replace(shape, max_zrwa=0)), 44, 4) == shape.nr_zones
     assert identify.zoned_namespace(geometry(block_bytes))[44:53] == bytes(9)
+
+
+def test_zone_active_excursions(block_bytes: int) -> None:
+    data = identify.zoned_namespace(replace(geometry(block_bytes), active_excursions=True))
+    assert data[0:2] == bytes.fromhex("0200")  # ZOC: zone active excursions
+    assert data[12:44] == bytes(32)  # RRL, FRL and their further ones: no limit is reported
+
+
+def test_controller_lists() -> None:
+    assert identify.controller_list([7, 2, 0x1234], 2)[:8] == bytes.fromhex("0300 0200 0700 3412")
+    assert identify.controller_list([7, 2], 3)[:6] == bytes.fromhex("0100 0700 0000")
+    data = identify.controller_list(range(1, 5000), 0)
+    assert (len(data), data[:2], data[-2:]) == (4096, bytes.fromhex("ff07"), bytes.fromhex("ff07"))

@@ -392,3 +392,33 @@ def test_allocating_may_wait_for_the_host_where_a_reset_is_not_durable(with_area
 
 def test_a_namespace_without_areas_has_no_flush_of_them(namespace: Namespace) -> None:
     assert send(namespace, SendAction.FLUSH_ZRWA, 7) == 0x002
+
+
+def test_an_area_beside_a_descriptor_extension(tmp_path: Path, block_bytes: int) -> None:
+    sectors = block_bytes // 512
+    areas = {"zrwa_size": AREA * sectors, "zrwa_granularity": GRANULE * sectors, "max_zrwa": 1}
+    ZonedDevice.create(tmp_path / "both", geometry(block_bytes, extension_bytes=64, **areas), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "both")
+    namespace = Namespace(device, 1)
+    entry = encode(command(0x79, cdws=at(ZONE, 0, SendAction.SET_DESCRIPTOR | ZRWAA)))
+    assert entry[40:48] == bytes.fromhex("0001000000000000")  # SLBA
+    assert entry[52:56] == bytes.fromhex("10020000")  # ZSA 10h, bit 9: allocate ZRWA
+    assert namespace.transfer(parse(entry)) == (64, True)
+    extension = bytes(range(64))
+    assert namespace.execute(parse(entry), (extension,)).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (4, 0, 0x88)  # CLOSED; extension and ZRWA valid
+    assert write(namespace, ZONE + 3, b"a" * block_bytes, block_bytes).status == 0
+    assert wp_and_attributes(namespace, ZONE) == (2, 0, 0x88)
+    report = do(namespace, IoOpcode.ZONE_RECEIVE, *at(ZONE, (64 + 128) // 4 - 1, 0x0001 | 1 << 16)).data
+    assert bytes(report[128:192]) == extension
+    for slba, status in ((ZONE, 0x1BF), (0, 0x1B7), (1, 0x002), (NR_ZONES * ZONE, 0x080)):
+        asked = command(IoOpcode.ZONE_SEND, cdws=at(slba, 0, SendAction.SET_DESCRIPTOR | ZRWAA))
+        assert namespace.execute(asked, (extension,)).status == status
+    assert send(namespace, SendAction.RESET, ZONE) == 0
+    assert wp_and_attributes(namespace, ZONE) == (1, 0, 0)
+    device.close()
+
+
+def test_a_zone_without_data_for_an_extension_gets_no_area(with_areas: Namespace) -> None:
+    assert send(with_areas, SendAction.SET_DESCRIPTOR | ZRWAA) == 0x002
+    assert wp_and_attributes(with_areas) == (1, 0, 0)

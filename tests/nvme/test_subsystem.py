@@ -36,3 +36,12 @@ def test_controller_numbers_run_out(device: ZonedDevice) -> None:
     subsystem._cntlids.update(dict.fromkeys(range(1, 0xFFEF), device))
     assert subsystem.take_cntlid() == 0xFFEF
     assert subsystem.take_cntlid() is None
+
+
+def test_controllers_for_discovery_have_no_namespaces(device: ZonedDevice) -> None:
+    subsystem = Subsystem([device])
+    assert [subsystem.take_cntlid(is_discovery=number == 1) for number in range(3)] == [1, 2, 3]
+    assert sorted(subsystem.io_cntlids()) == [1, 3]
+    subsystem.give_back_cntlid(1)
+    subsystem.give_back_cntlid(2)
+    assert subsystem.io_cntlids() == [3]

@@ -1,11 +1,12 @@
 """Reports with zone descriptor extensions, and how zones get these; plain reports are tested with the namespace."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.nvme.conftest import CAPACITY, NR_ZONES, UUID_1, ZONE, geometry
+from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, UUID_1, ZONE, geometry
 from tests.nvme.test_namespace import at, do, send
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
@@ -88,3 +89,19 @@ def test_a_reset_that_a_fault_recommends_is_an_attribute(namespace: Namespace, d
     namespace = Namespace(device, 1)
     assert extend(namespace, 0) == 0
     assert do(namespace, IoOpcode.ZONE_RECEIVE, *at(0, 31, 1 << 16)).data[64 + 2] == 0x84
+
+
+def test_attributes_that_the_drive_sets(tmp_path: Path) -> None:
+    ZonedDevice.create(tmp_path / "image", replace(geometry(), active_excursions=True), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    device.inject(Fault(effect=Effect.RECOMMEND_FINISH))
+    namespace = Namespace(device, 1)
+    for zone_no in range(2):
+        assert not namespace.port.write(device.geometry.zone_start(zone_no), 8, (bytes(BLOCK),))
+    assert not namespace.port.finish_by_controller(0)
+    report = do(namespace, IoOpcode.ZONE_RECEIVE, *at(0, (64 + 3 * 64) // 4 - 1, 1 << 16)).data
+    assert report[64:68] == bytes.fromhex("02 e0 01 00")  # sequential; FULL; Zone Finished by Controller; no limits
+    assert report[88:96] == bytes.fromhex("ffffffffffffffff")  # no write pointer
+    assert report[128:132] == bytes.fromhex("02 20 02 00")  # IMPLICITLY OPENED; Finish Zone Recommended
+    assert report[192:196] == bytes.fromhex("02 10 00 00")  # EMPTY
+    device.close()

@@ -276,7 +276,7 @@ def test_a_zone_that_fails_is_an_event(target: Target) -> None:
         assert host.identify(1).status == 0
         target.device.port("other", VIRTIO).set_cond(3, Condition.OFFLINE)
         event = host.admin.receive()
-        assert (event.cid, event.result) == (cid, 0xBFEF02)
+        assert (event.cid, event.result) == (cid, 1 << 32 | 0xBFEF02)
         assert struct.unpack_from("<H6xQ", host.log(Log.CHANGED_ZONES, nsid=1).data) == (1, 3 * ZONE)
 
 

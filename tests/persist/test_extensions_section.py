@@ -141,3 +141,33 @@ def test_a_record_of_a_file_that_was_cut_is_zeros() -> None:
     section = ExtensionsSection(MemoryBacking(memory()[: HEADER.section(SectionKind.EXTENSIONS).offset + 100]), HEADER)
     assert section.record(0)[100:] == bytes(36)
     assert section.load(0) is None
+
+
+BOTH = Geometry(size=96, zone_size=16, zone_capacity=16, extension_bytes=128, zrwa_size=4, zrwa_granularity=2)
+
+
+def test_power_cuts_leave_extension_and_area_together_or_neither() -> None:
+    header = plan_header(BOTH, uuid=UUID(int=7))
+    content = bytearray(header.file_bytes)
+    initialize(MemoryBacking(content), header)
+    backing = CrashBacking(content)
+    port = ZonedDevice(Image.load(backing, header.file_bytes, BOOT)).port("nvme", ZNS)
+    assert not port.set_extension(0, ONE, zrwa=True)
+    assert not port.write(2, 2, (b"a" * 1024,))
+    assert not port.flush()
+    begin = backing.position
+    assert not port.manage(Operation.RESET, 0)
+    assert not port.set_extension(0, TWO, zrwa=True)
+    both = Attribute.EXTENSION | Attribute.ZRWA
+    found = set()
+    for cut in backing.power_cuts(random.Random(1), limit=64):
+        if cut.position >= begin:
+            _, after = device_on(cut.content, LATER)
+            data = bytearray(2048)
+            assert not after.read(0, 4, (data,))
+            found.add((*seen(after, 0), bytes(data[::512])))
+    assert found <= {
+        (Condition.CLOSED, both, ONE, b"\0\0aa"), (Condition.EMPTY, 0, bytes(128), bytes(4)),
+        (Condition.CLOSED, both, TWO, bytes(4)),
+    }  # fmt: skip
+    assert (Condition.CLOSED, both, ONE, b"\0\0aa") in found

@@ -28,7 +28,9 @@ from zonefs_emu.testing.backings import CrashBacking, MemoryBacking
 
 #: Two zones of 16 sectors with a capacity of 12, areas of 4 sectors that are flushed by 2.
 ZONE: Final = 16
-GEOMETRY: Final = Geometry(size=2 * ZONE, zone_size=ZONE, zone_capacity=12, zrwa_size=4, zrwa_granularity=2)
+GEOMETRY: Final = Geometry(
+    size=2 * ZONE, zone_size=ZONE, zone_capacity=12, zrwa_size=4, zrwa_granularity=2, active_excursions=True
+)
 BOOT: Final = b"this host's boot"
 LATER: Final = b"a later boot...."
 AFTER_A_CUT: Final = b"yet another boot"
@@ -69,7 +71,7 @@ class World:
     """A device on which programs run, and what zone 0 was after each step.
 
     z allocate    wA:N write N sectors at A    vN the same at wp through virtio    xA flush up to sector A    f flush
-    o open    c close    e finish    r reset    n write to the other zone
+    o open    c close    e finish    d the drive finishes it by itself    r reset    n write to the other zone
     """
 
     def __init__(self, backing: MemoryBacking, boot_id: bytes = BOOT) -> None:
@@ -121,6 +123,8 @@ class World:
                 return self.port.append(ZONE, 1, [self.data(1)])[0]
             case "f":
                 return self.port.flush()
+            case "d":
+                return self.port.finish_by_controller(0)
             case _:
                 return self.port.manage(_MANAGEMENT[verb], 0)
 
@@ -183,6 +187,8 @@ PROGRAMS: Final = {
     "reset and allocate again": ("z w0:4 w4:4 f", "r z w1:1 f w2:4 f"),
     "reset twice": ("z w0:4 f", "r z w0:2 r z w1:1 f"),
     "closed and opened": ("z w0:2 c f", "w2:1 c f o x1 f"),
+    "finished by the drive": ("z w0:4 f", "w2:1 d f r f z w1:1 d"),
+    "finished by the drive, without an area": ("v3 f", "v1 d f r v2 d"),
     "in another dialect": ("z w0:4 f", "v3 f w3:4 v1 f"),
 }
 
@@ -208,7 +214,7 @@ def programs(draw: st.DrawFn) -> str:
         st.tuples(st.integers(0, 11), st.integers(1, 6)).map(lambda t: f"w{t[0]}:{t[1]}"),
         st.integers(0, 11).map(lambda sector: f"x{sector}"),
         st.integers(1, 3).map(lambda nr_sectors: f"v{nr_sectors}"),
-        st.sampled_from(("f", "f", "z", "z", "o", "c", "e", "r", "n")),
+        st.sampled_from(("f", "f", "z", "z", "o", "c", "e", "d", "r", "n")),
     )
     return " ".join(draw(st.lists(steps, min_size=1, max_size=12)))
 

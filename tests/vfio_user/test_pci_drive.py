@@ -356,13 +356,13 @@ def test_a_zone_that_fails_is_an_event(guest: NvmeGuest, served: Served) -> None
     assert guest.identify(1).status == 0
     served.device.port("other", VIRTIO).set_cond(3, Condition.OFFLINE)
     event = admin.wait()
-    assert (event.cid, event.result) == (waiting.cid, 0xBFEF02)
+    assert (event.cid, event.result) == (waiting.cid, 1 << 32 | 0xBFEF02)
     assert struct.unpack_from("<H6xQ", guest.log(Log.CHANGED_ZONES, nsid=1).data) == (1, 3 * ZONE)
 
 
 def test_features_with_data(guest: NvmeGuest) -> None:
-    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.TIMESTAMP,), data=bytes(range(8))).status == 0
-    assert guest.ask(AdminOpcode.GET_FEATURES, cdws=(Feature.TIMESTAMP,), room=8).data == bytes(range(8))
+    assert guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.HOST_ID,), data=bytes(range(16))).status == 0
+    assert guest.ask(AdminOpcode.GET_FEATURES, cdws=(Feature.HOST_ID,), room=16).data == bytes(range(16))
     assert guest.ask(AdminOpcode.GET_LOG_PAGE, cdws=(2 | 0xFFFF << 16, 0xFF)).status == 0x002, "longer than MDTS"
 
 

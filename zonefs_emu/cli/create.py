@@ -126,6 +126,9 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
 @click.option("--zrwa-granularity", type=SIZE, help="What a flush of such an area is a multiple of. [default: a block]")
 @click.option("--max-zrwa", metavar="N", type=click.IntRange(min=0), default=0,
               help="Limit of zones with such an area, 0 for none. [default: 0]")  # fmt: skip
+@click.option("--zone-active-excursions", is_flag=True,
+              help="The drive may finish zones by itself, for NVMe: see inject. Linux refuses such a "
+                   "drive.")  # fmt: skip
 @click.option("--label", type=TEXT, default="", help="A name that is kept in the image.")
 @json_option
 def create(
@@ -147,6 +150,7 @@ def create(
     zrwa: int,
     zrwa_granularity: int | None,
     max_zrwa: int,
+    zone_active_excursions: bool,
     label: str,
     as_json: bool,
 ) -> None:
@@ -194,6 +198,7 @@ def create(
         zrwa=zrwa,
         zrwa_granularity=zrwa_granularity,
         max_zrwa=max_zrwa,
+        active_excursions=zone_active_excursions,
     )
     create_image(image, geometry, label, zone_states(template, geometry) if template and with_state else None)
     if as_json:

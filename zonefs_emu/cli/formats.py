@@ -58,8 +58,16 @@ def table(zones: Iterable[Zone], _context: ReportContext) -> Iterator[str]:
         yield (
             f"{zone.zone_no:7}  {TYPE_CODES[zone.type]}   {COND_CODES[zone.cond]}   {zone.start:14}"
             f" {human_bytes(to_bytes(zone.size)):>10} {human_bytes(to_bytes(zone.capacity)):>10}"
-            f" {written:>10} {fill:>6}{'  zrwa' if zone.attributes & Attribute.ZRWA else ''}\n"
+            f" {written:>10} {fill:>6}{_marks(zone)}\n"
         )
+
+
+def _marks(zone: Zone) -> str:
+    """Return what the table says of the attributes of *zone*, which few zones have."""
+    if not zone.attributes:
+        return ""
+    area = "  zrwa" if zone.attributes & Attribute.ZRWA else ""
+    return area + ("  finished by the drive" if zone.attributes & Attribute.FINISHED_BY_CONTROLLER else "")
 
 
 # blkzone's names; a reserved condition cannot occur here.
@@ -155,10 +163,13 @@ def _nvme_wp(zone: Zone, sectors_per_lba: int) -> int:
 def _nvme_attrs(zone: Zone) -> int:
     """Return the Zone Attributes (ZNS 1.1, Zone Descriptor).
 
-    Bit 2 Reset Zone Recommended, bit 3 random write area valid, bit 7 extension valid.
+    Bit 0 Zone Finished by Controller, bit 1 Finish Zone Recommended, bit 2 Reset Zone Recommended, bit 3 random write
+    area valid, bit 7 extension valid.
     """
     return (
-        (0x4 if zone.reset_recommended else 0)
+        (0x1 if zone.attributes & Attribute.FINISHED_BY_CONTROLLER else 0)
+        | (0x2 if zone.attributes & Attribute.FINISH_RECOMMENDED else 0)
+        | (0x4 if zone.reset_recommended else 0)
         | (0x8 if zone.attributes & Attribute.ZRWA else 0)
         | (0x80 if zone.attributes & Attribute.EXTENSION else 0)
     )

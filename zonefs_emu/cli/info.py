@@ -64,6 +64,8 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
     if reply["zrwa_size"]:
         limit = f", at most {reply['max_zrwa']} zones" if reply["max_zrwa"] else ""
         rows.append(("random write area", f"{size('zrwa_size')} in steps of {size('zrwa_granularity')}{limit}"))
+    if reply["active_excursions"]:
+        rows.append(("active excursions", "the drive may finish zones by itself"))
     if reply["poison"] and reply["pid"] is not None:
         rows.append(("refuses changes", reply["poison"]))
     if reply["recovery"]:

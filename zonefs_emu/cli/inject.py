@@ -15,11 +15,13 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES
 
-_EFFECTS = ("fail", "partial", "readonly", "offline", "delay", "lie", "recommend-reset")
+_EFFECTS = (
+    "fail", "partial", "readonly", "offline", "excursion", "delay", "lie", "recommend-reset", "recommend-finish",
+)  # fmt: skip
 _FAILURES = tuple(status.name.lower().replace("_", "-") for status in Status if status)
 #: How much of an entry that means nothing here is shown, in characters.
 _TEXT_MAX = 200
-_ON_REPORT = ("lie", "recommend-reset")
+_ON_REPORT = ("lie", "recommend-reset", "recommend-finish")
 
 
 @click.command()
@@ -74,15 +76,18 @@ def inject(
       fail              the operation answers --status, and nothing changes
       partial           a write moves its first --size and the write pointer, then fails
       readonly offline  the zone fails (at once, or with --on at the nth operation)
+      excursion         the drive finishes the active zone by itself (likewise)
       delay             the operation takes --delay longer
       lie               reports show a write pointer --size too high (or too low, with --back)
       recommend-reset   reports say that the zone should be reset
+      recommend-finish  reports over NVMe say so of finishing, of an active zone
 
     \b
     Examples:
       zonefs-emu inject small.img fail --on write --zone 7 --nth 3
       zonefs-emu inject small.img fail --on flush --every --status no-space
       zonefs-emu inject small.img offline --zone 7
+      zonefs-emu inject zns.img excursion --on write --zone 7 --nth 100
       zonefs-emu inject small.img --remove 1
 
     A fault lasts until it is removed, across mounts and restarts, and every front-end meets it. An entry of a later
@@ -95,8 +100,8 @@ def inject(
             # An id once: entries of a later version may share one, and go together.
             for number in dict.fromkeys(number_of(fault, "id") for fault in _faults(target)):
                 call(target, {"verb": "remove-fault", "id": number})
-        elif effect in ("readonly", "offline") and not operations:
-            _fail_now(target, effect, zone_no, count)
+        elif effect in ("readonly", "offline", "excursion") and not operations:
+            _strike_now(target, effect, zone_no, count)
         elif effect is not None:
             fault = _fault(effect, operations, zone_no, count, nth=nth, every=every, status=status, seed=seed)
             _add_amount(fault, size, delay_ns, back=back)
@@ -124,12 +129,15 @@ def _faults(target: Target) -> list[dict[str, Json]]:
     return [fault for fault in faults if isinstance(fault, dict)]
 
 
-def _fail_now(target: Target, effect: str, zone_no: int | None, count: int) -> None:
+def _strike_now(target: Target, effect: str, zone_no: int | None, count: int) -> None:
     if zone_no is None:
-        message = f"which zone is to go {effect}? Give --zone"
+        message = f"in which zone is '{effect}' to happen? Give --zone"
         raise UsageError(message)
     for number in range(zone_no, zone_no + count):
-        call(target, {"verb": "set-cond", "zone_no": number, "cond": int(Condition[effect.upper()])})
+        if effect == "excursion":
+            call(target, {"verb": "excursion", "zone_no": number})
+        else:
+            call(target, {"verb": "set-cond", "zone_no": number, "cond": int(Condition[effect.upper()])})
 
 
 def _fault(
@@ -191,6 +199,8 @@ def _sentence(fault: dict[str, Json]) -> str:
             what = f"writes {fault['nr_sectors']} sectors and answers {fault['status']}"
         case "cond":
             what = f"finds its zone {COND_CODES[Condition[str(fault['cond'])]]}"
+        case "excursion":
+            what = "finds its zone finished by the drive, if it was active"
         case _:
             low, high = number_of(fault, "delay_min_ns") / 1e6, number_of(fault, "delay_max_ns") / 1e6
             what = f"takes {low:g} ms longer" if low == high else f"takes {low:g} to {high:g} ms longer"

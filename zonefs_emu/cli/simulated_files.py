@@ -118,10 +118,13 @@ def _zones_of(target: Path) -> tuple[Geometry, ZoneStates]:
         info = info_of(opened)
         runs = info["conventional"]
         assert isinstance(runs, list)
-        parts = ("size", "zone_size", "zone_capacity", "max_append", "block_size_bytes")
         geometry = Geometry(
             conventional=tuple((int(run[0]), int(run[1])) for run in runs),  # type: ignore[index, arg-type]
-            **{part: number_of(info, part) for part in parts},
+            size=number_of(info, "size"),
+            zone_size=number_of(info, "zone_size"),
+            zone_capacity=number_of(info, "zone_capacity"),
+            max_append=number_of(info, "max_append"),
+            block_size_bytes=number_of(info, "block_size_bytes"),
             max_open_zones=number_of(info, "max_open_zones"),
             max_active_zones=number_of(info, "max_active_zones"),
         )

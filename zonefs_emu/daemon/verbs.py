@@ -120,6 +120,7 @@ class Verbs:
             "write": self._write,
             "append": self._append,
             "set-cond": self._set_cond,
+            "excursion": self._excursion,
             "stats": self._stats,
             "why": self._why,
             "flush": self._flush,
@@ -199,6 +200,7 @@ class Verbs:
             "zrwa_size": geometry.zrwa_size,
             "zrwa_granularity": geometry.zrwa_granularity,
             "max_zrwa": geometry.max_zrwa,
+            "active_excursions": geometry.active_excursions,
             "nr_open": device.nr_open,
             "nr_active": device.nr_active,
             "recovery": device.image.recovery,
@@ -397,6 +399,11 @@ class Verbs:
         zone_no = self._zone_no(request)
         cond = fields.condition(request.get("cond"))
         self._ask(lambda: self._port.set_cond(zone_no, cond))
+        yield {}, b""
+
+    def _excursion(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        zone_no = self._zone_no(request)
+        self._ask(lambda: self._port.finish_by_controller(zone_no))
         yield {}, b""
 
     def _power_cycle(self, _request: Request, _payload: bytes) -> Iterator[Message]:

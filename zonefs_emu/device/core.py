@@ -9,6 +9,7 @@ it would survive the death of this process.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,6 +34,10 @@ from zonefs_emu.units import Sector
 _T = TypeVar("_T")
 
 log = logging.getLogger(__name__)
+
+
+def _boot_time_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class DeviceCore:
@@ -67,6 +72,9 @@ class DeviceCore:
         self.timing: Timing | None = None
         #: Waits for an injected delay. Tests replace it.
         self.sleep_ns: Callable[[int], None] = self._sleep_ns
+        #: Time in nanoseconds, the same for all processes, which counts on while the machine sleeps; tests drive their
+        #: own.
+        self.clock_ns: Callable[[], int] = _boot_time_ns
         self._noticing_loss = threading.Lock()
         self._is_loss_noticed = False
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from uuid import UUID
 
 from zonefs_emu.device.core import DeviceCore
-from zonefs_emu.device.faults import Fault
+from zonefs_emu.device.faults import RECOMMENDING, Effect, Fault
 from zonefs_emu.device.faulty_port import FaultyPort
 from zonefs_emu.device.image_access import WriteHook
 from zonefs_emu.device.listeners import Listener
@@ -152,14 +152,22 @@ class ZonedDevice(DeviceCore):
         """Add *fault*, from now on and across restarts; returns it with its id.
 
         Raises:
-            UsageError: there are too many. PoisonedError: the host failed to write. NoSpaceError: it is full.
+            UsageError: there are too many, or the drive does not do that. PoisonedError: the host failed to write.
+            NoSpaceError: it is full.
         """
+        if fault.effect is Effect.EXCURSION and not self.geometry.active_excursions:
+            message = (
+                "the drive finishes no zones by itself: only an image that was created with --zone-active-excursions "
+                "has that"
+            )
+            raise UsageError(message)
         self.faults.add(fault)
         try:
             self.save_faults()
         except UsageError:  # it does not fit beside the entries of a later version
             self.faults.remove(fault.id)
             raise
+        self._tell_of_recommendation(fault)
         return fault
 
     def remove_fault(self, fault_id: int) -> None:
@@ -168,8 +176,17 @@ class ZonedDevice(DeviceCore):
         Raises:
             UsageError: there is no such fault. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
+        removed = [fault for fault in self.faults.faults if fault.id == fault_id]
         self.faults.remove(fault_id)
         self.save_faults()
+        for fault in removed:
+            self._tell_of_recommendation(fault)
+
+    def _tell_of_recommendation(self, fault: Fault) -> None:
+        """Tell all listeners of a *fault* that has come or gone, if a drive tells its hosts of what it changes."""
+        if fault.effect in RECOMMENDING:
+            with self.lock:
+                self.listeners.tell_all(self.geometry.nr_zones)
 
     def power_cycle(self) -> None:
         """Cut and restore power; see :func:`zone_states.power_cycle`."""

@@ -20,7 +20,7 @@ from typing import Final
 
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.transitions import ZONE_OPERATIONS, Operation
-from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Attribute, Condition, Zone
 from zonefs_emu.units import Sector
 
 NR_FAULTS_MAX: Final = 64
@@ -40,9 +40,13 @@ class Effect(Enum):
     DELAY = "delay"  #: the operation takes *delay_min_ns* to *delay_max_ns* longer
     LIE = "lie"  #: reports show wp moved by *nr_sectors* (negative: back)
     RECOMMEND_RESET = "recommend-reset"  #: reports say that the zone should be reset
+    RECOMMEND_FINISH = "recommend-finish"  #: reports say that the zone, while it is active, should be finished
+    EXCURSION = "excursion"  #: the drive finishes the zone, if it is active, before the operation is looked at
 
 
-_ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET))
+#: What changes reports and nothing else; and those of them of which a drive tells its hosts.
+ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET, Effect.RECOMMEND_FINISH))
+RECOMMENDING: Final = frozenset((Effect.RECOMMEND_RESET, Effect.RECOMMEND_FINISH))
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND))
 #: The operations that can be made to fail: all that a host can request.
 FAULTY: Final = (*ZONE_OPERATIONS, Operation.FLUSH)
@@ -84,7 +88,7 @@ class Fault:
         if self.nth < 1 or self.first_zone < 0 or self.nr_zones < 0 or self.seen < 0:
             message = "a fault counts from 1, and zones from 0"
             raise UsageError(message)
-        if self.effect in _ON_REPORT:
+        if self.effect in ON_REPORT:
             if self.operations or self.every or self.nth != 1:
                 message = f"'{self.effect.value}' changes every report: it takes no operations and no counts"
                 raise UsageError(message)
@@ -296,6 +300,12 @@ class FaultTable:
                 zone = zone._replace(wp=wp)
             elif fault.effect is Effect.RECOMMEND_RESET and fault.covers(zone.zone_no):
                 zone = zone._replace(reset_recommended=True)
+            elif (
+                fault.effect is Effect.RECOMMEND_FINISH
+                and fault.covers(zone.zone_no)
+                and zone.cond in ACTIVE_CONDITIONS
+            ):
+                zone = zone._replace(attributes=zone.attributes | Attribute.FINISH_RECOMMENDED)
         return zone
 
     def encode(self) -> bytes:

@@ -14,7 +14,7 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import HOST_ERRORS, CommandError, Status
 from zonefs_emu.model.transitions import Dialect, Operation, WriteRow
-from zonefs_emu.model.zone import Condition, Zone
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition, Zone
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ class FaultyPort(Port):
                     (self.defer or self.device.sleep_ns)(fault.delay_ns())
                 case Effect.COND:
                     self.set_cond(zone_no, fault.cond)
+                case Effect.EXCURSION:
+                    if self.device.machine.conds[zone_no] in ACTIVE_CONDITIONS:
+                        self.finish_by_controller(zone_no)
                 case Effect.FAIL:
                     return self._fail(operation, fault.status, sector, nr_sectors, zone_no)
                 case Effect.PARTIAL:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "zonefs-emu operations 1"
 _SET_COND: Final = "set-cond"
+_EXCURSION: Final = "excursion"
 _SET_EXTENSION: Final = "set-extension"
 _ALLOCATE_ZRWA: Final = "allocate-zrwa"
 _FLUSH_ZRWA: Final = "flush-zrwa"
@@ -54,9 +55,11 @@ _TOLD: Final = {
     Effect.FAIL: ("status",),
     Effect.PARTIAL: ("status", "nr_sectors"),
     Effect.COND: ("cond",),
+    Effect.EXCURSION: (),
     Effect.DELAY: ("delay_min_ns", "delay_max_ns"),
 }
-#: The effects that are replayed. A zone that failed has a line of its own, and a replay does not wait for delays.
+#: The effects that are replayed. A zone that failed or that the drive finished has a line of its own, and a replay does
+#: not wait for delays.
 _STRIKING: Final = frozenset((Effect.FAIL, Effect.PARTIAL))
 
 
@@ -172,10 +175,16 @@ class RecordingPort(FaultyPort):
         self._log.record(self, _SET_COND, status, zone_no=zone_no, cond=cond.name)
         return status
 
-    def set_extension(self, sector: Sector, data: bytes) -> Status:
+    def finish_by_controller(self, zone_no: int) -> Status:
+        """Finish a zone as the drive does by itself and record, as :meth:`set_cond` does."""
+        status = super().finish_by_controller(zone_no)
+        self._log.record(self, _EXCURSION, status, zone_no=zone_no)
+        return status
+
+    def set_extension(self, sector: Sector, data: bytes, *, zrwa: bool = False) -> Status:
         """Set a descriptor extension and record, with its bytes in hexadecimal."""
-        status = super().set_extension(sector, data)
-        self._record(_SET_EXTENSION, status, sector=sector, data=data.hex())
+        status = super().set_extension(sector, data, zrwa=zrwa)
+        self._record(_SET_EXTENSION, status, sector=sector, data=data.hex(), **({"zrwa": True} if zrwa else {}))
         return status
 
     def allocate_zrwa(self, sector: Sector) -> Status:
@@ -366,12 +375,21 @@ def _faults(entry: dict[str, object]) -> list[Fault]:
     return found
 
 
+#: What a drive does to a zone without being asked.
+_OF_DRIVE: Final[Mapping[str, Callable[[Port, int, Mapping[str, object]], Status]]] = MappingProxyType(
+    {
+        _SET_COND: lambda port, zone_no, entry: port.set_cond(zone_no, Condition[str(entry["cond"])]),
+        _EXCURSION: lambda port, zone_no, _: port.finish_by_controller(zone_no),
+    }
+)
 #: The commands that only the ZNS dialect has.
 _OF_ZNS: Final[Mapping[str, Callable[[Port, Sector, Mapping[str, object]], Status]]] = MappingProxyType(
     {
         _ALLOCATE_ZRWA: lambda port, sector, _: port.allocate_zrwa(sector),
         _FLUSH_ZRWA: lambda port, sector, _: port.flush_zrwa(sector),
-        _SET_EXTENSION: lambda port, sector, entry: port.set_extension(sector, bytes.fromhex(str(entry["data"]))),
+        _SET_EXTENSION: lambda port, sector, entry: port.set_extension(
+            sector, bytes.fromhex(str(entry["data"])), zrwa=entry.get("zrwa") is True
+        ),
     }
 )
 
@@ -398,8 +416,8 @@ def _carry_out(entry: dict[str, object], port: Port, source: Geometry) -> tuple[
     if operation == _POWER_CYCLE:
         port.power_cycle()
         return expected, Status.OK.name
-    if operation == _SET_COND:
-        return expected, port.set_cond(number("zone_no"), Condition[str(entry["cond"])]).name
+    if operation in _OF_DRIVE:
+        return expected, _OF_DRIVE[operation](port, number("zone_no"), entry).name
     if entry.get("all"):
         return expected, port.manage_all(Operation[operation.upper()]).name
     sector = translated(number("sector"))

@@ -335,18 +335,22 @@ class Port:
                 return self.refusals.command(Operation.SET_COND, error, sector)
         return self.refusals.lost(Operation.SET_COND, sector, zone_no=zone_no) if self._image.is_lost else Status.OK
 
-    def set_extension(self, sector: Sector, data: bytes) -> Status:
+    def finish_by_controller(self, zone_no: int) -> Status:
+        """Do what :func:`zns_commands.finish_by_controller` does."""
+        return zns_commands.finish_by_controller(self, zone_no)
+
+    def set_extension(self, sector: Sector, data: bytes, *, zrwa: bool = False) -> Status:
         """Give the EMPTY zone that starts at *sector* the descriptor extension *data*, and close it.
 
-        *data* has as many bytes as the geometry says, or the answer is UNSUPPORTED. The dialect is ZNS. May wait for a
-        flush, as a write after a reset does.
+        *data* has as many bytes as the geometry says, or the answer is UNSUPPORTED. *zrwa*: with a zone random write
+        area. The dialect is ZNS. May wait for a flush, as a write after a reset does.
 
-        Returns OUT_OF_RANGE, NOT_ZONE_START, BAD_TRANSITION, ACTIVE_RESOURCE, POISONED or NO_SPACE; nothing has changed
-        then.
+        Returns OUT_OF_RANGE, NOT_ZONE_START, BAD_TRANSITION, ACTIVE_RESOURCE, ZRWA_UNAVAILABLE, POISONED or NO_SPACE;
+        nothing has changed then.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.SET_EXTENSION, sector, 0)):
             return answer[0]
-        return zns_commands.set_extension(self, sector, data)
+        return zns_commands.set_extension(self, sector, data, zrwa=zrwa)
 
     def allocate_zrwa(self, sector: Sector) -> Status:
         """Open the EMPTY zone that starts at *sector*, with a zone random write area. The dialect is ZNS.

@@ -17,7 +17,7 @@ from zonefs_emu.device.refusals import NR_HOLDERS_MAX, Refusal, now_ns
 from zonefs_emu.device.rules import RULE_OF_STATUS, DeviceRule, Rule
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import is_full
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
@@ -109,9 +109,11 @@ class Refuser:
         """Refuse a command by the rule that *error* names."""
         if self.device.image.is_lost:
             return self.lost(operation, sector, nr_sectors, zone_no=error.zone_no)
-        return self.refuse(
-            RULE_OF_STATUS[error.status], operation, error.status, sector, nr_sectors, zone_no=error.zone_no
-        )
+        rule = RULE_OF_STATUS[error.status]
+        attributes = self.device.machine.attributes
+        if error.status is Status.ZONE_FULL and attributes[error.zone_no] & Attribute.FINISHED_BY_CONTROLLER:
+            rule = DeviceRule.FINISHED_BY_CONTROLLER
+        return self.refuse(rule, operation, error.status, sector, nr_sectors, zone_no=error.zone_no)
 
     def failed(self, operation: Operation, error: OSError, sector: Sector, nr_sectors: int = 0) -> Status:
         """Turn a failure of the host into a status.

@@ -203,6 +203,11 @@ class DeviceRule(Rule):
         "the memory of the request's data is gone: the guest's virtual machine monitor cut the file that it shares",
         "docs/errors.md, memory of peers",
     )
+    FINISHED_BY_CONTROLLER = (
+        94,
+        "the drive has finished that zone by itself, in a zone active excursion: it takes no writes until it is reset",
+        "ZNS 1.1 Zone Active Excursions, Zone Is Full",
+    )
     CONTESTED = (
         400,
         "a request that a killed process left half done is not guessed at when others changed the zone since",

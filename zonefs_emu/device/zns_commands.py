@@ -1,4 +1,4 @@
-"""Commands that only the ZNS dialect has: descriptor extensions and random write areas of zones.
+"""Commands that only the ZNS dialect has: descriptor extensions and random write areas; zones that the drive finishes.
 
 May not know: protocols. Each takes the port through which it comes, which has a method for it.
 """
@@ -18,10 +18,11 @@ from zonefs_emu.persist.space import punch_zones
 from zonefs_emu.units import Sector
 
 if TYPE_CHECKING:
+    from zonefs_emu.device.core import DeviceCore
     from zonefs_emu.device.port import Port
 
 
-def set_extension(port: "Port", sector: Sector, data: bytes) -> Status:
+def set_extension(port: "Port", sector: Sector, data: bytes, *, zrwa: bool) -> Status:
     """Do what :meth:`Port.set_extension` does."""
     device = port.device
     machine = device.machine
@@ -30,11 +31,48 @@ def set_extension(port: "Port", sector: Sector, data: bytes) -> Status:
         return _unsupported(port, Operation.SET_EXTENSION, sector)
 
     # A pending reset of the zone is applied first: the last checkpoint may point at the extension that it had before.
+    if not zrwa:
+        return _run(
+            port, Operation.SET_EXTENSION, sector, machine.begin_set_extension,
+            prepare=lambda zone_no: device.image.save_extension(zone_no, data),
+            change=lambda zone_no: machine.set_extension(zone_no, port.dialect),
+        )  # fmt: skip
+    if not isinstance(machine, ZrwaMachine):
+        return _unsupported(port, Operation.SET_EXTENSION, sector)
+
+    def prepare(zone_no: int) -> None:
+        _empty_area(device, zone_no)
+        device.image.save_extension(zone_no, data)
+
+    # One word of the image has both attributes, so a crash leaves both or none.
     return _run(
-        port, Operation.SET_EXTENSION, sector, machine.begin_set_extension,
-        prepare=lambda zone_no: device.image.save_extension(zone_no, data),
-        change=lambda zone_no: machine.set_extension(zone_no, port.dialect),
+        port, Operation.SET_EXTENSION, sector, machine.begin_set_extension_and_zrwa,
+        prepare=prepare,
+        change=lambda zone_no: machine.set_extension_and_zrwa(zone_no, port.dialect),
     )  # fmt: skip
+
+
+def finish_by_controller(port: "Port", zone_no: int) -> Status:
+    """Finish the active zone *zone_no* as the drive does by itself: a zone active excursion. For any dialect.
+
+    Returns OUT_OF_RANGE, CONVENTIONAL, BAD_TRANSITION or POISONED; UNSUPPORTED where the drive does not do so. Nothing
+    has changed then.
+    """
+    # Not by _run: no host has asked for it, so it has no place in the log of what a host asked for.
+    device, operation = port.device, Operation.SET_COND
+    sector = zone_no * device.geometry.zone_size
+    machine = device.machine
+    if not isinstance(machine, ZnsMachine):
+        return _unsupported(port, operation, sector)
+    try:
+        with device.lock:
+            device.holds.wait(zone_no, zone_no + 1)
+            device.require_writable(sector)
+            with device.changing():
+                device.publish_and_tell(machine.finish_by_controller(zone_no), port.audience)
+    except CommandError as error:
+        return port.refusals.command(operation, error, sector)
+    return port.refusals.lost(operation, sector, zone_no=zone_no) if device.image.is_lost else Status.OK
 
 
 def allocate_zrwa(port: "Port", sector: Sector) -> Status:
@@ -44,11 +82,9 @@ def allocate_zrwa(port: "Port", sector: Sector) -> Status:
     if not isinstance(machine, ZrwaMachine):
         return _unsupported(port, Operation.ALLOCATE_ZRWA, sector)
 
-    # Blocks of an area that were not written since are to be zeros, and a write that failed may have left some bytes
-    # there. The zone is EMPTY, also in the last checkpoint, so nothing points at them.
     status = _run(
         port, Operation.ALLOCATE_ZRWA, sector, machine.begin_allocate_zrwa,
-        prepare=lambda zone_no: punch_zones(device.image.backing, device.geometry, (zone_no,)),
+        prepare=lambda zone_no: _empty_area(device, zone_no),
         change=lambda zone_no: machine.allocate_zrwa(zone_no, port.dialect),
     )  # fmt: skip
     if not status:
@@ -65,6 +101,15 @@ def flush_zrwa(port: "Port", sector: Sector) -> Status:
         port, Operation.FLUSH_ZRWA, sector, machine.begin_flush_zrwa,
         change=lambda _zone_no: machine.flush_zrwa(sector, port.dialect),
     )  # fmt: skip
+
+
+def _empty_area(device: "DeviceCore", zone_no: int) -> None:
+    """Make the random write area that zone *zone_no* is about to get read as zeros.
+
+    Blocks of an area that were not written since are to be zeros, and a write that failed may have left some bytes
+    there. The zone is EMPTY, also in the last checkpoint, so nothing points at them.
+    """
+    punch_zones(device.image.backing, device.geometry, (zone_no,))
 
 
 def _unsupported(port: "Port", operation: Operation, sector: Sector) -> Status:

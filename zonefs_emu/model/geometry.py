@@ -36,7 +36,8 @@ class Geometry:
     *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append. *extension_bytes*: of the
     descriptor extension of each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*: of a zone random write area (NVMe
     ZNS); 0 = zones have none. *zrwa_granularity*: flushes of an area move the write pointer by multiples of it.
-    *max_zrwa*: the most zones that have an area; 0 = no limit.
+    *max_zrwa*: the most zones that have an area; 0 = no limit. *active_excursions*: whether the drive may finish an
+    active zone by itself (NVMe ZNS, zone active excursion).
 
     Raises:
         UsageError: the shape is impossible; the sentence says which shape is possible.
@@ -55,6 +56,7 @@ class Geometry:
     zrwa_size: Sector = 0
     zrwa_granularity: Sector = 0
     max_zrwa: int = 0
+    active_excursions: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that later code relies on."""
@@ -115,7 +117,7 @@ class Geometry:
         _require(
             not self.has_attributes or self.zone_size <= ZONE_SIZE_MAX_WITH_ATTRIBUTES,
             f"zone size must not exceed {human_bytes(to_bytes(ZONE_SIZE_MAX_WITH_ATTRIBUTES))} with a zone descriptor "
-            "extension or a zone random write area",
+            "extension, a zone random write area or zone active excursions",
         )
 
     def _check_zrwa(self) -> None:
@@ -149,7 +151,11 @@ class Geometry:
     @property
     def possible_attributes(self) -> int:
         """The bits of :class:`zonefs_emu.model.zone.Attribute` that a zone can have."""
-        return int((Attribute.EXTENSION if self.extension_bytes else 0) | (Attribute.ZRWA if self.zrwa_size else 0))
+        return int(
+            (Attribute.EXTENSION if self.extension_bytes else 0)
+            | (Attribute.ZRWA if self.zrwa_size else 0)
+            | (Attribute.FINISHED_BY_CONTROLLER if self.active_excursions else 0)
+        )
 
     @property
     def nr_zones(self) -> int:

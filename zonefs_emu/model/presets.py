@@ -99,6 +99,7 @@ def build_geometry(
     zrwa: int = 0,
     zrwa_granularity: int | None = None,
     max_zrwa: int = 0,
+    active_excursions: bool = False,
 ) -> Geometry:
     """Return the geometry of *preset* with each argument that is not None in place of its part; sizes in bytes.
 
@@ -131,6 +132,7 @@ def build_geometry(
         zrwa_size=_sectors("zrwa", zrwa),
         zrwa_granularity=_sectors("zrwa-granularity", _or(zrwa_granularity, block_size if zrwa else 0)),
         max_zrwa=max_zrwa,
+        active_excursions=active_excursions,
     )
 
 

@@ -17,6 +17,7 @@ cells:
 * power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
 * :data:`SET_COND` has the conditions that a failing or repaired medium can put a zone into, and :func:`after_set_cond`
   checks that CLOSED fits the data of the zone;
+* :data:`EXCURSION` has the zones that a drive may finish by itself;
 * a target that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
   some dialects so does finishing a zone that is not open (``Dialect.finish_needs_open``).
 
@@ -272,6 +273,12 @@ CLOSED_FOR_ROOM: Final = _C.CLOSED
 #: The answer to an append to a zone with a zone random write area, in dialects that have these (Dialect.has_zrwa).
 #: Source: NVMe ZNS 1.1b, Zone Append; QEMU's nvme device answers the same.
 APPEND_TO_ZRWA: Final = _S.ZRWA_INVALID
+
+#: The outcome of a zone active excursion: the drive finishes an active zone by itself. It is the same in all dialects,
+#: because other front-ends see what the drive has done. Source: NVMe ZNS 1.1, "Zone Active Excursions".
+EXCURSION: Final[Row] = MappingProxyType(
+    {**_every(_S.BAD_TRANSITION), **dict.fromkeys(ACTIVE_CONDITIONS, _C.FULL), _C.NOT_WP: _S.CONVENTIONAL}
+)
 
 #: The outcome of setting a condition by hand: type of the zone -> requested condition -> row. A failing medium puts a
 #: zone into READONLY or OFFLINE; the other conditions are repairs. Only a host opens zones.

@@ -38,6 +38,9 @@ class Attribute(IntFlag):
 
     EXTENSION = 1  #: its descriptor extension is valid
     ZRWA = 2  #: it has a zone random write area; only active zones have one
+    FINISHED_BY_CONTROLLER = 4  #: the drive itself made it FULL, in a zone active excursion
+    #: The drive's wish, which only an injected fault makes. It is in reports, and not in the image.
+    FINISH_RECOMMENDED = 16
 
 
 #: Conditions that hold an open resource, and those that hold an active resource.

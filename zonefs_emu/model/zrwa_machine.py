@@ -1,9 +1,9 @@
 """Zone random write areas: zones that are written anywhere in a window at their write pointer.
 
-An area is [wp, wp + zrwa_size), cut at the capacity. A host allocates it when it opens an EMPTY zone, and the zone has
-it as long as it is active. Writes anywhere in the area are allowed, also repeatedly, and do not move the write pointer.
-A flush moves it: an explicit flush by the number that the host gives, an implicit one as far as a write behind the area
-requires.
+An area is [wp, wp + zrwa_size), cut at the capacity. A host allocates it when it opens an EMPTY zone or gives it a
+descriptor extension, and the zone has it as long as it is active. Writes anywhere in the area are allowed, also
+repeatedly, and do not move the write pointer. A flush moves it: an explicit flush by the number that the host gives, an
+implicit one as far as a write behind the area requires.
 
 May not know: files, front-ends. Like its base class, it moves no data.
 
@@ -125,9 +125,13 @@ class ZrwaMachine(ZnsMachine):
         """
         zone_no = self._zone_at(sector, Operation.ALLOCATE_ZRWA, dialect)
         self.resources.require_for(zone_no, self.conds[zone_no], self._nr_writing())
+        self._require_zrwa(zone_no)
+        return zone_no
+
+    def _require_zrwa(self, zone_no: int) -> None:
+        """Raise CommandError (ZRWA_UNAVAILABLE) if as many zones have an area as may."""
         if 0 < self.geometry.max_zrwa <= len(self.zrwa_zones):
             raise CommandError(Status.ZRWA_UNAVAILABLE, zone_no)
-        return zone_no
 
     def allocate_zrwa(self, zone_no: int, dialect: Dialect) -> Changes:
         """Open zone *zone_no* with an area, after :meth:`begin_allocate_zrwa` has allowed it."""
@@ -135,10 +139,31 @@ class ZrwaMachine(ZnsMachine):
         outcome = dialect.table[Operation.ALLOCATE_ZRWA][cond]
         assert isinstance(outcome, Condition), "a refused area cannot be allocated"
         closed = self._make_room(zone_no, cond)
-        self.attributes[zone_no] |= Attribute.ZRWA
-        self.zrwa_zones.add(zone_no)
+        self._give_zrwa(zone_no)
         self._set_cond(zone_no, outcome)
         return Changes(closed, (zone_no,))
+
+    def begin_set_extension_and_zrwa(self, sector: Sector, dialect: Dialect) -> int:
+        """Check whether the zone that starts at *sector* can get a descriptor extension and an area; return its number.
+
+        The caller then stores the extension, makes sure that the zone holds zeros, and calls
+        :meth:`set_extension_and_zrwa`. Nothing is changed here.
+
+        Raises:
+            CommandError: as :meth:`begin_set_extension`, and then ZRWA_UNAVAILABLE.
+        """
+        zone_no = self.begin_set_extension(sector, dialect)
+        self._require_zrwa(zone_no)
+        return zone_no
+
+    def set_extension_and_zrwa(self, zone_no: int, dialect: Dialect) -> Changes:
+        """Give zone *zone_no* both, after :meth:`begin_set_extension_and_zrwa` has allowed it."""
+        self._give_zrwa(zone_no)
+        return self.set_extension(zone_no, dialect)
+
+    def _give_zrwa(self, zone_no: int) -> None:
+        self.attributes[zone_no] |= Attribute.ZRWA
+        self.zrwa_zones.add(zone_no)
 
     def begin_flush_zrwa(self, sector: Sector, dialect: Dialect) -> int:
         """Check whether a flush can end with the block at *sector*; return the number of its zone.

@@ -1,7 +1,7 @@
 """One controller: its registers, admin commands, features, and the events that it reports to its host.
 
-A controller belongs to one host. All methods but :meth:`Controller.zones_changed` and :meth:`Controller.wake` are
-called by one thread, the one that serves its admin queue.
+A controller belongs to one host. All methods but :meth:`Controller.wake` are called by one thread, the one that serves
+its admin queue.
 
 Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Command Set", "Features".
 """
@@ -13,9 +13,9 @@ from types import MappingProxyType
 from typing import Final, TypeAlias, TypedDict
 from weakref import WeakSet
 
-from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme import identify, logs
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.changed_zones import ChangedZones
 from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, Command, IoOpcode, name_of
 from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
 from zonefs_emu.nvme.logs import ErrorEntry, Log
@@ -23,6 +23,7 @@ from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import DO_NOT_RETRY, STATUS_OF_RULE, NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.nvme.timestamp import TIMESTAMP_BYTES, Timestamp
 from zonefs_emu.units import SECTOR_SHIFT
 
 #: Firmware revision: of the protocol as served, not of the program.
@@ -40,8 +41,9 @@ _SHUTDOWN: Final = 0b11 << 14
 _READY: Final = 1
 _SHUTDOWN_DONE: Final = 0b10 << 2
 
+#: The result of an event: a notice, Zone Descriptor Changed, and the log page; dword 1 has the namespace.
 _ZONE_NOTICE: Final = 2 | 0xEF << 8 | Log.CHANGED_ZONES << 16
-_LOST: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
+_NSID_SHIFT: Final = 32
 _RETAIN_EVENT: Final = 1 << 15
 _HOST_ID_EXTENDED: Final = 1
 
@@ -88,7 +90,9 @@ _DEFAULTS: Final[Mapping[int, int]] = {
     Feature.COMMAND_SET_PROFILE: 0,
 }
 #: Features whose value is data, and its length.
-_DATA_FEATURES: Final[Mapping[int, int]] = {Feature.TIMESTAMP: 8, Feature.HOST_BEHAVIOUR: 512, Feature.HOST_ID: 16}
+_DATA_FEATURES: Final[Mapping[int, int]] = {
+    Feature.TIMESTAMP: TIMESTAMP_BYTES, Feature.HOST_BEHAVIOUR: 512, Feature.HOST_ID: 16,
+}  # fmt: skip
 #: The I/O commands of each command set; the Zoned Namespace Command Set includes the NVM Command Set.
 _ZONE_COMMANDS: Final = (IoOpcode.ZONE_SEND, IoOpcode.ZONE_RECEIVE, IoOpcode.ZONE_APPEND)
 _IO_COMMANDS: Final[Mapping[int, tuple[IoOpcode, ...]]] = {
@@ -106,8 +110,10 @@ class ControllerState(TypedDict):
     features: list[tuple[int, int]]
     #: Each value in hexadecimal digits.
     data_features: list[tuple[int, str]]
+    timestamp: tuple[int, int, int]
     event_cids: list[int]
     notices: list[int]
+    unread_notice: int
 
 
 #: Carries out an admin command with data from the host; None if its answer comes later.
@@ -142,20 +148,22 @@ class Controller:
         self._discovered = discovered
         self.namespaces = {} if discovered else subsystem.namespaces()
         self.features: dict[int, int] = dict(_DEFAULTS)
-        self._data_features: dict[int, bytes] = {feature: bytes(length) for feature, length in _DATA_FEATURES.items()}
+        #: But for the timestamp, whose bytes are made when they are asked for.
+        self._data_features: dict[int, bytes] = {
+            feature: bytes(length) for feature, length in _DATA_FEATURES.items() if feature != Feature.TIMESTAMP
+        }
+        self._timestamp = Timestamp(subsystem.clock_ns)
         #: Weak references: a queue may be dropped without being closed.
         self._of_queues: WeakSet[Namespace] = WeakSet()
         self._event_cids: list[int] = []
         self._notices: deque[int] = deque()
-        #: Whether zones have changed since this controller looked last.
-        self._zones_changed = False
-        #: The zones that were lost when it looked last, and those of them that its host has not read of, by nsid.
-        self._known_lost = {nsid: self._lost_zones(nsid) for nsid in self.namespaces}
-        self._unread_lost: dict[int, set[int]] = {nsid: set() for nsid in self.namespaces}
+        #: The notice that was reported, and whose log page the host has not read yet: until then none follows; or 0.
+        self._unread_notice = 0
+        #: Whether zones may have changed since this controller looked last.
+        self._has_to_look = False
+        self._changed = {nsid: ChangedZones(each, self._zones_changed) for nsid, each in self.namespaces.items()}
         self._errors: deque[ErrorEntry] = deque(maxlen=identify.ELPE + 1)
         self._nr_errors = 0
-        for namespace in self.namespaces.values():
-            namespace.device.subscribe(self.zones_changed, port=namespace.port)
         self._handlers: Mapping[int, AdminHandler] = {
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.IDENTIFY: self._identify,
@@ -169,8 +177,8 @@ class Controller:
 
     def close(self) -> None:
         """End the controller: no more events."""
-        for namespace in self.namespaces.values():
-            namespace.device.unsubscribe(self.zones_changed)
+        for changed in self._changed.values():
+            changed.close()
 
     def state(self) -> ControllerState:
         """Return what :meth:`restore` needs. The error log is left out: it begins anew."""
@@ -179,23 +187,28 @@ class Controller:
             "csts": self.csts,
             "features": list(self.features.items()),
             "data_features": [(feature, value.hex()) for feature, value in self._data_features.items()],
+            "timestamp": self._timestamp.state(),
             "event_cids": list(self._event_cids),
             "notices": list(self._notices),
+            "unread_notice": self._unread_notice,
         }
 
     def restore(self, state: ControllerState) -> None:
         """Go on where a controller of another process was at *state*.
 
-        What its host has read of lost zones is not known, so all of them count as unread: an event too many makes the
-        host look at zones that it knows already, and one too few would leave it without the news.
+        What its host has read of changed zones is not known, so all of them count as unread: an event too many makes
+        the host look at zones that it knows already, and one too few would leave it without the news.
         """
         self.cc, self.csts = state["cc"], state["csts"]
         self.features.update(state["features"])
         self._data_features.update((feature, bytes.fromhex(value)) for feature, value in state["data_features"])
+        self._timestamp.restore(state["timestamp"])
         self._event_cids = list(state["event_cids"])
         self._notices = deque(state["notices"])
-        self._known_lost = {nsid: set() for nsid in self.namespaces}
-        self._zones_changed = True
+        self._unread_notice = state["unread_notice"]
+        for changed in self._changed.values():
+            changed.forget()
+        self._has_to_look = True
 
     def namespaces_of_queue(self) -> dict[int, Namespace]:
         """Return the namespaces for the use of one I/O queue."""
@@ -241,6 +254,8 @@ class Controller:
         self.cc &= ~_ENABLE
         self.csts = 0
         self._event_cids.clear()
+        self._unread_notice = 0
+        self._timestamp.reset()
         self.features.update(_DEFAULTS)
         self._apply_write_cache()
         self.on_disabled()
@@ -310,6 +325,11 @@ class Controller:
                 found = identify.namespace_list(self.namespaces, nsid)
             case Cns.SET_ACTIVE_NAMESPACES:
                 found = identify.namespace_list(self.namespaces if command_set == CommandSet.ZNS else (), nsid)
+            case Cns.CONTROLLERS | Cns.NAMESPACE_CONTROLLERS:
+                # All namespaces are attached to all controllers that have namespaces.
+                if cns == Cns.NAMESPACE_CONTROLLERS and nsid not in self.namespaces:
+                    raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {nsid:X}h")
+                found = identify.controller_list(self.subsystem.io_cntlids(), command.cdw10 >> 16)
             case Cns.ENDURANCE_GROUPS:
                 found = identify.endurance_groups(command.cdw11 & 0xFFFF)
             case Cns.COMMAND_SETS:
@@ -405,6 +425,9 @@ class Controller:
         feature, value = command.cdw10 & 0xFF, command.cdw11
         if command.cdw10 & 1 << 31:
             return Answer(NvmeStatus.FEATURE_NOT_SAVEABLE)
+        if feature == Feature.TIMESTAMP:
+            self._timestamp.set(bytes(data))
+            return SUCCESS
         if feature in _DATA_FEATURES:
             self._data_features[feature] = bytes(data).ljust(_DATA_FEATURES[feature], b"\0")
             return SUCCESS
@@ -430,7 +453,8 @@ class Controller:
         feature, select = command.cdw10 & 0xFF, command.cdw10 >> 8 & 7
         if feature in _DATA_FEATURES and select == 0:
             result = _HOST_ID_EXTENDED if feature == Feature.HOST_ID else 0
-            return Answer(NvmeStatus.SUCCESS, result, self._data_features[feature])
+            data = self._timestamp.data() if feature == Feature.TIMESTAMP else self._data_features[feature]
+            return Answer(NvmeStatus.SUCCESS, result, data)
         if feature not in self.features:
             raise RefusedError(NvmeRule.NVME_FIELD, f"feature {feature:02X}h")
         match select:
@@ -461,54 +485,56 @@ class Controller:
         self.wake()
         return None
 
-    def zones_changed(self, _zone_no: int, _nr_zones: int) -> None:
-        """Note that others have changed zones; quick and thread safe, as a listener of the device must be.
+    def _zones_changed(self) -> None:
+        """Note that others have changed zones; quick and thread safe.
 
         Every write of another front-end comes here, so the thread of the admin queue is woken only for a host that
         wants the events.
         """
-        self._zones_changed = True
+        self._has_to_look = True
         if self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES:
             self.wake()
 
     def due_events(self) -> Iterator[tuple[int, Answer]]:
         """Yield (cid, answer) of each Asynchronous Event Request that an event now answers.
 
-        Zones that the drive itself made READONLY or OFFLINE are reported. Not those that another host or front-end
-        changed by a command: the standard leaves them out.
+        What the drive itself has changed is reported (:class:`ChangedZones`). After a notice, the next one waits until
+        the host has read the log page of the first: "subsequent events of that event type are automatically masked
+        until the host clears that event" (Base Specification, "Asynchronous Event Request command").
         """
         self._look_at_changed_zones()
-        while self._notices and self._event_cids:
-            yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._notices.popleft())
-
-    def _lost_zones(self, nsid: int) -> set[int]:
-        namespace = self.namespaces[nsid]
-        return {zone.zone_no for zone in namespace.port.report(0, namespace.geometry.nr_zones, _LOST)}
+        if self._notices and self._event_cids and not self._unread_notice:
+            self._unread_notice = self._notices.popleft()
+            yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._unread_notice)
 
     def _look_at_changed_zones(self) -> None:
-        if not self._zones_changed:
+        if not self._has_to_look:
             return
-        self._zones_changed = False
-        found = False
-        for nsid, known in self._known_lost.items():
-            lost = self._lost_zones(nsid)
-            self._unread_lost[nsid] |= lost - known
-            found |= not lost <= known
-            self._known_lost[nsid] = lost
-        if found and self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES and _ZONE_NOTICE not in self._notices:
-            self._notices.append(_ZONE_NOTICE)
+        self._has_to_look = False
+        for nsid, changed in self._changed.items():
+            notice = _ZONE_NOTICE | nsid << _NSID_SHIFT
+            is_wanted = self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES and notice not in self._notices
+            if changed.look() and is_wanted:
+                self._notices.append(notice)
 
     def _changed_zones(self, command: Command) -> bytes:
-        namespace = self.namespaces.get(command.nsid)
-        if namespace is None:
+        changed = self._changed.get(command.nsid)
+        if changed is None:
             raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
         self._look_at_changed_zones()
-        lost = self._unread_lost[command.nsid]
-        block = namespace.geometry.block_sectors
-        page = logs.changed_zones([namespace.geometry.zone_start(zone_no) // block for zone_no in sorted(lost)])
-        if not command.cdw10 & _RETAIN_EVENT:
-            lost.clear()
-        return page
+        retain = bool(command.cdw10 & _RETAIN_EVENT)
+        if not retain:
+            self._clear_notice(_ZONE_NOTICE | command.nsid << _NSID_SHIFT)
+        return changed.page(retain=retain)
+
+    def _clear_notice(self, notice: int) -> None:
+        """Forget *notice*, which the host knows now, and let the next one follow."""
+        if notice in self._notices:
+            self._notices.remove(notice)
+        if self._unread_notice == notice:
+            self._unread_notice = 0
+        if self._notices:
+            self.wake()
 
 
 def _nothing() -> None:

@@ -28,8 +28,8 @@ MDTS_BYTES: Final = 1 << (PAGE_SHIFT + MDTS)
 AERL: Final = 3
 ACL: Final = 3
 ELPE: Final = 62
-#: Optional commands: Compare, Write Zeroes, Copy.
-ONCS: Final = 1 << 0 | 1 << 3 | 1 << 8
+#: Optional commands: Compare, Write Zeroes, Copy; and the feature Timestamp.
+ONCS: Final = 1 << 0 | 1 << 3 | 1 << 6 | 1 << 8
 #: The most source ranges of a copy. All together have as many bytes as a transfer may have.
 COPY_RANGES_MAX: Final = 128
 #: The endurance group that all namespaces are in.
@@ -53,6 +53,8 @@ class Cns(IntEnum):
     SET_ACTIVE_NAMESPACES = 0x07
     INDEPENDENT_NAMESPACE = 0x08
     ALLOCATED_NAMESPACES = 0x10
+    NAMESPACE_CONTROLLERS = 0x12
+    CONTROLLERS = 0x13
     ENDURANCE_GROUPS = 0x19
     COMMAND_SETS = 0x1C
 
@@ -165,7 +167,9 @@ def zoned_namespace(geometry: Geometry) -> bytes:
     data = bytearray(IDENTIFY_BYTES)
     # OZCS: reads may cross zones; random write areas. A limit is stored less one, so "no limit", our 0, is all ones.
     limits = (geometry.max_active_zones - 1) & 0xFFFFFFFF, (geometry.max_open_zones - 1) & 0xFFFFFFFF
-    struct.pack_into("<HHII", data, 0, 0, 0b11 if geometry.zrwa_size else 0b01, *limits)
+    # ZOC: zone active excursions.
+    zoc = 0b10 if geometry.active_excursions else 0
+    struct.pack_into("<HHII", data, 0, zoc, 0b11 if geometry.zrwa_size else 0b01, *limits)
     if geometry.zrwa_size:
         # NUMZRWA, ZRWAFG, ZRWASZ, ZRWACAP: explicit flushes. No limit is one area for each zone, as in QEMU's device.
         block = geometry.block_sectors
@@ -188,6 +192,12 @@ def namespace_list(nsids: Iterable[int], after: int) -> bytes:
     """Return a list of the *nsids* above *after*, ascending, zero at its end."""
     found = sorted(nsid for nsid in nsids if nsid > after)[: IDENTIFY_BYTES // 4]
     return struct.pack(f"<{len(found)}I", *found).ljust(IDENTIFY_BYTES, b"\0")
+
+
+def controller_list(cntlids: Iterable[int], first: int) -> bytes:
+    """Return the structure of CNS 12h and 13h: the *cntlids* from *first* on, ascending, behind their number."""
+    found = sorted(cntlid for cntlid in cntlids if cntlid >= first)[: IDENTIFY_BYTES // 2 - 1]
+    return struct.pack(f"<H{len(found)}H", len(found), *found).ljust(IDENTIFY_BYTES, b"\0")
 
 
 def endurance_groups(after: int) -> bytes:

@@ -265,15 +265,18 @@ class Namespace:
         self._require_writable()
         action = command.cdw13 & 0xFF
         select_all = bool(command.cdw13 & _SELECT_ALL)
-        if command.cdw13 & _ZRWA:
-            return self._allocate_zrwa(command, select_all=select_all)
+        with_zrwa = bool(command.cdw13 & _ZRWA)
+        if with_zrwa:
+            self._require_zrwa(action, select_all=select_all)
+            if action == SendAction.OPEN:
+                return _answer(self.port.allocate_zrwa(self._sector(command.slba)), Operation.ALLOCATE_ZRWA)
         if action == SendAction.OFFLINE:
             return self._take_offline(command, select_all=select_all)
         if action == SendAction.SET_DESCRIPTOR and self.geometry.extension_bytes:
             if select_all:
                 raise RefusedError(NvmeRule.NVME_FIELD, "a descriptor extension for all zones")
             data = b"".join(bytes(buffer) for buffer in buffers)
-            status = self.port.set_extension(self._sector(command.slba), data)
+            status = self.port.set_extension(self._sector(command.slba), data, zrwa=with_zrwa)
             return _answer(status, Operation.SET_EXTENSION)
         if action == SendAction.FLUSH_ZRWA and self.geometry.zrwa_size:
             if select_all:
@@ -286,13 +289,17 @@ class Namespace:
             return _answer(self.port.manage_all(operation), operation)
         return _answer(self.port.manage(operation, self._sector(command.slba)), operation)
 
-    def _allocate_zrwa(self, command: Command, *, select_all: bool) -> Answer:
-        """Open an EMPTY zone with a zone random write area, the only action that may ask for one here."""
+    def _require_zrwa(self, action: int, *, select_all: bool) -> None:
+        """Make sure that *action* can give a zone a random write area.
+
+        Raises:
+            RefusedError: it cannot, or the namespace has none.
+        """
         if not self.geometry.zrwa_size:
             raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area, which the namespace does not have")
-        if select_all or command.cdw13 & 0xFF != SendAction.OPEN:
-            raise RefusedError(NvmeRule.NVME_FIELD, "a zone random write area with an action other than to open a zone")
-        return _answer(self.port.allocate_zrwa(self._sector(command.slba)), Operation.ALLOCATE_ZRWA)
+        if select_all or action not in (SendAction.OPEN, SendAction.SET_DESCRIPTOR):
+            what = "a zone random write area with another action than to open a zone or to set its descriptor extension"
+            raise RefusedError(NvmeRule.NVME_FIELD, what)
 
     def _take_offline(self, command: Command, *, select_all: bool) -> Answer:
         """Move READONLY zones to OFFLINE, the only transition that a host may ask for there."""

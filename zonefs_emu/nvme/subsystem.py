@@ -52,14 +52,21 @@ class Subsystem:
         require_nqn(self.nqn)
         self.serial = serial or first.serial
         self.devices: Mapping[int, ZonedDevice] = MappingProxyType(dict(enumerate(devices, 1)))
+        #: Time in nanoseconds, for timestamps.
+        self.clock_ns = first.clock_ns
         self._cntlids: dict[int, object] = {}
+        self._io_cntlids: set[int] = set()
         self._last_cntlid = 0
 
     def namespaces(self) -> dict[int, Namespace]:
         """Return the namespaces for the use of one queue."""
         return {nsid: Namespace(device, nsid) for nsid, device in self.devices.items()}
 
-    def take_cntlid(self, wanted: int = 0) -> int | None:
+    def io_cntlids(self) -> list[int]:
+        """Return the numbers of the controllers that have namespaces: all that there are, but those for discovery."""
+        return list(self._io_cntlids)
+
+    def take_cntlid(self, wanted: int = 0, *, is_discovery: bool = False) -> int | None:
         """Return a number for a new controller; None if all are in use.
 
         It is *wanted* if that is free, as a controller that goes on had it before; else the one that was free for
@@ -70,6 +77,8 @@ class Subsystem:
             # Atomic for other threads: if two want the same number, one gets it.
             if self._cntlids.setdefault(cntlid, mine) is mine:
                 self._last_cntlid = cntlid
+                if not is_discovery:
+                    self._io_cntlids.add(cntlid)
                 return cntlid
         return None
 
@@ -79,4 +88,5 @@ class Subsystem:
 
     def give_back_cntlid(self, cntlid: int) -> None:
         """Note that the controller *cntlid* is gone."""
+        self._io_cntlids.discard(cntlid)
         self._cntlids.pop(cntlid, None)

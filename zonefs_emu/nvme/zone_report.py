@@ -19,6 +19,8 @@ _DESCRIPTOR: Final = struct.Struct("<BBBxxxxxQQQ32x")
 #: The write pointer of a zone that has none.
 _NO_WP: Final = 0xFFFFFFFFFFFFFFFF
 _SEQUENTIAL: Final = 2
+_FINISHED_BY_CONTROLLER: Final = 1 << 0
+_FINISH_RECOMMENDED: Final = 1 << 1
 _RESET_RECOMMENDED: Final = 1 << 2
 _ZRWA_VALID: Final = 1 << 3
 _EXTENSION_VALID: Final = 1 << 7
@@ -97,4 +99,6 @@ def _attributes_of(zone: Zone) -> int:
     """Return "Zone Attributes" of the descriptor of *zone*."""
     extension = _EXTENSION_VALID if zone.attributes & Attribute.EXTENSION else 0
     area = _ZRWA_VALID if zone.attributes & Attribute.ZRWA else 0
-    return extension | area | (_RESET_RECOMMENDED if zone.reset_recommended else 0)
+    finished = _FINISHED_BY_CONTROLLER if zone.attributes & Attribute.FINISHED_BY_CONTROLLER else 0
+    finish = _FINISH_RECOMMENDED if zone.attributes & Attribute.FINISH_RECOMMENDED else 0
+    return extension | area | finished | finish | (_RESET_RECOMMENDED if zone.reset_recommended else 0)

@@ -225,10 +225,10 @@ class NvmeTcpServer:
     def _admit_admin(self, connection: Connection, connect: Connect) -> Answer:
         if connect.cntlid != DYNAMIC:
             return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_CNTLID)
-        cntlid = self.subsystem.take_cntlid()
+        is_discovery = connect.subsystem_nqn == DISCOVERY_NQN
+        cntlid = self.subsystem.take_cntlid(is_discovery=is_discovery)
         if cntlid is None:
             return Answer(NvmeStatus.CONTROLLER_BUSY)
-        is_discovery = connect.subsystem_nqn == DISCOVERY_NQN
         identity = ControllerIdentity(
             serial=self.subsystem.serial,
             firmware=FIRMWARE,

@@ -14,8 +14,8 @@ from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Condition
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.faults import decode_faults
 from zonefs_emu.persist.codec.header import (
+    RARE_BYTES,
     TELLING_BYTES,
-    ZRWA_BYTES,
     Header,
     SectionKind,
     encode_header,
@@ -79,8 +79,8 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
     """Yield the combinations of two damaged copies of a header, beginning with *first* itself.
 
     Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other. The
-    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields of random
-    write areas, which few images have, are tried as zeros as well.
+    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields of what
+    few images have are tried as zeros as well.
     """
     differing = [at for at in TELLING_BYTES if first[at] != second[at]]
     gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0
@@ -97,8 +97,8 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
             if choice >> index & 1:
                 block[start:end] = second[start:end]
         yield bytes(block)
-        if any(block[ZRWA_BYTES]):
-            block[ZRWA_BYTES] = bytes(ZRWA_BYTES.stop - ZRWA_BYTES.start)
+        if any(block[RARE_BYTES]):
+            block[RARE_BYTES] = bytes(RARE_BYTES.stop - RARE_BYTES.start)
             yield bytes(block)
 
 

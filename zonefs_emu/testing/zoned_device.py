@@ -336,8 +336,8 @@ class DeviceUnderTest:
     ) -> Fault:
         """Make operations fail from now on; returns the fault, whose ``id`` is for :meth:`remove_fault`.
 
-        *effect*: fail, partial, cond, delay, lie or recommend-reset, see docs/faults.md. *on*: one operation or more.
-        *zone* and *nr_zones*: where; everywhere without.
+        *effect*: fail, partial, cond, excursion, delay, lie, recommend-reset or recommend-finish, see docs/faults.md.
+        *on*: one operation or more. *zone* and *nr_zones*: where; everywhere without.
 
         Raises:
             UsageError: the parts do not fit together; says what would.

@@ -195,6 +195,27 @@ def test_impossible_random_write_areas_are_damage(at: int, value: int) -> None:
 
 def test_a_feature_that_is_not_known_is_refused() -> None:
     block, offset = header_block()
-    block[16] = 4
-    with pytest.raises(UnsupportedVersionError, match=r"incompatible features 0x4 .* with features 0x3"):
+    block[16] = 8
+    with pytest.raises(UnsupportedVersionError, match=r"incompatible features 0x8 .* with features 0x7"):
         decode_header(sealed(block), offset=offset)
+
+
+def test_an_image_whose_drive_finishes_zones_has_a_feature_bit() -> None:
+    plain = Geometry(size=64, zone_size=16, zone_capacity=16)
+    header = plan_header(replace(plain, active_excursions=True), uuid=UUID(int=3))
+    block = encode_header(header, 0)
+    assert block[16:24] == b"\4" + bytes(7)
+    assert block[192:208] == bytes(16)  # neither extensions nor random write areas
+    assert block[208:212] == bytes.fromhex("01000000")
+    assert decode_header(block, offset=header.metadata_offset) == header
+    assert len(header.sections) == len(plan_header(plain, uuid=UUID(int=3)).sections)
+
+
+@pytest.mark.parametrize(("at", "value"), [(208, 2), (208, 0), (16, 0)])
+def test_impossible_excursions_are_damage(at: int, value: int) -> None:
+    geometry = Geometry(size=64, zone_size=16, zone_capacity=16, active_excursions=True)
+    header = plan_header(geometry, uuid=UUID(int=3))
+    block = bytearray(encode_header(header, 0))
+    block[at] = value
+    with pytest.raises(CorruptImageError, match=r"header, (geometry|features)"):
+        decode_header(sealed(block), offset=header.metadata_offset)

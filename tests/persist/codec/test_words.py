@@ -126,6 +126,7 @@ def test_which_attributes_are_possible(cond: Condition, attributes: int, is_poss
 
 
 WITH_AREAS = replace(SMALL, conventional=(), zrwa_size=4, zrwa_granularity=2)
+WITH_EXCURSIONS = replace(SMALL, conventional=(), active_excursions=True)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +141,16 @@ WITH_AREAS = replace(SMALL, conventional=(), zrwa_size=4, zrwa_granularity=2)
         (EXTENDED, Condition.CLOSED, 2, False),
         (replace(WITH_AREAS, extension_bytes=64), Condition.CLOSED, 3, True),
         (replace(WITH_AREAS, extension_bytes=64), Condition.FULL, 1, True),
+        (WITH_EXCURSIONS, Condition.FULL, 4, True),
+        (WITH_EXCURSIONS, Condition.READONLY, 4, True),
+        (WITH_EXCURSIONS, Condition.OFFLINE, 4, True),
+        (WITH_EXCURSIONS, Condition.CLOSED, 4, False),
+        (WITH_EXCURSIONS, Condition.IMP_OPEN, 4, False),
+        (WITH_EXCURSIONS, Condition.EMPTY, 4, False),
+        (WITH_AREAS, Condition.FULL, 4, False),
     ],
 )
-def test_only_active_zones_of_images_with_areas_have_one(
+def test_which_zones_of_which_images_have_which_attributes(
     geometry: Geometry, cond: Condition, attributes: int, is_possible: bool
 ) -> None:
     conds, wps, bits = bytearray(b"\1" * 6), array("Q", bytes(48)), bytearray(6)

@@ -26,14 +26,16 @@ NR_CONV_RUNS_MAX: Final = 384
 
 _HEADER: Final = struct.Struct("<8sIIQQQ16s64sQQQQQQIIIIII")
 #: Behind it, each 0 in an image without the feature: the bytes of a descriptor extension; the size and granularity of a
-#: zone random write area in bytes, and how many zones may have one.
-_ZNS: Final = struct.Struct("<IIII")
+#: zone random write area in bytes, and how many zones may have one; 1 if the drive finishes zones by itself.
+_ZNS: Final = struct.Struct("<IIIII")
 _ZNS_AT: Final = 192
 #: An incompatible feature: zones have descriptor extensions, so words have attributes, and there is one more section.
 FEATURE_EXTENSIONS: Final = 1 << 0
 #: An incompatible feature: zones have random write areas, so words have attributes, and data lie beyond wp.
 FEATURE_ZRWA: Final = 1 << 1
-_FEATURES: Final = FEATURE_EXTENSIONS | FEATURE_ZRWA
+#: An incompatible feature: the drive finishes zones by itself, so words have attributes.
+FEATURE_EXCURSIONS: Final = 1 << 2
+_FEATURES: Final = FEATURE_EXTENSIONS | FEATURE_ZRWA | FEATURE_EXCURSIONS
 _SECTION: Final = struct.Struct("<IIQQ")
 _SECTIONS_OFFSET: Final = 256
 _NR_SECTIONS_MAX: Final = 32
@@ -41,10 +43,10 @@ _RUNS_OFFSET: Final = _SECTIONS_OFFSET + _NR_SECTIONS_MAX * _SECTION.size
 _RUN: Final = struct.Struct("<II")
 _OWN_OFFSET: Final = struct.Struct("<QQ")
 _OWN_OFFSET_AT: Final = 120
-#: The bytes of a header on random write areas.
-ZRWA_BYTES: Final = slice(196, 208)
+#: The bytes of a header on features that few images have: random write areas, and zones that the drive finishes.
+RARE_BYTES: Final = slice(196, 212)
 #: The parts of a header that determine all others: features to label, geometry, number of runs, runs.
-TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 208), *range(_RUNS_OFFSET, BLOCK_BYTES))
+TELLING_BYTES: Final = (*range(24, 120), *range(136, 184), *range(188, 212), *range(_RUNS_OFFSET, BLOCK_BYTES))
 
 
 class SectionKind(IntEnum):
@@ -175,7 +177,7 @@ def encode_header(header: Header, copy: int) -> bytes:
     )  # fmt: skip
     _ZNS.pack_into(
         block, _ZNS_AT, geometry.extension_bytes, to_bytes(geometry.zrwa_size), to_bytes(geometry.zrwa_granularity),
-        geometry.max_zrwa,
+        geometry.max_zrwa, geometry.active_excursions,
     )  # fmt: skip
     for index, section in enumerate(header.sections):
         at = _SECTIONS_OFFSET + index * _SECTION.size
@@ -188,7 +190,11 @@ def encode_header(header: Header, copy: int) -> bytes:
 
 def _incompatible(geometry: Geometry) -> int:
     """Return the incompatible feature bits of an image of *geometry*."""
-    return (FEATURE_EXTENSIONS if geometry.extension_bytes else 0) | (FEATURE_ZRWA if geometry.zrwa_size else 0)
+    return (
+        (FEATURE_EXTENSIONS if geometry.extension_bytes else 0)
+        | (FEATURE_ZRWA if geometry.zrwa_size else 0)
+        | (FEATURE_EXCURSIONS if geometry.active_excursions else 0)
+    )
 
 
 def decode_header(block: bytes, *, offset: int) -> Header:
@@ -245,13 +251,16 @@ def planned_header(block: bytes) -> Header:
     if nr_runs > NR_CONV_RUNS_MAX:
         message = f"{nr_runs} runs of conventional zones, more than the {NR_CONV_RUNS_MAX} supported"
         raise ValueError(message)
-    extension_bytes, zrwa_bytes, zrwa_granularity_bytes, max_zrwa = _ZNS.unpack_from(block, _ZNS_AT)
+    extension_bytes, zrwa_bytes, zrwa_granularity_bytes, max_zrwa, excursions = _ZNS.unpack_from(block, _ZNS_AT)
+    if excursions > 1:
+        message = f"zone active excursions {excursions}, which is neither 0 nor 1"
+        raise ValueError(message)
     geometry = Geometry(
         size=size, zone_size=zone_size, zone_capacity=zone_capacity, max_append=max_append,
         max_open_zones=max_open, max_active_zones=max_active, block_size_bytes=block_size,
         write_granularity=to_sectors(granularity),
         extension_bytes=extension_bytes, zrwa_size=to_sectors(zrwa_bytes),
-        zrwa_granularity=to_sectors(zrwa_granularity_bytes), max_zrwa=max_zrwa,
+        zrwa_granularity=to_sectors(zrwa_granularity_bytes), max_zrwa=max_zrwa, active_excursions=bool(excursions),
         conventional=tuple(_RUN.unpack_from(block, _RUNS_OFFSET + index * _RUN.size) for index in range(nr_runs)),
     )  # fmt: skip
     header = plan_header(geometry, uuid=UUID(bytes=uuid), label=label.rstrip(b"\0").decode())

@@ -27,7 +27,7 @@ _COND_OF_BYTE: Final = bytes(byte & _COND_MASK for byte in range(256))
 _CONVENTIONAL_CONDS: Final = frozenset((Condition.NOT_WP, Condition.READONLY, Condition.OFFLINE))
 _WRITTEN_CONDS: Final = frozenset((Condition.FULL, Condition.READONLY, Condition.OFFLINE))
 _WITHOUT_ATTRIBUTES: Final = frozenset((Condition.NOT_WP, Condition.EMPTY))
-_ZRWA_CONDS: Final = frozenset(map(int, ACTIVE_CONDITIONS))
+_ACTIVE_CONDS: Final = frozenset(map(int, ACTIVE_CONDITIONS))
 _PART_CONDS: Final = frozenset((Condition.IMP_OPEN, Condition.EXP_OPEN, Condition.CLOSED))
 
 
@@ -147,9 +147,7 @@ def impossible_zones(
         unknown = ~geometry.possible_attributes
         for zone_no, bits in enumerate(attributes):
             cond = conds[zone_no]
-            if bits and (
-                bits & unknown or cond in _WITHOUT_ATTRIBUTES or (bits & Attribute.ZRWA and cond not in _ZRWA_CONDS)
-            ):
+            if bits and (bits & unknown or not _may_have(cond, bits)):
                 yield zone_no, "attributes that its condition allows"
     last = geometry.nr_zones - 1
     capacity = geometry.zone_capacity
@@ -167,6 +165,14 @@ def impossible_zones(
             if conds[zone_no] not in _CONVENTIONAL_CONDS or wps[zone_no]:
                 yield zone_no, "a condition of a conventional zone, and no write pointer"
         start = first + count
+
+
+def _may_have(cond: int, bits: int) -> bool:
+    """Say whether a zone in condition *cond* may have the attributes *bits*."""
+    if cond in _WITHOUT_ATTRIBUTES:
+        return False
+    excluded = Attribute.FINISHED_BY_CONTROLLER if cond in _ACTIVE_CONDS else Attribute.ZRWA
+    return not bits & excluded
 
 
 def _possible(cond: int, nr_written: int, capacity: int) -> bool:

@@ -1,0 +1,136 @@
+"""The zones of a namespace that the drive itself has changed, of which a host is to be told.
+
+That are zones that it made READONLY or OFFLINE, zones that it finished (zone active excursions), and zones that it
+recommends to reset or to finish, or no longer does. What a host has changed by a command is not among them, nor is what
+other front-ends have.
+
+Source: NVMe Zoned Namespace Command Set 1.1, "Asynchronous Event Request command" (Zone Descriptor Changed), "Changed
+Zone List".
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from enum import IntFlag
+from itertools import islice
+from typing import Final
+
+from zonefs_emu.device.faults import Effect
+from zonefs_emu.model.zone import ACTIVE_CONDITIONS, Attribute, Condition
+from zonefs_emu.nvme import logs
+from zonefs_emu.nvme.namespace import Namespace
+
+_LOST: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
+#: 1 for the attributes of a zone that the drive has finished, 0 for all others.
+_FINISHED: Final = bytes(bool(bits & Attribute.FINISHED_BY_CONTROLLER) for bits in range(256))
+_ONE: Final = re.compile(b"\1")
+
+
+class Deed(IntFlag):
+    """What a drive has done to a zone."""
+
+    LOST = 1
+    FINISHED = 2
+    FINISH_RECOMMENDED = 4
+
+
+class ChangedZones:
+    """The changed zones of *namespace*, for one controller; *on_change* is called from any thread.
+
+    All methods but :meth:`touched` are called by one thread.
+    """
+
+    def __init__(self, namespace: Namespace, on_change: Callable[[], None]) -> None:
+        """Take the zones as they are for known."""
+        self._namespace = namespace
+        self._on_change = on_change
+        # Both are replaced as a whole, never changed: another thread may be looking at them.
+        self._known = self._deeds()
+        self._reset_recommended = self._recommended_to_reset()
+        #: What the drive has done to zones and has since been undone, such as by a reset: it may do it again.
+        self._undone: dict[int, int] = {}
+        self._unread: set[int] = set()
+        namespace.device.subscribe(self.touched, port=namespace.port)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._namespace.device.unsubscribe(self.touched)
+
+    def forget(self) -> None:
+        """Take no zone for known: what the host has read of them is not known."""
+        self._known = {}
+        self._reset_recommended = frozenset()
+
+    def touched(self, zone_no: int, nr_zones: int) -> None:
+        """Note that others have changed zones; quick and thread safe, as a listener of the device must be."""
+        known = self._known
+        if known:
+            zones = (
+                (zone_no,) if nr_zones == 1 else [known_no for known_no in known if 0 <= known_no - zone_no < nr_zones]
+            )
+            for number in zones:
+                if undone := known.get(number, 0) & ~self._lasting(number):
+                    self._undone[number] = self._undone.get(number, 0) | undone
+        self._on_change()
+
+    def _lasting(self, zone_no: int) -> int:
+        """Return which of the deeds that a zone keeps zone *zone_no* has now."""
+        machine = self._namespace.device.machine
+        lost = Deed.LOST if machine.conds[zone_no] in _LOST else 0
+        finished = Deed.FINISHED if machine.attributes[zone_no] & Attribute.FINISHED_BY_CONTROLLER else 0
+        return lost | finished | Deed.FINISH_RECOMMENDED
+
+    def look(self) -> bool:
+        """Look at the zones; True if the drive has changed some since the last time."""
+        undone, self._undone = self._undone, {}
+        before = {zone_no: deeds & ~undone.get(zone_no, 0) for zone_no, deeds in self._known.items()}
+        deeds, reset_recommended = self._deeds(), self._recommended_to_reset()
+        news = {zone_no for zone_no, done in deeds.items() if done & ~before.get(zone_no, 0)}
+        news.update(self._no_longer_recommended(before, deeds))
+        for _, first, nr_zones in reset_recommended ^ self._reset_recommended:
+            zones = range(first, first + nr_zones) if nr_zones else range(self._namespace.geometry.nr_zones)
+            # One more than the log can list, which then says that there are too many.
+            news.update(islice(zones, logs.CHANGED_ZONES_MAX + 1))
+        self._known, self._reset_recommended = deeds, reset_recommended
+        self._unread |= news
+        return bool(news)
+
+    def page(self, *, retain: bool) -> bytes:
+        """Return the Changed Zone List, and begin a new one unless *retain*."""
+        geometry = self._namespace.geometry
+        found = logs.changed_zones(
+            [geometry.zone_start(number) // geometry.block_sectors for number in sorted(self._unread)]
+        )
+        if not retain:
+            self._unread.clear()
+        return found
+
+    def _no_longer_recommended(self, before: dict[int, int], now: dict[int, int]) -> Iterator[int]:
+        """Yield the zones that are active still, and whose Finish Zone Recommended the drive has cleared."""
+        conds = self._namespace.device.machine.conds
+        for zone_no, deeds in before.items():
+            if deeds & Deed.FINISH_RECOMMENDED & ~now.get(zone_no, 0) and conds[zone_no] in ACTIVE_CONDITIONS:
+                yield zone_no
+
+    def _deeds(self) -> dict[int, int]:
+        """Return what the drive has done to which zones."""
+        namespace = self._namespace
+        port, geometry, device = namespace.port, namespace.geometry, namespace.device
+        found: dict[int, int] = {zone.zone_no: Deed.LOST for zone in port.report(0, geometry.nr_zones, _LOST)}
+        if geometry.active_excursions:
+            with device.lock:
+                attributes = bytes(device.machine.attributes)
+            for match in _ONE.finditer(attributes.translate(_FINISHED)):
+                found[match.start()] = found.get(match.start(), 0) | Deed.FINISHED
+        if any(fault.effect is Effect.RECOMMEND_FINISH for fault in device.faults.faults):
+            for zone in port.report(0, geometry.nr_zones, ACTIVE_CONDITIONS):
+                if zone.attributes & Attribute.FINISH_RECOMMENDED:
+                    found[zone.zone_no] = Deed.FINISH_RECOMMENDED
+        return found
+
+    def _recommended_to_reset(self) -> frozenset[tuple[int, int, int]]:
+        """Return (fault, first zone, number of zones; 0: all) of what the drive recommends to reset."""
+        return frozenset(
+            (fault.id, fault.first_zone, fault.nr_zones)
+            for fault in tuple(self._namespace.device.faults.faults)
+            if fault.effect is Effect.RECOMMEND_RESET
+        )
