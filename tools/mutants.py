@@ -250,7 +250,8 @@ class Chosen:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Leave out what was not chosen."""
-        signal.alarm(0)  # of _run_once: from here on each test has a limit of its own
+        # From here on each test has a limit of its own; this is for what hangs between them.
+        signal.alarm(COLLECTION_SECONDS + int(sum(self._tests.values())))
         items[:] = sorted(
             (item for item in items if item.nodeid in self._rank), key=lambda item: self._rank[item.nodeid]
         )
