@@ -226,3 +226,10 @@ def test_random_write_areas() -> None:
 def test_impossible_random_write_areas(parts: dict[str, int], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         replace(Geometry(size=64, zone_size=32, zone_capacity=24), **parts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sector", "nr_sectors", "end"), [(0, 0, 1), (0, 1, 1), (15, 1, 1), (15, 2, 2), (16, 0, 2), (16, 16, 2), (0, 96, 6)]
+)
+def test_the_zone_behind_a_request(sector: int, nr_sectors: int, end: int) -> None:
+    assert Geometry(size=96, zone_size=16, zone_capacity=16).end_zone_no(sector, nr_sectors) == end

@@ -60,6 +60,7 @@ def test_refusals() -> None:
     machine = fresh()
     assert refusal(machine, 96)[0] is Status.OUT_OF_RANGE
     assert refusal(machine, -16)[0] is Status.OUT_OF_RANGE
+    assert refusal(machine, -1)[0] is Status.OUT_OF_RANGE
     assert refusal(machine, 17) == (Status.NOT_ZONE_START, 1)
     extend(machine, 0)
     extend(machine, 16)

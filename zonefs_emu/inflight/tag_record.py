@@ -120,10 +120,12 @@ class TagRecord:
 class TagIntentLog:
     """A :class:`zonefs_emu.device.intent_log.IntentLog` for one thread; *number* says which tag it executes."""
 
+    #: The data of the write or append that is executed.
+    payload: "Sequence[Buffer]" = ()
+
     def __init__(self, record: TagRecord, port: Port) -> None:
         """Store the intents of what the calling thread asks of *port* in *record*."""
         self.number = 0
-        self.payload: Sequence[Buffer] = ()
         self._record = record
         self._words = record.words
         self._slots = record.slots
