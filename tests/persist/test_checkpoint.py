@@ -143,6 +143,16 @@ def test_a_repaired_copy_is_whole_without_the_other() -> None:
     assert zones(damaged(memory, SectionKind.TABLE, 1)) == AFTER
 
 
+def test_a_repaired_copy_is_synced() -> None:
+    """It is relied on when the other one is overwritten."""
+    memory = fresh_memory()
+    backing = FailingBacking(memory, fail_at=2)
+    written = Checkpoint(backing, HEADER, *read_checkpoint(backing, HEADER))
+    with pytest.raises(OSError, match="Input/output error"):
+        written.repair(read_checkpoint(backing, HEADER)[0])
+    assert backing.calls == 2
+
+
 def test_the_state_says_who_uses_the_image_and_how_it_was_stopped() -> None:
     memory = fresh_memory()
     backing = MemoryBacking(memory)
