@@ -983,3 +983,19 @@ def test_refusals_are_explained(bench: Bench) -> None:
         "with O_DIRECT to be written; zone 2 is EMPTY with wp at sector 256 and its capacity ends at sector 384 "
         "[zonefs.rst, Sequential zone files]"
     )
+
+
+def test_a_zone_that_the_drive_finishes_is_a_full_file(make_bench: Callable[..., Bench]) -> None:
+    """The mount learns of it by a write that fails, as from any drive; the next mount sees a full file."""
+    bench = make_bench(geometry(active_excursions=True))
+    mounted = bench.mount("errors=repair")
+    file = seq(mounted)
+    handle = mounted.open(file, RW_DIRECT)
+    assert mounted.write(handle, 0, blocks(1)) == BLOCK
+    assert not bench.raw.finish_by_controller(file.zone_no)
+    with refused(errno.EIO):
+        mounted.write(handle, BLOCK, blocks(1))
+    assert file.size == CAPACITY
+    again = bench.mount()
+    assert seq(again).size == CAPACITY
+    consistent(again)

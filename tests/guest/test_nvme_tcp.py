@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).parents[2]
 #: 16 zones of 4 MiB with a capacity of 3 MiB; random write areas of 16 blocks.
 SHAPE = (
     "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
-    " --zrwa 64K --zrwa-granularity 16K --max-zrwa 1"
+    " --zrwa 64K --zrwa-granularity 16K --max-zrwa 1 --zone-extension 64"
 )
 #: Logical blocks of 4096 bytes in a zone.
 ZONE = 1024
@@ -155,6 +155,45 @@ def use_a_random_write_area(drive: Place) -> None:
     drive.sh(f"nvme zns finish-zone /dev/nvme0n1 -s {ZONE}")
     assert zone()[::2] == ("FULL", 0)
     drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+    drive.sh(
+        f"""cd /run/attaching; nvme zns reset-zone /dev/nvme0n1 -s {ZONE}; head -c 64 /dev/urandom >descriptor
+        nvme zns set-zone-desc /dev/nvme0n1 -s {ZONE} --zrwaa -d descriptor
+        nvme write /dev/nvme0n1 -s {ZONE + 2} -c 1 -z 8192 -d two
+        nvme zns report-zones /dev/nvme0n1 -s {ZONE} -d 1 -e -o binary | tail -n +2 | tail -c +129 >found
+        cmp -n 64 found descriptor"""
+    )
+    assert zone() == ("IMP_OPENED", 0, 0x88), "an area beside an extension"
+
+
+def test_a_drive_that_finishes_zones_itself(place: Place) -> None:
+    """Linux makes no block device of it. nvme-cli has a character device; it asks for controllers and time as well."""
+    place.guest.load("nvme_tcp")
+    place.sh("ip link set lo up")
+    place.create("n.img", "--size 64M --zone-size 4M --zone-active-excursions")
+    serve(place)
+    place.sh(
+        f"""nqn=$(awk '/^nvme connect/ {{ print $NF }}' served); {CONNECT} -n $nqn
+        until [ -c /dev/ng0n1 ]; do sleep 0.1; done; head -c 4096 /dev/urandom >one
+        nvme write /dev/ng0n1 -s {2 * ZONE} -c 0 -z 4096 -d one
+        Z inject n.img excursion --zone 2"""
+    )
+    place.sh("! [ -b /dev/nvme0n1 ]")
+    assert nvme(place, "zns id-ns /dev/ng0n1 -n 1")["zoc"] == 2
+    changed = place.sh("nvme zns changed-zone-list /dev/nvme0 -n 1").stdout
+    assert re.search(r"nrzid: *1\b", changed), changed
+    report = place.sh(
+        "nvme zns report-zones /dev/ng0n1 -n 1 -o binary | tail -n +2 | od -An -v -tx1 -j 192 -N 3"
+    ).stdout
+    assert report.split() == ["02", "e0", "01"]
+    refused = place.sh(f"nvme write /dev/ng0n1 -s {2 * ZONE + 1} -c 0 -z 4096 -d one", check=False)
+    assert "Zone Is Full" in refused.stderr + refused.stdout
+    assert "the drive has finished that zone by itself" in place.sh("Z why n.img").stdout
+    assert "1" in place.sh("nvme list-ctrl /dev/nvme0").stdout
+    stamps = [place.sh("nvme get-feature /dev/nvme0 -f 0xe -b | tail -c 8 | od -An -tu8").stdout for _ in range(2)]
+    place.sh("nvme disconnect-all; pkill -f 'serve n.img' || true", check=False)
+    first, second = (int(stamp) for stamp in stamps)
+    assert first >> 49 == 1, "Linux has set it"
+    assert first < second
 
 
 def test_fio_verifies_and_appends(drive: Place) -> None:
