@@ -30,6 +30,7 @@ AREAS: Final = (
     "watch",
     "vhost",
     "heuristics",
+    "nvme",
     "guest",
     "attach",
     "timing",

@@ -1,4 +1,7 @@
-"""fio in a Linux guest on our ublk and VDUSE nodes, beside null_blk and QEMU's emulated NVMe ZNS drive in that guest.
+"""fio in a Linux guest on disks that are attached there, beside peers in that guest.
+
+Ours are by ublk, VDUSE and NVMe over TCP. Peers are null_blk, QEMU's emulated NVMe ZNS drive, and the kernel's own NVMe
+target, nvmet, over TCP on another null_blk.
 
 Our process runs in the guest too, so without hardware acceleration its interpreter and its copies are emulated,
 instruction by instruction, while QEMU's drive is compiled code of the host. null_blk, a driver of the guest's own
@@ -12,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from bench.harness import PROJECT, Row, program, progress, spread
@@ -23,10 +27,34 @@ NR_ZONES: Final = 8
 GOAL: Final = 1.0
 NVME: Final = "QEMU's NVMe ZNS"
 NULL_BLK: Final = "null_blk"
+NVMET: Final = "nvmet-tcp on null_blk"
+#: Which peers each of ours has.
+PEERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {"ublk": (NULL_BLK, NVME), "vduse": (NULL_BLK, NVME), "nvme-tcp": (NVMET,)}
+)
 SECONDS: Final = 2
 #: Filled once for the random reads; sequential writes go to the first two, which fio empties each time round.
 READ_ZONE: Final = 4
-MODULES: Final = ("nvme", "ublk_drv", "vduse", "virtio_vdpa", "virtio_blk")
+MODULES: Final = ("nvme", "nvme_tcp", "nvmet_tcp", "ublk_drv", "vduse", "virtio_vdpa", "virtio_blk")
+#: The kernel's target over the second null_blk, and the kernel connected to it; prints the node.
+_TARGET: Final = """
+ip link set lo up
+mount -t configfs none /sys/kernel/config 2>/dev/null || true
+cd /sys/kernel/config/nvmet
+mkdir subsystems/peer subsystems/peer/namespaces/1 ports/1
+echo 1 >subsystems/peer/attr_allow_any_host
+echo /dev/nullb1 >subsystems/peer/namespaces/1/device_path
+echo 1 >subsystems/peer/namespaces/1/enable
+echo ipv4 >ports/1/addr_adrfam
+echo tcp >ports/1/addr_trtype
+echo 127.0.0.1 >ports/1/addr_traddr
+echo 4421 >ports/1/addr_trsvcid
+ln -s /sys/kernel/config/nvmet/subsystems/peer ports/1/subsystems/peer
+nvme connect -t tcp -a 127.0.0.1 -s 4421 -n peer --hostnqn nqn.a --hostid 11111111-2222-3333-4444-555555555555 >&2
+name=$(grep -lx peer /sys/class/nvme/nvme*/subsysnqn | cut -d/ -f5)
+until [ -b /dev/${name}n1 ]; do sleep 0.1; done
+echo /dev/${name}n1
+"""
 
 WHAT: Final = tuple(
     (f"{name}, depth {depth}", direction, f"{options} --iodepth={depth}")
@@ -58,12 +86,12 @@ def rows(scratch: Path, runs: int) -> list[Row]:
         for module in MODULES:
             guest.load(module)
         guest.load(
-            "null_blk", "nr_devices=1", "zoned=1", "memory_backed=1", "bs=4096",
+            "null_blk", "nr_devices=2", "zoned=1", "memory_backed=1", "bs=4096",
             "gb=1", f"zone_size={ZONE_MIB}",
         )  # fmt: skip
         guest.wait_until("test -b /dev/nvme0n1")
-        peers = {NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1"}
-        ours = {via: attach(guest, via) for via in ("ublk", "vduse")}
+        peers = {NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1", NVMET: guest.run(_TARGET).stdout.strip()}
+        ours = {via: attach(guest, via) for via in PEERS}
         for node in (*ours.values(), *peers.values()):
             fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")
         found = []
@@ -74,8 +102,8 @@ def rows(scratch: Path, runs: int) -> list[Row]:
                 for name, node in (ours | peers).items():
                     timed = f"{options} --time_based --runtime={SECONDS}"
                     figures[name].append(fio(guest, node, timed, direction))
-            found += [_row(via, what, figures, peer) for via in ours for peer in peers]
-        guest.run(f"{_PRELUDE}Z detach ublk.img; Z detach vduse.img", timeout=120)
+            found += [_row(via, what, figures, peer) for via in ours for peer in PEERS[via]]
+        guest.run(f"{_PRELUDE}for via in {' '.join(PEERS)}; do Z detach $via.img; done", timeout=120)
     return found
 
 

@@ -1,9 +1,11 @@
-"""fio in a Linux guest on our SCSI disk, beside QEMU's own emulated NVMe ZNS drive in the same guest."""
+"""fio in a Linux guest on our SCSI disk and on our NVMe drive, beside QEMU's own NVMe ZNS drive in the same guest."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -11,6 +13,7 @@ from uuid import uuid4
 from bench.harness import PROJECT, Row, compare, progress
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
+from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.fitting.measurements import Measurement
 from zonefs_emu.fitting.predictions import predict
@@ -37,55 +40,88 @@ WHAT: Final = (
 
 
 def rows(scratch: Path, runs: int) -> list[Row]:
-    """Measure sequential writes and random reads."""
-    image, socket_path, plain = scratch / "guest.img", scratch / "guest.sock", scratch / "zns.raw"
+    """Measure sequential writes and random reads of a SCSI disk, and of an NVMe drive over vfio-user."""
+    return _scsi_rows(scratch, runs) + _vfio_rows(scratch, runs)
+
+
+def _scsi_rows(scratch: Path, runs: int) -> list[Row]:
+    socket_path, plain = scratch / "guest.sock", _plain(scratch / "zns.raw")
+    with (
+        _serving(scratch / "guest.img", "--vhost-user-scsi", str(socket_path)),
+        Guest(obtain_kit(print), qemu_arguments=zns_drive(plain, zone_size_mib=ZONE_MIB)) as guest,
+    ):
+        guest.load("nvme")
+        guest.wait_until("test -b /dev/nvme0n1")
+        disk = guest.attach("scsi", socket_path)
+        found = _compared(guest, "guest", runs, ours=disk.path, peers="/dev/nvme0n1", plain=plain)
+        disk.detach()
+        return found + [_timed(guest, scratch, scale) for scale in TIME_SCALES]
+
+
+def _vfio_rows(scratch: Path, runs: int) -> list[Row]:
+    """Both drives are of NVMe, and the guest's driver is the same; so is QEMU, a newer one than for the SCSI disk."""
+    kit = obtain_kit(print)
+    NEWER_QEMU.obtain(print)
+    newer = find_newer_qemu(kit)
+    assert newer is not None, "it has just been obtained"
+    socket_path, plain = scratch / "vfio.sock", _plain(scratch / "vfio.raw")
+    device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket_path)}}
+    with _serving(scratch / "vfio.img", "--vfio-user", str(socket_path), "--serial", "ours"):
+        while not socket_path.exists():
+            time.sleep(0.05)
+        arguments = ["-device", json.dumps(device), *zns_drive(plain, zone_size_mib=ZONE_MIB)]
+        with Guest(newer, qemu_arguments=arguments) as guest:
+            guest.load("nvme")
+            guest.wait_until("[ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]")
+            serials = guest.run("cat /sys/class/nvme/nvme0/serial /sys/class/nvme/nvme1/serial").stdout.split()
+            ours, peers = (f"/dev/nvme{serials.index(serial)}n1" for serial in ("ours", "zns"))
+            return _compared(guest, "vfio-user", runs, ours=ours, peers=peers, plain=plain)
+
+
+def _compared(guest: Guest, area: str, runs: int, *, ours: str, peers: str, plain: Path) -> list[Row]:
+    for path in (ours, peers):
+        _fio(guest, path, f"--rw=write --bs=128k {_place(READ_ZONE)}", "write")
+    return [
+        compare(
+            area, what, "/s", _measure(guest, ours, direction, options), peer=PEER,
+            peers=_measure(guest, peers, direction, options, plain), runs=runs, goal=GOAL,
+        )
+        for what, direction, options in WHAT
+    ]  # fmt: skip
+
+
+def _plain(path: Path) -> Path:
+    """Make the file of QEMU's drive."""
+    with path.open("wb") as file:
+        file.truncate(NR_ZONES * ZONE_MIB << 20)
+    return path
+
+
+@contextmanager
+def _serving(image: Path, *options: str) -> Iterator[None]:
+    """Serve a new image."""
     zone = ZONE_MIB << 11
     geometry = Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone, block_size_bytes=4096)
     ZonedDevice.create(image, geometry, uuid=uuid4())
-    with plain.open("wb") as file:
-        file.truncate(NR_ZONES * ZONE_MIB << 20)
-    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), "--vhost-user-scsi", str(socket_path)]
-    with (
-        subprocess.Popen(serve, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon,
-        Guest(obtain_kit(print), qemu_arguments=zns_drive(plain, zone_size_mib=ZONE_MIB)) as guest,
-    ):
-        try:
-            guest.load("nvme")
-            guest.wait_until("test -b /dev/nvme0n1")
-            disk = guest.attach("scsi", socket_path)
-            for path in (disk.path, "/dev/nvme0n1"):
-                _fio(guest, path, f"--rw=write --bs=128k {_place(READ_ZONE)}", "write")
-            found = [
-                compare(
-                    "guest", what, "/s", _measure(guest, disk.path, direction, options), peer=PEER,
-                    peers=_measure(guest, "/dev/nvme0n1", direction, options, plain), runs=runs, goal=GOAL,
-                )
-                for what, direction, options in WHAT
-            ]  # fmt: skip
-            disk.detach()
-            found += [_timed(guest, scratch, geometry, scale) for scale in TIME_SCALES]
-        finally:
-            daemon.terminate()
-    return found
-
-
-def _timed(guest: Guest, scratch: Path, geometry: Geometry, scale: int) -> Row:
-    """How far random reads of a timed drive are off the model's own prediction, by their mean latency."""
-    image, socket_path = scratch / f"timed-{scale}.img", scratch / f"timed-{scale}.sock"
-    ZonedDevice.create(image, geometry, uuid=uuid4())
-    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), "--vhost-user-scsi", str(socket_path)]
-    serve += ["--timing", "zn540", "--time-scale", str(scale)]
+    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), *options]
     with subprocess.Popen(serve, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
         try:
-            progress(f"guest: a drive that is {scale} times slower")
-            disk = guest.attach("scsi", socket_path)
-            place = f"bs=1M count=4 seek={READ_ZONE * ZONE_MIB}"
-            guest.run(f"dd if=/dev/zero of={disk.path} oflag=direct {place}")
-            options = f"--rw=randread --bs=4k --iodepth=1 {_place(READ_ZONE)} --time_based --runtime=5"
-            job = _fio_job(guest, disk.path, options)
-            disk.detach()
+            yield
         finally:
             daemon.terminate()
+
+
+def _timed(guest: Guest, scratch: Path, scale: int) -> Row:
+    """How far random reads of a timed drive are off the model's own prediction, by their mean latency."""
+    image, socket_path = scratch / f"timed-{scale}.img", scratch / f"timed-{scale}.sock"
+    with _serving(image, "--vhost-user-scsi", str(socket_path), "--timing", "zn540", "--time-scale", str(scale)):
+        progress(f"guest: a drive that is {scale} times slower")
+        disk = guest.attach("scsi", socket_path)
+        place = f"bs=1M count=4 seek={READ_ZONE * ZONE_MIB}"
+        guest.run(f"dd if=/dev/zero of={disk.path} oflag=direct {place}")
+        options = f"--rw=randread --bs=4k --iodepth=1 {_place(READ_ZONE)} --time_based --runtime=5"
+        job = _fio_job(guest, disk.path, options)
+        disk.detach()
     found_ns = float(job["read"]["clat_ns"]["mean"])
     point = Measurement("randread", 4096, 4096, 1, 1, 0, 1, 0, 0, 0)
     expected_ns = predict(ZN540, point).mean_ns * scale

@@ -119,8 +119,10 @@ def spread(figures: Sequence[float]) -> float:
     return (max(figures) - min(figures)) / statistics.median(figures)
 
 
-def limit(area: str, what: str, unit: str, ours: Callable[[], float], *, runs: int, at_most: float) -> Row:
-    """Call *ours* *runs* times and return the row of a figure that must stay below *at_most*."""
+def limit(
+    area: str, what: str, unit: str, ours: Callable[[], float], *, runs: int, at_most: float | None = None
+) -> Row:
+    """Call *ours* *runs* times and return the row of a figure that must stay below *at_most*, if that is given."""
     progress(f"{area}: {what}")
     return Row(area=area, what=what, unit=unit, ours=statistics.median(ours() for _ in range(runs)), limit=at_most)
 
