@@ -19,8 +19,14 @@ def test_points_of_each_kind_are_near_what_was_measured() -> None:
 
 def test_the_writer_of_a_mix_keeps_its_rate() -> None:
     assert predict(ZN540, WRITES._replace(beside=READ)).iops == pytest.approx(2000, rel=0.01)
-    slower = WRITES._replace(limit_bytes=0, iops=100, beside=READ)
-    assert predict(ZN540, slower).iops == pytest.approx(100, rel=0.05)
+
+
+def test_the_jobs_of_a_mix_stay_in_the_proportion_that_was_measured() -> None:
+    writes = WRITES._replace(limit_bytes=0, iops=1480, nr_bytes=4096)
+    reads = READ._replace(iops=13_320, beside=writes)
+    said = predict(ZN540, reads)
+    assert said.iops == pytest.approx(13_600, rel=0.02)
+    assert predict(ZN540, writes._replace(beside=reads)).iops == pytest.approx(said.iops / 9, rel=0.01)
 
 
 def test_errors_are_counted_by_group() -> None:

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from zonefs_emu.fitting.measurements import Measurement
-from zonefs_emu.model.timing.closed_loop import Job, Summary, run, run_management, steady_warm_up, summarize
+from zonefs_emu.model.timing.closed_loop import (
+    Job,
+    Summary,
+    run,
+    run_in_proportion,
+    run_management,
+    steady_warm_up,
+    summarize,
+)
 from zonefs_emu.model.timing.flash import FlashTiming
 from zonefs_emu.model.timing.parameters import FlashParameters
 from zonefs_emu.model.transitions import Operation
@@ -25,6 +33,10 @@ OPERATIONS: Final = {
     "open": Operation.OPEN,
     "close": Operation.CLOSE,
 }
+#: Writes are simulated until the drive has stored so much, because it pauses every few megabytes.
+_WRITTEN_BYTES: Final = 46_500_000
+#: Requests below this do not fill the drive's buffer, so that these pauses do not matter.
+_FILLING_BYTES: Final = 8192
 #: How long a mix is simulated, and how much of that is not counted.
 _MIX_NS: Final = 300_000_000
 _MIX_WARM_UP_NS: Final = 50_000_000
@@ -45,13 +57,16 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
     if point.beside is not None:
         return _predict_mix(model, point, point.beside, seed)
     jobs = [_job(point, first_zone=zone) for zone in range(point.nr_zones)]
+    # A latency is seen as often as the queue is long; three times that is little enough.
+    count = max(count, 3 * point.depth * point.nr_zones)
+    if jobs[0].operation != Operation.READ and point.nr_bytes >= _FILLING_BYTES:
+        count = max(count, _WRITTEN_BYTES // point.nr_bytes)
     outcomes = run(
         model,
         jobs,
         zone_sectors=ZONE_SECTORS,
         capacity_sectors=CAPACITY_SECTORS,
-        # A latency is seen as often as the queue is long; three times that is little enough.
-        count=max(count, 3 * point.depth * point.nr_zones),
+        count=count,
         warm_up=steady_warm_up(jobs[0], point.nr_zones),
         seed=seed,
     )
@@ -60,24 +75,34 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
 
 
 def _predict_mix(model: FlashTiming, point: Measurement, beside: Measurement, seed: int) -> Summary:
-    """Both jobs at once. The writer is held to the rate that it was given, or, if none is known, to the one it had."""
-    jobs = [_job(side, first_zone=100 * number, rate_bytes=_rate(side)) for number, side in enumerate((point, beside))]
-    outcomes = run(
-        model,
-        jobs,
-        zone_sectors=ZONE_SECTORS,
-        capacity_sectors=CAPACITY_SECTORS,
-        duration_ns=_MIX_NS,
-        warm_up_ns=_MIX_WARM_UP_NS,
-        seed=seed,
-    )
+    """Both jobs at once: the writer at the rate to which it was held, or both in the proportion that they had."""
+    sides = (point, beside)
+    jobs = [_job(side, first_zone=100 * number, rate_bytes=side.limit_bytes) for number, side in enumerate(sides)]
+    limited = any(side.limit_bytes for side in sides)
+    if limited or not (point.iops and beside.iops):
+        outcomes = run(
+            model,
+            jobs,
+            zone_sectors=ZONE_SECTORS,
+            capacity_sectors=CAPACITY_SECTORS,
+            duration_ns=_MIX_NS,
+            warm_up_ns=_MIX_WARM_UP_NS,
+            seed=seed,
+        )
+    else:
+        # What the load generator was told is a whole number of per cent.
+        share = min(max(round(100 * point.iops / (point.iops + beside.iops)), 1), 99)
+        outcomes = run_in_proportion(
+            model,
+            jobs,
+            (share, 100 - share),
+            zone_sectors=ZONE_SECTORS,
+            capacity_sectors=CAPACITY_SECTORS,
+            duration_ns=_MIX_NS,
+            warm_up_ns=_MIX_WARM_UP_NS,
+            seed=seed,
+        )
     return outcomes[0].summary()
-
-
-def _rate(side: Measurement) -> int:
-    if side.operation == "randread":
-        return 0
-    return side.limit_bytes or int(side.iops * side.nr_bytes)
 
 
 def _job(point: Measurement, *, first_zone: int, rate_bytes: int = 0) -> Job:

@@ -1,3 +1,4 @@
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from zonefs_emu.model.timing.closed_loop import (
     Job,
     Outcome,
     run,
+    run_in_proportion,
     run_management,
     steady_warm_up,
     summarize,
@@ -51,6 +53,29 @@ def test_a_job_keeps_its_depth_in_flight_and_goes_through_its_zones() -> None:
     assert outcome.summary().iops == pytest.approx(1e6)
     (deep,) = simulate(Fixed(), Job(operation=Operation.WRITE, nr_sectors=8, depth=4), count=4000, host=IDEAL)
     assert deep.summary().iops == pytest.approx(4e6, rel=0.01)
+
+
+def test_jobs_in_proportion_wait_for_each_other() -> None:
+    reads = Job(operation=Operation.READ, nr_sectors=8, depth=16, random=True)
+    writes = Job(operation=Operation.WRITE, nr_sectors=8, first_zone=5)
+    model = Fixed()
+    outcomes = run_in_proportion(
+        model, (reads, writes), (3, 1), zone_sectors=32, capacity_sectors=24, duration_ns=1_000_000, host=IDEAL
+    )
+    counts = [len(outcome.begins_ns) for outcome in outcomes]
+    assert counts[0] == pytest.approx(3 * counts[1], abs=6)
+    # The reads go on when a write is answered, after 1000 ns, so that their depth of 16 is not reached.
+    began = [at for operation, _, _, at, *_ in model.asked if operation == Operation.READ]
+    assert began[:5] == [0, 0, 0, 0, 1000]
+    assert max(Counter(began).values()) < 8
+    assert outcomes[1].summary().mean_ns == 1000
+    # A job that the other does not hold up is as fast as alone, and what is warming up is not counted.
+    (alone,) = run_in_proportion(
+        Fixed(), (writes,), (1,), zone_sectors=32, capacity_sectors=24,
+        duration_ns=1_000_000, warm_up_ns=500_000, host=IDEAL,
+    )  # fmt: skip
+    assert alone.summary().iops == pytest.approx(1e6, rel=0.01)
+    assert len(alone.begins_ns) == 500
 
 
 def test_random_reads_are_anywhere_in_the_zones() -> None:

@@ -134,6 +134,19 @@ class _Running:
         self.offset = offset + job.nr_sectors
         return self.zone, offset
 
+    def submit(self, model: DriveTiming, now_ns: int, zone_sectors: int) -> int:
+        """Ask *model* for the next request, and return when it completes."""
+        zone, offset = self.place()
+        return model.submit(
+            self.job.operation,
+            zone,
+            zone * zone_sectors + offset,
+            self.job.nr_sectors,
+            now_ns,
+            condition=Condition.IMP_OPEN if offset else Condition.EMPTY,
+            written_sectors=offset,
+        )
+
 
 def run(
     model: DriveTiming,
@@ -160,7 +173,6 @@ def run(
         (97 * number, number, job) for number, job in enumerate(job for job in running for _ in range(job.job.depth))
     ]
     heapq.heapify(queue)
-    submit = model.submit
     crowded = len(jobs) > host.nr_processors
     left = warm_up + count if count else -1
     while left:
@@ -168,18 +180,7 @@ def run(
         if duration_ns and now_ns >= duration_ns:
             break
         left -= 1
-        request = job.job
-        zone, offset = job.place()
-        condition = Condition.IMP_OPEN if offset else Condition.EMPTY
-        end_ns = submit(
-            request.operation,
-            zone,
-            zone * zone_sectors + offset,
-            request.nr_sectors,
-            now_ns,
-            condition=condition,
-            written_sectors=offset,
-        )
+        end_ns = job.submit(model, now_ns, zone_sectors)
         if crowded:
             end_ns = _answered_ns(end_ns, job.slot, len(jobs), host)
         next_ns = end_ns + job.gap_ns
@@ -199,6 +200,65 @@ def run(
     for job in running:
         job.outcome.begin_ns = max(begin_ns, warm_up_ns)
         job.outcome.end_ns = end_ns
+    return [job.outcome for job in running]
+
+
+def run_in_proportion(
+    model: DriveTiming,
+    jobs: Sequence[Job],
+    weights: Sequence[float],
+    *,
+    zone_sectors: int,
+    capacity_sectors: int,
+    duration_ns: int,
+    warm_up_ns: int = 0,
+    host: Host | None = None,
+    seed: int = 0,
+) -> list[Outcome]:
+    """Run *jobs* so that their numbers of requests stay in the proportion of *weights*; returns what each saw.
+
+    That is the option ``flow`` of fio in zoned mode. A job is one thread, which asks for one request after the other
+    until its depth is reached. A job that is ahead of its share waits until all of its requests are answered, and then
+    until the other jobs have caught up. So fewer requests are in flight than the depths say. A job that has caught up
+    goes on at once. Those asked for before *warm_up_ns* are carried out but not counted.
+
+    Source: the manual of fio, "flow" and "flow_sleep".
+    """
+    host = host or Host()
+    running = [_Running(job, slot, host, capacity_sectors, seed + slot) for slot, job in enumerate(jobs)]
+    shares = [weight / sum(weights) for weight in weights]
+    in_flight: list[list[int]] = [[] for _ in jobs]  # when the requests of each job end, heaps
+    counts = [0] * len(jobs)
+    total = 1  # not 0, so that each job may begin
+    waiting: list[int] = []
+    # The shares add up to 1, so that one job at least is not ahead of its own: they never all wait.
+    queue = [(97 * slot, slot) for slot in range(len(jobs))]
+    while queue[0][0] < duration_ns:
+        now_ns, slot = heapq.heappop(queue)
+        job, ends_ns = running[slot], in_flight[slot]
+        while ends_ns and ends_ns[0] <= now_ns:
+            heapq.heappop(ends_ns)
+        if counts[slot] > shares[slot] * total:
+            if ends_ns:
+                heapq.heappush(queue, (max(ends_ns) + job.gap_ns, slot))
+                ends_ns.clear()
+            else:
+                waiting.append(slot)
+            continue
+        counts[slot] += 1
+        total += 1
+        end_ns = job.submit(model, now_ns, zone_sectors)
+        if now_ns >= warm_up_ns:
+            job.outcome.begins_ns.append(now_ns)
+            job.outcome.latencies_ns.append(end_ns - now_ns)
+        heapq.heappush(ends_ns, end_ns)
+        is_full = len(ends_ns) >= job.job.depth
+        heapq.heappush(queue, ((ends_ns[0] if is_full else now_ns) + job.gap_ns, slot))
+        for other in waiting:
+            heapq.heappush(queue, (now_ns, other))
+        waiting.clear()
+    for job in running:
+        job.outcome.begin_ns, job.outcome.end_ns = warm_up_ns, duration_ns
     return [job.outcome for job in running]
 
 
