@@ -86,10 +86,9 @@ def test_commands_on_many_zones_take_the_time_of_each(world: World) -> None:
         assert world.port.write(zone_no * ZONE, ZONE, (bytes(1 << 16),)) == 0
     world.took()
     assert world.port.manage(Operation.RESET, 0, 2) == 0
-    two_ns = world.took()
-    assert 2 * 15_000_000 < two_ns < 2 * 18_500_000
+    assert 2 * 15_000_000 < world.took() < 2 * 19_500_000  # some resets are slow ones
     assert world.port.manage_all(Operation.RESET) == 0
-    assert 0.9 * 749 * two_ns < world.took() < 1.1 * 749 * two_ns, "those 1498 that had data"
+    assert 1498 * 15_000_000 < world.took() < 1498 * 16_500_000, "those that had data"
     assert world.port.manage_all(Operation.RESET) == 0
     assert world.took() == 0
 

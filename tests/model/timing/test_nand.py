@@ -19,6 +19,10 @@ SMALL = replace(
     program_spread=0.0,
     slice_ns=100,
     reads_between_slices=2,
+    interrupt_ns=0,
+    row_bytes=1 << 40,
+    row_slices=2,
+    row_share=1.0,
     housekeeping_bytes=1 << 40,
     housekeeping_slices=3,
 )
@@ -57,6 +61,16 @@ def test_reads_come_between_slices_and_lengthen_the_program() -> None:
     assert drive.store(80, 100) == 445
 
 
+def test_an_interrupted_program_costs_the_die_time() -> None:
+    drive = nand(interrupt_ns=7)
+    drive.store(0, 1000)
+    assert drive.read(0, 50, 10, 5) == 115
+    assert drive.read(0, 60, 10, 5) == 137  # in the same interruption
+    assert drive.read(0, 300, 10, 5) == 352  # slices until 237 and 337
+    drive.store(310, 1000)
+    assert drive.store(420, 500) == 459  # the last slice, after 352 + 7
+
+
 def test_a_read_after_the_last_slice_ends_the_program() -> None:
     drive = nand(program_slices=1)
     drive.store(0, 1000)
@@ -82,6 +96,17 @@ def test_housekeeping_lengthens_the_programs_that_run() -> None:
     drive.store(0, 1000)  # 4 slices and 3 of housekeeping
     drive.store(0, 500)
     assert drive.store(0, 600) == 700
+
+
+def test_a_row_lengthens_the_programs_of_a_share_of_the_dies() -> None:
+    drive = nand(row_bytes=1000)
+    drive.store(0, 1000)  # 4 slices and 2 for the row
+    drive.store(0, 500)
+    assert drive.store(0, 600) == 600
+    apart = nand(row_bytes=1000, row_share=0.0)
+    apart.store(0, 1000)
+    assert apart.busy_ns == 400
+    assert drive.busy_ns > 2 * 400
 
 
 def test_work_is_counted() -> None:

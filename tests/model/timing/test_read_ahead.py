@@ -25,12 +25,29 @@ def test_the_rates_are_those_of_the_table_and_between_them() -> None:
     assert 1e9 / reads.service_ns(4096, 1, 1) == pytest.approx(127_120)
     assert 1e9 / reads.service_ns(16384, 8, 256) == pytest.approx(114_207)
     assert 1e9 / reads.service_ns(4096, 3, 2) == pytest.approx(90_000, rel=0.2)
-    # Between two sizes time grows with the bytes; above the last one it is that of its bytes.
+    # Between two sizes time grows with the bytes; above the last one a read is several of it.
     low, middle, high = (reads.service_ns(size, 1, 4) for size in (4096, 8192, 16384))
     assert middle == pytest.approx(low + (high - low) / 3)
-    assert reads.service_ns(131_072, 2, 16) == pytest.approx(2 * reads.service_ns(65536, 2, 16))
+    assert reads.service_ns(131_072, 2, 8) == pytest.approx(2 * reads.service_ns(65536, 2, 16))
     assert reads.service_ns(512, 1, 1) == reads.service_ns(100, 1, 1)
     assert reads.service_ns(4096, 100, 5000) == reads.service_ns(4096, 8, 256)
+
+
+def test_rates_between_measured_depths_stay_between_them_and_do_not_outgrow_the_depth() -> None:
+    reads = drive()
+    measured = {1: 127_120, 4: 394_283, 16: 410_090, 64: 407_487, 256: 321_500}
+    for depth in range(1, 257):
+        rate = 1e9 / reads.service_ns(4096, 1, depth)
+        below = max(known for known in measured if known <= depth)
+        above = min(known for known in measured if known >= depth)
+        ends = sorted((measured[below], measured[above]))
+        assert ends[0] * 0.999 <= rate <= ends[1] * 1.001
+        assert rate <= measured[below] * depth / below * 1.001
+    # The first request beside another one waits for nothing.
+    assert 1e9 / reads.service_ns(4096, 1, 2) == pytest.approx(2 * 127_120)
+    # Where the rate falls it does not rise before, and where it rises it does not fall before.
+    falling = [reads.service_ns(512, 1, depth) for depth in range(4, 17)]
+    assert falling == sorted(falling)
 
 
 def test_what_is_in_flight_decides_the_rate() -> None:

@@ -1,6 +1,7 @@
 """When a zoned SSD completes a request."""
 
 from collections import deque
+from heapq import heappop, heappush
 from math import log
 from random import Random
 from typing import Final
@@ -45,9 +46,11 @@ class FlashTiming:
         self._read_ahead = ReadAhead(parameters, rng)
         self._controller_free_ns = 0
         self._controller_cause = Wait.CONTROLLER
+        self._in_flight: list[int] = []  # when reads and writes end, a heap
         self._management_free_ns = 0
         self._write_until_ns = -_BESIDE_NS
         self._merges: deque[int] = deque()  # when the last merges of partial blocks end
+        self._merge_zone = -1  # of the last of them
         self._finished: dict[int, float] = {}  # by zone that finish made full: the share that was written
         self._until_forget = _FORGET_EVERY
         self.waited_for = Wait.NOTHING
@@ -83,28 +86,43 @@ class FlashTiming:
         if operation == Operation.READ:
             return self._read(zone, sector, nr_sectors, arrival_ns)
         if operation in (Operation.WRITE, Operation.APPEND):
-            return self._write(nr_sectors << SECTOR_SHIFT, arrival_ns, condition, append=operation == Operation.APPEND)
+            append = operation == Operation.APPEND
+            return self._write(zone, nr_sectors << SECTOR_SHIFT, arrival_ns, condition, append=append)
         return self._manage(operation, zone, arrival_ns, condition, written_sectors)
 
-    def _reach_controller(self, arrival_ns: int) -> int:
+    def _reach_controller(self, arrival_ns: int, admitted_ns: int) -> int:
         """Return when the controller begins with a request, and note what it waited for until then.
+
+        It arrived at *arrival_ns*, and the drive takes it at *admitted_ns*.
 
         Where the controller itself was held up since it was last idle, that is what the requests behind it wait for.
         """
-        start_ns = max(arrival_ns, self._controller_free_ns)
+        start_ns = max(admitted_ns, self._controller_free_ns)
         if start_ns == arrival_ns:
             self._controller_cause = Wait.CONTROLLER
+        elif start_ns > self._controller_free_ns:
+            self._controller_cause = Wait.COMMANDS
         self.controller_wait_ns = self.waited_ns = start_ns - arrival_ns
         self.waited_for = self._controller_cause
         return start_ns
+
+    def _admit(self, arrival_ns: int) -> int:
+        """Return when the drive takes a command: when it works on fewer than it can."""
+        in_flight = self._in_flight
+        while in_flight and in_flight[0] <= arrival_ns:
+            heappop(in_flight)
+        # Each that is taken lets one go, so that one at most is to be waited for.
+        return heappop(in_flight) if len(in_flight) >= self.parameters.commands_max else arrival_ns
 
     # --- reads --------------------------------------------------------------------------------------------------------
 
     def _read(self, zone: int, sector: int, nr_sectors: int, arrival_ns: int) -> int:
         p = self.parameters
-        start_ns = self._reach_controller(arrival_ns)
+        start_ns = self._reach_controller(arrival_ns, arrival_ns)
         if end_ns := self._read_ahead.read(zone, sector, nr_sectors, start_ns):
-            return end_ns
+            return end_ns  # at a measured rate, in which the wait for other commands is
+        if (admitted_ns := self._admit(arrival_ns)) > arrival_ns:
+            start_ns = self._reach_controller(arrival_ns, admitted_ns)
         self._controller_free_ns = now_ns = start_ns + p.controller_read_ns
         nand, random = self._nand, self._random
         number = int(random() * nand.nr_dies)
@@ -125,13 +143,14 @@ class FlashTiming:
             if done_ns - at_ns - p.read_base_ns - service_ns > self.waited_ns:
                 self.waited_ns, self.waited_for = done_ns - at_ns - p.read_base_ns - service_ns, Wait.BUS
             end_ns = max(end_ns, done_ns)
+        heappush(self._in_flight, end_ns)
         return end_ns
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
-    def _write(self, nr_bytes: int, arrival_ns: int, condition: Condition, *, append: bool) -> int:
+    def _write(self, zone: int, nr_bytes: int, arrival_ns: int, condition: Condition, *, append: bool) -> int:
         p = self.parameters
-        start_ns = self._reach_controller(arrival_ns)
+        start_ns = self._reach_controller(arrival_ns, self._admit(arrival_ns))
         service_ns = int(nr_bytes * p.write_byte_ns)
         latency_ns = p.write_base_ns + int(-p.jitter_ns * log(1.0 - self._random()))
         if append:
@@ -147,7 +166,7 @@ class FlashTiming:
             if self._whole_blocks:
                 now_ns += p.small_append_ns if append else p.small_write_ns
             else:
-                now_ns = self._merge(now_ns, nr_bytes, append=append)
+                now_ns = self._merge(zone, now_ns, nr_bytes, append=append)
                 if nr_bytes >= _WHOLE_BLOCK_BYTES:
                     latency_ns += p.partial_latency_ns
         if arrival_ns < self._write_until_ns:
@@ -162,16 +181,19 @@ class FlashTiming:
             self._controller_cause = Wait.BUFFER
             if nand.waited_ns > self.waited_ns:
                 self.waited_ns, self.waited_for = nand.waited_ns, Wait.BUFFER
-        self._write_until_ns = now_ns + latency_ns
-        return self._write_until_ns
+        self._write_until_ns = end_ns = now_ns + latency_ns
+        heappush(self._in_flight, end_ns)
+        return end_ns
 
-    def _merge(self, now_ns: int, nr_bytes: int, *, append: bool) -> int:
+    def _merge(self, zone: int, now_ns: int, nr_bytes: int, *, append: bool) -> int:
         """Merge a write of less than 8 KiB into what the drive stores as a whole; return when the write is taken."""
         p = self.parameters
         if nr_bytes >= _WHOLE_BLOCK_BYTES:
             mean_ns, shape = p.partial_4k_ns, p.partial_4k_shape
         else:
-            mean_ns, shape = p.partial_ns, p.partial_shape
+            mean_ns = p.partial_ns
+            shape = p.partial_shape if zone == self._merge_zone else p.partial_other_zone_shape
+        self._merge_zone = zone
         if append:
             mean_ns += p.partial_append_ns
         merges = self._merges

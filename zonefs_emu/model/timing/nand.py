@@ -42,6 +42,10 @@ class Nand:
         self._program_slices = p.program_slices
         self._spread = p.program_spread
         self._reads_between = p.reads_between_slices
+        self._interrupt_ns = p.interrupt_ns
+        self._row_bytes = p.row_bytes
+        self._row_slices = p.row_slices
+        self._row_share = p.row_share
         self._housekeeping_bytes = p.housekeeping_bytes
         self._housekeeping_slices = p.housekeeping_slices
         self._buffer_bytes = p.buffer_bytes
@@ -52,6 +56,7 @@ class Nand:
         self._next_count = 0  # how many it has got in a row
         self._buffered_bytes = 0
         self._filling_bytes = 0  # of those, what no program has taken yet
+        self._until_row_bytes = p.row_bytes
         self._until_housekeeping_bytes = p.housekeeping_bytes
         #: Nanoseconds that the last read or write waited, for a die or for room in the buffer.
         self.waited_ns = 0
@@ -96,31 +101,38 @@ class Nand:
         if die.slices:
             self._catch_up(die, now_ns)
         start_ns = die.origin_ns
+        interrupts = False
         if die.slices:
             if now_ns > start_ns:
                 # A slice is under way: it ends first.
-                self._run_slices(die, -(-(now_ns - start_ns) // self._slice_ns))
+                interrupts = self._run_slices(die, -(-(now_ns - start_ns) // self._slice_ns))
                 start_ns = die.origin_ns
             elif die.reads < self._reads_between:
                 die.reads += 1
             else:
-                self._run_slices(die, 1)
+                interrupts = self._run_slices(die, 1)
                 start_ns = die.origin_ns
         elif now_ns > start_ns:
             start_ns = now_ns
         self.waited_ns = start_ns - now_ns
         self.busy_ns += read_ns
         end_ns = die.origin_ns = die.channel.transfer(start_ns + read_ns, transfer_ns)
+        if interrupts:
+            die.origin_ns += self._interrupt_ns
         return end_ns
 
-    def _run_slices(self, die: _Die, count: int) -> None:
-        """Let *count* slices of *die* pass, at most those of its program; a read follows."""
+    def _run_slices(self, die: _Die, count: int) -> bool:
+        """Let *count* slices of *die* pass, at most those of its program; a read follows.
+
+        Returns whether the read interrupts a program: this one, or the next that has waited for the die.
+        """
         count = min(count, die.slices)
         die.origin_ns += count * self._slice_ns
         die.slices -= count
         die.reads = 1
         if not die.slices:
             self._end_program(die)
+        return die.slices > 0
 
     def _end_program(self, die: _Die) -> None:
         self._buffered_bytes -= self._program_bytes
@@ -163,11 +175,19 @@ class Nand:
         else:
             die.origin_ns = max(die.origin_ns, now_ns)
             die.slices = slices
+        self._until_row_bytes -= self._program_bytes
+        if self._until_row_bytes <= 0:
+            self._until_row_bytes += self._row_bytes
+            self._pause(now_ns, self._row_slices, self._row_share)
         self._until_housekeeping_bytes -= self._program_bytes
         if self._until_housekeeping_bytes <= 0:
             self._until_housekeeping_bytes += self._housekeeping_bytes
-            for other in self._dies:
-                self._catch_up(other, now_ns)
-                if other.slices:
-                    other.slices += self._housekeeping_slices
-                    self.busy_ns += self._housekeeping_slices * self._slice_ns
+            self._pause(now_ns, self._housekeeping_slices, 1.0)
+
+    def _pause(self, now_ns: int, slices: int, share: float) -> None:
+        """Lengthen the programs that run on a *share* of the dies by *slices*."""
+        for die in self._dies:
+            self._catch_up(die, now_ns)
+            if die.slices and self._random() < share:
+                die.slices += slices
+                self.busy_ns += slices * self._slice_ns

@@ -23,7 +23,7 @@ ASSUMED: Final = "assumed"
 SOURCES: Final = MappingProxyType(
     {
         SEARCHED: "found by a search for the least error at the measurements (zonefs_emu.fitting)",
-        BY_HAND: "tuned by hand until the model was near the measurements",
+        BY_HAND: "tuned by hand, or drawn at random again and again, until the model was near the measurements",
         MEASURED: "read off the measurements, without a search",
         DOCUMENT: "the specification of a similar drive: Western Digital Ultrastar DC HC310 (not shingled), "
         "revision 1.4, section 4.5.1",
@@ -56,6 +56,7 @@ class FlashParameters:
     controller_write_ns: int = parameter("ns", "the controller's time for a write")
     controller_append_ns: int = parameter("ns", "the controller's time for a zone append")
     controller_read_ns: int = parameter("ns", "the controller's time for a read", ASSUMED)
+    commands_max: int = parameter("", "reads and writes that the drive works on at a time; others wait for one to end")
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
     write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
     small_write_ns: int = parameter("ns", "added for a write below write_unit_bytes")
@@ -77,17 +78,24 @@ class FlashParameters:
     partial_append_ns: int = parameter("ns", "added where it is an append")
     partial_4k_shape: float = parameter("", "shape of the gamma distribution of partial_4k_ns")
     partial_shape: float = parameter("", "shape of the gamma distribution of partial_ns")
+    partial_other_zone_shape: float = parameter("", "... where the merge before it was in another zone")
     partial_slots: int = parameter("", "merges that are answered before they are done")
     partial_latency_ns: int = parameter("ns", "added to the latency of a merge of 4 KiB or more")
     # --- the write buffer and the programs that empty it ------------------------------------------------------------
     buffer_bytes: int = parameter("B", "the write buffer; a write waits in the controller until it fits")
     program_bytes: int = parameter("B", "what one program stores and frees at once")
     programs_per_die: int = parameter("", "programs in a row on one die before the next die gets data")
-    program_slices: int = parameter("", "mean number of slices of a program")
+    program_slices: float = parameter("", "mean number of slices of a program")
     program_spread: float = parameter("", "a program's slices vary evenly by this share of them")
     slice_ns: int = parameter("ns", "a slice of a program, which no read interrupts")
     reads_between_slices: int = parameter("", "waiting reads of a die that pass between two slices")
-    housekeeping_bytes: int = parameter("B", "after this much is programmed, running programs take longer once")
+    interrupt_ns: int = parameter("ns", "a die's added time after the first of the reads that interrupt a program")
+    row_bytes: int = parameter(
+        "B", "after this much is programmed, some running programs take longer once: about a row of cells of all dies"
+    )
+    row_slices: int = parameter("", "... by this many slices")
+    row_share: float = parameter("", "... on this share of the dies")
+    housekeeping_bytes: int = parameter("B", "after this much is programmed, all running programs take longer once")
     housekeeping_slices: int = parameter("", "... by this many slices")
     # --- reads ------------------------------------------------------------------------------------------------------
     nr_channels: int = parameter("", "channels, each of which carries one transfer at a time")

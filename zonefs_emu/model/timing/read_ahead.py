@@ -1,9 +1,11 @@
 """Reads in order: the drive reads ahead of a stream, and how far depends on how many streams there are.
 
 A server whose rate depends on how much is asked of it (a flow-equivalent server of queueing theory). The rates are
-measured ones; between them time for a request is interpolated, in proportion to its size and to the logarithms of the
-number of streams and of their depth. How the firmware decides what to read ahead is not known, and its rates jump by
-factors between neighbouring depths, so that a model of its parts would have had more parameters than measurements.
+measured ones. Between two sizes, the time for a request grows in proportion to its bytes. Between two depths, the rate
+follows a curve through the measured ones that never overshoots them, and that never grows faster than the depth. A read
+above the largest size counts as several of that size, which are under way at once: the drive stores so much of a zone
+on one die before it goes on to the next. How the firmware decides what to read ahead is not known, and its rates jump
+by factors between neighbouring depths, so that a model of its parts would have had more parameters than measurements.
 """
 
 from bisect import bisect_right
@@ -70,8 +72,9 @@ class ReadAhead:
     def service_ns(self, nr_bytes: int, nr_streams: int, depth: float) -> float:
         """Return the time for one request of *nr_bytes*, with *depth* requests of each of *nr_streams* streams."""
         sizes = self._sizes
-        if nr_bytes >= sizes[-1]:  # the rate of bytes is that of the largest size
-            return self._of_size(len(sizes) - 1, nr_streams, depth) * nr_bytes / sizes[-1]
+        if nr_bytes >= sizes[-1]:
+            pieces = nr_bytes / sizes[-1]
+            return self._of_size(len(sizes) - 1, nr_streams, depth * pieces) * pieces
         if nr_bytes <= sizes[0]:
             return self._of_size(0, nr_streams, depth)
         above = bisect_right(sizes, nr_bytes)
@@ -97,7 +100,30 @@ def _between(grid: tuple[int, ...], value: float) -> tuple[int, float]:
 
 
 def _interpolate(grid: tuple[int, ...], rates: tuple[int, ...], value: float) -> float:
-    """Return the logarithm of the rate at *value*."""
+    """Return the logarithm of the rate at *value*: a cubic between two points of logarithms.
+
+    Its slopes at the points are the harmonic means of those of the lines to their neighbours, and 0 at a peak, so that
+    it is monotone where the rates are (Fritsch and Butland, 1984). Straight lines would be too low at the first depths,
+    where the rate grows with the depth until the drive is busy.
+    """
     index, share = _between(grid, value)
     low = log(rates[index])
-    return low + share * (log(rates[min(index + 1, len(rates) - 1)]) - low)
+    if not share:
+        return low
+    slopes = [
+        log(rates[at + 1] / rates[at]) / log(grid[at + 1] / grid[at])
+        for at in range(max(index - 1, 0), min(index + 2, len(grid) - 1))
+    ]
+    line = slopes[min(index, 1)]
+    # Requests that do not hold up each other make the rate grow as the depth does, a slope of 1.
+    begin = _middle(slopes[0], line) if index else min(max((3 * line - slopes[-1]) / 2, line), 1.0)
+    end = _middle(line, slopes[-1]) if index + 2 < len(grid) else 0.0
+    width = log(grid[index + 1] / grid[index])
+    rest = 1 - share
+    curve = low + width * share * (line * share * (3 - 2 * share) + begin * rest * rest - end * share * rest)
+    return min(curve, low + share * width)
+
+
+def _middle(slope: float, other: float) -> float:
+    """Return the harmonic mean of two slopes, 0 if they have different signs."""
+    return 2 * slope * other / (slope + other) if slope * other > 0 else 0.0

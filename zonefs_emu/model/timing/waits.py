@@ -12,6 +12,7 @@ class Wait(StrEnum):
 
     NOTHING = "nothing"
     CONTROLLER = "the controller busy"
+    COMMANDS = "as many commands as the drive works on"
     BUFFER = "the write buffer full"
     MERGE = "partial blocks being merged"
     DIE = "a die busy"
