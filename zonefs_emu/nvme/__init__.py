@@ -13,7 +13,7 @@
     timestamp      the clock that a host sets
     controller     the registers, admin commands, features and events of one controller
 
-A transport reads a command, asks how many bytes it moves and in which direction, provides buffers for them, executes it
-and returns a completion. Sources: NVM Express Base Specification 2.0, NVM Command Set 1.0, Zoned Namespace Command Set
-1.1.
+A transport reads a command, determines from it how many bytes move in which direction, provides buffers for them,
+executes it and returns a completion. Sources: NVM Express Base Specification 2.0, NVM Command Set 1.0, Zoned Namespace
+Command Set 1.1.
 """

@@ -7,7 +7,7 @@ from zonefs_emu.nvme.status import DO_NOT_RETRY, NvmeStatus
 
 
 class Answer(NamedTuple):
-    """A completion: the status code, dwords 0 and 1, and what goes to the host besides, if the command returns data."""
+    """A completion: the status code, dwords 0 and 1, and the data for the host, if the command returns any."""
 
     status: NvmeStatus
     result: int = 0
@@ -15,7 +15,7 @@ class Answer(NamedTuple):
 
     @property
     def status_field(self) -> int:
-        """The status as a completion has it, without the phase tag."""
+        """The status field of a completion, without the phase tag."""
         return self.status | DO_NOT_RETRY if self.status else 0
 
 
@@ -23,7 +23,7 @@ SUCCESS = Answer(NvmeStatus.SUCCESS)
 
 
 class RefusedError(Exception):
-    """A command breaks a *rule* of the drive. *what*: the field or value that does, as a part of a sentence."""
+    """A command breaks a *rule* of the drive. *what*: the wrong field or value, as a part of a sentence."""
 
     def __init__(self, rule: NvmeRule, what: str) -> None:
         super().__init__(rule, what)

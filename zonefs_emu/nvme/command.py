@@ -1,6 +1,6 @@
 """A submission queue entry as a value, and the numbers of commands.
 
-The entry lies in memory that the host may change, so it is parsed once, and what was judged is what is executed.
+The entry is in memory that the host may change, so it is parsed once, and the values that were checked are executed.
 """
 
 import struct
@@ -46,7 +46,7 @@ class IoOpcode(IntEnum):
 
 
 class SendAction(IntEnum):
-    """What Zone Management Send does. Source: ZNS 1.1, "Zone Management Send command"."""
+    """Zone Send Action. Source: ZNS 1.1, "Zone Management Send command"."""
 
     CLOSE = 0x01
     FINISH = 0x02
@@ -58,7 +58,7 @@ class SendAction(IntEnum):
 
 
 class ReceiveAction(IntEnum):
-    """What Zone Management Receive returns. Source: ZNS 1.1, "Zone Management Receive command"."""
+    """Zone Receive Action. Source: ZNS 1.1, "Zone Management Receive command"."""
 
     REPORT = 0x00
     EXTENDED_REPORT = 0x01
@@ -99,7 +99,7 @@ def parse(entry: "bytes | bytearray | memoryview", offset: int = 0) -> Command:
 
 
 def encode(command: Command) -> bytes:
-    """Return the 64 bytes of *command*, as a host writes them."""
+    """Return *command* as the 64 bytes of a submission queue entry."""
     return _ENTRY.pack(*command)
 
 

@@ -26,7 +26,7 @@ from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.nvme.timestamp import TIMESTAMP_BYTES, Timestamp
 from zonefs_emu.units import SECTOR_SHIFT
 
-#: Firmware revision: of the protocol as served, not of the program.
+#: Firmware revision; it changes with the served protocol and not with the program.
 FIRMWARE: Final = "2.0"
 #: Queue entries, less one (CAP.MQES).
 QUEUE_ENTRIES_MAX: Final = 127
@@ -103,12 +103,12 @@ _LOGS: Final = tuple(log for log in Log if log is not Log.DISCOVERY)
 
 
 class ControllerState(TypedDict):
-    """What a host has set up in a controller, for one that goes on in another process: numbers and text only."""
+    """The settings of a host in a controller, for a controller that continues in another process: numbers and text."""
 
     cc: int
     csts: int
     features: list[tuple[int, int]]
-    #: Each value in hexadecimal digits.
+    #: The values, in hexadecimal digits.
     data_features: list[tuple[int, str]]
     timestamp: tuple[int, int, int]
     event_cids: list[int]
@@ -116,14 +116,14 @@ class ControllerState(TypedDict):
     unread_notice: int
 
 
-#: Carries out an admin command with data from the host; None if its answer comes later.
+#: Carries out an admin command with data from the host; returns None if the answer comes later.
 AdminHandler: TypeAlias = Callable[[Command, memoryview | bytes], Answer | None]
 
 
 class Controller:
-    """The controller that one host has of *subsystem*. *admin*: the admin commands that its transport has.
+    """The controller of one host in *subsystem*. *admin*: the admin commands of its transport.
 
-    *transport_handlers*: those of them that the transport carries out itself; they may raise RefusedError.
+    *transport_handlers*: the commands among them that the transport carries out itself; they may raise RefusedError.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Controller:
         self.csts = 0
         #: Called from any thread when :meth:`due_events` may return something.
         self.wake: Callable[[], None] = _nothing
-        #: Called when the host resets or shuts down the controller: queues are to be dropped.
+        #: Called when the host resets or shuts down the controller, to drop its queues.
         self.on_disabled: Callable[[], None] = _nothing
         self._admin = admin
         self._discovered = discovered
@@ -176,12 +176,12 @@ class Controller:
         }
 
     def close(self) -> None:
-        """End the controller: no more events."""
+        """End the controller; it reports no more events."""
         for changed in self._changed.values():
             changed.close()
 
     def state(self) -> ControllerState:
-        """Return what :meth:`restore` needs. The error log is left out: it begins anew."""
+        """Return the state for :meth:`restore`. The error log is not in it, and begins anew."""
         return {
             "cc": self.cc,
             "csts": self.csts,
@@ -194,7 +194,7 @@ class Controller:
         }
 
     def restore(self, state: ControllerState) -> None:
-        """Go on where a controller of another process was at *state*.
+        """Continue from *state*, that of a controller in another process.
 
         What its host has read of changed zones is not known, so all of them count as unread: an event too many makes
         the host look at zones that it knows already, and one too few would leave it without the news.
@@ -250,7 +250,7 @@ class Controller:
         return True
 
     def reset(self) -> None:
-        """Drop the queues and settings of the host; zones stay as they are."""
+        """Drop the queues and settings of the host. Zones do not change."""
         self.cc &= ~_ENABLE
         self.csts = 0
         self._event_cids.clear()
@@ -262,7 +262,7 @@ class Controller:
 
     @property
     def is_ready(self) -> bool:
-        """Whether commands are taken."""
+        """Whether the controller accepts commands."""
         return bool(self.csts & _READY) and not self.csts & _SHUTDOWN_DONE
 
     # -- admin commands ---------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ class Controller:
         return total
 
     def _abort(self, _command: Command, _data: memoryview | bytes) -> Answer:
-        """Answer that no command was aborted: commands are carried out in their order, so none waits to be aborted."""
+        """Answer that no command was aborted: commands are carried out in order, so none waits to be aborted."""
         return Answer(NvmeStatus.SUCCESS, 1)
 
     def _keep_alive(self, _command: Command, _data: memoryview | bytes) -> Answer:
@@ -488,8 +488,8 @@ class Controller:
     def _zones_changed(self) -> None:
         """Note that others have changed zones; quick and thread safe.
 
-        Every write of another front-end comes here, so the thread of the admin queue is woken only for a host that
-        wants the events.
+        Every write of another front-end calls this, so it wakes the thread of the admin queue only if the host has
+        enabled the events.
         """
         self._has_to_look = True
         if self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES:

@@ -30,7 +30,7 @@ ACL: Final = 3
 ELPE: Final = 62
 #: Optional commands: Compare, Write Zeroes, Copy; and the feature Timestamp.
 ONCS: Final = 1 << 0 | 1 << 3 | 1 << 6 | 1 << 8
-#: The most source ranges of a copy. All together have as many bytes as a transfer may have.
+#: The most source ranges of a copy. Together they have at most as many bytes as a transfer.
 COPY_RANGES_MAX: Final = 128
 #: The endurance group that all namespaces are in.
 ENDURANCE_GROUP: Final = 1
@@ -68,7 +68,7 @@ class CommandSet(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fabrics:
-    """What Identify Controller says of a network transport. *capsule_bytes*: of data in an I/O command capsule."""
+    """The part of Identify Controller for a network transport. *capsule_bytes*: of data in an I/O command capsule."""
 
     capsule_bytes: int
     max_commands: int
@@ -76,7 +76,7 @@ class Fabrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerIdentity:
-    """What differs between controllers. *fabrics* is None for a PCI function."""
+    """The values that differ between controllers. *fabrics* is None for a PCI function."""
 
     serial: str
     firmware: str
@@ -131,7 +131,7 @@ def set_controller(command_set: int, geometries: Iterable[Geometry]) -> bytes:
 
 
 def append_shift(geometry: Geometry) -> int:
-    """Return ZASL: one zone append writes at most 2^ZASL pages. 0 stands for MDTS, so one page cannot be said."""
+    """Return ZASL: one zone append writes at most 2^ZASL pages. 0 means MDTS, so a limit of one page is impossible."""
     pages = (geometry.max_append << 9) >> PAGE_SHIFT
     return max(min(pages.bit_length() - 1, MDTS), 0)
 
@@ -154,7 +154,7 @@ def namespace(geometry: Geometry, uuid: UUID, *, readonly: bool) -> bytes:
 
 
 def independent_namespace(*, readonly: bool) -> bytes:
-    """Return the structure of CNS 08h. A namespace that is not ready is ignored by Linux without a message."""
+    """Return the structure of CNS 08h. Linux ignores a namespace that is not ready, without a message."""
     data = bytearray(IDENTIFY_BYTES)
     data[1] = 1  # NMIC
     data[8] = readonly  # NSATTR
@@ -165,7 +165,7 @@ def independent_namespace(*, readonly: bool) -> bytes:
 def zoned_namespace(geometry: Geometry) -> bytes:
     """Return the structure of CNS 05h for the Zoned Namespace Command Set."""
     data = bytearray(IDENTIFY_BYTES)
-    # OZCS: reads may cross zones; random write areas. A limit is stored less one, so "no limit", our 0, is all ones.
+    # OZCS: reads may cross zones; random write areas. A limit is stored less one, so 0, "no limit", becomes all ones.
     limits = (geometry.max_active_zones - 1) & 0xFFFFFFFF, (geometry.max_open_zones - 1) & 0xFFFFFFFF
     # ZOC: zone active excursions.
     zoc = 0b10 if geometry.active_excursions else 0
@@ -189,7 +189,7 @@ def descriptors(uuid: UUID) -> bytes:
 
 
 def namespace_list(nsids: Iterable[int], after: int) -> bytes:
-    """Return a list of the *nsids* above *after*, ascending, zero at its end."""
+    """Return a list of the *nsids* above *after*, ascending, with a zero at its end."""
     found = sorted(nsid for nsid in nsids if nsid > after)[: IDENTIFY_BYTES // 4]
     return struct.pack(f"<{len(found)}I", *found).ljust(IDENTIFY_BYTES, b"\0")
 
@@ -207,10 +207,10 @@ def endurance_groups(after: int) -> bytes:
 
 
 def command_sets() -> bytes:
-    """Return the structure of CNS 1Ch: the one combination of command sets that there is."""
+    """Return the structure of CNS 1Ch: the only combination of command sets."""
     return struct.pack("<Q", 1 << CommandSet.NVM | 1 << CommandSet.ZNS).ljust(IDENTIFY_BYTES, b"\0")
 
 
 def _padded(text: str, length: int) -> bytes:
-    """Return *text* as the standard has ASCII strings: padded with blanks."""
+    """Return *text* as an ASCII string of the standard, padded with blanks."""
     return text.encode("ascii", "replace")[:length].ljust(length)

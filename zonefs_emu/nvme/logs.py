@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from zonefs_emu.nvme.command import AdminOpcode, IoOpcode
 
 SMART_BYTES: Final = 512
-#: "Changed zones are too many to be listed", in place of their number.
+#: In place of the number of changed zones, if they are too many for the list.
 _TOO_MANY: Final = 0xFFFF
 #: The most zones in the list of changed zones.
 CHANGED_ZONES_MAX: Final = 511
@@ -32,7 +32,7 @@ class Log(IntEnum):
 
 
 class ErrorEntry(NamedTuple):
-    """One command that was refused. *status*: as the completion has it, without the phase tag."""
+    """One command that was refused. *status*: the status field of the completion, without the phase tag."""
 
     number: int
     sqid: int
@@ -43,7 +43,7 @@ class ErrorEntry(NamedTuple):
 
 
 class DiscoveryRecord(NamedTuple):
-    """Where a subsystem listens: an IPv4 or IPv6 *address* and its *port*; *is_discovery*: of the discovery service."""
+    """A listening address: IPv4 or IPv6 *address* and *port*; *is_discovery*: of the discovery service."""
 
     nqn: str
     address: str
@@ -52,7 +52,7 @@ class DiscoveryRecord(NamedTuple):
 
 
 def supported(logs: Iterable[int]) -> bytes:
-    """Return log 00h: which of the *logs* there are."""
+    """Return log 00h: the supported *logs*."""
     data = bytearray(1024)
     for log in logs:
         struct.pack_into("<I", data, 4 * log, 1)
@@ -63,14 +63,14 @@ def errors(entries: Sequence[ErrorEntry]) -> bytes:
     """Return log 01h; the newest entry is first. Entries that were never used are zero."""
     data = bytearray()
     for entry in reversed(entries):
-        # No byte of the command is named as the cause.
+        # The location of the error in the command is not given.
         data += struct.pack("<QHHHHQI", entry.number, entry.sqid, entry.cid, entry.status << 1, 0xFFFF, entry.lba,
                             entry.nsid).ljust(64, b"\0")  # fmt: skip
     return bytes(data)
 
 
 def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
-    """Return log 02h from the device's counters by their names; *nr_errors*: entries that the error log has had."""
+    """Return log 02h from the device's counters by name; *nr_errors*: of all entries of the error log so far."""
     data = bytearray(SMART_BYTES)
     struct.pack_into("<BHBBB", data, 0, 0, _KELVINS, 100, 10, 0)
     # Units of 1000 times 512 bytes, rounded up.
@@ -103,7 +103,7 @@ def firmware(revision: str) -> bytes:
 
 
 def effects(admin: Iterable[AdminOpcode], io: Iterable[IoOpcode]) -> bytes:
-    """Return log 05h. A command that is missing there does not exist for Linux."""
+    """Return log 05h. For Linux, a command that is not in it does not exist."""
     changing = {IoOpcode.WRITE, IoOpcode.WRITE_ZEROES, IoOpcode.COPY, IoOpcode.ZONE_APPEND, IoOpcode.ZONE_SEND}
     data = bytearray(4096)
     for opcode in admin:

@@ -1,7 +1,7 @@
 """The I/O commands of one namespace: a zoned device behind a port, as one queue uses it.
 
-A transport calls :meth:`Namespace.transfer` with the command alone, provides buffers for what that says, and calls
-:meth:`Namespace.execute`. Blocks of the namespace are those of the image; the port counts in sectors.
+A transport calls :meth:`Namespace.transfer` with the command, provides buffers for the returned number of bytes, and
+calls :meth:`Namespace.execute`. Blocks of the namespace are those of the image; the port counts in sectors.
 
 Source: NVM Command Set 1.0, "I/O Commands"; Zoned Namespace Command Set 1.1, "I/O Commands".
 """
@@ -36,7 +36,7 @@ _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
 _PARTIAL: Final = 1 << 16
 _PIREMAP: Final = 1 << 25
-#: A report of more zones takes long enough to be given to a worker.
+#: A report of more zones takes so long that a worker makes it.
 _QUICK_REPORT_BYTES: Final = 1 << 16
 _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
     {
@@ -65,7 +65,7 @@ def require_zns(geometry: Geometry) -> None:
     """Make sure that NVMe can express *geometry*.
 
     Raises:
-        UsageError: it has conventional zones, or a last zone that is smaller than the others; says what fits.
+        UsageError: it has conventional zones, or a last zone that is smaller than the others; with the remedy.
     """
     if geometry.conventional:
         message = (
@@ -82,7 +82,7 @@ def require_zns(geometry: Geometry) -> None:
 
 
 class Namespace:
-    """One device as a namespace, for one queue. Its commands come one at a time."""
+    """One device as a namespace, for one queue, which gives it one command at a time."""
 
     def __init__(self, device: ZonedDevice, nsid: int) -> None:
         """Serve *device* as namespace *nsid*; see :func:`require_zns`."""
@@ -109,11 +109,11 @@ class Namespace:
         }
 
     def transfer(self, command: Command) -> Transfer:
-        """Return what *command* moves, from the command alone.
+        """Return how many bytes *command* moves, and in which direction.
 
         Raises:
             RefusedError: there is no such command, it moves more than MDTS allows, or it is a part of a fused
-                operation, of which the second would be carried out whatever becomes of the first.
+            operation, whose second command would be carried out even if the first one fails.
         """
         opcode = command.opcode
         if command.flags & _FUSED:
@@ -135,7 +135,7 @@ class Namespace:
         return found
 
     def may_wait(self, command: Command) -> bool:
-        """Say whether *command*, which :meth:`transfer` has taken, may wait for the host's disk, or takes long."""
+        """Return whether *command*, which :meth:`transfer` has accepted, may wait for the host's disk or take long."""
         match command.opcode:
             case IoOpcode.WRITE | IoOpcode.ZONE_APPEND:
                 is_through = not self.caches_writes or command.cdw12 & _FUA
@@ -153,7 +153,7 @@ class Namespace:
                 return True
 
     def execute(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
-        """Carry out *command* on *buffers*, as long as :meth:`transfer` said. Raises nothing for an error of the host.
+        """Carry out *command* on *buffers* of the length from :meth:`transfer`. Does not raise for errors of the host.
 
         Blocks: a flush and a write with Force Unit Access wait for the host's disk.
         """
@@ -216,7 +216,7 @@ class Namespace:
         return self._made_durable(command) or SUCCESS
 
     def _made_durable(self, command: Command) -> Answer | None:
-        """Flush if *command* asks for it (FUA), or the host has switched the cache off; return a failure."""
+        """Flush if *command* has FUA set or the host has switched the cache off; return a failure."""
         if self.caches_writes and not command.cdw12 & _FUA:
             return None
         status = self.port.flush()
@@ -237,7 +237,7 @@ class Namespace:
         return SUCCESS
 
     def _copy(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
-        """Read all source ranges and write them at SDLBA, as one write: it is refused as one, and costs one command."""
+        """Read all source ranges and write them at SDLBA, as one write of the device."""
         self._require_writable()
         nr_ranges, form = (command.cdw12 & 0xFF) + 1, command.cdw12 >> 8 & 0xF
         if form:
@@ -302,7 +302,7 @@ class Namespace:
             raise RefusedError(NvmeRule.NVME_FIELD, what)
 
     def _take_offline(self, command: Command, *, select_all: bool) -> Answer:
-        """Move READONLY zones to OFFLINE, the only transition that a host may ask for there."""
+        """Move READONLY zones to OFFLINE, the only transition of these that a host may request."""
         if select_all:
             for zone in self._reporter.matching(0, frozenset((Condition.READONLY,))):
                 if status := self.port.set_cond(zone.zone_no, Condition.OFFLINE):

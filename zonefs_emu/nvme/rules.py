@@ -1,4 +1,4 @@
-"""The rules of the NVMe drive: what its controllers refuse before they ask the port."""
+"""The rules of the NVMe drive, by which its controllers refuse commands before the port sees them."""
 
 from enum import unique
 

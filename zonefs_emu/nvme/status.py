@@ -14,7 +14,7 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.nvme.rules import NvmeRule
 
-#: In the status field, as it is before the phase tag is joined to it.
+#: A bit of the status field, counted without the phase tag.
 DO_NOT_RETRY: Final = 0x4000
 
 
@@ -63,7 +63,7 @@ class NvmeStatus(IntEnum):
     COMPARE_FAILURE = 0x285
 
 
-#: What a refused or failed zone command, write or append is answered with.
+#: The answer to a refused or failed zone command, write or append.
 STATUS_OF: Final[Mapping[Status, NvmeStatus]] = MappingProxyType(
     {
         Status.OK: NvmeStatus.SUCCESS,
@@ -116,7 +116,7 @@ STATUS_OF_RULE: Final[Mapping[Rule, tuple[NvmeStatus, Status]]] = MappingProxyTy
 
 
 def status_of(status: Status, operation: Operation | None) -> NvmeStatus:
-    """Return the answer to *status* of *operation*; reads fail with a status that other operations do not have."""
+    """Return the answer to *status* of *operation*; a failed read has a status of its own."""
     if operation is Operation.READ and status in {Status.IO_ERROR, Status.POISONED}:
         return NvmeStatus.UNRECOVERED_READ_ERROR
     return STATUS_OF[status]

@@ -1,4 +1,4 @@
-"""What hosts see under one name: a subsystem of namespaces, the controllers that hosts have, and which hosts may.
+"""A subsystem: the namespaces under one name, and the controllers of its hosts.
 
 Thread safe: connections of different hosts live in threads of their own.
 """
@@ -29,7 +29,7 @@ def require_nqn(nqn: str) -> None:
     """Make sure that *nqn* is an NVMe Qualified Name.
 
     Raises:
-        UsageError: it is not; says what one looks like.
+        UsageError: it is not; with the form of such a name.
     """
     if not nqn.startswith("nqn.") or not nqn.isprintable() or " " in nqn or not 4 < len(nqn.encode()) <= _NQN_BYTES_MAX:
         message = f"{nqn!r} is no NVMe Qualified Name: it begins with nqn. and has at most {_NQN_BYTES_MAX} bytes"
@@ -40,7 +40,7 @@ class Subsystem:
     """One subsystem. *devices* become namespaces 1, 2, … in their order."""
 
     def __init__(self, devices: Sequence[ZonedDevice], *, nqn: str = "", serial: str = "") -> None:
-        """Take name and serial number from the first device unless *nqn* and *serial* are given.
+        """Use the name and serial number of the first device unless *nqn* and *serial* are given.
 
         Raises:
             UsageError: NVMe cannot express the geometry of a device, or *nqn* is no name.
@@ -69,8 +69,8 @@ class Subsystem:
     def take_cntlid(self, wanted: int = 0, *, is_discovery: bool = False) -> int | None:
         """Return a number for a new controller; None if all are in use.
 
-        It is *wanted* if that is free, as a controller that goes on had it before; else the one that was free for
-        longest.
+        It is *wanted*, the former number of a controller that continues, if that is free; otherwise the number that has
+        been free for longest.
         """
         mine = object()
         for cntlid in chain((wanted,) if wanted else (), self._candidates()):
@@ -87,6 +87,6 @@ class Subsystem:
         yield from range(1, self._last_cntlid + 1)
 
     def give_back_cntlid(self, cntlid: int) -> None:
-        """Note that the controller *cntlid* is gone."""
+        """Note that the controller *cntlid* has ended."""
         self._io_cntlids.discard(cntlid)
         self._cntlids.pop(cntlid, None)

@@ -1,4 +1,4 @@
-"""What Zone Management Receive returns: reports of zones, with their descriptor extensions or without.
+"""The data of Zone Management Receive: reports of zones, with or without their descriptor extensions.
 
 Source: NVMe Zoned Namespace Command Set 1.1, "Zone Management Receive command".
 """
@@ -24,7 +24,7 @@ _FINISH_RECOMMENDED: Final = 1 << 1
 _RESET_RECOMMENDED: Final = 1 << 2
 _ZRWA_VALID: Final = 1 << 3
 _EXTENSION_VALID: Final = 1 << 7
-#: Zones that are looked at in one step of a report.
+#: How many zones one step of a report scans.
 _REPORT_ZONES: Final = 4096
 _ALL_CONDITIONS: Final = frozenset(Condition) - {Condition.NOT_WP}
 #: "Zone Receive Action Specific": the zones that a report lists.
@@ -55,9 +55,9 @@ class ZoneReporter:
     def report(
         self, zone_no: int, nr_bytes: int, conds: frozenset[Condition], *, partial: bool, extended: bool
     ) -> tuple[Status, bytes]:
-        """Return the zones from *zone_no* on that are in *conds*, in *nr_bytes*, zeros after the last.
+        """Return *nr_bytes* of a report of the zones from *zone_no* on that are in *conds*, with zeros after the last.
 
-        With *extended*, each descriptor is followed by its extension, zeros where a zone has none.
+        With *extended*, each descriptor is followed by its extension, or zeros if the zone has none.
         """
         entry_bytes = DESCRIPTOR_BYTES + (self._geometry.extension_bytes if extended else 0)
         nr_listed_max = max(nr_bytes - _REPORT_HEADER.size, 0) // entry_bytes
