@@ -10,13 +10,13 @@
     drive_queues       submission and completion queues in guest memory
     pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
     queue_set          all queues of a controller
-    drive_record       what a drive that takes over has to know, in memory that outlives the process
+    drive_record       the state for a drive that takes over, in memory that outlives the process
     begun_commands     commands that an earlier process had begun
     interrupts         eventfds of the client
     vfio_server        the thread that serves a socket
-    keeper             the process that has the client while the daemon is killed and started again
-    keeper_link        what the keeper and the daemon say to each other
-    kept_client        the daemon's side of that
+    keeper             the process that keeps the client while the daemon is killed and started again
+    keeper_link        the messages between keeper and daemon
+    kept_client        the daemon's side of the link
     doorbell_reader    doorbells that the daemon takes from the client's socket by itself
 
 Sources: QEMU, docs/interop/vfio-user.rst; NVM Express over PCIe Transport Specification 1.0.

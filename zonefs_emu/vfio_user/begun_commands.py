@@ -1,7 +1,8 @@
-"""Commands that an earlier process had begun: they come first, and their zones must not have changed.
+"""Commands that an earlier process had begun: they are carried out first, and their zones must not have changed.
 
-What became of a command whose intent is not committed is read from its zone (:mod:`zonefs_emu.device.intent_log`). So
-no other command of the guest may change zones before, and a zone that another port has changed is contested.
+If the intent of a command is not committed, the state of its zone shows whether the command was carried out
+(:mod:`zonefs_emu.device.intent_log`). So no other command of the guest may change zones before that, and a zone that
+another port has changed is contested.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,15 +15,15 @@ from zonefs_emu.virtqueue.changes import ZoneChanges
 
 
 class BegunCommands:
-    """The recovery of one drive; there is nothing to recover until :meth:`watch`."""
+    """The recovery of one drive, which begins with :meth:`watch`."""
 
     def __init__(self) -> None:
-        #: Queues whose next command was begun.
+        #: The queues whose next command an earlier process had begun.
         self.queues: set[SubmissionQueue] = set()
         self._watched: dict[int, tuple[Namespace, ZoneChanges]] = {}
 
     def intents(self, nsid: int) -> Intents:
-        """Return what logs the intents of the commands of namespace *nsid*."""
+        """Return the intents of the commands of namespace *nsid*."""
         return Intents(partial(self._is_contested, nsid))
 
     def _is_contested(self, nsid: int, zone_no: int) -> bool:
@@ -30,7 +31,7 @@ class BegunCommands:
         return watched is not None and watched[1].contested(zone_no)
 
     def watch(self, namespaces: Mapping[int, Namespace]) -> None:
-        """Note which zones other ports change from now on."""
+        """Note the zones that other ports change from now on."""
         for nsid, namespace in namespaces.items():
             changes = ZoneChanges()
             self._watched[nsid] = namespace, changes
@@ -43,13 +44,13 @@ class BegunCommands:
             self.end()
 
     def note_answered(self, queue: SubmissionQueue) -> None:
-        """Note that a command of *queue* was answered, or that the queue is gone."""
+        """Note that a command of *queue* was answered, or that the queue was deleted."""
         self.queues.discard(queue)
         if not self.queues:
             self.end()
 
     def end(self) -> None:
-        """Recover no more."""
+        """End the recovery."""
         self.queues.clear()
         for namespace, changes in self._watched.values():
             namespace.device.unsubscribe(changes)

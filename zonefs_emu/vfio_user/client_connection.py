@@ -19,7 +19,7 @@ class ClientMessage(NamedTuple):
 
 
 class ClientConnection(DescriptorSocket):
-    """One connected socket, non-blocking: :meth:`receive` takes what is there and gives a message when it is whole."""
+    """One connected socket, non-blocking: :meth:`receive` returns a message once it has arrived completely."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over *sock*."""
@@ -27,7 +27,7 @@ class ClientConnection(DescriptorSocket):
         self._header: MessageHeader | None = None
 
     def receive(self) -> ClientMessage | None:
-        """Return the next message, or None if it is not all there yet.
+        """Return the next message, or None if it has not arrived completely.
 
         Raises:
             PeerError: the client is gone, or sent something that is not a message.

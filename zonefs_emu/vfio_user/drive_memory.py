@@ -1,4 +1,4 @@
-"""The memory of a drive: the registers and doorbells as the guest sees them, and what is kept beside them.
+"""The memory of a drive: the registers and doorbells of the guest, and a counter of resets.
 
 The function (:mod:`pci_function`) stores what the guest writes, and the drive (:mod:`pci_drive`) stores what the guest
 reads. Each word has one writer at a time and is stored at once, so two processes can share the memory.
@@ -9,8 +9,8 @@ reads. Each word has one writer at a time and is stored at once, so two processe
             0x1000  doorbells: tail of submission queue 0, head of completion queue 0, tail of queue 1, …
             0x2000  words of 8 bytes: how many resets there were
 
-A guest that disables the controller and enables it again may do so between two looks of the drive, so the function
-counts that: it is a reset, too.
+A guest may disable the controller and enable it again between two looks of the drive. That is a reset, so the function
+counts resets.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -28,7 +28,7 @@ ENABLE: Final = 1
 _REGISTER_BYTES: Final = 0x1000
 
 
-#: CC, CSTS, AQA, ASQ and ACQ: what a reset makes zero.
+#: CC, CSTS, AQA, ASQ and ACQ, which a reset sets to zero.
 _RESET_WORDS: Final = (CC_WORD, 0x1C >> 2, *range(0x24 >> 2, 0x38 >> 2))
 
 
@@ -52,13 +52,14 @@ class DriveMemory:
     def configure(self, value: int) -> None:
         """Store what the guest writes to the register CC."""
         is_reset = self.words[CC_WORD] & ENABLE and not value & ENABLE
-        # Stored before it is counted: a drive that sees the count would else enable the controller by the old value.
+        # Stored before the reset is counted: otherwise a drive that sees the count could enable the controller by the
+        # old value.
         self.words[CC_WORD] = value
         if is_reset:
             self._control[_RESETS] += 1
 
     def clear(self) -> None:
-        """Zero what the guest has stored, and the status, as a reset does, and count the reset."""
+        """Set the guest's values and the status to zero, as a reset does, and count the reset."""
         for index in _RESET_WORDS:
             self.words[index] = 0
         for index in range(len(self.doorbells)):

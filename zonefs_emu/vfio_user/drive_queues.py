@@ -1,10 +1,9 @@
-"""Submission and completion queues, as they lie in guest memory.
+"""Submission and completion queues in guest memory.
 
-Invariant: the commands of a submission queue are answered in their order, so its head is the number of answers. A guest
-may use an entry again only after a completion has shown it a head beyond; so the entries of commands without an answer
-stay as they are.
+Invariant: the commands of a submission queue are answered in order, so its head is the number of answers. A guest may
+reuse an entry only after a completion with a head beyond it, so the entries of unanswered commands stay as they are.
 
-How far a queue is lies in memory that outlives this process (:mod:`drive_record`).
+The position of a queue is in memory that outlives this process (:mod:`drive_record`).
 """
 
 from typing import Final
@@ -20,7 +19,7 @@ def queue_view(memory: GuestMemory, base: int, nr_bytes: int) -> memoryview:
     """Return the *nr_bytes* of a queue at guest address *base*.
 
     Raises:
-        BadAddressError: they are not memory, or not in one piece.
+        BadAddressError: they are not memory, or not contiguous.
     """
     found = memory.slices(base, nr_bytes)
     if len(found) > 1:
@@ -33,15 +32,15 @@ class CompletionQueue:
     """Completions for the guest. *vector*: the interrupt that announces them; -1: none."""
 
     def __init__(self, number: int, base: int, size: int, vector: int, tails: "memoryview[int]") -> None:
-        """*tails* has a word for each completion queue, where :meth:`note` stores how far it is."""
+        """*tails* has a word for each completion queue, in which :meth:`note` stores its position."""
         self.number = number
         self.base = base
         self.size = size
         self.vector = vector
-        #: The index of the next completion, and the phase tag with which the guest recognizes it as new.
+        #: The index of the next completion, and its phase tag, by which the guest recognizes it as new.
         self.tail = 0
         self.phase = 1
-        #: The doorbell's last value: the guest has taken the completions before this one.
+        #: The last value of the doorbell: the guest has read the completions before this one.
         self.head = 0
         #: Whether completions were stored since the last interrupt.
         self.is_unannounced = False
@@ -80,11 +79,11 @@ class CompletionQueue:
         return self.tail << 1 | self.phase
 
     def note(self) -> None:
-        """Note that all completions before the tail were posted."""
+        """Note that all completions before the tail are posted."""
         self._tails[self.number] = self.tail << 1 | self.phase
 
     def take_posted(self) -> tuple[int, int] | None:
-        """Move the tail past a completion that was posted and not noted; returns its submission queue and head."""
+        """Move the tail past a completion that was posted and not noted; return its submission queue and head."""
         word = self._words[2 * self.tail + 1]
         if word >> 48 & 1 != self.phase:
             return None
@@ -123,17 +122,17 @@ class SubmissionQueue:
         self.entries = queue_view(memory, self.base, self.size * ENTRY_BYTES)
 
     def advance(self) -> int:
-        """Note that the command at the head is answered; returns the head."""
+        """Note that the command at the head is answered; return the head."""
         head = self.head + 1
         self.head = head = 0 if head == self.size else head
         return head
 
 
 class ShadowDoorbells:
-    """The doorbells in guest memory, and the places where the guest looks whether a doorbell must be rung besides.
+    """The shadow doorbells in guest memory, and the event index, which says when the guest must ring a real doorbell.
 
-    The guest stores each doorbell here, and writes the real one only if it passes the value in *event_index*.
-    Source: NVM Express Base Specification 2.0, "Doorbell Buffer Config command".
+    The guest stores each doorbell in the shadow, and writes the real one only if the value passes that in
+    *event_index*. Source: NVM Express Base Specification 2.0, "Doorbell Buffer Config command".
     """
 
     def __init__(self, doorbells_base: int, event_index_base: int) -> None:

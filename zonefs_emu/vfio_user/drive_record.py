@@ -1,7 +1,7 @@
-"""What a drive has set up and how far its queues are, in memory that outlives its process.
+"""The state of a drive and the positions of its queues, in memory that outlives its process.
 
-The keeper (:mod:`keeper`) has the memory and does not look into it. A drive that takes over knows from it, and from the
-completion queues in guest memory, which commands were answered; the intents of the others are in the records of their
+The keeper (:mod:`keeper`) owns the memory and does not read it. A drive that takes over learns from it, and from the
+completion queues in guest memory, which commands were answered. The intents of the others are in the records of their
 queues (:mod:`zonefs_emu.inflight.ring_record`).
 
 ::
@@ -10,8 +10,8 @@ queues (:mod:`zonefs_emu.inflight.ring_record`).
            0x1000  two places for a state of STATE_BYTES: its length in 8 bytes, and JSON
            0x9000  the record of each I/O submission queue
 
-A state is stored in the place that does not count, and then counts by one store. A kill between any two stores leaves
-the old one or the new one.
+A state is stored in the place that does not count, and one store then makes it count. A kill between any two stores
+leaves the old state or the new one.
 """
 
 import json
@@ -40,7 +40,7 @@ _TAILS: Final = 1
 
 
 class Identity(TypedDict):
-    """By what a guest knows its drive, and the version of this record: another one must not take over."""
+    """The identity of a drive and the version of this record. A drive that differs in them must not take over."""
 
     version: int
     nqn: str
@@ -57,7 +57,7 @@ def identity_of(nqn: str, serial: str, uuids: Iterable[UUID]) -> Identity:
 
 
 class Completion(TypedDict):
-    """A completion of the admin queue: *tail* is the word of the queue before it is posted."""
+    """A completion of the admin queue. *tail* is the word of the queue before the completion is posted."""
 
     tail: int
     result: int
@@ -66,7 +66,7 @@ class Completion(TypedDict):
 
 
 class DriveState(TypedDict):
-    """What a guest has set up. Queues: number, base, size and vector or completion queue of each."""
+    """The settings of a guest. Queues: number, base, size, and vector or completion queue of each."""
 
     identity: Identity
     cntlid: int
@@ -77,7 +77,7 @@ class DriveState(TypedDict):
     cqs: list[tuple[int, int, int, int]]
     sqs: list[tuple[int, int, int, int]]
     shadow: tuple[int, int] | None
-    #: The head of the admin queue, and the completion that was posted last there, or is about to be.
+    #: The head of the admin queue, and its last completion, which may not be posted yet.
     admin_head: int
     completion: Completion | None
 
@@ -93,7 +93,7 @@ class DriveRecord:
         self.tails = self._words[_TAILS : _TAILS + IO_QUEUES_MAX + 1]
 
     def save(self, state: DriveState) -> None:
-        """Have *state* count from now on."""
+        """Store *state* and make it count."""
         data = json.dumps(state).encode()
         assert len(data) <= STATE_BYTES - _LENGTH_BYTES, f"a state of {len(data)} bytes"
         place = self._words[0] % _NR_PLACES
@@ -115,7 +115,7 @@ class DriveRecord:
     def new_ring(self, number: int, size: int) -> RingRecord:
         """Return the record of a new I/O submission queue."""
         memory = self._ring_memory(number, size)
-        memory[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)  # it does not count, if it is of an earlier queue
+        memory[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)  # a record of an earlier queue does not count
         ring = RingRecord(memory, size, packed=False)
         ring.start_split(0)
         return ring

@@ -9,7 +9,7 @@ from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
 
 class GuestMemoryMap:
-    """The maps of one client. The function keeps and closes the descriptors, as a mapping does not need its own."""
+    """The maps of one client. The function owns the descriptors, because a mapping needs none of its own."""
 
     def __init__(self) -> None:
         self.shared = PeerMemory()
@@ -32,7 +32,7 @@ class GuestMemoryMap:
         self._replace()
 
     def close(self) -> None:
-        """Unmap all memory now; the garbage collector would do so later."""
+        """Unmap all memory now instead of at the next garbage collection."""
         self._regions.clear()
         self._replace()
 

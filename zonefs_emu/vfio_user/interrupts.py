@@ -17,7 +17,7 @@ class Interrupts:
         self.eventfds = PeerEventfds()
         self._log = LimitedLog(logging.getLogger(__name__))
         self._fds: Sequence[int] = [-1] * NR_VECTORS
-        #: Vectors that were to be signalled while they had no eventfd.
+        #: Vectors with a pending interrupt, because they had no eventfd.
         self._latched: set[int] = set()
 
     def set(self, fds: Sequence[int]) -> None:
@@ -33,11 +33,11 @@ class Interrupts:
             self.signal(vector)
 
     def reset(self) -> None:
-        """Forget vectors that were to be signalled."""
+        """Drop pending interrupts."""
         self._latched.clear()
 
     def signal(self, vector: int) -> None:
-        """Signal *vector*, or do so once it has an eventfd.
+        """Signal *vector*, now or as soon as it has an eventfd.
 
         The client sets vectors one by one and takes all away before each: what comes in between is not lost.
         """

@@ -8,10 +8,10 @@ it over a link (:mod:`keeper_link`) and waits until that is done, so a client no
 answer, and it leaves them to the daemon (:mod:`doorbell_reader`). While no daemon is there, what the guest writes to
 doorbells and registers is stored, and its commands wait.
 
-The keeper ends when its client does, and when the daemon says so. Without a daemon it goes on: a guest without its
-drive fares better than one that is ended.
+The keeper ends with its client, or when the daemon requests it. Without a daemon it goes on, because a guest that waits
+for its drive is better off than one that is ended.
 
-It imports no more than it needs, as it may run for months beside each guest.
+It imports little, because it may run for months beside each guest.
 """
 
 import os
@@ -32,16 +32,16 @@ from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage
 from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
-#: Messages of the client that are taken before the daemon is looked after.
+#: Messages of the client that are handled before those of the daemon.
 _MESSAGES: Final = 64
 
 
 class GivenUpError(Exception):
-    """The daemon wants the client to be given up."""
+    """The daemon requests the end of the client's connection."""
 
 
 class RemoteDrive:
-    """A :class:`zonefs_emu.vfio_user.pci_function.Drive` in the daemon; without one, what must be done is done here."""
+    """A :class:`zonefs_emu.vfio_user.pci_function.Drive` in the daemon, or its necessary parts without a daemon."""
 
     def __init__(self, memory: DriveMemory, memory_fd: int, client_fd: int) -> None:
         self._memory = memory
@@ -56,7 +56,7 @@ class RemoteDrive:
 
     def map_memory(self, region: DmaRegion) -> None:
         """See the protocol."""
-        # The daemon must be able to map it whenever it comes.
+        # A later daemon must be able to map the memory.
         PeerMemory().map(region.fd, region.size, region.offset).close()
         self._regions[region.iova] = region
         self._ask(_map(region))
@@ -81,7 +81,7 @@ class RemoteDrive:
         os.eventfd_write(self._wakes, 1)
 
     def attach(self, link: KeeperLink) -> None:
-        """Let the daemon at the other end of *link* serve from now on; an earlier one is dead."""
+        """Let the daemon at the other end of *link* serve from now on; the earlier one is dead."""
         self.detach()
         self.link = link
         with suppress(PeerError):
@@ -109,13 +109,13 @@ class RemoteDrive:
             self.link = None
 
     def close(self) -> None:
-        """Let the daemon and the memory go."""
+        """Close the link and release the memory."""
         self.detach()
         os.close(self._wakes)
         os.close(self._memory_fd)
 
     def listen(self) -> None:
-        """Take what the daemon says by itself.
+        """Handle messages that the daemon sends by itself.
 
         Raises:
             GivenUpError: it wants the client to be given up.
@@ -127,7 +127,7 @@ class RemoteDrive:
             self.detach()
 
     def _ask(self, message: LinkMessage) -> bool:
-        """Have the daemon do what *message* says; False if none is there, or it dies meanwhile.
+        """Let the daemon carry out *message*; return False if there is no daemon, or it dies meanwhile.
 
         Raises:
             GivenUpError: it wants the client to be given up.
@@ -164,7 +164,7 @@ class Keeper:
     """Keeps one client, for one daemon after the other that comes to *listener*."""
 
     def __init__(self, client: socket.socket, listener: socket.socket, memory_fd: int) -> None:
-        """Take over all; *memory_fd* is the file of the memory, which begins with that of the drive."""
+        """Take over the arguments; *memory_fd* is the file of the memory, which begins with that of the drive."""
         self._listener = listener
         listener.settimeout(0)
         self._connection = ClientConnection(client)
@@ -173,7 +173,7 @@ class Keeper:
         self._function = PciFunction(self._drive, memory)
 
     def run(self) -> None:
-        """Keep the client until it ends, or is to be given up."""
+        """Keep the client until it ends, or the daemon ends its connection."""
         try:
             while True:
                 self._wait()
@@ -184,13 +184,13 @@ class Keeper:
             return
 
     def fail(self, text: str) -> None:
-        """Tell the daemon, if there is one, why the keeper ends."""
+        """Send the reason for the keeper's end to the daemon, if there is one."""
         if self._drive.link is not None:
             with suppress(PeerError):
                 self._drive.link.send(LinkMessage(LinkKind.FAILED, text=text))
 
     def close(self) -> None:
-        """Let the client go, and take its memory from the daemon."""
+        """Close the client's connection, and remove its memory from the daemon."""
         self._connection.close()
         with suppress(GivenUpError):
             self._function.close()
@@ -231,8 +231,8 @@ class Keeper:
 def main(arguments: Sequence[str]) -> None:
     """Keep a client.
 
-    *arguments*: its socket, the one that listens for daemons, and the file of the memory, as numbers; then the path of
-    the second.
+    *arguments*: the numbers of the client's socket, the socket that listens for daemons, and the file of the memory;
+    then the path of the second socket.
     """
     *fds, path = arguments
     for fd in fds:
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _identity(place: Path) -> tuple[int, int] | None:
-    """Return by what the file *place* is told from another of its name; None if there is none."""
+    """Return the identity of the file *place*, which differs from that of another file of the name; None if missing."""
     try:
         status = place.lstat()
     except FileNotFoundError:

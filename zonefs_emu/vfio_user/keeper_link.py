@@ -1,8 +1,8 @@
-"""The link between a keeper and the daemon that serves its client at present: messages, with descriptors beside them.
+"""The link between a keeper and the present daemon of its client: messages with descriptors.
 
-The keeper tells the daemon what the client asks of the drive, each at once with what it needs, and waits for DONE. So
-the client gets no answer before the daemon has seen the request. A daemon that takes over is told the same: HELLO, each
-map of memory, the interrupts, START.
+The keeper passes each request of the client that concerns the drive to the daemon and waits for DONE. So the client
+gets no answer before the daemon has handled the request. A daemon that takes over gets HELLO, each map of memory, the
+interrupts, and START.
 
 ::
 
@@ -38,12 +38,12 @@ from zonefs_emu.errors import PeerError
 _MESSAGE: Final = struct.Struct("<IIQQQ")
 _FDS_MAX: Final = 32
 _TEXT_BYTES_MAX: Final = 4096
-#: Of the socket. Source: XDG Base Directory Specification, "XDG_RUNTIME_DIR", of the sticky bit.
+#: The mode of the socket. Source: XDG Base Directory Specification, "XDG_RUNTIME_DIR", for the sticky bit.
 _MODE: Final = stat.S_ISVTX | 0o600
 
 
 class LinkKind(IntEnum):
-    """What a message says."""
+    """The kind of a message."""
 
     HELLO = 1
     MAP = 2
@@ -73,12 +73,12 @@ class KeeperLink(DescriptorSocket):
     """One end of a link."""
 
     def __init__(self, sock: socket.socket, timeout_s: float | None = None) -> None:
-        """Take over *sock*, which is connected. *timeout_s* is how long the other end may be silent; None: for ever."""
+        """Take over *sock*, which is connected. *timeout_s*: how long the other end may be silent; None: for ever."""
         super().__init__(sock, peer="other end of the link", fds_max=_FDS_MAX)
         self._timeout_ms = None if timeout_s is None else int(timeout_s * 1000)
 
     def send(self, message: LinkMessage) -> None:
-        """Send *message*; one of FAILED has the text alone.
+        """Send *message*; of FAILED, the text only.
 
         Raises:
             PeerError: the other end is gone.
@@ -89,7 +89,7 @@ class KeeperLink(DescriptorSocket):
         self.send_bytes(head + text, tuple(message.fds))
 
     def receive(self) -> LinkMessage:
-        """Return the next message, and wait for it.
+        """Wait for the next message and return it.
 
         Raises:
             PeerError: the other end is gone, or silent for too long.
@@ -114,7 +114,7 @@ class KeeperLink(DescriptorSocket):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def has_message(self) -> bool:
-        """Whether :meth:`receive` need not wait."""
+        """Whether :meth:`receive` would return at once."""
         return self._poll(0)
 
     def _poll(self, timeout_ms: int | None) -> bool:
@@ -124,7 +124,7 @@ class KeeperLink(DescriptorSocket):
 
 
 def listen_for_daemons(path: Path) -> socket.socket:
-    """Return a socket at *path* at which daemons find the keeper; what was there is of a process that is gone.
+    """Return a listening socket at *path* for daemons; it replaces that of a process that is gone.
 
     Raises:
         OSError: the host refuses.
@@ -136,7 +136,7 @@ def listen_for_daemons(path: Path) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.bind(f"/proc/self/fd/{directory}/{path.name}")
-            # A guest may run for months, and systemd-tmpfiles removes what is old, but nothing with the sticky bit.
+            # A guest may run for months, and systemd-tmpfiles removes old files, except those with the sticky bit.
             os.chmod(path.name, _MODE, dir_fd=directory)
             sock.listen()
         except BaseException:
@@ -172,5 +172,5 @@ def connect_to_keeper(path: Path, timeout_s: float) -> KeeperLink | None:
 
 
 def _open_directory(path: Path) -> int:
-    # A socket's address has 107 bytes, and a path may be longer: so it is named through its directory.
+    # A socket's address has at most 107 bytes, and a path may be longer, so it is named through its directory.
     return os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""A client that a keeper has (:mod:`keeper`), as the daemon serves it: the drive, and the link to the keeper.
+"""A client that a keeper has (:mod:`keeper`), in the daemon: its drive, and the link to the keeper.
 
 The daemon starts a keeper for each client that connects, and finds the keeper that an earlier daemon has left.
 """
@@ -32,21 +32,21 @@ log = logging.getLogger(__name__)
 #: A keeper is a new interpreter, which may take long to start on a busy host.
 _START_S: Final = 60.0
 _END_S: Final = 10.0
-#: Where this package lies. The keeper imports no other one, whatever its working directory has.
+#: The place of this package. The keeper must not import another one from its working directory.
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 class KeptClient:
-    """One client: the drive behind its function, which the keeper at the other end of *link* has."""
+    """One client: its drive. The keeper at the other end of *link* has its PCI function."""
 
     def __init__(
         self, link: KeeperLink, process: "subprocess.Popen[bytes] | None", subsystem: Subsystem,
         unforeseen: UnforeseenErrors,
     ) -> None:  # fmt: skip
-        """Take over *link*, and *process*, the keeper if this process has started it.
+        """Take over *link*, and *process* if this process has started the keeper.
 
         Raises:
-            PeerError: the keeper is gone, or its guest has broken its memory and is given up.
+            PeerError: the keeper is gone, or its guest has broken its memory.
             UsageError: its guest has another drive.
         """
         self._link = link
@@ -76,7 +76,8 @@ class KeptClient:
                 while not self._is_started:
                     self._handle(link.receive())
             except PeerError:
-                # Its guest has broken its memory. A keeper that waited on could not be found once there is another one.
+                # The guest has broken its memory. The keeper is ended, because nothing finds it once there is another
+                # one.
                 with suppress(PeerError):
                     link.send(LinkMessage(LinkKind.END))
                 raise
@@ -84,7 +85,7 @@ class KeptClient:
 
     @classmethod
     def start(cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self:
-        """Give *client*, which has just connected, to a new keeper that daemons find at *path*.
+        """Pass *client*, which has just connected, to a new keeper that daemons find at *path*.
 
         Raises:
             OSError: the host starts no process. PeerError: the keeper is gone at once.
@@ -114,7 +115,7 @@ class KeptClient:
 
     @classmethod
     def find(cls, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self | None:
-        """Go on with the client of the keeper at *path* that an earlier daemon has left; None if there is none.
+        """Return the client of the keeper at *path*, which an earlier daemon has left; None if there is none.
 
         Raises:
             UsageError: its guest has another drive. OSError: the host refuses.
@@ -214,7 +215,7 @@ class KeptClient:
                 os.close(fd)
 
     def close(self) -> None:
-        """Have the keeper give the client up, if that is still there, and end the drive."""
+        """Let the keeper end the client's connection, if it is still there, and end the drive."""
         with ExitStack() as ending:  # each step is done, whatever the others raise
             ending.callback(self._wait_for_keeper)
             for fd in (self._wakes, *self._interrupts):

@@ -1,7 +1,7 @@
 """The configuration space of the PCI function: an NVMe controller with MSI-X.
 
-QEMU keeps base addresses and the MSI-X table itself and passes the rest on. So the words of base addresses and of the
-expansion ROM are zero here: a writable ROM word would make QEMU look for a ROM.
+QEMU keeps base addresses and the MSI-X table itself and passes other accesses on. So the words of base addresses and of
+the expansion ROM are zero here. A writable ROM word would make QEMU look for a ROM.
 
 Source: PCI Local Bus Specification 3.0, "Configuration Space"; PCI Express Base Specification, "PCI Express
 Capability"; NVM Express over PCIe Transport Specification 1.0, "PCI Header".
@@ -34,7 +34,7 @@ _MSIX: Final = 0x90
 _FUNCTION_RESET_CAPABLE: Final = 1 << 28
 _INITIATE_RESET: Final = 1 << 15
 
-#: What a guest may write, by byte: the bits that stay.
+#: The bits that a guest may write, by byte.
 _WRITABLE: Final[Mapping[int, int]] = MappingProxyType(
     {
         0x04: 0x06,  # memory space, bus master
@@ -73,11 +73,11 @@ class PciConfig:
         struct.pack_into("<BBHII", data, _MSIX, 0x11, 0, NR_VECTORS - 1, MSIX_BAR, _PENDING_BITS | MSIX_BAR)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Return *count* bytes at *offset*, which lie in the space."""
+        """Return *count* bytes at *offset*, which must be in the space."""
         return bytes(self._data[offset : offset + count])
 
     def write(self, offset: int, data: bytes) -> bool:
-        """Store what of *data* can be written at *offset*; True if the guest asks for a reset of the function."""
+        """Store the writable bits of *data* at *offset*; return whether the guest requests a reset of the function."""
         for at, value in enumerate(data, offset):
             mask = _WRITABLE.get(at, 0)
             self._data[at] = self._data[at] & ~mask | value & mask

@@ -1,21 +1,21 @@
 """The NVMe controller behind the registers of the PCI function.
 
-One thread calls all methods but :meth:`PciDrive.wake`. It carries out the commands of each submission queue in their
-order; what may wait for the host's disk goes to a worker, and its queue rests until it is back.
+One thread calls all methods but :meth:`PciDrive.wake`. It carries out the commands of each submission queue in order. A
+command that may wait for the host's disk goes to a worker, and its queue rests until the command is back.
 
 A queue that the guest has broken (a doorbell beyond its end, memory that is gone) makes the controller fatal
-(CSTS.CFS): the guest has to reset it. A command costs itself only.
+(CSTS.CFS), and the guest must reset it. A wrong command affects itself only.
 
-Everything that a drive of another process needs to go on is in the record (:mod:`drive_record`) before the guest sees
-it. A command is answered in this order, and a kill may come between any two steps:
+The record (:mod:`drive_record`) has everything that a drive of another process needs to continue, before the guest sees
+its effect. A command is answered in the following order, and a kill may come between any two steps:
 
-1. An I/O command is carried out, its intent in the record of its queue. An admin command is carried out, and the state
-   that it leaves is saved together with its completion. Nothing else of an admin command outlives this process.
+1. An I/O command is carried out, with its intent in the record of its queue. An admin command is carried out, and its
+   resulting state is saved together with its completion. Nothing else of an admin command outlives this process.
 2. Its completion is stored in guest memory.
 3. The head of its queue is noted, and then the tail of the completion queue.
 
-A command whose completion is not there after a kill is carried out again if the record of its queue does not say that
-it was done; an admin command whose state was saved is only answered.
+After a kill, a command without a completion is carried out again unless the record of its queue says that it was done.
+An admin command whose state was saved is only answered.
 
 Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers"; NVM Express Base Specification 2.0,
 "Memory-based Transport Queue Model".
@@ -78,7 +78,7 @@ _FATAL: Final = 2
 _ADMIN_ENTRIES_MAX: Final = 4096
 #: Fused operations, and data pointers other than PRP entries.
 _UNKNOWN_FLAGS: Final = 0xC3
-#: Commands of a queue that are carried out before another queue has its turn, and interrupts are sent.
+#: Commands of a queue that are carried out before another queue is served and interrupts are sent.
 _BATCH: Final = 32
 #: The caller gets control back after this time, even if queues are never empty.
 _SERVE_NS_MAX: Final = 20_000_000
@@ -90,7 +90,7 @@ class PciDrive:
     def __init__(
         self, subsystem: Subsystem, memory: DriveMemory, record: DriveRecord, unforeseen: UnforeseenErrors
     ) -> None:
-        """Go on where *record* says; if it is new, begin with a controller that is not enabled.
+        """Continue from the state in *record*; if that is new, begin with a controller that is not enabled.
 
         The caller maps the memory of the guest, and then calls :meth:`start`.
 
@@ -122,7 +122,7 @@ class PciDrive:
         self.interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
-        #: What may keep an answer back, which is for the worker: injected faults, and the timing of a drive.
+        #: Injected faults and the timing of a drive, which may delay answers, so that commands go to the worker.
         self._delaying: list[object] = [each for device in devices for each in (device.faults, device.timing)]
         self._worker: Worker[Answer] = Worker("nvme-worker", devices[0].sleep_ns)
         self._queues = QueueSet(memory, record, self._map)
@@ -130,7 +130,7 @@ class PciDrive:
         self._cqs = self._queues.cqs
         self._namespaces: dict[int, Namespace] = {}
         self._begun = BegunCommands()
-        #: The completion that was posted last in the admin queue, or is about to be.
+        #: The last completion of the admin queue, which may not be posted yet.
         self._completion: Completion | None = None
         self._nr_resets = memory.nr_resets
         self._cc = 0
@@ -162,7 +162,7 @@ class PciDrive:
         self._show_registers()
 
     def _load(self, state: DriveState) -> None:
-        """Take over what a guest has set up, up to where memory is needed."""
+        """Take over the settings of a guest, without the parts that need its memory."""
         self.controller.restore(state["controller"])
         self._nr_resets, self._cc, self._is_fatal = state["nr_resets"], state["cc"], state["is_fatal"]
         self._completion = state["completion"]
@@ -172,7 +172,7 @@ class PciDrive:
             self._begun.watch(self._namespaces)
 
     def _save(self) -> None:
-        """Have the present state count, for a drive that takes over."""
+        """Save the present state, for a drive that takes over."""
         queues = self._queues
         self._record.save({
             "identity": self._identity,
@@ -191,10 +191,11 @@ class PciDrive:
         })  # fmt: skip
 
     def start(self) -> None:
-        """Begin to serve, or go on: the memory of the guest is there."""
+        """Begin or continue to serve, after the guest's memory was mapped."""
         self._is_started = True
-        # A guest that has reset the controller meanwhile may use the memory of its queues for something else. Nor may
-        # it see that the controller was ready: it would ring doorbells, which its new queues begin with at zero.
+        # A guest that has reset the controller meanwhile may use the memory of its queues for something else. It must
+        # not see that the controller was ready: it would ring doorbells, and those of its new queues must begin at
+        # zero.
         if self._bar.nr_resets != self._nr_resets:
             self._reset_controller()
         self._place_queues()
@@ -205,7 +206,7 @@ class PciDrive:
         self._queues.recover(state["admin_head"])
         self._begun.begin(self._sqs.values())
         for completions in self._cqs.values():
-            completions.is_unannounced = True  # an interrupt too many is no harm
+            completions.is_unannounced = True  # an extra interrupt does no harm
             self._update_head(completions)
         last = state["completion"]
         if last is not None and 0 in self._cqs and self._cqs[0].word == last["tail"]:
@@ -224,7 +225,7 @@ class PciDrive:
     # -- from any thread ------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have the thread call :meth:`serve`: :attr:`wake_fds` become readable."""
+        """Make :attr:`wake_fds` readable, so that the thread calls :meth:`serve`."""
         if not self._is_closed:
             os.eventfd_write(self._wakes, 1)
 
@@ -261,7 +262,7 @@ class PciDrive:
         self._reset_controller()
 
     def _reset_controller(self) -> None:
-        # Read before the reset is carried out: a reset that comes meanwhile counts as a further one.
+        # Read before the reset is carried out, so that a reset that comes meanwhile counts as another one.
         self._nr_resets = self._bar.nr_resets
         self._cc = 0
         self._is_fatal = False
@@ -276,7 +277,7 @@ class PciDrive:
     # -- registers ------------------------------------------------------------------------------------------------
 
     def _show_registers(self) -> None:
-        """Store what the guest reads."""
+        """Store the registers that the guest reads."""
         words = self._bar.words
         for register in (Register.CAP, Register.VS, Register.CRTO):
             value = self.controller.read_register(register) or 0
@@ -303,7 +304,7 @@ class PciDrive:
         self._show_registers()
 
     def _begin(self, cc: int) -> bool:
-        """Make the admin queues; False if the guest asks for a feature that the controller does not have."""
+        """Make the admin queues; return False if the guest requests a feature that the controller does not have."""
         if cc & (_PAGE_SIZE_MASK | _ARBITRATION_MASK):
             return False
         aqa = self._bar.words[_AQA]
@@ -327,7 +328,7 @@ class PciDrive:
             namespace.port.intents = self._begun.intents(nsid)
 
     def _fail(self, why: str) -> None:
-        """Make the controller fatal: the guest has to reset it."""
+        """Make the controller fatal, so that the guest must reset it."""
         if not self._is_fatal:
             self._log.info("the guest has to reset the controller: %s", why)
             self._is_fatal = True
@@ -337,7 +338,7 @@ class PciDrive:
     # -- queues as a whole ----------------------------------------------------------------------------------------
 
     def _place_queues(self) -> None:
-        """Look up the memory of all queues after the guest's memory has changed."""
+        """Map the memory of all queues again after the guest's memory has changed."""
         if not self._is_started:
             return
         try:
@@ -346,7 +347,7 @@ class PciDrive:
             self._fail(f"a queue has lost its memory: {error}")
 
     def _drop_queues(self) -> None:
-        """Forget all queues: the guest has reset or shut down the controller."""
+        """Drop all queues, because the guest has reset or shut down the controller."""
         self._wait_idle(self._sqs.values())
         self._queues.clear()
         self._begun.end()
@@ -360,7 +361,7 @@ class PciDrive:
             for queue in queues:
                 queue.is_over = True
                 if queue.ring is not None and queue.is_busy:
-                    queue.ring.leave()  # its memory is that of the next queue of this number
+                    queue.ring.leave()  # the next queue of this number uses the same memory
 
     # -- serving --------------------------------------------------------------------------------------------------
 
@@ -395,7 +396,7 @@ class PciDrive:
             queue.head = head
 
     def _ask_for_doorbells(self) -> bool:
-        """Ask for doorbells of queues with shadow doorbells; True if a command came before the guest could see that."""
+        """Request real doorbells of queues with shadow doorbells; True if a command came before the guest saw that."""
         if self._queues.shadow is None or self._is_fatal:
             return False
         self._queues.ask_for_doorbells()
@@ -450,7 +451,7 @@ class PciDrive:
         return True
 
     def _answer(self, queue: SubmissionQueue, command: Command, answer: Answer | None) -> None:
-        """Note that *command* is done, and post its completion unless that comes later."""
+        """Note that *command* is carried out, and post its completion unless that comes later."""
         if queue.is_over:
             return
         head = queue.advance()
@@ -499,7 +500,7 @@ class PciDrive:
     # -- interrupts -----------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Signal the interrupts of the completions that were stored: one for all of a queue."""
+        """Signal the interrupts of the stored completions, one for each queue."""
         for queue in self._cqs.values():
             if queue.is_unannounced:
                 queue.is_unannounced = False
@@ -517,7 +518,7 @@ class PciDrive:
     # -- I/O commands ---------------------------------------------------------------------------------------------
 
     def _execute(self, queue: SubmissionQueue, command: Command) -> Answer | None:
-        """Carry out an I/O command, or give it to the worker, in which case *queue* is busy."""
+        """Carry out an I/O command, or give it to the worker and mark *queue* as busy."""
         if command.flags & _UNKNOWN_FLAGS:
             raise RefusedError(NvmeRule.NVME_FIELD, f"flags {command.flags:02X}h")
         namespace = self._namespaces.get(command.nsid)

@@ -1,10 +1,10 @@
 """The PCI function that a client sees: regions, interrupts, memory, reset. It knows no NVMe.
 
-What the guest writes to registers and doorbells is stored in the memory of the drive, and the drive is kicked. So a
-write costs no more than that, and the drive may be in another process.
+Writes of the guest to registers and doorbells are stored in the memory of the drive, and the drive is kicked. So a
+write is cheap, and the drive may be in another process.
 
-An error of a client is one of two kinds. What is no message of the protocol raises PeerError, which ends the
-connection. What is one, but cannot be done, is answered with an error number.
+Errors of a client are of two kinds. Bytes that are no message of the protocol raise PeerError, which ends the
+connection. A message that cannot be carried out is answered with an error number.
 """
 
 import errno
@@ -41,7 +41,7 @@ _REGION_BYTES: Final[Mapping[int, int]] = {
 #: Registers that a guest may write besides CC: AQA, ASQ and ACQ; by offsets of 4 bytes. Masks of interrupts (INTMS,
 #: INTMC) mean nothing with MSI-X.
 _WRITABLE: Final = frozenset((0x24, 0x28, 0x2C, 0x30, 0x34))
-#: Registers end here, long before the doorbells; reads beyond are zero.
+#: The end of the registers, long before the doorbells; reads beyond it return zeros.
 _REGISTERS_END: Final = 0x100
 
 
@@ -55,7 +55,7 @@ class DmaRegion(NamedTuple):
 
 
 class Drive(Protocol):
-    """What is behind the function."""
+    """The drive behind the function."""
 
     def map_memory(self, region: DmaRegion) -> None:
         """Use *region* from now on.
@@ -66,7 +66,7 @@ class Drive(Protocol):
         ...
 
     def unmap_memory(self, region: DmaRegion) -> None:
-        """Stop using *region*; after the return no byte of it is accessed."""
+        """Stop using *region*; no byte of it is accessed after the return."""
         ...
 
     def set_interrupts(self, fds: list[int]) -> None:
@@ -74,16 +74,16 @@ class Drive(Protocol):
         ...
 
     def reset(self) -> None:
-        """Clear the memory of the drive, and forget all queues and settings of the guest."""
+        """Clear the memory of the drive, and drop all queues and settings of the guest."""
         ...
 
     def kick(self) -> None:
-        """Look at registers and doorbells."""
+        """Check registers and doorbells."""
         ...
 
 
 class RefusedMessageError(Exception):
-    """A message is answered with *number*, of errno."""
+    """A message is refused with *number*, of errno."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)
@@ -98,7 +98,7 @@ class PciFunction:
         self._memory = memory
         self._config = PciConfig()
         self._log = LimitedLog(logging.getLogger(__name__))
-        #: What the client has mapped; maps without a descriptor (firmware) have fd -1 and are unknown to the drive.
+        #: The maps of the client; maps without a descriptor (firmware) have fd -1 and are not passed to the drive.
         self.regions: dict[int, DmaRegion] = {}
         self.interrupts = [-1] * NR_VECTORS
         self._has_version = False
@@ -116,7 +116,7 @@ class PciFunction:
         }
 
     def handle(self, message: ClientMessage) -> bytes | None:
-        """Do what *message* asks; returns the answer, or None if none is wanted. Its descriptors are closed or kept.
+        """Carry out *message*; return the answer, or None if none is wanted. Its descriptors are closed or kept.
 
         Raises:
             PeerError: it is no message of the protocol.
@@ -287,7 +287,7 @@ class PciFunction:
         return messages.encode_region_access(access)
 
     def _write_bar(self, offset: int, data: bytes) -> None:
-        """Store what a guest writes in registers and doorbells: whole words of 4 bytes; all else is ignored."""
+        """Store a guest's writes to registers and doorbells: whole words of 4 bytes; other writes are ignored."""
         if offset & 3 or len(data) not in (4, 8):
             return
         memory = self._memory

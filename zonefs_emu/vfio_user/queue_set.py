@@ -1,6 +1,6 @@
-"""The queues of one controller as a whole: commands that create and delete them, doorbells, and going on with them.
+"""The queues of one controller: the commands that create and delete them, doorbells, and recovery after a kill.
 
-May not know: what commands in the queues do.
+May not know: the effect of commands in the queues.
 """
 
 from typing import Final
@@ -19,7 +19,7 @@ from zonefs_emu.virtio.memory import BadAddressError
 
 _CONTIGUOUS: Final = 1
 _INTERRUPTS: Final = 2
-#: In the event index of a completion queue's head: the guest need not ring while the head moves up to the queue's end.
+#: The event index of a completion queue's head, with which the guest rings only when the head passes the queue's end.
 _NEVER: Final = 0xFFFF
 
 
@@ -27,7 +27,7 @@ class QueueSet:
     """The queues by their numbers; number 0 is the admin queue."""
 
     def __init__(self, bar: DriveMemory, record: DriveRecord, guest: GuestMemoryMap) -> None:
-        """Begin with none."""
+        """Begin without queues."""
         self.sqs: dict[int, SubmissionQueue] = {}
         self.cqs: dict[int, CompletionQueue] = {}
         self.shadow: ShadowDoorbells | None = None
@@ -36,16 +36,16 @@ class QueueSet:
         self._guest = guest
 
     def clear(self) -> None:
-        """Forget all queues."""
+        """Drop all queues."""
         self.sqs.clear()
         self.cqs.clear()
         self.shadow = None
 
     def place(self) -> None:
-        """Find all queues in the guest memory that there is now.
+        """Find all queues in the present guest memory.
 
         Raises:
-            BadAddressError: one does not lie in it.
+            BadAddressError: a queue is not in it.
         """
         memory = self._guest.memory
         for completions in self.cqs.values():
@@ -58,19 +58,19 @@ class QueueSet:
     # -- doorbells ------------------------------------------------------------------------------------------------
 
     def tail(self, queue: SubmissionQueue) -> int:
-        """Return the tail of *queue* as the guest says, which may be anything."""
+        """Return the guest's tail of *queue*, which may be any number."""
         if self.shadow is not None and queue.number:
             return self.shadow.doorbells[2 * queue.number]
         return self._bar.doorbells[2 * queue.number]
 
     def head(self, queue: CompletionQueue) -> int:
-        """Return the head of *queue* as the guest says, which may be anything."""
+        """Return the guest's head of *queue*, which may be any number."""
         at = 2 * queue.number + 1
         shadow = self.shadow if queue.number else None
         return self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
 
     def ask_for_doorbells(self) -> None:
-        """Have the guest ring again, where it looks at the shadow doorbells first."""
+        """Make the guest ring real doorbells again, if it uses shadow doorbells."""
         shadow = self.shadow
         if shadow is None:
             return
@@ -171,7 +171,7 @@ class QueueSet:
         return SUCCESS
 
     def set_shadow(self, command: Command) -> Answer:
-        """Use shadow doorbells for I/O queues from now on; they begin with what the real ones say.
+        """Use shadow doorbells for I/O queues from now on; they begin with the values of the real ones.
 
         Raises:
             RefusedError: they are not in pages, or not in memory.
@@ -195,7 +195,7 @@ class QueueSet:
     # -- going on in another process ------------------------------------------------------------------------------
 
     def load(self, state: DriveState) -> None:
-        """Take over the queues of an earlier process; :meth:`recover` finds out how far they are."""
+        """Take over the queues of an earlier process; :meth:`recover` determines their positions."""
         tails = self._record.tails
         for number, base, size, vector in state["cqs"]:
             completions = self.cqs[number] = CompletionQueue(number, base, size, vector, tails)
@@ -207,11 +207,10 @@ class QueueSet:
             self.shadow = ShadowDoorbells(*state["shadow"])
 
     def recover(self, admin_head: int) -> None:
-        """Find out which commands were answered: those that the record counts, and one that it may not count yet.
+        """Determine which commands were answered: those that the record counts, and perhaps one more.
 
         A completion is stored first, then the head of its submission queue is noted, then the tail of its completion
-        queue. So a completion that lies at the tail that is noted was the last one, and its command may be noted or
-        not, which the head in the completion says.
+        queue. So a completion at the noted tail was the last one. The head in it says whether its command was noted.
         """
         posted = [found for queue in self.cqs.values() if (found := queue.take_posted()) is not None]
         for number, queue in self.sqs.items():

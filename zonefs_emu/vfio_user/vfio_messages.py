@@ -1,6 +1,6 @@
 """The messages of vfio-user as bytes and values.
 
-May not know: sockets, and what the messages do. Source: QEMU, docs/interop/vfio-user.rst; "Protocol Specification".
+May not know: sockets, and the effect of messages. Source: QEMU, docs/interop/vfio-user.rst; "Protocol Specification".
 """
 
 import json
@@ -12,13 +12,13 @@ from zonefs_emu.errors import PeerError
 
 #: Identifier, command, size with the header, flags, error number.
 HEADER: Final = struct.Struct("<HHIII")
-#: A register has 8 bytes at most and configuration space is read by words, so a message of a client is small.
+#: The longest message of a client. Registers have 8 bytes at most, and configuration space is read by words.
 SIZE_MAX: Final = 1 << 16
-#: What QEMU proposes, and takes at most.
+#: The limit that QEMU proposes, and the most that it accepts.
 FDS_MAX: Final = 16
 DATA_MAX: Final = 4096
 PAGE_BYTES: Final = 4096
-#: Maps of memory that a client may have at a time: what the kernel's vhost has.
+#: Maps of memory that a client may have at a time: as many as with the kernel's vhost.
 DMA_MAPS_MAX: Final = 509
 
 _VERSION: Final = struct.Struct("<HH")
@@ -31,7 +31,7 @@ _REGION_ACCESS: Final = struct.Struct("<QII")
 
 
 class VfioCommand(IntEnum):
-    """What a message asks."""
+    """The command of a message."""
 
     VERSION = 1
     DMA_MAP = 2
@@ -64,7 +64,7 @@ class RegionFlag(IntFlag):
 
 
 class IrqSetFlag(IntFlag):
-    """What is done with interrupts, and by which data."""
+    """The action on interrupts, and the form of its data."""
 
     DATA_NONE = 1
     DATA_BOOL = 2
@@ -110,7 +110,7 @@ class DmaUnmapRequest(NamedTuple):
 
 
 class IrqSetRequest(NamedTuple):
-    """What is to be done with *nr_vectors* interrupts of *kind* from *start* on."""
+    """An action on *nr_vectors* interrupts of *kind* from *start* on."""
 
     flags: int
     kind: int
@@ -169,7 +169,7 @@ def _unpack(layout: struct.Struct, payload: bytes, what: str) -> tuple[int, ...]
 
 
 def decode_version(payload: bytes) -> tuple[int, int]:
-    """Return the version (major, minor) that a client proposes; what else it says makes no difference here.
+    """Return the version (major, minor) that a client proposes; its capabilities are ignored.
 
     Raises:
         PeerError: there is none.
@@ -179,7 +179,7 @@ def decode_version(payload: bytes) -> tuple[int, int]:
 
 
 def encode_version() -> bytes:
-    """Return version 0.0 and our limits; QEMU wants a zero byte at the end."""
+    """Return version 0.0 and the limits of this server; QEMU expects a zero byte at the end."""
     limits = {"max_msg_fds": FDS_MAX, "max_data_xfer_size": DATA_MAX, "pgsizes": PAGE_BYTES,
               "max_dma_maps": DMA_MAPS_MAX}  # fmt: skip
     return _VERSION.pack(0, 0) + json.dumps({"capabilities": limits}).encode() + b"\0"
@@ -220,7 +220,7 @@ def encode_device_info(nr_regions: int, nr_irqs: int) -> bytes:
 
 
 def decode_index(payload: bytes) -> int:
-    """Return of which region or kind of interrupts information is wanted.
+    """Return the region or kind of interrupts on which information is requested.
 
     Raises:
         PeerError: it is too short.

@@ -1,7 +1,7 @@
 """The thread that serves one drive at one socket, to one client after the other.
 
-A boundary is here (docs/errors.md): an exception in a turn of the loop that no command has contained costs the
-connection. The socket goes on and accepts the next client.
+The loop is a boundary (docs/errors.md): an exception in a turn of it that no command has contained costs the
+connection. The socket then accepts the next client.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class ServedClient(Protocol):
         ...
 
     def step(self, ready: Container[int]) -> bool:
-        """Do what there is to do; True if something is left. *ready*: descriptors that the poller has found readable.
+        """Handle messages and serve queues; True if more work is left. *ready*: the readable descriptors.
 
         Raises:
             PeerError: the client is gone, or breaks the protocol.
@@ -44,7 +44,7 @@ class ServedClient(Protocol):
 class VfioServer:
     """Serves clients at *listener*, a listening socket, which is closed at the end.
 
-    *make_client* takes over the socket of a client that has connected. *client* is one that is there already.
+    *make_client* takes over the socket of a client that has connected. *client* is connected already.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VfioServer:
         self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def stop(self) -> None:
-        """Have :meth:`run` end; from any thread."""
+        """End :meth:`run`; called from any thread."""
         self._stopping = True
         with self._ending:
             if self._wakes >= 0:
