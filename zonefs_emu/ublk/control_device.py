@@ -20,13 +20,13 @@ _NEEDED: Final = Flag.CMD_IOCTL_ENCODE | Flag.USER_COPY | Flag.ZONED | Flag.USER
 
 
 class ControlDevice:
-    """/dev/ublk-control, opened. Every call may block for as long as the kernel takes."""
+    """The opened /dev/ublk-control. Every call blocks until the kernel has carried it out."""
 
     def __init__(self) -> None:
         """Open it.
 
         Raises:
-            UsageError: the kernel cannot (no module, no permission, too old); says what would help.
+            UsageError: the kernel cannot make devices (no module, no permission, too old); with a remedy.
         """
         try:
             self._fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
@@ -66,7 +66,7 @@ class ControlDevice:
         return int.from_bytes(self._with_buffer(command, 0xFFFFFFFF, bytes(8)), "little")
 
     def add(self, info: DeviceInfo) -> DeviceInfo:
-        """Create a device; return *info* as the kernel has completed it, with the device's number.
+        """Create a device; return *info* with the device's number and the kernel's other changes.
 
         Raises:
             OSError: the kernel refuses.
@@ -74,7 +74,7 @@ class ControlDevice:
         return DeviceInfo.decode(self._with_buffer(Control.ADD_DEV, info.device_id, info.encode()))
 
     def info(self, device_id: int) -> DeviceInfo:
-        """Return what device *device_id* is.
+        """Return the information on device *device_id*.
 
         Raises:
             OSError: ENODEV where there is none.
@@ -86,7 +86,7 @@ class ControlDevice:
         self._with_buffer(Control.SET_PARAMS, device_id, params)
 
     def start(self, device_id: int) -> None:
-        """Start a device whose queues are being served; returns when the kernel has read its zones."""
+        """Start a device whose queues are being served; return when the kernel has read its zones."""
         self._call(Control.START_DEV, encode_control(device_id, data=os.getpid()))
 
     def stop(self, device_id: int) -> None:
@@ -94,14 +94,14 @@ class ControlDevice:
         self._call(Control.STOP_DEV, encode_control(device_id))
 
     def delete(self, device_id: int) -> None:
-        """Delete a stopped device; returns when its nodes are gone."""
+        """Delete a stopped device; return when its nodes are gone."""
         self._call(Control.DEL_DEV, encode_control(device_id))
 
     def start_recovery(self, device_id: int) -> None:
         """Begin to take over a device whose server died.
 
         Raises:
-            OSError: EBUSY while the kernel still tidies up after the dead server: try again.
+            OSError: EBUSY while the kernel still cleans up after the dead server; to be tried again.
         """
         self._call(Control.START_USER_RECOVERY, encode_control(device_id))
 
@@ -120,7 +120,7 @@ class ControlDevice:
 
 @contextmanager
 def control_device() -> Iterator[ControlDevice]:
-    """Open the control device for the length of a with-block."""
+    """Open the control device in the context."""
     control = ControlDevice()
     try:
         yield control

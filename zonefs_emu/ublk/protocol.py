@@ -80,7 +80,7 @@ _READ_ONLY: Final = frozenset((Control.GET_DEV_INFO, Control.GET_FEATURES))
 
 
 class Request(IntEnum):
-    """UBLK_IO_OP_*: what the kernel asks for."""
+    """UBLK_IO_OP_*: the operations of requests."""
 
     READ = 0
     WRITE = 1
@@ -111,7 +111,7 @@ COMMIT_AND_FETCH_REQ: Final = _ioctl(3, 0x21, IO_CMD.size)
 
 
 def encode_control(device_id: int, *, address: int = 0, length: int = 0, data: int = 0) -> bytes:
-    """Return struct ublksrv_ctrl_cmd; *address* and *length* name a buffer of ours."""
+    """Return struct ublksrv_ctrl_cmd; *address* and *length* are those of a buffer of this process."""
     return _CTRL_CMD.pack(device_id, 0xFFFF, length, address, data, 0, 0, 0)
 
 
@@ -148,11 +148,11 @@ class DeviceInfo:
 def encode_params(geometry: Geometry, *, max_io_bytes: int, readonly: bool) -> bytes:
     """Return struct ublk_params for *geometry*: a volatile write cache with FUA, zoned.
 
-    There is no write granularity in it: the kernel takes the logical block for it, so the logical block must be it.
+    It has no write granularity. The kernel uses the logical block size as such, so they must be equal.
     """
     shift = to_bytes(geometry.write_granularity).bit_length() - 1
     attributes = _ATTR_VOLATILE_CACHE | _ATTR_FUA | (_ATTR_READ_ONLY if readonly else 0)
-    # Limits above the number of whole zones are refused, and mean nothing.
+    # The kernel refuses limits above the number of whole zones, which have no effect.
     zones = geometry.size // geometry.zone_size
     max_io = to_sectors(max_io_bytes)
     return _PARAMS.pack(
@@ -191,8 +191,8 @@ def buffer_offset(queue: int, tag: int) -> int:
 
 
 _EIO: Final = -5
-#: The negative errno that makes the block layer see a status. Source: block/blk-core.c, blk_errors; what it has no word
-#: for is an I/O error, and the log of refusals says which rule was broken.
+#: The negative errno for each status. Source: block/blk-core.c, blk_errors. A status without an errno there is an I/O
+#: error, and the log of refusals has the rule that was broken.
 RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
     {
         Status.OK: 0,
@@ -210,7 +210,7 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.APPEND_LIMIT: _EIO,
         Status.OPEN_RESOURCE: -109,  # ETOOMANYREFS, BLK_STS_ZONE_OPEN_RESOURCE
         Status.ACTIVE_RESOURCE: -75,  # EOVERFLOW, BLK_STS_ZONE_ACTIVE_RESOURCE
-        # These come from NVMe only, so the rows have the nearest answer.
+        # These come from NVMe only, so the rows are not used.
         Status.ZRWA_WRITE: _EIO,
         Status.ZRWA_RANGE: _EIO,
         Status.ZRWA_INVALID: _EIO,
@@ -221,11 +221,11 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.UNSUPPORTED: -95,  # EOPNOTSUPP
     }
 )
-#: The same for the rules that only this front-end has.
+#: The same for the rules of this front-end.
 RESULT_OF_RULE: Final[Mapping[UblkRule, int]] = MappingProxyType(
     {UblkRule.UBLK_OPERATION: RESULTS[Status.UNSUPPORTED], UblkRule.UBLK_DATA: _EIO}
 )
-#: For the explanation of refusals: the names of the errors that a user of the block device gets.
+#: For explanations of refusals: the names of the errors that a user of the block device gets.
 ANSWERS: Final = FrontEndAnswers(
     name="ublk",
     of_status=lambda status, _operation: errno.errorcode[-RESULTS[status]],

@@ -1,4 +1,4 @@
-"""The rules of the ublk front-end: what it refuses before it asks its port."""
+"""The rules of the ublk front-end, by which it refuses requests before the port sees them."""
 
 from enum import unique
 

@@ -1,9 +1,9 @@
-"""One ublk device from its creation, or from the death of its last server, to its deletion.
+"""One ublk device, from its creation or its recovery after the death of its server to its deletion.
 
 May not know: requests (queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
 
-A device outlives its server: the kernel keeps it, and the requests in flight, until another server recovers or deletes
-it. The kernel keeps 64 bits of the image's UUID with the device, by which the next server of the image finds it.
+A device outlives its server: the kernel keeps it, with the requests in flight, until another server recovers or deletes
+it. The kernel also keeps 64 bits of the image's UUID with the device, by which the next server of the image finds it.
 """
 
 import contextlib
@@ -42,20 +42,20 @@ log = logging.getLogger(__name__)
 class UblkDevice:
     """A block device /dev/ublkbN that is served from *device*, from :meth:`start` to :meth:`stop`.
 
-    Every method blocks as long as the kernel takes.
+    Every method blocks until the kernel is done.
     """
 
     def __init__(
         self, device: ZonedDevice, *, records: Path, number: int | None = None, nr_queues: int = 1,
         queue_depth: int = DEPTH, ended: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Prepare; nothing is changed yet.
+        """Prepare without changing anything.
 
         *records*: the file of the :class:`TagRecord`, which outlives the process. *number*: which
         /dev/ublkbN, or None for any. *ended* is called, on any thread, when the kernel or a failure ends the serving.
 
         Raises:
-            UsageError: the kernel cannot, or the block layer would refuse the geometry; says what would help.
+            UsageError: the kernel cannot make devices, or the block layer would refuse the geometry; with a remedy.
         """
         if not 0 < nr_queues <= QUEUES_MAX or not 0 < queue_depth < MAX_QUEUE_DEPTH:
             message = f"a device has 1 to {QUEUES_MAX} queues of 1 to {MAX_QUEUE_DEPTH - 1} requests"
@@ -77,7 +77,7 @@ class UblkDevice:
         self._fd = -1
         self._info: DeviceInfo | None = None
         self._tag = device_tag(device.uuid)
-        #: Whether the device was there already, left behind by a server that died.
+        #: Whether the device existed already, left by a server that died.
         self.recovered = False
 
     @property
@@ -91,16 +91,16 @@ class UblkDevice:
         return self._info.device_id
 
     def statistics(self) -> Mapping[str, int]:
-        """Return what was counted since start."""
+        """Return the counters since the start."""
         return {"requests": sum(queue.requests for queue in self._queues), "queues": len(self._queues)}
 
     @property
     def failure(self) -> BaseException | None:
-        """Why a queue ended, if the kernel did not want it."""
+        """The reason why a queue ended, unless the kernel ended it."""
         return next((queue.failure for queue in self._queues if queue.failure is not None), None)
 
     def start(self) -> Path:
-        """Make the device, or go on with the one that a dead server of this image left; returns its node.
+        """Make the device, or recover the one that a dead server of this image left; return its node.
 
         Raises:
             UsageError: the kernel refuses the device.
@@ -138,7 +138,7 @@ class UblkDevice:
             raise
 
     def _recover(self, info: DeviceInfo) -> None:
-        """Take over a device whose server died; its requests in flight come again."""
+        """Recover a device whose server died; its requests in flight come again."""
         self._info = info
         self.recovered = True
         deadline = time.monotonic() + _RECOVERY_SECONDS
@@ -147,7 +147,7 @@ class UblkDevice:
                 self._control.start_recovery(info.device_id)
                 break
             except OSError:
-                # The kernel notices the death of the old server in its own time.
+                # The kernel may notice the death of the old server later.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
@@ -190,7 +190,7 @@ class UblkDevice:
         return is_in_use(self.node)
 
     def stop(self) -> None:
-        """Stop and delete the device; what is in flight is answered first."""
+        """Stop and delete the device; requests in flight are answered first."""
         self._end()
         self._control.close()
 
@@ -211,7 +211,7 @@ class UblkDevice:
 
 
 def device_tag(uuid: UUID) -> int:
-    """Return the 64 bits by which a server finds the device that its predecessor left behind."""
+    """Return the 64 bits by which a server finds the device that an earlier one left."""
     return int.from_bytes(uuid.bytes[:8], "little")
 
 
@@ -237,7 +237,7 @@ def refusals_of(geometry: Geometry) -> list[str]:
     """Return one sentence for each reason why *geometry* cannot be a ublk device; none if it can."""
     found = linux.refusals(geometry) + linux.block_refusals(to_bytes(geometry.write_granularity))
     if geometry.size % geometry.zone_size:
-        # ublk_get_nr_zones() rounds down, so the last zone would never be reported and the disk be refused.
+        # ublk_get_nr_zones() rounds down, so the last zone would not be reported, and the kernel would refuse the disk.
         runt = human_bytes(to_bytes(geometry.size % geometry.zone_size))
         found.append(f"ublk has no way to show a last zone that is smaller than the others, and this one has {runt}")
     return found

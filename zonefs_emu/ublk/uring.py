@@ -2,8 +2,8 @@
 
 May not know: what the commands mean.
 
-The bindings on the package index were rejected: they wrap liburing, which the host would need in a fitting version, and
-offer hundreds of calls of which three are needed. The kernel's interface to these three is stable since Linux 5.19.
+The bindings on the package index were rejected, because they wrap liburing, which the host would need in a suitable
+version. Only three calls are needed, and the kernel's interface to these is stable since Linux 5.19.
 
 A submission entry is placed once and pushed any number of times: a queue answers each tag with the same entry, in which
 only the result changes. One thread uses a ring. No barriers are needed: the kernel reads the entries only inside
@@ -25,7 +25,7 @@ OP_POLL_ADD: Final = 6
 OP_URING_CMD: Final = 46
 POLLIN: Final = 1
 SQE_BYTES: Final = 128
-#: Where in an entry the command's own area begins: 80 bytes.
+#: The offset of the command's area of 80 bytes in an entry.
 COMMAND_OFFSET: Final = 48
 
 _SYS_SETUP: Final = 425
@@ -68,7 +68,7 @@ class Ring:
     """One io_uring with *nr_entries* places for submission entries."""
 
     def __init__(self, nr_entries: int, *, one_thread: bool = False) -> None:
-        """Set the ring up. With *one_thread* only the calling thread may ever use it, and the ring is faster.
+        """Set up the ring. With *one_thread*, only the calling thread may use it, and it is faster.
 
         Raises:
             OSError: the kernel is older than 5.19 (6.1 with *one_thread*), or forbids io_uring
@@ -112,7 +112,7 @@ class Ring:
     ) -> None:  # fmt: skip
         """Fill entry *index*; *command* and *payload* (up to 80 bytes) are what an OP_URING_CMD carries.
 
-        The kernel has copied an entry as soon as it was submitted.
+        The kernel copies an entry when it is submitted.
         """
         at = index * SQE_BYTES
         _SQE.pack_into(self.entries, at, operation, 0, 0, fd, command, 0, 0, 0, flags, user_data, 0, 0, 0)
@@ -127,7 +127,7 @@ class Ring:
         self.pending += 1
 
     def enter(self, nr_wanted: int) -> None:
-        """Submit what was pushed and sleep until *nr_wanted* completions are there; a signal ends the sleep early."""
+        """Submit the pushed entries and sleep until there are *nr_wanted* completions, or until a signal."""
         done = _syscall(_SYS_ENTER, self._fd, self.pending, nr_wanted, _ENTER_GETEVENTS, None, 0)
         if done >= 0:
             self.pending -= done
@@ -135,11 +135,11 @@ class Ring:
             _raise_errno()
 
     def has_completions(self) -> bool:
-        """Say whether :meth:`reap` would find something."""
+        """Return whether there is a completion."""
         return bool(self._head != self._words[self._cq_tail])
 
     def spin(self, duration_ns: int) -> bool:
-        """Look for up to *duration_ns* for a completion; True if :meth:`enter` would not sleep now.
+        """Poll for up to *duration_ns* for a completion; True if :meth:`enter` would not sleep now.
 
         For rings of one thread only, to which the kernel delivers completions inside :meth:`enter`.
         """
@@ -151,7 +151,7 @@ class Ring:
         return True
 
     def reap(self) -> list[tuple[int, int]]:
-        """Take and return (user_data below 2^32, result) of all that has completed; a negative result is an errno."""
+        """Remove all completions and return their (user_data below 2^32, result); a negative result is an errno."""
         words, results, cqes, mask = self._words, self._results, self._cqes, self._cq_mask
         head, tail = self._head, words[self._cq_tail]
         found = []
@@ -163,9 +163,9 @@ class Ring:
         return found
 
     def call(self, fd: int, command: int, payload: bytes) -> int:
-        """Send one command to *fd* and sleep until it has completed, through any signal; returns its result.
+        """Send one command to *fd*, sleep until it has completed, despite signals, and return its result.
 
-        For rings that do nothing else.
+        For rings without other commands.
         """
         self.place(0, OP_URING_CMD, fd, 0, command=command, payload=payload)
         self.push(0)
@@ -175,7 +175,7 @@ class Ring:
                 return result
 
     def close(self) -> None:
-        """Give the ring back; the kernel cancels commands that have not completed."""
+        """Close the ring; the kernel cancels commands that have not completed."""
         if self._fd >= 0:
             self._words.release()
             self._results.release()

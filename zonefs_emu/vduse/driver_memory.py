@@ -1,8 +1,8 @@
 """The driver's memory: files that the kernel names one by one, mapped.
 
-A driver of this kernel (virtio-vdpa) copies everything through one buffer and has an area for the rings. The kernel
-names the buffer with the first request only, so the kernel is asked again for an address that is not known yet. With a
-virtual machine (vhost-vdpa) the files are its memory.
+A driver of this kernel (virtio-vdpa) copies all data through one buffer and has an area for the rings. The kernel
+reports the buffer with the first request only, so it is asked again for unknown addresses. With a virtual machine
+(vhost-vdpa) the files are its memory.
 """
 
 import mmap
@@ -14,22 +14,22 @@ from zonefs_emu.vduse.protocol import ACCESS_RO, Mapping
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory, Region
 from zonefs_emu.virtqueue.peer_memory import PeerMap, PeerMemory
 
-#: find(start, last) -> what lies first in that range, and a descriptor that is the caller's, or None.
+#: find(start, last) -> the first mapping in that range, with a descriptor for the caller; or None.
 Find = Callable[[int, int], tuple[Mapping, int] | None]
 _ADDRESS_LAST: Final = (1 << 64) - 1
 
 
 class VduseMemory(GuestMemory):
-    """The driver's memory as far as it is known.
+    """The known part of the driver's memory.
 
-    It grows when an address is asked for that is not known. It never shrinks: when the kernel takes memory back, a new
-    object replaces it.
+    It grows when an unknown address is looked up. It never shrinks: when the kernel takes memory back, a new object
+    replaces it.
     """
 
     __slots__ = ("_find", "_shared")
 
     def __init__(self, find: Find, shared: PeerMemory) -> None:
-        """Map what *find* has now, as a part of what is *shared*: a virtual machine's files can be cut."""
+        """Map the present mappings of *find* as a part of the *shared* memory: a virtual machine's files can be cut."""
         self._find = find
         self._shared = shared
         super().__init__(_regions(find, shared))
@@ -60,7 +60,7 @@ class VduseMemory(GuestMemory):
 
 
 def _regions(find: Find, shared: PeerMemory, known: "set[int] | frozenset[int]" = frozenset()) -> Iterator[Region]:
-    """Yield all memory that *find* has, mapped, but for what begins at an address in *known*."""
+    """Map and yield all memory that *find* has, except at addresses in *known*."""
     start = 0
     while (found := find(start, _ADDRESS_LAST)) is not None:
         mapping, fd = found
@@ -70,7 +70,7 @@ def _regions(find: Find, shared: PeerMemory, known: "set[int] | frozenset[int]" 
                 access = mmap.PROT_READ if mapping.access == ACCESS_RO else mmap.PROT_READ | mmap.PROT_WRITE
                 mapped = shared.watch(PeerMap(fd, size, mmap.MAP_SHARED, access, offset=mapping.offset))
                 view = memoryview(mapped)
-                # Addresses of rings are the driver's, as those in the rings are.
+                # Addresses of rings are the driver's, like the addresses in the rings.
                 yield Region(mapping.start, size, mapping.start, view)
         finally:
             os.close(fd)

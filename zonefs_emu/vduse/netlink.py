@@ -1,6 +1,6 @@
 """Adding devices to the vdpa bus and removing them, as ``vdpa dev add`` and ``vdpa dev del`` of iproute2 do.
 
-Few machines have that tool installed, and the job is two messages.
+The tool is not used, because few machines have it and two messages are enough.
 
 Source: include/uapi/linux/{netlink,genetlink,vdpa}.h.
 """
@@ -31,7 +31,7 @@ _RECEIVE_BYTES: Final = 65536
 
 
 def add(name: str) -> None:
-    """Put the VDUSE device *name* on the vdpa bus; returns when a driver has bound to it, or none was there.
+    """Put the VDUSE device *name* on the vdpa bus; return when a driver has bound to it, or if there is none.
 
     Raises:
         OSError: the kernel refuses; ENOENT: it has no vdpa bus (module vdpa).
@@ -40,7 +40,7 @@ def add(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Take the device *name* off the vdpa bus; returns when its driver has let it go.
+    """Remove the device *name* from the vdpa bus; return when its driver has released it.
 
     Raises:
         OSError: the kernel refuses; ENODEV: there is no such device.
@@ -75,7 +75,7 @@ def _call(family: str, command: int, payload: bytes) -> None:
 
 
 def _exchange(netlink: socket.socket, family: int, command: int, payload: bytes) -> bytes:
-    """Send a command, wait for the kernel's verdict, return the last answer before it."""
+    """Send a command, wait for the kernel's acknowledgement, and return the last answer before it."""
     body = _GENERIC.pack(command, 1, 0) + payload
     netlink.send(_HEADER.pack(_HEADER.size + len(body), family, _F_REQUEST | _F_ACK, 1, 0) + body)
     answer = b""

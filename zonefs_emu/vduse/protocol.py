@@ -46,7 +46,7 @@ VQ_INJECT_IRQ: Final = _ioctl(_WRITE, 0x17, _U32.size)
 
 
 class Message(IntEnum):
-    """VDUSE_GET_VQ_STATE and so on: what the kernel asks."""
+    """VDUSE_GET_VQ_STATE and so on: the requests of the kernel."""
 
     GET_VQ_STATE = 0
     SET_STATUS = 1
@@ -55,7 +55,7 @@ class Message(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """struct vduse_dev_request. Which of the last three counts depends on *kind*."""
+    """struct vduse_dev_request. *kind* decides which of the last three fields is used."""
 
     kind: int
     request_id: int
@@ -79,7 +79,7 @@ def decode_request(data: bytes) -> Request:
 
 
 def encode_request(kind: int, request_id: int, payload: bytes = b"") -> bytes:
-    """Return a message as the kernel sends it; for tests that play the kernel."""
+    """Return a message of the kernel; for tests with a double of the kernel."""
     return (_REQUEST.pack(kind, request_id) + payload).ljust(MESSAGE_BYTES, b"\0")
 
 
@@ -92,12 +92,12 @@ def encode_response(request: Request, result: int, *, avail_index: int = 0) -> b
 
 
 def encode_failure(message: bytes) -> bytes:
-    """Return the answer that *message* has failed; of *message* its number alone is looked at."""
+    """Return the answer that *message* has failed; only the number of *message* is used."""
     return message[4:8].ljust(4, b"\0") + RESULT_FAILED.to_bytes(4, "little") + bytes(MESSAGE_BYTES - 8)
 
 
 def encode_name(name: str) -> bytes:
-    """Return a device's name as DESTROY_DEV takes it."""
+    """Return a device's name in the form for DESTROY_DEV."""
     return _NAME.pack(name.encode())
 
 
@@ -118,13 +118,13 @@ def encode_kick(index: int, fd: int) -> bytes:
 
 
 def encode_index(index: int) -> bytes:
-    """Return a queue's number, as VQ_INJECT_IRQ takes it."""
+    """Return a queue's number in the form for VQ_INJECT_IRQ."""
     return _U32.pack(index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
-    """struct vduse_vq_info of a split ring: entries, where the driver has put it, and where to begin."""
+    """struct vduse_vq_info of a split ring: entries, addresses, and the first index."""
 
     size: int
     desc: int
@@ -135,12 +135,12 @@ class QueueInfo:
 
 
 def encode_queue_query(index: int) -> bytearray:
-    """Return what VQ_GET_INFO takes and fills in."""
+    """Return the structure that VQ_GET_INFO fills in."""
     return bytearray(_VQ_INFO.pack(index, 0, 0, 0, 0, 0, 0, 0, 0, 0))
 
 
 def decode_queue_info(data: bytes | bytearray) -> QueueInfo:
-    """Return what VQ_GET_INFO has filled in."""
+    """Return the values that VQ_GET_INFO has filled in."""
     _, size, desc, driver, device, avail_index, _, _, _, ready = _VQ_INFO.unpack(data)
     return QueueInfo(
         size=size, desc=desc, driver=driver, device=device, avail_index=avail_index, ready=bool(ready)
@@ -158,11 +158,11 @@ class Mapping:
 
 
 def encode_range(start: int, last: int) -> bytearray:
-    """Return what IOTLB_GET_FD takes, the range to look in, and fills in."""
+    """Return the structure that IOTLB_GET_FD fills in, with the range to be searched."""
     return bytearray(_IOTLB_ENTRY.pack(0, start, last, 0))
 
 
 def decode_mapping(data: bytes | bytearray) -> Mapping:
-    """Return what IOTLB_GET_FD has filled in."""
+    """Return the values that IOTLB_GET_FD has filled in."""
     offset, start, last, access = _IOTLB_ENTRY.unpack(data)
     return Mapping(offset=offset, start=start, last=last, access=access)

@@ -23,21 +23,21 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Driver(Enum):
-    """The driver of the kernel that uses the device: for the host itself, or for a virtual machine."""
+    """The kernel driver that uses the device: for the host itself, or for a virtual machine."""
 
     HOST = "virtio_vdpa"
     VM = "vhost_vdpa"
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if *name* cannot be that of a device: it becomes a file's name."""
+    """Raise UsageError if *name* cannot be the name of a device, which becomes the name of a file."""
     if not _NAME.fullmatch(name) or name == "control":
         message = f"{name!r} cannot be the name of a device: letters, digits, '_', '.' and '-', up to 64"
         raise UsageError(message)
 
 
 def check_host(driver: Driver) -> None:
-    """Raise UsageError if this kernel cannot: no module, no permission; says what would help."""
+    """Raise UsageError, with a remedy, if this kernel cannot make devices: no module, no permission."""
     try:
         os.close(os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -104,18 +104,18 @@ def open_device(name: str) -> int:
 
 
 def bind(name: str, driver: Driver) -> Path:
-    """Put the device on the bus, have *driver* take it, and return the node that users open; blocks.
+    """Put the device on the bus, bind it to *driver*, and return the node that users open; blocks.
 
-    The device must be served meanwhile: its driver asks it for everything.
+    The device must be served meanwhile, because its driver sends requests to it.
 
     Raises:
-        UsageError: the driver does not take it.
+        UsageError: the driver does not bind to it.
         OSError: the kernel refuses.
     """
     if not _on_bus(name).exists():
         netlink.add(name)
     if _driver_of(name) != driver.value:
-        # Several drivers take any device, and the one that was loaded first has taken this one.
+        # Several drivers bind to any device, and the first loaded one has bound to this one.
         (_on_bus(name) / "driver_override").write_text(driver.value)
         with contextlib.suppress(FileNotFoundError):
             (_on_bus(name) / "driver" / "unbind").write_text(name)
@@ -130,7 +130,7 @@ def bind(name: str, driver: Driver) -> Path:
 
 
 def unbind(name: str) -> None:
-    """Take the device off the bus, if it is there; returns when its driver has released it."""
+    """Remove the device from the bus, if it is there; return when its driver has released it."""
     if _on_bus(name).exists():
         netlink.remove(name)
 

@@ -1,8 +1,8 @@
-"""One VDUSE device from its creation, or from the death of its last server, to its deletion.
+"""One VDUSE device, from its creation or its recovery after the death of its server to its deletion.
 
-The device is the virtio block device that vhost-user serves too, with the same queues; here the kernel stands between
-it and the driver. The kernel keeps the device, its rings and their requests when the server dies. A file holds a record
-of each queue (:mod:`zonefs_emu.inflight.ring_record`), so the next server executes each request exactly once.
+The device is the same virtio block device as with vhost-user, with the same queues; here the kernel is between it and
+the driver. The kernel keeps the device, its rings and their requests when the server dies. A file holds a record of
+each queue (:mod:`zonefs_emu.inflight.ring_record`), so the next server executes each request exactly once.
 
 One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.queue_server`). The kernel waits for the answers to its
 messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
@@ -63,14 +63,14 @@ class VduseQueue(Virtqueue):
     device_fd = -1
 
     def call(self) -> None:
-        """Tell the driver that something was given back."""
-        # Fails while the driver is being reset; it waits for no request then.
+        """Notify the driver that requests were given back."""
+        # This fails while the driver is being reset, and then the driver waits for no request.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.device_fd, protocol.VQ_INJECT_IRQ, protocol.encode_index(self.index))
 
 
 class TimedVduseQueue(VduseQueue, TimedVirtqueue):
-    """The same, whose requests take as long as on a real drive."""
+    """The same queue, with requests that take as long as on a real drive."""
 
 
 class VduseDevice:
@@ -80,12 +80,12 @@ class VduseDevice:
         self, device: ZonedDevice, *, name: str, records: Path, driver: Driver, nr_queues: int = 1,
         ended: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """Prepare; nothing is changed yet.
+        """Prepare without changing anything.
 
         *records*: a file of our own that outlives the process. *ended* is called, on any thread, when serving fails.
 
         Raises:
-            UsageError: the kernel cannot, or would refuse the geometry; says what would help.
+            UsageError: the kernel cannot make devices, or would refuse the geometry; with a remedy.
         """
         vdpa_bus.check_name(name)
         if not 0 < nr_queues <= QUEUES_MAX:
@@ -106,21 +106,21 @@ class VduseDevice:
         self._virtio_device = _VduseBlkDevice(device, BlkOptions(serial=str(device.uuid)[:20], nr_queues=nr_queues))
         self._fd = -1
         self._loop: _Loop | None = None
-        #: Whether the device existed, left behind by a server that died.
+        #: Whether the device existed already, left by a server that died.
         self.recovered = False
 
     def statistics(self) -> Mapping[str, int]:
-        """Return what was counted since start."""
+        """Return the counters since the start."""
         queues = self._loop.queues if self._loop is not None else []
         return {"requests": sum(queue.requests for queue in queues), "queues": len(queues)}
 
     @property
     def failure(self) -> BaseException | None:
-        """Why serving ended, if :meth:`stop` did not end it."""
+        """The reason why serving ended, unless :meth:`stop` ended it."""
         return self._loop.failure if self._loop is not None else None
 
     def start(self) -> Path:
-        """Make the device, or go on with the one that a dead server left; returns the node that its users open.
+        """Make the device, or recover the one that a dead server left; return the node that its users open.
 
         Raises:
             UsageError: the kernel refuses the device.
@@ -131,14 +131,14 @@ class VduseDevice:
                 self._fd = vdpa_bus.open_device(self.name)
                 self.recovered = True
             except FileNotFoundError:
-                # If this process dies before the file is filled, the file still says that the device is of this image.
+                # If this process dies before the file is filled, the file still assigns the device to this image.
                 self._records_path.touch(mode=0o600)
                 self._create(nr_queues)
             records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
             self._loop = _Loop(self._fd, self._virtio_device, records, self._ended)
             self._loop.start()
             try:
-                # A device that goes on keeps its driver and its users.
+                # A recovered device keeps its driver and its users.
                 node = vdpa_bus.node_of(self.name) if self.recovered else None
                 return node or vdpa_bus.bind(self.name, self._driver)
             except BaseException:
@@ -171,7 +171,7 @@ class VduseDevice:
             raise
 
     def stop(self) -> None:
-        """Take the device off the bus and delete it; what is in flight is answered first."""
+        """Remove the device from the bus and delete it; requests in flight are answered first."""
         with contextlib.suppress(OSError):  # another process has done so
             vdpa_bus.unbind(self.name)
         assert self._loop is not None
@@ -183,14 +183,14 @@ class VduseDevice:
 
 
 def left_behind(name: str) -> list[str]:
-    """Return the node of the device *name*, or its name where it has none, if there is such a device."""
+    """Return the node of the device *name*, or its name if it has none; None if there is no such device."""
     if not Path(f"/sys/class/vduse/{name}").exists():
         return []
     return [str(vdpa_bus.node_of(name) or name)]
 
 
 def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]:
-    """Map the file *path*, and return the record of each queue; with *go_on* what it holds counts."""
+    """Map the file *path*, and return the record of each queue; with *go_on*, its content counts."""
     part = record_bytes(QUEUE_SIZE)
     view = memoryview(map_record_file(path, nr_queues * part, go_on=go_on))
     return [view[index * part : (index + 1) * part] for index in range(nr_queues)]
@@ -222,15 +222,15 @@ class _Loop(threading.Thread):
         time_queues(self.queues, virtio_device.port, server.ring_due)
         server.queues = self.queues
         server.watch(fd, self._take_message)
-        #: The memory has moved while rings were served.
+        #: Whether the memory has moved while rings were served.
         self._moved = False
-        #: The message that is being carried out.
+        #: The message in progress.
         self._unanswered = b""
         self._nr_bad_steps = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
-        """End the thread; from another one."""
+        """End the thread; called from another one."""
         self._server.stop()
         self.join()
 
@@ -238,7 +238,7 @@ class _Loop(threading.Thread):
         """Serve until :meth:`stop`."""
         server = self._server
         try:
-            # A device that a dead server left behind may be running; of a new one no queue is ready.
+            # A recovered device may be running; no queue of a new one is ready.
             self._start_queues()
             while not server.stopping:
                 self._step()
@@ -254,7 +254,7 @@ class _Loop(threading.Thread):
                 ending.callback(self._stop_queues)
 
     def _step(self) -> None:
-        """Sleep until there is something to do, and do it; an exception costs the message that met it, or this step."""
+        """Wait for events and handle them; an exception costs the message that met it, or this step."""
         server = self._server
         try:
             server.wait()
@@ -262,7 +262,7 @@ class _Loop(threading.Thread):
             if self._shared.is_lost:
                 self._give_up_memory()
             if self._moved:
-                # Not while the message is answered: the kernel maps memory only after it has the answer.
+                # Done after the answer, because the kernel maps memory only after it has the answer.
                 self._start_queues()
                 self._moved = False
             self._nr_bad_steps = 0
@@ -277,7 +277,7 @@ class _Loop(threading.Thread):
         if message:
             kind = int.from_bytes(message[:4], "little")
             self._server.service.contain(f"message {kind} of the kernel", error)
-            # The message may have taken memory away, so none of the driver's memory may be used any more.
+            # The message may have removed memory, so none of the driver's memory may be used any more.
             self._drop_rings()
             with contextlib.suppress(OSError):  # the kernel no longer waits for an answer
                 os.write(self._fd, protocol.encode_failure(message))
@@ -320,7 +320,7 @@ class _Loop(threading.Thread):
                 self._stop_queues()
             finally:
                 for record in self._records:
-                    # No request from before a reset comes again, even if the reset fails: the driver starts over.
+                    # Even if the reset fails, no earlier request comes again, because the driver starts over.
                     record[:] = bytes(len(record))
             self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:
@@ -376,7 +376,7 @@ class _Loop(threading.Thread):
             queue.ring, queue.enabled = None, False
 
     def _give_up_memory(self) -> None:
-        """Stop serving rings in memory of which a part is gone; rings that the driver sets up later are new."""
+        """Stop serving the present rings, whose memory is partly gone. The driver may set up new ones later."""
         log.warning("the driver's rings are served no more until it sets the device up again: %s", LOST)
         self._drop_rings()
         self._shared = PeerMemory()
@@ -384,7 +384,7 @@ class _Loop(threading.Thread):
             queue.shared = self._shared
 
     def _forget_memory(self) -> None:
-        """Stop using all memory: the driver's addresses have another meaning now. Rings go on after the answer."""
+        """Stop using all memory, because its addresses have another meaning now. Rings continue after the answer."""
         for queue in self.queues:
             if queue.ring is not None:
                 self._server.wait_idle(queue)
