@@ -1,7 +1,7 @@
 """The command line: click, one file per verb.
 
-Data goes to stdout and talk to stderr. Exit code 1 says that the device or the host refused, 2 that the command line
-was wrong; either comes with one sentence, never with a traceback. Layout:
+Data goes to stdout and messages to stderr. Exit code 1 means that the device or the host refused, 2 that the command
+line was wrong. Either comes with one sentence and never with a traceback. Layout:
 
     main                    the group, and where errors become sentences and exit codes
     verb_table              which verbs there are; each is imported when it is used
@@ -15,7 +15,7 @@ was wrong; either comes with one sentence, never with a traceback. Layout:
     templates, lsblk_table  create --like
     simulated_files, workload_files, simulated_report, latency_picture
                             workloads of simulate, and their results
-    timing_lines            what stats, watch and why --slow say of a timing
+    timing_lines            the lines of stats, watch and why --slow on the timing
     every other module      one verb (manage: the four zone management verbs)
 
 A verb does not know whether the image is held by a daemon: :mod:`zonefs_emu.front_ends.known` opens it either way.

@@ -35,7 +35,7 @@ def append(
     """
     with open_target(image) as target:
         limit = min(to_bytes(number_of(info_of(target), "max_append")), TRANSFER_BYTES_MAX)
-        # One byte more than can be: what is too long is then refused by the device, with its own sentence.
+        # One byte more than the limit is read, so that longer input is noticed.
         wanted = limit + 1 if length is None else length
         if wanted > limit and length is not None:
             message = f"one append is at most {limit} bytes long on this device, not {length}"

@@ -72,7 +72,7 @@ def attach(
     if image is None:
         message = "name the image to attach, or ask for --list"
         raise UsageError(message)
-    # Loads both ways to the kernel, which takes a while; --list needs neither.
+    # Imported here because it loads both ways to the kernel, which --list does not need.
     from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415
 
     front_end = make_front_end(image, via, name=name, for_vm=user == "vm", nr_queues=nr_queues)

@@ -13,7 +13,7 @@ from zonefs_emu.daemon.framing import Json
 from zonefs_emu.persist.check import Finding, Severity, check_image, lasting
 from zonefs_emu.persist.repair import Repair, repair_image
 
-#: A held image is written to while we look: what is wrong is still wrong a moment later.
+#: A held image changes during the check, so only findings that are still there a moment later count.
 _ROUNDS: Final = 3
 _PAUSE_S: Final = 0.05
 

@@ -1,4 +1,4 @@
-"""What several verbs share: parameter types, options, and the way from an image to its zones."""
+"""The common part of several verbs: parameter types, options, and reading the zones of an image."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from zonefs_emu.errors import UsageError, printable
 from zonefs_emu.model.zone import Condition, Zone
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-#: Output is handed on in pieces of this many characters: a report of a million zones is neither one string nor a
+#: Output is written in pieces of this many characters, so that a report of a million zones is neither one string nor a
 #: million system calls.
 _PIECE: Final = 1 << 16
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -66,7 +66,7 @@ class ConditionsType(click.ParamType[frozenset[Condition]]):
 
 
 class TextType(click.ParamType[str]):
-    """A text that is kept somewhere, as UTF-8 whatever the locale is."""
+    """A text that is stored as UTF-8, in any locale."""
 
     name = "text"
 
@@ -74,11 +74,11 @@ class TextType(click.ParamType[str]):
         """Return *value*.
 
         Raises:
-            UsageError: it is no text. Not click's own error: this is a wrong command line also for a verb that answers
-                all other wrong usage with the exit code of the program that it stands in for.
+            UsageError: it is no text. It is not click's error, because a verb that replaces another program may give
+            wrong usage another exit code, and this error must keep its own.
         """
         try:
-            # As it was typed: in a locale that has no UTF-8 all of it has come as bytes that are no text.
+            # The bytes as they were typed: in a locale without UTF-8, Python has decoded them as surrogates.
             return os.fsencode(value).decode()
         except UnicodeDecodeError:
             name = param.opts[0] if param is not None else "the text"
@@ -87,7 +87,7 @@ class TextType(click.ParamType[str]):
 
 
 class NumberRange(click.FloatRange):
-    """A number of a range. Click's own type takes ``nan`` for one of every range."""
+    """A number in a range. Click's own type accepts ``nan`` in every range."""
 
     def convert(self, value: float | str, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
@@ -99,16 +99,16 @@ class NumberRange(click.FloatRange):
 
 TEXT: Final = TextType()
 SIZE: Final = SizeType()
-#: Nothing is asked of a path beforehand: the operation on it says what is wrong, in one way for all verbs.
+#: A path is not checked beforehand: the operation on it reports errors, in the same way for all verbs.
 FILE: Final = click.Path(path_type=Path, readable=False)
 #: The timing presets of zonefs_emu.model.timing.timing_presets, which is loaded where one is used.
 TIMINGS: Final = ("zn540", "smr-hm", "none")
-#: What FILE_OR_STREAM returns for a standard stream: this very object, and not a path that equals it.
+#: The result of FILE_OR_STREAM for a standard stream; compared by identity, because a path may be equal.
 STREAM: Final = Path("-")
 
 
 class FileOrStreamType(click.ParamType[Path]):
-    """A file; or "-", for a standard stream. A file of that name is written ./-, which pathlib makes a "-" of."""
+    """A file, or "-" for a standard stream. The path of a file of that name is ./-, which pathlib turns into "-"."""
 
     name = "file"
 
@@ -157,15 +157,15 @@ def zone_option(function: _Function) -> _Function:
 
 
 def say_json(obj: Json) -> None:
-    """Print *obj* as JSON, for people as well."""
+    """Print *obj* as JSON that is readable for people."""
     click.echo(json_text(obj, indent=2))
 
 
 def json_text(obj: Json, *, indent: int | None = None) -> str:
     """Return *obj* as JSON that any stream can encode.
 
-    A byte of a path that is no text is written as the surrogate that Python has for it (PEP 383), escaped: 0xFF as
-    ``\\udcff``. So nothing is lost, and ``os.fsencode`` of what a JSON reader returns is the path again.
+    A byte of a path that is no text is written as its escaped surrogate (PEP 383): 0xFF as ``\\udcff``. So nothing is
+    lost, and ``os.fsencode`` of the string from a JSON reader is the path again.
     """
     text = json.dumps(obj, indent=indent, ensure_ascii=False)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
@@ -225,7 +225,7 @@ def zone_of(target: Target, zone_no: int) -> Zone:
 
 
 def info_of(target: Target) -> dict[str, Json]:
-    """Return what the verb ``info`` says of the device."""
+    """Return the reply of the verb ``info``."""
     return call(target, {"verb": "info"})[0]
 
 

@@ -1,7 +1,7 @@
 """The names of zone conditions and types: those of this program and those of other tools.
 
-Pure. We print the two-letter codes of zbd; what blkzone, nvme-cli, xNVMe, libzbc and Linux call a condition is
-accepted wherever a condition is asked for.
+Pure. Output has the two-letter codes of zbd. The names of blkzone, nvme-cli, xNVMe, libzbc and Linux are accepted
+wherever a condition is an argument.
 """
 
 from types import MappingProxyType
@@ -12,7 +12,7 @@ from zonefs_emu.model.zone import Condition, ZoneType
 
 _C = Condition
 
-#: What zbd prints, and we with it. blkzone says "of" for offline; its own manual says "ol".
+#: The codes of zbd, which this program prints too. blkzone prints "of" for offline; its manual says "ol".
 COND_CODES: Final = MappingProxyType(
     {
         _C.NOT_WP: "nw",

@@ -70,7 +70,7 @@ def summary(geometry: Geometry) -> str:
 def create_image(
     image: Path, geometry: Geometry, label: str, states: "tuple[bytearray, array[int]] | None" = None
 ) -> None:
-    """Create *image*, with the zone *states* if given, and say what a host will not like about it.
+    """Create *image*, with the zone *states* if given, and print warnings about its geometry.
 
     Raises:
         UsageError: it exists.

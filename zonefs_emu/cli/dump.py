@@ -15,28 +15,28 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
-#: What is written to a pipe in one go.
+#: Bytes written to a pipe at once.
 _PIECE_BYTES: Final = 1 << 20
 
 
 def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
-    """Copy the image *origin*, held or not, to the new file *target*; a terminal sees how far it is.
+    """Copy the image *origin*, held or not, to the new file *target*; show the progress on a terminal.
 
-    *spool*: the directory of *target* is there for it alone.
+    *spool*: the directory of *target* is a temporary one for it alone.
 
     Raises:
         UsageError: *target* exists, or the host refuses or has no room for it.
         ImageError, OSError: *origin* cannot be opened.
     """
-    # Asked first: opening an image can take longer than this answer.
+    # Checked first, because opening an image can take longer.
     require_new(target)
     with open_target(origin, readonly=True) as source:
         size = number_of(info_of(source), "size")
         if spool and os.geteuid() == 0:
-            # Another user's daemon is to write there.
+            # A daemon of another user must be able to write there.
             os.chown(target.parent, source.uid, -1)
         with progress(to_bytes(size), human_bytes) as at:
-            # A daemon has another directory.
+            # A daemon has another working directory.
             for reply, _ in source.stream({"verb": "dump", "path": str(target.absolute())}):
                 at(to_bytes(number_of(reply, "done") if "done" in reply else size))
 
@@ -51,8 +51,8 @@ def require_new(target: Path) -> None:
 def send(image: Path) -> None:
     """Write a copy of *image* to stdout, which may be a pipe.
 
-    By way of a temporary file: what a mounted image has is copied ahead of what is about to be overwritten, out of
-    order, and a slow reader of the pipe must hold up no writer.
+    A temporary file is used in between, because data of a mounted image is copied out of order, before it is
+    overwritten, and a slow reader of the pipe must not hold up the writers.
 
     Raises:
         UsageError: stdout is a terminal. As :func:`copy`.

@@ -14,10 +14,10 @@ _MAX_NS: Final = 3600 * 1_000_000_000
 
 
 def parse_duration(text: str) -> tuple[int, int]:
-    """Return the least and the greatest time in nanoseconds that *text* means; they are equal for a single time.
+    """Return the least and the greatest time in *text*, in nanoseconds; they are equal for a single time.
 
     Raises:
-        UsageError: *text* is no time; the sentence says what would be one.
+        UsageError: *text* is no time; the sentence has examples.
     """
     parts = [_SHAPE.fullmatch(part.strip()) for part in text.split("-")]
     times = [int(Decimal(part[1]) * _UNITS_NS[part[2]]) for part in parts if part]

@@ -1,11 +1,11 @@
 """Zone reports in the formats of other tools, to the byte.
 
 Pure functions: an iterable of Zone in, lines out, one zone at a time, so that a report of a million zones streams.
-Each foreign format follows the source of its tool. Where the tool prints what the kernel says, it is what Linux says of
-a host-managed disk: wp is the zone's end for conventional and FULL zones, and all ones for READONLY and OFFLINE ones.
+Each foreign format follows the source of its tool. A tool that prints the kernel's report gets that of Linux for a
+host-managed disk: wp is the zone's end for conventional and FULL zones, and all ones for READONLY and OFFLINE ones.
 
-The same four numbers have four unit systems here: blkzone counts 512-byte sectors and wp from the zone's start, zbd
-bytes, nvme logical blocks, our json sectors; the last three give wp from the start of the device.
+The formats have different units: blkzone counts in 512-byte sectors, zbd in bytes, nvme in logical blocks, and the JSON
+of this program in sectors. blkzone gives wp from the start of the zone, the others from the start of the device.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ WITHOUT_WP: Final = frozenset({_C.NOT_WP, _C.READONLY, _C.FULL, _C.OFFLINE})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContext:
-    """What a report says apart from its zones. *nr_zones*: how many zones the report has."""
+    """The parts of a report besides its zones. *nr_zones*: how many zones the report has."""
 
     nr_zones: int
     block_size_bytes: int
@@ -90,7 +90,7 @@ def _blkzone_line(zone: Zone, wptr: str) -> str:
 
 
 def blkzone(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
-    """Yield what ``blkzone report`` of util-linux 2.37 to 2.41 prints."""
+    """Yield the output of ``blkzone report`` of util-linux 2.37 to 2.41."""
     for zone in zones:
         # "(type == 0x1) ? 0 : wp - start", in unsigned arithmetic.
         wptr = 0 if zone.type == ZoneType.CONVENTIONAL else (linux_wp(zone, context) - zone.start) & _U64
@@ -98,13 +98,13 @@ def blkzone(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
 
 
 def blkzone_2_42(zones: Iterable[Zone], _context: ReportContext) -> Iterator[str]:
-    """Yield what ``blkzone report`` prints since util-linux 2.42: no wp where it has no meaning."""
+    """Yield the output of ``blkzone report`` since util-linux 2.42, which has no wp where it has no meaning."""
     for zone in zones:
         yield _blkzone_line(zone, "N/A" if zone.cond in WITHOUT_WP else f"0x{zone.wp - zone.start:06x}")
 
 
 def zbd(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
-    """Yield what ``zbd report`` of libzbd prints."""
+    """Yield the output of ``zbd report`` of libzbd."""
     for zone in zones:
         extent = (
             f"Zone {zone.zone_no:05}: {TYPE_CODES[zone.type]}, ofst {to_bytes(zone.start):014},"
@@ -118,7 +118,7 @@ def zbd(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
 
 
 def zbd_csv(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
-    """Yield what ``zbd report -csv`` prints."""
+    """Yield the output of ``zbd report -csv``."""
     yield "zone num, type, ofst, len, cap, wp, cond, non_seq, reset\n"
     for zone in zones:
         wp = _zbd_wp(zone, context)
@@ -133,7 +133,7 @@ def _zbd_wp(zone: Zone, context: ReportContext) -> int:
     return (linux_wp(zone, context) << SECTOR_SHIFT) & _U64
 
 
-# NVMe knows neither conventional zones nor their condition: nvme-cli has these words for values it does not know.
+# NVMe has neither conventional zones nor their condition; nvme-cli has these words for unknown values.
 _NVME_STATE: Final = MappingProxyType(
     {
         _C.NOT_WP: "Unknown State",
@@ -176,7 +176,7 @@ def _nvme_attrs(zone: Zone) -> int:
 
 
 def nvme(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
-    """Yield what ``nvme zns report-zones`` of nvme-cli 1.x and 2.x prints."""
+    """Yield the output of ``nvme zns report-zones`` of nvme-cli 1.x and 2.x."""
     lba = context.block_size_bytes // SECTOR_BYTES
     yield f"nr_zones: {context.nr_zones}\n"
     for zone in zones:
@@ -201,7 +201,7 @@ def nvme_json(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
 
 
 def own_json(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
-    """Yield our own JSON object, one zone per line; addresses in sectors, wp null where it has no meaning."""
+    """Yield the JSON object of this program, one zone per line; in sectors, wp null where it has no meaning."""
     yield (
         f'{{"sector_bytes":{SECTOR_BYTES},"block_size_bytes":{context.block_size_bytes},'
         f'"nr_zones":{context.nr_zones},"zones":['

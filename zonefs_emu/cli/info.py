@@ -82,14 +82,14 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
 
 
 def observers_off(reply: dict[str, Json]) -> Iterator[str]:
-    """Yield what observes the device and met an error of its own, with the reason: "the counters (bad sector)"."""
+    """Yield the observers that are switched off, with the reason: "the counters (bad sector)"."""
     off = reply["observers_off"]
     assert isinstance(off, dict)
     yield from (f"{observer} ({reason})" for observer, reason in off.items())
 
 
 def front_end_lines(reply: dict[str, Json]) -> Iterator[str]:
-    """Yield lines on the front-ends at work, with their counters."""
+    """Yield lines on the running front-ends, with their counters."""
     front_ends = reply["front_ends"]
     assert isinstance(front_ends, list)
     for front_end in front_ends:

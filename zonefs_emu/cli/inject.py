@@ -19,7 +19,7 @@ _EFFECTS = (
     "fail", "partial", "readonly", "offline", "excursion", "delay", "lie", "recommend-reset", "recommend-finish",
 )  # fmt: skip
 _FAILURES = tuple(status.name.lower().replace("_", "-") for status in Status if status)
-#: How much of an entry that means nothing here is shown, in characters.
+#: How many characters of an unknown entry are shown.
 _TEXT_MAX = 200
 _ON_REPORT = ("lie", "recommend-reset", "recommend-finish")
 

@@ -1,7 +1,7 @@
 """The picture of a simulated workload: latency over time, a colour for each operation, as SVG.
 
-Pure: requests in, text out. The requests of one column of the picture are one line, from the shortest to the longest
-latency, with a point at the mean; so a picture of millions of requests is as small as one of thousands.
+Pure: requests in, text out. All requests of one column are one line, from the shortest to the longest latency, with a
+point at the mean. So a picture of millions of requests is as small as one of thousands.
 """
 
 from collections.abc import Iterable, Iterator

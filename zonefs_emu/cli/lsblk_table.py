@@ -1,7 +1,7 @@
 """The shape of a disk in the output of ``lsblk -z``, as a table or, with ``-J``, as JSON. Pure: text in, shape out.
 
-lsblk says how many zones there are and how large, and nothing of a single zone. It rounds sizes for people; one that
-was rounded is refused, because an image of another zone size would be another drive.
+lsblk has the number and size of zones, and nothing on a single zone. It rounds sizes for people. A rounded size is
+refused, because an image of another zone size would be another drive.
 
 Source: util-linux misc-utils/lsblk.c, the columns of ``-z``; lib/strutils.c, size_to_human_string.
 """
@@ -21,7 +21,7 @@ _POWERS: Final = "BKMGTP"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskShape:
-    """A host-managed disk; sizes in bytes, and None for what the columns did not say. A limit of 0 means none."""
+    """A host-managed disk; sizes in bytes, None for missing columns. A limit of 0 means none."""
 
     zone_size: int
     nr_zones: int
@@ -32,10 +32,10 @@ class DiskShape:
 
 
 def parse_lsblk(text: str, name: str) -> DiskShape | None:
-    """Return the one host-managed disk in *text*, which is what *name* has; None if it is no output of lsblk -z.
+    """Return the one host-managed disk in *text*, the content of *name*; None if it is no output of lsblk -z.
 
     Raises:
-        UsageError: it has no such disk or several, or a size in it is rounded; says which line.
+        UsageError: it has no such disk or several, or a rounded size; names the line.
     """
     rows = _json_rows(text) if text.lstrip().startswith("{") else list(_table_rows(text, name))
     if not rows:
@@ -62,7 +62,7 @@ def _table_rows(text: str, name: str) -> Iterator[tuple[str, Mapping[str, str]]]
                 columns = words
             continue
         if not words or "ZONED" in words:
-            # What follows the table, or another table, is other text.
+            # The table ends here: other text or another table follows.
             return
         if len(words) != len(columns):
             message = f"line {number} of {name} has {len(words)} of {len(columns)} columns: the output was cut"
@@ -96,7 +96,7 @@ def _shape(row: Mapping[str, str], where: str) -> DiskShape:
         nr_zones=_count(row["ZONE-NR"], where),
         max_open_zones=_count(row["ZONE-OMAX"], where) if "ZONE-OMAX" in row else None,
         max_active_zones=_count(row["ZONE-AMAX"], where) if "ZONE-AMAX" in row else None,
-        # A rounded one is left out: it says how the disk is driven, and not what it is.
+        # A rounded value is left out: it does not belong to the shape of the disk.
         max_append=(_size(append[0], where) or None) if append else None,
         write_granularity=(_size(row["ZONE-WGRAN"], where) or None) if "ZONE-WGRAN" in row else None,
     )

@@ -1,4 +1,4 @@
-"""The command line's entry: the group of all verbs, and where errors become one sentence and an exit code."""
+"""The entry of the command line: the group of all verbs, which turns errors into one sentence and an exit code."""
 
 import codecs
 import errno
@@ -17,12 +17,12 @@ from zonefs_emu.cli.verb_table import VERBS, Verb
 from zonefs_emu.cli.versions import versions
 from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
 
-#: The name of our handler of characters that a stream cannot encode.
+#: The name of the handler of characters that a stream cannot encode.
 _OUTPUT_ERRORS: Final = "zonefs_emu.output"
 
 
 class OneSentence(click.ClickException):
-    """Why the command failed: one line on stderr."""
+    """The error of a command, as one line on stderr."""
 
     exit_code = 1
 
@@ -38,7 +38,7 @@ class WrongUsage(OneSentence):
 
 
 class Verbs(click.Group):
-    """A group whose commands fail with one sentence: 1 for what was refused, 2 for a wrong command line."""
+    """A group whose commands fail with one sentence and exit code 1 for a refusal, 2 for a wrong command line."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
@@ -131,10 +131,10 @@ def main() -> None:
 
 
 def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
-    """Return what a stream that cannot encode a text gets instead: output is never a traceback.
+    """Return the replacement for a character that a stream cannot encode, so that output never ends in a traceback.
 
-    A byte of a name that is no text (a surrogate, PEP 383) goes out as the byte that it is, so that what is printed
-    names the file again; the picture's signs become question marks on a terminal that has none of them.
+    A byte of a name that is no text (a surrogate, PEP 383) is written as that byte, so that the output names the file.
+    Other characters, such as the signs of the picture, become question marks.
     """
     assert isinstance(error, UnicodeEncodeError)
     code = ord(error.object[error.start])
@@ -144,12 +144,13 @@ def _encode_anyway(error: UnicodeError) -> tuple[bytes, int]:
 def _occupy_standard_streams() -> None:
     """Put the null device in place of each standard stream that the parent process has closed.
 
-    The next file that is opened would get its number, an image for example, and then our words and libfuse's.
+    Otherwise the next file that is opened, an image for example, would get its number, and then output of this program
+    and of libfuse.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             mode = "w" if number else "r"
-            # The lowest free number is this one's.
+            # The file gets the lowest free number, which is that of the stream.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  (open until the end)
 
 
@@ -173,7 +174,7 @@ def vhost_user_scsi() -> None:
 
 def mount_helper() -> None:
     """Be the program that mount(8) runs for the type fuse.zonefs-emu: ``mount`` with the arguments of a helper."""
-    # One program of three needs it.
+    # Imported here because only one of three programs needs it.
     from zonefs_emu.cli.mount_helper import exit_code, verb_arguments  # noqa: PLC0415
 
     try:

@@ -29,7 +29,7 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
 _JSON_CELLS: Final = 4096
-#: The counters of so many zones are in a page.
+#: How many zones have their counters in a page.
 _BUSIEST: Final = 1000
 
 

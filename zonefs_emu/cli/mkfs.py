@@ -37,7 +37,7 @@ _COND_WORDS: Final = MappingProxyType(
 
 
 class _Mkzonefs(click.Command):
-    """A command that fails with 1 whatever was wrong, as mkzonefs does."""
+    """A command that fails with exit code 1 for every error, as mkzonefs does."""
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
@@ -51,7 +51,7 @@ class _Mkzonefs(click.Command):
 
 
 def format_image(target: Target, image: Path, *, features: str, label: str, force: bool) -> Iterator[str]:
-    """Format *image*, opened as *target*, and yield what mkzonefs prints, each line when it has its turn.
+    """Format *image*, opened as *target*, and yield the lines of mkzonefs, each at its step.
 
     Raises:
         UsageError: it is mounted, has a file system already, or refuses; always with exit code 1.
@@ -106,7 +106,7 @@ def mkfs(*, image: Path, force: bool, label: str, features: tuple[str, ...], ver
 
 
 def _zone_line(zone: Zone) -> str:
-    """Return what ``mkzonefs -v`` prints of *zone*. Source: zonefs-tools, src/zonefs_dev.c, zonefs_print_zone."""
+    """Return the line of ``mkzonefs -v`` on *zone*. Source: zonefs-tools, src/zonefs_dev.c, zonefs_print_zone."""
     name = f"Zone {zone.zone_no:05}: "
     kind = _TYPE_WORDS[zone.type]
     if zone.cond in (Condition.READONLY, Condition.OFFLINE):
@@ -114,7 +114,7 @@ def _zone_line(zone: Zone) -> str:
     extent = f"sector {zone.start}, {zone.size} sectors"
     if zone.type is ZoneType.CONVENTIONAL:
         return f"{name}{kind}, {extent}\n"
-    # Linux gives the end of the zone as the wp of a FULL one.
+    # In Linux, the wp of a FULL zone is the end of the zone.
     wp = zone.start + zone.size if zone.cond is Condition.FULL else zone.wp
     cond = f"cond 0x{zone.cond:x} ({_COND_WORDS[zone.cond]})"
     return f"{name}type 0x{zone.type:x} ({kind}), {cond}, {extent}, wp sector {wp}\n"

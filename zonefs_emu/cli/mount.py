@@ -63,12 +63,12 @@ def mount(
         create_image(image, build_geometry(size=size), "")
         with open_target(image) as target:
             list(format_image(target, image, features="", label="", force=False))
-    # The process in the background has / as its directory.
+    # The working directory of the process in the background is /.
     image = Path(os.path.realpath(image, strict=True))
     record_file = record_file and record_file.absolute()
 
     def serve(ready: Callable[[], None]) -> None:
-        # A daemon's log is read later, so its lines say when.
+        # A daemon's log is read later, so its lines have the time.
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
         try:
             known.run(

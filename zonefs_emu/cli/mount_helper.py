@@ -1,4 +1,4 @@
-"""What mount(8) gives its helper ``mount.fuse.zonefs-emu``, as the arguments of the verb ``mount``.
+"""The arguments of the helper ``mount.fuse.zonefs-emu``, which mount(8) runs, as arguments of the verb ``mount``.
 
 Pure. Source: mount(8), "EXTERNAL HELPERS": /sbin/mount.suffix spec dir [-sfnv] [-N namespace] [-o options] [-t
 type.subtype].
@@ -11,7 +11,7 @@ from typing import Final
 
 from zonefs_emu.errors import UsageError
 
-#: Exit codes of mount(8) for those of our verbs. Source: mount(8), "EXIT STATUS".
+#: Exit codes of mount(8) for those of the verbs. Source: mount(8), "EXIT STATUS".
 _EXIT_CODES: Final = MappingProxyType({1: 32, 2: 1})
 _TYPE: Final = "fuse.zonefs-emu"
 
@@ -20,7 +20,7 @@ def verb_arguments(arguments: Sequence[str]) -> list[str] | None:
     """Return the arguments of ``zonefs-emu`` for those of the helper; None if nothing is to be mounted (-f).
 
     Raises:
-        UsageError: they are not those of a helper, or ask for a namespace; says what would be.
+        UsageError: they are not those of a helper, or name a namespace; with the remedy.
     """
     try:
         options, words = getopt.gnu_getopt(list(arguments), "sfnvN:o:t:")

@@ -1,7 +1,7 @@
-"""The picture of all zones as one HTML page that needs nothing else: ``map --html``.
+"""The picture of all zones as one HTML page without further files: ``map --html``.
 
-Pure but for reading its own template, which is beside this file. The zones travel as compressed bytes, so that a
-million of them take little room, and the page draws them itself.
+Pure, except that it reads its template, which is beside this file. The page has the zones as compressed bytes, so that
+a million zones take little room, and draws them itself.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import Final
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.model.zone import Zone
 
-#: What the page tells of a zone's counters.
+#: The counters of a zone that the page shows.
 ZONE_COUNTERS: Final = ("writes", "appends", "reads", "resets", "refused")
 _TEMPLATE: Final = Path(__file__).with_name("page.html")
-#: What the page takes of the verb ``info``; sizes in sectors.
+#: The fields of the verb ``info`` that the page uses; sizes in sectors.
 _FIELDS: Final = (
     "nr_zones", "size", "zone_size", "zone_capacity", "conventional", "nr_open", "nr_active", "max_open_zones",
     "max_active_zones",
@@ -36,7 +36,7 @@ def pack(zones: Iterable[Zone]) -> str:
 
 
 def shape(info: Mapping[str, Json]) -> dict[str, Json]:
-    """Return what the page needs of the verb ``info``."""
+    """Return the fields of the verb ``info`` that the page uses."""
     return {name: info[name] for name in _FIELDS}
 
 
@@ -44,7 +44,7 @@ def page(
     zones: Iterable[Zone], info: Mapping[str, Json], *, title: str, counters: Mapping[int, Mapping[str, int]],
     live: bool,
 ) -> str:  # fmt: skip
-    """Return the page. *counters*: of the zones that were used most. *live*: the server's events renew the page."""
+    """Return the page. *counters*: of the zones that were used most. *live*: events of the server update the page."""
     data: dict[str, Json] = {
         **shape(info),
         "title": title,
@@ -52,6 +52,6 @@ def page(
         "counters": {str(zone_no): {**row} for zone_no, row in counters.items()},
         "live": live,
     }
-    # Without "<" the text cannot end the element that it is in.
+    # Text without "<" cannot end its element.
     text = json.dumps(data).replace("<", "\\u003c")
     return _TEMPLATE.read_text(encoding="utf-8").replace("@DATA@", text)

@@ -1,11 +1,11 @@
 """``watch --http``: the page of :mod:`zonefs_emu.cli.page`, live, over HTTP for browsers of this machine.
 
-Read-only. A browser lets any page of any site send requests here, and any program of this machine can: so a request
-needs the token of the printed address, a Host that is this server's, and no Origin of another one. What a client sends
-is bounded in bytes, in time and in connections, and what goes wrong costs its connection.
+Read-only. Pages of any site, through a browser, and any program of this machine can send requests here. So a request
+needs the token of the printed address, the Host of this server, and no Origin of another one. Requests are bounded in
+bytes, in time and in connections, and an error costs its connection.
 
-The image is looked at only while a page is open, and its zones are read only when the device's counters say that
-something was done. HTTP is h11's, which does no I/O; a server framework would bring an event loop of its own.
+The image is read only while a page is open, and its zones only when the device's counters have changed. h11 handles
+HTTP without I/O; a server framework would bring an event loop of its own.
 """
 
 import hmac
@@ -72,7 +72,7 @@ class _Look:
 
 
 class PageServer:
-    """Serves the page of *image* to browsers; *interval_s* is how often it looks while one is there.
+    """Serves the page of *image* to browsers; *interval_s* is the time between two reads while there is one.
 
     The URL is known once :meth:`run` has told its task status.
     """
@@ -89,7 +89,7 @@ class PageServer:
 
     @property
     def url(self) -> str:
-        """The address of the page, with the token that lets its reader in."""
+        """The address of the page, with the token for access."""
         return f"http://{self._authority}/?token={self._token}"
 
     @property
@@ -150,7 +150,7 @@ class PageServer:
 
     @asynccontextmanager
     async def _events(self) -> AsyncIterator["trio.MemoryReceiveChannel[tuple[str, Json]]"]:
-        """Give the events of one client: all zones first, then changes."""
+        """Yield the events of one client: all zones first, then changes."""
         sender, receiver = trio.open_memory_channel[tuple[str, Json]](_BACKLOG)
         look = await trio.to_thread.run_sync(_look, self._image, self._last)
         self._last = self._last or look
@@ -166,7 +166,7 @@ class PageServer:
     # -- serving ------------------------------------------------------------------------------------------------
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        """Answer the one request of a connection; an error of the client ends its connection alone."""
+        """Answer the one request of a connection; an error of the client ends its connection only."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_REQUEST_BYTES_MAX)
         self._connections += 1
         try:
@@ -214,7 +214,7 @@ class PageServer:
             await _answer(connection, stream, 404, "there is nothing here but /, /events and /zone\n")
 
     def _refusal(self, request: h11.Request) -> tuple[int, str] | None:
-        """Return the status and the sentence of a *request* that is not answered; None for one that is."""
+        """Return the status and the sentence for a *request* that is refused, or None."""
         headers = {name: value.decode("ascii", "replace") for name, value in request.headers}
         own = {self._authority, f"localhost:{self._port}"}
         if headers.get(b"host") not in own:
@@ -241,7 +241,7 @@ class PageServer:
 
 
 def _look(image: Path, before: _Look | None) -> _Look:
-    """Look at *image*; the zones are those of *before* if nothing was done since."""
+    """Read the state of *image*; the zones are those of *before* if the counters have not changed."""
     with open_target(image, readonly=True) as target:
         info = info_of(target)
         counters = call(target, {"verb": "stats"})[0]["device"]
@@ -263,7 +263,7 @@ def _look(image: Path, before: _Look | None) -> _Look:
 
 
 def _rates(before: _Look, look: _Look) -> dict[str, float]:
-    """Return how many commands of each kind were done in a second, between two looks."""
+    """Return how many commands of each kind were done per second between two looks."""
     elapsed_s = max(look.time_ns - before.time_ns, 1) / 1e9
 
     def rate(name: str) -> float:
@@ -298,7 +298,7 @@ async def _request(connection: h11.Connection, stream: trio.SocketStream) -> h11
     """Return the request that a client sends.
 
     Raises:
-        h11.RemoteProtocolError: it is none, or too long.
+        h11.RemoteProtocolError: it is no request, or too long.
     """
     while True:
         event = connection.next_event()
@@ -337,7 +337,7 @@ def parse_place(text: str) -> tuple[str, int]:
     """Return the address and port in *text*: ADDRESS:PORT, ADDRESS or :PORT; 127.0.0.1 and any port by default.
 
     Raises:
-        UsageError: it is no such text, or other machines can reach the address: nothing is encrypted.
+        UsageError: it has another form, or other machines can reach the address, where nothing is encrypted.
     """
     host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
     host = host or "127.0.0.1"
@@ -358,7 +358,7 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
         ZonedError: *image* cannot be opened.
     """
     host, port = parse_place(place)
-    # An image that cannot be opened is an error of the command, not of the first browser.
+    # Checked here, so that the command fails and not the first browser.
     with open_target(image, readonly=True):
         pass
     server = PageServer(image, interval_s=interval_s, host=host, port=port)

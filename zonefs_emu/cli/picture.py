@@ -1,8 +1,8 @@
 """The picture of all zones: condition and fill, for a terminal or as SVG.
 
-Pure: zones in, text out; the caller says how wide the terminal is and whether it has colours. Zones are aggregated
-into a limited number of cells, so that a million of them still fit on a screen. A cell of several zones shows the
-condition that deserves attention most, and the mean fill.
+Pure: zones in, text out; the caller gives the width of the terminal and whether it has colours. Zones are aggregated
+into a limited number of cells, so that a million zones fit on a screen. A cell of several zones shows the condition
+that needs most attention, and the mean fill.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,8 @@ from zonefs_emu.cli.conditions import COND_CODES, COND_WORDS
 from zonefs_emu.model.zone import Condition, Zone
 
 _C = Condition
-#: What a cell of several zones shows: the first of these that occurs in it. FULL and EMPTY come last: the fill says it.
+#: A cell of several zones shows the first of these conditions that occurs in it. FULL and EMPTY are last, because the
+#: fill shows them.
 _ATTENTION: Final = (_C.OFFLINE, _C.READONLY, _C.EXP_OPEN, _C.IMP_OPEN, _C.CLOSED, _C.FULL, _C.EMPTY, _C.NOT_WP)
 _ORDER: Final = (_C.NOT_WP, _C.EMPTY, _C.IMP_OPEN, _C.EXP_OPEN, _C.CLOSED, _C.FULL, _C.READONLY, _C.OFFLINE)
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
@@ -46,7 +47,7 @@ _FILL: Final = MappingProxyType(
         _C.OFFLINE: "#c0392b",
     }
 )
-#: Up to this many rows a terminal picture gives every zone its condition in letters.
+#: With at most this many rows, a terminal picture shows the condition of every zone in letters.
 _DETAILED_ROWS: Final = 24
 _DENSE_ROWS: Final = 32
 _ROUND: Final = (256, 200, 160, 128, 100, 80, 64, 50, 40, 32, 20, 16, 10, 8)
@@ -77,7 +78,7 @@ class Picture:
 
 
 def fill_of(zone: Zone) -> float:
-    """Return how full *zone* is, 0 to 1; FULL is 1 whatever was written, conventional and OFFLINE zones are 0."""
+    """Return how full *zone* is, 0 to 1; a FULL zone is 1, conventional and OFFLINE zones are 0."""
     if zone.cond == _C.FULL:
         return 1.0
     if zone.cond in (_C.NOT_WP, _C.OFFLINE):
@@ -86,7 +87,7 @@ def fill_of(zone: Zone) -> float:
 
 
 def aggregate(zones: Iterable[Zone], *, nr_zones: int, max_cells: int) -> Picture:
-    """Fold *nr_zones* *zones* into at most *max_cells* cells."""
+    """Aggregate *nr_zones* *zones* into at most *max_cells* cells."""
     per_cell = max(1, -(-nr_zones // max_cells))
     totals = dict.fromkeys(_ORDER, 0)
     cells: list[Cell] = []
@@ -147,7 +148,7 @@ def _glyph(cell: Cell) -> str:
 
 
 def _dense_glyph(cell: Cell) -> str:
-    """Return one character that tells condition without colour; fill only where the condition leaves room for it."""
+    """Return one character for the condition, or for the fill if the condition has no character of its own."""
     letters = {_C.EXP_OPEN: "O", _C.IMP_OPEN: "o", _C.CLOSED: "c", _C.READONLY: "R"}
     return letters.get(cell.cond) or _glyph(cell)
 
@@ -167,7 +168,7 @@ def _paint(cells: Sequence[Cell], texts: Sequence[str], *, colour: bool) -> str:
 
 
 def _legend(picture: Picture, *, colour: bool, dense: bool) -> Iterator[str]:
-    """Yield what the signs mean and how many zones are in each condition that occurs."""
+    """Yield the meaning of the signs, and how many zones are in each condition that occurs."""
     yield "\n"
     shown = [cond for cond in _ORDER if picture.counts[cond]]
     sign = {_C.EXP_OPEN: "O", _C.IMP_OPEN: "o", _C.CLOSED: "c", _C.READONLY: "R", _C.OFFLINE: _DEAD}

@@ -1,6 +1,6 @@
-"""How far a long command is: a bar on the terminal, with the rate and the time that is left.
+"""The progress of a long command: a bar on the terminal, with the rate and the remaining time.
 
-One helper for all verbs, by click's own progress bar: it is there already, and knows terminals.
+All verbs use it. It is made from click's progress bar, which needs no further dependency.
 """
 
 import sys

@@ -13,7 +13,7 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
-#: One command of the device; a longer read is several.
+#: The longest command of the device; a longer read is several commands.
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -34,7 +34,7 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
     with open_target(image, readonly=True) as target:
         zone = zone_of(target, zone_no)
         if length is None:
-            # An offline zone is asked for in full, so that the device says why it cannot be read.
+            # An offline zone is read in full, so that the device reports why it cannot be read.
             whole = zone.cond in (Condition.NOT_WP, Condition.OFFLINE)
             length = max(0, to_bytes(zone.capacity if whole else zone.wp - zone.start) - offset)
         if offset % SECTOR_BYTES or length % SECTOR_BYTES:

@@ -12,7 +12,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.oplog import read_lines, replay as replay_log
 from zonefs_emu.errors import UsageError
 
-#: Operations between two looks at the bar.
+#: Operations between two updates of the bar.
 _STEP: Final = 1000
 
 

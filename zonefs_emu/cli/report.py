@@ -23,7 +23,7 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, human_bytes, to_bytes
 
-#: Formats that begin with the number of zones: with a condition filter it is known only after the last one.
+#: Formats that begin with the number of zones, which a filter of conditions makes known only after the last one.
 _COUNTED: Final = frozenset({"nvme", "nvme-json", "json"})
 
 

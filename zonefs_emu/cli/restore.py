@@ -21,7 +21,7 @@ _ZEROS: Final = bytes(_HOLE_BYTES)
 
 
 def receive(image: Path) -> None:
-    """Make the new image *image* of the dump that stdin has.
+    """Make the new image *image* from the dump in stdin.
 
     Raises:
         UsageError: *image* exists, stdin is a terminal or has no image.
@@ -37,7 +37,7 @@ def receive(image: Path) -> None:
             _fill(backing, image)
         finally:
             backing.close()
-        # Opened for reading only: this checks the image and leaves it as the dump has it.
+        # Opened for reading only, which checks the image without changing it.
         ZonedDevice.open(image, readonly=True).close()
     except BaseException as error:
         image.unlink(missing_ok=True)

@@ -37,7 +37,7 @@ _MEMORY: Final = [
     "-machine",
     "q35,memory-backend=memory",
 ]
-#: What managers such as libvirt look up. Source: QEMU, docs/interop/vhost-user.json.
+#: The types for managers such as libvirt. Source: QEMU, docs/interop/vhost-user.json.
 _TYPES: Final = {"scsi": "scsi", "blk": "block"}
 
 
@@ -45,7 +45,7 @@ def qemu_command(scsi: Path | None, blk: Path | None, vfio: Path | None, nr_queu
     """Return a QEMU command line that uses the sockets, ready to paste."""
     words = ["qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg", *_MEMORY]
     if scsi is not None:
-        # The guest goes on when the back-end is started again.
+        # The guest continues when the back-end is started again.
         words += ["-chardev", f"socket,id=scsi0,path={_escape(scsi)},reconnect-ms=1000"]
         words += ["-device", "vhost-user-scsi-pci,chardev=scsi0"]
     if blk is not None:
@@ -66,12 +66,12 @@ def _escape(path: Path) -> str:
 
 
 def capabilities(kind: str) -> str:
-    """Return what a manager reads to learn what can be asked of us. Source: vhost-user.rst, "Backend programs"."""
+    """Return the capabilities of this program for a manager. Source: vhost-user.rst, "Backend programs"."""
     return json.dumps({"type": _TYPES[kind], "features": ["blk-file"] if kind == "blk" else []})
 
 
 def descriptor(kind: str) -> str:
-    """Return the file that tells managers of us."""
+    """Return the file that describes this program to managers."""
     return json.dumps(
         {
             "description": f"zonefs-emu: a zoned {_TYPES[kind]} device",
@@ -84,7 +84,7 @@ def descriptor(kind: str) -> str:
 
 
 def _program(name: str) -> Path:
-    """Return where the program *name* of this package is: beside what runs, or beside its interpreter; or by PATH."""
+    """Return the path of the program *name* of this package: beside this program or its interpreter, or by PATH."""
     beside = Path(sys.argv[0]).absolute().with_name(name)
     for path in (beside, Path(sys.executable).with_name(name)):
         if path.exists():
@@ -93,11 +93,10 @@ def _program(name: str) -> Path:
 
 
 def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme: bool) -> Sequence[Path]:
-    """Return what to serve: *images*, or *blk_file*, another name for one of them.
+    """Return the images to be served: *images*, or *blk_file*, the manager's option for one image.
 
     Raises:
-        UsageError: both or neither were given; one is given twice; or they are several and are not only offered over
-            NVMe.
+        UsageError: both or neither were given, one is given twice, or several are not served over NVMe only.
     """
     if bool(images) == (blk_file is not None):
         message = "one image is served: IMG, or --blk-file IMG"
@@ -107,7 +106,7 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
         raise UsageError(message)
     seen: set[str] = set()
     for image in images:
-        # Path.resolve() raises RuntimeError for a loop of links, which the opening is to report.
+        # Not Path.resolve(), which raises RuntimeError for a loop of links. Opening the image reports the loop.
         resolved = os.path.realpath(image)
         if resolved in seen:
             message = f"{image} is given twice: a namespace is one image, and an image is one namespace"

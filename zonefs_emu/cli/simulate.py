@@ -15,7 +15,7 @@ from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS, find_preset, 
 from zonefs_emu.units import SECTOR_BYTES, to_sectors
 
 _MOVES_DATA: Final = ("append", "write", "read", "randread")
-#: How full a zone is that is reset or finished, where it is not said.
+#: The default fill of zones that are reset or finished.
 _OCCUPANCY: Final = {"reset": 1.0, "finish": 0.5, "open": 0.0, "close": 0.0}
 _COUNT_MAX: Final = 10_000_000
 _DEPTH_MAX: Final = 1 << 16

@@ -1,4 +1,4 @@
-"""``simulate`` of a workload that a file says, on the zones of an image or of a drive of a known shape."""
+"""``simulate`` of a workload in a file, on the zones of an image or of a drive of a known shape."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -41,7 +41,7 @@ def simulate_files(
     *block_bytes*: of a logical block, 0 for that of the geometry.
 
     Raises:
-        UsageError: a file cannot be read, or says what cannot be simulated.
+        UsageError: a file cannot be read, or has a part that cannot be simulated.
     """
     name = preset or (str(target) if str(target) in TIMING_PRESETS else "zn540")
     geometry, states = _zones_of(Path(name if name in PRESETS else "zn540") if target is None else target)

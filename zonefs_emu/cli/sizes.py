@@ -15,16 +15,16 @@ _SHAPE: Final = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]
 _UNITS: Final = {"": 1, "B": 1, "S": SECTOR_BYTES}
 _LETTERS: Final = "KMGTPE"
 _SIZE_BYTES_MAX: Final = 1 << 63
-#: Arithmetic with a million digits, as a file may have them, takes minutes.
+#: The longest number. Arithmetic with a million digits, which a file may have, would take minutes.
 _CHARACTERS_MAX: Final = 200
 _HELP: Final = "write bytes (4096), a power of 1024 (64M or 64MiB, likewise K, G, T, P) or sectors (8s)"
 
 
 def parse_size(text: str) -> int:
-    """Return the number of bytes that *text* means.
+    """Return the size *text* in bytes.
 
     Raises:
-        UsageError: *text* is no size; the sentence says what would be one.
+        UsageError: *text* is no size; the sentence says how sizes are written.
     """
     shape = _SHAPE.fullmatch(text.strip())
     if shape is None:

@@ -19,15 +19,15 @@ _MARK: Final = ".snapshot-"
 
 
 def snapshot_path(image: Path, name: str) -> Path:
-    """Return where the snapshot *name* of *image* is.
+    """Return the path of the snapshot *name* of *image*.
 
     Raises:
-        UsageError: *name* cannot be a name: it becomes a part of a file's.
+        UsageError: *name* cannot be a part of a file name.
     """
     if not _NAME.fullmatch(name):
         message = f"'{name}' cannot be the name of a snapshot: letters, digits, '_', '.' and '-', up to 100"
         raise UsageError(message)
-    # Beside the file itself, whatever links lead to it.
+    # Beside the file itself, and not beside a link to it.
     real = Path(os.path.realpath(image))
     return real.with_name(f"{real.name}{_MARK}{name}")
 
@@ -80,7 +80,7 @@ def snapshot(*, image: Path, name: str | None, list_: bool, delete: bool, as_jso
 
 
 def missing(image: Path, name: str) -> UsageError:
-    """Return the error that there is no snapshot *name* of *image*; says which there are."""
+    """Return the error that there is no snapshot *name* of *image*, with the names that exist."""
     names = ", ".join(each for each, _ in snapshots(image))
     there_are = f"there are {names}" if names else "there are none"
     return UsageError(f"{image} has no snapshot '{name}': {there_are}", exit_code=1)

@@ -92,7 +92,7 @@ def _lines(counters: Json) -> Iterator[str]:
 
 
 def _openmetrics(reply: dict[str, Json], uuid: str, zone_no: int | None) -> Iterator[str]:
-    """Yield the counters as OpenMetrics 1.0 text: gauges for what goes up and down, counters for what only grows."""
+    """Yield the counters as OpenMetrics 1.0 text: gauges for numbers that can fall, counters for others."""
     zone = "" if zone_no is None else f',zone="{zone_no}"'
     counters = reply["device" if zone_no is None else "zone"]
     assert isinstance(counters, dict)

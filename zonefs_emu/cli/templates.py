@@ -1,7 +1,7 @@
-"""The shape of a drive, and the states of its zones, from what is known of it: ``create --like``.
+"""The shape of a drive and the states of its zones, from a description of it: ``create --like``.
 
 A source is a block device of this host, whose zones the kernel reports; a directory of zloop; or a file with the output
-of another tool (:mod:`zonefs_emu.cli.zone_reports`). What no source says is left to the options of ``create``.
+of another tool (:mod:`zonefs_emu.cli.zone_reports`). The options of ``create`` give the parts that no source has.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ _REPORT_BYTES_MAX: Final = 1 << 30
 _SIZE_BYTES_MAX: Final = 1 << 63
 _CONVENTIONAL: Final = 1
 _SWP: Final = 3
-#: What ZBC-2 has where a zone's capacity ends before the next zone begins.
+#: The zone type of ZBC-2 for the gap between a zone's capacity and the next zone.
 _GAP: Final = 5
 _BLOCK_BYTES: Final = 4096
 
@@ -45,9 +45,9 @@ _ZLOOP_FILE: Final = re.compile(r"(cnv|seq)-(\d{6})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A drive as a source has it, in bytes; None for what it does not say.
+    """A drive as a source describes it, in bytes; None for unknown parts.
 
-    *states* are (condition, sectors with data) of each zone; empty if the source says nothing of them.
+    *states* are (condition, sectors with data) of each zone; empty if the source has none.
     """
 
     size: int
@@ -66,10 +66,10 @@ def read_template(
 ) -> Template:  # fmt: skip
     """Return the drive that *sources* describe: a node, a directory, or one or more files that belong together.
 
-    *block_size* and *zone_size*, in bytes, are for what the source does not say.
+    *block_size* and *zone_size*, in bytes, are used if the source has none.
 
     Raises:
-        UsageError: it is no source, was cut, or has a drive that cannot be emulated; says which line.
+        UsageError: it is no source, was cut, or has a drive that cannot be emulated; names the line.
         OSError: it cannot be read.
     """
     kinds = {stat.S_IFMT(source.stat().st_mode) for source in sources}
@@ -83,7 +83,7 @@ def read_template(
     name = " and ".join(map(printable, sources))
     text = "\n".join(map(_text, sources))
     try:
-        # A bug report may have both: zones say more than their number.
+        # A bug report may have both. A list of zones has more than their number.
         disk = None if has_zones(text) else parse_lsblk(text, name)
         if disk is not None:
             found = _of_lsblk(disk, name)
@@ -146,7 +146,7 @@ def _in_sectors(report: Report, unit: int, zone_size: int | None) -> Iterator[Re
         if length is None and zone_size is not None:
             length = zone_size // unit
         if length is None:
-            # The next zone begins where this one ends, and the last one is as long as the one before it.
+            # A zone ends where the next one begins, and the last one is as long as the one before it.
             after, before = (index + 1, index) if index + 1 < len(report.zones) else (index, index - 1)
             if before < 0:
                 message = f"{zone.where} is the only zone and has no length: add --zone-size"
@@ -268,7 +268,7 @@ def zone_states(template: Template, geometry: Geometry) -> "tuple[bytearray, arr
     """Return the conditions and the sectors with data of all zones, for an image of *geometry*.
 
     Raises:
-        UsageError: options have changed the drive so that the states do not fit; says why.
+        UsageError: options have changed the drive so that the states do not fit; with the reason.
     """
     if not template.states:
         message = "--with-state needs a report of the zones, and lsblk says nothing of a single zone"
@@ -354,7 +354,7 @@ def _kernel_zones(fd: int, name: str) -> Iterator[ReportedZone]:
 
 
 def _of_zloop(directory: Path, zone_size: int | None, block_size: int | None) -> Template:
-    """Return the drive that zloop has in *directory*: a file for each zone, as long as what is written of it.
+    """Return the drive of zloop in *directory*, which has a file for each zone, as long as its written part.
 
     Source: Linux Documentation/admin-guide/blockdev/zoned_loop.rst. A finished zone is as long as a zone.
     """

@@ -1,4 +1,4 @@
-"""What ``stats``, ``watch`` and ``why --slow`` say of the timing of a drive. Pure: replies in, text out."""
+"""The lines of ``stats``, ``watch`` and ``why --slow`` on the timing of a drive. Pure: replies in, text out."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -9,7 +9,7 @@ _BEGINNING: Final[dict[str, Json]] = {"elapsed_ns": 0, "busy_ns": 0, "late_answe
 
 
 def stats_lines(timing: Json) -> Iterator[str]:
-    """Yield what the reply ``timing`` of the verb ``stats`` says, since the timing began."""
+    """Yield lines on the reply ``timing`` of the verb ``stats``, which counts since the timing began."""
     assert isinstance(timing, dict)
     scale = _number(timing, "scale")
     slower = f", {scale:g} times slower" if scale != 1 else ""
@@ -32,7 +32,7 @@ def stats_lines(timing: Json) -> Iterator[str]:
 
 
 def watch_line(timing: Json, before: Json) -> str:
-    """Return what happened between two replies ``timing``, or since the timing began, if that was in between."""
+    """Return a line on the time between two replies ``timing``, or since the timing began if that was later."""
     assert isinstance(timing, dict)
     assert isinstance(before, dict)
     if _number(timing, "elapsed_ns") < _number(before, "elapsed_ns"):  # another daemon has the image now

@@ -1,8 +1,7 @@
-"""Which verbs there are. The module of a verb is imported when that verb is used, and not before.
+"""The table of verbs. The module of a verb is imported only when that verb is used.
 
-A process runs one verb, and most of the time of a short one would be the import of what other verbs need: an event
-loop, every transport and every front-end. The lists of verbs in help, completion and suggestions need no more than is
-in the table.
+A process runs one verb. Importing everything that other verbs need (an event loop, all transports and front-ends) would
+take most of the time of a short one. Help, completion and suggestions list verbs from the table alone.
 """
 
 import importlib
@@ -12,7 +11,7 @@ import click
 
 
 class Verb(click.Command):
-    """A verb as lists show it: its *name* and its *summary*. *place* is "MODULE:ATTRIBUTE" of the rest."""
+    """A verb in lists: its *name* and its *summary*. *place* is the "MODULE:ATTRIBUTE" of the command."""
 
     def __init__(self, name: str, place: str, summary: str) -> None:
         super().__init__(name, short_help=summary)

@@ -1,4 +1,4 @@
-"""The versions that a report of a fault needs: of this program, and of what it runs on."""
+"""The versions that a bug report needs: of this program, and of the software that it runs on."""
 
 import ctypes
 import platform
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
 
 
 def _libfuse() -> str:
-    # Not through pyfuse3: importing it takes longer than everything else that --version does.
+    # Not through pyfuse3, because importing it takes longer than everything else in --version.
     try:
         function = ctypes.CDLL(_LIBFUSE).fuse_pkgversion
     except (OSError, AttributeError):

@@ -55,7 +55,7 @@ def watch(*, image: Path, interval: float, frames: int | None, place: str | None
     change nothing, and is for those who have its address with the token in it.
     """
     if place is not None:
-        # Loads an event loop, which a terminal does not need.
+        # Imported here because it loads an event loop, which a terminal does not need.
         from zonefs_emu.cli.page_server import serve  # noqa: PLC0415
 
         serve(image, place, interval_s=interval, ready=click.echo)

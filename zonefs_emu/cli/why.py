@@ -94,7 +94,7 @@ def _say(refusal: dict[str, Json]) -> None:
 
 
 def _follow(image: Path, count: int, *, as_json: bool) -> None:
-    """Print the last *count* refusals and then each new one; an image is opened anew each time, so that others can."""
+    """Print the last *count* refusals and then each new one. The image is closed in between, for other verbs."""
     after = 0
     while True:
         with open_target(image, readonly=True) as target:

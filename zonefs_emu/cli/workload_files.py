@@ -1,7 +1,7 @@
-"""Workloads as files say them: our own TOML, job files of fio, and operation logs.
+"""Workloads in files: the TOML of this program, job files of fio, and operation logs.
 
-Pure: text in, jobs out. Of fio's options the ones that matter to a drive are read; those that are about fio's own host
-are passed over, and any other is refused, because a workload without it would be another one.
+Pure: text in, jobs out. fio's options that affect a drive are used, and those that affect the host only are ignored.
+Any other option is refused, because without it the workload would be another one.
 """
 
 import configparser
@@ -30,7 +30,7 @@ OPERATIONS: Final = {
 }
 _OF_ANY_ZONE: Final = frozenset((Operation.READ, Operation.WRITE))
 _JOBS_MAX: Final = 1024
-#: Requests under way, of a job and of all jobs.
+#: The most requests in flight, of a job and of all jobs.
 _DEPTH_MAX: Final = 1 << 16
 _NUMBER_MAX: Final = 1 << 62
 _NS: Final = 1_000_000_000
@@ -102,7 +102,7 @@ def read_toml(text: str, geometry: Geometry) -> list[WorkloadJob]:
     """Return the jobs of a workload file, each a table ``[[job]]``; docs/timing.md has its keys.
 
     Raises:
-        UsageError: it is no such file; the sentence says which job and which key.
+        UsageError: it is no such file; names the job and the key.
     """
     try:
         tables = tomllib.loads(text).get("job", [])
@@ -238,13 +238,13 @@ def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
     """Return the jobs of a job file of fio.
 
     Raises:
-        UsageError: it is no job file, or has what is not simulated; the sentence says which job and which option.
+        UsageError: it is no job file, or has an option that is not simulated; names the job and the option.
     """
     parser = configparser.RawConfigParser(
         allow_no_value=True, strict=False, delimiters=("=",), comment_prefixes=("#", ";"),
         inline_comment_prefixes=("#", ";"), default_section="global",
     )  # fmt: skip
-    # Fio ignores indentation, which means to configparser that a value goes on.
+    # Fio ignores indentation, which configparser takes for the continuation of a value.
     lines = [line.strip() for line in text.split("\n")]
     _require_one_of_each(lines)
     try:

@@ -14,7 +14,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
-#: One command of the device; longer data is several.
+#: The longest command of the device; longer data takes several commands.
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -43,7 +43,7 @@ def write(
     """
     with open_target(image) as target:
         zone = zone_of(target, zone_no)
-        # A conventional zone has no write pointer: it is written from its start.
+        # A conventional zone has no write pointer, so it is written from its start.
         sector: int | None = None if offset is None else zone.start + _sectors(offset)
         nr_written = 0
         first = sector

@@ -1,8 +1,8 @@
 """Zone reports that other tools have printed, read back: the counterpart of :mod:`zonefs_emu.cli.formats`.
 
-Pure: text in, zones out. A report may stand in the middle of other text, a bug report for example. Between its first
-and its last zone every line must be a zone, and what is said of their number must hold, so that a report that was cut
-is refused with the line where it ends, and never becomes a smaller drive.
+Pure: text in, zones out. A report may be in the middle of other text, a bug report for example. Between its first and
+its last zone every line must be a zone, and a number of zones in the text must be right. So a report that was cut is
+refused with the line where it ends, and never becomes a smaller drive.
 
 Sources: util-linux sys-utils/blkzone.c; libzbd tools/cli/zbd.c; QEMU qemu-io-cmds.c, zone_report_f; libzbc
 tools/report_zones/zbc_report_zones.c; nvme-cli nvme-print-stdout.c and nvme-print-json.c.
@@ -28,9 +28,9 @@ _NO_LIMIT_MAR: Final = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportedZone:
-    """A zone as a report has it, in the report's own units; *where* says which line of it.
+    """A zone in a report, in the units of the report; *where* names its line.
 
-    *length* and *capacity* are None where the format has none. *wp* is absolute, and None where it means nothing.
+    *length* and *capacity* are None if the format has none. *wp* is absolute, and None if it has no meaning.
     """
 
     where: str
@@ -44,9 +44,9 @@ class ReportedZone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was read. *tool* is the format, *unit_bytes* the size of its unit, None if the report does not say it.
+    """A report. *tool* is the format, and *unit_bytes* the size of its unit, None if the report does not have it.
 
-    The limits are None where nothing is known, and 0 where there is none.
+    The limits are None if unknown, and 0 if there is none.
     """
 
     tool: str
@@ -60,10 +60,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Format:
-    """A tool's line for one zone.
+    """The line of a tool for one zone.
 
-    *likeness* matches what begins as such a line, also if it was cut; *line* the whole one. *relative*: wp counts from
-    the zone's start. *claim* matches a line with the number of zones.
+    *likeness* matches the beginning of such a line, which may be cut, and *line* the whole line. *relative*: wp counts
+    from the zone's start. *claim* matches a line with the number of zones.
     """
 
     likeness: "re.Pattern[str]"
@@ -123,7 +123,7 @@ _FORMATS: Final = MappingProxyType(
             unit_bytes=None,
             claim=re.compile(r"nr_zones: (\d+)\s*"),
         ),
-        # Conventional zones have no write pointer, and since ZBC-2 gap zones no condition that means anything.
+        # Conventional zones have no write pointer, and the condition of gap zones has no meaning since ZBC-2.
         "libzbc": _Format(
             likeness=re.compile(r"\s*Zone \d+: type 0x"),
             line=re.compile(
@@ -142,7 +142,7 @@ def _limit(text: str) -> int:
     return 0 if text == "no limit" else int(text)
 
 
-#: What zbd -i and libzbc say of the device before its zones: the field of Report, and how it is read.
+#: The lines of zbd -i and libzbc on the device, before its zones: the field of Report, and how it is read.
 _FACTS: Final[Sequence[tuple[str, "re.Pattern[str]", Callable[[str], int]]]] = (
     ("max_open_zones", re.compile(r"\s*Maximum number of open zones: *(\d+|no limit)\s*"), _limit),
     ("max_active_zones", re.compile(r"\s*Maximum number of active zones: *(\d+|no limit)\s*"), _limit),
@@ -152,10 +152,10 @@ _FACTS: Final[Sequence[tuple[str, "re.Pattern[str]", Callable[[str], int]]]] = (
 
 
 def parse_report(text: str, name: str) -> Report:
-    """Return the report in *text*, which is what *name* has: the output of any of the tools above.
+    """Return the report in *text*, the content of *name*: the output of any of the tools above.
 
     Raises:
-        UsageError: there is none, it was cut, or it is of two kinds; says which line.
+        UsageError: there is none, it was cut, or it is of two kinds; names the line.
     """
     if text.lstrip().startswith(("{", "[")):
         return _parse_json(text, name)
@@ -185,18 +185,18 @@ def parse_report(text: str, name: str) -> Report:
 
 
 def has_zones(text: str) -> bool:
-    """Return whether a line of *text* begins as a tool prints a zone, or it is JSON with a list of zones."""
+    """Return whether *text* has the beginning of a tool's line of a zone, or is JSON with a list of zones."""
     return '"zone_list"' in text or any(
         layout.likeness.match(line) for line in text.splitlines() for layout in _FORMATS.values()
     )
 
 
 def _recognize(lines: Sequence[str], name: str) -> tuple[str, int]:
-    """Return the tool that printed the first zone in *lines*, and which line that is, from 0."""
+    """Return the tool that printed the first zone in *lines*, and the index of that line."""
     for index, line in enumerate(lines):
         alike = [tool for tool, layout in _FORMATS.items() if layout.likeness.match(line)]
         if alike:
-            # Lines of blkzone and QEMU begin alike. A line that was cut fits both, and is refused as one of the first.
+            # Lines of blkzone and QEMU begin alike. A line that was cut matches both, and is refused as one of blkzone.
             whole = [tool for tool in alike if _FORMATS[tool].line.fullmatch(line)]
             return (whole or alike)[0], index
     message = f"{name} has no zone in it, as {', '.join(_FORMATS)} or nvme -o json print them"
@@ -236,7 +236,7 @@ _WITHOUT_WP: Final = frozenset({Condition.NOT_WP, Condition.READONLY, Condition.
 
 
 def _integer(text: str) -> int:
-    """Return the number *text*: hexadecimal after 0x, else decimal, also with leading zeros."""
+    """Return the number *text*: hexadecimal after 0x, otherwise decimal, which may have leading zeros."""
     return int(text, 16) if text.startswith("0x") else int(text)
 
 
@@ -260,7 +260,7 @@ def _parse_json(text: str, name: str) -> Report:
     """Return the report of ``nvme zns report-zones -o json``; objects of ``id-ns`` may stand before or after it.
 
     Raises:
-        UsageError: it is no JSON, or has no zones; says where.
+        UsageError: it is no JSON, or has no zones; names the place.
     """
     objects = list(_objects(text, name))
     reports = [each for each in objects if "zone_list" in each]
@@ -305,7 +305,7 @@ def _objects(text: str, name: str) -> Iterator[dict[str, object]]:
 
 
 def _identify_facts(record: dict[str, object], name: str) -> dict[str, int]:
-    """Return what an object of ``nvme id-ns`` or ``nvme zns id-ns`` says; {} for others.
+    """Return the values in an object of ``nvme id-ns`` or ``nvme zns id-ns``; {} for others.
 
     Source: NVM Express NVM Command Set, Identify Namespace; Zoned Namespace Command Set 1.1, Identify Namespace: MAR
     and MOR count from 0, and all ones say that there is no limit.
