@@ -120,18 +120,6 @@ def test_a_front_end_that_can_answer_later_is_told_how_much_later(world: World) 
     assert 12_000 < delay_ns < 16_000
 
 
-def test_a_front_end_that_holds_requests_back_asks_when_they_are_due(world: World) -> None:
-    world.port.is_held = False
-    assert 12_000 < world.port.due_ns(Operation.WRITE, 0, 8, 0) < 16_000
-    assert world.port.due_ns(Operation.READ, 2000 * ZONE, 8, 20_000) == 20_000, "it will be refused"
-    assert world.port.due_ns(Operation.READ, 0, 1 << 40, 20_000) == 20_000
-    assert world.port.due_all_ns(Operation.RESET, 20_000) == 20_000
-    assert world.port.write(0, 8, BLOCK) == 0
-    assert world.port.read(0, 8, (bytearray(4096),)) == 0
-    assert world.port.manage(Operation.RESET, 0) == 0
-    assert world.clock.now_ns == 0
-
-
 def test_a_recorded_port_is_timed_as_well(world: World) -> None:
     file = StringIO()
     record(world.device, file)

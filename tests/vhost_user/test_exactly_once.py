@@ -36,6 +36,7 @@ from zonefs_emu.virtio import blk_codec, features as bits
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
+from zonefs_emu.virtqueue.timed_virtqueue import TimedVirtqueue, time_queues
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Service, Virtqueue
 
 QUEUE_SIZE = 64
@@ -45,6 +46,19 @@ ZONE = 64
 GEOMETRY = Geometry(
     size=8 * ZONE, zone_size=ZONE, zone_capacity=ZONE, conventional=((0, 2),), max_open_zones=6, max_active_zones=8
 )
+
+
+class MortalMemory(GuestMemory):
+    """A guest's memory: each store into the part of the ring at *address* is an instant."""
+
+    def __init__(self, regions: Sequence[Region], address: int, clock: Clock) -> None:
+        super().__init__(regions)
+        self._address = address
+        self._clock = clock
+
+    def at_user_address(self, address: int, length: int) -> Any:
+        found = super().at_user_address(address, length)
+        return Mortal(found, self._clock) if address == self._address else found
 
 
 class Guest:
@@ -74,30 +88,52 @@ class Guest:
 
 
 class Life:
-    """One process: an opened image and a queue on the guest's ring; dies at instant *fatal*, if it gets there."""
+    """One process: an opened image and a queue on the guest's ring; dies at instant *fatal*, if it gets there.
 
-    def __init__(self, path: Path, guest: Guest, fatal: int) -> None:
+    A *timed* one holds its answers, and its start is a part of its life.
+    """
+
+    def __init__(self, path: Path, guest: Guest, fatal: int, *, timed: bool = False) -> None:
         self.clock = clock = Clock(fatal)
         self.device = device = ZonedDevice.open(path)
+        self.timed = timed
+        self.now_ns = 0
+        if timed:
+            device.start_timing("zn540", clock=lambda: self.now_ns)
+            assert device.timing is not None
+            device.timing.alarm.at = lambda *_: None  # type: ignore[method-assign]  # _wait does its work
         self.virtio_device = blk_device(device)
         make_mortal(device, clock)
         service = Service(
             self._submit, make_fence(), self._contain, LimitedLog(logging.getLogger("zonefs_emu")), PeerEventfds()
         )
-        self.queue = Virtqueue(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
+        kind = TimedVirtqueue if timed else Virtqueue
+        self.queue = kind(0, self.virtio_device.intents, self.virtio_device.handler(0), service)
+        time_queues([self.queue], self.virtio_device.port, lambda: None)
         areas = guest.queue.areas
         desc, driver, used = (USER_BASE + area.offset for area in areas)
         self.queue.size = QUEUE_SIZE
         self.queue.address = RingAddresses(desc, driver, used)
         self.queue.base = 0x8000_8000 if guest.packed else 0
-        features = bits.EVENT_IDX | (bits.RING_PACKED if guest.packed else 0)
-        self.queue.start(guest.regions, features, guest.record, None)
+        self._guest = guest
+        if not timed:
+            self._start(guest.regions, guest.record)
+            ring, record = self.queue.ring, self.queue._record
+            assert record is not None
+            record._words = Mortal(record._words, clock)  # type: ignore[assignment]
+            for name in ("_elements", "_used") if not guest.packed else ("_desc",):
+                setattr(ring, name, Mortal(getattr(ring, name), clock))
+
+    def _start(self, regions: Any, record: Any) -> None:
+        self.queue.start(regions, bits.EVENT_IDX | (bits.RING_PACKED if self._guest.packed else 0), record, None)
         self.queue.enabled = True
-        ring, record = self.queue.ring, self.queue._record
-        assert record is not None
-        record._words = Mortal(record._words, clock)  # type: ignore[assignment]
-        for name in ("_elements", "_used") if not guest.packed else ("_desc",):
-            setattr(ring, name, Mortal(getattr(ring, name), clock))
+
+    def _start_timed(self) -> None:
+        """Start the ring, with each store into it or the record an instant."""
+        guest = self._guest
+        area = guest.queue.areas[0 if guest.packed else 2]
+        regions = MortalMemory(guest.regions.regions, USER_BASE + area.offset, self.clock)
+        self._start(regions, Mortal(guest.record, self.clock))
 
     def _submit(self, job: Callable[[], int], then: Callable[[int | Exception], None]) -> None:
         then(job())
@@ -106,13 +142,21 @@ class Life:
         raise error
 
     def run(self) -> bool:
-        """Serve until nothing is left; False if killed."""
+        """Serve until nothing is left; False if killed. A timed life goes from one answer that is due to the next."""
         try:
-            while self.queue.run():
+            if self.timed and self.queue.ring is None:
+                self._start_timed()
+            while self.queue.run() or self._wait():
                 pass
         except Killed:
             return False
         return True
+
+    def _wait(self) -> bool:
+        """Wait for the next answer that is held; False if none is."""
+        held = self.queue._held if isinstance(self.queue, TimedVirtqueue) else []
+        self.now_ns = held[0][0] if held else self.now_ns
+        return bool(held)
 
     def end(self) -> None:
         """What the kernel does with a dead process: the files are closed, nothing is flushed."""
@@ -170,17 +214,27 @@ def workload() -> list[list[tuple[int, int, bytes, Sequence[int]]]]:
     ]
 
 
-def play(path: Path, guest: Guest, fatal: Sequence[int]) -> tuple[list[list[bytes]], list[int]]:
-    """Run the workload in lives that die at *fatal* (each counted in its own life); return answers and instants."""
-    deaths = list(fatal)
+def play(
+    path: Path, guest: Guest, fatal: Sequence[int], timed: Sequence[bool] = (False,)
+) -> tuple[list[list[bytes]], list[int]]:
+    """Run the workload in lives that die at *fatal* (each counted in its own life); return answers and instants.
+
+    *timed* says which lives hold their answers; those that it does not name are as its last.
+    """
+    deaths, kinds = list(fatal), list(timed)
+
+    def next_life() -> Life:
+        is_timed = kinds.pop(0) if len(kinds) > 1 else kinds[0]
+        return Life(path, guest, deaths.pop(0) if deaths else -1, timed=is_timed)
+
     instants: list[int] = []
     answers: list[list[bytes]] = []
-    life = Life(path, guest, deaths.pop(0) if deaths else -1)
+    life = next_life()
     for batch in workload():
         numbers = guest.submit(batch)
         while not life.run():
             life.end()
-            life = Life(path, guest, deaths.pop(0) if deaths else -1)
+            life = next_life()
         guest.queue.reap()
         for number in numbers:
             _, parts = guest.queue._collect(number)
@@ -212,10 +266,10 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return undisturbed_life(tmp_path_factory.mktemp("undisturbed"), packed=packed)
 
 
-def undisturbed_life(directory: Path, *, packed: bool) -> Any:
+def undisturbed_life(directory: Path, *, packed: bool, timed: bool = False) -> Any:
     path = create(directory / "image", GEOMETRY)
     guest = Guest(packed=packed)
-    answers, instants = play(path, guest, ())
+    answers, instants = play(path, guest, (), [timed])
     guest.close()
     statuses = [parts[-1][0] for parts in answers]
     assert statuses[:5] == [0] * 5
@@ -224,11 +278,11 @@ def undisturbed_life(directory: Path, *, packed: bool) -> Any:
     return packed, answers, instants[0], contents(path)
 
 
-def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int]) -> None:
+def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int], timed: Sequence[bool] = (False,)) -> None:
     packed, answers, _, expected = undisturbed
     path = create(tmp_path / "-".join(map(str, fatal)), GEOMETRY)
     guest = Guest(packed=packed)
-    found, _ = play(path, guest, fatal)
+    found, _ = play(path, guest, fatal, timed)
     guest.close()
     assert [parts[-1] for parts in found] == [parts[-1] for parts in answers], f"statuses, killed at {fatal}"
     assert found == answers, f"answers, killed at {fatal}"
@@ -264,6 +318,44 @@ def test_killed_again_while_it_recovers(tmp_path: Path, undisturbed: Any) -> Non
     for fatal in range(0, undisturbed[2], 7):
         for again in range(0, 60, 11):
             check_life(tmp_path, undisturbed, [fatal, again])
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["split", "packed"])
+def undisturbed_timed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same of a life that holds its answers, which come in another order."""
+    packed: bool = request.param
+    return undisturbed_life(tmp_path_factory.mktemp("timed"), packed=packed, timed=True)
+
+
+def test_held_answers_change_nothing_but_their_order(undisturbed_timed: Any, tmp_path: Path) -> None:
+    packed, answers, _, found = undisturbed_timed
+    _, expected_answers, _, expected = undisturbed_life(tmp_path, packed=packed)
+    assert answers == expected_answers
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_every_instant_while_answers_are_held(tmp_path: Path, undisturbed_timed: Any) -> None:
+    for fatal in range(undisturbed_timed[2] + 1):
+        check_life(tmp_path, undisturbed_timed, [fatal], [True])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_that_holds_no_answers_goes_on_where_they_were_held(tmp_path: Path, undisturbed_timed: Any) -> None:
+    """The daemon is started without timing, or with it, under a guest that goes on."""
+    for fatal in range(0, undisturbed_timed[2] + 1, 5):
+        check_life(tmp_path, undisturbed_timed, [fatal], [True, False])
+        check_life(tmp_path, undisturbed_timed, [fatal], [False, True])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_again_while_it_recovers_held_answers(tmp_path: Path, undisturbed_timed: Any) -> None:
+    for fatal in range(0, undisturbed_timed[2], 17):
+        for again in range(0, 60, 11):
+            check_life(tmp_path, undisturbed_timed, [fatal, again], [True])
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

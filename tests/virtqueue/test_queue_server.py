@@ -44,10 +44,6 @@ class Echo:
         assert self.go_on.wait(20)
         return self._answer(chain)
 
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
-        """Is asked where a queue is timed only."""
-        return arrival_ns
-
     def fail(self, chain: Chain) -> int:
         chain[2][0][0] = ord("!")
         return 1

@@ -55,10 +55,6 @@ class Echo:
         chain[2][0][0] = chain[1][0][0]
         return 1
 
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
-        """Is asked where a queue is timed only."""
-        return arrival_ns
-
     def fail(self, chain: Chain) -> int:
         if not chain[2]:
             message = "no room"
@@ -72,8 +68,8 @@ class Echo:
 
 
 class Bench:
-    def __init__(self, *, is_packed: bool) -> None:
-        self.pair = Pair(is_packed=is_packed, size=64)
+    def __init__(self, *, is_packed: bool, size: int = 64) -> None:
+        self.pair = Pair(is_packed=is_packed, size=size)
         self.memory = GuestMemory([Region(GUEST_BASE, MEMORY_BYTES, USER, self.pair.bytes)])
         self.jobs: list[tuple[Callable[[], int], Callable[[int | Exception], None]]] = []
         #: Exceptions that were contained, and where.
@@ -91,7 +87,7 @@ class Bench:
         self.queue = Virtqueue(0, self.intents, self.echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
-        self.queue.size = 64
+        self.queue.size = size
         self.queue.base = 0x80008000 if is_packed else 0
         self.queue.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.queue.err_fd = os.eventfd(0, os.EFD_NONBLOCK)

@@ -26,6 +26,7 @@ class HeldAnswer(threading.local):
 
     due_ns = 0
     arrival_ns = 0
+    delay_ns = 0
 
     def hold(self, due_ns: int, arrival_ns: int) -> None:
         """Note the times, as :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
@@ -37,6 +38,16 @@ class HeldAnswer(threading.local):
         found = self.due_ns, self.arrival_ns
         self.due_ns = 0
         return found
+
+    def delay(self, duration_ns: int) -> None:
+        """Take note of an injected delay: this is for :attr:`Port.defer`."""
+        self.delay_ns += duration_ns
+
+    def take_delayed(self, now_ns: int) -> tuple[int, int]:
+        """Return (due, arrival) as :meth:`take`, later by the delays; *now_ns* and -1 where nothing is timed."""
+        due_ns, arrival_ns = self.take()
+        delay_ns, self.delay_ns = self.delay_ns, 0
+        return max(due_ns, now_ns) + delay_ns, arrival_ns if due_ns else -1
 
 
 class Alarm:

@@ -20,8 +20,6 @@ from zonefs_emu.units import Sector
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: The longest request that is timed. Most protocols refuse longer ones.
-_SECTORS_MAX: Final = 1 << 17
 #: How many zones of one command are timed one by one; the others take the average of these. Otherwise computing the
 #: time of a reset of a million zones would take seconds.
 _ZONES_MAX: Final = 1024
@@ -32,13 +30,7 @@ _UNTOUCHED: Final = frozenset((Condition.EMPTY, Condition.NOT_WP, Condition.READ
 
 
 class TimedPort(FaultyPort):
-    """A timed port with injected faults. An injected delay comes before the drive's own time.
-
-    *is_held* is False if the front-end holds requests instead of answers; it then asks :attr:`DeviceCore.timing` itself
-    when a request arrives.
-    """
-
-    is_held = True
+    """A timed port with injected faults. An injected delay comes before the drive's own time."""
 
     def clock(self) -> int:
         """Return the time on the clock of held answers, in nanoseconds."""
@@ -65,7 +57,7 @@ class TimedPort(FaultyPort):
         """Read, as slowly as the drive."""
         arrival_ns = self._timing.clock()
         status = super().read(sector, nr_sectors, buffers)
-        if not status and self.is_held:
+        if not status:
             arrival_ns = self._arrival_ns(arrival_ns)
             zone_no = sector // self.geometry.zone_size
             self._hold(self._ask(Operation.READ, sector, nr_sectors, self._state(zone_no), arrival_ns), arrival_ns)
@@ -77,7 +69,7 @@ class TimedPort(FaultyPort):
         arrival_ns = self._timing.clock()
         state = self._state(sector // self.geometry.zone_size)
         answer = super()._store(row, sector, nr_sectors, buffers)
-        if not answer[0] and self.is_held:
+        if not answer[0]:
             arrival_ns = self._arrival_ns(arrival_ns)
             self._hold(self._ask(row.operation, sector, nr_sectors, state, arrival_ns), arrival_ns)
         return answer
@@ -98,7 +90,7 @@ class TimedPort(FaultyPort):
         arrival_ns = self._timing.clock()
         states = self._states(zones)
         status = command()
-        if not status and self.is_held and states:
+        if not status and states:
             arrival_ns = self._arrival_ns(arrival_ns)
             self._hold(self._ask_zones(operation, zones, arrival_ns, states), arrival_ns)
         return status
@@ -119,20 +111,6 @@ class TimedPort(FaultyPort):
     def _arrival_ns(self, arrival_ns: int) -> int:
         """Return when an operation that came at *arrival_ns* reached the drive: faults may have delayed it."""
         return getattr(self._struck_ns, "now", arrival_ns) if self._faults else arrival_ns
-
-    def due_ns(self, operation: Operation, sector: Sector, nr_sectors: int, arrival_ns: int) -> int:
-        """Return when an operation is due on the clock that has arrived and is not carried out yet.
-
-        The operation is not checked yet. One that will be refused for its address or length is due at once.
-        """
-        zone_no = sector // self.geometry.zone_size
-        if zone_no >= self.geometry.nr_zones or nr_sectors > _SECTORS_MAX:
-            return arrival_ns
-        return self._ask(operation, sector, nr_sectors, self._state(zone_no), arrival_ns)
-
-    def due_all_ns(self, operation: Operation, arrival_ns: int) -> int:
-        """Return the same for an operation on all zones."""
-        return self._ask_zones(operation, self._touched(), arrival_ns)
 
     def _state(self, zone_no: int) -> tuple[int, int]:
         """Return the condition of *zone_no* and how many sectors of it are written; without the lock, as reads do."""
@@ -160,12 +138,9 @@ class TimedPort(FaultyPort):
         operation: Operation,
         zones: Sequence[int],
         arrival_ns: int,
-        states: Sequence[tuple[int, tuple[int, int]]] = (),
+        states: Sequence[tuple[int, tuple[int, int]]],
     ) -> int:
         """Return when *operation* on *zones* is due; *states* are those of the first zones before it."""
-        states = states or self._states(zones)
-        if not states:
-            return arrival_ns
         size = self.geometry.zone_size
         due_ns = max(self._ask(operation, zone_no * size, 0, state, arrival_ns) for zone_no, state in states)
         return arrival_ns + (due_ns - arrival_ns) * len(zones) // len(states)

@@ -8,8 +8,9 @@ The words are the same for every transport:
   (:mod:`zonefs_emu.device.intent_log`).
 * After a restart each request that comes again is *recovered*: the record is asked what became of it.
 
-There are two kinds. A virtqueue is finished in order and its ring outlives this process, so a slot is found by the
-position of its request (:mod:`.ring_record`, for vhost-user and VDUSE). The kernel gives requests of ublk back in any
-order and does not say which of them are old, so a slot belongs to a tag, and a request is compared with all slots of
-the earlier process (:mod:`.tag_record`).
+There are two kinds. A virtqueue's requests are carried out in order and its ring outlives this process, so a slot is
+found by the position of its request (:mod:`.ring_record`, for vhost-user and VDUSE). Where answers are given in another
+order, those that are held are in the slots as well (:mod:`.holding_record`). The kernel gives requests of ublk back in
+any order and does not say which of them are old, so a slot belongs to a tag, and a request is compared with all slots
+of the earlier process (:mod:`.tag_record`).
 """

@@ -38,14 +38,14 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
 
 MAGIC: Final = 0x5A564946  # "ZVIF"
-_VERSION: Final = 1
+VERSION: Final = 1
 HEADER_WORDS: Final = 8
 SLOT_WORDS: Final = 4
 _ALIGNMENT_BYTES: Final = 64
 _COUNT_MASK: Final = 0xFFFF
 #: Numbers of requests stay below this, so that there is room for 16 bits beside them. No queue lives to see so many: a
 #: record with a greater number is corrupt and does not count.
-_POSITION_MAX: Final = 1 << 47
+POSITION_MAX: Final = 1 << 47
 _CONDITIONS: Final = frozenset(Condition)
 
 
@@ -62,7 +62,7 @@ class RingRecord:
         """Use *memory* (:func:`record_bytes`), which outlives this process; it counts if it is of this ring."""
         self._words = memory.cast("Q")
         self._size = queue_size
-        self._stamp = MAGIC | _VERSION << 32 | int(packed) << 40 | queue_size << 48
+        self._stamp = MAGIC | VERSION << 32 | int(packed) << 40 | queue_size << 48
         self._position = 0
         self._spans: Sequence[tuple[int, int]] = ()
         self._count = 0
@@ -82,7 +82,7 @@ class RingRecord:
         """Begin, or go on after a restart, with a split ring whose used index is *used_idx*."""
         words = self._words
         behind = (used_idx - words[1]) & 0xFFFF
-        if words[0] != self._stamp or behind > self._size or words[1] >= _POSITION_MAX:
+        if words[0] != self._stamp or behind > self._size or words[1] >= POSITION_MAX:
             self._clear()
             self.finished = used_idx
         else:
@@ -114,7 +114,7 @@ class RingRecord:
         then calls :meth:`recover_packed`; or None if there is no record, and the ring begins at *position*.
         """
         words = self._words
-        if words[0] != self._stamp or max(words[1], words[2]) >> 16 >= _POSITION_MAX:
+        if words[0] != self._stamp or max(words[1], words[2]) >> 16 >= POSITION_MAX:
             self._clear()
             self.finished = 0
             words[1] = words[2] = position

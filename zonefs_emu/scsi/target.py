@@ -23,21 +23,16 @@ from enum import Enum, IntEnum, auto
 from typing import Final
 
 from zonefs_emu.device.port import Port
-from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import Status
-from zonefs_emu.model.transitions import Operation
 from zonefs_emu.scsi import inquiry, sense
 from zonefs_emu.scsi.cdb import (
     CUT_SHORT,
     Cdb,
     Command,
     Inquiry,
-    ManageZones,
-    Read,
     ReportLuns,
     RequestSense,
     TestUnitReady,
-    Write,
     parse,
 )
 from zonefs_emu.scsi.commands import Opcode
@@ -153,25 +148,6 @@ class Target:
             if stopped is not None:
                 return stopped
         return self._execute(command, cdb, data_out, data_in)
-
-    def due_ns(self, lun: int, command: Command, arrival_ns: int) -> int:
-        """Return when *command*, which has arrived, is to be carried out, if the port is timed."""
-        port = self._port
-        assert isinstance(port, TimedPort)
-        if lun:
-            return arrival_ns
-        shift = port.geometry.block_sectors.bit_length() - 1
-        match command:
-            case Read(lba=lba, nr_blocks=nr_blocks):
-                return port.due_ns(Operation.READ, lba << shift, nr_blocks << shift, arrival_ns)
-            case Write(lba=lba, nr_blocks=nr_blocks):
-                return port.due_ns(Operation.WRITE, lba << shift, nr_blocks << shift, arrival_ns)
-            case ManageZones(operation=operation, everywhere=True):
-                return port.due_all_ns(operation, arrival_ns)
-            case ManageZones(operation=operation, lba=lba):
-                return port.due_ns(operation, lba << shift, 0, arrival_ns)
-            case _:
-                return arrival_ns
 
     def may_block(self, lun: int, command: Command) -> bool:
         """Say whether executing *command* at *lun* may wait for the host's disk."""

@@ -25,7 +25,6 @@ from typing import Final
 from zonefs_emu.device.buffers import Cursor, gather, scatter, total_bytes
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
-from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT
@@ -79,10 +78,6 @@ _MANAGEMENT: Final[Mapping[int, Operation]] = MappingProxyType(
         codec.T_ZONE_FINISH: Operation.FINISH,
         codec.T_ZONE_RESET: Operation.RESET,
     }
-)
-#: What takes the time of a drive.
-_TIMED: Final[Mapping[int, Operation]] = MappingProxyType(
-    {T_IN: Operation.READ, T_OUT: Operation.WRITE, codec.T_ZONE_APPEND: Operation.APPEND, **_MANAGEMENT}
 )
 _ZONED: Final = frozenset(_MANAGEMENT) | {codec.T_ZONE_APPEND, codec.T_ZONE_REPORT, codec.T_ZONE_RESET_ALL}
 #: Requests of any length that may wait for the host's disk.
@@ -264,19 +259,6 @@ class Blk:
         """Execute *request* and store its status; return the bytes written."""
         request.status[0] = self._execute(request)
         return request.nr_in_bytes + 1
-
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
-        """Return when a request is due; see :class:`zonefs_emu.virtio.handler.Handler`."""
-        port = self.port
-        assert isinstance(port, TimedPort)
-        kind, sector = decode_header(chain)
-        if kind == codec.T_ZONE_RESET_ALL:
-            return port.due_all_ns(Operation.RESET, arrival_ns)
-        operation = _TIMED.get(kind)
-        if operation is None:
-            return arrival_ns
-        nr_bytes = total_bytes(chain[2]) - 1 if kind == T_IN else total_bytes(chain[1]) - codec.HEADER.size
-        return port.due_ns(operation, sector, max(nr_bytes, 0) >> SECTOR_SHIFT, arrival_ns)
 
     def fail(self, chain: Chain) -> int:
         """Answer IOERR; see :class:`zonefs_emu.virtio.handler.Handler`."""

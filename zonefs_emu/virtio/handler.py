@@ -64,16 +64,6 @@ class Handler(Protocol):
         """
         ...
 
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
-        """Return when the request that has arrived at *arrival_ns* is to be carried out, if the port is timed.
-
-        It is not carried out here. What it asks for may be another thing later: the guest can change it.
-
-        Raises:
-            BrokenRingError: as :meth:`step`.
-        """
-        ...
-
     def fail(self, chain: Chain) -> int:
         """Answer a request that met an internal error; return the bytes written into it.
 

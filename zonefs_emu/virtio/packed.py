@@ -296,6 +296,11 @@ class PackedRing(Ring):
         self._device_event[1] = EVENT_DISABLE
 
 
+def position_after(ring: Ring, token: int) -> int:
+    """Return the position of the next used descriptor after the request of *token* is given back; 0 in a split ring."""
+    return position_of(ring.used_place + (token >> 16), ring.size) if isinstance(ring, PackedRing) else 0
+
+
 def is_given_back(meta: int, place: int, size: int) -> bool:
     """Say whether the descriptor word *meta* at *place* has been given back, or taken again by the driver since.
 

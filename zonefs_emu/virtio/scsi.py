@@ -102,10 +102,6 @@ class Target(Protocol):
         """Do a task management function."""
         ...
 
-    def due_ns(self, lun: int, command: Command, arrival_ns: int) -> int:
-        """Return when a command that has arrived is to be carried out, if the port is timed."""
-        ...
-
     def no_target(self, cdb: Cdb | None) -> None:
         """Note a request at another target: the command of *cdb*, or (None) a task management function."""
         ...
@@ -138,7 +134,6 @@ class RequestQueue:
         self.plain = plain
         self._may_block = target.may_block
         self._target_execute = target.execute_parsed
-        self._due_ns = target.due_ns
         self._no_target = target.no_target
         self._refuse_oversized = target.refuse_oversized
         self._luns: dict[bytes, int] = {}
@@ -175,11 +170,6 @@ class RequestQueue:
         head = gather(chain[1], 0, REQUEST_BYTES)
         cdb = head[_CDB_AT:]
         return self._execute(chain, self._lun(head[:_LUN_BYTES]), parse(cdb), cdb)
-
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:
-        """Return when a request is due; see the protocol."""
-        head = gather(chain[1], 0, REQUEST_BYTES)
-        return self._due_ns(decode_address(head[:_LUN_BYTES]), parse(head[_CDB_AT:]), arrival_ns)
 
     def _execute(self, chain: Chain, lun: int, command: Command, cdb: bytes) -> int:
         _, readable, writable = chain
@@ -261,10 +251,6 @@ class ControlQueue:
             raise BrokenRingError(message)
         scatter(writable, 0, answer)
         return len(answer)
-
-    def due_ns(self, chain: Chain, arrival_ns: int) -> int:  # noqa: ARG002  (task management takes no time)
-        """Return *arrival_ns*."""
-        return arrival_ns
 
     def fail(self, chain: Chain) -> int:
         """Answer FAILURE, where the kind of the request has its response; see the protocol."""

@@ -1,115 +1,233 @@
-"""A virtqueue whose requests take as long as on a real drive.
+"""A virtqueue whose answers take as long as those of a real drive.
 
-The request is held up, and not its answer: it is carried out at the time when a real drive would answer it, and is then
-answered at once. So no more than one request of a queue is carried out and not answered, which is all that the record
-of requests in flight can express. A stopped queue leaves the requests that it holds to the next back-end, as if it had
-never taken them. For the same reason a queue gives requests back in order: a request that a real drive would answer
-sooner waits for those before it.
+A request is carried out when it arrives, and its answer is held until a real drive would give it. Answers that are due
+sooner overtake it. The record of requests in flight has the answers that are held
+(:mod:`zonefs_emu.inflight.holding_record`), so that a process that goes on after a kill gives them and carries nothing
+out again. A queue that is stopped gives all answers at once: the driver's reset, or another back-end, waits for that.
+
+An injected delay is held in the same way.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.timed_port import TimedPort
-from zonefs_emu.virtio.ring import BrokenRingError, Chain, OversizedChainError
+from zonefs_emu.inflight.holding_record import HoldingRecord
+from zonefs_emu.virtio.handler import Deferred
+from zonefs_emu.virtio.memory import GuestMemory
+from zonefs_emu.virtio.packed import PackedRing, position_of
+from zonefs_emu.virtio.ring import Chain, OversizedChainError
+from zonefs_emu.virtio.split import SplitRing
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.virtqueue import BATCH, Virtqueue
 
 
 def time_queues(queues: Iterable[Virtqueue], port: Port, wake: Callable[[], object]) -> None:
     """Time *queues* by *port*, if it is timed; *wake* has them served, from any thread."""
     if isinstance(port, TimedPort):
-        port.is_held = False  # the requests are
+        port.hold = port.held.hold
+        port.defer = port.held.delay
         for queue in queues:
             assert isinstance(queue, TimedVirtqueue)
             queue.time_by(port, wake)
 
 
 class TimedVirtqueue(Virtqueue):
-    """A virtqueue that holds requests; :meth:`time_by` says how long, before it is started."""
+    """A virtqueue that holds answers; :meth:`time_by` says by which drive, before it is started."""
 
     _port: TimedPort | None = None
     _wake: Callable[[], object]
 
     def time_by(self, port: TimedPort, wake: Callable[[], object]) -> None:
-        """Hold requests for as long as the drive of *port* takes; *wake* makes this queue run, from any thread."""
+        """Hold answers for as long as the drive of *port* takes; *wake* has this queue run, from any thread."""
+        if self._events is not None:
+            return  # events are no answers
         self._port = port
         self._wake = wake
-        #: (chain, when it is due, when it arrived) of each request that is held, in order.
-        self._held: deque[tuple[Chain, int, int]] = deque()
+        #: A heap of what is held: when it is due, a number that tells apart what is due together, when it arrived (-1:
+        #: that is not timed), the request, the bytes written, and its number in the record.
+        self._held: list[tuple[int, int, int, Chain, int, int]] = []
+        self._nr_held = 0
         self._alarm_ns = 0
+        #: When the answer is due to the request that the worker has carried out, and when that arrived.
+        self._worked: tuple[int, int] | None = None
+        #: Of a packed ring, the place after the requests that were carried out.
+        self._executed_place = 0
+
+    # -- starting and stopping --------------------------------------------------------------------------------
+
+    def start(
+        self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
+    ) -> None:
+        """See :meth:`Virtqueue.start`."""
+        super().start(memory, features, record_memory, dirty)
+        if self._port is not None:
+            self._held.clear()
+            self._worked = None
+            ring = self.ring
+            if isinstance(ring, PackedRing):
+                self._executed_place = ring.used_place
+            if self._record is not None:
+                self._begin_holding(self._record)
+
+    def _begin_holding(self, record: HoldingRecord) -> None:
+        ring = self.ring
+        record.begin_holding(position_of(ring.used_place, ring.size) if isinstance(ring, PackedRing) else 0)
+
+    def stop(self) -> int:
+        """End; what is held is given at once."""
+        ring = self.ring
+        if self._port is not None and ring is not None and (self.shared is None or not self.shared.is_lost):
+            try:  # the boundary of a ring
+                while self._held:
+                    self._give_next(self._port, ring)
+                if self._record is not None:
+                    self._record.end_holding()
+            except Exception as error:
+                self._break(error)
+        return super().stop()
+
+    # -- serving ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the queue runs; also while it waits for the worker, because answers may be due."""
+        return super().is_ready or (self._port is not None and self.busy and self.ring is not None and not self.broken)
+
+    def sleep(self) -> bool:
+        """Do the same as for any queue; True also if an answer that is held is due.
+
+        Its alarm may have come while the queue was being served, between the look at the clock and this call. No
+        second one comes.
+        """
+        has_work = not self.busy and super().sleep()
+        if has_work or self._port is None or not self._held or not self.is_ready:
+            return has_work
+        return self._held[0][0] <= self._port.clock()
 
     def run(self) -> bool:
-        """Execute the requests that are due; True if there were any, or new ones."""
-        port, ring, handler = self._port, self.ring, self._handler
-        if port is None or ring is None or handler is None or self.busy or self.broken or not self.enabled:
-            return super().run()
-        if self._backlog:
+        """Give the answers that are due and carry out what is new; True if there was something."""
+        port, ring = self._port, self.ring
+        if port is None or ring is None or self.broken or not self.enabled:
             return super().run()
         try:  # the boundary of a ring
-            is_busy = self._take(port)
-            chains = self._due(port)
-            if chains:
-                self._run_batch(chains)
-                is_busy = True
+            is_busy = self._give_due(port, ring)
+            if not self.busy:
+                chains, self._backlog = self._backlog or self._take(ring), ()
+                if chains:
+                    self._run_batch(chains)
+                    is_busy = True
+            self._notify()
         except OversizedChainError as error:
             return self._refuse_oversized(error)
         except Exception as error:
             self._break(error)
             return False
-        self._notify()
         return is_busy
 
-    def _take(self, port: TimedPort) -> bool:
-        """Take new requests and compute when they are due; True if there were any."""
-        ring, handler, held = self.ring, self._handler, self._held
-        assert ring is not None
-        assert handler is not None
+    def _take(self, ring: SplitRing | PackedRing) -> Sequence[Chain]:
+        """Take new requests, as many as there is room for."""
+        if not self._has_room:
+            return ()
         record = self._record
-        # A driver that made more requests available than the ring has entries would have them held without a bound:
-        # the available index is compared with the requests that were taken, and not with those given back.
-        room = self.size - len(held)
-        if room <= 0:
-            return False
-        chains = ring.pop(1 if record is not None and record.recovering else min(room, BATCH))
-        for chain in chains:
-            arrival_ns = port.clock()
+        # A driver makes no more requests available than the ring has entries. One that does would have them held
+        # without a bound, as the available index is compared with what was taken and not with what was given back.
+        room = min(self.size - len(self._held), BATCH)
+        return ring.pop(1 if record is not None and record.recovering else room)
+
+    @property
+    def _has_room(self) -> bool:
+        record = self._record
+        return len(self._held) < self.size and (record is None or record.can_hold or not self._held)
+
+    def _run_batch(self, chains: Sequence[Chain]) -> None:
+        """Carry out the requests, each by itself: writes that are merged would take the time of one write."""
+        handler, faults = self._handler, self._faults
+        assert handler is not None
+        self._intents.current.log = self._intent_log
+        for index in range(len(chains)):
+            if not self._has_room:
+                self._backlog = chains[index:]
+                return
+            one = chains[index : index + 1]
+            lengths: list[int] = []
             try:
-                due_ns = handler.due_ns(chain, arrival_ns)
-            except BrokenRingError:
-                due_ns = arrival_ns  # its execution says what is wrong
-            if held:
-                due_ns = max(due_ns, held[-1][1])
-            held.append((chain, due_ns, arrival_ns))
-        return bool(chains)
+                done = None if faults else handler.step(one, 0, lengths, self._begin)
+            except Exception as error:  # the boundary of a request
+                done = self._answer_failed(one, 0, lengths, error)
+            if not done:
+                self._hand_over(chains, index, done if isinstance(done, Deferred) else None)
+                return
+            self._give_back(one, lengths)
 
-    def _due(self, port: TimedPort) -> list[Chain]:
-        """Return the requests that are due, and set the alarm for the next one."""
+    def _begin(self, index: int, spans: Sequence[tuple[int, int]]) -> None:
+        if self._port is not None and self._record is not None:
+            self._record.make_way()
+        super()._begin(index, spans)
+
+    def _hand_over(self, chains: Sequence[Chain], index: int, deferred: Deferred | None) -> None:
+        port, handler = self._port, self._handler
+        if port is not None:
+            assert handler is not None
+            execute = partial(handler.execute, chains[index]) if deferred is None else deferred.execute
+            deferred = Deferred(partial(self._work, port, execute))
+        super()._hand_over(chains, index, deferred)
+
+    def _work(self, port: TimedPort, execute: Callable[[], int]) -> int:
+        """Carry a request out on the worker's thread, which alone knows when its answer is due."""
+        try:
+            return execute()
+        finally:
+            self._worked = port.held.take_delayed(port.clock())
+
+    # -- answers ----------------------------------------------------------------------------------------------
+
+    def _give_back(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
+        """Hold the answers of requests that were carried out until they are due."""
+        port, ring, record = self._port, self.ring, self._record
+        if port is None:
+            super()._give_back(chains, lengths)
+            return
+        assert ring is not None
+        due_ns, arrival_ns = self._worked or port.held.take_delayed(port.clock())
+        self._worked = None
+        for chain, nr_bytes in zip(chains, lengths, strict=True):
+            self._executed_place += chain[0] >> 16
+            if record is not None and not record.can_hold:
+                # Nothing is held: a ring of one entry, or one full of requests that an earlier process had begun.
+                record.end_holding()
+                super()._give_back((chain,), (nr_bytes,))
+                self._begin_holding(record)
+                continue
+            number = 0
+            if record is not None:
+                position = position_of(self._executed_place, ring.size) if isinstance(ring, PackedRing) else 0
+                number = record.hold(chain[0] & 0xFFFFFFFF | nr_bytes << 32, 0, position)
+            self._nr_held += 1
+            heapq.heappush(self._held, (due_ns, self._nr_held, arrival_ns, chain, nr_bytes, number))
+        self._give_due(port, ring)
+
+    def _give_due(self, port: TimedPort, ring: SplitRing | PackedRing) -> bool:
+        """Give the answers that are due, or all at the daemon's end; have the alarm come for the next."""
         held = self._held
-        chains: list[Chain] = []
+        if not held:
+            return False
         now_ns = port.clock()
-        while held and held[0][1] <= now_ns and len(chains) < BATCH:
-            chain, due_ns, arrival_ns = held.popleft()
-            chains.append(chain)
-            port.answered(due_ns, arrival_ns)
-        if held and held[0][1] != self._alarm_ns:
-            self._alarm_ns = held[0][1]
+        is_cut = port.alarm.is_cut
+        found = False
+        while held and (is_cut or held[0][0] <= now_ns):
+            self._give_next(port, ring)
+            found = True
+        if held and held[0][0] != self._alarm_ns:
+            self._alarm_ns = held[0][0]
             port.alarm.at(self._alarm_ns, self._wake)
-        return chains
+        return found
 
-    def sleep(self) -> bool:
-        """Do the same as for any queue; True also if a request that is held is due.
-
-        Its alarm may have come while the queue was being served, between the look at the clock and this call. No
-        second one comes.
-        """
-        has_work = super().sleep()
-        if has_work or self._port is None or not self._held or not self.is_ready:
-            return has_work
-        return self._held[0][1] <= self._port.clock()
-
-    def stop(self) -> int:
-        """Stop; requests that are held were not executed, and the next back-end takes them again."""
-        if self._port is not None:
-            self._held.clear()
-        return super().stop()
+    def _give_next(self, port: TimedPort, ring: SplitRing | PackedRing) -> None:
+        due_ns, _, arrival_ns, chain, nr_bytes, number = heapq.heappop(self._held)
+        if arrival_ns >= 0:
+            port.answered(due_ns, arrival_ns)
+        self._give_held(ring, chain, nr_bytes, number)
+        self._note_given_back(1)

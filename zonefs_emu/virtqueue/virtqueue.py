@@ -19,7 +19,7 @@ from zonefs_emu.device.buffers import scatter, total_bytes
 from zonefs_emu.device.intent_log import IntentLog, Intents
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
-from zonefs_emu.inflight.ring_record import RingRecord
+from zonefs_emu.inflight.holding_record import HoldingRecord
 from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.handler import Deferred, Handler
 from zonefs_emu.virtio.memory import GuestMemory
@@ -127,7 +127,7 @@ class Virtqueue:
         self._faults = faults
         #: The memory of the peer, if the peer can remove it.
         self.shared = shared
-        self._record: RingRecord | None = None
+        self._record: HoldingRecord | None = None
         self._record_memory: memoryview | None = None
         #: The addresses of the ring, and the walker that takes plain requests from it, if one is used.
         self._areas: tuple[memoryview, memoryview, memoryview] | None = None
@@ -175,7 +175,7 @@ class Virtqueue:
         self._record = None
         self._record_memory = record_memory
         if record_memory is not None:
-            self._record = RingRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
+            self._record = HoldingRecord(record_memory, self.size, packed=bool(features & bits.RING_PACKED))
         if features & bits.RING_PACKED:
             base = self._packed_base(desc)
             ring: SplitRing | PackedRing = PackedRing(
@@ -186,9 +186,9 @@ class Virtqueue:
         else:
             base = self.base
             if self._record is not None:
-                # Requests are finished in order, so the unfinished ones begin at the used index.
-                base = int.from_bytes(device[2:4], "little")
-                self._record.start_split(base)
+                # Requests are carried out in order. Unless answers were held, the used index says how far that went.
+                self._record.start_split(int.from_bytes(device[2:4], "little"))
+                base = self._record.finished & 0xFFFF
             ring = SplitRing(
                 self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
                 ordered=ORDERED,
@@ -198,8 +198,11 @@ class Virtqueue:
         self._backlog = ()
         self.broken = False
         self._use_log(ring, dirty)
+        nr_given = self._give_what_was_held(ring)
         # The ring is set last, because a queue with a ring counts as running, and the code above may raise.
         self.ring = ring
+        if nr_given:
+            self._note_given_back(nr_given)
 
     def _packed_base(self, desc: memoryview) -> int:
         record = self._record
@@ -215,7 +218,32 @@ class Virtqueue:
         meta = desc.cast("Q")[2 * slot + 1]
         given_back = packed.is_given_back(meta, packed.place_of(position, self.size), self.size)
         position = record.recover_packed(given_back=given_back)
-        return position | position << 16
+        return position | record.used_position << 16
+
+    def _give_what_was_held(self, ring: SplitRing | PackedRing) -> int:
+        """Give the answers that an earlier process held; return how many they are."""
+        record = self._record
+        held = record.held if record is not None else []
+        if record is not None and held:
+            for number, answer, _ in held:
+                # What was written for it is not known: any buffer stands for all of memory.
+                chain = answer & 0xFFFFFFFF, list[memoryview](), [memoryview(b"")]
+                self._give_held(ring, chain, answer >> 32, number)
+            record.end_holding()
+        return len(held)
+
+    def _give_held(self, ring: SplitRing | PackedRing, chain: Chain, nr_bytes: int, number: int) -> None:
+        """Give the answer *number* of the record to the request of *chain*, which was carried out."""
+        record, dirty = self._record, self._log
+        if dirty is not None:
+            self._mark_dirty(ring, dirty, (chain,), (nr_bytes,))
+        if record is not None:
+            record.before_giving(number, packed.position_after(ring, chain[0]))
+        ring.push((chain,), (nr_bytes,))
+        if record is not None:
+            record.note_given(number)
+        if dirty is not None:
+            self._mark_used(ring, dirty, 1)
 
     def set_log(self, dirty: DirtyLog | None) -> None:
         """Begin or end to log the pages that are written, if the queue runs."""
@@ -381,8 +409,7 @@ class Virtqueue:
             # One at a time: giving back overwrites descriptors, so a batch that was half given back at a kill could
             # neither be completed nor taken again.
             for index in range(count):
-                after = ring.used_place + (chains[index][0] >> 16)
-                record.before_packed(packed.position_of(after, ring.size))
+                record.before_packed(packed.position_after(ring, chains[index][0]))
                 ring.push(chains[index : index + 1], lengths[index : index + 1])
                 record.finish_packed()
         if dirty is not None:
