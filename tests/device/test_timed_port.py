@@ -1,6 +1,7 @@
 """Commands that take as long as on a drive, on a virtual clock."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +17,7 @@ from zonefs_emu.device.virtual_clock import VirtualClock
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.model.presets import build_geometry
 from zonefs_emu.model.timing.waits import Wait
-from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
 
 ZONE = 128
 BLOCK = (bytes(4096),)
@@ -70,6 +71,37 @@ def test_each_command_takes_its_time(world: World) -> None:
     assert 9_000 < world.took() < 12_000
     assert port.flush() == 0
     assert world.took() == 0
+
+
+def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path) -> None:
+    """Zone random write areas and descriptor extensions."""
+    geometry = build_geometry(size=2000 << 16, zone_size=1 << 16)
+    shape = replace(geometry, zrwa_size=16, zrwa_granularity=8, max_zrwa=4, extension_bytes=64)
+    ZonedDevice.create(tmp_path / "image", shape, uuid=uuid4())
+    device = ZonedDevice.open(tmp_path / "image")
+    clock = VirtualClock()
+    device.sleep_ns = clock.advance
+    device.start_timing("zn540", clock=clock.now)
+    port = device.port("test", ZNS)
+
+    timing = device.timing
+    assert timing is not None
+
+    def taken_as(status: Status) -> tuple[Operation, int]:
+        assert status is Status.OK
+        assert clock.now_ns == timing.last[-1].begin_ns + timing.last[-1].latency_ns
+        return timing.last[-1].operation, timing.last[-1].zone_no
+
+    assert taken_as(port.allocate_zrwa(ZONE)) == (Operation.OPEN, 1)
+    assert taken_as(port.write(ZONE + 8, 8, BLOCK)) == (Operation.WRITE, 1)
+    assert taken_as(port.write(ZONE, 8, BLOCK)) == (Operation.WRITE, 1)
+    assert taken_as(port.flush_zrwa(ZONE)) == (Operation.CLOSE, 1)
+    assert taken_as(port.set_extension(2 * ZONE, bytes(64))) == (Operation.OPEN, 2)
+    before_ns = clock.now_ns
+    assert port.flush_zrwa(3 * ZONE) is not Status.OK
+    assert port.allocate_zrwa(2000 * ZONE) is not Status.OK
+    assert clock.now_ns == before_ns, "what is refused takes no time"
+    device.close()
 
 
 def test_what_is_refused_takes_no_time_and_reaches_no_drive(world: World) -> None:

@@ -82,6 +82,22 @@ class TimedPort(FaultyPort):
     def _manage_all(self, operation: Operation) -> Status:
         return self._managed(operation, self._touched(), partial(super()._manage_all, operation))
 
+    def _allocate_zrwa(self, sector: Sector) -> Status:
+        return self._managed_as(Operation.OPEN, sector, partial(super()._allocate_zrwa, sector))
+
+    def set_extension(self, sector: Sector, data: bytes, *, zrwa: bool = False) -> Status:
+        """Set a descriptor extension, as slowly as a drive opens a zone."""
+        return self._managed_as(Operation.OPEN, sector, partial(super().set_extension, sector, data, zrwa=zrwa))
+
+    def flush_zrwa(self, sector: Sector) -> Status:
+        """Flush an area explicitly, as slowly as a drive closes a zone."""
+        return self._managed_as(Operation.CLOSE, sector, partial(super().flush_zrwa, sector))
+
+    def _managed_as(self, operation: Operation, sector: Sector, command: Callable[[], Status]) -> Status:
+        """Do *command* in the time of *operation*: nobody has measured it itself."""
+        zone_no = min(sector // self.geometry.zone_size, self.geometry.nr_zones)
+        return self._managed(operation, (zone_no,), command)
+
     def _touched(self) -> Sequence[int]:
         """Return the zones that an operation on all zones may change."""
         return [zone_no for zone_no, cond in enumerate(bytes(self._machine.conds)) if cond not in _UNTOUCHED]
