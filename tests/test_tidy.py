@@ -69,6 +69,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "vhost_user/test_exactly_once.py": "a back-end killed at every instant, and really killed",
         "vfio_user/test_killed_daemon.py": "a daemon killed at every instant, and really killed, with a keeper between",
         "vhost_user/test_lost_memory.py": "a front-end that cuts its memory, and a daemon with another guest",
+        "front_ends/test_timed_answers.py": "answers that are held on the clock of the host, of several front-ends",
         "guest/test_nvme_tcp.py": "the kernel's own NVMe/TCP driver and our drive",
         "guest/test_nvme_peers.py": "our NVMe drive beside two others, which are not ours",
         "guest/test_vfio_user.py": "a newer QEMU, the kernel's own NVMe driver and our drive",
@@ -489,7 +490,7 @@ SHOWN: Final = re.compile(r'\]\(\.\./(tests/[a-z0-9_/]+\.py) "(test_[a-z0-9_]+)"
 NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "| `persist` |": "a list of what each layer knows",
-        "| `inflight/ring_record.py` |": "a list of what each module knows",
+        "| `inflight/ring_record.py`, `holding_record.py` |": "a list of what each module knows",
         "| `ublk` |": "a list of what each layer knows",
         "* **`--vhost-user-blk`**": "says what does not survive",
         "Each mutant is one small change": "on tests",

@@ -82,6 +82,35 @@ def test_info_and_stats_show_the_counters_of_sysfs(mounted: Path, directory: Pat
 
 
 @pytest.mark.fuse
+def test_a_timed_mount_counts_its_answers_and_what_they_waited_for(formatted: Path, directory: Path) -> None:
+    options = ("--timing", "zn540", "--time-scale", 20)
+    done = subprocess.run(command("mount", formatted, directory, *options), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    before = json.loads(ok("stats", formatted, "--json"))["timing"]
+    file = directory / "seq" / "0"
+    for number in range(1, 6):
+        assert write_block(file) == BLOCK
+        assert file.stat().st_size == number * BLOCK
+    os.truncate(file, 0)
+    assert write_block(file) == BLOCK
+    assert file.read_bytes() == b"x" * BLOCK
+    timing = json.loads(ok("stats", formatted, "--json"))["timing"]
+    assert (timing["preset"], timing["scale"]) == ("zn540", 20)
+    counts = {
+        name: times["count"] - before["operations"].get(name, {"count": 0})["count"]
+        for name, times in timing["operations"].items()
+    }
+    assert counts["write"] == 6
+    assert counts["reset"] == 1
+    assert counts["read"] >= 1
+    assert timing["answers"] - before["answers"] == sum(counts.values())
+    assert timing["busy_ns"] > 0
+    assert timing["operations"]["write"]["mean_ns"] > 10_000, "of the drive's time"
+    slowest = ok("why", formatted, "--slow", 1)
+    assert slowest.startswith("reset, zone 2, at ")
+
+
+@pytest.mark.fuse
 def test_every_verb_works_on_a_mounted_image(mounted: Path, directory: Path, tmp_path: Path) -> None:
     write_block(directory / "seq" / "0")
     assert json.loads(ok("report", mounted, "--json"))["zones"][2]["wp"] == 2 * MIB + 8

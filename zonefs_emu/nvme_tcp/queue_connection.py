@@ -538,23 +538,23 @@ class Connection:
         """Send *parts* when the command's delay is over, and when the drive would answer; at once if it has neither."""
         held_ns, arrival_ns = self._held.take()
         now_ns = time.monotonic_ns()
-        due_ns = max(held_ns, now_ns) + delay_ns
-        if due_ns > now_ns:
-            if len(self._delayed) >= self._sq_size:
-                raise PduError(Fatal.LIMIT_EXCEEDED, COMMON_BYTES, "more commands than the queue has entries")
-            self._nr_delayed += 1
-            heapq.heappush(self._delayed, (due_ns, self._nr_delayed, parts, arrival_ns))
-            if self._timed is not None:
-                self._timed.alarm.at(due_ns, self.wake)
-            return
-        if held_ns and self._timed is not None:
-            self._timed.answered(held_ns, arrival_ns)
-        self._out += parts
-        self._out_bytes += sum(map(len, parts))
+        due_ns = held_ns if held_ns and not delay_ns else max(held_ns, now_ns) + delay_ns
+        if len(self._delayed) >= self._sq_size:
+            raise PduError(Fatal.LIMIT_EXCEEDED, COMMON_BYTES, "more commands than the queue has entries")
+        self._nr_delayed += 1
+        heapq.heappush(self._delayed, (due_ns, self._nr_delayed, parts, arrival_ns if held_ns else 0))
+        if due_ns > now_ns and self._timed is not None:
+            self._timed.alarm.at(due_ns, self.wake)
+        self._give_due(now_ns)  # carrying it out may have taken so long that others are due as well
 
     def _send_due(self) -> None:
         """Queue delayed answers whose time has come, or all at the daemon's end (they are carried out), and events."""
-        now_ns = time.monotonic_ns()
+        self._give_due(time.monotonic_ns())
+        if self._is_admin and self.controller is not None:
+            for cid, answer in self.controller.due_events():
+                self._queue([self._framing.response(answer.result, self._sq_head, 0, cid, answer.status_field)])
+
+    def _give_due(self, now_ns: int) -> None:
         is_cut = self._timed is not None and self._timed.alarm.is_cut
         while self._delayed and (is_cut or self._delayed[0][0] <= now_ns):
             due_ns, _, parts, arrival_ns = heapq.heappop(self._delayed)
@@ -562,9 +562,6 @@ class Connection:
                 self._timed.answered(due_ns, arrival_ns)
             self._out += parts
             self._out_bytes += sum(map(len, parts))
-        if self._is_admin and self.controller is not None:
-            for cid, answer in self.controller.due_events():
-                self._queue([self._framing.response(answer.result, self._sq_head, 0, cid, answer.status_field)])
 
     def _flush_out(self) -> None:
         """Send what is queued; TimeoutError if the host does not take it."""
