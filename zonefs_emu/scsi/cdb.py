@@ -1,11 +1,11 @@
-"""A CDB as a value: every command is parsed once, and what was parsed is what is judged and executed.
+"""A CDB as a value: every command is parsed once, and the value is checked and executed.
 
-Pure. May not know: what the commands do, which disk they are for.
+Pure. May not know: the effect of commands, and their disk.
 
 Invariants:
 
-* :func:`parse` has a value for every sequence of bytes and never raises. A CDB that is no command of this target, is
-  cut short or asks for what no disk here has is :class:`Malformed`, with the rule that it breaks.
+* :func:`parse` returns a value for every sequence of bytes and never raises. A CDB that is no command of this target,
+  is too short or has an unsupported field is :class:`Malformed`, with the rule that it breaks.
 * The sizes of a command (READ(6), (10), (12), (16)) are one value: only its CDB differs.
 
 Sources: SPC-4, SBC-3, ZBC-2.
@@ -81,7 +81,7 @@ class Verify(NamedTuple):
 
 
 class SynchronizeCache(NamedTuple):
-    """SYNCHRONIZE CACHE. IMMED, which allows to answer before the end, is not looked at."""
+    """SYNCHRONIZE CACHE. IMMED, which allows an answer before the end, is ignored."""
 
     lba: int
     nr_blocks: int
@@ -180,7 +180,7 @@ class SendDiagnostic(NamedTuple):
 
 
 class Malformed(NamedTuple):
-    """No command that this target has: the *rule* that the CDB breaks, and the first wrong byte, if it is one byte."""
+    """A CDB that is refused: the *rule* that it breaks, and the first wrong byte, if there is one."""
 
     rule: ScsiRule
     field: int | None
@@ -206,7 +206,7 @@ OtherCommand: TypeAlias = (
 Command: TypeAlias = Read | Write | OtherCommand
 _Parser: TypeAlias = Callable[[Cdb], Command]
 
-#: A CDB that ends before its last byte.
+#: The value of a CDB that ends before its last byte.
 CUT_SHORT: Final = Malformed(ScsiRule.SCSI_CDB_FIELD, None)
 _UNKNOWN: Final = Malformed(ScsiRule.SCSI_OPERATION_CODE, 0)
 
@@ -224,7 +224,7 @@ def parse(cdb: Cdb) -> Command:
 
 
 def _wrong(field: int) -> Malformed:
-    """Return that byte *field* of the CDB asks for what no disk here has."""
+    """Return the value of a CDB whose byte *field* is unsupported."""
     return Malformed(ScsiRule.SCSI_CDB_FIELD, field)
 
 

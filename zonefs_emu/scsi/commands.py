@@ -2,7 +2,7 @@
 
 CDB lengths and REPORT SUPPORTED OPERATION CODES come from here.
 
-May not know: what the commands do.
+May not know: the effect of commands.
 Invariant: one row per (operation code, service action); the length of a row's usage map is the length of its CDB.
 
 Sources: SPC-4, SBC-3, ZBC-2; the usage map is the "CDB usage data" of REPORT SUPPORTED OPERATION CODES.
@@ -57,8 +57,8 @@ REPORT_SUPPORTED_OPERATION_CODES: Final = 0x0C
 #: NACA in the CONTROL byte: the target has no auto contingent allegiance (NORMACA is 0), so it must be zero.
 NACA: Final = 0x04
 
-#: Commands that ask what a disk has and change nothing. To Linux and its tools a refusal of these means that the disk
-#: does not have it, so such a refusal is not noted for ``why``. Those without a name in Opcode: RECEIVE DIAGNOSTIC
+#: Commands that query features of a disk. For Linux and its tools, a refusal of these means that the disk lacks the
+#: feature, so it is not noted for ``why``. Those without a name in Opcode: RECEIVE DIAGNOSTIC
 #: RESULTS, LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12), SECURITY PROTOCOL IN.
 ENQUIRIES: Final = frozenset({
     Opcode.TEST_UNIT_READY, Opcode.REQUEST_SENSE, Opcode.INQUIRY, Opcode.MODE_SENSE_6, Opcode.MODE_SENSE_10,
@@ -174,7 +174,7 @@ def one_command(option: int, opcode: int, service_action: int, *, timeouts: bool
 
 
 def describe(cdb: bytes | bytearray | memoryview, wrong: str = "") -> str:
-    """Return which command *cdb* is, with its bytes and what is *wrong* with them, for people."""
+    """Return the name of the command *cdb*, with its bytes and what is *wrong* with them, for people."""
     if not len(cdb):
         return "a CDB of no bytes"
     opcode = cdb[0]

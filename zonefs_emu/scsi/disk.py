@@ -1,11 +1,11 @@
-"""The disk at LUN 0: every command of SPC, SBC and ZBC that it has.
+"""The disk at LUN 0: its commands of SPC, SBC and ZBC.
 
-May not know: how CDBs look, LUNs, tags, unit attentions, transports. It sees a command value of :mod:`cdb`, the
+May not know: the form of CDBs, LUNs, tags, unit attentions, transports. It gets a command value of :mod:`cdb`, the
 initiator's buffers, and a device port; :mod:`medium` has the blocks and zones.
 
 Invariants:
 
-* Nothing here raises for what an initiator sends: every command gets a result.
+* No method raises for a request of an initiator: every command gets a result.
 * A refused command has changed nothing and transferred nothing.
 """
 
@@ -102,7 +102,7 @@ class Disk:
         return type(command) in _SLOW
 
     def reset(self) -> None:
-        """Do what a logical unit reset does here: mode parameters go back to their defaults. Zones stay as they are."""
+        """Do what a logical unit reset does: mode parameters return to their defaults. Zones do not change."""
         self._modes.reset()
 
     @property
@@ -139,7 +139,7 @@ class Disk:
         return self._refused(code, data_out, data_in, field=field, in_data=in_data)
 
     def note(self, rule: Rule, cdb: Cdb, wrong: str = "", *, status: Status = Status.UNSUPPORTED) -> None:
-        """Note that the command of *cdb* was refused by *rule*, if it is none that only asks what there is."""
+        """Note that the command of *cdb* was refused by *rule*, unless it only queries features."""
         if not len(cdb) or cdb[0] not in ENQUIRIES:
             self._port.refusals.refuse(rule, None, status, request=commands.describe(cdb, wrong))
 
@@ -171,7 +171,7 @@ class Disk:
         return nothing_transferred(data_out, data_in)
 
     def _describe(self, command: Enquiry) -> tuple[bytes, int]:
-        """Return what the disk says of itself, and how much of it *command* has room for."""
+        """Return the parameter data of *command*, and its allocation length."""
         data: bytes | None
         match command:
             case RequestSense():
@@ -217,7 +217,7 @@ class Disk:
                 raise RuleBrokenError(ScsiRule.SCSI_PARAMETER_LENGTH) from None
             raise RuleBrokenError(ScsiRule.SCSI_PARAMETER_FIELD, error.field) from None
         if had_cache and not self._modes.write_cache:
-            # Without a cache everything that was answered is stable, also what was answered before.
+            # Without a cache, all answered writes must be stable, earlier ones included.
             self._medium.flush()
         return ScsiResult(ScsiStatus.GOOD, b"", size - nr_bytes)
 

@@ -68,7 +68,7 @@ class Identity:
 
 
 def has_gaps(geometry: Geometry) -> bool:
-    """Say whether there is a gap zone: a sequential zone that is longer than its capacity."""
+    """Return whether there are gap zones, because a sequential zone is longer than its capacity."""
     if geometry.zone_capacity == geometry.zone_size:
         return False
     return any(geometry.zone_cap(zone_no) < geometry.zone_len(zone_no) for zone_no in geometry.sequential_zones())
@@ -166,7 +166,7 @@ def read_capacity_16(geometry: Geometry) -> bytes:
 
 
 def report_luns(select_report: int) -> bytes | None:
-    """Return the REPORT LUNS parameter data, or None if *select_report* is not one we know.
+    """Return the REPORT LUNS parameter data, or None if *select_report* is unknown.
 
     LUN 0 is the disk; C101h is the REPORT LUNS well-known logical unit.
     """

@@ -1,6 +1,6 @@
 """The blocks and zones of the disk: READ, WRITE, VERIFY, SYNCHRONIZE CACHE, zone management and REPORT ZONES.
 
-May not know: how CDBs look, the format of sense data, LUNs.
+May not know: the form of CDBs, the format of sense data, LUNs.
 
 Invariants:
 

@@ -1,4 +1,4 @@
-"""REPORT ZONES: the zones as ZBC sees them, gap zones included.
+"""REPORT ZONES: the zones in ZBC, with gap zones.
 
 May not know: CDBs, sense.
 Invariant: what is reported covers every LBA once, in ascending order. A sequential zone whose capacity is below its
@@ -53,12 +53,12 @@ _WP_VALID: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP
 _HEADER: Final = struct.Struct(">IB3xQQ40x")
 #: Type, condition, length, start, write pointer.
 _DESCRIPTOR: Final = struct.Struct(">BB6xQQQ32x")
-#: Zones asked of the device, and descriptors handed on, at once.
+#: Zones read from the device, and descriptors passed on, at once.
 _PORTION: Final = 1024
 
 
 class ZoneSource(Protocol):
-    """What is needed of a device port."""
+    """The part of a device port that reports need."""
 
     def report(self, zone_no: int, max_zones: int, conds: frozenset[Condition] | None = None) -> list[Zone]:
         """Return up to *max_zones* zones from *zone_no* on, those in *conds* only if given."""
@@ -82,7 +82,7 @@ class ZoneReporter:
     def report(
         self, sector: int, option: int, max_descriptors: int, store: Callable[[bytes], object], *, partial: bool
     ) -> bytes:
-        """Hand up to *max_descriptors* descriptors from the zone that holds *sector* on to *store*; return the header.
+        """Pass up to *max_descriptors* descriptors from the zone that holds *sector* on to *store*; return the header.
 
         *store* gets them in portions, because a list of a million zones is 64 MB. The header, which comes before them,
         is known last. *option* is one of OPTIONS. Without *partial* the zone list length counts all zones that match,

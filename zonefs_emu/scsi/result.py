@@ -1,4 +1,4 @@
-"""What becomes of a command, how its refusal is raised, and the initiator's buffers.
+"""The result of a command, the exceptions of refusals, and the initiator's buffers.
 
 A refusal is raised, and the disk makes a result of it. Refusals are rare, so that an exception costs little, and the
 code that raises it need not know the format of sense data or the length of the buffers.
@@ -26,7 +26,7 @@ class ScsiStatus(IntEnum):
 
 
 class ScsiResult(NamedTuple):
-    """What became of a command.
+    """The result of a command.
 
     *residual*: how many bytes of the initiator's buffer (data-in or data-out, whichever the command has) were not
     transferred.

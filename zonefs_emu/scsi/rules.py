@@ -1,4 +1,4 @@
-"""The rules of SCSI: what the disk and the host of its target refuse before they ask the port."""
+"""The rules of SCSI, by which the disk and the host of its target refuse requests before the port sees them."""
 
 from enum import unique
 

@@ -1,4 +1,4 @@
-"""Sense data: why a command was not executed, in both formats, and the tables from refusals to sense.
+"""Sense data in both formats, and the tables from refusals to sense.
 
 May not know: commands, devices.
 Invariant: ``SENSE_OF_STATUS`` has a row for every Status, ``SENSE_OF_RULE`` for every ScsiRule.
@@ -96,7 +96,7 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
     }
 )
 
-#: The sense of the rules that only this disk has.
+#: The sense of the rules of this disk.
 SENSE_OF_RULE: Final[Mapping[ScsiRule, Sense]] = MappingProxyType(
     {
         ScsiRule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,

@@ -1,6 +1,6 @@
-"""The target: the logical unit that a command is for, unit attentions, task management.
+"""The target: selecting the logical unit of a command, unit attentions, task management.
 
-May not know: how a transport encodes LUNs and tags.
+May not know: the encoding of LUNs and tags in a transport.
 
 A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit; the answers of all other LUNs are here too.
 Use::
@@ -117,8 +117,8 @@ class Target:
     ) -> None:
         """Serve *port*, whose dialect is ZBC, as the disk with *serial* (printable ASCII).
 
-        *power_on*: the first command gets the unit attention POWER ON, RESET. False where a daemon takes over from one
-        that died: its initiator is not to notice.
+        *power_on*: the first command gets the unit attention POWER ON, RESET. False if a daemon takes over from one
+        that died, which its initiator must not notice.
 
         Raises:
             ValueError: *serial* is no SCSI serial number.
@@ -171,7 +171,7 @@ class Target:
             self._attentions.append(condition)
 
     def reset(self) -> None:
-        """Do what a hard reset does: default mode parameters and POWER ON, RESET. Zones stay as they are."""
+        """Do what a hard reset does: default mode parameters and POWER ON, RESET. Zones do not change."""
         self.disk.reset()
         self.attend(sense.POWER_ON)
 

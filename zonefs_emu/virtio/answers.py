@@ -1,4 +1,4 @@
-"""What the virtio devices answer to refusals, in the words of their standards and of Linux.
+"""The answers of the virtio devices to refusals, in the words of their standards and of Linux.
 
 Only for people: the devices themselves answer by the tables from which these words are made.
 """
@@ -27,7 +27,7 @@ _BLK_NAMES: Final[Mapping[int, str]] = MappingProxyType(
         blk_codec.S_ZONE_ACTIVE_RESOURCE: "S_ZONE_ACTIVE_RESOURCE",
     }
 )
-#: What users of a virtio disk get from Linux. Source: drivers/block/virtio_blk.c, virtblk_result(), and
+#: The errors that Linux gives to users of a virtio disk. Source: drivers/block/virtio_blk.c, virtblk_result(), and
 #: block/blk-core.c, blk_errors.
 _ERRNO_OF_BLK: Final[Mapping[int, int]] = MappingProxyType(
     {
@@ -54,7 +54,7 @@ def _sense_name(sense: Sense) -> str:
     return f"{sense.key.name} {sense.asc:02X}h/{sense.ascq:02X}h"
 
 
-#: The status byte that a driver of the block device finds.
+#: The status bytes of the block device.
 BLK_ANSWERS: Final = FrontEndAnswers(
     name="virtio-blk",
     of_status=lambda status, operation: _BLK_NAMES[_blk_status(status, operation)],

@@ -1,16 +1,16 @@
 """The virtio block device with zones: every request, executed on a device port.
 
-May not know: rings, sockets. It sees chains of buffers and a device port. How requests look in memory is in
-:mod:`blk_codec`, features and configuration space in :mod:`blk_config`, which writes become one in :mod:`blk_merge`.
+May not know: rings, sockets. It gets chains of buffers and a device port. :mod:`blk_codec` has the form of requests in
+memory, :mod:`blk_config` features and configuration space, and :mod:`blk_merge` the merging of writes.
 
 Invariants:
 
 * Every request that has room for a status byte is answered with one; a chain without that room, or without a header,
   breaks its ring, because it cannot be answered.
-* The header of a request is copied from the guest's memory once. What was judged by that copy is what is executed, by
-  whichever thread; a later change by the guest has no effect. A header that only ended a run of reads or writes decided
-  nothing, and is copied again when its request comes.
-* Nothing is assumed of how a request is cut into buffers, but the usual cuts are the fast ones.
+* The header of a request is copied from the guest's memory once. The request is checked and executed by that copy, on
+  any thread, so a later change by the guest has no effect. A header that only ended a run of reads or writes is copied
+  again when its request comes.
+* A request may be divided into buffers in any way; the usual ways are faster.
 * The zone rules hold for a driver that did not accept ZONED, too: it gets IOERR, as the zone statuses mean nothing to
   it.
 
@@ -62,7 +62,7 @@ from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
 
 _UNPACK_HEADER: Final = HEADER.unpack_from
-#: Bits of a number of bytes that is no whole sectors, or LONG_BYTES and more.
+#: The bits that are set in a number of bytes that is not whole sectors, or at least LONG_BYTES.
 _UNUSUAL_BYTES: Final = ~(LONG_BYTES - SECTOR_BYTES)
 #: A longer report is made by the thread that may wait.
 _QUICK_REPORT_BYTES: Final = 1 << 16
@@ -109,11 +109,11 @@ class Blk:
 
     @property
     def refuses_unzoned(self) -> bool:
-        """Whether the standard wants a driver refused that does not accept ZONED (see ``--strict-features``)."""
+        """Whether the standard requires to refuse a driver that does not accept ZONED (``--strict-features``)."""
         return self._config.is_zoned
 
     def accept(self, features: int) -> None:
-        """Note what the driver accepted."""
+        """Note the features that the driver accepted."""
         self._zoned = bool(features & F_ZONED)
         self._legacy = not features & bits.VERSION_1
         self._write_zeroes = bool(features & F_WRITE_ZEROES)
@@ -132,13 +132,13 @@ class Blk:
         return self._config.encode()
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote into the configuration space at *offset*: the cache mode, if it may set that."""
+        """Receive a write of the driver at *offset* of the configuration space: the cache mode, if it may be set."""
         if self._wce_counts:
             self._config.take(offset, data)
             self._set_write_through()
 
     def reset(self) -> None:
-        """Do what a device reset does: the cache mode goes back. Zones stay as they are."""
+        """Do what a device reset does: restore the cache mode. Zones do not change."""
         self._config.wce = True
         self._set_write_through()
 
@@ -310,12 +310,12 @@ class Blk:
         return self._broken(BlkRule.BLK_TYPE, f"a request of type {kind}{name}")
 
     def _broken(self, rule: BlkRule, request: str) -> int:
-        """Note that *request* is refused by a *rule* of virtio-blk's own, and return its status."""
+        """Note that *request* is refused by a *rule* of virtio-blk, and return its status."""
         self.port.refusals.refuse(rule, None, Status.UNSUPPORTED, request=request)
         return STATUS_OF_RULE[rule]
 
     def _no_sectors(self, operation: Operation, sector: int, nr_bytes: int) -> int:
-        """Note that the data of a request are no whole sectors, and return its status."""
+        """Note that the data of a request is not whole sectors, and return its status."""
         request = f"{operation.name.lower()} of {nr_bytes} bytes at sector {sector}"
         zone_no = sector // self._zone_size
         status = self.port.refusals.refuse(
@@ -324,7 +324,7 @@ class Blk:
         return ZONE_STATUS[status] if operation is Operation.APPEND else self._data_status[status]
 
     def _write_protected(self, operation: Operation, sector: int) -> int:
-        """Note a change that the image does not take, and return its status."""
+        """Note a change of a read-only image, and return its status."""
         zone_no = sector // self._zone_size
         return ZONE_STATUS[
             self.port.refusals.refuse(DeviceRule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)
@@ -348,7 +348,7 @@ class Blk:
         return self._out_status(status, sector)
 
     def _zero(self, request: Request) -> int:
-        """Do WRITE_ZEROES: the specification is silent on zones, and Linux takes it for a write at wp."""
+        """Do WRITE_ZEROES. The specification does not say how it treats zones; Linux treats it as a write at wp."""
         nr_bytes = request.nr_out_bytes
         if nr_bytes != codec.SEGMENT.size:  # max_write_zeroes_seg is 1
             return self._broken(BlkRule.BLK_SEGMENT, f"WRITE_ZEROES with {nr_bytes} bytes of segments")
@@ -384,7 +384,7 @@ class Blk:
         return self._append(sector, request)
 
     def _append(self, sector: int, request: Request) -> int:
-        """Do ZONE_APPEND; *data_in* begins with 8 bytes for the sector where the data landed."""
+        """Do ZONE_APPEND; *data_in* begins with 8 bytes for the sector of the data."""
         room, nr_bytes = request.nr_in_bytes, request.nr_out_bytes
         if room < APPEND_SECTOR.size:
             return self._broken(BlkRule.BLK_APPEND_ROOM, f"append at sector {sector} with {room} writable bytes")

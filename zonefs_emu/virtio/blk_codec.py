@@ -2,9 +2,9 @@
 
 Pure: bytes to values and back.
 
-A guest shares its memory with us and can change a header at any time. So a header is copied once, by
-:func:`decode_header` or by the same unpacking on the fast paths, and the :class:`Request` that :func:`decode` makes of
-that copy is what is judged, passed on to another thread and executed.
+A guest can change a header in its memory at any time. So a header is copied once, by :func:`decode_header` or by the
+same unpacking on the fast paths. The :class:`Request` that :func:`decode` makes of that copy is checked, passed on to
+another thread and executed.
 
 Source: virtio 1.4, "Block Device", "Device Operation".
 """
@@ -86,7 +86,7 @@ DATA_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
 PLAIN_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {status: code if code <= S_UNSUPP else S_IOERR for status, code in DATA_STATUS.items()}
 )
-#: The answers to the rules that only this device has.
+#: The answers to the rules of this device.
 STATUS_OF_RULE: Final[Mapping[BlkRule, int]] = MappingProxyType(
     {
         BlkRule.BLK_TYPE: S_UNSUPP,
@@ -148,7 +148,7 @@ class Request(NamedTuple):
 
 
 def decode_header(chain: Chain) -> tuple[int, int]:
-    """Return type and sector of the request of *chain*, as its header says at this moment.
+    """Return type and sector of the request of *chain*, from its header at this moment.
 
     Raises:
         BrokenRingError: it has no whole header, or no room for a status.
@@ -162,7 +162,7 @@ def decode_header(chain: Chain) -> tuple[int, int]:
 
 
 def decode(chain: Chain, kind: int, sector: int, *, legacy: bool) -> Request:
-    """Return the request of *chain*, whose header was read before: it says *kind* and *sector*.
+    """Return the request of *chain*, whose header, with *kind* and *sector*, was read before.
 
     *legacy*: the high bit of the type asks for a barrier: "all preceding requests must be complete before this one, and
     all following must not be started until this is". The bit is dropped, because the requests of a queue are executed

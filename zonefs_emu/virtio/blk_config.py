@@ -1,6 +1,6 @@
-"""The virtio block device as its driver finds it: features, and the configuration space.
+"""The features and the configuration space of the virtio block device.
 
-Pure, but for the cache mode, which the driver can write.
+Pure, except for the cache mode, which the driver can write.
 
 Source: virtio 1.4, "Block Device", "Feature bits" and "Device configuration layout".
 """
@@ -41,7 +41,7 @@ _SEGMENT_UNIT_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlkOptions:
-    """What may be chosen. *serial*: up to 20 bytes; *write_zeroes*: offer WRITE_ZEROES, which then writes at wp."""
+    """The options. *serial*: up to 20 bytes; *write_zeroes*: offer WRITE_ZEROES, which then writes at wp."""
 
     serial: str
     nr_queues: int = 1
@@ -50,7 +50,7 @@ class BlkOptions:
 
 
 class ConfigSpace:
-    """What a block device with zones offers and shows; *wce* is the cache mode as the driver has set it."""
+    """The features and configuration space of a zoned block device; *wce* is the cache mode set by the driver."""
 
     def __init__(self, geometry: Geometry, options: BlkOptions, *, readonly: bool) -> None:
         self._geometry = geometry
@@ -77,7 +77,7 @@ class ConfigSpace:
         exponent = max((granularity_bytes // block_bytes).bit_length() - 1, 0)
         zeroes = options.write_zeroes
         zoned = self.is_zoned
-        # Segments that, all of them, are no more than a chain may have. A single one may well be longer.
+        # All segments together have at most as many bytes as a chain. A single one may be longer.
         size_max = max(TRANSFER_BYTES_MAX // options.seg_max & -_SEGMENT_UNIT_BYTES, _SEGMENT_UNIT_BYTES)
         # "The device MUST NOT offer [...] max_append_sectors [greater than] seg_max * size_max".
         max_append = min(geometry.max_append, size_max * options.seg_max >> SECTOR_SHIFT)
@@ -102,7 +102,7 @@ class ConfigSpace:
         )  # fmt: skip
 
     def take(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote at *offset*: only ``writeback`` can be written, everything else is ignored.
+        """Receive a write of the driver at *offset*: only ``writeback`` can be written, the rest is ignored.
 
         Some front-ends send the whole space for a change of one byte.
         """

@@ -1,8 +1,8 @@
 """Merging: writes of one batch that continue one another become one write of the device.
 
-A guest that writes a zone sequentially has several writes under way. Merged into one ``pwritev`` they cost one command
-of the device instead of one each. Merging looks at requests only: the device may refuse the merged write. That has then
-changed nothing, and the parts are executed one by one.
+A guest that writes a zone sequentially has several writes in flight. Merged into one ``pwritev``, they cost one command
+of the device. Merging depends on the requests only, so the device may refuse the merged write. Such a write has changed
+nothing, and its parts are executed one by one.
 
 May not know: the device's state, statuses, how a request is answered.
 """
@@ -15,8 +15,8 @@ from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.blk_codec import HEADER, T_OUT
 from zonefs_emu.virtio.ring import Chain
 
-#: The most buffers of a merged write, which one pwritev takes, and its most sectors: a longer one is not faster, and
-#: its first part would be answered later.
+#: The most buffers of a merged write, which is the limit of one pwritev; and its most sectors. A longer one is not
+#: faster, and its first part would be answered later.
 _BUFFERS_MAX: Final = 1024
 SECTORS_MAX: Final = 512
 _UNPACK_HEADER: Final = HEADER.unpack_from

@@ -12,7 +12,7 @@ VERSION_1: Final = 1 << 32
 ACCESS_PLATFORM: Final = 1 << 33
 RING_PACKED: Final = 1 << 34
 
-#: What every device of ours offers.
+#: The features that every device offers.
 TRANSPORT: Final = VERSION_1 | INDIRECT_DESC | EVENT_IDX | RING_PACKED
 
 #: Device status bits. Source: virtio 1.4, "Device Status Field".

@@ -1,4 +1,4 @@
-"""What executes the chains of one queue, as a transport sees it."""
+"""The interface for executing the chains of one queue."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol, TypeAlias
@@ -7,12 +7,12 @@ from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import Chain
 
-#: begin(first, spans): the requests from the *first* of the batch on are executed now, as one change. spans: (sector,
-#: nr_sectors) of each if they are several writes merged into one, () if it is one request.
+#: begin(first, spans): called before the requests from the *first* of the batch on are executed as one change. spans:
+#: (sector, nr_sectors) of each if they are merged writes, () for one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 
-#: A request of this length or more is for the thread that may wait: copying it takes a few milliseconds, in which the
-#: other queues would not be served.
+#: A request of at least this length goes to the worker, because copying it takes some milliseconds, in which other
+#: queues would not be served.
 LONG_BYTES: Final = 8 << 20
 #: Sectors of the longest request that is not.
 SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
@@ -21,7 +21,7 @@ SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
 class Deferred:
     """A request that was decoded and may wait for the host's disk. Falsy, unlike a number of executed requests.
 
-    What was decoded is what is executed: the guest may change its header meanwhile.
+    The decoded request is executed, because the guest may change its header meanwhile.
     """
 
     __slots__ = ("execute",)
@@ -31,7 +31,7 @@ class Deferred:
         self.execute = execute
 
     def __bool__(self) -> Literal[False]:
-        """Say that nothing was executed."""
+        """Return False: no request was executed."""
         return False
 
 

@@ -1,12 +1,10 @@
 """Guest memory: from guest addresses to bytes of this process.
 
-May not know: where the bytes come from (vhost_user maps them), nor what they are used for. Addresses and lengths come
-from the guest, and every one is checked.
+May not know: the origin of the bytes, and their use. Addresses and lengths come from the guest, and each is checked.
 
-Invariants: regions do not overlap, and every slice handed out lies within one of them. No region is ever taken away
-or moved within an object: memory that the front-end removes is left out of a new GuestMemory, so code that still holds
-the old one goes on with the memory that it had at first. A subclass may add regions
-(:mod:`zonefs_emu.vduse.driver_memory`).
+Invariants: regions do not overlap, and every returned slice is in one of them. A region of an object is never removed
+or moved. When the memory changes, a new GuestMemory replaces the object, and code that still has the old one continues
+with the old memory. A subclass may add regions.
 """
 
 from bisect import bisect_right
@@ -19,7 +17,7 @@ _ADDRESS_END: Final = 1 << 64
 
 
 class BadAddressError(PeerError):
-    """An address or a range of the guest is not, or not entirely, memory."""
+    """An address or a range of the guest is not memory, at least in part."""
 
 
 class Region(NamedTuple):
@@ -34,7 +32,7 @@ class Region(NamedTuple):
 class GuestMemory:
     """A set of regions.
 
-    *hot_start*, *hot_end*, *hot_view* are those of the largest region, in which rings look first, without a call.
+    *hot_start*, *hot_end*, *hot_view* are those of the largest region, which rings try first, without a call.
     """
 
     __slots__ = ("_starts", "hot_end", "hot_start", "hot_view", "regions")

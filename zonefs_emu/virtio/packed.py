@@ -50,7 +50,7 @@ def place_of(position: int, size: int) -> int:
 
 
 def position_of(place: int, size: int) -> int:
-    """Return slot and wrap counter of *place*, as VRING_BASE and the event areas have them."""
+    """Return slot and wrap counter of *place*, in the form of VRING_BASE and the event areas."""
     turn, slot = divmod(place, size)
     return slot | (0 if turn & 1 else 0x8000)
 
@@ -104,7 +104,8 @@ class PackedRing(Ring):
         if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
             message = f"a ring of {size} that is to go on at {base:#x}"
             raise BrokenRingError(message)
-        #: Where the next chain is taken and the next one is given back. The compiled ring walker moves both.
+        #: The places of the next chain to be taken and of the next one to be given back. The compiled walker moves
+        #: both.
         self.used_place = place_of(base >> 16, size)
         self.next_place = place_of(base & 0xFFFF, size)
         if self.next_place < self.used_place:  # the available position has wrapped once more than the used one
@@ -113,7 +114,7 @@ class PackedRing(Ring):
 
     @property
     def base(self) -> int:
-        """The next available and used positions, as GET_VRING_BASE has them."""
+        """The next available and used positions, in the form of GET_VRING_BASE."""
         return position_of(self.next_place, self.size) | position_of(self.used_place, self.size) << 16
 
     def _is_available(self, meta: int, place: int) -> bool:
@@ -131,7 +132,7 @@ class PackedRing(Ring):
         place = self.next_place
         size = self.size
         desc = self._desc
-        # At most the whole ring is taken: behind that lie descriptors that were not given back.
+        # At most the whole ring is taken. The descriptors behind that were not given back.
         end = self.used_place + size
         if not self._is_available(desc[2 * (place % size) + 1], place):
             return _NONE
@@ -241,7 +242,7 @@ class PackedRing(Ring):
         return descriptors
 
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
-        """Give chains back; see :meth:`Ring.push`. The first one is written last: the driver then sees all of them."""
+        """Give chains back; see :meth:`Ring.push`. The first one is written last, so the driver sees all at once."""
         size = self.size
         place = self.used_place
         words: list[tuple[int, int]] = []
@@ -274,7 +275,7 @@ class PackedRing(Ring):
         position = self._driver_event[0]
         size = self.size
         turn = (used - 1) // size
-        # The event's wrap counter says in which of the last two rounds it lies.
+        # The event's wrap counter says to which of the last two rounds it belongs.
         if (not turn & 1) != bool(position & 0x8000):
             turn -= 1
         return called <= turn * size + (position & 0x7FFF) < used
@@ -302,7 +303,7 @@ def position_after(ring: Ring, token: int) -> int:
 
 
 def is_given_back(meta: int, place: int, size: int) -> bool:
-    """Say whether the descriptor word *meta* at *place* has been given back, or taken again by the driver since.
+    """Return whether the descriptor word *meta* at *place* was given back; the driver may have reused it since.
 
     It has not been given back if, and only if, it is still marked available for the round of *place*.
     """

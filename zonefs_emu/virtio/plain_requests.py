@@ -1,4 +1,4 @@
-"""What the compiled ring walker knows of a protocol: how its plain reads and writes look, and when they may be taken.
+"""The parameters of a protocol for the compiled ring walker: the form of plain reads and writes, and when to take them.
 
 May not know: the walker, rings.
 """
@@ -10,7 +10,7 @@ from zonefs_emu.device.port import Port
 
 
 class PlainRequests(NamedTuple):
-    """The reads and writes of a queue that need nothing of its handler.
+    """The reads and writes of a queue that do not need its handler.
 
     A block device has a header of 16 bytes and an answer of one, a SCSI host (*is_scsi*) has READ and WRITE to the
     logical unit *lun* (8 bytes). *may_read* says whether reads may be taken now (None: always), and both of them

@@ -1,10 +1,10 @@
-"""What split and packed rings have in common.
+"""The common part of split and packed rings.
 
-A ring gives chains and takes them back. A chain is a tuple, because one is made for every request: its token (by which
-the ring gives it back), the readable and the writable buffers, in order, as slices of guest memory. Everything in a
-ring comes from the guest and is checked: every index is bounded, every address translated, every chain limited in
-descriptors and in bytes. What breaks the standard raises BrokenRingError, which ends that ring and no other. A chain
-that is only too long raises OversizedChainError, which a queue answers with its protocol's error.
+Chains are taken from a ring and given back. A chain is a tuple, because one is made for every request: its token (by
+which it is given back), and its readable and writable buffers, in order, as slices of guest memory. Everything in a
+ring comes from the guest and is checked: indexes are bounded, addresses are translated, and chains are limited in
+descriptors and in bytes. A violation of the standard raises BrokenRingError, which ends that ring only. A chain that is
+only too long raises OversizedChainError, which a queue answers with its protocol's error.
 
 Requests are given back in the order in which they were taken. So the unfinished requests are always one run of the
 ring, and recovery after a crash takes that run again without a record of each request.
@@ -23,8 +23,8 @@ from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 #: token, device-readable buffers, device-writable buffers
 Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
 
-#: The longest chain that is taken, an indirect table included: what one preadv can move (IOV_MAX). Devices offer less
-#: (seg_max); a driver that ignores that offer is served all the same.
+#: The longest chain that is accepted, with indirect tables: as many buffers as one preadv can move (IOV_MAX). Devices
+#: offer fewer (seg_max); a driver that ignores that offer is served all the same.
 CHAIN_DESCRIPTORS_MAX: Final = 1024
 #: The most bytes of data that a device may offer to move with one request. Descriptors may name the same memory again
 #: and again, so the size of the guest's memory is no limit. With this one, every sum of lengths fits 32 bits (used
@@ -45,7 +45,7 @@ Fence: TypeAlias = Callable[[], object]
 
 
 class BrokenRingError(PeerError):
-    """The ring has something in it that breaks the standard; no further requests are taken from it."""
+    """The content of the ring breaks the standard; no further requests are taken from it."""
 
 
 class OversizedChainError(BrokenRingError):
@@ -59,9 +59,9 @@ class OversizedChainError(BrokenRingError):
 class Ring(ABC):
     """One virtqueue's rings, seen from the device. Not thread safe.
 
-    *fence*: a full memory fence. *ordered*: loads and stores of this machine keep their order but for a load passing an
-    earlier store (x86). *logged*: where the guest addresses of what requests may write are kept, by token, while dirty
-    pages are logged; None else.
+    *fence*: a full memory fence. *ordered*: loads and stores of this machine keep their order, except that a load may
+    pass an earlier store (x86). *logged*: by token, the guest addresses that requests may write, while dirty pages are
+    logged; otherwise None.
     """
 
     size: int
@@ -74,7 +74,7 @@ class Ring(ABC):
 
         Raises:
             OversizedChainError: the next chain is too long; it alone has been taken.
-            BrokenRingError: as soon as a chain is broken; those before it have then been taken but are lost.
+            BrokenRingError: a chain is broken; chains that were taken before it are lost.
         """
 
     @abstractmethod
@@ -83,7 +83,7 @@ class Ring(ABC):
 
     @abstractmethod
     def needs_call(self) -> bool:
-        """Say whether the driver wants a notification of what was given back since the last call of this method."""
+        """Return whether the driver wants a notification of the chains given back since the last call."""
 
     @abstractmethod
     def sleep(self) -> bool:
@@ -100,7 +100,7 @@ class Ring(ABC):
     @property
     @abstractmethod
     def base(self) -> int:
-        """What GET_VRING_BASE answers: where to go on."""
+        """The answer to GET_VRING_BASE: the position to continue from."""
 
 
 def check_size(size: int, *, power_of_two: bool) -> None:

@@ -1,4 +1,4 @@
-"""The rules of the virtio block device: what it refuses before it asks its port."""
+"""The rules of the virtio block device, by which it refuses requests before the port sees them."""
 
 from enum import unique
 

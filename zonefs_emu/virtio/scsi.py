@@ -1,6 +1,6 @@
-"""The virtio SCSI host: requests, task management and events as virtio frames them, around a SCSI target.
+"""The virtio SCSI host: the frames of virtio for requests, task management and events, around a SCSI target.
 
-May not know: rings, sockets, what commands do.
+May not know: rings, sockets, the effect of commands.
 
 Queue 0 is the control queue, 1 the event queue, all others take requests.
 
@@ -58,7 +58,7 @@ _LUNS_MAX: Final = 256
 
 
 class Response(IntEnum):
-    """The response field: what became of the request on its way, apart from the SCSI status."""
+    """The response field: the result of the request apart from the SCSI status."""
 
     OK = 0
     OVERRUN = 1
@@ -75,7 +75,7 @@ class Response(IntEnum):
     INCORRECT_LUN = 12
 
 
-#: What the rules answer that stand between the driver and the disk.
+#: The responses to the rules of the host.
 RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
     {
         HostRule.VSCSI_OVERRUN: Response.OVERRUN,
@@ -88,10 +88,10 @@ RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
 
 
 class Target(Protocol):
-    """What executes commands; :class:`zonefs_emu.scsi.target.Target` does."""
+    """Executes commands, like :class:`zonefs_emu.scsi.target.Target`."""
 
     def execute_parsed(self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Do the *command* that *cdb* was parsed to."""
+        """Execute *command*, which was parsed from *cdb*."""
         ...
 
     def may_block(self, lun: int, command: Command) -> bool:
@@ -112,7 +112,7 @@ class Target(Protocol):
 
 
 def decode_address(field: bytes) -> int:
-    """Return the LUN that the 8 bytes of a request address, -1 (NO_LUN) if none can be there, or -2: no such target.
+    """Return the LUN in the 8 bytes of a request, -1 (NO_LUN) if none can be there, or -2: no such target.
 
     A request that was cut short has fewer bytes.
 
@@ -149,7 +149,7 @@ class RequestQueue:
         """Execute the request at ``chains[index]``; see the protocol."""
         chain = chains[index]
         readable = chain[1]
-        # One copy, parsed once: what is judged here is what is executed, whatever the guest does to its memory.
+        # Copied and parsed once, because the guest may change its memory between the checks and the execution.
         if readable and len(readable[0]) == REQUEST_BYTES:
             head = bytes(readable[0])
         else:
@@ -300,7 +300,7 @@ class EventQueue:
     def __init__(self) -> None:
         """Begin without events."""
         self._events: deque[bytes] = deque()
-        #: The driver accepted events of changed parameters.
+        #: Whether the driver accepted events of changed parameters.
         self.wants_changes = False
 
     def parameters_changed(self) -> None:
@@ -318,5 +318,5 @@ class EventQueue:
         self._events.appendleft(event)
 
     def clear(self) -> None:
-        """Forget all events."""
+        """Drop all events."""
         self._events.clear()

@@ -38,7 +38,7 @@ _TABLE_BYTES_MAX: Final = CHAIN_DESCRIPTORS_MAX * DESC_BYTES
 _ONE: Final = struct.Struct("<2Q").unpack_from
 _THREE: Final = struct.Struct("<6Q").unpack
 _RAW_THREE: Final = struct.Struct(f"{_THREE_BYTES}s").unpack_from
-#: Where the flags of a descriptor are.
+#: The place of the flags in a descriptor.
 _FLAGS_OFFSET: Final = 12
 #: Every head is at or above it, so that no chain is taken for a usual one.
 _NONE_USUAL: Final = 0
