@@ -44,6 +44,7 @@ def test_presets_in_numbers() -> None:
     }  # fmt: skip
     assert numbers == {
         "small": (1024 * mib, 16 * mib, 16 * mib, 4, 4096, 8, 12, 512 << 10),
+        "small-zns": (1024 * mib, 16 * mib, 12 * mib, 0, 4096, 8, 12, 512 << 10),
         "zn540": (904 * 2048 * mib, 2048 * mib, 1077 * mib, 0, 4096, 14, 14, 128 << 10),
         "smr-hm": (52156 * 256 * mib, 256 * mib, 256 * mib, 524, 4096, 128, 0, 512 << 10),
     }

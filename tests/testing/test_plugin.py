@@ -97,7 +97,7 @@ def test_a_passing_test_and_one_without_a_device_show_nothing(inner: pytest.Pyte
 @pytest.mark.parametrize(
     ("mark", "sentence"),
     [
-        ("preset='large'", "there is no preset 'large': there are small, zn540, smr-hm"),
+        ("preset='large'", "there is no preset 'large': there are small, small-zns, zn540, smr-hm"),
         ("size=1000", "the shape of the zoned_device: size: *"),
         ("timing='fast'", "there is no timing preset 'fast': there are zn540, smr-hm, none"),
         ("colour=3", "the shape of the zoned_device: *unexpected keyword argument 'colour'"),

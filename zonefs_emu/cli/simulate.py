@@ -85,8 +85,8 @@ def simulate(
     --bs, --zones, --depth, --count, --occupancy and --finished go with --op only.
 
     A workload or a job of fio runs on the zones of IMG, which is only looked at, or of a drive of the shape GEOMETRY
-    (small, zn540 or smr-hm), which is empty. The requests of a log arrive when they did. A latency is from when a
-    request is asked for until it is answered. docs/timing.md has the files.
+    (small, small-zns, zn540 or smr-hm), which is empty. The requests of a log arrive when they did. A latency is from
+    when a request is asked for until it is answered. docs/timing.md has the files.
     """
     files = [path for path in (workload_file, fio_file, log_file) if path is not None]
     if (operation is not None) + len(files) != 1:

@@ -48,6 +48,18 @@ PRESETS: Final = MappingProxyType(
             max_active_zones=12,
             max_append_bytes=_MIB // 2,
         ),
+        # Without what NVMe has not: conventional zones, and a last zone of another size.
+        "small-zns": Preset(
+            about="1 GiB for trying NVMe out: 64 zones of 16 MiB with 12 MiB capacity, none of them conventional",
+            size_bytes=1024 * _MIB,
+            zone_size_bytes=16 * _MIB,
+            zone_capacity_bytes=12 * _MIB,
+            nr_conv=0,
+            block_size_bytes=4096,
+            max_open_zones=8,
+            max_active_zones=12,
+            max_append_bytes=_MIB // 2,
+        ),
         # Western Digital Ultrastar DC ZN540, 1 TB: 904 zones, 14 of them open or active.
         "zn540": Preset(
             about="an NVMe ZNS drive of 1 TB: 904 zones of 2 GiB with 1077 MiB capacity, 14 open and active",

@@ -70,7 +70,7 @@ def require_zns(geometry: Geometry) -> None:
     if geometry.conventional:
         message = (
             f"the image has {geometry.nr_conventional} conventional zones, which NVMe does not have: "
-            "create one without them (--nr-conv 0, or --preset zn540)"
+            "create one without them (--nr-conv 0, or --preset small-zns or zn540)"
         )
         raise UsageError(message)
     if geometry.size % geometry.zone_size:
