@@ -9,7 +9,7 @@ One sparse file behaves, command for command, like a host-managed zoned device. 
     model             the zoned device as mathematics: no files, no clock, no event loop
     fitting           parameters of the timing model from measurements of a drive
     persist           the image file: codec, backing, image
-    device            ZonedDevice = model + image; Port = what one front-end holds of it
+    device            ZonedDevice = model + image; Port = one front-end's access to it
     inflight          records of requests in flight, for the process that takes over
     scsi, nvme, virtio
                       protocols without transports
@@ -17,12 +17,12 @@ One sparse file behaves, command for command, like a host-managed zoned device. 
     fs, vhost_user, vfio_user, nvme_tcp, vduse, ublk
                       transports: zonefs over FUSE, virtual machines, NVMe hosts, the host kernel
     daemon            one process per image: sessions and the control socket
-    front_ends        what joins a transport to a session
+    front_ends        the front-ends, each of which joins a transport to a session
     cli, testing      the verbs; doubles and fixtures for tests
 """
 
 from typing import Final
 
-#: The one place of the version: pyproject.toml reads it from here. What an installation notes of it would take longer
-#: to find than ``zonefs-emu --version`` takes altogether.
+#: The version, which pyproject.toml reads from here. Reading the metadata of the installation instead would take longer
+#: than the rest of ``zonefs-emu --version``.
 __version__: Final = "0.1.0"

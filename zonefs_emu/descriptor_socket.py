@@ -1,6 +1,6 @@
-"""A connected UNIX socket that carries bytes and, beside them, file descriptors. Non-blocking.
+"""A connected UNIX socket for bytes and file descriptors. Non-blocking.
 
-May not know: messages. The transports that use it say how many bytes belong together.
+May not know: messages. The transports that use it determine how many bytes belong together.
 """
 
 import array
@@ -11,8 +11,8 @@ from typing import Final
 
 from zonefs_emu.errors import PeerError
 
-#: A peer that does not read an answer for this long is given up. A peer that waits for its answers never fills the
-#: socket's buffer. A daemon that ends waits for the thread of a connection, and has 5 seconds for everything.
+#: How long a peer may take to read an answer. A peer that waits for its answers never fills the socket's buffer. The
+#: end of a daemon waits for the thread of a connection, and must take at most 5 seconds.
 _SEND_TIMEOUT_MS: Final = 1_000
 
 
@@ -33,7 +33,7 @@ class DescriptorSocket:
         return self._socket.fileno()
 
     def is_gone(self) -> bool:
-        """Say whether the peer has closed the connection; bytes that it sent before may still be unread."""
+        """Return whether the peer has closed the connection; bytes that it sent before may still be unread."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return bool(poll.poll(0))

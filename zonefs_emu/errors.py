@@ -1,4 +1,4 @@
-"""What can go wrong, and whose fault it is.
+"""The exceptions of zonefs_emu, whose classes say who is at fault, and the Status of answers.
 
     ZonedError
     ├── CommandError(status)          the host broke a rule; nothing changed; the device turns it into a Status
@@ -12,7 +12,7 @@
     ├── PeerError                     a protocol peer broke the protocol: drop the connection, keep the device
     └── UsageError(exit_code)         one line on stderr, no traceback
 
-A bug is an AssertionError and is never caught.
+A bug is any other exception. Only boundaries catch it (docs/errors.md).
 
 :class:`Status` is the one vocabulary of answers that a host can get. The edges (errno, virtio-blk status, SCSI
 sense, kernel block status) each have a total table from it.
@@ -60,7 +60,7 @@ class ZonedError(Exception):
 class CommandError(ZonedError):
     """A command was refused; the machine is unchanged.
 
-    *zone_no* is the zone that broke the rule, -1 where no zone is meant.
+    *zone_no* is the zone of the command, -1 if it has none.
     """
 
     def __init__(self, status: Status, zone_no: int = -1) -> None:
@@ -132,8 +132,8 @@ class PoisonedError(ImageError):
 #: The host failed, or is full: both carry the status of the answer.
 HOST_ERRORS: Final = (PoisonedError, NoSpaceError)
 
-#: What would end a line, move a terminal's cursor or cannot be encoded: controls (C0, DEL, C1), the line and paragraph
-#: separators, and surrogates, which stand for the bytes of a name that are no text (PEP 383).
+#: Characters that end a line, move a terminal's cursor or cannot be encoded: controls (C0, DEL, C1), the line and
+#: paragraph separators, and surrogates, which represent the bytes of a name that are no text (PEP 383).
 _UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -155,8 +155,8 @@ def _escape(found: "re.Match[str]") -> str:
 def trying(operation: str) -> Iterator[None]:
     """Note on the OSError that leaves the context, if there is none yet, what was tried and with which file.
 
-    *operation* follows "cannot": "open a.img for writing". The exception of a failed system call knows its errno, and a
-    file name at best.
+    *operation* follows "cannot": "open a.img for writing". The exception of a failed system call has only its errno and
+    sometimes a file name.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Units: conversions live nowhere else.
+"""Units, and all conversions between them.
 
 Inside model, persist and device every address and extent is in 512-byte sectors, as in Linux and virtio,
 whatever the logical block size; anything else says so at the end of its name (``_bytes``, ``_lba``, ``_ns``).

@@ -1,4 +1,4 @@
-"""Requests in flight, kept where the death of this process does not reach: records, and how to go on with them.
+"""Records of requests in flight, which outlive this process, and recovery from them.
 
 The words are the same for every transport:
 
@@ -6,7 +6,7 @@ The words are the same for every transport:
 * A record has *slots*. A slot holds the *intent* of one request: the change of a zone that it is about to make.
 * An intent is *begun* before the zone is changed, *committed* after it was, and *aborted* if the change was refused
   (:mod:`zonefs_emu.device.intent_log`).
-* After a restart each request that comes again is *recovered*: the record is asked what became of it.
+* After a restart each request that comes again is *recovered*: the record says whether it was carried out.
 
 There are two kinds. A virtqueue's requests are carried out in order and its ring outlives this process, so a slot is
 found by the position of its request (:mod:`.ring_record`, for vhost-user and VDUSE). Where answers are given in another

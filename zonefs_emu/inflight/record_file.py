@@ -1,4 +1,4 @@
-"""A file that holds a record where no peer keeps the memory for it."""
+"""A file for a record, for transports whose peer keeps no memory for it."""
 
 import mmap
 import os
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def map_record_file(path: Path, nr_bytes: int, *, go_on: bool) -> mmap.mmap:
-    """Map *nr_bytes* of *path*, which is made if it is not there.
+    """Map *nr_bytes* of *path*, which is created if it does not exist.
 
-    With *go_on* the content of a file of this very length counts. In all other cases the memory is zero.
+    With *go_on*, the content of a file of exactly this length counts. In all other cases the memory is zero.
 
     Raises:
         OSError: the host refuses.

@@ -1,11 +1,11 @@
-"""The record of one virtqueue, with which a server that takes over loses no request and doubles none.
+"""The record of one virtqueue, by which a server that takes over neither loses nor repeats a request.
 
-Requests are executed and given back in the order of the ring, so the unfinished ones are those from the used index on:
-no record is needed for that. Recorded is how many requests were finished, which numbers them for all time, and the
-intent of each request that changes a zone.
+Requests are executed and given back in the order of the ring, so the unfinished ones are those from the used index on.
+The record has the number of finished requests, which numbers all requests, and the intent of each request that changes
+a zone.
 
-The front-end (with VDUSE, a file) only keeps the memory and does not look into it. All fields are 8-byte words, each
-stored at once.
+The front-end (with VDUSE, a file) keeps the memory and does not read it. All fields are 8-byte words, each stored at
+once.
 
 ::
 
@@ -157,7 +157,7 @@ class RingRecord:
         self._count = 0
 
     def recover(self, operation: Operation, sector: Sector, nr_sectors: int) -> Intent | None:
-        """Return the intent of a change of the present request; see the protocol."""
+        """Return the intent of a change of the present request; see :class:`IntentLog`."""
         position = self._position
         if position >= self._recover_end:
             return None
@@ -185,7 +185,7 @@ class RingRecord:
 
     @property
     def recovering(self) -> bool:
-        """Whether the next request may be one that an earlier process had begun; such are executed one by one."""
+        """Whether an earlier process may have begun the next request; such requests are executed one by one."""
         return self.finished < self._recover_end
 
     def begin(self, operation: Operation, sector: Sector, nr_sectors: int, cond: int) -> None:

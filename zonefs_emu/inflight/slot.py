@@ -22,7 +22,7 @@ _OPERATION_MASK: Final = 0xFF
 
 
 class SlotIntent(NamedTuple):
-    """What a slot says, which may be anything: the peer can write to it. *cond*: the zone's condition before."""
+    """The values in a slot, which the peer may have changed. *cond*: the zone's condition before."""
 
     operation: int
     sector: Sector
@@ -31,5 +31,5 @@ class SlotIntent(NamedTuple):
 
 
 def decode(sector: int, what: int) -> SlotIntent:
-    """Return what the words *sector* and *what* say."""
+    """Return the values in the words *sector* and *what*."""
     return SlotIntent(what >> OPERATION_SHIFT & _OPERATION_MASK, sector, what & _NR_SECTORS_MASK, what >> COND_SHIFT)

@@ -1,14 +1,14 @@
-"""The record of a ublk device: what its requests have changed before their answers were taken.
+"""The record of a ublk device: the changes of requests whose answers the kernel has not taken.
 
-When a server of ublk dies, the kernel keeps its requests and gives them to the next server again, done or not, and does
-not say which of them were done. So before a request changes a zone, its intent is stored in a file that both processes
-map. Its slot is freed once the kernel has taken the answer.
+When a server of ublk dies, the kernel keeps its requests and gives all of them to the next server, without saying which
+ones were done. So before a request changes a zone, its intent is stored in a file that both processes map. The slot is
+freed when the kernel has taken the answer.
 
-A used slot proves nothing: its request may have been answered in the instant of the kill. The proof is in the image. A
-write or append that was done has left its bytes below wp. If the very bytes that are asked for now are there, it was
-this request, and it is answered without being done again. Everything else is done again; opening, finishing or
-resetting a zone twice changes nothing. One case remains undecidable: an append that was answered in that instant and is
-followed, within SECONDS_MAX, by another of the same bytes to the same zone.
+A used slot is no proof, because its request may have been answered at the instant of the kill. The proof is in the
+image: a write or append that was done has left its bytes below wp. If the bytes of the present request are there, it is
+the same request, and it is answered without being done again. Everything else is done again; opening, finishing or
+resetting a zone twice changes nothing. One case cannot be decided: an append that was answered at that instant, and
+another append of the same bytes to the same zone within SECONDS_MAX.
 
 May not know: io_uring, ublk's structures. Invariants: one slot per tag, of 8-byte words that are each stored at once;
 word 0 is stored last, so that a slot which counts is whole.
@@ -47,7 +47,7 @@ COMMITTED: Final = 2
 SLOT_WORDS: Final = 4
 _MAGIC: Final = 0x5A55424C | 1 << 32  # "ZUBL", version 1
 _HEADER_WORDS: Final = 8
-#: Operations whose doing twice would differ from doing once.
+#: Operations that must not be done twice.
 _COUNTED: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.CLOSE))
 _CONDITIONS: Final = frozenset(Condition)
 
@@ -112,7 +112,7 @@ class TagRecord:
         self._map.close()
 
     def remove(self) -> None:
-        """Close and remove the file: the device is gone."""
+        """Close and remove the file, after the device was deleted."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -172,9 +172,9 @@ class TagIntentLog:
         return self._holds(found.sector, nr_sectors)
 
     def prefix(self, sector: Sector, nr_sectors: int) -> int:
-        """Return how many of *nr_sectors* from *sector* on an earlier process was asked to write as one; 0 if none.
+        """Return how many of *nr_sectors* from *sector* on were one write of an earlier process; 0 if none were.
 
-        The kernel may have made a waiting write longer by the one that follows on it.
+        The kernel may have joined a waiting write with the next one.
         """
         for at in self._record.recoverable:
             found = self._record.intent(at)

@@ -1,7 +1,7 @@
 """NVMe over TCP: each connection is one queue of a controller.
 
     pdu               protocol data units: layouts, checks, digests
-    fabrics           the commands with which a host connects and reaches a controller's properties
+    fabrics           the commands for connecting queues and for a controller's properties
     queue_connection  one connection, served by one thread
     server            the sockets that listen, and the limits of all connections together
     auth_messages     the messages with which host and drive prove their names

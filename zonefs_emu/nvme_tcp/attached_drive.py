@@ -1,11 +1,11 @@
-"""A drive that this process serves and this host's own kernel uses, over the loopback interface.
+"""A drive that this process serves to the kernel of the same host, over the loopback interface.
 
-Every user of the machine can reach the socket, so host and drive prove their names by keys that are made for this one
-connection. A process that goes on with what a killed one left has the keys from the kernel.
+Every user of the machine can reach the socket, so host and drive prove their names by keys that are made for this
+connection only. A process that takes over from a killed one reads the keys from the kernel.
 
-Linux asks a target for proof only if the target asks for proof itself, so it takes whatever listens where a killed
-process did for the drive. That is why the port is one that only root may listen at. Rejected: any free port, where
-another user could wait for the end of the process, and would get what is written.
+Linux asks a target for proof only if the target asks for proof itself. So it would accept any process that listens at
+the port of a killed one, and the port is therefore one at which only root may listen. Any free port was rejected:
+another user could listen there after the end of the process, and would receive the data that is written.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ class AttachedDrive:
             raise
 
     def stop(self) -> None:
-        """Disconnect the kernel, which sends what it has under way, and end."""
+        """Disconnect the kernel, which first sends its pending requests, and end."""
         if self._controller is not None:
             with contextlib.suppress(OSError):  # it is gone
                 kernel_host.disconnect(self._controller)

@@ -93,7 +93,7 @@ class Reply(NamedTuple):
 
 
 def message_bytes(command: Command) -> int | None:
-    """Return how long the message of an Authentication Send or Receive is; None if a field is not as it must be."""
+    """Return the length of the message of an Authentication Send or Receive; None if a field is wrong."""
     fields = command.cdw10
     if fields >> 24 != _SECURITY_PROTOCOL or fields >> 16 & 0xFF != _SPECIFIC or fields >> 8 & 0xFF != _SPECIFIC:
         return None
@@ -141,7 +141,7 @@ def parse_negotiate(message: bytes) -> Negotiate:
 
 
 def parse_challenge(message: bytes) -> Challenge:
-    """Return the Challenge *message*, as a host reads it.
+    """Return the Challenge *message*, for a host.
 
     Raises:
         MessageError: it is shorter than it says.
@@ -180,7 +180,7 @@ def parse_success1(message: bytes) -> bytes:
 
 
 def parse_failure(message: bytes) -> int:
-    """Return why a host or a controller fails, from its Failure *message*; 0 if it does not say."""
+    """Return the reason in the Failure *message* of a host or a controller; 0 if it has none."""
     return int(_FAILURE.unpack_from(message)[-1]) if len(message) >= _FAILURE.size else 0
 
 
@@ -195,7 +195,7 @@ def _parts(message: bytes, at: int, *lengths: int) -> list[bytes]:
 
 
 def encode_negotiate(negotiate: Negotiate) -> bytes:
-    """Return the Negotiate message, as a host sends it."""
+    """Return the Negotiate message of a host."""
     return _NEGOTIATE.pack(*_header(Message.NEGOTIATE), negotiate.transaction, negotiate.concatenation, 1) + (
         _PROTOCOL.pack(_DHCHAP, len(negotiate.hashes), len(negotiate.groups), negotiate.hashes, negotiate.groups)
     )
@@ -214,7 +214,7 @@ def encode_challenge(challenge: Challenge) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """Return the Reply message, as a host sends it."""
+    """Return the Reply message of a host."""
     hash_bytes = len(reply.response)
     return (
         _REPLY.pack(
@@ -234,7 +234,7 @@ def encode_success1(transaction: int, hash_bytes: int, response: bytes) -> bytes
 
 
 def encode_success2(transaction: int) -> bytes:
-    """Return the Success2 message, as a host sends it."""
+    """Return the Success2 message of a host."""
     return _SUCCESS2.pack(*_header(Message.SUCCESS2), transaction)
 
 

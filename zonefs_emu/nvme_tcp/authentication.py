@@ -1,4 +1,4 @@
-"""DH-HMAC-CHAP as a controller sees it: a host proves its name on one queue, and the drive its own if asked.
+"""The controller's side of DH-HMAC-CHAP: a host proves its name on one queue, and the drive its own on request.
 
 The messages, in their order: Negotiate from the host, Challenge, Reply from the host, Success1 or Failure1; and from a
 host that has asked for proof of the drive, Success2 or Failure2. A host may begin again on a queue that it has
@@ -27,7 +27,7 @@ _SEQUENCES: Final = 0xFFFFFFFF
 
 
 class _Step(Enum):
-    """What is to come."""
+    """The next step."""
 
     NEGOTIATE = auto()
     SEND_CHALLENGE = auto()
@@ -59,18 +59,18 @@ class Authentication:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the exchange is over, and the queue is to be ended."""
+        """Whether the exchange has failed, so that the queue must be ended."""
         return self._step is _Step.FAILED
 
     def receive(self, message: bytes) -> None:
-        """Take a *message* of the host."""
+        """Handle a *message* of the host."""
         try:
             self._receive(message)
         except MessageError as error:
             self._fail(error.why, error.what)
 
     def due(self) -> bytes | None:
-        """Return the message that the host is to get next; None if the next one is the host's."""
+        """Return the next message for the host; None if the next one comes from the host."""
         match self._step:
             case _Step.SEND_CHALLENGE:
                 return auth_messages.encode_challenge(self._challenge)
@@ -82,7 +82,7 @@ class Authentication:
                 return None
 
     def sent(self) -> None:
-        """Note that the host has got the message that was due."""
+        """Note that the message was sent to the host."""
         match self._step:
             case _Step.SEND_CHALLENGE:
                 self._step = _Step.REPLY
@@ -161,7 +161,7 @@ class Authentication:
         if not hmac.compare_digest(expected, reply.response):
             raise MessageError(Why.FAILED, "its key is not the one that was given for it")
         self._response = b""
-        # A challenge without a sequence number is for a secure channel, which there is none of.
+        # A challenge without a sequence number is for a secure channel, which does not exist here.
         if reply.challenge and reply.sequence:
             if self._controller_key is None:
                 raise MessageError(Why.FAILED, "it asks for proof of the drive, and the drive has no key")

@@ -1,9 +1,9 @@
 """The groups of Diffie-Hellman that NVMe uses, and values in them.
 
-The primes come from the formula of RFC 7919, which makes them from the digits of e, so that no typing error can hide in
-thousands of digits. An exponent is used once, and the power is GMP's for secrets, whose time does not depend on it.
-Rejected: ``cryptography``, which has announced that it will remove these groups, and Python's ``pow``, whose time
-depends on the exponent.
+The primes are computed by the formula of RFC 7919 from the digits of e, so that no typing error can hide in thousands
+of digits. An exponent is used once, and powers are computed by GMP's function for secrets, whose time does not depend
+on the exponent. Two alternatives were rejected: ``cryptography``, which will remove these groups, and Python's ``pow``,
+whose time depends on the exponent.
 
 Source: RFC 7919, Appendix A; NVM Express Base Specification 2.1, "DH group identifiers".
 """

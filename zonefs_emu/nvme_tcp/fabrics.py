@@ -1,4 +1,4 @@
-"""Fabrics commands: how a host connects a queue, and reaches the properties of its controller.
+"""Fabrics commands, by which a host connects a queue, and reads and sets the properties of its controller.
 
 Source: NVM Express Base Specification 2.0, "Fabrics Commands".
 """
@@ -8,7 +8,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 CONNECT_DATA_BYTES: Final = 1024
-#: A host asks for a controller that it does not have yet.
+#: In a Connect command: the host requests a new controller.
 DYNAMIC: Final = 0xFFFF
 #: In the result of a Connect command: the host is to prove its name on this queue (AUTHREQ, ATR).
 AUTHENTICATION_REQUIRED: Final = 1 << 17

@@ -46,9 +46,9 @@ class DhchapKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who may connect. *hosts*: the names of hosts, each with its key or None; empty: every host, without a key.
+    """The access rules. *hosts*: the names of hosts, each with its key or None; empty: every host, without a key.
 
-    *controller_key*: with which the drive proves its name to a host that asks for it.
+    *controller_key*: the key with which the drive proves its name to a host that asks for proof.
     """
 
     hosts: Mapping[str, DhchapKey | None] = field(default_factory=dict)
@@ -82,7 +82,7 @@ OPEN: Final = Access()
 
 
 def parse_key(text: str) -> DhchapKey:
-    """Return the key that *text* says. The messages repeat no part of it, because it may be a secret with an error.
+    """Return the key in *text*. Messages have no part of it, because it may be a secret with a typing error.
 
     Raises:
         UsageError: it says none; says in one sentence what is wrong.

@@ -1,8 +1,8 @@
-"""The NVMe/TCP driver of this host's kernel: connecting to a drive, what is connected, and the end of it.
+"""The NVMe/TCP driver of this host's kernel: connecting to a drive, listing connections, and disconnecting.
 
-The same lines that nvme-cli writes into ``/dev/nvme-fabrics``. Rejected: running nvme-cli where it is installed, which
-would be a second way to the same file. May not know: images, servers. Every call may block for as long as the kernel
-takes.
+It writes the same lines as nvme-cli into ``/dev/nvme-fabrics``. Running nvme-cli, if it is installed, was rejected,
+because it would be a second way to the same file. May not know: images, servers. Every call may block until the kernel
+is done.
 
 Source: Linux, drivers/nvme/host/fabrics.c and sysfs.c.
 """

@@ -67,7 +67,7 @@ class Fatal(IntEnum):
 
 
 class PduError(Exception):
-    """The host broke the protocol. *fatal* and *field*, an offset in the PDU, go into the last PDU that it gets."""
+    """The host broke the protocol. *fatal* and *field*, an offset in the PDU, are for the last PDU to the host."""
 
     def __init__(self, fatal: Fatal, field: int, what: str) -> None:
         super().__init__(fatal, field, what)
@@ -76,7 +76,7 @@ class PduError(Exception):
         self.what = what
 
 
-#: What a host may send, and how long its header is.
+#: The PDUs that a host may send, with the length of their headers.
 _HEADER_BYTES: Final[Mapping[int, int]] = MappingProxyType(
     {
         PduType.IC_REQ: IC_BYTES,
@@ -219,7 +219,7 @@ def parse_h2c_data(pdu: memoryview) -> tuple[int, int, int, int, bool]:
 
 
 def terminate(error: PduError, pdu: bytes) -> bytes:
-    """Return the last PDU of a connection: what was wrong, and the header of the *pdu* in which it was."""
+    """Return the last PDU of a connection, with the error and the header of the wrong *pdu*."""
     header = pdu[:IC_BYTES]
     return (
         _TERMINATE.pack(

@@ -1,4 +1,4 @@
-"""The sockets at which hosts connect, the controllers that they have, and the limits of all of them together."""
+"""The listening sockets, the controllers of hosts, and the limits of all connections together."""
 
 import contextlib
 import hmac
@@ -105,7 +105,7 @@ class NvmeTcpServer:
             self._end()
 
     def stop(self) -> None:
-        """Have :meth:`run` end, if it has not yet; from any thread."""
+        """End :meth:`run`; called from any thread."""
         with self._lock:
             if self._wakes >= 0:
                 os.eventfd_write(self._wakes, 1)
@@ -155,7 +155,7 @@ class NvmeTcpServer:
             self._wakes = -1
 
     def forget(self, connection: Connection) -> None:
-        """Note that *connection* has ended; with its admin queue a controller goes, and with that its other queues."""
+        """Note that *connection* has ended. With an admin queue, its controller and all queues of that end."""
         queues: list[Connection] = []
         with self._lock:
             self._connections.pop(connection, None)
@@ -190,7 +190,7 @@ class NvmeTcpServer:
     # -- connecting -------------------------------------------------------------------------------------------
 
     def admit(self, connection: Connection, connect: Connect) -> Answer:
-        """Make *connection* the queue that its host asks for; the answer says why not."""
+        """Make *connection* the queue that its host requests; return the answer, which may be a refusal."""
         if connect.record_format:
             return Answer(NvmeStatus.CONNECT_INCOMPATIBLE_FORMAT)
         if connect.subsystem_nqn not in {self.subsystem.nqn, DISCOVERY_NQN}:
