@@ -261,3 +261,9 @@ def test_reports_recommend_to_finish_active_zones() -> None:
     assert table.reported(zone(1)._replace(cond=Condition.CLOSED)).attributes == Attribute.FINISH_RECOMMENDED
     assert table.reported(zone(1)._replace(cond=Condition.FULL)).attributes == 0
     assert table.reported(zone(0)._replace(cond=Condition.CLOSED)).attributes == 0
+
+
+def test_a_poisoned_image_is_closed_without_its_faults(device: ZonedDevice) -> None:
+    device.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.WRITE,)), status=Status.IO_ERROR))
+    device.image.fail(OSError(5, "a test"), "a test")
+    device.close()
