@@ -39,13 +39,13 @@ def test_a_snapshot_that_others_read_can_be_gone_back_to(device: ZonedDevice, sn
 
 @pytest.fixture
 def snapshot(device: ZonedDevice, tmp_path: Path) -> Path:
-    """Of a device with 8 sectors in zone 2 and 8 in zone 0, which are other ones now."""
+    """Of a device with 8 sectors in zone 2 and 8 in zone 0, which are other ones and more now."""
     port = device.port("test", VIRTIO)
     assert not port.write(0, 8, [b"c" * 4096])
     assert not port.write(512, 8, [b"d" * 4096])
     for _ in dump(device, tmp_path / "snapshot"):
         pass
-    assert not port.write(0, 8, [b"x" * 4096])
+    assert not port.write(0, 16, [b"x" * 8192])
     assert not port.write(520, 8, [b"x" * 4096])
     assert not port.write(768, 8, [b"x" * 4096])
     return tmp_path / "snapshot"
@@ -61,7 +61,7 @@ def test_states_and_data_are_those_of_the_snapshot_after_a_kill_too(device: Zone
     rewind(device, snapshot)
     zones = device.port("test", VIRTIO).report(0, 8)
     assert [zone.wp - zone.start for zone in zones] == [0, 0, 8, 0, 0, 0, 0, 0]
-    assert [read(device, sector)[:1] for sector in (0, 512, 520, 768)] == [b"c", b"d", b"\0", b"\0"]
+    assert [read(device, sector)[:1] for sector in (0, 8, 512, 520, 768)] == [b"c", b"\0", b"d", b"\0", b"\0"]
     # What a power cut leaves now: the last checkpoint alone.
     copy = snapshot.with_name("cut")
     copy.write_bytes(snapshot.with_name("origin").read_bytes())
