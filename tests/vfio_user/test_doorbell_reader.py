@@ -2,10 +2,13 @@
 
 import array
 import os
+import select
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, strategies as st
 
 from zonefs_emu.vfio_user.doorbell_reader import DoorbellReader
 from zonefs_emu.vfio_user.drive_memory import DOORBELLS_END, DOORBELLS_OFFSET, MEMORY_BYTES, DriveMemory
@@ -26,6 +29,10 @@ class Ends:
         self.keepers = theirs.dup()
         self.memory = DriveMemory(bytearray(MEMORY_BYTES))
         self.reader = DoorbellReader(theirs, self.memory)
+
+    def has_bytes(self) -> bool:
+        """Whether bytes lie in the socket."""
+        return bool(select.select([self.keepers], [], [], 0)[0])
 
     def left(self) -> bytes:
         """Return what the keeper finds."""
@@ -114,6 +121,38 @@ def test_any_number_is_taken_in_portions(ends: Ends) -> None:
         nr_takes += 1
     assert nr_takes == 4
     assert ends.left() == b""
+
+
+PIECES = st.lists(
+    st.builds(ring, st.integers(0, 1023), st.integers(0, 2**32 - 1))
+    | st.sampled_from([*OTHERS.values()])
+    | st.binary(min_size=1, max_size=80),
+    max_size=12,
+)
+
+
+@given(pieces=PIECES)
+def test_nothing_is_lost_whatever_comes(pieces: list[bytes]) -> None:
+    """Doorbells at the front are taken, as long as there are only such; the keeper finds every byte of the rest."""
+    ends = Ends()
+    try:
+        sent = b"".join(pieces)
+        ends.client.sendall(sent)
+        while ends.has_bytes() and ends.reader.take():
+            pass
+        left = ends.left()
+        assert sent.endswith(left)
+        taken = sent[: len(sent) - len(left)]
+        expected = DriveMemory(bytearray(MEMORY_BYTES))
+        for at in range(0, len(taken), len(ring(0, 0))):
+            number, _, _, _, _, offset, region, count, value = struct.unpack("<HHIIIQIII", taken[at : at + 36])
+            assert taken[at : at + 36][2:] == ring(offset - DOORBELLS_OFFSET >> 2, value)[2:], number
+            assert (region, count) == (0, 4)
+            expected.doorbells[(offset - DOORBELLS_OFFSET) >> 2] = value
+        assert list(ends.memory.doorbells) == list(expected.doorbells)
+        assert bytes(ends.memory.registers(0, 4096)) == bytes(4096)
+    finally:
+        ends.close()
 
 
 def test_descriptors_of_the_next_message_stay_with_it(ends: Ends) -> None:
