@@ -5,11 +5,18 @@ from types import MappingProxyType
 from typing import Final
 
 _FIO: Final = "fio t/zbd/test-zbd-support"
+_SG3: Final = "sg3-utils"
 _IOTEST: Final = "QEMU's iotest zoned"
 #: By suite and test, or by suite, test and device, which comes first.
 REASONS: Final[Mapping[tuple[str, ...], str]] = MappingProxyType(
     {
         (_FIO, "54"): "with fio 3.33, whose verification ends with an error or a double free; on SCSI fio 3.41 passes",
+        (_SG3, "sg_logs", "SCSI"): "LOG SENSE is not implemented, as the page about SCSI says",
+        (
+            _SG3,
+            "sg_write_same",
+            "SCSI",
+        ): "WRITE SAME is not implemented, as the page about SCSI says: a reset frees the space of a zone",
         (_IOTEST, "zoned"): "the test closes an open zone without data and expects it to be empty, as in ZBC and "
         "virtio; in ZNS it is closed, which the drive reports, and only a reset makes it empty",
     }
