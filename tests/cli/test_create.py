@@ -83,7 +83,7 @@ def test_geometry_that_linux_refuses_is_created_with_a_warning(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "say how large the device is to be: --size 1G, or --preset small or zn540 or smr-hm"),
+        ([], "say how large the device is to be: --size 1G, or --preset small or small-zns or zn540 or smr-hm"),
         (["--size", "0"], "more than nothing"),
         (["--size", "1000"], "not whole 512-byte sectors"),
         (["--size", "64MB"], "write MiB for 1024"),
@@ -94,7 +94,7 @@ def test_geometry_that_linux_refuses_is_created_with_a_warning(tmp_path: Path) -
         (["--size", "1G", "--max-open-zones", "5", "--max-active-zones", "4"], "exceeds max_active_zones"),
         (["--size", "1G", "--max-append", "0"], "max_append must be more than nothing"),
         (["--size", "1G", "--max-open-zones", "-1"], "--max-open-zones"),
-        (["--preset", "huge"], "'huge' is not one of 'small', 'zn540', 'smr-hm'"),
+        (["--preset", "huge"], "'huge' is not one of 'small', 'small-zns', 'zn540', 'smr-hm'"),
         (["--size", "1G", "--label", "x" * 1000], "label"),
         (["--size", "1G", "--zone-size", "1s"], "multiple of 4096"),
         (["--size", "7E", "--zone-size", "64K"], "zones are more than"),
