@@ -33,6 +33,7 @@ AREAS: Final = (
     "nvme",
     "guest",
     "attach",
+    "timed",
     "timing",
 )
 

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from bench.harness import PROJECT, Row, compare, progress
+from bench.harness import PROJECT, Row, compare
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.fitting.measurements import Measurement
-from zonefs_emu.fitting.predictions import predict
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.timing.timing_presets import ZN540
 
 ZONE_MIB: Final = 64
 NR_ZONES: Final = 8
@@ -26,9 +23,6 @@ GOAL: Final = 1.0
 PEER: Final = "QEMU's NVMe ZNS"
 #: Filled once for the random reads; sequential writes go to those before it, which are emptied first.
 READ_ZONE: Final = 4
-#: Factors by which a timed drive is slower, and how many per cent its latencies may be off where the host keeps up.
-TIME_SCALES: Final = (1, 10, 100)
-TIMED_MAX: Final = 5.0
 WRITE_MIB: Final = READ_ZONE * ZONE_MIB
 
 WHAT: Final = (
@@ -47,15 +41,13 @@ def rows(scratch: Path, runs: int) -> list[Row]:
 def _scsi_rows(scratch: Path, runs: int) -> list[Row]:
     socket_path, plain = scratch / "guest.sock", _plain(scratch / "zns.raw")
     with (
-        _serving(scratch / "guest.img", "--vhost-user-scsi", str(socket_path)),
+        serving(scratch / "guest.img", "--vhost-user-scsi", str(socket_path)),
         Guest(obtain_kit(print), qemu_arguments=zns_drive(plain, zone_size_mib=ZONE_MIB)) as guest,
     ):
         guest.load("nvme")
         guest.wait_until("test -b /dev/nvme0n1")
         disk = guest.attach("scsi", socket_path)
-        found = _compared(guest, "guest", runs, ours=disk.path, peers="/dev/nvme0n1", plain=plain)
-        disk.detach()
-        return found + [_timed(guest, scratch, scale) for scale in TIME_SCALES]
+        return _compared(guest, "guest", runs, ours=disk.path, peers="/dev/nvme0n1", plain=plain)
 
 
 def _vfio_rows(scratch: Path, runs: int) -> list[Row]:
@@ -66,7 +58,7 @@ def _vfio_rows(scratch: Path, runs: int) -> list[Row]:
     assert newer is not None, "it has just been obtained"
     socket_path, plain = scratch / "vfio.sock", _plain(scratch / "vfio.raw")
     device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket_path)}}
-    with _serving(scratch / "vfio.img", "--vfio-user", str(socket_path), "--serial", "ours"):
+    with serving(scratch / "vfio.img", "--vfio-user", str(socket_path), "--serial", "ours"):
         while not socket_path.exists():
             time.sleep(0.05)
         arguments = ["-device", json.dumps(device), *zns_drive(plain, zone_size_mib=ZONE_MIB)]
@@ -98,7 +90,7 @@ def _plain(path: Path) -> Path:
 
 
 @contextmanager
-def _serving(image: Path, *options: str) -> Iterator[None]:
+def serving(image: Path, *options: str) -> Iterator[None]:
     """Serve a new image."""
     zone = ZONE_MIB << 11
     geometry = Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone, block_size_bytes=4096)
@@ -109,26 +101,6 @@ def _serving(image: Path, *options: str) -> Iterator[None]:
             yield
         finally:
             daemon.terminate()
-
-
-def _timed(guest: Guest, scratch: Path, scale: int) -> Row:
-    """How far random reads of a timed drive are off the model's own prediction, by their mean latency."""
-    image, socket_path = scratch / f"timed-{scale}.img", scratch / f"timed-{scale}.sock"
-    with _serving(image, "--vhost-user-scsi", str(socket_path), "--timing", "zn540", "--time-scale", str(scale)):
-        progress(f"guest: a drive that is {scale} times slower")
-        disk = guest.attach("scsi", socket_path)
-        place = f"bs=1M count=4 seek={READ_ZONE * ZONE_MIB}"
-        guest.run(f"dd if=/dev/zero of={disk.path} oflag=direct {place}")
-        options = f"--rw=randread --bs=4k --iodepth=1 {_place(READ_ZONE)} --time_based --runtime=5"
-        job = _fio_job(guest, disk.path, options)
-        disk.detach()
-    found_ns = float(job["read"]["clat_ns"]["mean"])
-    point = Measurement("randread", 4096, 4096, 1, 1, 0, 1, 0, 0, 0)
-    expected_ns = predict(ZN540, point).mean_ns * scale
-    what = f"4 KiB random read, timing zn540 at scale {scale}: off the model"
-    # At scale 1 the guest and its driver alone take as long as the drive.
-    limit = TIMED_MAX if scale > 1 else None
-    return Row(area="guest", what=what, unit="%", ours=abs(found_ns / expected_ns - 1) * 100, limit=limit)
 
 
 def _place(zone_no: int) -> str:
@@ -155,10 +127,11 @@ def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path 
 
 def _fio(guest: Guest, path: str, options: str, direction: str) -> float:
     """Run fio in the guest on the zoned disk *path*; requests a second."""
-    return float(_fio_job(guest, path, options)[direction]["iops"])
+    return float(fio_job(guest, path, options)[direction]["iops"])
 
 
-def _fio_job(guest: Guest, path: str, options: str) -> dict[str, Any]:
+def fio_job(guest: Guest, path: str, options: str) -> dict[str, Any]:
+    """Run fio in the guest on the zoned disk *path*; the figures of its one job."""
     fixed = "--name=bench --zonemode=zbd --direct=1 --ioengine=libaio --output-format=json"
     output = guest.run(f"fio {fixed} --filename={path} {options}", timeout=300).stdout
     job: dict[str, Any] = json.loads(output[output.index("{") :])["jobs"][0]

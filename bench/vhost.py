@@ -121,9 +121,15 @@ def compile_loop(scratch: Path) -> ctypes.CDLL:
 
 @contextmanager
 def our_disk(
-    scratch: Path, library: str, loop: ctypes.CDLL, *, name: str = "vhost", change: str = ""
+    scratch: Path,
+    library: str,
+    loop: ctypes.CDLL,
+    *,
+    name: str = "vhost",
+    change: str = "",
+    options: Sequence[str] = (),
 ) -> Iterator[Disk]:
-    """Serve an image; *change*: statements that its process executes before it begins."""
+    """Serve an image; *change*: statements that its process executes before it begins; *options*: of ``serve``."""
     image, socket_path = scratch / f"{name}.img", scratch / f"{name}.sock"
     zone = ZONE_BYTES // 512
     ZonedDevice.create(image, Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone), uuid=uuid4())
@@ -132,7 +138,9 @@ def our_disk(
         subprocess.run([*program(), "reset", str(image), "--zone", str(WRITE_ZONE)], check=True, cwd=PROJECT)
 
     with (
-        _running([*program(change), "serve", str(image), "--vhost-user-blk", str(socket_path)], socket_path, None),
+        _running(
+            [*program(change), "serve", str(image), "--vhost-user-blk", str(socket_path), *options], socket_path, None
+        ),
         Blkio(library, socket_path, buffer_bytes=BUFFER_BYTES) as client,
     ):
         yield Disk(client, loop, empty)
