@@ -2,8 +2,10 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench soak mutants conformance docs site dist deb clean
 
-# Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py).
-REQUIRE := fuse,qemu,newer-qemu,newer-kernel,fio,blkid,blkzone,walker,dh
+# Parts of a machine without which tests are skipped: here their absence is a failure (tests/requires.py). Not
+# newer-qemu and newer-kernel: they come from Debian's unstable suite, and its state of a day is not to decide whether
+# a change is accepted.
+REQUIRE := fuse,qemu,fio,blkid,blkzone,walker,dh
 
 help: ## Show this list.
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
