@@ -1,5 +1,6 @@
 """The thread that serves a device, on a socket that plays the kernel: it keeps messages apart, and knows no ioctl."""
 
+import mmap
 import os
 import socket
 import struct
@@ -8,8 +9,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.requires import requires
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.inflight.ring_record import record_bytes
+from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.testing.driver_rings import Heap, SplitDriver
 from zonefs_emu.vduse.driver_memory import VduseMemory
 from zonefs_emu.vduse.protocol import (
     MESSAGE_BYTES,
@@ -20,7 +24,8 @@ from zonefs_emu.vduse.protocol import (
     encode_request,
 )
 from zonefs_emu.vduse.vduse_device import QUEUE_SIZE, _Loop, _VduseBlkDevice
-from zonefs_emu.virtio.blk_config import BlkOptions
+from zonefs_emu.virtio import features as bits, split
+from zonefs_emu.virtio.blk_config import F_FLUSH, F_ZONED, BlkOptions
 from zonefs_emu.virtio.features import STATUS_DRIVER_OK
 from zonefs_emu.virtqueue.virtqueue import RingAddresses
 
@@ -192,3 +197,46 @@ def test_memory_that_is_cut_costs_the_rings(
     loop.stop()
     assert loop.failure is None
     os.close(fd)
+
+
+def test_its_queues_have_the_compiled_walker(
+    kernel: Kernel, device: ZonedDevice, expect_warning: Callable[[str], None]
+) -> None:
+    """With the buffer of which the kernel says where it is when a request names it, and with the record."""
+    requires("walker")
+    sector = device.geometry.zone_start(3)
+    content = os.urandom(4096)
+    assert not device.port("test", VIRTIO).write(sector, 8, [content])
+    loop, rings, bounce = kernel.loop, os.memfd_create("rings"), os.memfd_create("bounce")
+    for fd in (rings, bounce):
+        os.ftruncate(fd, 1 << 16)
+    named = [Mapping(offset=0, start=0, last=(1 << 16) - 1, access=3)]
+    fds = {0: rings, 1 << 20: bounce}
+
+    def find(start: int, last: int) -> tuple[Mapping, int] | None:
+        found = next((mapping for mapping in named if start <= mapping.start <= last), None)
+        return None if found is None else (found, os.dup(fds[found.start]))
+
+    view, data = memoryview(mmap.mmap(rings, 1 << 16)), memoryview(mmap.mmap(bounce, 1 << 16))
+    heap = Heap(0, 1 << 16)
+    areas = tuple(heap.take(length, 4096) for length in split.sizes(64, event_idx=False))
+    driver = SplitDriver(64, view, areas, event_idx=False)  # type: ignore[arg-type]  # three of them
+    (queue,) = loop.queues
+    features = bits.VERSION_1 | F_ZONED | F_FLUSH
+    loop._virtio_device.accept(features)
+    queue.size, queue.address = 64, RingAddresses(*(area.offset for area in areas))
+    queue.start(VduseMemory(find, loop._shared), features, loop._records[0], None)
+    queue.enabled = True
+    data[:16] = struct.pack("<IIQ", 0, 0, sector)
+    at = 1 << 20
+    named.append(Mapping(offset=0, start=at, last=at + (1 << 16) - 1, access=3))
+    for _ in range(queue.size + 2):  # the record counts as one of another process for a whole ring
+        driver.add([(at, 16, False), (at + 4096, 4096, True), (at + 8192, 1, True)], None)
+        assert queue.run()
+        assert len(list(driver.reap())) == 1
+    assert bytes(data[4096:8192]) == content
+    assert queue._walker is not None
+    assert queue._walker.nr_taken > 0
+    end(kernel, expect_warning)
+    for fd in (rings, bounce):
+        os.close(fd)
