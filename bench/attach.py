@@ -1,12 +1,13 @@
 """fio in a Linux guest on disks that are attached there, beside peers in that guest.
 
-Ours are by ublk, VDUSE and NVMe over TCP. Peers are null_blk, QEMU's emulated NVMe ZNS drive, and the kernel's own NVMe
-target, nvmet, over TCP on another null_blk.
+Ours are by ublk, VDUSE and NVMe over TCP. Peers are tcmu-runner's file_zbc (tcmu.py), null_blk, QEMU's emulated NVMe
+ZNS drive, and the kernel's own NVMe target, nvmet, over TCP on another null_blk.
 
-Our process runs in the guest too, so without hardware acceleration its interpreter and its copies are emulated,
-instruction by instruction, while QEMU's drive is compiled code of the host. null_blk, a driver of the guest's own
-kernel without any other process, shows what is left to reach there. It copies each byte once, by the emulated
-processor, as whatever serves a disk from inside must; at 128 KiB and depth 32 that alone takes twice QEMU's time.
+tcmu-runner has the place and the work of ublk and VDUSE, so their goals are against it. Our process runs in the guest
+too, so without hardware acceleration its interpreter and its copies are emulated, instruction by instruction. QEMU's
+drive is compiled code of the host, and null_blk a driver of the guest's own kernel without any other process. Neither
+has a goal: they show what is left to reach. null_blk copies each byte once, by the emulated processor, as whatever
+serves a disk from inside must; at 128 KiB and depth 32 that alone takes twice QEMU's time.
 """
 
 import json
@@ -19,6 +20,7 @@ from types import MappingProxyType
 from typing import Final
 
 from bench.harness import PROJECT, Row, program, progress, spread
+from bench.tcmu import tcmu_disk
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 
@@ -27,10 +29,11 @@ NR_ZONES: Final = 8
 GOAL: Final = 1.0
 NVME: Final = "QEMU's NVMe ZNS"
 NULL_BLK: Final = "null_blk"
+TCMU: Final = "tcmu-runner's file_zbc"
 NVMET: Final = "nvmet-tcp on null_blk"
 #: Which peers each of ours has.
 PEERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-    {"ublk": (NULL_BLK, NVME), "vduse": (NULL_BLK, NVME), "nvme-tcp": (NVMET,)}
+    {"ublk": (TCMU, NULL_BLK, NVME), "vduse": (TCMU, NULL_BLK, NVME), "nvme-tcp": (NVMET,)}
 )
 SECONDS: Final = 2
 #: Filled once for the random reads; sequential writes go to the first two, which fio empties each time round.
@@ -82,7 +85,10 @@ def rows(scratch: Path, runs: int) -> list[Row]:
     with plain.open("wb") as file:
         file.truncate(NR_ZONES * ZONE_MIB << 20)
     arguments = zns_drive(plain, zone_size_mib=ZONE_MIB)
-    with Guest(obtain_kit(print), qemu_arguments=arguments, memory_mib=2048) as guest:
+    with (
+        Guest(obtain_kit(print), qemu_arguments=arguments, memory_mib=2560) as guest,
+        tcmu_disk(guest, zone_mib=ZONE_MIB, nr_zones=NR_ZONES) as tcmu,
+    ):
         for module in MODULES:
             guest.load(module)
         guest.load(
@@ -90,7 +96,8 @@ def rows(scratch: Path, runs: int) -> list[Row]:
             "gb=1", f"zone_size={ZONE_MIB}",
         )  # fmt: skip
         guest.wait_until("test -b /dev/nvme0n1")
-        peers = {NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1", NVMET: guest.run(_TARGET).stdout.strip()}
+        peers = {TCMU: tcmu, NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1"}
+        peers[NVMET] = guest.run(_TARGET).stdout.strip()
         ours = {via: attach(guest, via) for via in PEERS}
         for node in (*ours.values(), *peers.values()):
             fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")
@@ -133,5 +140,5 @@ def _row(via: str, what: str, figures: Mapping[str, list[float]], peer: str) -> 
         peers=statistics.median(figures[peer]),
         ratios=tuple(a / b for a, b in zip(figures[via], figures[peer], strict=True)),
         noise=spread(figures[peer]),
-        goal=GOAL if peer == NVME else None,
+        goal=GOAL if peer == TCMU else None,
     )
