@@ -25,6 +25,7 @@ MODULES: Final = {
     "zonefs_emu.inflight.compiled_slot_stores": "inflight/slot_stores.py",
     "zonefs_emu.device.plain_commands": "device/plain_commands.pyx",
     RING_WALKER: "virtqueue/walker.pyx",
+    "zonefs_emu.ublk.tag_walker": "ublk/tag_walker.pyx",
 }
 #: All that the modules are built from.
 SOURCES: Final = (

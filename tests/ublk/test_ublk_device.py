@@ -36,7 +36,8 @@ def test_killed_while_fio_verifies_on_two_queues(place: Place) -> None:
     assert node == "/dev/ublkb5"
     fio = place.guest.start(
         f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --rw=write --bs=16k --ioengine=libaio --iodepth=8 "
-        "--numjobs=2 --offset_increment=64m --size=32m --verify=crc32c --do_verify=1"
+        "--numjobs=2 --offset_increment=64m --size=32m --verify=crc32c --do_verify=1 "
+        "--rate_iops=300"  # it is at work still when the second process is killed
     )
     for _ in range(2):
         place.wait_until_written_or_read(node, 200)

@@ -19,8 +19,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from queue import SimpleQueue
 from time import monotonic_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from zonefs_emu.compiled_modules import is_usable
+from zonefs_emu.device.compiled_commands import compiled_commands
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.timed_port import TimedPort
@@ -44,6 +46,9 @@ from zonefs_emu.ublk.protocol import (
 from zonefs_emu.ublk.rules import UblkRule
 from zonefs_emu.ublk.uring import COMMAND_OFFSET, OP_POLL_ADD, OP_URING_CMD, POLLIN, SQE_BYTES, Ring
 from zonefs_emu.units import SECTOR_SHIFT
+
+if TYPE_CHECKING:
+    from zonefs_emu.ublk.tag_walker import TagWalker
 
 MAX_IO_BYTES: Final = 1 << 20
 _ZONES_MAX: Final = MAX_IO_BYTES // BLK_ZONE_BYTES
@@ -80,7 +85,7 @@ class Executor:
         self._port = port
         self._intents = intents
         self._fd = node_fd
-        self._buffer = memoryview(mmap.mmap(-1, MAX_IO_BYTES))
+        self.buffer = memoryview(mmap.mmap(-1, MAX_IO_BYTES))
         self._parts: dict[int, tuple[memoryview]] = {}
         self._offsets = [buffer_offset(queue_number, tag) for tag in range(depth)]
         self._number_base = queue_number * depth
@@ -122,7 +127,7 @@ class Executor:
         self._port.refusals.refuse(UblkRule.UBLK_DATA, None, Status.IO_ERROR, request=request)
 
     def _part(self, count: int) -> tuple[memoryview]:
-        part = self._parts[count] = (self._buffer[: count << SECTOR_SHIFT],)
+        part = self._parts[count] = (self.buffer[: count << SECTOR_SHIFT],)
         return part
 
     def _write(self, tag: int, op_flags: int, count: int, sector: int) -> int:
@@ -143,7 +148,7 @@ class Executor:
 
     def _write_again(self, operation: int, sector: int, count: int) -> Status:
         """Write or append data of which an earlier process may have written all or the first part."""
-        buffer = self._buffer[: count << SECTOR_SHIFT]
+        buffer = self.buffer[: count << SECTOR_SHIFT]
         intent_log = self._intent_log
         done = intent_log.prefix(sector, count) if operation == _WRITE else 0
         for first, last in ((0, done), (done, count)):
@@ -273,10 +278,38 @@ class IoQueue(threading.Thread):
             ring.place(tag, OP_URING_CMD, fd, tag, command=COMMIT_AND_FETCH_REQ, payload=payload)
         self._executor.begin()
         with memoryview(ring.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
-            self._serve_requests(ring, results, landed)
+            self._serve_requests(ring, results, landed, self._new_walker(ring))
 
-    def _serve_requests(self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]") -> None:
-        executor, depth, slow_wake = self._executor, self._depth, self._slow_wake
+    def _new_walker(self, ring: Ring) -> "TagWalker | None":
+        """Return the compiled walker of this queue, or None where all requests are Python's."""
+        if not is_usable("zonefs_emu.ublk.tag_walker"):
+            return None
+        from zonefs_emu.ublk.tag_walker import TagWalker  # noqa: PLC0415  (optional)
+
+        buffer, data_at = self._executor.buffer, buffer_offset(self._number, 0)
+        commands = compiled_commands(self._port, run_sectors_max=len(buffer) >> SECTOR_SHIFT)
+        if commands is None:
+            return None
+        return TagWalker(
+            ring=ring, descriptors=self._descriptors, buffer=buffer, record=self._record,
+            first_slot=self._number * self._depth, commands=commands, node_fd=self._fd, depth=self._depth,
+            data_at=data_at, data_stride=buffer_offset(self._number, 1) - data_at,
+        )  # fmt: skip
+
+    def _walk(self, walker: "TagWalker", to_free: list[int]) -> Exception | None:
+        """Let *walker* execute what is plain; return what the first request that is left has met, if anything."""
+        try:  # the boundary of a request
+            while nr_taken := walker.take(to_free):
+                self.requests += nr_taken
+        except Exception as error:
+            # The others of its run are executed by themselves.
+            return error
+        return None
+
+    def _serve_requests(
+        self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]", walker: "TagWalker | None" = None
+    ) -> None:
+        executor, depth = self._executor, self._depth
         execute, may_wait, push = self._execute, self._may_wait, ring.push
         descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
         words, slots, base = self._record.words, self._record.slots, self._number * depth
@@ -298,17 +331,11 @@ class IoQueue(threading.Thread):
                     asleep_ns = monotonic_ns()
                     ring.enter(1)
                     polling.waited(monotonic_ns() - asleep_ns)
+            met = None if walker is None else self._walk(walker, to_free)
             for tag, outcome in ring.reap():
                 if tag == depth:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(slow_wake)
                     push(depth)
-                    while self._slow_done:
-                        tag, result, where = self._slow_done.popleft()  # noqa: PLW2901  (the tag that is answered)
-                        results[tag * result_words + _RESULT_WORD] = result
-                        landed[tag * landed_words + _LANDED_WORD] = where
-                        to_free.append(tag)
-                        push(tag)
+                    self._answer_slowly(ring, results, landed, to_free)
                     continue
                 if outcome < 0:
                     # The tag is out of service: the device stops, or its server is being replaced.
@@ -325,6 +352,9 @@ class IoQueue(threading.Thread):
                             self._slow_work.put(tag)
                             continue
                         to_free.append(tag)
+                    if met is not None:
+                        error, met = met, None
+                        raise error
                     result = execute(tag, op_flags, count, sector)
                 except _HeldAnswerError:
                     if operation != _READ:
@@ -335,6 +365,19 @@ class IoQueue(threading.Thread):
                 results[tag * result_words + _RESULT_WORD] = result
                 landed[tag * landed_words + _LANDED_WORD] = executor.landed if operation == _APPEND else 0
                 push(tag)
+
+    def _answer_slowly(
+        self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]", to_free: list[int]
+    ) -> None:
+        """Push the answers of the slow thread, and those of a timed drive whose time has come."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._slow_wake)
+        while self._slow_done:
+            tag, result, where = self._slow_done.popleft()
+            results[tag * SQE_BYTES // 4 + _RESULT_WORD] = result
+            landed[tag * SQE_BYTES // 8 + _LANDED_WORD] = where
+            to_free.append(tag)
+            ring.push(tag)
 
     def _execute_timed(self, tag: int, op_flags: int, count: int, sector: int) -> int:
         """Carry out a request, whose answer waits if a real drive would give it later.

@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Final
+from typing import Final, NamedTuple
 
 OP_POLL_ADD: Final = 6
 OP_URING_CMD: Final = 46
@@ -62,6 +62,24 @@ _syscall: Final = _load_syscall()
 def _raise_errno() -> int:
     code = ctypes.get_errno()
     raise OSError(code, os.strerror(code))
+
+
+class Places(NamedTuple):
+    """Where the two rings are: byte offsets in *memory* of *nr_bytes*, and the masks of their indices.
+
+    *entries*: the submission entries. *sq_array*: which of them are submitted. *completions*: 16 bytes each.
+    """
+
+    memory: mmap.mmap
+    nr_bytes: int
+    entries: mmap.mmap
+    sq_tail: int
+    sq_mask: int
+    sq_array: int
+    cq_head: int
+    cq_tail: int
+    cq_mask: int
+    completions: int
 
 
 class Ring:
@@ -161,6 +179,19 @@ class Ring:
             head = (head + 1) & 0xFFFFFFFF
         self._head = words[self._cq_head] = head
         return found
+
+    def places(self) -> Places:
+        """Return where the compiled walker (tag_walker.pyx) finds both rings."""
+        return Places(
+            self._ring, len(self._ring), self.entries, 4 * self._sq_tail, self._sq_mask, 4 * self._array,
+            4 * self._cq_head, 4 * self._cq_tail, self._cq_mask, 4 * self._cqes,
+        )  # fmt: skip
+
+    def catch_up(self, nr_pushed: int) -> None:
+        """Go on where the walker has moved both rings to: it has pushed *nr_pushed* entries."""
+        self._head = self._words[self._cq_head]
+        self._next = self._words[self._sq_tail]
+        self.pending += nr_pushed
 
     def call(self, fd: int, command: int, payload: bytes) -> int:
         """Send one command to *fd*, sleep until it has completed, despite signals, and return its result.
