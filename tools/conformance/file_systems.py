@@ -50,12 +50,10 @@ _BTRFS: Final = FileSystem(
         ("balance", f"btrfs balance start --full-balance {_MOUNT_POINT}"),
     ),
 )
-_F2FS: Final = FileSystem(
-    kind="f2fs", make="mkfs.f2fs -q -f -m $node; tested=$node", check="fsck.f2fs --dry-run $tested"
-)
+_F2FS: Final = FileSystem(kind="f2fs", make="mkfs.f2fs -f -m $node; tested=$node", check="fsck.f2fs --dry-run $tested")
 _F2FS_ON_TWO: Final = FileSystem(
     kind="f2fs",
-    make="mkfs.f2fs -q -f -m -c $node $regular; tested=$regular",
+    make="mkfs.f2fs -f -m -c $node $regular; tested=$regular",
     check="fsck.f2fs --dry-run $tested",
 )
 _DM_ZONED: Final = FileSystem(
@@ -98,7 +96,9 @@ def run_file_system(system: FileSystem, setting: Setting) -> tuple[Outcome, ...]
     tool = None if system.tool is None else setting.checkout(*system.tool)
     if system.tool is not None and tool is None:
         return (Outcome(test="mkfs", verdict="skipped", said=_NO_PROGRAM.format(system.tool[0])),)
-    setting.sh("modprobe loop; truncate -s 512M /run/regular; losetup /dev/loop0 /run/regular", timeout=60)
+    # f2fs wants sectors of one size on all its disks.
+    loop = "losetup --sector-size 4096 /dev/loop0 /run/regular"
+    setting.sh(f"modprobe loop; truncate -s 512M /run/regular; {loop}", timeout=60)
     conventional = "yes" if device.conventional else "no"
     head = (
         f"node={device.node} regular=/dev/loop0 conventional={conventional} tool={tool or ''}\n"
