@@ -3,7 +3,8 @@
 Measures the areas named (all of them where none is) and prints the table, and what got worse since the last run on this
 machine by more than the noise. --write keeps the run: bench/results.md and its pictures, if all areas were measured,
 and a line of ratios in bench/history.jsonl. A run that began while other work kept all processors busy is kept only
-with --busy: peers and zonefs_emu do not suffer alike, so that even their ratios are wrong then.
+with --busy: peers and zonefs_emu do not suffer alike, so that even their ratios are wrong then. An area that fails is
+said to, with its traceback, costs the others nothing, and makes the exit status 1.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Final
 
@@ -55,10 +57,15 @@ def main() -> int:
         print(f"{_busy(load, nr_processors)}{'' if is_kept else ', and is not kept (--busy)'}", file=sys.stderr)
     rows: list[Row] = []
     seconds: dict[str, float] = {}
+    failed: list[str] = []
     for area in options.areas or AREAS:
         begin = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="zonefs-emu-bench-", dir=".") as scratch:
-            rows += importlib.import_module(f"bench.{area}").rows(Path(scratch).resolve(), options.runs)
+            try:
+                rows += importlib.import_module(f"bench.{area}").rows(Path(scratch).resolve(), options.runs)
+            except Exception:  # the boundary of an area: what the others measured for minutes is not lost
+                traceback.print_exc()
+                failed.append(area)
         seconds[area] = time.monotonic() - begin
     progress("")
     table = format_table(rows)
@@ -69,6 +76,8 @@ def main() -> int:
     print(
         f"{_minutes(sum(seconds.values()))}: {', '.join(f'{area} {_minutes(each)}' for area, each in seconds.items())}"
     )
+    if failed:
+        print(_failed(failed))
     if noisy := sum(row.verdict == "too noisy" for row in rows):
         print(f"the machine was too noisy to judge {noisy} of {len(rows)} rows; measure them again when it is quiet")
     if is_busy:
@@ -77,12 +86,18 @@ def main() -> int:
         history.append(run, history.HISTORY)
         if not options.areas:
             command = shlex.join(("python", "-m", "bench", *sys.argv[1:]))
+            if failed:
+                table += f"\n\n{_failed(failed)}"
             page = _page(table, command=command, commit=run.commit, nr_runs=options.runs, seconds=sum(seconds.values()),
                          load=load)  # fmt: skip
             RESULTS.write_text(page)
             PICTURE.write_text(svg(rows))
             OVERVIEW.write_text(overview(rows))
-    return 0
+    return bool(failed)
+
+
+def _failed(areas: list[str]) -> str:
+    return f"Not measured, because an error ended the area: {', '.join(areas)}."
 
 
 def _busy(load: float, nr_processors: int) -> str:

@@ -152,3 +152,28 @@ def test_a_run_is_kept_unless_the_machine_was_busy(
     bench(1000.0, "--busy")
     assert "worse: FUSE: reads, against C: 2.00" in capsys.readouterr().out
     assert len(history.read(tmp_path / "history.jsonl")) == 2
+
+
+def test_an_area_that_fails_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_scratch: Path, _runs: int) -> list[Row]:
+        message = "the guest does not boot"
+        raise OSError(message)
+
+    monkeypatch.setitem(sys.modules, "bench.broken", SimpleNamespace(rows=fail))
+    monkeypatch.setitem(sys.modules, "bench.nothing", SimpleNamespace(rows=lambda _scratch, _runs: [row(2.0)]))
+    monkeypatch.setattr(program, "AREAS", ("broken", "nothing"))
+    monkeypatch.setattr(history, "HISTORY", tmp_path / "history.jsonl")
+    for name in ("RESULTS", "PICTURE", "OVERVIEW"):
+        monkeypatch.setattr(program, name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(sys, "argv", ["bench", "--write"])
+    assert program.main() == 1
+    told = capsys.readouterr()
+    assert "OSError: the guest does not boot" in told.err
+    assert "an error ended the area: broken." in told.out
+    page = (tmp_path / "RESULTS").read_text()
+    assert "| FUSE | reads | 2 /s" in page
+    assert "an error ended the area: broken." in page
