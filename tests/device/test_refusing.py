@@ -39,7 +39,7 @@ def test_what_has_no_length_or_place_is_refused_with_zeros(device: ZonedDevice, 
         assert port.flush()
         port.refusals.refuse(DeviceRule.OUT_OF_RANGE, None, Status.OUT_OF_RANGE)
     noted = [(refusal.sector, refusal.nr_sectors, refusal.zone_no) for refusal in refused]
-    assert noted == [(0, 0, 0), (1, 0, 0), (0, 0, 0), (128, 0, 2), (0, 0, 0), *[(0, 0, -1)] * 2]
+    assert noted == [(0, 0, 0), (1, 0, 0), (0, 0, 0), (128, 0, 2), *[(0, 0, -1)] * 3]
 
 
 def test_contexts_in_each_other(port: Port) -> None:

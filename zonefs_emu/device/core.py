@@ -29,7 +29,6 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.machine import Changes
 from zonefs_emu.model.zrwa_machine import make_machine
 from zonefs_emu.persist.image import LOST, Image
-from zonefs_emu.units import Sector
 
 _T = TypeVar("_T")
 
@@ -80,10 +79,10 @@ class DeviceCore:
 
     # -- changing zones ---------------------------------------------------------------------------------------
 
-    def require_writable(self, sector: Sector) -> None:
-        """Raise CommandError if the image takes no changes."""
+    def require_writable(self, zone_no: int) -> None:
+        """Raise CommandError if the image takes no changes of zone *zone_no*; -1: of all zones."""
         if self.image.poison:
-            raise CommandError(Status.POISONED, sector // self.geometry.zone_size)
+            raise CommandError(Status.POISONED, zone_no)
 
     def wait_to_retry(self, error: CommandError) -> bool:
         """Wait for other commands under way if a command that met *error* is then to be checked again; with the lock.

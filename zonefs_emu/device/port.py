@@ -328,7 +328,7 @@ class Port:
         with self.device.lock:
             self._holds.wait(zone_no, zone_no + 1)
             try:
-                self.device.require_writable(sector)
+                self.device.require_writable(zone_no)
                 with self.device.changing():
                     self.device.publish_and_tell(self._machine.set_cond(zone_no, cond), self.audience)
             except CommandError as error:

@@ -67,7 +67,7 @@ def finish_by_controller(port: "Port", zone_no: int) -> Status:
     try:
         with device.lock:
             device.holds.wait(zone_no, zone_no + 1)
-            device.require_writable(sector)
+            device.require_writable(zone_no)
             with device.changing():
                 device.publish_and_tell(machine.finish_by_controller(zone_no), port.audience)
     except CommandError as error:
@@ -138,7 +138,7 @@ def _run(
         while True:
             with device.lock:
                 device.holds.wait(zone_no, zone_no + 1)
-                device.require_writable(sector)
+                device.require_writable(zone_no)
                 try:
                     zone_no = begin(sector, port.dialect)
                 except CommandError as error:

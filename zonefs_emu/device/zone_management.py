@@ -118,7 +118,7 @@ def _begin(
             cond = 0 if nr_sectors else device.machine.conds[sector // device.geometry.zone_size]
             intent_log.begin(operation, sector, nr_sectors, cond)
         try:
-            device.require_writable(sector)
+            device.require_writable(-1 if nr_sectors == ALL_ZONES else sector // device.geometry.zone_size)
             return begin()
         except CommandError as error:
             if device.wait_to_retry(error):
