@@ -175,6 +175,7 @@ def irqs(flags: int, start: int, nr_vectors: int, kind: int = 2) -> bytes:
 
 
 def test_interrupts_are_set_and_taken_away(client: Client, fd: int) -> None:
+    no_eventfd, fd = fd, os.eventfd(0)
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x24, 1, 2), (fd, fd))
     assert [number >= 0 for number in client.drive.interrupts] == [False, True, True] + [False] * 14
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x24, 1, 1))
@@ -188,11 +189,13 @@ def test_interrupts_are_set_and_taken_away(client: Client, fd: int) -> None:
     for payload, fds in (
         (irqs(0x24, 16, 2), (fd, fd)),
         (irqs(0x24, 0, 2), (fd,)),
+        (irqs(0x24, 0, 2), (fd, no_eventfd)),
         (irqs(0x24, 0, 1, kind=0), (fd,)),
         (irqs(0x24, 0, 1, kind=5), (fd,)),
         (irqs(0x24, 0, 0xFFFFFFFF), ()),
     ):
         assert client.error(VfioCommand.DEVICE_SET_IRQS, payload, fds) == errno.EINVAL
+    os.close(fd)
 
 
 def test_registers_and_doorbells(client: Client) -> None:

@@ -70,6 +70,22 @@ def test_a_back_end_that_took_over_calls_once_more(frontend: Frontend) -> None:
         assert os.eventfd_read(queue.call_fd) == 1
 
 
+@pytest.mark.parametrize("request_no", [Request.SET_VRING_CALL, Request.SET_VRING_ERR])
+def test_a_pipe_which_the_front_end_alone_can_empty_is_not_taken(frontend: Frontend, request_no: Request) -> None:
+    frontend.start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    frontend.send(request_no, Number(0), fds=(writer,))
+    os.close(writer)
+    with pytest.raises((PeerError, ConnectionError)):
+        frontend.ask(Request.GET_FEATURES)
+    os.close(reader)
+
+
 def test_a_running_ring_is_not_moved(frontend: Frontend) -> None:
     frontend.start()
     frontend.send(Request.SET_VRING_ADDR, VringAddress(0, 0, USER_BASE, USER_BASE, USER_BASE, 0))

@@ -1,11 +1,12 @@
 import os
+import socket
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
+from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds, is_eventfd
 
 FULL = (1 << 64) - 2
 
@@ -23,7 +24,19 @@ def test_a_write_to_a_full_counter_ends_at_the_second_look() -> None:
     eventfds.free()
     thread.join()
     assert os.eventfd_read(fd) == 1, "the peer is notified"
+    # The read that ends the write does not rely on a flag that the peer can undo.
+    assert os.get_blocking(fd)
     os.close(fd)
+
+
+def test_an_eventfd_is_told_from_what_a_peer_alone_can_empty(tmp_path: Path) -> None:
+    eventfd, (reader, writer), (one, other) = os.eventfd(0), os.pipe(), socket.socketpair()
+    file = os.open(tmp_path, os.O_RDONLY)
+    assert [is_eventfd(fd) for fd in (eventfd, writer, one.fileno(), file)] == [True, False, False, False]
+    for fd in (eventfd, reader, writer, file):
+        os.close(fd)
+    one.close()
+    other.close()
 
 
 def test_only_the_write_that_was_under_way_at_the_last_look_is_ended() -> None:

@@ -26,6 +26,7 @@ from zonefs_emu.vfio_user.vfio_messages import (
     RegionFlag,
     VfioCommand,
 )
+from zonefs_emu.virtqueue.peer_eventfds import is_eventfd
 
 _CONFIG_REGION: Final = 7
 _NR_REGIONS: Final = 9
@@ -244,6 +245,8 @@ class PciFunction:
         if request.flags & IrqSetFlag.DATA_EVENTFD:
             if len(fds) not in (0, request.nr_vectors):
                 raise RefusedMessageError(errno.EINVAL, f"{len(fds)} descriptors for {request.nr_vectors} vectors")
+            if not all(map(is_eventfd, fds)):
+                raise RefusedMessageError(errno.EINVAL, "an interrupt by a descriptor that is no eventfd")
             changed[request.start : request.start + request.nr_vectors] = fds or [-1] * request.nr_vectors
             fds.clear()
         elif request.flags & IrqSetFlag.DATA_NONE and not request.nr_vectors:

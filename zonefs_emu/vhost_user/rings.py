@@ -27,6 +27,7 @@ from zonefs_emu.vhost_user.messages import (
 from zonefs_emu.vhost_user.migration import Migration
 from zonefs_emu.virtio import features as bits
 from zonefs_emu.virtio.ring import QUEUE_SIZE_MAX
+from zonefs_emu.virtqueue.peer_eventfds import is_eventfd
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
@@ -168,6 +169,12 @@ class Rings:
             raise PeerError(message)
         return queue, fds.pop()
 
+    def _queue_and_eventfd(self, payload: Number, fds: list[int]) -> tuple[Virtqueue, int]:
+        if fds and not is_eventfd(fds[0]):
+            message = f"queue {payload.value & VRING_INDEX_MASK} is to notify by a descriptor that is no eventfd"
+            raise PeerError(message)
+        return self._queue_and_fd(payload, fds)
+
     def _set_num(self, payload: VringState, _fds: list[int]) -> None:
         if not 0 < payload.number <= QUEUE_SIZE_MAX:
             message = f"queue {payload.queue_no} of {payload.number} entries"
@@ -204,7 +211,7 @@ class Rings:
             self._start(queue)
 
     def _set_call(self, payload: Number, fds: list[int]) -> None:
-        queue, fd = self._queue_and_fd(payload, fds)
+        queue, fd = self._queue_and_eventfd(payload, fds)
         if queue.call_fd >= 0:
             os.close(queue.call_fd)
         queue.call_fd = fd
@@ -212,7 +219,7 @@ class Rings:
         queue.call()
 
     def _set_err(self, payload: Number, fds: list[int]) -> None:
-        queue, fd = self._queue_and_fd(payload, fds)
+        queue, fd = self._queue_and_eventfd(payload, fds)
         if queue.err_fd >= 0:
             os.close(queue.err_fd)
         queue.err_fd = fd
