@@ -48,14 +48,14 @@ waiter = ending.EndBySignal()
 came = threading.Event()
 
 def in_time():
-    with waiter.watching(came.set):
+    with waiter, waiter.watching(came.set):
         print("ready", flush=True)
         came.wait()
         sys.stdin.read()  # all signals have come: one after the context would end this process
     print("ended", waiter.came)
 
 def without_a_signal():
-    with waiter.watching(came.set):
+    with waiter, waiter.watching(came.set):
         pass
     print("ended", waiter.came, came.is_set(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
@@ -63,6 +63,34 @@ def stuck():
     with waiter.watching(came.set):
         print("ready", flush=True)
         time.sleep(3600)
+
+def after_it():
+    with waiter:
+        with waiter.watching(came.set):
+            pass
+        print("ready", flush=True)
+        time.sleep(3600)
+
+def last_flush():
+    from pathlib import Path
+    from zonefs_emu.daemon import session
+    from zonefs_emu.device.device import ZonedDevice
+    from zonefs_emu.front_ends.known import EXTENSIONS
+
+    ending.FLUSH_S = 60.0
+    close = ZonedDevice.close
+
+    def close_slowly(device):
+        print("closing", flush=True)
+        sys.stdin.readline()
+        close(device)
+
+    def ready():
+        print("ready", flush=True)
+
+    ZonedDevice.close = close_slowly
+    session.run(Path(sys.argv[2]), [], EXTENSIONS, ready=ready, owner="a test")
+    print("ended", flush=True)
 
 def flush():
     with ending.bounded_flush(bounded=True):
@@ -112,6 +140,26 @@ def test_what_is_stuck_is_left(number: signal.Signals) -> None:
     assert code == 1
     assert "what was under way has not ended within 0 seconds: leaving without a flush" in err
     assert "in stuck" in err
+
+
+@pytest.mark.parametrize("number", ending.SIGNALS)
+def test_a_second_signal_does_not_interrupt_the_last_flush(number: signal.Signals, image: Path) -> None:
+    command, pipe = [sys.executable, "-c", SCRIPT, "last_flush", str(image)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "closing\n"
+        process.send_signal(number)
+        assert process.communicate("go on\n", timeout=60)[0] == "ended\n"
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("number", ending.SIGNALS)
+def test_a_signal_during_a_flush_that_is_stuck_is_not_lost(number: signal.Signals) -> None:
+    code, _, err = run("after_it", number)
+    assert code == 1
+    assert err.startswith("the last flush has not ended within 0 seconds: leaving without a flush")
 
 
 def test_a_flush_that_is_stuck_is_left() -> None:

@@ -374,7 +374,7 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
     try:
         # The signal handler of other verbs raises an exception, which must not interrupt the event loop, not even while
         # it ends. So a thread waits for signals until the loop is gone; trio's receiver would be closed before that.
-        with EndBySignal().watching(ended.set):
+        with EndBySignal() as ending, ending.watching(ended.set):
             trio.run(main)
     except BaseExceptionGroup as group:
         error: BaseException = group

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Self
 
 #: The signals that end a daemon.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -23,46 +23,70 @@ END_S: Final = 4.0
 #: How long the last flush may take after that, for which umount and detach wait; and after which time the log says so.
 FLUSH_S: Final = 60.0
 NOTE_S: Final = 1.0
+_FLUSH_LASTS: Final = "the last flush has not ended within {:.0f} seconds"
 
 _log = logging.getLogger(__name__)
 
 
 class EndBySignal:
-    """Waits for the signal that ends a daemon."""
+    """A context that waits for the signal that ends a daemon; :meth:`watching` begins that, in the same thread.
+
+    From then on until the context is left, no signal interrupts anything: neither the last flush, which an exception of
+    a handler would cut off, nor what is removed after it.
+    """
 
     def __init__(self) -> None:
         #: Whether it has come.
         self.came = False
         self._over = threading.Event()
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._mask: set[int] = set()
+
+    def __enter__(self) -> Self:
+        """Do nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop the signals that have come, and have later ones handled as before :meth:`watching`."""
+        self._left.set()
+        thread = self._thread
+        if thread is None:
+            return
+        if thread.ident is not None:
+            # Wakes this thread only.
+            with suppress(ProcessLookupError):
+                signal.pthread_kill(thread.ident, SIGNALS[0])
+            thread.join()
+        while signal.sigtimedwait(SIGNALS, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     @contextmanager
     def watching(self, end: Callable[[], None]) -> Iterator[None]:
         """Call *end* on another thread at the first signal; if the context lasts END_S longer, exit the process.
 
-        To be entered by the main thread. *end* is thread safe and does not wait. Threads that are started in the
-        context receive no signals; further signals are dropped.
+        To be entered by the main thread. *end* is thread safe and does not wait. Threads that are started from now on
+        receive no signals; further signals are dropped. If the first signal comes after this context, during the last
+        flush of a session that ended by itself, that has FLUSH_S.
         """
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        thread = threading.Thread(target=self._run, args=(end,), name="signals", daemon=True)
-        thread.start()
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._thread = threading.Thread(target=self._run, args=(end,), name="signals", daemon=True)
+        self._thread.start()
         try:
             yield
         finally:
             self._over.set()
-            assert thread.ident is not None
-            # Wakes this thread only.
-            with suppress(ProcessLookupError):
-                signal.pthread_kill(thread.ident, SIGNALS[0])
-            thread.join()
-            while signal.sigtimedwait(SIGNALS, 0) is not None:
-                self.came = True
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _run(self, end: Callable[[], None]) -> None:
         signal.sigwait(SIGNALS)
-        if self._over.is_set():
+        if self._left.is_set():
             return
         self.came = True
+        if self._over.is_set():
+            if not self._left.wait(FLUSH_S):
+                _leave(_FLUSH_LASTS.format(FLUSH_S))
+            return
         end()
         if not self._over.wait(END_S):
             _leave(f"what was under way has not ended within {END_S:.0f} seconds")
@@ -84,7 +108,7 @@ def bounded_flush(*, bounded: bool) -> Iterator[None]:
                 f"waiting for it, for up to {FLUSH_S:.0f} seconds",
             ),
         ),
-        threading.Timer(FLUSH_S, _leave, (f"the last flush has not ended within {FLUSH_S:.0f} seconds",)),
+        threading.Timer(FLUSH_S, _leave, (_FLUSH_LASTS.format(FLUSH_S),)),
     )
     for timer in timers:
         timer.daemon = True

@@ -166,8 +166,7 @@ def run(
         ImageError: the image cannot be opened, or its last flush failed.
         ZonedError, OSError: the error of the last front-end that failed; or *record_file* exists or cannot be written.
     """
-    with ExitStack() as held:
-        ending = EndBySignal()
+    with EndBySignal() as ending, ExitStack() as held:
         devices: dict[Path, ZonedDevice] = {}
         for place in (path, *others):
             opened = devices[place] = _open(place, owner, readonly=readonly)
