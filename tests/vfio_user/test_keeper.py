@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from zonefs_emu.testing.vfio_client import MEMORY_BYTES, MEMORY_START, VfioClient
+from zonefs_emu.vfio_user.doorbell_reader import DOORBELLS_AT_ONCE
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES as DRIVE_BYTES
-from zonefs_emu.vfio_user.keeper import main
+from zonefs_emu.vfio_user.keeper import RemoteDrive, main
 from zonefs_emu.vfio_user.keeper_link import (
     KeeperLink,
     LinkKind,
@@ -117,6 +118,37 @@ def test_a_daemon_is_told_everything_that_came_before(kept: Kept) -> None:
         link.close()
         for fd in hello.fds:
             os.close(fd)
+
+
+def test_doorbells_that_a_killed_daemon_has_stored_are_not_stored_later(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next daemon comes before the keeper, on a busy host, has noticed the end of the first."""
+    kept.handshake()
+    link = kept.daemon()
+    take(link, answer=False)
+    assert [take(link).kind for _ in range(3)] == [LinkKind.MAP, LinkKind.INTERRUPTS, LinkKind.START]
+    kept.client.set_register(0x1000, 1)
+    assert take(link, answer=False).kind is LinkKind.READ
+    listen, may_go_on = RemoteDrive.listen, threading.Event()
+
+    def listen_late(drive: RemoteDrive) -> None:
+        assert may_go_on.wait(30)
+        listen(drive)
+
+    monkeypatch.setattr(RemoteDrive, "listen", listen_late)
+    for value in range(2, DOORBELLS_AT_ONCE + 2):
+        kept.client.set_register(0x1000, value)
+    link.close()  # killed after it has stored all these, and before it has taken one
+    following = kept.daemon()
+    may_go_on.set()
+    memory_fd, wakes, client_fd = following.receive().fds
+    with socket.socket(fileno=client_fd) as client, pytest.raises(BlockingIOError):
+        client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    assert os.pread(memory_fd, 4, 0x1000) == (DOORBELLS_AT_ONCE + 1).to_bytes(4, "little")
+    for fd in (memory_fd, wakes):
+        os.close(fd)
+    following.close()
 
 
 def test_a_client_is_answered_when_the_daemon_has_seen_its_request(kept: Kept) -> None:

@@ -5,8 +5,8 @@ the keeper would cost two processes their wake-up, and is nearly all that a gues
 while it can, and leaves everything else in the socket, for the keeper.
 
 A daemon may be killed at any instant. So a message is first looked at, its doorbell is stored, and only then it is
-taken from the socket. A keeper that finds the message still there stores the same value once more, and no command was
-carried out in between.
+taken from the socket. A keeper that finds the message still there stores the same value once more, before another
+daemon serves.
 """
 
 import socket
@@ -20,8 +20,9 @@ from zonefs_emu.vfio_user.vfio_messages import MessageFlag, VfioCommand
 _DOORBELL: Final = struct.Struct("<2s10s4xQ8sI")
 _KIND: Final = struct.pack("<HII", VfioCommand.REGION_WRITE, _DOORBELL.size, MessageFlag.NO_REPLY)
 _PLACE: Final = struct.pack("<II", 0, 4)
-#: Messages that are taken at once; the queues are served in between.
-_LOOK_BYTES: Final = 64 * _DOORBELL.size
+#: Doorbells that are taken at once; the queues are served in between.
+DOORBELLS_AT_ONCE: Final = 64
+_LOOK_BYTES: Final = DOORBELLS_AT_ONCE * _DOORBELL.size
 
 
 class DoorbellReader:

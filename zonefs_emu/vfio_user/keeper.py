@@ -27,13 +27,14 @@ from typing import Final
 
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vfio_user.client_connection import ClientConnection
+from zonefs_emu.vfio_user.doorbell_reader import DOORBELLS_AT_ONCE
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage
 from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
-#: Messages of the client that are handled before those of the daemon.
-_MESSAGES: Final = 64
+#: Messages of the client that are handled before those of the daemon: at least those that a killed daemon left.
+_MESSAGES: Final = DOORBELLS_AT_ONCE
 
 
 class GivenUpError(Exception):
@@ -81,8 +82,7 @@ class RemoteDrive:
         os.eventfd_write(self._wakes, 1)
 
     def attach(self, link: KeeperLink) -> None:
-        """Let the daemon at the other end of *link* serve from now on; the earlier one is dead."""
-        self.detach()
+        """Let the daemon at the other end of *link* serve from now on. There is no other."""
         self.link = link
         with suppress(PeerError):
             link.send(LinkMessage(LinkKind.HELLO, fds=(self._memory_fd, self._wakes, self._client_fd)))
@@ -213,7 +213,16 @@ class Keeper:
             sock, _ = self._listener.accept()
         except OSError:
             return  # none was there, or it went away again
-        self._drive.attach(KeeperLink(sock))
+        link = KeeperLink(sock)
+        try:
+            # Doorbells that the earlier daemon has stored, but not taken, are stored once more, the older values first.
+            # The next daemon must not see these: it has served the newer ones, and would serve the whole queue again.
+            self._drive.detach()
+            self._serve()
+        except PeerError:
+            link.close()
+            raise
+        self._drive.attach(link)
 
     def _serve(self) -> None:
         for count in range(_MESSAGES):
