@@ -141,3 +141,27 @@ def test_more_zones_than_the_page_can_list(tmp_path: Path) -> None:
     assert changed.page(retain=False) == b"\xff\xff" + bytes(4094)
     changed.close()
     device.close()
+
+
+@pytest.mark.parametrize(("first", "nr_zones", "expected"), [(NR_ZONES - 1, 5, [NR_ZONES - 1]), (1 << 62, 1, [])])
+def test_a_recommendation_of_zones_that_are_not_there(
+    device: ZonedDevice, changed: ChangedZones, first: int, nr_zones: int, expected: list[int]
+) -> None:
+    device.inject(Fault(effect=RECOMMEND_RESET, first_zone=first, nr_zones=nr_zones))
+    assert news(changed) == expected
+
+
+class NotSearched(dict[int, int]):
+    """May have a million zones: it is asked for some of them."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("all zones are looked at, with the lock of the device held")
+
+
+def test_a_change_of_few_zones_costs_few_looks(changed: ChangedZones) -> None:
+    changed._known = NotSearched.fromkeys(range(NR_ZONES), 1)
+    changed.touched(0, 2)
+    assert set(changed._undone) == {0, 1}
+    changed._known = {1: 1, 3: 1}
+    changed.touched(2, 1 << 20)
+    assert set(changed._undone) == {0, 1, 3}

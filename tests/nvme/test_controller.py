@@ -250,6 +250,25 @@ def test_an_event_waits_for_a_request_and_a_host_that_did_not_ask_gets_none(
     assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (1,)
 
 
+@pytest.mark.parametrize("ending", ["reset", "switched off"])
+def test_events_that_wait_are_none_for_a_host_that_has_not_asked(
+    controller: Controller, device: ZonedDevice, ending: str
+) -> None:
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    device.port("other", VIRTIO).set_cond(2, Condition.READONLY)
+    assert list(controller.due_events()) == [], "no request yet"
+    if ending == "reset":
+        controller.reset()
+        controller.write_register(Register.CC, 1)
+    else:
+        ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, 0)
+    assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=2)) is None
+    assert list(controller.due_events()) == []
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    assert [cid for cid, _ in controller.due_events()] == ([] if ending == "reset" else [2])
+    assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (1,)
+
+
 def test_only_so_many_event_requests(controller: Controller) -> None:
     for cid in range(4):
         assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None

@@ -11,7 +11,6 @@ Zone List".
 import re
 from collections.abc import Callable, Iterator
 from enum import IntFlag
-from itertools import islice
 from typing import Final
 
 from zonefs_emu.device.faults import Effect
@@ -64,10 +63,9 @@ class ChangedZones:
         """Note that others have changed zones; quick and thread safe, as a listener of the device must be."""
         known = self._known
         if known:
-            zones = (
-                (zone_no,) if nr_zones == 1 else [known_no for known_no in known if 0 <= known_no - zone_no < nr_zones]
-            )
-            for number in zones:
+            # By the shorter of both: a portion of a command on all zones comes here with the device's lock held.
+            zones = range(zone_no, zone_no + nr_zones)
+            for number in zones if nr_zones <= len(known) else filter(zones.__contains__, known):
                 if undone := known.get(number, 0) & ~self._lasting(number):
                     self._undone[number] = self._undone.get(number, 0) | undone
         self._on_change()
@@ -86,10 +84,12 @@ class ChangedZones:
         deeds, reset_recommended = self._deeds(), self._recommended_to_reset()
         news = {zone_no for zone_no, done in deeds.items() if done & ~before.get(zone_no, 0)}
         news.update(self._no_longer_recommended(before, deeds))
+        everywhere = range(self._namespace.geometry.nr_zones)
         for _, first, nr_zones in reset_recommended ^ self._reset_recommended:
-            zones = range(first, first + nr_zones) if nr_zones else range(self._namespace.geometry.nr_zones)
+            # A fault may name zones that the namespace does not have.
+            zones = everywhere[first : first + nr_zones] if nr_zones else everywhere
             # One more than the log can list, which then says that there are too many.
-            news.update(islice(zones, logs.CHANGED_ZONES_MAX + 1))
+            news.update(zones[: logs.CHANGED_ZONES_MAX + 1])
         self._known, self._reset_recommended = deeds, reset_recommended
         self._unread |= news
         return bool(news)

@@ -254,6 +254,7 @@ class Controller:
         self.cc &= ~_ENABLE
         self.csts = 0
         self._event_cids.clear()
+        self._notices.clear()
         self._unread_notice = 0
         self._timestamp.reset()
         self.features.update(_DEFAULTS)
@@ -492,8 +493,13 @@ class Controller:
         enabled the events.
         """
         self._has_to_look = True
-        if self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES:
+        if self._wants_events:
             self.wake()
+
+    @property
+    def _wants_events(self) -> bool:
+        """Whether the host has asked to be told of changed zones."""
+        return bool(self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES)
 
     def due_events(self) -> Iterator[tuple[int, Answer]]:
         """Yield (cid, answer) of each Asynchronous Event Request that an event now answers.
@@ -503,7 +509,7 @@ class Controller:
         until the host clears that event" (Base Specification, "Asynchronous Event Request command").
         """
         self._look_at_changed_zones()
-        if self._notices and self._event_cids and not self._unread_notice:
+        if self._notices and self._event_cids and not self._unread_notice and self._wants_events:
             self._unread_notice = self._notices.popleft()
             yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._unread_notice)
 
@@ -513,8 +519,7 @@ class Controller:
         self._has_to_look = False
         for nsid, changed in self._changed.items():
             notice = _ZONE_NOTICE | nsid << _NSID_SHIFT
-            is_wanted = self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES and notice not in self._notices
-            if changed.look() and is_wanted:
+            if changed.look() and self._wants_events and notice not in self._notices:
                 self._notices.append(notice)
 
     def _changed_zones(self, command: Command) -> bytes:
