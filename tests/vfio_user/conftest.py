@@ -76,7 +76,7 @@ class Served:
 def serving(device: ZonedDevice) -> Iterator[Served]:
     # A socket's path has at most 107 bytes, and a test's directory may be longer than that.
     directory = Path(tempfile.mkdtemp(prefix="vfio-"))
-    server = VfioServer(listen(directory / "socket"), lambda sock: LocalClient(sock, device), device.unforeseen)
+    server = VfioServer(listen(directory / "socket"), lambda sock, _: LocalClient(sock, device), device.unforeseen)
     try:
         with on_a_thread(server):
             yield Served(device, server, directory / "socket")

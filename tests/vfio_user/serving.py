@@ -57,8 +57,9 @@ def _serve(image: Path, path: Path, keeper: Path) -> None:
     kept = KeptClient.find(keeper, subsystem, device.unforeseen)
     with listening(path) as sock:
         server = VfioServer(
-            sock, lambda client: KeptClient.start(client, keeper, subsystem, device.unforeseen), device.unforeseen, kept
-        )
+            sock, lambda client, _: KeptClient.start(client, keeper, subsystem, device.unforeseen), device.unforeseen,
+            kept,
+        )  # fmt: skip
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         os.write(1, f"{os.getpid()}\n".encode())
         server.run()

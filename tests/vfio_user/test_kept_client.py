@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +41,8 @@ def find(device: ZonedDevice, places: Path, serial: str = "") -> KeptClient | No
 
 @contextmanager
 def served(device: ZonedDevice, places: Path) -> Iterator[VfioServer]:
-    def start(sock: socket.socket) -> KeptClient:
-        return KeptClient.start(sock, places / "keeper", Subsystem([device]), device.unforeseen)
+    def start(sock: socket.socket, end_fd: int) -> KeptClient:
+        return KeptClient.start(sock, places / "keeper", Subsystem([device]), device.unforeseen, end_fd)
 
     server = VfioServer(listen(places / "socket"), start, device.unforeseen, find(device, places))
     with on_a_thread(server):
@@ -238,6 +240,24 @@ def test_a_keeper_that_ends_at_once(device: ZonedDevice, places: Path, monkeypat
     with pytest.raises(PeerError):
         KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
     ours.close()
+
+
+def test_a_server_ends_while_a_new_keeper_is_stopped(
+    device: ZonedDevice, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[subprocess.Popen[bytes]] = []
+
+    class Stopped(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            self.send_signal(signal.SIGSTOP)
+            made.append(self)
+
+    monkeypatch.setattr("subprocess.Popen", Stopped)
+    with served(device, places), VfioClient(places / "socket", handshake=False):
+        while not made:
+            time.sleep(0.01)
+    assert made[0].poll() == -signal.SIGKILL
 
 
 def test_a_bug_of_the_keeper_is_reported(

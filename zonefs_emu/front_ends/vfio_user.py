@@ -38,8 +38,9 @@ class VfioUserFrontEnd:
         kept = await _kept_client(place, subsystem, unforeseen)
         with listening(self._path) as sock:
             server = VfioServer(
-                sock, lambda client: KeptClient.start(client, place, subsystem, unforeseen), unforeseen, kept
-            )
+                sock, lambda client, end_fd: KeptClient.start(client, place, subsystem, unforeseen, end_fd), unforeseen,
+                kept,
+            )  # fmt: skip
             with session.register("vfio-user", str(self._path), server.statistics):
                 await run_until_stopped(server.run, server.stop, task_status.started, server.look_after)
 

@@ -75,6 +75,8 @@ class KeeperLink(DescriptorSocket):
     def __init__(self, sock: socket.socket, timeout_s: float | None = None) -> None:
         """Take over *sock*, which is connected. *timeout_s*: how long the other end may be silent; None: for ever."""
         super().__init__(sock, peer="other end of the link", fds_max=_FDS_MAX)
+        #: A descriptor that ends the waiting of :meth:`receive` when it is readable; -1: none.
+        self.end_fd = -1
         self._timeout_ms = None if timeout_s is None else int(timeout_s * 1000)
 
     def send(self, message: LinkMessage) -> None:
@@ -92,7 +94,7 @@ class KeeperLink(DescriptorSocket):
         """Wait for the next message and return it.
 
         Raises:
-            PeerError: the other end is gone, or silent for too long.
+            PeerError: the other end is gone, or silent for too long, or this process ends (:attr:`end_fd`).
         """
         head, fds = self._take(_MESSAGE.size)
         kind, number, iova, size, offset = _MESSAGE.unpack(head)
@@ -103,7 +105,11 @@ class KeeperLink(DescriptorSocket):
 
     def _take(self, nr_bytes: int) -> tuple[bytes, list[int]]:
         while not self.fill(nr_bytes):
-            if not self._poll(self._timeout_ms):
+            ready = self._poll(self._timeout_ms, self.end_fd)
+            if self.end_fd in ready:
+                message = "this process ends"
+                raise PeerError(message)
+            if not ready:
                 message = "the other end of the link is silent"
                 raise PeerError(message)
         return self.take()
@@ -115,12 +121,15 @@ class KeeperLink(DescriptorSocket):
 
     def has_message(self) -> bool:
         """Whether :meth:`receive` would return at once."""
-        return self._poll(0)
+        return bool(self._poll(0))
 
-    def _poll(self, timeout_ms: int | None) -> bool:
+    def _poll(self, timeout_ms: int | None, *fds: int) -> list[int]:
+        """Return which of the link's descriptor and *fds* is readable; negative numbers mean none."""
         poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        return bool(poller.poll(timeout_ms))
+        for fd in (self.fileno(), *fds):
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
+        return [fd for fd, _ in poller.poll(timeout_ms)]
 
 
 def listen_for_daemons(path: Path) -> socket.socket:

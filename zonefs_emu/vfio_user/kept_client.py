@@ -84,8 +84,13 @@ class KeptClient:
             undo.pop_all()
 
     @classmethod
-    def start(cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self:
+    def start(
+        cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors, end_fd: int = -1
+    ) -> Self:
         """Pass *client*, which has just connected, to a new keeper that daemons find at *path*.
+
+        Blocks until the keeper runs, which takes as long as the host lets it wait, up to _START_S; or until *end_fd* is
+        readable, if there is one.
 
         Raises:
             OSError: the host starts no process. PeerError: the keeper is gone at once.
@@ -107,6 +112,7 @@ class KeptClient:
             link = connect_to_keeper(path, _START_S)
             if link is None:
                 raise PeerError("the keeper does not listen")
+            link.end_fd = end_fd
             return cls(link, process, subsystem, unforeseen)
         except BaseException:
             process.kill()

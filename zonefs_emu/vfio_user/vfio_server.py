@@ -44,13 +44,14 @@ class ServedClient(Protocol):
 class VfioServer:
     """Serves clients at *listener*, a listening socket, which is closed at the end.
 
-    *make_client* takes over the socket of a client that has connected. *client* is connected already.
+    *make_client* takes over the socket of a client that has connected. It may block until its second argument, a
+    descriptor, is readable, which says that :meth:`stop` was called. *client* is connected already.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        make_client: Callable[[socket.socket], ServedClient],
+        make_client: Callable[[socket.socket, int], ServedClient],
         unforeseen: UnforeseenErrors,
         client: ServedClient | None = None,
     ) -> None:
@@ -117,7 +118,7 @@ class VfioServer:
             self._log.info("a client went away before it was accepted: %s", error)
             return
         try:  # the boundary of a connection that begins
-            self._client = self._make_client(sock)
+            self._client = self._make_client(sock, self._wakes)
         except PeerError as error:
             self._log.info("a client went away at once: %s", error)
         except OSError as error:
