@@ -120,6 +120,33 @@ def test_answers_are_given_when_they_are_due(bench: TimedBench) -> None:
     assert bench.timing.statistics()["late_answers"] == 1, "the second one"
 
 
+def test_what_overtakes_a_late_answer_sets_no_second_alarm_for_it(bench: TimedBench) -> None:
+    bench.start()
+    late = send(bench, 200)
+    for _ in range(100):
+        early = send(bench, 1)
+        bench.queue.run()
+        bench.now_ns += 1000
+        bench.queue.run()
+        assert bench.done() == [early]
+    assert bench.alarm.times.count(200_000) == 1
+    bench.now_ns = 200_000
+    bench.queue.run()
+    assert bench.done() == [late]
+    send(bench, 100)
+    bench.queue.run()
+    assert bench.alarm.times[-1] == 300_000, "an alarm that has come is no reason to set none"
+
+
+def test_a_ring_that_is_started_again_needs_no_alarm_after_one_that_comes(bench: TimedBench) -> None:
+    for microseconds in (100, 200, 50):
+        bench.start()
+        send(bench, microseconds)
+        bench.queue.run()
+        bench.queue.base = bench.queue.stop()
+    assert bench.alarm.times == [100_000, 50_000]
+
+
 @pytest.mark.parametrize("has_record", [False, True])
 def test_quick_answers_overtake_slow_ones(bench: TimedBench, has_record: bool) -> None:
     record = memoryview(bytearray(record_bytes(64))) if has_record else None

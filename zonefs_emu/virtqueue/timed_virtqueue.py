@@ -50,7 +50,8 @@ class TimedVirtqueue(Virtqueue):
         #: that is not timed), the request, the bytes written, and its number in the record.
         self._held: list[tuple[int, int, int, Chain, int, int]] = []
         self._nr_held = 0
-        self._alarm_ns = 0
+        #: When alarms come, the soonest last. Those of answers that were given by :meth:`stop` come as well.
+        self._alarms_ns: list[int] = []
         #: When the answer is due to the request that the worker has carried out, and when that arrived.
         self._worked: tuple[int, int] | None = None
         #: Of a packed ring, the place after the requests that were carried out.
@@ -220,9 +221,14 @@ class TimedVirtqueue(Virtqueue):
         while held and (is_cut or held[0][0] <= now_ns):
             self._give_next(port, ring)
             found = True
-        if held and held[0][0] != self._alarm_ns:
-            self._alarm_ns = held[0][0]
-            port.alarm.at(self._alarm_ns, self._wake)
+        alarms_ns = self._alarms_ns
+        while alarms_ns and alarms_ns[-1] <= now_ns:
+            alarms_ns.pop()
+        # Where one comes sooner, this is called then. One for each change of what is first would be kept for each
+        # request that overtakes an answer that is due in an hour.
+        if held and (not alarms_ns or held[0][0] < alarms_ns[-1]):
+            alarms_ns.append(held[0][0])
+            port.alarm.at(held[0][0], self._wake)
         return found
 
     def _give_next(self, port: TimedPort, ring: SplitRing | PackedRing) -> None:
