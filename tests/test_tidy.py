@@ -495,7 +495,7 @@ NO_PROMISES: Final[Mapping[str, str]] = MappingProxyType(
         "| `ublk` |": "a list of what each layer knows",
         "* **`--vhost-user-blk`**": "says what does not survive",
         "Each mutant is one small change": "on tests",
-        "An interrupted run goes on": "on tests",
+        "An interrupted run continues": "on tests",
         "The environment variable `ZONEFS_EMU_INTERNAL_ERRORS`": "on tests",
         "The port from before a power cut": "says what does not survive",
         "[examples/log_store.py]": "an example and its bug",
