@@ -47,3 +47,19 @@ def test_front_ends_that_have_ended_are_shown(image: Path) -> None:
     ]
     lines = list(_lines(image, record))
     assert lines[-2:] == ["zonefs at /mnt has ended\n", "ublk at /dev/ublkb0 has ended: the kernel refuses\n"]
+
+
+def test_a_daemon_of_an_earlier_version_says_less(image: Path) -> None:
+    record = json.loads(ok("info", image, "--json"))
+    lines = list(_lines(image, record))
+    for added in (
+        "extension_bytes",
+        "zrwa_size",
+        "zrwa_granularity",
+        "max_zrwa",
+        "recovery",
+        "active_excursions",
+        "observers_off",
+    ):
+        del record[added]
+    assert list(_lines(image, record)) == lines

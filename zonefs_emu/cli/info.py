@@ -59,16 +59,17 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
         ("active zones", zones("active")),
         ("held by", "no process" if reply["pid"] is None else f"process {reply['pid']}"),
     ]
-    if reply["extension_bytes"]:
+    # A daemon that an earlier version has started does not say what it does not know.
+    if reply.get("extension_bytes"):
         rows.append(("zone extensions", f"{reply['extension_bytes']} B each"))
-    if reply["zrwa_size"]:
+    if reply.get("zrwa_size"):
         limit = f", at most {reply['max_zrwa']} zones" if reply["max_zrwa"] else ""
         rows.append(("random write area", f"{size('zrwa_size')} in steps of {size('zrwa_granularity')}{limit}"))
-    if reply["active_excursions"]:
+    if reply.get("active_excursions"):
         rows.append(("active excursions", "the drive may finish zones by itself"))
-    if reply["poison"] and reply["pid"] is not None:
+    if reply.get("poison") and reply["pid"] is not None:
         rows.append(("refuses changes", reply["poison"]))
-    if reply["recovery"]:
+    if reply.get("recovery"):
         rows.append(("recovered", reply["recovery"]))
     rows.extend(("switched off", text) for text in observers_off(reply))
     yield from (f"{name + ':':<19} {value}\n" for name, value in rows)
@@ -83,7 +84,7 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
 
 def observers_off(reply: dict[str, Json]) -> Iterator[str]:
     """Yield the observers that are switched off, with the reason: "the counters (bad sector)"."""
-    off = reply["observers_off"]
+    off = reply.get("observers_off", {})
     assert isinstance(off, dict)
     yield from (f"{observer} ({reason})" for observer, reason in off.items())
 
