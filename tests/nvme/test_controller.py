@@ -264,7 +264,10 @@ def test_events_that_wait_are_none_for_a_host_that_has_not_asked(
         ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, 0)
     assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=2)) is None
     assert list(controller.due_events()) == []
+    woken: list[int] = []
+    controller.wake = lambda: woken.append(1)
     ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    assert woken
     assert [cid for cid, _ in controller.due_events()] == ([] if ending == "reset" else [2])
     assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (1,)
 

@@ -443,6 +443,9 @@ class Controller:
                 return Answer(NvmeStatus.SUCCESS, self.features[feature])
             case Feature.COMMAND_SET_PROFILE if value & 0x1FF:
                 raise RefusedError(NvmeRule.NVME_COMMAND_SETS, f"combination {value & 0x1FF}")
+            case Feature.ASYNC_EVENTS:
+                self.features[feature] = value
+                self.wake()  # what changed before may be due now
             case Feature.WRITE_CACHE:
                 self.features[feature] = value & 1
                 self._apply_write_cache()
