@@ -22,7 +22,7 @@ from zonefs_emu.nvme.command import IoOpcode, SendAction
 from zonefs_emu.nvme_tcp import server
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.nvme_initiator import NvmeHost
-from zonefs_emu.testing.vfio_client import VfioClient
+from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
 from zonefs_emu.testing.vhost_frontend import Frontend
 from zonefs_emu.vfio_user.vfio_messages import VfioCommand
 from zonefs_emu.vhost_user.messages import DeviceStateTransfer, Request
@@ -374,6 +374,19 @@ def test_peers_that_stop_in_the_middle_are_left(tmp_path: Path) -> None:
         stop_migrating(served.blk_socket, held, loads=False)
         stop_migrating(loading, held, loads=True)
         served.stop()
+
+
+def test_a_keeper_that_is_stopped_is_killed(tmp_path: Path) -> None:
+    with Served(tmp_path, create="--size 64M --zone-size 4M", front_ends=("vfio",)) as served:
+        served.wait_until_ready()
+        with VfioClient(served.vfio_socket) as client:
+            NvmeGuest(client)  # the daemon serves it
+            assert served._daemon is not None
+            threads = Path(f"/proc/{served._daemon.pid}/task").iterdir()
+            (keeper,) = (int(pid) for each in threads for pid in (each / "children").read_text().split())
+            os.kill(keeper, signal.SIGSTOP)
+            served.stop()
+            assert client.is_ended()
 
 
 def read_on(replies: io.BufferedReader) -> None:

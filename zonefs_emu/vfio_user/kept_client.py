@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 #: A keeper is a new interpreter, which may take long to start on a busy host.
 _START_S: Final = 60.0
-_END_S: Final = 10.0
+#: Much less than the time that a daemon has for its end. A keeper has nothing to lose then.
+_END_S: Final = 1.0
 #: The place of this package. The keeper must not import another one from its working directory.
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
