@@ -105,7 +105,7 @@ class KeeperLink(DescriptorSocket):
 
     def _take(self, nr_bytes: int) -> tuple[bytes, list[int]]:
         while not self.fill(nr_bytes):
-            ready = self._poll(self._timeout_ms, self.end_fd)
+            ready = self._wait()
             if self.end_fd in ready:
                 message = "this process ends"
                 raise PeerError(message)
@@ -119,17 +119,13 @@ class KeeperLink(DescriptorSocket):
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def has_message(self) -> bool:
-        """Whether :meth:`receive` would return at once."""
-        return bool(self._poll(0))
-
-    def _poll(self, timeout_ms: int | None, *fds: int) -> list[int]:
-        """Return which of the link's descriptor and *fds* is readable; negative numbers mean none."""
+    def _wait(self) -> list[int]:
+        """Wait until the link or :attr:`end_fd` is readable; return which is, none after too long."""
         poller = select.poll()
-        for fd in (self.fileno(), *fds):
+        for fd in (self.fileno(), self.end_fd):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
-        return [fd for fd, _ in poller.poll(timeout_ms)]
+        return [fd for fd, _ in poller.poll(self._timeout_ms)]
 
 
 def listen_for_daemons(path: Path) -> socket.socket:
