@@ -73,8 +73,9 @@ def test_each_command_takes_its_time(world: World) -> None:
     assert world.took() == 0
 
 
-def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path) -> None:
-    """Zone random write areas and descriptor extensions."""
+@pytest.mark.parametrize("has_faults", [False, True])
+def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path, *, has_faults: bool) -> None:
+    """Zone random write areas and descriptor extensions, also where faults were injected, none of which strike them."""
     geometry = build_geometry(size=2000 << 16, zone_size=1 << 16)
     shape = replace(geometry, zrwa_size=16, zrwa_granularity=8, max_zrwa=4, extension_bytes=64)
     ZonedDevice.create(tmp_path / "image", shape, uuid=uuid4())
@@ -82,6 +83,8 @@ def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path) -> 
     clock = VirtualClock()
     device.sleep_ns = clock.advance
     device.start_timing("zn540", clock=clock.now)
+    if has_faults:
+        device.inject(Fault(operations=frozenset((Operation.READ,)), effect=Effect.FAIL, status=Status.IO_ERROR))
     port = device.port("test", ZNS)
 
     timing = device.timing
@@ -95,7 +98,9 @@ def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path) -> 
     assert taken_as(port.allocate_zrwa(ZONE)) == (Operation.OPEN, 1)
     assert taken_as(port.write(ZONE + 8, 8, BLOCK)) == (Operation.WRITE, 1)
     assert taken_as(port.write(ZONE, 8, BLOCK)) == (Operation.WRITE, 1)
+    clock.advance(10**9)
     assert taken_as(port.flush_zrwa(ZONE)) == (Operation.CLOSE, 1)
+    clock.advance(10**9)
     assert taken_as(port.set_extension(2 * ZONE, bytes(64))) == (Operation.OPEN, 2)
     before_ns = clock.now_ns
     assert port.flush_zrwa(3 * ZONE) is not Status.OK

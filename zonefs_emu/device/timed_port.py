@@ -126,7 +126,8 @@ class TimedPort(FaultyPort):
 
     def _arrival_ns(self, arrival_ns: int) -> int:
         """Return when an operation that came at *arrival_ns* reached the drive: faults may have delayed it."""
-        return getattr(self._struck_ns, "now", arrival_ns) if self._faults else arrival_ns
+        # No fault strikes some operations, and then the noted time is that of an earlier one.
+        return max(arrival_ns, getattr(self._struck_ns, "now", 0)) if self._faults else arrival_ns
 
     def _state(self, zone_no: int) -> tuple[int, int]:
         """Return the condition of *zone_no* and how many sectors of it are written; without the lock, as reads do."""
