@@ -1,10 +1,12 @@
 """Real sockets, and a host in Python: data in and out of capsules, what hosts do wrong, delays, events, keep alive."""
 
+import gc
 import random
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -363,6 +365,20 @@ def test_an_answer_that_is_due_in_years_is_no_end_of_the_connection(device: Zone
         assert queue.call(0x55).status, "which is answered at once"
         device.stop_waiting()
         assert queue.receive().status == 0
+
+
+def test_a_connection_that_has_ended_is_not_kept_for_an_answer_of_its(device: ZonedDevice) -> None:
+    """It has a buffer of half a megabyte, and a host that loses patience connects again and again."""
+    device.start_timing("zn540", scale=1e12)
+    with serving(device) as target, target.host() as host:
+        queue = host.queue(1)
+        queue.send(IoOpcode.ZONE_SEND, nsid=1, cdws=(ZONE, 0, 0, 4))
+        assert queue.call(0x55).status, "which is answered at once"
+        (connection,) = [weakref.ref(each) for each in target.server._connections if not each._is_admin]
+        queue.close()
+        while connection() is not None:
+            threading.Event().wait(0.01)
+            gc.collect()
 
 
 def test_at_the_end_of_the_daemon_all_that_was_carried_out_is_answered(device: ZonedDevice) -> None:

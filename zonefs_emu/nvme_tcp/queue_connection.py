@@ -3,7 +3,8 @@
 The thread receives into one buffer, carries out the commands that are whole in it, in their order, and sends their
 answers together. Data in a capsule goes from that buffer to the image without a copy. A command that needs more data
 asks for it (R2T) and waits for it in memory of its own; there are as many such commands as the queue has entries, so
-what a connection can make this process hold is bounded, by :data:`PENDING_BYTES_MAX` at most.
+what a connection can make this process hold is bounded, by :data:`PENDING_BYTES_MAX` at most. Answers that are held
+are as many, each with the data of a read.
 
 A malformed PDU ends its connection, with a PDU that names the field. An exception that nothing foresaw costs its
 command. Rejected: one event loop for all connections, because a command that waits for the host's disk would hold up
@@ -15,12 +16,11 @@ import heapq
 import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device.alarm import HeldAnswer
+from zonefs_emu.device.alarm import HeldAnswer, Waker
 from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
@@ -111,10 +111,7 @@ class Connection:
         self._delayed: list[tuple[int, int, list[bytes | memoryview], int]] = []
         self._timed: TimedPort | None = None
         self._nr_delayed = 0
-        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        #: Keeps :meth:`wake` from writing to a descriptor that is closed, and another file's by then.
-        self._waking = threading.Lock()
-        self._is_over = False
+        self._waker = Waker()
         self._stopping = False
 
     # -- life -------------------------------------------------------------------------------------------------
@@ -130,9 +127,7 @@ class Connection:
 
     def wake(self) -> None:
         """Have the thread send due answers and events; from any thread, also with the device's lock held."""
-        with self._waking:
-            if not self._is_over:
-                os.eventfd_write(self._wakes, 1)
+        self._waker.wake()
 
     def run(self) -> None:
         """Serve until the host goes, breaks the protocol or falls silent, or :meth:`stop`."""
@@ -147,9 +142,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the descriptors, after the connection was served."""
-        with self._waking:
-            self._is_over = True
-            os.close(self._wakes)
+        self._waker.close()
 
     def _run(self) -> None:
         try:
@@ -173,14 +166,14 @@ class Connection:
     def _serve(self) -> None:
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
-        poller.register(self._wakes, select.POLLIN)
+        poller.register(self._waker.fd, select.POLLIN)
         self._deadline_ns = time.monotonic_ns() + int(_CONNECT_S * 1e9)
         while not self._stopping:
             timeout_ns = self._until_due_ns()
             events = poller.poll(None if timeout_ns is None else -(-timeout_ns // 1_000_000))
             for fd, _ in events:
-                if fd == self._wakes:
-                    os.eventfd_read(self._wakes)
+                if fd == self._waker.fd:
+                    os.eventfd_read(fd)
                 elif not self._receive():
                     return
             self._send_due()
@@ -544,7 +537,7 @@ class Connection:
         self._nr_delayed += 1
         heapq.heappush(self._delayed, (due_ns, self._nr_delayed, parts, arrival_ns if held_ns else 0))
         if due_ns > now_ns and self._timed is not None:
-            self._timed.alarm.at(due_ns, self.wake)
+            self._timed.alarm.at(due_ns, self._waker.wake)
         self._give_due(now_ns)  # carrying it out may have taken so long that others are due as well
 
     def _send_due(self) -> None:
