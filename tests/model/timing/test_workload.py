@@ -104,6 +104,19 @@ def test_jobs_wait_for_a_zone_that_may_be_written() -> None:
     assert third.of[W].begins_ns[0] == first.of[W].begins_ns[2] + 1000, "when the last write of the first is answered"
 
 
+def test_a_zone_with_too_little_room_is_open_no_more() -> None:
+    """A write of 16 sectors leaves 8 of 24."""
+    model, (outcome,), _ = simulate(job(W, count=60, zones=(0, 8), random=True, open_zones=3, sizes=((16, 1),)))
+    assert len({zone for _, zone, *_ in model.asked}) > 3
+    assert len(outcome.of[W].begins_ns) == 60
+    _, (first, second), _ = simulate(
+        job(W, count=8, zones=(0, 2), open_zones_together=1, sizes=((16, 1),)),
+        job(W, count=3, zones=(2, 1), open_zones_together=1),
+    )
+    assert len(first.of[W].begins_ns) == 8
+    assert len(second.of[W].begins_ns) == 3
+
+
 def test_a_job_whose_zones_never_come_ends() -> None:
     """The first leaves its zone half written."""
     _, (first, second), _ = simulate(

@@ -179,6 +179,8 @@ class _OpenZones:
 
     def __init__(self) -> None:
         self._jobs: dict[int, _RunningJob] = {}
+        #: Whether one is written no more, so that jobs that wait may go on.
+        self.has_closed = False
 
     def find(self, each: "_RunningJob", zone: int, rng: Random) -> int:
         """Return where *each* writes that would like to write *zone*: there, in a zone that is open, or nowhere: -1."""
@@ -195,13 +197,12 @@ class _OpenZones:
         each.nr_open += 1
         return zone
 
-    def close(self, zone: int) -> bool:
-        """Note that *zone* is written no more; True if it was."""
+    def close(self, zone: int) -> None:
+        """Note that *zone* is written no more, if it was."""
         each = self._jobs.pop(zone, None)
-        if each is None:
-            return False
-        each.nr_open -= 1
-        return True
+        if each is not None:
+            each.nr_open -= 1
+            self.has_closed = True
 
 
 class _RunningJob:
@@ -227,6 +228,8 @@ class _RunningJob:
         self.waiting: dict[int, tuple[Operation, int]] = {}
         self._sizes = [size for size, _ in job.sizes]
         self._size_weights = [weight for _, weight in job.sizes]
+        #: A zone with less room than this is written no more; as in fio, which compares with the least of its sizes.
+        self.least_sectors = min(self._sizes, default=1)
         self._write_index = self._read_index = self._managed = 0
         self._read_offset = self._write_offset = 0
         self._gaps = {
@@ -337,8 +340,6 @@ class _Run:
         self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None, limit: int
     ) -> None:
         self.open_zones = _OpenZones()
-        #: Whether a zone was filled, or emptied, that was being written.
-        self._has_closed = False
         self._submit_to_model = model.submit
         self._limit = limit
         self.states = states
@@ -350,18 +351,30 @@ class _Run:
         """Say whether the limit is reached."""
         return self._nr_done >= self._limit
 
-    def submit(self, outcome: JobOutcome, operation: Operation, place: _Place, nr_sectors: int, now_ns: int) -> int:
-        """Submit a request, take over what it does, and return when it is answered."""
+    def submit(
+        self,
+        outcome: JobOutcome,
+        operation: Operation,
+        place: _Place,
+        nr_sectors: int,
+        now_ns: int,
+        *,
+        least_sectors: int = 1,
+    ) -> int:
+        """Submit a request, take over what it does, and return when it is answered.
+
+        *least_sectors*: less room than this makes a zone one that is written no more.
+        """
         states, zone = self.states, place.zone
         end_ns = self._submit_to_model(
             operation, zone, zone * states.zone_sectors + place.offset, nr_sectors, now_ns,
             condition=states.condition(zone), written_sectors=states.written(zone),
         )  # fmt: skip
         states.note(operation, zone, nr_sectors)
-        if (operation != Operation.READ and states.written(zone) >= states.capacity_sectors) or (
+        if (operation != Operation.READ and states.written(zone) + least_sectors > states.capacity_sectors) or (
             operation == Operation.RESET and not place.resets
         ):
-            self._has_closed |= self.open_zones.close(zone)
+            self.open_zones.close(zone)
         outcome.add(operation, now_ns, end_ns, nr_sectors << SECTOR_SHIFT)
         self._nr_done += 1
         if self._progress is not None and not self._nr_done % _PROGRESS_EVERY:
@@ -381,7 +394,7 @@ class _Run:
         heapq.heapify(queue)
         last_ns = begin_ns
         waiting: list[tuple[int, _RunningJob]] = []
-        self._has_closed = False
+        self.open_zones.has_closed = False
         while queue and not self.is_over:
             now_ns, number, each = queue[0]
             place = None
@@ -398,12 +411,14 @@ class _Run:
                 each.waiting[number] = operation, nr_sectors
                 next_ns = end_ns = self.submit(each.outcome, Operation.RESET, place, 0, now_ns)
             else:
-                end_ns = self.submit(each.outcome, operation, place, nr_sectors, now_ns)
+                end_ns = self.submit(
+                    each.outcome, operation, place, nr_sectors, now_ns, least_sectors=each.least_sectors
+                )
                 next_ns = each.next_ns(operation, nr_sectors << SECTOR_SHIFT, end_ns)
             last_ns = max(last_ns, end_ns)
             heapq.heapreplace(queue, (next_ns, number, each))
-            if self._has_closed:
-                self._has_closed = False
+            if self.open_zones.has_closed:
+                self.open_zones.has_closed = False
                 for entry in waiting:
                     heapq.heappush(queue, (end_ns, *entry))
                 waiting.clear()
