@@ -67,6 +67,29 @@ def test_task_management(frontend: Frontend) -> None:
     assert command(frontend, bytes(6))[0] == 0
 
 
+def test_answers_that_a_timed_drive_holds_come_before_that_of_a_reset(tmp_path: Path) -> None:
+    """A driver takes no answer after it to what it has sent before."""
+    device = ZonedDevice.open(create(tmp_path / "image"))
+    device.start_timing("zn540", scale=1e9)
+    with (
+        serving(device, ScsiHost(device, serial="serial", nr_request_queues=2), tmp_path / "socket"),
+        Frontend(tmp_path / "socket", nr_queues=4) as frontend,
+    ):
+        frontend.start()
+        held = []
+        for queue in frontend.queues[2:]:
+            held.append(queue.submit([DISK + bytes(11) + rw(0x88, 0, 1).ljust(32, b"\0")], [108, 512]))
+            assert command(frontend, bytes(6), queue=queue.index)[0] == 0, "which is answered at once, and carried out"
+            queue.reap()
+            assert held[-1] not in queue.order
+        request = struct.pack("<II8sQ", 0, 5, DISK, 0)  # LOGICAL UNIT RESET
+        assert frontend.queues[0].request([request], [1])[1] == [b"\0"]
+        for number, queue in zip(held, frontend.queues[2:], strict=True):
+            queue.reap()
+            assert queue.order[-1] == number
+    device.close()
+
+
 def test_the_front_end_has_the_configuration_space(frontend: Frontend) -> None:
     assert not frontend.protocol_features & ProtocolFeature.CONFIG.mask
     answer = frontend.ask(Request.GET_CONFIG, ConfigSpace(0, 36, 0, bytes(36)))

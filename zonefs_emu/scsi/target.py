@@ -235,9 +235,10 @@ class Target:
     # -- task management --------------------------------------------------------------------------------------
 
     def manage_task(self, function: int, lun: int) -> TaskResponse:
-        """Do a task management function at *lun*; no task is ever unfinished, so aborting and querying find none.
+        """Do a task management function at *lun*. One that is no TaskFunction is rejected.
 
-        One that is no TaskFunction is rejected.
+        Aborting and querying find no task: a task is carried out at once, and a transport that holds its answer gives
+        that before the answer of the function.
         """
         name = f"task management function {function}"
         if function not in _TASK_FUNCTIONS:

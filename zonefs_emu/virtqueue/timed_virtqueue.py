@@ -19,6 +19,7 @@ from zonefs_emu.virtio.handler import Deferred
 from zonefs_emu.virtio.memory import GuestMemory
 from zonefs_emu.virtio.packed import PackedRing, position_of
 from zonefs_emu.virtio.ring import Chain, OversizedChainError
+from zonefs_emu.virtio.scsi import ControlQueue
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.virtqueue import BATCH, Virtqueue
@@ -29,9 +30,9 @@ def time_queues(queues: Iterable[Virtqueue], port: Port, wake: Callable[[], obje
     if isinstance(port, TimedPort):
         port.hold = port.held.hold
         port.defer = port.held.delay
-        for queue in queues:
-            assert isinstance(queue, TimedVirtqueue)
-            queue.time_by(port, wake)
+        timed = [queue for queue in queues if isinstance(queue, TimedVirtqueue)]
+        for queue in timed:
+            queue.time_by(port, wake, timed)
 
 
 class TimedVirtqueue(Virtqueue):
@@ -40,10 +41,19 @@ class TimedVirtqueue(Virtqueue):
     _port: TimedPort | None = None
     _wake: Callable[[], object]
 
-    def time_by(self, port: TimedPort, wake: Callable[[], object]) -> None:
-        """Hold answers for as long as the drive of *port* takes; *wake* has this queue run, from any thread."""
+    #: The queues whose answers are all given before one of this queue: a driver that has had a task aborted, or the
+    #: disk reset, takes no answer to an earlier request any more.
+    _managed: Sequence["TimedVirtqueue"] = ()
+
+    def time_by(self, port: TimedPort, wake: Callable[[], object], queues: Sequence["TimedVirtqueue"]) -> None:
+        """Hold answers for as long as the drive of *port* takes; *wake* has this queue run, from any thread.
+
+        *queues*: all queues of the device.
+        """
         if self._events is not None:
             return  # events are no answers
+        if isinstance(self._handler, ControlQueue):
+            self._managed = [queue for queue in queues if queue is not self]
         self._port = port
         self._wake = wake
         #: A heap of what is held: when it is due, a number that tells apart what is due together, when it arrived (-1:
@@ -89,6 +99,18 @@ class TimedVirtqueue(Virtqueue):
             except Exception as error:
                 self._break(error)
         return super().stop()
+
+    def give_all(self) -> None:
+        """Give what is held, if the queue runs. Never raises."""
+        port, ring = self._port, self.ring
+        if port is None or ring is None or not self.is_ready:
+            return
+        try:  # the boundary of a ring
+            while self._held:
+                self._give_next(port, ring)
+            self._notify()
+        except Exception as error:
+            self._break(error)
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -232,6 +254,8 @@ class TimedVirtqueue(Virtqueue):
         return found
 
     def _give_next(self, port: TimedPort, ring: SplitRing | PackedRing) -> None:
+        for queue in self._managed:
+            queue.give_all()
         due_ns, _, arrival_ns, chain, nr_bytes, number = heapq.heappop(self._held)
         if arrival_ns >= 0:
             port.answered(due_ns, arrival_ns)
