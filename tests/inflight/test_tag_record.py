@@ -319,6 +319,52 @@ def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.record.recoverable == []
 
 
+def test_an_append_of_two_queues_is_recovered_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have a request that the one record may be of, and the other thread is the first to take it."""
+
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        die()
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        logs = [TagIntentLog(server.record, server.port) for _ in range(2)]
+        for number, intent_log in enumerate(logs):
+            intent_log.number, intent_log.payload = number, (pattern("a"),)
+        found: list[Intent | None] = []
+        holds = TagIntentLog._holds
+
+        def beside(intent_log: TagIntentLog, sector: int, nr_sectors: int) -> bool:
+            if intent_log is logs[0]:
+                found.append(logs[1].recover(Operation.APPEND, ZONE, 4))
+            return holds(intent_log, sector, nr_sectors)
+
+        monkeypatch.setattr(TagIntentLog, "_holds", beside)
+        assert logs[0].recover(Operation.APPEND, ZONE, 4) is None
+        assert [intent and intent.sector for intent in found] == [ZONE]
+
+
+def test_a_tag_has_its_slot_when_none_are_recoverable_any_more(image: Path) -> None:
+    """The compiled walker of the queue, on another thread, copies the slots then."""
+
+    def body() -> None:
+        server = start_dying(image, "")
+        server.append(0, 1, pattern("a"))
+        die()
+
+    class Watched(list[int]):
+        def remove(self, at: int) -> None:
+            assert server.record.slots[2] == at
+            super().remove(at)
+
+    run_and_die(body)
+    with serving(image, go_on=True) as server:
+        server.record.recoverable = Watched(server.record.recoverable)
+        assert server.append(2, 1, pattern("a")) == ZONE
+        assert server.record.recoverable == []
+
+
 def test_many_kills_leave_room(image: Path) -> None:
     def body() -> None:
         server = start_dying(image, "", go_on=True)

@@ -23,6 +23,7 @@ word 0 is stored last, so that a slot which counts is whole.
                     3     0
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ class TagRecord:
         #: Slots of requests that an earlier process may not have answered; empty almost always.
         self.recoverable = [at for at in used if self._counts(self.intent(at))]
         self._recoverable_until = time.monotonic() + SECONDS_MAX
+        #: The threads of all queues take slots over.
+        self._claiming = threading.Lock()
 
     @staticmethod
     def _counts(intent: SlotIntent) -> bool:
@@ -96,15 +99,24 @@ class TagRecord:
     def expire(self) -> None:
         """Free the slots of an earlier process if their time is over."""
         if self.recoverable and time.monotonic() > self._recoverable_until:
-            for at in self.recoverable:
-                self.words[at] = FREE
-            self.recoverable.clear()
+            with self._claiming:
+                for at in self.recoverable:
+                    self.words[at] = FREE
+                self.recoverable.clear()
 
-    def take_over(self, at: int, number: int) -> None:
-        """Make slot *at* of an earlier process that of tag *number*: it is freed when that tag is answered."""
-        self.recoverable.remove(at)
-        # The slot that the tag had is free and stays unused: there are enough.
-        self.slots[number] = at
+    def take_over(self, at: int, number: int) -> bool:
+        """Make slot *at* of an earlier process that of tag *number*: it is freed when that tag is answered.
+
+        False, and nothing is done, if another thread has made it that of another tag meanwhile.
+        """
+        with self._claiming:
+            if at not in self.recoverable:
+                return False
+            # The slot that the tag had is free and stays unused: there are enough.
+            self.slots[number] = at
+            # Last: once none are recoverable, a compiled walker copies the slots.
+            self.recoverable.remove(at)
+        return True
 
     def close(self) -> None:
         """Close the file."""
@@ -157,8 +169,11 @@ class TagIntentLog:
         record.expire()
         for at in list(record.recoverable):
             found = record.intent(at)
-            if found.operation == operation and self._was_done(found, operation, sector, nr_sectors):
-                record.take_over(at, self.number)
+            if (
+                found.operation == operation
+                and self._was_done(found, operation, sector, nr_sectors)
+                and record.take_over(at, self.number)
+            ):
                 where, cond = found.sector, Condition(found.cond)
                 return Intent(operation, where, nr_sectors, cond, committed=True, all_zones=False)
         return None
