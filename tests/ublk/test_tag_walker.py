@@ -1,238 +1,39 @@
-"""The compiled walker of a queue, held equal to Python, and what it takes and what not.
-
-A file plays the character device, and memory of the test the two rings.
-"""
+"""The compiled walker of a queue, held equal to Python, and what it takes and what not."""
 
 import errno
-import mmap
 import os
-import threading
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
-from uuid import UUID
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from tests.requires import requires
-from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.faults import Effect, Fault
-from zonefs_emu.device.intent_log import Intents
-from zonefs_emu.errors import Status
-from zonefs_emu.inflight.tag_record import BEGUN, COMMITTED, FREE, TagRecord
-from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.plain_rules import is_plain_read, is_plain_write
-from zonefs_emu.model.transitions import VIRTIO, Operation
-from zonefs_emu.model.zone import Condition
-from zonefs_emu.ublk.io_queue import IoQueue
-from zonefs_emu.ublk.protocol import IO_DESC, IO_RES_ABORT, Request, buffer_offset
-from zonefs_emu.ublk.uring import COMMAND_OFFSET, SQE_BYTES, Places
-
-ZONE: Final = 256
-CAPACITY: Final = 200
-NR_ZONES: Final = 8
-GEOMETRY: Final = Geometry(
-    size=NR_ZONES * ZONE, zone_size=ZONE, zone_capacity=CAPACITY, conventional=((0, 1),), max_open_zones=3,
-    max_active_zones=5,
+from tests.ublk.tag_walker_rig import (
+    ACTIONS,
+    DEPTH,
+    DISTANCES,
+    LENGTHS,
+    NR_ZONES,
+    START,
+    Kernel,
+    Step,
+    asks_of,
+    fuzz,
+    read,
+    write,
 )  # fmt: skip
-DEPTH: Final = 16
-#: The first sequential zone.
-START: Final = ZONE
-FUA: Final = 1 << 13
-#: Where the rings are in the memory: three indices, the array of 32 entries, 64 completions.
-_SQ_TAIL, _CQ_HEAD, _CQ_TAIL, _ARRAY, _COMPLETIONS = 0, 4, 8, 64, 256
-_NR_ENTRIES, _NR_COMPLETIONS = 32, 64
+from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.errors import Status
+from zonefs_emu.inflight.tag_record import BEGUN, COMMITTED, FREE
+from zonefs_emu.model.transitions import VIRTIO, Operation
+from zonefs_emu.ublk.protocol import buffer_offset
 
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
     requires("walker")
-
-
-class Ask(NamedTuple):
-    """A request of the kernel: operation and flags, sectors, where."""
-
-    operation: int
-    nr_sectors: int
-    sector: int
-
-
-def write(sector: int, nr_sectors: int) -> Ask:
-    return Ask(Request.WRITE, nr_sectors, sector)
-
-
-def read(sector: int, nr_sectors: int) -> Ask:
-    return Ask(Request.READ, nr_sectors, sector)
-
-
-class Kernel:
-    """The rings of a queue, and the kernel behind them, which asks for one batch of requests at once."""
-
-    def __init__(self, directory: Path, *, is_compiled: bool) -> None:
-        name = "compiled" if is_compiled else "pure"
-        ZonedDevice.create(directory / f"{name}.img", GEOMETRY, uuid=UUID(int=1))
-        self.device = ZonedDevice.open(directory / f"{name}.img")
-        self.port = self.device.port("ublk", VIRTIO)
-        intents = self.port.intents = Intents(contested=lambda _: False)
-        self.record = TagRecord(directory / f"{name}.records", device_tag=1, nr_tags=DEPTH, go_on=False)
-        self.fd = os.open(directory / f"{name}.node", os.O_RDWR | os.O_CREAT)
-        os.ftruncate(self.fd, buffer_offset(0, DEPTH))
-        self.queue = IoQueue(
-            self.port, intents, self.fd, self.record, number=0, depth=DEPTH, ended=lambda: None
-        )  # fmt: skip
-        self.queue._executor.begin()
-        self.queue._slow_thread.start()
-        self.memory = mmap.mmap(-1, 4096)
-        self.words = memoryview(self.memory).cast("I")
-        self.entries = mmap.mmap(-1, SQE_BYTES * (DEPTH + 1))
-        self.pending = 0
-        self.submitted = 0
-        self.answers: dict[int, tuple[int, int, bytes]] = {}
-        self.slots: list[list[int]] = []
-        self._asks: list[Ask] = []
-        self._number = 0
-        self.walker = self.queue._new_walker(self) if is_compiled else None  # type: ignore[arg-type]  # a double
-
-    @property
-    def nr_taken(self) -> int:
-        return self.walker.nr_taken if self.walker is not None else 0
-
-    def close(self) -> None:
-        self.queue._end_slow_thread()
-        self.words.release()
-        self.record.close()
-        self.device.close()
-        os.close(self.fd)
-
-    def ask(self, *asks: Ask) -> list[tuple[int, int, bytes]]:
-        """Ask for all *asks* at once, a tag each; return result, place and data read of each."""
-        self.answers, self._asks = {}, list(asks)
-        for tag, ask in enumerate(asks):
-            self._number += 1
-            os.pwrite(self.fd, IO_DESC.pack(ask.operation, ask.nr_sectors, ask.sector, 0), IO_DESC.size * tag)
-            data = bytes((self._number + index) & 0xFF for index in range(512)) * min(ask.nr_sectors, ZONE)
-            if ask.operation & 0xFF in (Request.WRITE, Request.ZONE_APPEND):
-                os.pwrite(self.fd, data, buffer_offset(0, tag))
-            self._complete(tag, 0)
-        with memoryview(self.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
-            self.queue._serve_requests(self, results, landed, self.walker)  # type: ignore[arg-type]  # as above
-        return [self.answers[tag] for tag in range(len(asks))]
-
-    def _complete(self, tag: int, result: int) -> None:
-        tail = self.words[_CQ_TAIL // 4]
-        at = (_COMPLETIONS + 16 * (tail % _NR_COMPLETIONS)) // 4
-        self.words[at] = tag
-        self.words[at + 2] = result & 0xFFFFFFFF
-        self.words[_CQ_TAIL // 4] = tail + 1
-
-    def _take_answers(self) -> None:
-        while self.submitted != self.words[_SQ_TAIL // 4]:
-            tag = self.words[_ARRAY // 4 + self.submitted % _NR_ENTRIES]
-            self.submitted += 1
-            if tag == DEPTH:
-                continue
-            at = SQE_BYTES * tag + COMMAND_OFFSET + 4
-            result = int.from_bytes(self.entries[at : at + 4], "little", signed=True)
-            where = int.from_bytes(self.entries[at + 4 : at + 12], "little")
-            ask = self._asks[tag]
-            is_read = ask.operation == Request.READ and result > 0
-            self.answers[tag] = result, where, os.pread(self.fd, result, buffer_offset(0, tag)) if is_read else b""
-            self.slots.append([self.record.words[at] for at in self.record.slots])
-        self.pending = 0
-
-    # -- what the queue uses of a ring --------------------------------------------------------------------------------
-
-    def places(self) -> Places:
-        return Places(
-            self.memory, len(self.memory), self.entries, _SQ_TAIL, _NR_ENTRIES - 1, _ARRAY, _CQ_HEAD, _CQ_TAIL,
-            _NR_COMPLETIONS - 1, _COMPLETIONS,
-        )  # fmt: skip
-
-    def catch_up(self, nr_pushed: int) -> None:
-        self.pending += nr_pushed
-
-    def push(self, tag: int) -> None:
-        tail = self.words[_SQ_TAIL // 4]
-        self.words[_ARRAY // 4 + tail % _NR_ENTRIES] = tag
-        self.words[_SQ_TAIL // 4] = tail + 1
-        self.pending += 1
-
-    def enter(self, nr_wanted: int) -> None:
-        self._take_answers()
-        if not nr_wanted or self.has_completions():
-            return
-        if len(self.answers) < len(self._asks):
-            # The rest is with the slow thread, which says so when it is done.
-            while True:
-                try:
-                    os.eventfd_read(self.queue._slow_wake)
-                    break
-                except BlockingIOError:
-                    threading.Event().wait(0.001)
-            self._complete(DEPTH, 0)
-        else:
-            for tag in range(DEPTH):
-                self._complete(tag, IO_RES_ABORT)
-
-    def has_completions(self) -> bool:
-        return self.words[_CQ_HEAD // 4] != self.words[_CQ_TAIL // 4]
-
-    def spin(self, _duration_ns: int) -> bool:
-        return self.has_completions()
-
-    def reap(self) -> list[tuple[int, int]]:
-        found = []
-        while self.has_completions():
-            head = self.words[_CQ_HEAD // 4]
-            at = _COMPLETIONS + 16 * (head % _NR_COMPLETIONS)
-            result = int.from_bytes(self.memory[at + 8 : at + 12], "little", signed=True)
-            found.append((self.words[at // 4], result))
-            self.words[_CQ_HEAD // 4] = head + 1
-        return found
-
-    # -- what is compared ---------------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, object]:
-        device = self.device
-        return {
-            "zones": [device.machine.zone(zone_no) for zone_no in range(NR_ZONES)],
-            "open": device.nr_open,
-            "oldest": list(device.machine.resources.recency.oldest()),
-            "counters": device.counters.totals(),
-            "refusals": [
-                (refusal.rule, refusal.status, refusal.zone_no, refusal.wp, refusal.sector, refusal.nr_sectors)
-                for refusal in device.refusals.last(50)
-            ],
-            "record": self.record.words.tolist(),
-            "requests": self.queue.requests,
-        }
-
-    def count_plain(self, asks: list[Ask]) -> int:
-        """Return how many of *asks*, from the first one on, are plain as the zones are now."""
-        machine = self.device.machine
-        wps, conds = list(machine.wps), list(machine.conds)
-        old = list(self.device.image.old_extents)
-        for count, (operation, nr_sectors, sector) in enumerate(asks):
-            zone_no, offset = divmod(sector, ZONE)
-            if not 0 <= zone_no < NR_ZONES:
-                return count
-            is_open = conds[zone_no] in (Condition.IMP_OPEN, Condition.EXP_OPEN)
-            if operation == Request.READ:
-                if not is_plain_read(True, wps[zone_no], sector, offset, nr_sectors, 0):
-                    return count
-            elif (
-                operation == Request.WRITE
-                and zone_no < NR_ZONES - 1
-                and wps[zone_no] >= old[zone_no]
-                and is_plain_write(is_open, wps[zone_no], offset, nr_sectors, CAPACITY, 1)
-            ):
-                wps[zone_no] += nr_sectors
-                if wps[zone_no] == CAPACITY:
-                    conds[zone_no] = Condition.FULL
-            else:
-                return count
-        return len(asks)
 
 
 @pytest.fixture
@@ -268,51 +69,24 @@ def test_it_takes_plain_reads_and_runs_of_plain_writes(kernel: Kernel) -> None:
 
 _STEP = st.tuples(
     st.integers(1, NR_ZONES - 1),
-    st.sampled_from(["write"] * 6 + ["read"] * 5 + ["reset", "finish", "open", "flush", "fua", "append", "unknown"]),
-    st.sampled_from([1, 2, 3, 8, 16, 32]),
-    st.sampled_from([0] * 12 + [1, -1, ZONE, 1 << 40]),
+    st.sampled_from([*ACTIONS[:2] * 5, *ACTIONS]),
+    st.sampled_from(LENGTHS),
+    st.sampled_from([*DISTANCES[:1] * 12, *DISTANCES]),
 )
-_OTHERS: Final = {
-    "reset": Request.ZONE_RESET, "finish": Request.ZONE_FINISH, "open": Request.ZONE_OPEN, "unknown": Request.DISCARD,
-}  # fmt: skip
-
-
-def asks_of(kernel: Kernel, steps: list[tuple[int, str, int, int]]) -> list[Ask]:
-    """Return requests of which most are plain as the zones are now; *steps*: zone, what, sectors, how far away."""
-    asks = []
-    wps = list(kernel.device.machine.wps)
-    for zone_no, what, nr_sectors, away in steps:
-        start = zone_no * ZONE
-        if what in ("write", "fua"):
-            at = max(start + wps[zone_no] + away, 0)
-            asks.append(Ask(Request.WRITE | (FUA if what == "fua" else 0), nr_sectors, at))
-            wps[zone_no] += nr_sectors
-        elif what == "read":
-            length = max(min(nr_sectors, wps[zone_no]), 1)
-            asks.append(read(max(start + max(wps[zone_no] - length, 0) + away, 0), length))
-        elif what == "append":
-            asks.append(Ask(Request.ZONE_APPEND, nr_sectors, start))
-            wps[zone_no] += nr_sectors
-        elif what == "flush":
-            asks.append(Ask(Request.FLUSH, 0, 0))
-        else:
-            asks.append(Ask(_OTHERS[what], 0, start))
-    return asks
 
 
 @settings(max_examples=40)
-@given(batches=st.lists(st.lists(_STEP, min_size=1, max_size=DEPTH), min_size=1, max_size=8))
+@given(
+    batches=st.lists(st.lists(_STEP, min_size=1, max_size=DEPTH), min_size=1, max_size=8), slow_at_once=st.booleans()
+)  # fmt: skip
 def test_it_answers_as_python_does_and_takes_what_it_should(
-    batches: list[list[tuple[int, str, int, int]]], tmp_path_factory: pytest.TempPathFactory
+    batches: list[list[Step]], slow_at_once: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = tmp_path_factory.mktemp("equal")
-    kernels = [Kernel(directory, is_compiled=is_compiled) for is_compiled in (True, False)]
+    kernels = [Kernel(directory, is_compiled=is_compiled, slow_at_once=slow_at_once) for is_compiled in (True, False)]
     try:
         for batch in batches:
             asks = asks_of(kernels[1], batch)
-            slow = next((at for at, ask in enumerate(asks) if is_slow(kernels[1], ask)), len(asks) - 1)
-            # What follows a request of the slow thread is carried out beside it, in either order.
-            asks = asks[: slow + 1]
             before, nr_plain = kernels[0].nr_taken, kernels[1].count_plain(asks)
             answers = [kernel.ask(*asks) for kernel in kernels]
             assert answers[0] == answers[1]
@@ -325,15 +99,9 @@ def test_it_answers_as_python_does_and_takes_what_it_should(
             kernel.close()
 
 
-def is_slow(kernel: Kernel, ask: Ask) -> bool:
-    """Say whether the slow thread carries a request out, now or after those before it in its batch."""
-    if ask.operation in (Request.ZONE_RESET, Request.ZONE_FINISH) or ask.operation & FUA:
-        return True  # a write after a reset waits until that is durable
-    return (
-        ask.operation != Request.READ
-        and ask.sector < GEOMETRY.size
-        and kernel.queue._may_wait(ask.operation, ask.nr_sectors, ask.sector)
-    )
+def test_the_fuzzer_of_the_sanitizers_works(tmp_path: Path) -> None:
+    nr_requests, nr_taken = fuzz(tmp_path, random.Random(1), nr_batches=10)
+    assert 0 < nr_taken < nr_requests
 
 
 def test_intents_are_stored_and_freed_when_the_kernel_has_the_answers(kernel: Kernel) -> None:

@@ -1,21 +1,19 @@
 """One queue of a device in this process, with its driver: served by the compiled ring walker, or by Python alone.
 
-Run as a program, it is the fuzzer of a sanitizer's build: ``walker_rig.py ROUNDS SEED DIRECTORY BUILT``; *BUILT* is
-where tools/build_walker.py has put the extension.
+Run as a program, it is a fuzzer (tests/built_walkers.py).
 """
 
-import importlib.util
 import logging
 import mmap
 import random
 import struct
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
-from zonefs_emu.compiled_modules import MODULES
+from tests.built_walkers import fuzz_built
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.inflight.ring_record import record_bytes
@@ -399,28 +397,5 @@ def fuzz(directory: Path, draw: random.Random, *, nr_batches: int) -> tuple[int,
             (directory / f"{'compiled' if rig.is_compiled else 'pure'}.img").unlink()
 
 
-def _load_extension(built: Path) -> None:
-    """Load the extension that is in *built*, and not the one that is beside its sources."""
-    for name in MODULES:
-        (file,) = built.glob(f"{name.replace('.', '/')}.*.so")
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-
-
-def _main(nr_rounds: int, seed: int, directory: Path, built: Path) -> None:
-    _load_extension(built)
-    draw = random.Random(seed)
-    nr_requests = nr_taken = 0
-    for _ in range(nr_rounds):
-        requests, taken = fuzz(directory, draw, nr_batches=20)
-        nr_requests += requests
-        nr_taken += taken
-    sys.stdout.write(f"{nr_requests} requests, {nr_taken} taken by the walker\n")
-
-
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    fuzz_built(partial(fuzz, nr_batches=20))
