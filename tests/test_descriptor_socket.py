@@ -90,5 +90,5 @@ def test_a_peer_that_takes_nothing(
 ) -> None:
     _, end = pair
     monkeypatch.setattr("zonefs_emu.descriptor_socket._SEND_TIMEOUT_MS", 20)
-    with pytest.raises(PeerError, match="the peer takes no answers"):
+    with pytest.raises(PeerError, match="the peer does not read its answers"):
         end.send_bytes(bytes(4 << 20))

@@ -62,7 +62,7 @@ class DescriptorSocket:
                 message = f"the {self._peer} closed the connection"
                 raise PeerError(message)
             if flags & socket.MSG_CTRUNC or len(self._fds) > self._fds_max:
-                message = "more file descriptors than a message may have"
+                message = "the {self._peer} sent more file descriptors than a message may have"
                 raise PeerError(message)
             self._buffer += data
         return True
@@ -105,7 +105,7 @@ class DescriptorSocket:
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT)
         if not poll.poll(_SEND_TIMEOUT_MS):
-            message = f"the {self._peer} takes no answers"
+            message = f"the {self._peer} does not read its answers"
             raise PeerError(message)
 
     def close(self) -> None:

@@ -68,8 +68,8 @@ def test_a_cut_between_two_writes_that_were_watched(fresh: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (("--at", "noon"), 2, "'noon' is no moment"),
-        (("--at", "after 0 writes"), 2, "is no moment"),
+        (("--at", "noon"), 2, "'noon' is not known"),
+        (("--at", "after 0 writes"), 2, "is not known"),
         (("--at", "every flush"), 1, "nothing writes to"),
         (("--all", "--reorder"), 2, "cannot be combined"),
     ],
@@ -82,8 +82,8 @@ def test_what_cannot_be_is_refused(
 
 def test_watching_is_for_images_that_change(fresh: Path, tmp_path: Path) -> None:
     assert "nothing writes to" in fails("crash", fresh, "--watch")
-    assert "take no --out" in fails("crash", fresh, "--watch", "--out", tmp_path / "cuts", code=2)
-    assert "Give --out" in fails("crash", fresh, code=2)
+    assert "give no --out with them" in fails("crash", fresh, "--watch", "--out", tmp_path / "cuts", code=2)
+    assert "give --out DIR" in fails("crash", fresh, code=2)
 
 
 def test_an_image_that_is_there_is_not_overwritten(fresh: Path, tmp_path: Path) -> None:

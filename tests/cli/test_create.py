@@ -83,13 +83,13 @@ def test_geometry_that_linux_refuses_is_created_with_a_warning(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ([], "say how large the device is to be: --size 1G, or --preset small or small-zns or zn540 or smr-hm"),
+        ([], "the size of the device is missing: give --size 1G, or --preset small or small-zns or zn540 or smr-hm"),
         (["--size", "0"], "more than nothing"),
         (["--size", "1000"], "not whole 512-byte sectors"),
         (["--size", "64MB"], "write MiB for 1024"),
         (["--size", "1G", "--block-size", "1024"], "block size 1024 must be 512 or 4096"),
         (["--size", "1G", "--zone-size", "4M", "--zone-capacity", "8M"], "exceeds the zone size"),
-        (["--size", "1G", "--nr-conv", "2", "--conv", "0-1"], "twice"),
+        (["--size", "1G", "--nr-conv", "2", "--conv", "0-1"], "exclude each other"),
         (["--size", "1G", "--nr-conv", "1000"], "do not exist"),
         (["--size", "1G", "--max-open-zones", "5", "--max-active-zones", "4"], "exceeds max_active_zones"),
         (["--size", "1G", "--max-append", "0"], "max_append must be more than nothing"),

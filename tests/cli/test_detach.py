@@ -9,8 +9,8 @@ from tests.cli.conftest import fails
 
 def test_what_is_not_attached(fresh: Path, tmp_path: Path) -> None:
     assert f"{fresh} is not attached" in fails("detach", fresh)
-    assert "is no device of ours that is attached, and no image" in fails("detach", "/dev/null")
-    assert "is no device of ours that is attached, and no image" in fails("detach", tmp_path / "none")
+    assert "is neither a device that zonefs-emu has attached nor an image" in fails("detach", "/dev/null")
+    assert "is neither a device that zonefs-emu has attached nor an image" in fails("detach", tmp_path / "none")
 
 
 @pytest.mark.usefixtures("daemon")

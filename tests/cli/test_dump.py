@@ -49,7 +49,7 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
 def test_nothing_is_overwritten(image: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("data")
-    assert "exists, and nothing is ever overwritten" in fails("dump", image, precious)
+    assert "exists, and files are never overwritten" in fails("dump", image, precious)
     assert "exists" in fails("dump", image, image)
     assert precious.read_text() == "data"
 
@@ -132,7 +132,7 @@ def test_what_stdin_has_must_be_an_image(fresh: Path, tmp_path: Path) -> None:
         assert "stdin has no image: " in fails("restore", "-", target, stdin=data)
         assert not target.exists()
     ok("restore", "-", target, stdin=whole)
-    assert "exists, and nothing is ever overwritten" in fails("restore", "-", target, stdin=whole)
+    assert "exists, and files are never overwritten" in fails("restore", "-", target, stdin=whole)
     assert target.read_bytes() == whole
 
 

@@ -22,5 +22,5 @@ def test_times(text: str, times: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "ms", "5 ms ms", "-5ms", "0s", "20ms-1ms", "1ms-2ms-3ms", "2h", "3601s"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no time: write 250us"):
+    with pytest.raises(UsageError, match="is not a time: write 250us"):
         parse_duration(text)

@@ -66,9 +66,9 @@ def test_listing_and_removing(image: Path) -> None:
         (("partial", "--on", "write"), 2, "number of sectors"),
         (("partial", "--on", "write", "--size", "100"), 2, "whole sectors"),
         (("partial", "--on", "write", "--size", "2K"), 1, "not a multiple of the write granularity"),
-        (("offline",), 2, "which zone"),
-        (("lie",), 2, "by how much"),
-        (("delay", "--on", "write"), 2, "takes a time"),
+        (("offline",), 2, "the zone of"),
+        (("lie",), 2, "the size of the lie is missing"),
+        (("delay", "--on", "write"), 2, "a time is needed"),
         (("explode",), 2, "'explode' is not one of"),
         (("--remove", 9), 2, "no fault 9"),
     ],
@@ -137,7 +137,7 @@ def test_the_drive_finishes_zones_now_and_later(excursions: Path) -> None:
 def test_excursions_need_an_image_that_has_them(image: Path) -> None:
     assert "--zone-active-excursions" in fails("inject", image, "excursion", "--on", "write", code=2)
     assert "(UNSUPPORTED)" in fails("inject", image, "excursion", "--zone", 3)
-    assert "in which zone is 'excursion' to happen? Give --zone" in fails("inject", image, "excursion", code=2)
+    assert "the zone of 'excursion' is missing: give --zone" in fails("inject", image, "excursion", code=2)
 
 
 def test_finishing_is_recommended(image: Path) -> None:

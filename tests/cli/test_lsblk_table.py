@@ -54,9 +54,9 @@ def test_other_text_is_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("256M", "1.1G", "line 3 of t has the size 1.1G, which is rounded or none: use lsblk -z -b"),
+        ("256M", "1.1G", "line 3 of t has the size 1.1G, which is rounded or not a size: use lsblk -z -b"),
         ("672K         4K", "672K", "line 3 of t has 7 of 8 columns: the output was cut"),
-        ("host-managed", "host-aware", "t has no host-managed disk in it"),
+        ("host-managed", "host-aware", "t lists no host-managed disk"),
         ("vda    none  ", "vda    host-managed ", "line 2 and line 3 of t are both host-managed disks"),
         ("52156", "many", "line 3 of t has many where a number belongs"),
     ],
@@ -76,7 +76,7 @@ def test_an_old_lsblk_is_named() -> None:
 def test_an_image_of_that_shape(tmp_path: Path) -> None:
     report, image = tmp_path / "lsblk.txt", tmp_path / "smr.img"
     report.write_text(TABLE)
-    assert "lsblk says nothing of a single zone" in fails("create", image, "--like", report, "--with-state", code=2)
+    assert "lsblk does not show single zones" in fails("create", image, "--like", report, "--with-state", code=2)
     assert run_cli("create", image, "--like", report, "--nr-conv", 524).exit_code == 0
     info = json.loads(ok("info", image, "--json"))
     assert (info["nr_zones"], info["zone_size"], info["max_open_zones"]) == (52156, 256 << 11, 128)
@@ -102,4 +102,4 @@ def test_numbers_that_no_image_can_have(tmp_path: Path) -> None:
         f"{start}zcond: 1(em) [type: 2(SEQ_WRITE_REQUIRED)]",
     ):
         report.write_text(text)
-        assert "has a number in it that no drive has" in fails("create", tmp_path / "x.img", "--like", report, code=2)
+        assert "contains a number that no drive has" in fails("create", tmp_path / "x.img", "--like", report, code=2)

@@ -83,9 +83,9 @@ def wrong_images(directory: Path) -> Iterator[tuple[Path, str]]:
     yield short, "the length of the file"
     fifo = directory / "fifo.img"
     os.mkfifo(fifo)
-    yield fifo, "a FIFO, and an image is a regular file"
-    yield directory, "a directory, and an image is a regular file"
-    yield Path(os.devnull), "a character device, and an image is a regular file"
+    yield fifo, "a FIFO, but an image must be a regular file"
+    yield directory, "a directory, but an image must be a regular file"
+    yield Path(os.devnull), "a character device, but an image must be a regular file"
 
 
 def content(path: Path) -> bytes:

@@ -46,7 +46,7 @@ def test_json(fresh: Path, tmp_path: Path) -> None:
 
 def test_no_log(fresh: Path, tmp_path: Path) -> None:
     (tmp_path / "no.log").write_bytes(b"\xff\x00garbage\n")
-    assert "line 1 of the log is no JSON object" in fails("replay", tmp_path / "no.log", fresh, code=2)
+    assert "line 1 of the log is not a JSON object" in fails("replay", tmp_path / "no.log", fresh, code=2)
     assert "No such file" in fails("replay", tmp_path / "missing", fresh)
 
 

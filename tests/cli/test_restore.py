@@ -15,5 +15,5 @@ def test_restore_brings_back_what_was_dumped(image: Path, tmp_path: Path) -> Non
 
 def test_nothing_is_overwritten(image: Path, tmp_path: Path) -> None:
     ok("dump", image, tmp_path / "a.dump")
-    assert "exists, and nothing is ever overwritten" in fails("restore", tmp_path / "a.dump", image)
+    assert "exists, and files are never overwritten" in fails("restore", tmp_path / "a.dump", image)
     assert "No such file" in fails("restore", tmp_path / "b.dump", tmp_path / "b.img")

@@ -148,10 +148,10 @@ def test_images_that_cannot_be_served_together(fresh: Path, tmp_path: Path) -> N
     other = tmp_path / "other.img"
     ok("create", other, "--size", "64M", "--zone-size", "4M")
     sentence = fails("serve", fresh, other, "--vhost-user-blk", tmp_path / "sock", code=2)
-    assert "several images are served as namespaces of an NVMe drive only" in sentence
+    assert "several images can only be served as namespaces of an NVMe drive" in sentence
     assert "is given twice" in fails("serve", other, other, "--nvme-tcp", code=2)
-    assert "one image is served" in fails("serve", "--nvme-tcp", code=2)
-    assert "one image is served" in fails("serve", other, "--blk-file", other, "--nvme-tcp", code=2)
+    assert "give one image" in fails("serve", "--nvme-tcp", code=2)
+    assert "give one image" in fails("serve", other, "--blk-file", other, "--nvme-tcp", code=2)
 
 
 def test_offers_an_nvme_drive_to_a_guest_and_prints_the_command_line(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_offers_an_nvme_drive_to_a_guest_and_prints_the_command_line(tmp_path: P
 def test_a_drive_that_cannot_be_offered(fresh: Path) -> None:
     assert "conventional zones, which NVMe does not have" in fails("serve", fresh, "--nvme-tcp", "127.0.0.1:0", code=2)
     assert "can be reached from other machines" in fails("serve", fresh, "--nvme-tcp", "0.0.0.0:0", code=2)
-    assert "is no address" in fails("serve", fresh, "--nvme-tcp", "here:there", code=2)
+    assert "is not an address" in fails("serve", fresh, "--nvme-tcp", "here:there", code=2)
 
 
 def test_each_of_several_guests_has_a_socket_and_a_command_line(fresh: Path, tmp_path: Path) -> None:
@@ -288,13 +288,13 @@ def test_the_names_that_managers_know(fresh: Path, tmp_path: Path) -> None:
 def test_wrong_command_lines(fresh: Path, tmp_path: Path) -> None:
     sock = tmp_path / "socket"
     assert "nothing to serve" in fails("serve", fresh, code=2)
-    assert "one image is served" in fails("serve", "--vhost-user-scsi", sock, code=2)
-    assert "one image is served" in fails("serve", fresh, "--blk-file", fresh, "--vhost-user-scsi", sock, code=2)
+    assert "give one image" in fails("serve", "--vhost-user-scsi", sock, code=2)
+    assert "give one image" in fails("serve", fresh, "--blk-file", fresh, "--vhost-user-scsi", sock, code=2)
     assert "exclude each other" in fails("serve", fresh, "--fd", 3, "--socket-path", sock, code=2)
-    assert "is no directory to mount on" in fails("serve", fresh, "--vhost-user-scsi", sock, "--mount", sock)
+    assert "nothing can be mounted on" in fails("serve", fresh, "--vhost-user-scsi", sock, "--mount", sock)
     assert "no such file" in fails("serve", tmp_path / "none", "--vhost-user-scsi", sock).lower()
     (tmp_path / "file").write_text("")
-    assert "exists and is no socket" in fails("serve", fresh, "--vhost-user-scsi", tmp_path / "file")
+    assert "exists and is not a socket" in fails("serve", fresh, "--vhost-user-scsi", tmp_path / "file")
 
 
 def test_a_second_server_is_told_who_serves(fresh: Path, tmp_path: Path) -> None:

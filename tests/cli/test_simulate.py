@@ -49,4 +49,4 @@ def test_what_no_drive_can_do_is_refused() -> None:
     )
     assert "more than the 904 zones of zn540" in fails("simulate", "--op", "write", "--zones", 905, code=2)
     assert "does not fit into the 0 bytes" in fails("simulate", "--op", "read", "--occupancy", 0, code=2)
-    assert "--finished is about --op reset" in fails("simulate", "--op", "open", "--finished", code=2)
+    assert "--finished needs --op reset" in fails("simulate", "--op", "open", "--finished", code=2)

@@ -113,4 +113,4 @@ def test_an_end_before_that_of_the_jobs_is_told(tmp_path: Path, monkeypatch: pyt
 
 def test_a_job_that_never_begins_is_none(tmp_path: Path) -> None:
     file = write(tmp_path / "j.fio", "[a]\nrw=write\nsize=1g\nstartdelay=99999999999h\n")
-    assert "nothing was asked of the drive" in fails("simulate", "zn540", "--fio-job", file)
+    assert "the workload contains no request" in fails("simulate", "zn540", "--fio-job", file)

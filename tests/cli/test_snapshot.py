@@ -41,7 +41,7 @@ def test_a_snapshot_is_beside_the_file_itself(image: Path, tmp_path: Path) -> No
 
 def test_delete(image: Path) -> None:
     ok("snapshot", image, "first")
-    assert "first exists, and nothing is ever overwritten" in fails("snapshot", image, "first")
+    assert "first exists, and files are never overwritten" in fails("snapshot", image, "first")
     ok("snapshot", image, "first", "--delete")
     assert "has no snapshot 'first': there are none" in fails("snapshot", image, "first", "--delete")
 
@@ -49,6 +49,6 @@ def test_delete(image: Path) -> None:
 def test_what_is_no_name(image: Path) -> None:
     for name in ("../a", "", "a b", ".hidden"):
         assert "cannot be the name of a snapshot" in fails("snapshot", image, name, code=2)
-    assert "give the snapshot a NAME" in fails("snapshot", image, code=2)
-    assert "--list takes IMG only" in fails("snapshot", image, "first", "--list", code=2)
+    assert "the name of the snapshot is missing" in fails("snapshot", image, code=2)
+    assert "--list needs IMG only" in fails("snapshot", image, "first", "--list", code=2)
     assert "No such file" in fails("snapshot", image.with_name("absent"), "--list")

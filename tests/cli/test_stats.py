@@ -25,8 +25,8 @@ def test_one_zone_and_the_zones_with_most(image: Path) -> None:
     assert json.loads(ok("stats", image, "--zone", 3, "--json"))["zone"]["written_sectors"] == 16
     assert ok("stats", image, "--top", 2, "--by", "writes").split() == ["zone", "3", "2", "zone", "2", "1"]
     assert "there is no zone 8" in fails("stats", image, "--zone", 8)
-    assert "give one of them" in fails("stats", image, "--zone", 3, "--top", 2, code=2)
-    assert "goes with --zone only" in fails("stats", image, "--openmetrics", "--json", code=2)
+    assert "give only one of them" in fails("stats", image, "--zone", 3, "--top", 2, code=2)
+    assert "can be combined with --zone only" in fails("stats", image, "--openmetrics", "--json", code=2)
     assert "is not one of" in fails("stats", image, "--top", 2, "--by", "luck", code=2)
 
 

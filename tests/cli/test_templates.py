@@ -78,7 +78,7 @@ def test_options_go_over_the_template(drive: Path, tmp_path: Path) -> None:
     assert "cannot be changed" in fails("create", tmp_path / "c.img", "--like", tmp_path / "report", *changed, code=2)
     few = ("--with-state", "--max-open-zones", 1)
     sentence = fails("create", tmp_path / "c.img", "--like", tmp_path / "report", *few, code=2)
-    assert "2 zones are open, and at most 1 may be: raise --max-open-zones" in sentence
+    assert "2 zones are open, but at most 1 may be: raise --max-open-zones" in sentence
     assert not (tmp_path / "c.img").exists()
 
 
@@ -164,7 +164,7 @@ def test_nvme_in_both_ways_of_printing(words: dict[str, str], tmp_path: Path) ->
     zones = json.loads(ok("report", tmp_path / "a.img", "--json"))["zones"]
     assert [(zone["size"], zone["capacity"], zone["cond"]) for zone in zones] == [(512, 256, "oi"), (512, 256, "fu")]
     sentence = fails("create", tmp_path / "b.img", "--like", tmp_path / "report", code=2)
-    assert "counts in logical blocks and does not say how large they are: add --block-size" in sentence
+    assert "counts in logical blocks, but does not contain their size: add --block-size" in sentence
 
 
 ID_NS = {"nsze": 0x400, "flbas": 1, "lbafs": [{"ms": 0, "ds": 9, "rp": 0}, {"ms": 0, "ds": 12, "rp": 0}]}
@@ -198,18 +198,18 @@ def test_nvme_with_what_it_says_of_the_namespace(tmp_path: Path) -> None:
     [
         ([ID_NS], "has no lists of zones"),
         ([ZONES, ZONES, ID_NS], "has 2 lists of zones"),
-        ([{**ZONES, "nr_zones": 3}, ID_NS], "was cut: it says 3 zones (nr_zones), and has 2"),
-        ([json.dumps(ZONES)[:90]], "is no JSON from line 1 on: it was cut"),
-        ([ZONES, {**ID_NS, "nsze": 0x800}], "the device has 8388608 bytes, and its zones have 4194304"),
-        ([ZONES, {**ID_NS, "flbas": 7}], "output of nvme id-ns that lacks a field or has a wrong one"),
-        ([ZONES, {**ID_NS, "nsze": [1]}], "output of nvme id-ns that lacks a field or has a wrong one"),
-        ([ZONES, {**ZNS_ID_NS, "lbafe": 5}], "output of nvme id-ns that lacks a field or has a wrong one"),
+        ([{**ZONES, "nr_zones": 3}, ID_NS], "was cut: it says 3 zones (nr_zones), but has 2"),
+        ([json.dumps(ZONES)[:90]], "is not JSON from line 1 on: it was cut"),
+        ([ZONES, {**ID_NS, "nsze": 0x800}], "the device has 8388608 bytes, but its zones have 4194304"),
+        ([ZONES, {**ID_NS, "flbas": 7}], "a field of the output of nvme id-ns in"),
+        ([ZONES, {**ID_NS, "nsze": [1]}], "a field of the output of nvme id-ns in"),
+        ([ZONES, {**ZNS_ID_NS, "lbafe": 5}], "a field of the output of nvme id-ns in"),
         ([{"zone_list": [{"slba": 0}]}, ID_NS], "zone 0 of"),
-        ([{"zone_list": [7]}, ID_NS], "lacks a field or has a wrong one"),
+        ([{"zone_list": [7]}, ID_NS], "a field of zone 0"),
         ([{"zone_list": [{**ZONE_LIST[0], "type": "TAPE"}]}, ID_NS], "is of an unknown type: TAPE"),
         ([{"zone_list": [{**ZONE_LIST[0], "state": "ASLEEP"}]}, ID_NS], "unknown condition: ASLEEP"),
         ([{"zone_list": ZONE_LIST[:1]}, ID_NS], "is the only zone and has no length: add --zone-size"),
-        (["[1, 2]"], "is a JSON list, and nvme -o json prints objects"),
+        (["[1, 2]"], "is a JSON list, but nvme -o json prints an object"),
     ],
 )  # fmt: skip
 def test_nvme_output_that_is_no_drive(objects: list[object], sentence: str, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ BLKZONE = OTHERS["blkzone 2.36, which has no cap"]
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("Found 3", "Found 4"), "line 2 says 4 zones, and it has 3, up to line 5"),
+        (("Found 3", "Found 4"), "line 2 says 4 zones, but there are 3, up to line 5"),
         ((BLKZONE[-80:], "14(fu"), "line 5 of"),
         (("$ blkzone", BLKZONE + "$ blkzone"), "line 6 of"),
         (("  start: 0x000000000, ", "  start: 0x000000800, "), "line 3 of"),
@@ -233,9 +233,9 @@ BLKZONE = OTHERS["blkzone 2.36, which has no cap"]
         (("2(SEQ_WRITE_REQUIRED)", "9(SEQ_WRITE_REQUIRED)"), "a zone of an unknown type: 9"),
         (("4(cl)", "7(xx)"), "line 4 of"),
         (("zcond: 4(cl)", "zcond: 0(nw)"), "is sequential and has no condition"),
-        (("$ uname -r", OTHERS["QEMU"].partition("\n")[2]), "is a zone as zrp prints it, and the others are as"),
+        (("$ uname -r", OTHERS["QEMU"].partition("\n")[2]), "is a zone as zrp prints it, but the others are as"),
         (("start: 0x000000800", "a line between\n  start: 0x000000800"), "line 4 of"),
-        ((BLKZONE, "nothing of the kind"), "has no zone in it, as blkzone, zrp, zbd"),
+        ((BLKZONE, "nothing of the kind"), "has no zone in a form that blkzone, zrp, zbd"),
     ],
 )  # fmt: skip
 def test_a_damaged_report_is_refused_with_its_line(change: tuple[str, str], sentence: str, tmp_path: Path) -> None:
@@ -307,10 +307,10 @@ def test_a_directory_of_zloop_that_is_not_whole(tmp_path: Path) -> None:
 def test_sources_that_are_none(tmp_path: Path, fresh: Path) -> None:
     absent = tmp_path / "absent"
     assert "No such file" in fails("create", tmp_path / "a.img", "--like", absent)
-    assert "--like and --preset are two drives" in fails(
+    assert "--like and --preset exclude each other" in fails(
         "create", tmp_path / "a.img", "--like", fresh, "--preset", "small", code=2
     )
     assert "which is not given" in fails("create", tmp_path / "a.img", "--size", "8M", "--with-state", code=2)
     two = ("--like", tmp_path, "--like", fresh)
-    assert "a template by itself" in fails("create", tmp_path / "a.img", *two, code=2)
-    assert "has no zone in it" in fails("create", tmp_path / "a.img", "--like", fresh, code=2)
+    assert "must be the only --like" in fails("create", tmp_path / "a.img", *two, code=2)
+    assert "has no zone in a form" in fails("create", tmp_path / "a.img", "--like", fresh, code=2)

@@ -57,7 +57,7 @@ def test_the_verbs_of_a_timed_daemon(fresh: Path) -> None:
         assert told["latency_ns"] > 1_600_000
         pictures = ok("watch", fresh, "--frames", 2, "--interval", 0.1).splitlines()
         assert "timing zn540: 0 % busy" in pictures
-    assert "its commands are not timed: mount, serve or attach it with --timing" in fails("why", fresh, "--slow", 1)
+    assert "commands of this image are not timed: mount, serve or attach it" in fails("why", fresh, "--slow", 1)
     assert "exclude each other" in fails("why", fresh, "--slow", 1, "--follow", code=2)
     assert "timing" not in json.loads(ok("stats", fresh, "--json"))
 

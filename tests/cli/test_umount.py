@@ -10,7 +10,7 @@ from tests.cli.conftest import fails, ok, run_cli
 
 def test_what_is_no_mount_of_ours(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/proc"), tmp_path / "absent"):
-        assert f"no zonefs of ours is mounted at {path}" in fails("umount", path)
+        assert f"no zonefs of zonefs-emu is mounted at {path}" in fails("umount", path)
 
 
 @pytest.mark.fuse

@@ -106,7 +106,7 @@ def test_the_parent_says_what_the_child_met(name: str, sentence: str, tmp_path: 
 
 @pytest.mark.parametrize("name", ["dies", "bug"])
 def test_a_child_that_vanishes_is_reported(name: str, tmp_path: Path, log: Path) -> None:
-    assert start(name, tmp_path) == (f"1 the process in the background ended before it was ready; {log} may say why\n")
+    assert start(name, tmp_path) == (f"1 the background process ended before it was ready; {log} may have the reason\n")
     assert ("AssertionError: a bug" in log.read_text()) == (name == "bug")
 
 

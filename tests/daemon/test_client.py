@@ -77,10 +77,10 @@ def serve(image: Path, *answers: bytes) -> threading.Thread:
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (b"", "ended while it was asked"),
-        (b"ZFE1", "ended while it was asked"),
-        (framing.encode({}, b"x" * 10)[:-1], "ended while it was asked"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak our protocol"),
+        (b"", "ended before it answered"),
+        (b"ZFE1", "ended before it answered"),
+        (framing.encode({}, b"x" * 10)[:-1], "ended before it answered"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak zonefs_emu's protocol"),
         (framing.encode({})[:-2] + b"[]", "not a JSON object"),
         (b"ZFE1\xff\xff\xff\xff\0\0\0\0", "too long"),
     ],
@@ -102,7 +102,7 @@ def test_a_daemon_that_refuses_keeps_no_other_from_being_found(image: Path) -> N
 
 def test_another_language_is_noticed_at_once(image: Path) -> None:
     server = serve(image, b"220 smtp ready\r\n")
-    with pytest.raises(PeerError, match="does not speak our protocol"):
+    with pytest.raises(PeerError, match="does not speak zonefs_emu's protocol"):
         open_target(image)
     server.join()
 

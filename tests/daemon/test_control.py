@@ -122,8 +122,8 @@ async def test_a_verb_that_nobody_listens_to_any_more_is_ended(image: Path, nurs
 
 
 GARBAGE: list[tuple[bytes, str]] = [
-    (b"GET / HTTP/1.1\r\n\r\n", "does not speak our protocol"),
-    (b"\0" * 12, "does not speak our protocol"),
+    (b"GET / HTTP/1.1\r\n\r\n", "does not speak zonefs_emu's protocol"),
+    (b"\0" * 12, "does not speak zonefs_emu's protocol"),
     (os.urandom(5000), ""),
     (b"Z", "closed the connection in the middle"),
     (b"ZFE1", "closed the connection in the middle"),
@@ -261,7 +261,7 @@ async def test_a_client_that_asks_nothing_after_its_hello_is_not_waited_for_long
         held = await trio.to_thread.run_sync(open_target, image)
         target = held.__enter__()
         session.cancel_scope.cancel()
-    with pytest.raises(PeerError, match="ended while it was asked"):
+    with pytest.raises(PeerError, match="ended before it answered"):
         await trio.to_thread.run_sync(lambda: call(target, {"verb": "info"}))
     held.__exit__(None, None, None)
     device.close()

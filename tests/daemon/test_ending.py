@@ -138,7 +138,7 @@ def test_without_a_signal_nothing_is_left_behind() -> None:
 def test_what_is_stuck_is_left(number: signal.Signals) -> None:
     code, _, err = run("stuck", number)
     assert code == 1
-    assert "what was under way has not ended within 0 seconds: leaving without a flush" in err
+    assert "what was under way has not ended within 0 seconds: the process ends without a flush" in err
     assert "in stuck" in err
 
 
@@ -159,7 +159,7 @@ def test_a_second_signal_does_not_interrupt_the_last_flush(number: signal.Signal
 def test_a_signal_during_a_flush_that_is_stuck_is_not_lost(number: signal.Signals) -> None:
     code, _, err = run("after_it", number)
     assert code == 1
-    assert err.startswith("the last flush has not ended within 0 seconds: leaving without a flush")
+    assert err.startswith("the last flush has not ended within 0 seconds: the process ends without a flush")
 
 
 def test_a_flush_that_is_stuck_is_left() -> None:
@@ -167,7 +167,7 @@ def test_a_flush_that_is_stuck_is_left() -> None:
     assert code == 1
     noted, left = err.splitlines()[:2]
     assert noted == "the host's disk has not taken the last flush after 0.05 s: waiting for it, for up to 0 seconds"
-    assert left.startswith("the last flush has not ended within 0 seconds: leaving without a flush")
+    assert left.startswith("the last flush has not ended within 0 seconds: the process ends without a flush")
     assert "in flush" in err
 
 

@@ -181,13 +181,13 @@ def wait_until_ended(target: Target) -> dict[str, Json]:
 @pytest.mark.parametrize(
     ("name", "reason", "said"),
     [
-        ("failing_later", "trouble", ["WARNING failing at somewhere is served no more: trouble"]),
+        ("failing_later", "trouble", ["WARNING failing at somewhere is not served any more: trouble"]),
         (
             "buggy",
             INTERNAL,
             [
                 "KeyError: 'a bug'",
-                f"WARNING buggy at somewhere is served no more: {INTERNAL}",
+                f"WARNING buggy at somewhere is not served any more: {INTERNAL}",
             ],
         ),
         ("short", None, ["INFO a front-end at nowhere has ended"]),
@@ -248,7 +248,7 @@ def test_what_is_stuck_in_the_host_is_not_waited_for(name: str, image: Path) -> 
         process.wait(timeout=60)
         assert process.returncode == 1
     log = log_of(image).read_text(encoding="utf-8")
-    assert "what was under way has not ended within 4 seconds: leaving without a flush" in log
+    assert "what was under way has not ended within 4 seconds: the process ends without a flush" in log
     assert f"in {name if name == 'blocking' else 'worker_fn'}" in log
     device = ZonedDevice.open(image)
     assert device.machine.zone(1).wp == (2056 if name == "stuck" else 2048)

@@ -140,7 +140,7 @@ def test_one_at_a_time(device: ZonedDevice, port: Port, tmp_path: Path) -> None:
     assert not port.write(256, 64, [b"x" * 64 * 512])
     progress = dump(device, tmp_path / "first")
     next(progress)
-    with pytest.raises(UsageError, match="a dump is at work on this image") as caught:
+    with pytest.raises(UsageError, match="a dump of this image is running") as caught:
         next(dump(device, tmp_path / "second"))
     assert caught.value.exit_code == 1
     assert not (tmp_path / "second").exists()

@@ -89,15 +89,15 @@ def test_a_delay_is_drawn_from_its_seed_and_goes_on_after_being_saved() -> None:
     ("parts", "sentence"),
     [
         ({"effect": Effect.FAIL}, "needs the operations"),
-        ({"effect": Effect.FAIL, "operations": WRITES, "nth": 0}, "counts from 1"),
-        ({"effect": Effect.FAIL, "operations": frozenset((Operation.SET_COND,))}, "what a host asks for: read, write"),
+        ({"effect": Effect.FAIL, "operations": WRITES, "nth": 0}, "counts operations from 1"),
+        ({"effect": Effect.FAIL, "operations": frozenset((Operation.SET_COND,))}, "operations of a host: read, write"),
         ({"effect": Effect.FAIL, "operations": WRITES, "status": Status.OK}, "other than OK"),
-        ({"effect": Effect.FAIL, "operations": WRITES, "delay_max_ns": 5}, "takes a time"),
+        ({"effect": Effect.FAIL, "operations": WRITES, "delay_max_ns": 5}, "a time is needed"),
         ({"effect": Effect.PARTIAL, "operations": WRITES}, "number of sectors"),
         ({"effect": Effect.PARTIAL, "operations": frozenset((Operation.READ,)), "nr_sectors": 1}, "writes or appends"),
         ({"effect": Effect.COND, "operations": WRITES, "cond": Condition.EMPTY}, "READONLY or OFFLINE"),
-        ({"effect": Effect.DELAY, "operations": WRITES}, "takes a time"),
-        ({"effect": Effect.DELAY, "operations": WRITES, "delay_min_ns": 9, "delay_max_ns": 5}, "takes a time"),
+        ({"effect": Effect.DELAY, "operations": WRITES}, "a time is needed"),
+        ({"effect": Effect.DELAY, "operations": WRITES, "delay_min_ns": 9, "delay_max_ns": 5}, "a time is needed"),
         ({"effect": Effect.DELAY, "operations": WRITES, "delay_max_ns": 3601 * 10**9}, "at most 3600 seconds"),
         ({"effect": Effect.LIE, "operations": WRITES}, "every report"),
     ],
@@ -241,7 +241,7 @@ def test_an_image_with_faults_of_a_later_version_opens(tmp_path: Path) -> None:
 def test_a_fault_that_does_not_fit_beside_later_ones_is_refused_and_forgotten(device: ZonedDevice) -> None:
     device.faults = FaultTable.decode(f'[[0],{{"text":"{"x" * 32_500}"}}]'.encode())
     device.save_faults()
-    with pytest.raises(UsageError, match="the image holds"):
+    with pytest.raises(UsageError, match="the image has"):
         device.inject(Fault(effect=Effect.FAIL, operations=WRITES))
     assert not device.faults
     device.save_faults()

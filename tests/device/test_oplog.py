@@ -205,10 +205,10 @@ def test_a_power_cycle_is_an_operation(tmp_path: Path) -> None:
         (lambda lines: [json.dumps({"format": "of another kind", "geometry": {}})], "not an operation log"),
         (lambda lines: [json.dumps({"format": FORMAT, "geometry": []})], "not an operation log"),
         (lambda lines: [json.dumps({"format": FORMAT, "geometry": {}})], "geometry is damaged"),
-        (lambda lines: [lines[0], "garbage\n"], "line 2 of the log is no JSON"),
-        (lambda lines: [lines[0], "[]\n"], "line 2 of the log is no JSON"),
-        (lambda lines: [lines[0], lines[1].replace("write", "explode")], "line 2 of the log is no operation"),
-        (lambda lines: [lines[0], lines[1].replace('"virtio"', '"latin"')], "line 2 of the log is no operation"),
+        (lambda lines: [lines[0], "garbage\n"], "line 2 of the log is not a JSON"),
+        (lambda lines: [lines[0], "[]\n"], "line 2 of the log is not a JSON"),
+        (lambda lines: [lines[0], lines[1].replace("write", "explode")], "line 2 of the log is not an operation"),
+        (lambda lines: [lines[0], lines[1].replace('"virtio"', '"latin"')], "line 2 of the log is not an operation"),
         (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": -8')], "line 2"),
         (lambda lines: [lines[0], lines[1].replace('"nr_sectors": 8', '"nr_sectors": "8"')], "line 2"),
         (lambda lines: [lines[0], lines[1].replace('"op"', '"faults": 3, "op"')], "line 2"),
@@ -288,7 +288,7 @@ def test_a_line_has_a_greatest_length(log: list[str], tmp_path: Path, nr_charact
     if nr_characters == 4096:
         assert replayed(tmp_path / "again.img", geometry(), lines).nr_operations == 1
     else:
-        with pytest.raises(UsageError, match="line 2 of the log is no JSON object of one line"):
+        with pytest.raises(UsageError, match="line 2 of the log is not a JSON object on one line"):
             replayed(tmp_path / "again.img", geometry(), lines)
 
 
@@ -300,6 +300,6 @@ def test_the_first_line_may_be_longer_as_it_has_the_geometry(log: list[str], tmp
 def test_a_log_without_ends_of_lines_is_read_in_pieces(log: list[str], tmp_path: Path) -> None:
     assert list(read_lines(io.StringIO("".join(log)))) == log
     endless = io.StringIO(log[0] + 10_000_000 * "x")
-    with pytest.raises(UsageError, match="line 2 of the log is no JSON object of one line"):
+    with pytest.raises(UsageError, match="line 2 of the log is not a JSON object on one line"):
         replayed(tmp_path / "again.img", geometry(), read_lines(endless))
     assert endless.tell() < 100_000

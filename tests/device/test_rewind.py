@@ -114,7 +114,7 @@ def test_a_rewind_that_fails_leaves_empty_zones_and_can_be_done_again(
 
 def test_what_observes_writes_stands_against_it(device: ZonedDevice, snapshot: Path) -> None:
     lab = PowerCutLab(device)
-    with pytest.raises(UsageError, match="a power-cut lab observes the writes") as refused:
+    with pytest.raises(UsageError, match="a power-cut lab is running on this image") as refused:
         rewind(device, snapshot)
     assert refused.value.exit_code == 1
     lab.close()

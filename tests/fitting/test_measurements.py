@@ -68,7 +68,7 @@ def test_what_is_not_modelled_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("write,spdk,lbaf2,many,1,1,,1,1,,,,", "line 2: bs is 'many', which is no number"),
+        ("write,spdk,lbaf2,many,1,1,,1,1,,,,", "line 2: bs is 'many', which is not a number"),
         ("write,spdk,lbaf2,1.5,1,1,,1,1,,,,", "line 2: bs is '1.5'; it must be a whole number"),
         ("write,spdk,lbaf2,4096,1,1,,-1,1,,,,", "line 2: iops is '-1'; it must not be negative"),
     ],

@@ -42,5 +42,5 @@ def test_nodes() -> None:
 def test_what_is_not_attached(image: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not attached"):
         detach(image, force=False)
-    with pytest.raises(UsageError, match="is no device of ours that is attached, and no image"):
+    with pytest.raises(UsageError, match="is neither a device that zonefs-emu has attached nor an image"):
         detach(tmp_path / "none", force=False)

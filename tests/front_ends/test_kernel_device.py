@@ -72,7 +72,7 @@ def test_what_a_killed_process_left_is_ended_at_once(image: Path) -> None:
 
 
 def test_a_device_that_fails_is_a_failure_of_its_front_end(image: Path, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("toy at /dev/toy0 is served no more")
+    expect_warning("toy at /dev/toy0 is not served any more")
     front_end = ToyFrontEnd()
 
     def fail() -> None:

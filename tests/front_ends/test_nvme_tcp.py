@@ -44,7 +44,7 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
     ["", ":", ":5", "::1", "a:", "a:b", "a:65536", "a:-1", "a:1:2", "[::1", "[::1]5", "[::1]:", "[]:5", "a:\u0665"],
 )
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no address: give HOST, HOST:PORT or \[IPV6\]:PORT"):
+    with pytest.raises(UsageError, match=r"is not an address: give HOST, HOST:PORT or \[IPV6\]:PORT"):
         parse_address(text)
 
 
@@ -75,19 +75,19 @@ def test_who_may_connect(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("host_keys", "controller_key", "sentence"),
     [
-        (["nqn.a"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
-        (["nqn.a=secret"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
-        (["iqn.a=@key"], "", "'iqn.a' is no NVMe Qualified Name"),
-        (["{}=@key"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
-        (["DHHC-1:00:secret=:=@key"], "", "a --host-key is NQN=@FILE or NQN=DHHC-1:…"),
+        (["nqn.a"], "", "--host-key must be NQN=@FILE"),
+        (["nqn.a=secret"], "", "--host-key must be NQN=@FILE"),
+        (["iqn.a=@key"], "", "'iqn.a' is not an NVMe Qualified Name"),
+        (["{}=@key"], "", "--host-key must be NQN=@FILE"),
+        (["DHHC-1:00:secret=:=@key"], "", "--host-key must be NQN=@FILE"),
         (["nqn.a=@nowhere"], "", "--host-key nqn.a: nowhere: No such file"),
         (["nqn.a=@/"], "", "--host-key nqn.a: /: Is a directory"),
-        (["nqn.a=@/dev/null"], "", "--host-key nqn.a: a key looks like"),
+        (["nqn.a=@/dev/null"], "", "--host-key nqn.a: this is not a key"),
         (["nqn.a=DHHC-1:00:AAAA:"], "", "--host-key nqn.a: the key has 0 bytes"),
         (["nqn.a={}", "nqn.a={}"], "", "nqn.a has two keys"),
         (["nqn.a={}"], "@nowhere", "--controller-key: nowhere: No such file"),
-        (["nqn.a=@{}"], "", "--host-key nqn.a: @ is followed by the name of a file"),
-        (["nqn.a={}"], "@{}", "--controller-key: @ is followed by the name of a file"),
+        (["nqn.a=@{}"], "", "--host-key nqn.a: the text after @ must be the name of a file"),
+        (["nqn.a={}"], "@{}", "--controller-key: the text after @ must be the name of a file"),
         ([], "{}", "--controller-key is for hosts that have a key themselves"),
     ],
 )
@@ -131,7 +131,7 @@ async def test_a_host_connects_until_the_session_ends(tmp_path: Path) -> None:
     ("shape", "options", "sentence"),
     [
         (Geometry(size=4096, zone_size=1024, zone_capacity=1024, conventional=((0, 1),)), {}, "conventional zones"),
-        (geometry(), {"nqn": "iqn.x"}, "is no NVMe Qualified Name"),
+        (geometry(), {"nqn": "iqn.x"}, "is not an NVMe Qualified Name"),
     ],
 )
 async def test_what_cannot_be_served_is_said_before_any_socket_is_there(

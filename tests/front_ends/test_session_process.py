@@ -32,7 +32,7 @@ def test_front_ends_are_ready_when_it_returns_and_gone_after_the_end(image: Path
 
 def test_what_stands_against_a_start_is_said(image: Path, tmp_path: Path) -> None:
     (tmp_path / "socket").write_text("mine")
-    with pytest.raises(UsageError, match="socket exists and is no socket"):
+    with pytest.raises(UsageError, match="socket exists and is not a socket"):
         SessionProcess(image, [VhostUserFrontEnd(make_scsi_host, path=tmp_path / "socket")], log=tmp_path / "log")
     ZonedDevice.open(image).close()
 

@@ -13,5 +13,5 @@ def test_numbers(name: str | None, number: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["disk", "", "-1", "ublkb"])
 def test_bad_names(name: str) -> None:
-    with pytest.raises(UsageError, match="ublk devices have numbers"):
+    with pytest.raises(UsageError, match="the name of a ublk device is a number"):
         UblkFrontEnd(name=name)

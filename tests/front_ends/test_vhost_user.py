@@ -106,7 +106,7 @@ def test_only_the_own_socket_is_removed_at_the_end(image: Path, tmp_path: Path) 
 
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="is no socket"):
+    with pytest.raises(UsageError, match="is not a socket"):
         listen(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -134,7 +134,7 @@ def test_sockets_that_others_opened(tmp_path: Path, listening: bool) -> None:
 def test_what_is_no_unix_socket_is_refused() -> None:
     reader, writer = os.pipe()
     for fd in (reader, 1 << 20):
-        with pytest.raises(UsageError, match="is no Unix socket"):
+        with pytest.raises(UsageError, match="is not a Unix socket"):
             adopt(fd)
     os.close(reader)
     os.close(writer)

@@ -111,7 +111,7 @@ def test_0024_an_unformatted_device_is_not_mounted(bench: Bench, tmp_path: Path)
 
 def test_0025_a_mount_point_must_be_a_directory(bench: Bench, tmp_path: Path) -> None:
     for path in (tmp_path / "missing", bench.path):
-        with pytest.raises(UsageError, match=f"{path} is no directory to mount on"):
+        with pytest.raises(UsageError, match=f"{path} is not a directory, so nothing can be mounted on it"):
             trio.run(partial(serve, bench.device, path, MountOptions(), source="x"))
 
 

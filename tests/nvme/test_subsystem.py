@@ -17,7 +17,7 @@ def test_it_is_named_after_the_image(device: ZonedDevice) -> None:
 
 @pytest.mark.parametrize("nqn", ["", "nqn.", "iqn.2024-01.org.example", "nqn.a b", "nqn.\n", "nqn." + 220 * "x"])
 def test_names_that_are_none(nqn: str) -> None:
-    with pytest.raises(UsageError, match=r"is no NVMe Qualified Name: it begins with nqn\."):
+    with pytest.raises(UsageError, match=r"is not an NVMe Qualified Name, which begins with nqn\."):
         require_nqn(nqn)
 
 

@@ -62,7 +62,7 @@ def test_the_disk_of_a_namespace(kernel: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernel_host, "_WAIT_S", 0)
     ours = KernelController(name="nvme0", port=1, credentials=new_credentials())
     controller(kernel, "nvme0", ours.credentials)
-    with pytest.raises(UsageError, match="the kernel makes no disk of its controller nvme0"):
+    with pytest.raises(UsageError, match="the kernel has made no disk of the controller nvme0"):
         kernel_host.wait_for_disk(ours, NQN, "u")
     attributes(kernel / "block/nvme0c0n1", hidden="1", uuid="u")
     attributes(kernel / "block/nvme0n1", hidden="0", uuid="u")
@@ -73,7 +73,7 @@ def test_the_disk_of_a_namespace(kernel: Path, monkeypatch: pytest.MonkeyPatch) 
     assert kernel_host.wait_for_disk(ours, NQN, "u") == Path("/dev/nvme0n1")
     assert kernel_host.disk(NQN, "v") is None
     attributes(kernel / "nvme/nvme0", state="connecting")
-    with pytest.raises(UsageError, match="makes no disk"):
+    with pytest.raises(UsageError, match="has made no disk"):
         kernel_host.wait_for_disk(ours, NQN, "u")
 
 

@@ -283,7 +283,7 @@ def test_a_zone_that_fails_is_an_event(target: Target) -> None:
 
 
 def test_a_host_that_falls_silent_loses_its_controller(target: Target, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("no keep alive; its controller is dropped")
+    expect_warning("the host has sent no keep alive in time; its controller is removed")
     host = target.host(keep_alive_ms=100)
     queue = host.queue(1)
     assert host.admin.sock.recv(1) == b""

@@ -26,7 +26,7 @@ def test_what_is_no_regular_file_is_not_opened(path: Path) -> None:
     os.mkfifo(path)
     for name, kind in ((path, "a FIFO"), (path.parent, "a directory"), (Path(os.devnull), "a character device")):
         for open_it in (FileBacking.open, FileBacking.peek):
-            with pytest.raises(ImageError, match=f"^{name} is {kind}, and an image is a regular file$"):
+            with pytest.raises(ImageError, match=f"^{name} is {kind}, but an image must be a regular file$"):
                 open_it(name)
 
 

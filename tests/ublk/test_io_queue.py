@@ -148,7 +148,7 @@ def test_data_that_the_kernel_does_not_give(driver: Driver) -> None:
 
 
 def test_data_that_the_kernel_does_not_take(driver: Driver, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("does not take or give")
+    expect_warning("cannot be moved to or from the kernel")
     os.close(driver.fd)
     driver.fd = os.open(os.devnull, os.O_RDONLY)
     driver.executor._fd = driver.fd

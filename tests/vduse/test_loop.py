@@ -79,7 +79,7 @@ def test_no_ring_starts_while_the_disk_keeps_a_request_from_before(
     kernel: Kernel, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be executed a second time; nothing is asked of the kernel, which the socket would refuse."""
-    expect_warning("no queue is started: the host's disk keeps a request from before")
+    expect_warning("no queue is started: an earlier request still waits for the host's disk")
     (queue,) = kernel.loop.queues
     queue.busy = True
     kernel.loop._drop_rings()
@@ -140,13 +140,13 @@ def test_rings_that_cannot_go_on_after_a_move_go_on_in_the_next_step(
 
 def end(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
     """Have the thread end, which closes everything: a socket is no device of the kernel."""
-    expect_warning("the VDUSE device is served no more")
+    expect_warning("the VDUSE device is not served any more")
     kernel.loop.start()
     kernel.loop.join()
 
 
 def test_a_loop_that_dies_says_so(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("the VDUSE device is served no more")
+    expect_warning("the VDUSE device is not served any more")
     kernel.loop.start()
     assert kernel.ended.wait(60)
     kernel.loop.join()
@@ -155,7 +155,7 @@ def test_a_loop_that_dies_says_so(kernel: Kernel, expect_warning: Callable[[str]
 
 
 def test_a_message_that_is_not_known_is_refused(kernel: Kernel, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("a message that is not known: 99")
+    expect_warning("an unknown message: 99")
     assert kernel.ask(99) == RESULT_FAILED
     end(kernel, expect_warning)
 
@@ -187,9 +187,7 @@ def test_memory_that_is_cut_costs_the_rings(
 
     monkeypatch.setattr(loop, "_start_queues", start_queues)
     monkeypatch.setattr(loop, "_give_up_memory", give_up_memory)
-    expect_warning(
-        "rings are served no more until it sets the device up again: a file of the memory that it shares was"
-    )
+    expect_warning("rings are not served until it sets the device up again: a file of the memory that it shares was")
     loop.start()
     assert dropped.wait(60)
     assert (queue.ring, queue.enabled, loop._shared.is_lost) == (None, False, False)

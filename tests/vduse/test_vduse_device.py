@@ -61,7 +61,7 @@ def test_a_device_of_another_image_is_left_alone(place: Place) -> None:
     place.create("y.img")
     place.attach("x.img", "vduse", "--name", "mine")
     place.kill_server("x.img")
-    assert "there is a VDUSE device mine already" in place.refusal("attach y.img --via vduse --name mine")
+    assert "the VDUSE device mine exists" in place.refusal("attach y.img --via vduse --name mine")
     assert place.sh("Z attach x.img").stdout.startswith("/dev/vd")
     place.sh("Z detach x.img")
 

@@ -66,7 +66,7 @@ def test_an_answer_longer_than_the_sockets_buffer(pair: tuple[socket.socket, Cli
 
 def test_a_client_that_takes_no_answers(pair: tuple[socket.socket, ClientConnection]) -> None:
     _, connection = pair
-    with pytest.raises(PeerError, match="takes no answers"):
+    with pytest.raises(PeerError, match="does not read its answers"):
         connection.send_bytes(bytes(4 << 20))
 
 

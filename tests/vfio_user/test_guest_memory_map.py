@@ -38,7 +38,7 @@ def test_regions_come_and_go(fd: int) -> None:
 
 
 def test_a_file_without_the_bytes(fd: int) -> None:
-    with pytest.raises(PeerError, match="of a file of 32768 bytes"):
+    with pytest.raises(PeerError, match="the shared file, which has 32768 bytes"):
         GuestMemoryMap().map(DmaRegion(0, 0x8000, fd, 0x1000))
 
 

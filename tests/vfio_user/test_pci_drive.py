@@ -407,7 +407,7 @@ def test_a_command_that_the_host_keeps_is_abandoned_with_its_record(
     guest: NvmeGuest, served: Served, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
 ) -> None:
     """What comes of it after all must not be taken for what a new queue of its number has done."""
-    expect_warning("queues are stopped while the host's disk keeps a command")
+    expect_warning("queues are stopped while a command waits for the host's disk")
     go_on, has_begun, has_ended = threading.Event(), threading.Event(), threading.Event()
 
     def execute(ring: RingRecord, *_: object) -> Answer:

@@ -117,7 +117,7 @@ def fd() -> Iterator[int]:
 def test_nothing_comes_before_the_version() -> None:
     memory = DriveMemory(bytearray(MEMORY_BYTES))
     function = PciFunction(Notes(memory), memory)
-    with pytest.raises(PeerError, match="command 13 before the version"):
+    with pytest.raises(PeerError, match="command 13 came before the version"):
         function.handle(ClientMessage(MessageHeader(1, VfioCommand.DEVICE_RESET, 0, 0), b"", []))
     with pytest.raises(PeerError, match=r"version 1\.0"):
         function.handle(ClientMessage(MessageHeader(1, VfioCommand.VERSION, 0, 4), b"\1\0\0\0", []))
@@ -224,7 +224,7 @@ def test_what_lies_outside_of_a_region(client: Client, region: int, offset: int,
 
 
 def test_a_write_without_its_bytes_is_no_message(client: Client) -> None:
-    with pytest.raises(PeerError, match="4 bytes for a region are announced, and 3 came"):
+    with pytest.raises(PeerError, match="4 bytes for a region were announced, but 3 came"):
         client.send(VfioCommand.REGION_WRITE, messages.encode_region_access(RegionAccess(0x14, 0, 4), bytes(3)))
 
 

@@ -78,7 +78,7 @@ def test_interrupts_and_regions() -> None:
     access = RegionAccess(0x14, 0, 4)
     assert messages.decode_region_access(data) == (access, bytes.fromhex("01004600"))
     assert messages.encode_region_access(access, bytes.fromhex("01004600")) == data
-    with pytest.raises(PeerError, match="4097 bytes of a region"):
+    with pytest.raises(PeerError, match="an access to a region has 4097 bytes"):
         messages.decode_region_access(messages.encode_region_access(RegionAccess(0, 0, 4097)))
 
 

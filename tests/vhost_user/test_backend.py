@@ -207,7 +207,7 @@ def test_a_buffer_for_events_that_is_too_long_breaks_its_queue_alone(
     *, device: ZonedDevice, tmp_path: Path, packed: bool, expect_warning: Callable[[str], None]
 ) -> None:
     """It is no request, so there is nothing to answer."""
-    expect_warning("queue 1 is broken: a chain of more than .* bytes")
+    expect_warning("queue 1 is broken: a chain has more than .* bytes")
     virtio_device = ScsiHost(device, serial="serial")
     with (
         serving(device, virtio_device, tmp_path / "socket"),

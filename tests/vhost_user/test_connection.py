@@ -104,5 +104,5 @@ def test_a_peer_that_takes_nothing(pair: tuple[Connection, socket.socket], monke
         for _ in range(1 << 16):
             connection.reply(Request.GET_FEATURES, Number(7))
 
-    with pytest.raises(PeerError, match="takes no answers"):
+    with pytest.raises(PeerError, match="does not read its answers"):
         flood()

@@ -557,7 +557,7 @@ def test_an_abandoned_request_ends_before_it_is_taken_again(
 ) -> None:
     """The host's disk keeps a flush, behind which an append waits. The connection ends, and both are taken again."""
     for queue_no in range(2):
-        expect_warning(f"queue {queue_no} is stopped while the host's disk keeps a request of its")
+        expect_warning(f"queue {queue_no} is stopped while one of its requests waits for the host's disk")
     is_kept, go_on = threading.Event(), threading.Event()
     flush = device.image.flush
 

@@ -73,7 +73,7 @@ def test_queues_without_a_share(region: Region) -> None:
     region.set(shape, fd)
     os.close(fd)
     assert region.record(1, 128) is None
-    with pytest.raises(PeerError, match="queue 0 of 256 entries with an in-flight region for 128"):
+    with pytest.raises(PeerError, match="queue 0 has 256 entries, but the in-flight region has room for 128"):
         region.record(0, 256)
     region.close()
     assert region.record(0, 128) is None
@@ -85,7 +85,7 @@ def test_a_region_is_not_replaced_under_a_ring(region: Region) -> None:
     with pytest.raises(PeerError, match="while rings run"):
         region.set(shape, fd)
     region.runs = False
-    with pytest.raises(PeerError, match="with 0 descriptors"):
+    with pytest.raises(PeerError, match="came with 0 descriptors"):
         region.set(shape)
     with pytest.raises(PeerError, match=f"region of {record_bytes(128)} bytes"):
         region.set(shape._replace(nr_queues=2), fd)

@@ -101,8 +101,8 @@ def test_header() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("05000000 08000000 28000000", "of version 0"),
-        ("05000000 0a000000 28000000", "of version 2"),
+        ("05000000 08000000 28000000", "has version 0"),
+        ("05000000 0a000000 28000000", "has version 2"),
         ("05000000 09000000 01100000", "payload of 4097 bytes"),
         ("05000000 09000000 ffffffff", "payload of 4294967295 bytes"),
     ],
@@ -128,7 +128,7 @@ def test_configuration_space_is_bounded(payload: ConfigSpace) -> None:
 def test_a_memory_table_that_lies_about_its_length() -> None:
     with pytest.raises(PeerError, match="9 regions"):
         decode_payload(Request.SET_MEM_TABLE, b"\x09".ljust(8 + 9 * 32, b"\0"))
-    with pytest.raises(PeerError, match="2 regions in 40 bytes"):
+    with pytest.raises(PeerError, match="2 regions does not fit its 40 bytes"):
         decode_payload(Request.SET_MEM_TABLE, b"\x02".ljust(40, b"\0"))
 
 

@@ -141,7 +141,7 @@ def test_a_state_whose_connection_is_gone_is_not_taken_over(
 def test_a_state_that_is_asked_for_after_rings_were_started_is_refused(
     frontend: Frontend, device: ZonedDevice, expect_warning: Callable[[str], None]
 ) -> None:
-    expect_warning("the device state was not moved: rings were started before it was checked")
+    expect_warning("the device state was not moved: rings were started before the device state was checked")
     frontend.negotiate()
     os.close(begin_load(frontend, state_transfer.encode(device)))
     frontend.start_queues()

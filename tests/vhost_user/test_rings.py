@@ -45,7 +45,7 @@ def test_a_disabled_queue_rests(frontend: Frontend) -> None:
 
 def test_a_broken_ring_is_the_only_one(path: Path, expect_warning: object) -> None:
     assert callable(expect_warning)
-    expect_warning("queue 1 is broken: a request with a header of 3 bytes")
+    expect_warning("queue 1 is broken: a request has 3 bytes of header")
     with Frontend(path, nr_queues=2) as frontend:
         frontend.start()
         first, second = frontend.queues

@@ -87,7 +87,7 @@ def test_a_sound_stream_of_another_length_is_refused(devices: tuple[ZonedDevice,
     body = encode(first)[:-4]
     body = body[:change] if change < 0 else body + bytes(change)
     before = zones(second)
-    with pytest.raises(PeerError, match=f"a device state of {288 + 4 + change} bytes, where 32 zones take 292"):
+    with pytest.raises(PeerError, match=f"the device state has {288 + 4 + change} bytes, but 32 zones take 292"):
         load(second, body + zlib.crc32(body).to_bytes(4, "little"))
     assert zones(second) == before
 

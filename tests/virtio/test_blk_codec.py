@@ -88,5 +88,5 @@ def test_the_barrier_is_a_bit_of_legacy_drivers_only(*, legacy: bool, kind: int)
 
 @pytest.mark.parametrize(("readable", "writable"), [([], [1]), ([15], [1]), ([16], [])])
 def test_without_header_or_room_for_a_status_there_is_no_request(readable: list[int], writable: list[int]) -> None:
-    with pytest.raises(BrokenRingError, match="header of"):
+    with pytest.raises(BrokenRingError, match="bytes of header"):
         codec.decode_header(chain(readable, writable))

@@ -34,20 +34,20 @@ def test_areas_of_a_ring() -> None:
 @pytest.mark.parametrize(
     ("descriptors", "head", "sentence"),
     [
-        ([], 8, "descriptor 8 in a table of 8"),
+        ([], 8, "begins at descriptor 8, but the table has 8"),
         ([], 65535, "descriptor 65535"),
         ([(A, 0, 0, 0)], 0, "a buffer of 0 bytes"),
-        ([(1, 5, 0, 0)], 0, "is not memory"),
-        ([(A, 1 << 31, 0, 0)], 0, "is not memory"),
-        (([((1 << 64) - 4, 16, 0, 0)]), 0, "is not memory"),
+        ([(1, 5, 0, 0)], 0, "is not in the guest's memory"),
+        ([(A, 1 << 31, 0, 0)], 0, "is not in the guest's memory"),
+        (([((1 << 64) - 4, 16, 0, 0)]), 0, "is not in the guest's memory"),
         ([(A, 1, DESC_NEXT, 0)], 0, "more descriptors than the ring"),
         ([(A, 1, DESC_NEXT, 8)], 0, "more descriptors than the ring"),
         ([(A, 1, DESC_NEXT | DESC_WRITE, 1), (A, 1, 0, 0)], 0, "a readable buffer after a writable one"),
-        ([(A, 16, DESC_INDIRECT | DESC_NEXT, 1), (A, 1, 0, 0)], 0, "indirect descriptor with a next one"),
+        ([(A, 16, DESC_INDIRECT | DESC_NEXT, 1), (A, 1, 0, 0)], 0, "indirect descriptor is followed by another"),
         ([(A, 17, DESC_INDIRECT, 0)], 0, "an indirect table of 17 bytes"),
         ([(A, 0, DESC_INDIRECT, 0)], 0, "an indirect table of 0 bytes"),
         ([(A, 16 * 1025, DESC_INDIRECT, 0)], 0, "an indirect table of 16400 bytes"),
-        ([(1, 16, DESC_INDIRECT, 0)], 0, "is not memory"),
+        ([(1, 16, DESC_INDIRECT, 0)], 0, "is not in the guest's memory"),
     ],
 )
 def test_a_broken_chain(descriptors: list[tuple[int, int, int, int]], head: int, sentence: str) -> None:
@@ -61,9 +61,9 @@ def test_a_broken_chain(descriptors: list[tuple[int, int, int, int]], head: int,
 @pytest.mark.parametrize(
     ("entries", "sentence"),
     [
-        ([(A, 1, DESC_INDIRECT, 0), (A, 1, 0, 0)], "inside an indirect table"),
-        ([(A, 1, DESC_NEXT, 0), (A, 1, 0, 0)], "does not end in it"),
-        ([(A, 1, DESC_NEXT, 2), (A, 1, 0, 0)], "does not end in it"),
+        ([(A, 1, DESC_INDIRECT, 0), (A, 1, 0, 0)], "an indirect table contains an indirect descriptor"),
+        ([(A, 1, DESC_NEXT, 0), (A, 1, 0, 0)], "does not end in the table"),
+        ([(A, 1, DESC_NEXT, 2), (A, 1, 0, 0)], "does not end in the table"),
     ],
 )
 def test_a_broken_table(entries: list[tuple[int, int, int, int]], sentence: str) -> None:
@@ -78,7 +78,7 @@ def test_a_broken_table(entries: list[tuple[int, int, int, int]], sentence: str)
 def test_an_available_index_that_jumps() -> None:
     pair = Pair(is_packed=False)
     struct.pack_into("<H", pair.bytes, pair.areas[1].offset + 2, 9)
-    with pytest.raises(BrokenRingError, match="9 ahead in a ring of 8"):
+    with pytest.raises(BrokenRingError, match="9 ahead, more than the 8 entries of the ring"):
         pair.ring.pop(1)
 
 

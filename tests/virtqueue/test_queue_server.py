@@ -321,7 +321,7 @@ def test_a_queue_that_does_not_run_is_not_served(bench: Bench) -> None:
 def test_a_request_that_the_host_keeps_is_abandoned(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
 ) -> None:
-    expect_warning("queue 0 is stopped while the host's disk keeps a request of its")
+    expect_warning("queue 0 is stopped while one of its requests waits for the host's disk")
     first, _ = bench.lines
     first.submit(b"w")
     while not first.queue.busy:

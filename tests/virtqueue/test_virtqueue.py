@@ -283,7 +283,7 @@ def test_a_record_of_a_packed_ring_that_goes_on_outside_of_it_is_refused(*, is_o
         bench.queue.start(bench.memory, bench.features, record, None)
         assert bench.queue.stop() == 0x803F803F
     else:
-        with pytest.raises(PeerError, match="the record of queue 0 goes on at 64 of 64"):
+        with pytest.raises(PeerError, match="the record of queue 0 continues at entry 64, but the queue has 64"):
             bench.queue.start(bench.memory, bench.features, record, None)
     bench.queue.close()
 
@@ -352,8 +352,8 @@ def test_broken(bench: Bench, texts: tuple[bytes, ...], expect_warning: Callable
     [
         (0, RingAddresses(USER, USER, USER), "without size"),
         (64, None, "without size or addresses"),
-        (64, RingAddresses(1, USER, USER), "no one memory region"),
-        (64, RingAddresses(USER, USER, USER + MEMORY_BYTES - 2), "no one memory region"),
+        (64, RingAddresses(1, USER, USER), "do not lie in one memory region"),
+        (64, RingAddresses(USER, USER, USER + MEMORY_BYTES - 2), "do not lie in one memory region"),
     ],
 )
 def test_what_cannot_be_started(bench: Bench, size: int, address: RingAddresses | None, sentence: str) -> None:

@@ -149,7 +149,7 @@ def test_an_answer_that_cannot_be_delivered_keeps_what_its_job_raised() -> None:
 def test_a_job_that_the_host_keeps_is_left_behind(
     monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
 ) -> None:
-    expect_warning("is left behind")
+    expect_warning("is abandoned")
     monkeypatch.setattr("zonefs_emu.virtqueue.worker._END_S", 0.01)
     worker: Worker[None] = Worker("worker-of-tests", no_clock)
     found: list[Exception | None] = []

@@ -70,7 +70,7 @@ def attach(
         _list(as_json=as_json)
         return
     if image is None:
-        message = "name the image to attach, or ask for --list"
+        message = "the image is missing: name the image to attach, or give --list"
         raise UsageError(message)
     # Imported here because it loads both ways to the kernel, which --list does not need.
     from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415

@@ -70,7 +70,7 @@ def crash(
         _watch(image, on=watch, cuts=directory is not None)
         return
     if directory is None:
-        message = "where are the images to go? Give --out"
+        message = "the directory for the images is missing: give --out DIR"
         raise UsageError(message)
     if every and reorder:
         message = "--all goes through the outcomes in order: it cannot be combined with --reorder"
@@ -112,7 +112,7 @@ def crash(
 
 def _watch(image: Path, *, on: bool, cuts: bool) -> None:
     if cuts:
-        message = "--watch and --no-watch are commands of their own: they take no --out"
+        message = "--watch and --no-watch write no images: give no --out with them"
         raise UsageError(message)
     with open_target(image) as target:
         _require_live(target, image, "there is nothing to watch")
@@ -137,7 +137,7 @@ def _moment(at: str) -> tuple[str, int]:
         return "every-flush", 1
     if (match := _AFTER.fullmatch(words)) and int(match[1]):
         return "after-writes", int(match[1])
-    message = f"'{at}' is no moment: write now, 'after 100 writes' or 'every flush'"
+    message = f"--at '{at}' is not known: give now, 'after 100 writes' or 'every flush'"
     raise UsageError(message)
 
 

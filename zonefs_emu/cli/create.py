@@ -44,7 +44,7 @@ def _conventional(nr_conv: int | None, ranges: str | None) -> tuple[tuple[int, i
     if nr_conv is None:
         return None if ranges is None else parse_ranges(ranges)
     if ranges is not None:
-        message = "--nr-conv and --conv say the same thing twice: give one of them"
+        message = "--nr-conv and --conv exclude each other: give only one of them"
         raise UsageError(message)
     return ((0, nr_conv),) if nr_conv else ()
 
@@ -168,7 +168,7 @@ def create(
     """
     conventional = _conventional(nr_conv, conv)
     if like and preset:
-        message = "--like and --preset are two drives: give one of them"
+        message = "--like and --preset exclude each other: give only one of them"
         raise UsageError(message)
     if with_state and not like:
         message = "--with-state takes the states of zones from --like, which is not given"

@@ -44,7 +44,7 @@ def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
 def require_new(target: Path) -> None:
     """Raise UsageError if there is a file *target*."""
     if os.path.lexists(target):
-        message = f"{target} exists, and nothing is ever overwritten: remove it first, or choose another name"
+        message = f"{target} exists, and files are never overwritten: remove it first, or choose another name"
         raise UsageError(message, exit_code=1)
 
 
@@ -58,7 +58,7 @@ def send(image: Path) -> None:
         UsageError: stdout is a terminal. As :func:`copy`.
     """
     if sys.stdout.isatty():
-        message = "a dump is no text: send stdout to a pipe or a file, or name a file"
+        message = "a dump cannot go to a terminal: send stdout to a pipe or a file, or name a file"
         raise UsageError(message)
     with TemporaryDirectory(prefix="zonefs-emu-dump-") as directory:
         spool = Path(directory) / "dump"

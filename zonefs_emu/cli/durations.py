@@ -22,7 +22,7 @@ def parse_duration(text: str) -> tuple[int, int]:
     parts = [_SHAPE.fullmatch(part.strip()) for part in text.split("-")]
     times = [int(Decimal(part[1]) * _UNITS_NS[part[2]]) for part in parts if part]
     if len(times) != len(parts) or len(times) > 2 or not 0 < times[-1] <= _MAX_NS or times[0] > times[-1]:
-        message = f"'{text}' is no time: write 250us, 5ms or 1s (up to an hour), or two of them, 1ms-20ms"
+        message = f"'{text}' is not a time: write 250us, 5ms or 1s (up to an hour), or a range such as 1ms-20ms"
         raise UsageError(message)
     return times[0], times[-1]
 

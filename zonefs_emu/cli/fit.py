@@ -29,9 +29,9 @@ def fit(measurements: Path) -> None:
         with measurements.open(newline="", encoding="utf-8") as lines:
             points = read_measurements(lines)
     except UnicodeDecodeError:
-        raise UsageError(f"{measurements}: not UTF-8") from None
+        raise UsageError(f"{measurements} is not UTF-8 text") from None
     if not points:
-        raise UsageError(f"{measurements}: no row of a kind that is modelled")
+        raise UsageError(f"{measurements} has no row of a kind that is modelled; docs/timing.md has the columns")
     parameters = search(points, ZN540, say=lambda group: click.echo(f"searching: {group}", err=True))
     say_lines(
         f"{fact.name}={fact.value!r},  # {fact.unit + ': ' if fact.unit else ''}{fact.meaning}\n"

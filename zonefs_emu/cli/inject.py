@@ -131,7 +131,7 @@ def _faults(target: Target) -> list[dict[str, Json]]:
 
 def _strike_now(target: Target, effect: str, zone_no: int | None, count: int) -> None:
     if zone_no is None:
-        message = f"in which zone is '{effect}' to happen? Give --zone"
+        message = f"the zone of '{effect}' is missing: give --zone"
         raise UsageError(message)
     for number in range(zone_no, zone_no + count):
         if effect == "excursion":
@@ -168,7 +168,7 @@ def _add_amount(fault: dict[str, Json], size: int | None, delay_ns: tuple[int, i
             raise UsageError(message)
         fault["nr_sectors"] = size // SECTOR_BYTES * (-1 if back else 1)
     elif effect == "lie":
-        message = "by how much are reports to lie? Give --size"
+        message = "the size of the lie is missing: give --size"
         raise UsageError(message)
     if delay_ns is not None:
         fault["delay_min_ns"], fault["delay_max_ns"] = delay_ns

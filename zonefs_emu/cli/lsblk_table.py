@@ -42,11 +42,11 @@ def parse_lsblk(text: str, name: str) -> DiskShape | None:
         return None
     found = [(where, row) for where, row in rows if row.get("ZONED") == "host-managed"]
     if not found:
-        message = f"{name} has no host-managed disk in it"
+        message = f"{name} lists no host-managed disk"
         raise UsageError(message)
     if len(found) > 1:
         places = " and ".join(where for where, _ in found[:2])
-        message = f"{places} of {name} are both host-managed disks: keep the one that is meant"
+        message = f"{places} of {name} are both host-managed disks: keep only one of them"
         raise UsageError(message)
     where, row = found[0]
     return _shape(row, f"{where} of {name}")
@@ -105,7 +105,7 @@ def _shape(row: Mapping[str, str], where: str) -> DiskShape:
 def _size(text: str, where: str) -> int:
     found = _SIZE.fullmatch(text)
     if found is None:
-        message = f"{where} has the size {printable(text)}, which is rounded or none: use lsblk -z -b"
+        message = f"{where} has the size {printable(text)}, which is rounded or not a size: use lsblk -z -b"
         raise UsageError(message)
     return int(found[1]) << (10 * _POWERS.index(found[2] or "B"))
 

@@ -28,10 +28,10 @@ def _command(name: str, text: str) -> click.Command:
         every: bool,
     ) -> None:
         if every == (zone_no is not None):
-            message = f"say which zones to {name}: --zone N [--count N], or --all"
+            message = f"the zones to {name} are missing: give --zone N [--count N], or --all"
             raise UsageError(message)
         if every and count is not None:
-            message = "--all takes no --count"
+            message = "--all cannot be combined with --count"
             raise UsageError(message)
         request: dict[str, Json] = {"verb": "manage", "operation": name}
         request.update({"all": True} if every else {"zone_no": zone_no, "count": count or 1})

@@ -342,10 +342,10 @@ def parse_place(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
     host = host or "127.0.0.1"
     if not port.isdecimal() or int(port) > 0xFFFF:
-        message = f"'{text}' is no ADDRESS:PORT, such as 127.0.0.1:8080"
+        message = f"'{text}' is not ADDRESS:PORT, such as 127.0.0.1:8080"
         raise UsageError(message)
     if host not in ("127.0.0.1", "localhost"):
-        message = f"{host} may be reached from other machines, and nothing is encrypted: use 127.0.0.1 and a tunnel"
+        message = f"other machines may reach {host}, and the page is not encrypted: use 127.0.0.1 and a tunnel"
         raise UsageError(message)
     return "127.0.0.1", int(port)
 

@@ -43,7 +43,8 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
         sector, end = zone.start + to_sectors(offset), zone.start + to_sectors(offset + length)
         if end > zone.start + zone.size:
             message = (
-                f"offset {offset} and length {length} lead beyond zone {zone_no}, which has {to_bytes(zone.size)} bytes"
+                f"offset {offset} and length {length} lie beyond the end of zone {zone_no}, which has "
+                f"{to_bytes(zone.size)} bytes"
             )
             raise UsageError(message, exit_code=1)
         output = sys.stdout.buffer

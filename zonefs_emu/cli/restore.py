@@ -29,7 +29,7 @@ def receive(image: Path) -> None:
     """
     require_new(image)
     if sys.stdin.isatty():
-        message = "a dump is no text: stdin must be a pipe or a file, or name a file"
+        message = "a dump cannot come from a terminal: stdin must be a pipe or a file, or name a file"
         raise UsageError(message)
     backing = FileBacking.create(image, 0, ())
     try:

@@ -99,17 +99,19 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
         UsageError: both or neither were given, one is given twice, or several are not served over NVMe only.
     """
     if bool(images) == (blk_file is not None):
-        message = "one image is served: IMG, or --blk-file IMG"
+        message = "give one image: IMG, or --blk-file IMG"
         raise UsageError(message)
     if len(images) > 1 and not only_nvme:
-        message = "several images are served as namespaces of an NVMe drive only: give --nvme-tcp, --vfio-user, or both"
+        message = (
+            "several images can only be served as namespaces of an NVMe drive: give --nvme-tcp, --vfio-user, or both"
+        )
         raise UsageError(message)
     seen: set[str] = set()
     for image in images:
         # Not Path.resolve(), which raises RuntimeError for a loop of links. Opening the image reports the loop.
         resolved = os.path.realpath(image)
         if resolved in seen:
-            message = f"{image} is given twice: a namespace is one image, and an image is one namespace"
+            message = f"{image} is given twice: each namespace needs an image of its own"
             raise UsageError(message)
         seen.add(resolved)
     return images if blk_file is None else (blk_file,)
@@ -208,7 +210,10 @@ def serve(
     front_ends += drives
     front_ends += [VfioUserFrontEnd(path.absolute(), nqn=nqn, serial=serial) for path in vfio]
     if not front_ends:
-        message = "nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK, --vfio-user SOCK or --nvme-tcp"
+        message = (
+            "there is nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK, --vfio-user SOCK "
+            "or --nvme-tcp"
+        )
         raise UsageError(message)
     if directory is not None:
         front_ends.append(ZonefsFrontEnd(directory, mount_options))

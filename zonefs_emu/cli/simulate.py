@@ -90,7 +90,7 @@ def simulate(
     """
     files = [path for path in (workload_file, fio_file, log_file) if path is not None]
     if (operation is not None) + len(files) != 1:
-        raise UsageError("say what is asked of the drive: one of --op, --workload, --fio-job and --record")
+        raise UsageError("the requests to simulate are missing: give one of --op, --workload, --fio-job and --record")
     if operation is not None:
         if target is not None or picture is not None:
             raise UsageError("IMG, GEOMETRY and --svg are for --workload, --fio-job and --record, not for --op")
@@ -129,7 +129,7 @@ def _simulate_operation(
             f"--zones {zones} is more than the {shape.size_bytes // shape.zone_size_bytes} zones of {preset}"
         )
     if finished and operation != "reset":
-        raise UsageError("--finished is about --op reset: of the zones that it resets")
+        raise UsageError("--finished needs --op reset: it describes the zones that are reset")
     if occupancy is None:
         occupancy = _OCCUPANCY.get(operation, 1.0)
     blocks = round(occupancy * shape.zone_capacity_bytes / block_bytes)

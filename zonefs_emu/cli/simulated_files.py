@@ -80,7 +80,7 @@ def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as
     """Print what the jobs came to, and draw it into the file *picture*."""
     jobs = report_json(outcomes)
     if not any(outcome.of for outcome in outcomes):
-        raise UsageError("nothing was asked of the drive", exit_code=1)
+        raise UsageError("the workload contains no request", exit_code=1)
     if picture is not None:
         requests = [(operation, found) for outcome in outcomes for operation, found in outcome.of.items()]
         try:

@@ -25,7 +25,7 @@ def snapshot_path(image: Path, name: str) -> Path:
         UsageError: *name* cannot be a part of a file name.
     """
     if not _NAME.fullmatch(name):
-        message = f"'{name}' cannot be the name of a snapshot: letters, digits, '_', '.' and '-', up to 100"
+        message = f"'{name}' cannot be the name of a snapshot: a name has up to 100 letters, digits, '_', '.' and '-'"
         raise UsageError(message)
     # Beside the file itself, and not beside a link to it.
     real = Path(os.path.realpath(image))
@@ -61,12 +61,12 @@ def snapshot(*, image: Path, name: str | None, list_: bool, delete: bool, as_jso
     """
     if list_:
         if name is not None or delete:
-            message = "--list takes IMG only"
+            message = "--list needs IMG only: give no NAME and no --delete"
             raise UsageError(message)
         _list(image, as_json=as_json)
         return
     if name is None:
-        message = "give the snapshot a NAME, or ask for --list"
+        message = "the name of the snapshot is missing: give NAME, or --list"
         raise UsageError(message)
     path = snapshot_path(image, name)
     if delete:

@@ -50,10 +50,10 @@ def stats(
     of mount, serve and attach: how busy the drive is, and how long commands queue and are served.
     """
     if zone_no is not None and top is not None:
-        message = "--zone is about one zone and --top about all: give one of them"
+        message = "--zone shows one zone and --top looks at all: give only one of them"
         raise UsageError(message)
     if openmetrics and (as_json or top is not None):
-        message = "--openmetrics is a format of its own: it goes with --zone only"
+        message = "--openmetrics can be combined with --zone only"
         raise UsageError(message)
     request: dict[str, Json] = {"verb": "stats"}
     if zone_no is not None:

@@ -78,7 +78,7 @@ def read_template(
     if len(sources) == 1 and kinds == {stat.S_IFDIR}:
         return _of_zloop(sources[0], zone_size, block_size)
     if stat.S_IFBLK in kinds or stat.S_IFDIR in kinds:
-        message = "a block device or a directory is a template by itself: give no other one besides it"
+        message = "a block device or a directory must be the only --like: give no other one"
         raise UsageError(message)
     name = " and ".join(map(printable, sources))
     text = "\n".join(map(_text, sources))
@@ -90,10 +90,10 @@ def read_template(
         else:
             found = _of_report(parse_report(text, name), name, block_size, zone_size)
     except ValueError as error:  # Python converts no number of more than 4300 digits
-        message = f"{name} has a number in it that no drive has ({error})"
+        message = f"{name} contains a number that no drive has ({error})"
         raise UsageError(message) from None
     if max(found.size, found.zone_size) > _SIZE_BYTES_MAX:
-        message = f"{name} has a number in it that no drive has: sizes end at 8 EiB"
+        message = f"{name} contains a number that no drive has: sizes are below 8 EiB"
         raise UsageError(message)
     return found
 
@@ -102,7 +102,7 @@ def _text(source: Path) -> str:
     with source.open("rb") as file:
         data = file.read(_REPORT_BYTES_MAX + 1)
     if len(data) > _REPORT_BYTES_MAX:
-        message = f"{source} is longer than any report of zones"
+        message = f"{source} is too long for a report of zones"
         raise UsageError(message, exit_code=1)
     return data.decode(errors="replace")
 
@@ -111,7 +111,7 @@ def _of_report(report: Report, name: str, block_size: int | None, zone_size: int
     unit = report.unit_bytes or block_size
     if unit is None:
         message = (
-            f"{name} counts in logical blocks and does not say how large they are: add --block-size, or a second "
+            f"{name} counts in logical blocks, but does not contain their size: add --block-size, or a second "
             "--like with the output of 'nvme id-ns -o json'"
         )
         raise UsageError(message)
@@ -125,7 +125,9 @@ def _of_report(report: Report, name: str, block_size: int | None, zone_size: int
 
 def _of_lsblk(disk: DiskShape, name: str) -> Template:
     if not 0 < disk.nr_zones <= NR_ZONES_MAX or not disk.zone_size:
-        message = f"{name} has {disk.nr_zones} zones of {disk.zone_size} bytes, and an image has 1 to {NR_ZONES_MAX}"
+        message = (
+            f"{name} has {disk.nr_zones} zones of {disk.zone_size} bytes, but an image has 1 to {NR_ZONES_MAX} zones"
+        )
         raise UsageError(message)
     return Template(
         size=disk.nr_zones * disk.zone_size, zone_size=disk.zone_size, zone_capacity=disk.zone_size, conventional=(),
@@ -170,7 +172,7 @@ def _template(
     """Return the drive that has *zones*, in sectors, which are checked here."""
     zones = _without_gaps(zones)
     if not zones or len(zones) > NR_ZONES_MAX:
-        message = f"{name} has {len(zones) or 'no'} zones, and an image has 1 to {NR_ZONES_MAX}"
+        message = f"{name} has {len(zones) or 'no'} zones, but an image has 1 to {NR_ZONES_MAX}"
         raise UsageError(message)
     zone_size = zones[0].length or 0
     capacity: int | None = None
@@ -187,7 +189,7 @@ def _template(
             capacity = _common_capacity(zone, capacity, length)
         states.append(_state(zone, min(zone.capacity or length, length)))
     if size is not None and size != to_bytes(position):
-        message = f"{name} was cut: the device has {size} bytes, and its zones have {to_bytes(position)}"
+        message = f"{name} was cut: the device has {size} bytes, but its zones have {to_bytes(position)}"
         raise UsageError(message)
     numbers = [position, zone_size, capacity or zone_size, *(written for _, written in states)]
     if block_size is None:
@@ -271,14 +273,14 @@ def zone_states(template: Template, geometry: Geometry) -> "tuple[bytearray, arr
         UsageError: options have changed the drive so that the states do not fit; with the reason.
     """
     if not template.states:
-        message = "--with-state needs a report of the zones, and lsblk says nothing of a single zone"
+        message = "--with-state needs a report of the zones; lsblk does not show single zones"
         raise UsageError(message)
     same = (geometry.nr_zones, geometry.conventional) == (len(template.states), template.conventional)
     if not same or (to_bytes(geometry.zone_size), to_bytes(geometry.zone_capacity)) != (
         template.zone_size,
         template.zone_capacity,
     ):
-        message = "--with-state keeps the states of the zones, so that their number, sizes and types cannot be changed"
+        message = "--with-state keeps the states of the zones, so their number, sizes and types cannot be changed"
         raise UsageError(message)
     conds = [cond for cond, _ in template.states]
     limits = (
@@ -288,7 +290,7 @@ def zone_states(template: Template, geometry: Geometry) -> "tuple[bytearray, arr
     for word, members, limit in limits:
         count = sum(cond in members for cond in conds)
         if limit and count > limit:
-            message = f"{count} zones are {word}, and at most {limit} may be: raise --max-{word}-zones"
+            message = f"{count} zones are {word}, but at most {limit} may be: raise --max-{word}-zones"
             raise UsageError(message)
     granule = geometry.write_granularity
     for zone_no, (_, written) in enumerate(template.states):
@@ -313,11 +315,11 @@ def _of_node(node: Path) -> Template:
             return None
 
     if not queue.is_dir():
-        message = f"{node} is a part of a disk: name the whole disk"
+        message = f"{node} is a partition: name the whole disk"
         raise UsageError(message, exit_code=1)
     zoned = (queue / "zoned").read_text().strip()
     if zoned != "host-managed":
-        message = f"{node} is no host-managed zoned disk: the kernel says that it is {zoned}"
+        message = f"{node} is not a host-managed zoned disk: the kernel reports {zoned}"
         raise UsageError(message, exit_code=1)
     fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -364,7 +366,7 @@ def _of_zloop(directory: Path, zone_size: int | None, block_size: int | None) ->
         if found:
             files[int(found[2])] = (found[1], path.stat().st_size)
     if not files:
-        message = f"{directory} has no zone of zloop in it (cnv-000000, seq-000001, ...)"
+        message = f"{directory} contains no zone of zloop (cnv-000000, seq-000001, ...)"
         raise UsageError(message, exit_code=1)
     missing = next((number for number in range(len(files)) if number not in files), None)
     if missing is not None:

@@ -107,10 +107,10 @@ def read_toml(text: str, geometry: Geometry) -> list[WorkloadJob]:
     try:
         tables = tomllib.loads(text).get("job", [])
     except (ValueError, RecursionError) as error:
-        message = f"not TOML: {error}"
+        message = f"the file is not TOML: {error}"
         raise UsageError(message) from None
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        message = "a workload has at least one table [[job]]"
+        message = "there is no job: a workload needs at least one table [[job]]"
         raise UsageError(message)
     jobs: list[WorkloadJob] = []
     for number, table in enumerate(tables):
@@ -176,7 +176,7 @@ def _weighted(pairs: Iterable[tuple[Any, object]]) -> tuple[tuple[Any, float], .
     found = []
     for thing, weight in pairs:
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise ValueError(f"the weight {weight!r} is no number from 0 on")
+            raise ValueError(f"the weight {weight!r} is not a number from 0 on")
         if weight:
             found.append((thing, float(weight)))
     if not 0 < sum(weight for _, weight in found) < float("inf"):
@@ -200,7 +200,7 @@ def _zones(value: object, geometry: Geometry) -> tuple[int, int]:
     """Return the first of the zones *value* ("3", "0-7", or a number) and how many they are."""
     shape = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
     if shape is None:
-        raise ValueError(f"zones are written 3 or 0-7, not {value!r}")
+        raise ValueError(f"zones must be a number or a range, such as 3 or 0-7, not {value!r}")
     first, last = int(shape[1]), int(shape[2] or shape[1])
     if not first <= last < geometry.nr_zones:
         raise ValueError(f"there are no zones {value}: there are zones 0 to {geometry.nr_zones - 1}")
@@ -217,16 +217,16 @@ def _checked(jobs: list[WorkloadJob], geometry: Geometry) -> list[WorkloadJob]:
         if not {operation for operation, _ in job.mix} <= _OF_ANY_ZONE and any(
             run_first < first + count and first < run_first + run for run_first, run in geometry.conventional
         ):
-            raise ValueError("some of its zones are conventional: these are read and written only")
+            raise ValueError("some of its zones are conventional, which can only be read and written")
         if job.count >= REQUESTS_MAX and not job.nr_bytes and not job.duration_ns:
-            raise ValueError("it has no end: say how many requests, how many bytes, or how long")
+            raise ValueError("the job has no end: give count, bytes or time")
     return jobs
 
 
 def _bounded(jobs: list[WorkloadJob]) -> list[WorkloadJob]:
     """Make sure that *jobs* have no more requests under way together than a simulation has room for."""
     if sum(job.depth for job in jobs) > _DEPTH_MAX:
-        message = f"more than {_DEPTH_MAX} requests are under way together: make the depths or the jobs fewer"
+        message = f"more than {_DEPTH_MAX} requests would be under way together: use smaller depths or fewer jobs"
         raise UsageError(message)
     return jobs
 
@@ -250,7 +250,7 @@ def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
     try:
         parser.read_string("\n".join(lines))
     except configparser.Error as error:
-        message = f"not a job file of fio: {error.message.splitlines()[0]}"
+        message = f"the file is not a job file of fio: {error.message.splitlines()[0]}"
         raise UsageError(message) from None
     jobs: list[WorkloadJob] = []
     group = 0
@@ -266,7 +266,7 @@ def read_fio(text: str, geometry: Geometry) -> list[WorkloadJob]:
             message = f"job {name!r}: {error}"
             raise UsageError(message) from None
     if not jobs:
-        message = "a job file of fio has at least one section that is not [global]"
+        message = "there is no job: a job file of fio needs at least one section that is not [global]"
         raise UsageError(message)
     return _bounded(jobs)
 
@@ -278,11 +278,11 @@ def _require_one_of_each(lines: Iterable[str]) -> None:
         section = line.partition("]")[0]
         if section.startswith("["):
             if section in seen:
-                message = f"two sections are called {section[1:]!r}: each is simulated once"
+                message = f"two sections are called {section[1:]!r}: give each its own name"
                 raise UsageError(message)
             seen.add(section)
     if "[global" in seen and next(line for line in lines if line.startswith("[")).partition("]")[0] != "[global":
-        message = "[global] is not the first section, and is for those after it only"
+        message = "[global] is not the first section, and would apply to later sections only: move it to the beginning"
         raise UsageError(message)
 
 
@@ -295,7 +295,7 @@ def _fio_options(items: Iterable[tuple[str, str | None]]) -> dict[str, str]:
             options[name] = text
         elif name in _FIO_HARMLESS:
             if text not in _FIO_HARMLESS[name]:
-                raise ValueError(f"{key}={text} is not simulated: it makes another workload")
+                raise ValueError(f"{key}={text} is not simulated, because it would change the workload")
         elif name not in _PASSED_OVER:
             raise ValueError(f"fio's option {key!r} is not simulated; simulated are {', '.join(sorted(_FIO_KEYS))}")
     for flag in ("stonewall", "time_based", "zone_append", "ignore_zone_limits"):
@@ -333,7 +333,7 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
     for number in range(nr_jobs):
         first = (offset + number * step) // zone_bytes
         if (offset + number * step) % zone_bytes:
-            raise ValueError(f"it begins at byte {offset + number * step}, which is not the start of a zone")
+            raise ValueError(f"the job begins at byte {offset + number * step}, which is not the start of a zone")
         jobs.append(
             WorkloadJob(
                 name=name if nr_jobs == 1 else f"{name}.{number}",
@@ -364,9 +364,9 @@ def _fio_depth(options: Mapping[str, str]) -> int:
     if engine in _FIO_SYNC_ENGINES:
         return 1
     if engine not in _FIO_ASYNC_ENGINES:
-        raise ValueError(f"ioengine={engine} is not simulated: it makes another workload")
+        raise ValueError(f"ioengine={engine} is not simulated, because it would change the workload")
     if ":" in options.get("filename", ""):
-        raise ValueError("several files are not simulated: make a job of each")
+        raise ValueError("several files in one job are not simulated: write one job for each")
     return min(max(_fio_number(options, "iodepth", 1), 1), _DEPTH_MAX)
 
 
@@ -387,7 +387,7 @@ def _fio_skip(options: Mapping[str, str], geometry: Geometry, *, is_random: bool
     """Return how many zones are left out between two, and make sure that the zones are those of the drive."""
     for name, there in (("zonesize", geometry.zone_size), ("zonecapacity", geometry.zone_capacity)):
         if name in options and parse_size(options[name]) not in (0, to_bytes(there)):
-            raise ValueError(f"{name}={options[name]} is not that of the drive, which is {to_bytes(there)}")
+            raise ValueError(f"{name}={options[name]} differs from that of the drive, which is {to_bytes(there)}")
     skip = options.get("zoneskip", "0")
     if skip.endswith("z"):
         nr_zones = _fio_number({"zoneskip": skip[:-1]}, "zoneskip", 0)
@@ -406,7 +406,7 @@ def _fio_sizes(options: Mapping[str, str], geometry: Geometry) -> tuple[tuple[in
         )
     sizes = {size.strip() for size in options.get("bs", "4k").split(",") if size.strip()}
     if len(sizes) != 1:
-        raise ValueError("different sizes of reads and writes are not simulated: make two jobs of them")
+        raise ValueError("different sizes of reads and writes are not simulated: write two jobs")
     return ((_request_sectors(sizes.pop(), geometry), 1.0),)
 
 
@@ -415,14 +415,14 @@ def _fio_number(options: Mapping[str, str], name: str, default: int) -> int:
     if text is None:
         return default
     if not text.isdecimal() or (number := int(text)) > _NUMBER_MAX:
-        raise ValueError(f"{name}={text} is no whole number up to {_NUMBER_MAX}")
+        raise ValueError(f"{name}={text} is not a whole number up to {_NUMBER_MAX}")
     return number
 
 
 def _fio_time(text: str, unit: str) -> int:
     shape = _FIO_TIME.fullmatch(text.strip())
     if shape is None:
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError(f"{text!r} is not a time")
     return int(float(shape[1]) * _FIO_UNITS_NS[shape[2] or unit])
 
 
@@ -449,7 +449,7 @@ def _arrivals(numbered: Iterable[tuple[int, str]], geometry: Geometry) -> Iterat
                 continue
             arrival = _arrival(entry, geometry)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            message = f"line {number} of the log is no operation ({error!r})"
+            message = f"line {number} of the log is not an operation ({error!r})"
             raise UsageError(message) from None
         yield arrival
 

@@ -167,7 +167,7 @@ def parse_report(text: str, name: str) -> Report:
         _zone(layout, tool, line, f"line {first + i + 1} of {name}") for i, line in enumerate(lines[first : last + 1])
     ]
     if last + 2 == len(lines) and not text.endswith("\n"):
-        message = f"line {last + 2} of {name}, the last one, has no end: the report was cut"
+        message = f"line {last + 2} of {name}, the last one, is incomplete: the report was cut"
         raise UsageError(message)
     facts: dict[str, int] = {}
     for index, line in enumerate(lines):
@@ -177,7 +177,7 @@ def parse_report(text: str, name: str) -> Report:
             claimed = layout.claim and layout.claim.fullmatch(line)
             if claimed and int(claimed[1]) != len(zones):
                 message = (
-                    f"{name} was cut: line {index + 1} says {claimed[1]} zones, and it has {len(zones)}, up to line "
+                    f"{name} was cut: line {index + 1} says {claimed[1]} zones, but there are {len(zones)}, up to line "
                     f"{last + 1}"
                 )
                 raise UsageError(message)
@@ -199,14 +199,17 @@ def _recognize(lines: Sequence[str], name: str) -> tuple[str, int]:
             # Lines of blkzone and QEMU begin alike. A line that was cut matches both, and is refused as one of blkzone.
             whole = [tool for tool in alike if _FORMATS[tool].line.fullmatch(line)]
             return (whole or alike)[0], index
-    message = f"{name} has no zone in it, as {', '.join(_FORMATS)} or nvme -o json print them"
+    message = f"{name} has no zone in a form that {', '.join(_FORMATS)} or nvme -o json print"
     raise UsageError(message)
 
 
 def _require_same_tool(tool: str, line: str, where: str) -> None:
     for other, layout in _FORMATS.items():
         if other != tool and layout.line.fullmatch(line):
-            message = f"{where} is a zone as {other} prints it, and the others are as {tool} does: give one report"
+            message = (
+                f"{where} is a zone as {other} prints it, but the others are as {tool} prints them: give only "
+                "one report"
+            )
             raise UsageError(message)
 
 
@@ -215,7 +218,7 @@ def _zone(layout: _Format, tool: str, line: str, where: str) -> ReportedZone:
     found = layout.line.fullmatch(line)
     if found is None:
         shown = printable(line.strip())[:_SHOWN_CHARACTERS]
-        message = f"{where} is no zone as {tool} prints it: '{shown}'; the report was cut, or other text is inside it"
+        message = f"{where} is not a zone as {tool} prints it: '{shown}'; the report was cut, or contains other text"
         raise UsageError(message)
     fields = found.groupdict()
     start = _integer(fields["start"])
@@ -265,7 +268,7 @@ def _parse_json(text: str, name: str) -> Report:
     objects = list(_objects(text, name))
     reports = [each for each in objects if "zone_list" in each]
     if len(reports) != 1:
-        message = f"{name} has {len(reports) or 'no'} lists of zones (zone_list) in it, and one is needed"
+        message = f"{name} has {len(reports) or 'no'} lists of zones (zone_list), but exactly one is needed"
         raise UsageError(message)
     facts: dict[str, int] = {}
     for each in objects:
@@ -276,7 +279,7 @@ def _parse_json(text: str, name: str) -> Report:
     claimed = reports[0].get("nr_zones")
     if not isinstance(listed, list) or (isinstance(claimed, int) and claimed != len(listed)):
         count = len(listed) if isinstance(listed, list) else 0
-        message = f"{name} was cut: it says {claimed} zones (nr_zones), and has {count}"
+        message = f"{name} was cut: it says {claimed} zones (nr_zones), but has {count}"
         raise UsageError(message)
     zones = [_json_zone(each, zone_size, f"zone {index} of {name}") for index, each in enumerate(listed)]
     blocks = facts.pop("nr_blocks", None)
@@ -296,10 +299,10 @@ def _objects(text: str, name: str) -> Iterator[dict[str, object]]:
             value, position = decoder.raw_decode(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
             where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its depth"
-            message = f"{name} is no JSON from {where} on: it was cut, or has other text in it"
+            message = f"{name} is not JSON from {where} on: it was cut, or contains other text"
             raise UsageError(message) from None
         if not isinstance(value, dict):
-            message = f"{name} is a JSON {type(value).__name__}, and nvme -o json prints objects"
+            message = f"{name} is a JSON {type(value).__name__}, but nvme -o json prints an object"
             raise UsageError(message)
         yield value
 
@@ -322,7 +325,7 @@ def _identify_facts(record: dict[str, object], name: str) -> dict[str, int]:
                 value = _number(record[field_name])
                 facts[fact] = 0 if value >= _NO_LIMIT_MAR else value + 1
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        message = f"{name} has output of nvme id-ns that lacks a field or has a wrong one: {error}"
+        message = f"a field of the output of nvme id-ns in {name} is missing or wrong: {error}"
         raise UsageError(message) from None
     return facts
 
@@ -347,7 +350,7 @@ def _json_zone(record: object, zone_size: int | None, where: str) -> ReportedZon
         start, capacity, wp = (_number(record[name]) for name in ("slba", "cap", "wp"))
         state, kind = str(record["state"]), str(record["type"])
     except (KeyError, TypeError, ValueError) as error:
-        message = f"{where} lacks a field or has a wrong one: {error}"
+        message = f"a field of {where} is missing or wrong: {error}"
         raise UsageError(message) from None
     cond = _condition("nvme-json", hex(int(state) >> 4) if state.isdecimal() else state, where)
     zone_type = _TYPES.get(kind.removeprefix("0x"))

@@ -59,7 +59,7 @@ def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) 
         sys.stderr.write(text.decode(errors="replace"))
         raise UsageError(message["error"], exit_code=message["exit_code"])
     os.close(_append(log, text))
-    message = f"the process in the background ended before it was ready; {log} may say why"
+    message = f"the background process ended before it was ready; {log} may have the reason"
     raise UsageError(message, exit_code=1)
 
 

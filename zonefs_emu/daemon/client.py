@@ -132,7 +132,7 @@ class _LiveTarget:
         except OSError as error:
             raise _silent(error) from None
         if len(parts) < length:
-            message = "the daemon that holds the image ended while it was asked"
+            message = "the daemon that holds the image ended before it answered"
             raise _GoneError(message)
         return bytes(parts)
 

@@ -124,7 +124,8 @@ def bounded_flush(*, bounded: bool) -> Iterator[None]:
 def _leave(reason: str) -> None:
     """Exit the process at once. The image then has every answered command, as after a kill."""
     _log.error(
-        "%s: leaving without a flush; every answered command survives this, but a power cut takes what was not flushed",
+        "%s: the process ends without a flush; every answered command survives this, but a power cut "
+        "loses what was not flushed",
         reason,
     )
     # Shows where the threads are stuck.

@@ -97,12 +97,12 @@ class FaultVerbs:
 
     def _require_idle(self) -> None:
         if self._lab is not None and not self._lab.is_done:
-            message = "a power-cut lab is at work on this image: end it first"
+            message = "a power-cut lab is running on this image: end it first (crash --no-watch)"
             raise UsageError(message, exit_code=1)
 
     def _crash_results(self, _request: Request, _payload: bytes) -> Iterator[Message]:
         if self._lab is None:
-            message = "no power-cut lab is at work on this image"
+            message = "no power-cut lab is running on this image"
             raise UsageError(message, exit_code=1)
         if self._lab.failure:
             failure = self._lab.failure

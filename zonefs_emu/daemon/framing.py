@@ -58,7 +58,9 @@ def decode_header(header: bytes) -> tuple[int, int]:
     """
     magic, object_bytes, payload_bytes = _HEADER.unpack(header)
     if magic != MAGIC:
-        message = f"the peer does not speak our protocol: a message begins with {magic.hex()}, not {MAGIC.hex()}"
+        message = (
+            f"the peer does not speak zonefs_emu's protocol: a message begins with {magic.hex()}, not {MAGIC.hex()}"
+        )
         raise PeerError(message)
     if object_bytes > OBJECT_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
         message = f"the peer announced a message of {object_bytes} + {payload_bytes} bytes, which is too long"

@@ -197,7 +197,7 @@ def _is_to_be_believed(connection: socket.socket, image: Path) -> bool:
     who = user_name(peer.uid)
     message = f"{image} is in use by {peer}: only {who}{'' if peer.uid == 0 else ' or root'} can work on it meanwhile"
     if os.geteuid() == 0:
-        message = f"{image} is in use by {peer}, which may not write to it and so is not believed"
+        message = f"{image} is in use by {peer}, which is not trusted because it may not write to the image"
     raise UsageError(message, exit_code=1)
 
 

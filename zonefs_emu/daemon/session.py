@@ -324,7 +324,7 @@ async def _serve(
             raise
         failure = known.failure = _failure_of(session, error)
         reason = host_sentence(failure) if isinstance(failure, OSError) else str(failure)
-        ended_log.warning("%s at %s is served no more: %s", session.name, session.where, reason)
+        ended_log.warning("%s at %s is not served any more: %s", session.name, session.where, reason)
         known.ended.append({"name": session.name, "where": session.where, "reason": reason})
         if ending.came:
             # After a signal, an error of a front-end's end is reported as the error of the session.

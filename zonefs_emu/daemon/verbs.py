@@ -258,7 +258,7 @@ class Verbs:
         """Raise UsageError if the counters are switched off and have no numbers."""
         if self._device.counters.switch.error is not None:
             reason = self._device.unforeseen.observers_off["the counters"]
-            message = f"there are no numbers: the counters are switched off ({reason})"
+            message = f"there are no counters: they are switched off ({reason})"
             raise UsageError(message, exit_code=1)
 
     def _why(self, request: Request, _payload: bytes) -> Iterator[Message]:
@@ -274,7 +274,7 @@ class Verbs:
     def _slowest(self, count: int) -> list[Json]:
         timing = self._device.timing
         if timing is None:
-            message = "its commands are not timed: mount, serve or attach it with --timing"
+            message = "commands of this image are not timed: mount, serve or attach it with --timing"
             raise UsageError(message, exit_code=1)
         return [
             {

@@ -35,7 +35,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
 
     def begin() -> None:
         if image.erase_listener is not None:
-            message = "a dump is at work on this image: try again when it has ended"
+            message = "a dump of this image is running: try again when it has ended"
             raise UsageError(message, exit_code=1)
         copy.begin(ZoneStates(bytearray(image.conds), image.wps[:], bytearray(image.attributes)))
         image.erase_listener = erase

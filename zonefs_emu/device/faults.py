@@ -86,17 +86,17 @@ class Fault:
     def _check_matching(self) -> None:
         """Check which operations on which zones are counted."""
         if self.nth < 1 or self.first_zone < 0 or self.nr_zones < 0 or self.seen < 0:
-            message = "a fault counts from 1, and zones from 0"
+            message = "a fault counts operations from 1 and zones from 0"
             raise UsageError(message)
         if self.effect in ON_REPORT:
             if self.operations or self.every or self.nth != 1:
                 message = f"'{self.effect.value}' changes every report: it takes no operations and no counts"
                 raise UsageError(message)
         elif not self.operations:
-            message = f"'{self.effect.value}' needs the operations that it fails"
+            message = f"'{self.effect.value}' needs the operations on which it acts"
             raise UsageError(message)
         if not self.operations.issubset(FAULTY):
-            message = "a fault is on what a host asks for: " + ", ".join(each.name.lower() for each in FAULTY)
+            message = "a fault acts only on operations of a host: " + ", ".join(each.name.lower() for each in FAULTY)
             raise UsageError(message)
 
     def _check_effect(self) -> None:
@@ -111,7 +111,7 @@ class Fault:
             message = "a failure needs a status other than OK"
             raise UsageError(message)
         if not 0 <= self.delay_min_ns <= self.delay_max_ns or (self.effect is Effect.DELAY) != bool(self.delay_max_ns):
-            message = "'delay', and nothing else, takes a time: one, or the least and the greatest"
+            message = "a time is needed for 'delay' and for no other effect: one time, or the least and the greatest"
             raise UsageError(message)
         if self.delay_max_ns > DELAY_NS_MAX:
             message = f"a delay is at most {DELAY_NS_MAX // 1_000_000_000} seconds long"
@@ -252,7 +252,7 @@ class FaultTable:
             message = "the image has a fault table of another version, which a new fault would destroy: remove it first"
             raise UsageError(message, exit_code=1)
         if len(self.entries) >= NR_FAULTS_MAX:
-            message = f"{NR_FAULTS_MAX} faults are all that an image holds: remove one first"
+            message = f"the image has {NR_FAULTS_MAX} faults, which is the most: remove one first"
             raise UsageError(message)
         fault.id = max((entry.id for entry in self.entries), default=0) + 1
         self.entries.append(fault)

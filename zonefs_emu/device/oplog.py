@@ -300,7 +300,7 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
             port.strike(_faults(entry))
             expected, found = _carry_out(entry, port, source)
         except (KeyError, StopIteration, TypeError, ValueError) as error:
-            message = f"line {line_no} of the log is no operation ({error!r})"
+            message = f"line {line_no} of the log is not an operation ({error!r})"
             raise UsageError(message) from None
         except UsageError as error:
             message = f"line {line_no} of the log: {error}"
@@ -338,7 +338,7 @@ def parse_line(line: str, line_no: int) -> dict[str, object]:
     except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict):
-        message = f"line {line_no} of the log is no JSON object of one line"
+        message = f"line {line_no} of the log is not a JSON object on one line"
         raise UsageError(message)
     return entry
 

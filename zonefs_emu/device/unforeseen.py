@@ -58,7 +58,7 @@ class UnforeseenErrors:
         message = f"internal error in {front_end}, {where}: {kind}: {error} ({place})"
         if cause not in self._logged:
             self._logged.add(cause)
-            log.error("%s; this request failed, everything else goes on", message, exc_info=error)
+            log.error("%s; this request failed, everything else continues", message, exc_info=error)
         _report(f"ERROR {log.name}: {message}", error)
         try:
             self._note(front_end, f"{kind} at {place}, {where}")

@@ -159,7 +159,7 @@ def _number(row: dict[str, str], name: str) -> float:
     try:
         value = float(text or 0)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}, which is no number") from None
+        raise ValueError(f"{name} is {text!r}, which is not a number") from None
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {text!r}; it must not be negative")
     return value

@@ -84,12 +84,12 @@ def _is(what: Path, device: Attached) -> bool:
 def _detach_left_behind(what: Path, *, force: bool) -> None:
     """Remove the device that a killed process left for the image *what*."""
     if not what.is_file():
-        message = f"{what} is no device of ours that is attached, and no image"
+        message = f"{what} is neither a device that zonefs-emu has attached nor an image"
         raise UsageError(message, exit_code=1)
     with open_target(what, readonly=True) as target:
         info = call(target, {"verb": "info"})[0]
         if target.live:
-            message = f"{what} is not attached: process {info['pid']} uses it otherwise"
+            message = f"{what} is not attached: process {info['pid']} uses it in another way"
             raise UsageError(message, exit_code=1)
     from zonefs_emu.front_ends.block_device import left_behind  # noqa: PLC0415  (takes a while to load)
 

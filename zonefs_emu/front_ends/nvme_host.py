@@ -24,7 +24,7 @@ class NvmeHostFrontEnd(KernelDeviceFrontEnd):
     def __init__(self, *, name: str | None = None, nr_queues: int = 1) -> None:
         super().__init__()
         if name is not None:
-            message = f"the kernel gives NVMe disks their names: leave out --name {name}"
+            message = f"the kernel chooses the names of NVMe disks: leave out --name {name}"
             raise UsageError(message)
         self._nr_queues = nr_queues
 

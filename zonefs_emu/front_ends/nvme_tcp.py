@@ -59,7 +59,7 @@ def parse_address(text: str) -> Address:
         host, separator, port = text.partition(":")
         is_good = ":" not in port
     if not is_good or not host or (separator and not (port.isascii() and port.isdecimal() and int(port) <= _PORT_MAX)):
-        message = f"{text!r} is no address: give HOST, HOST:PORT or [IPV6]:PORT, such as 127.0.0.1:{DEFAULT_PORT}"
+        message = f"{text!r} is not an address: give HOST, HOST:PORT or [IPV6]:PORT, such as 127.0.0.1:{DEFAULT_PORT}"
         raise UsageError(message)
     return Address(host, int(port) if separator else DEFAULT_PORT)
 
@@ -78,7 +78,7 @@ def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
         who = f"{names[0]} has" if names else "hosts have"
         message = (
             f"{address} can be reached from other machines, and {who} no key: give --host-key, serve at 127.0.0.1 or "
-            "[::1], or say --insecure"
+            "[::1], or give --insecure"
         )
         raise UsageError(message)
     return address
@@ -97,7 +97,7 @@ def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: 
     for text in host_keys:
         parts = _HOST_KEY.fullmatch(text)
         if parts is None:
-            message = "a --host-key is NQN=@FILE or NQN=DHHC-1:…, of which FILE has the key in its first line"
+            message = "--host-key must be NQN=@FILE, where the first line of FILE has the key, or NQN=DHHC-1:…"
             raise UsageError(message)
         nqn = parts[1]
         require_nqn(nqn)
@@ -115,7 +115,7 @@ def _key(text: str, option: str) -> DhchapKey:
     """Return the key *text*, or that in the file of @FILE. Errors name *option*."""
     try:
         if text.startswith(f"@{_KEY_BEGIN}"):
-            message = "@ is followed by the name of a file, and this looks like a key"
+            message = "the text after @ must be the name of a file, but it looks like a key: leave out the @"
             raise UsageError(message)
         if text.startswith("@"):
             with Path(text[1:]).open("rb") as file:

@@ -58,6 +58,6 @@ def device_number(name: str | None) -> int | None:
         return None
     number = name.removeprefix("/dev/").removeprefix("ublkb")
     if not number.isdecimal():
-        message = f"ublk devices have numbers for names, such as 3 or ublkb3, not {name!r}"
+        message = f"the name of a ublk device is a number, such as 3 or ublkb3, not {name!r}"
         raise UsageError(message)
     return int(number)

@@ -142,7 +142,7 @@ def _remove_dead(path: Path) -> None:
     """Remove the socket *path* if there is one and nothing answers at it; with the directory locked."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            message = f"{path} exists and is no socket"
+            message = f"{path} exists and is not a socket"
             raise UsageError(message, exit_code=1)
     except FileNotFoundError:
         return
@@ -152,7 +152,7 @@ def _remove_dead(path: Path) -> None:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            log.info("%s was left behind by a process that is gone", path)
+            log.info("%s was left behind by a process that has ended", path)
         except BlockingIOError:
             raise _served(path) from None
         except OSError as error:
@@ -197,7 +197,7 @@ def _locked_directory(path: Path, patience_s: float) -> Iterator[None]:
                 if error.errno != errno.EWOULDBLOCK:
                     raise _of_path(error, path) from None
             if time.monotonic() > deadline:
-                message = f"another process is about to serve at {path}, or holds a lock of {path.parent}"
+                message = f"another process is about to serve at {path}, or holds a lock on {path.parent}"
                 raise UsageError(message, exit_code=1)
             time.sleep(_POLL_S)
         yield
@@ -230,7 +230,7 @@ def adopt(fd: int) -> tuple[socket.socket, bool]:
             raise OSError
         listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
     except OSError:
-        message = f"file descriptor {fd} is no Unix socket"
+        message = f"file descriptor {fd} is not a Unix socket"
         raise UsageError(message, exit_code=1) from None
     os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
     return sock, listening

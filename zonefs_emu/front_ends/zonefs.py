@@ -68,11 +68,11 @@ def _mountable(directory: Path) -> Path:
             # Attributes may come from the kernel's cache. This request goes to the file system if it is FUSE.
             os.statvfs(directory)
             if not stat.S_ISDIR(directory.stat().st_mode):
-                message = f"{directory} is no directory to mount on"
+                message = f"{directory} is not a directory, so nothing can be mounted on it"
                 raise UsageError(message, exit_code=1)
         except OSError as error:
             if error.errno not in _DEAD:
-                message = f"{directory} is no directory to mount on: {error.strerror}"
+                message = f"nothing can be mounted on {directory}: {error.strerror}"
                 raise UsageError(message, exit_code=1) from None
         else:
             return place
@@ -82,12 +82,13 @@ def _mountable(directory: Path) -> Path:
 def _take_away_dead(directory: Path, place: Path) -> None:
     entry = mount_at(place)
     if entry is None:
-        message = (
-            f"{directory} is the mount of a process that is gone, and no zonefs of ours: 'umount {directory}' ends it"
-        )
+        message = f"{directory} is a mount of another program whose process has ended: 'umount {directory}' removes it"
         raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        message = f"{directory} is what is left of a mount of {user_name(entry.uid)}: only they and root can unmount it"
+        message = (
+            f"{directory} was mounted by {user_name(entry.uid)}, whose process has ended: only this user and "
+            "root can unmount it"
+        )
         raise UsageError(message, exit_code=1)
     # The unmount is lazy: files that are still open in the mount do not stop it.
     take_away(place, lazy=True)
@@ -102,10 +103,10 @@ def unmount(directory: Path) -> None:
     place = Path(os.path.realpath(directory))
     entry = mount_at(place)
     if entry is None:
-        message = f"no zonefs of ours is mounted at {directory}"
+        message = f"no zonefs of zonefs-emu is mounted at {directory}"
         raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        message = f"{directory} is the mount of {user_name(entry.uid)}: only they and root can unmount it"
+        message = f"{directory} was mounted by {user_name(entry.uid)}: only this user and root can unmount it"
         raise UsageError(message, exit_code=1)
     # The daemon is looked up before the unmount, while it answers. After that only the id of its process is of use.
     serving = find_serving(str(place), entry.source) if _is_alive(place) else None

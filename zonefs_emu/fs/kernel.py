@@ -57,13 +57,13 @@ def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError:
-        message = f"{mountpoint} cannot be unmounted: fusermount3, which does it for users, is not installed"
+        message = f"{mountpoint} cannot be unmounted: fusermount3, which unmounts for users, is not installed"
         raise UsageError(message, 1) from None
     except OSError as error:
         message = f"{mountpoint} cannot be unmounted: fusermount3 cannot be run: {error.strerror}"
         raise UsageError(message, 1) from None
     except subprocess.TimeoutExpired:
-        message = f"{mountpoint} cannot be unmounted: fusermount3 has not ended for {_FUSERMOUNT_SECONDS} seconds"
+        message = f"{mountpoint} cannot be unmounted: fusermount3 has not ended within {_FUSERMOUNT_SECONDS} seconds"
         raise UsageError(message, 1) from None
     if done.returncode:
         said = os.fsdecode(done.stderr).strip()

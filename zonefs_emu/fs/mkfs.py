@@ -68,7 +68,7 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
             digits = "01234567" if name == "perm" else "0123456789"
             if not value or value.strip(digits):
                 kind = "an octal" if name == "perm" else "a decimal"
-                message = f"feature {name} needs {kind} number, not {value!r}"
+                message = f"the feature {name} needs {kind} number, not {value!r}"
                 raise UsageError(message)
             values[name] = int(value, 8 if name == "perm" else 10)
             features |= _FEATURE_OF[name]

@@ -155,7 +155,7 @@ def fuse_options(options: MountOptions, source: str) -> set[str]:
 
 def _directory(mountpoint: Path) -> Path:
     if not mountpoint.is_dir():
-        message = f"{mountpoint} is no directory to mount on"
+        message = f"{mountpoint} is not a directory, so nothing can be mounted on it"
         raise UsageError(message, 1)
     return Path(os.path.realpath(mountpoint))
 
@@ -176,7 +176,7 @@ async def _run(mount: Mount, news: "_News", task_status: trio.TaskStatus[Mount])
                     if gone:
                         await ended.wait()
                     else:
-                        log.info("%s is in use: its users lose it", mount.mountpoint)
+                        log.info("%s is in use: it is detached, and its users get errors", mount.mountpoint)
             serving.cancel()
 
 

@@ -78,7 +78,7 @@ def parse_options(text: str) -> MountOptions:
                 errors = ErrorPolicy(value)
             except ValueError:
                 known = ", ".join(policy.value for policy in ErrorPolicy)
-                message = f"errors={value} is no policy of zonefs: it has {known}"
+                message = f"errors={value} is not known: there are {known}"
                 raise UsageError(message) from None
         elif option == "explicit-open":
             explicit_open = True
@@ -99,7 +99,7 @@ def parse_options(text: str) -> MountOptions:
             message = f"unknown mount option {option}"
             raise UsageError(message)
     if allow_other and "allow_root" in passed_on:
-        message = "allow_other and allow_root exclude each other: the one lets all users in, the other root alone"
+        message = "allow_other and allow_root exclude each other: allow_other lets all users in, allow_root only root"
         raise UsageError(message)
     return MountOptions(
         errors=errors,

@@ -122,7 +122,7 @@ def build_geometry(
     """
     if preset is None:
         if size is None:
-            message = f"say how large the device is to be: --size 1G, or --preset {' or '.join(PRESETS)}"
+            message = f"the size of the device is missing: give --size 1G, or --preset {' or '.join(PRESETS)}"
             raise UsageError(message)
         preset = _plain(size)
     own_zones = zone_size is not None

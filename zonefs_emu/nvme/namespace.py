@@ -75,7 +75,7 @@ def require_zns(geometry: Geometry) -> None:
         raise UsageError(message)
     if geometry.size % geometry.zone_size:
         message = (
-            "the last zone of the image is smaller than the others, which NVMe does not have: create one whose --size "
+            "the last zone of the image is smaller than the others, which NVMe does not allow: create one whose --size "
             "is a multiple of its --zone-size"
         )
         raise UsageError(message)

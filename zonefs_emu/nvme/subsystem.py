@@ -32,7 +32,9 @@ def require_nqn(nqn: str) -> None:
         UsageError: it is not; with the form of such a name.
     """
     if not nqn.startswith("nqn.") or not nqn.isprintable() or " " in nqn or not 4 < len(nqn.encode()) <= _NQN_BYTES_MAX:
-        message = f"{nqn!r} is no NVMe Qualified Name: it begins with nqn. and has at most {_NQN_BYTES_MAX} bytes"
+        message = (
+            f"{nqn!r} is not an NVMe Qualified Name, which begins with nqn. and has at most {_NQN_BYTES_MAX} bytes"
+        )
         raise UsageError(message)
 
 

@@ -101,7 +101,9 @@ def _listen() -> list[socket.socket]:
                 return listen(_ADDRESS, port)
             except UsageError as error:
                 failure = error
-    raise failure or UsageError("each of the ports that only root may listen at has a service", exit_code=1)
+    raise failure or UsageError(
+        "no port below 1024 is free, and the drive must use one that only root may listen at", exit_code=1
+    )
 
 
 def _has_service(port: int) -> bool:

@@ -89,22 +89,24 @@ def parse_key(text: str) -> DhchapKey:
     """
     found = _TEXT.fullmatch(text.strip())
     if found is None:
-        message = "a key looks like DHHC-1:00:BASE64: with a colon at its end, as nvme gen-dhchap-key prints it"
+        message = (
+            "this is not a key: a key is DHHC-1:00:BASE64: with a colon at its end, as nvme gen-dhchap-key prints it"
+        )
         raise UsageError(message)
     hash_id = int(found[1], 16)
     if hash_id and hash_id not in HASHES:
-        message = f"the key names hash {hash_id:02X}, and there are 00 (none), 01, 02 and 03"
+        message = f"the key names hash {hash_id:02X}, which is not known: there are 00 (none), 01, 02 and 03"
         raise UsageError(message)
     try:
         decoded = base64.b64decode(found[2], validate=True)
     except binascii.Error:
-        message = "the key is no base64: part of it may be missing"
+        message = "the key is not base64: a part of it may be missing"
         raise UsageError(message) from None
     secret, checksum = decoded[:-_CRC_BYTES], decoded[-_CRC_BYTES:]
     allowed = {_BYTES_OF_HASH[hash_id]} if hash_id else KEY_BYTES
     if len(secret) not in allowed:
         lengths = " or ".join(map(str, sorted(allowed)))
-        message = f"the key has {len(secret)} bytes, and one with hash {hash_id:02X} has {lengths}"
+        message = f"the key has {len(secret)} bytes, but a key with hash {hash_id:02X} has {lengths}"
         raise UsageError(message)
     if zlib.crc32(secret).to_bytes(_CRC_BYTES, "little") != checksum:
         message = "the checksum of the key is wrong: it was damaged or mistyped"

@@ -90,7 +90,9 @@ def connect(nqn: str, port: int, credentials: Credentials, *, nr_queues: int) ->
             file.write(",".join(f"{name}={value}" for name, value in options.items()).encode())
             answer = file.read(4096).decode()
     except OSError as error:
-        message = f"the kernel does not connect to the drive ({error.strerror}); its log (dmesg) says why"
+        message = (
+            f"the kernel does not connect to the drive ({error.strerror}); the kernel's log (dmesg) has the reason"
+        )
         raise UsageError(message, exit_code=1) from None
     found = re.search(r"instance=(\d+)", answer)
     assert found is not None, answer
@@ -148,7 +150,10 @@ def wait_for_disk(controller: KernelController, nqn: str, uuid: str) -> Path:
         if node is not None and _attribute(_CONTROLLERS / controller.name, "state") == "live":
             return node
         if time.monotonic() > deadline:
-            message = f"the kernel makes no disk of its controller {controller.name}; its log (dmesg) says why"
+            message = (
+                f"the kernel has made no disk of the controller {controller.name}; the kernel's log (dmesg) "
+                "has the reason"
+            )
             raise UsageError(message, exit_code=1)
         time.sleep(_LOOK_S)
 

@@ -151,7 +151,7 @@ class Connection:
                 self._send_due()
                 self._flush_out()
         except PduError as error:
-            self.server.log.info("%s: %s; its connection is ended", self.peer, error.what)
+            self.server.log.info("%s: %s; the connection is ended", self.peer, error.what)
             self._last_words(error)
         except OSError as error:
             self.server.log.info("%s: the connection is lost: %s", self.peer, error)
@@ -178,10 +178,12 @@ class Connection:
                     return
             self._send_due()
             if self._is_late():
-                self.server.log.info("%s: it has not connected, or not proved its name, in time", self.peer)
+                self.server.log.info("%s: the host has not connected, or not proved its name, in time", self.peer)
                 return
             if self._is_silent():
-                self.server.log.warning("%s: no keep alive; its controller is dropped", self.peer)
+                self.server.log.warning(
+                    "%s: the host has sent no keep alive in time; its controller is removed", self.peer
+                )
                 return
             self._flush_out()
 

@@ -378,7 +378,7 @@ def _open_regular(path: Path, flags: int) -> int:
     """
     kind = _KINDS.get(stat.S_IFMT(path.stat().st_mode))
     if kind is not None:
-        message = f"{path} is {kind}, and an image is a regular file"
+        message = f"{path} is {kind}, but an image must be a regular file"
         raise ImageError(message)
     try:
         return os.open(path, flags | os.O_CLOEXEC)

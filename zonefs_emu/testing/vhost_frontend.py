@@ -165,13 +165,13 @@ class FrontendQueue:
         if self.call_fd in ready:
             os.eventfd_read(self.call_fd)
         elif self.err_fd in ready:
-            message = f"queue {self.index}: the back-end has given the ring up"
+            message = f"queue {self.index}: the back-end has reported the ring as broken"
             raise PeerError(message)
         elif ready:
             message = f"queue {self.index}: the back-end closed the connection"
             raise PeerError(message)
         else:
-            message = f"queue {self.index}: no answer"
+            message = f"queue {self.index}: the back-end does not answer in time"
             raise TimeoutError(message)
 
     def _collect(self, number: int) -> tuple[int, list[bytes]]:

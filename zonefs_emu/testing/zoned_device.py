@@ -114,7 +114,7 @@ class DeviceUnderTest:
             UsageError: a daemon has it.
         """
         if self._device is None:
-            message = "a daemon has the image: stop() it first, or ask through report(), inject(), refusals()"
+            message = "a daemon has the image: call stop() first, or use report(), inject() and refusals()"
             raise UsageError(message)
         return self._device
 
@@ -307,7 +307,7 @@ class DeviceUnderTest:
 
     def _snapshot_path(self, name: str) -> Path:
         if not name or "/" in name or "\0" in name:
-            message = f"{name!r} cannot be the name of a snapshot: it becomes a part of a file's"
+            message = f"{name!r} cannot be the name of a snapshot, because it becomes a part of a file name"
             raise UsageError(message)
         return self.image.with_name(f"{self.image.name}.snapshot-{name}")
 

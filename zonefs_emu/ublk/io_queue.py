@@ -111,7 +111,7 @@ class Executor:
                 return self._write(tag, op_flags, count, sector)
             return self._manage(tag, operation, count, sector)
         except OSError as error:
-            log.warning("ublk: the kernel does not take or give the data of a request: %s", error)
+            log.warning("ublk: the data of a request cannot be moved to or from the kernel: %s", error)
             self._no_data(operation, count, sector)
             return -(error.errno or errno.EIO)
 
@@ -257,7 +257,7 @@ class IoQueue(threading.Thread):
         if self._slow_thread.ident is not None:
             self._slow_thread.join(_END_S)
         if self._slow_thread.is_alive():
-            log.warning("ublk queue %d: a request that waits for the host's disk is left behind", self._number)
+            log.warning("ublk queue %d: a request that waits for the host's disk is abandoned", self._number)
             return
         with self._waking:
             self._is_over = True

@@ -246,4 +246,4 @@ def refusals_of(geometry: Geometry) -> list[str]:
 def _explain(error: OSError, number: int | None) -> str:
     if number is not None and isinstance(error, FileExistsError):
         return f"there is a device /dev/ublkb{number} already"
-    return f"the kernel refuses the ublk device ({error.strerror}); its log (dmesg) says why"
+    return f"the kernel refuses the ublk device ({error.strerror}); the kernel's log (dmesg) has the reason"

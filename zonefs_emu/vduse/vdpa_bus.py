@@ -32,7 +32,7 @@ class Driver(Enum):
 def check_name(name: str) -> None:
     """Raise UsageError if *name* cannot be the name of a device, which becomes the name of a file."""
     if not _NAME.fullmatch(name) or name == "control":
-        message = f"{name!r} cannot be the name of a device: letters, digits, '_', '.' and '-', up to 64"
+        message = f"{name!r} cannot be the name of a device: a name has up to 64 letters, digits, '_', '.' and '-'"
         raise UsageError(message)
 
 
@@ -43,7 +43,7 @@ def check_host(driver: Driver) -> None:
     except OSError as error:
         raise UsageError(_hint(error), exit_code=1) from None
     if not (_BUS / "drivers" / driver.value).exists():
-        message = f"the kernel's driver {driver.value} is not there: load it with 'modprobe {driver.value}'"
+        message = f"the kernel's driver {driver.value} is not loaded: load it with 'modprobe {driver.value}'"
         raise UsageError(message, exit_code=1)
 
 
@@ -123,7 +123,9 @@ def bind(name: str, driver: Driver) -> Path:
     deadline = time.monotonic() + _NODE_SECONDS
     while (node := node_of(name)) is None:
         if time.monotonic() > deadline:
-            message = f"the kernel's {driver.value} does not make a device of {name}; its log (dmesg) says why"
+            message = (
+                f"the kernel's {driver.value} has not made a device of {name}; the kernel's log (dmesg) has the reason"
+            )
             raise UsageError(message, exit_code=1)
         time.sleep(0.02)
     return node

@@ -96,7 +96,7 @@ class VduseDevice:
         vdpa_bus.check_host(driver)
         if left_behind(name):
             if not records.exists():
-                message = f"there is a VDUSE device {name} already, and not of this image: choose another name"
+                message = f"the VDUSE device {name} exists and belongs to another image: choose another name"
                 raise UsageError(message, exit_code=1)
             nr_queues = max(records.stat().st_size // record_bytes(QUEUE_SIZE), 1)
         self.name = name
@@ -149,7 +149,8 @@ class VduseDevice:
                 message = f"the VDUSE device {self.name} is served by another process"
             else:
                 message = (
-                    f"the kernel refuses the VDUSE device {self.name} ({error.strerror}); its log (dmesg) says why"
+                    f"the kernel refuses the VDUSE device {self.name} ({error.strerror}); the kernel's log "
+                    "(dmesg) has the reason"
                 )
             raise UsageError(message, exit_code=1) from None
 
@@ -244,7 +245,7 @@ class _Loop(threading.Thread):
                 self._step()
         except BaseException as error:
             self.failure = error
-            log.exception("the VDUSE device is served no more")
+            log.exception("the VDUSE device is not served any more")
         finally:
             with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
                 ending.callback(self._ended)
@@ -310,7 +311,7 @@ class _Loop(threading.Thread):
             case Message.UPDATE_IOTLB:
                 self._forget_memory()
             case _:
-                log.warning("the kernel sends a message that is not known: %d", request.kind)
+                log.warning("the kernel has sent an unknown message: %d", request.kind)
                 result = protocol.RESULT_FAILED
         return protocol.encode_response(request, result, avail_index=avail_index)
 
@@ -331,7 +332,7 @@ class _Loop(threading.Thread):
     def _start_queues(self) -> None:
         """Start the queues that the driver has made ready."""
         if not self._server.wait_abandoned():
-            log.warning("no queue is started: the host's disk keeps a request from before")
+            log.warning("no queue is started: an earlier request still waits for the host's disk")
             return
         features_raw = bytearray(8)
         fcntl.ioctl(self._fd, protocol.DEV_GET_FEATURES, features_raw)
@@ -377,7 +378,7 @@ class _Loop(threading.Thread):
 
     def _give_up_memory(self) -> None:
         """Stop serving the present rings, whose memory is partly gone. The driver may set up new ones later."""
-        log.warning("the driver's rings are served no more until it sets the device up again: %s", LOST)
+        log.warning("the driver's rings are not served until it sets the device up again: %s", LOST)
         self._drop_rings()
         self._shared = PeerMemory()
         for queue in self.queues:

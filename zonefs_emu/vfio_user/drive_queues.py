@@ -23,7 +23,7 @@ def queue_view(memory: GuestMemory, base: int, nr_bytes: int) -> memoryview:
     """
     found = memory.slices(base, nr_bytes)
     if len(found) > 1:
-        message = f"a queue of {nr_bytes} bytes at {base:#x} lies in {len(found)} pieces of memory"
+        message = f"a queue of {nr_bytes} bytes at {base:#x} lies in {len(found)} pieces of memory; it must lie in one"
         raise BadAddressError(message)
     return found[0]
 

@@ -110,7 +110,7 @@ class KeeperLink(DescriptorSocket):
                 message = "this process ends"
                 raise PeerError(message)
             if not ready:
-                message = "the other end of the link is silent"
+                message = "the other end of the keeper's link does not answer"
                 raise PeerError(message)
         return self.take()
 

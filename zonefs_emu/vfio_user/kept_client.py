@@ -151,7 +151,7 @@ class KeptClient:
         try:
             return cls(link, None, subsystem, unforeseen)
         except PeerError as error:
-            log.info("the client that was kept is given up: %s", error)
+            log.info("the client that the keeper kept is abandoned: %s", error)
             return None
 
     def watch(self, poller: select.epoll) -> None:

@@ -357,7 +357,7 @@ class PciDrive:
         """Wait until the worker has no command of *queues*; one that takes too long is abandoned."""
         queues = list(queues)
         if not self._worker.wait(lambda: not any(queue.is_busy for queue in queues)):
-            self._log.warning("queues are stopped while the host's disk keeps a command")
+            self._log.warning("queues are stopped while a command waits for the host's disk")
             for queue in queues:
                 queue.is_over = True
                 if queue.ring is not None and queue.is_busy:

@@ -125,7 +125,7 @@ class PciFunction:
         header = message.header
         try:
             if not self._has_version and header.command != VfioCommand.VERSION:
-                raise PeerError(f"command {header.command} before the version")
+                raise PeerError(f"command {header.command} came before the version")
             handler = self._handlers.get(header.command)
             if handler is None:
                 raise RefusedMessageError(errno.ENOSYS, f"command {header.command}, which is not known")
@@ -155,7 +155,7 @@ class PciFunction:
     def _version(self, payload: bytes, _fds: list[int]) -> bytes:
         major, minor = messages.decode_version(payload)
         if major:
-            raise PeerError(f"version {major}.{minor} of vfio-user, and 0.x is known")
+            raise PeerError(f"version {major}.{minor} of vfio-user is not supported: only 0.x is")
         self._has_version = True
         return messages.encode_version()
 
@@ -278,7 +278,7 @@ class PciFunction:
     def _region_write(self, payload: bytes, _fds: list[int]) -> bytes:
         access, data = messages.decode_region_access(payload)
         if len(data) < access.nr_bytes:
-            raise PeerError(f"{access.nr_bytes} bytes for a region are announced, and {len(data)} came")
+            raise PeerError(f"{access.nr_bytes} bytes for a region were announced, but {len(data)} came")
         size = _REGION_BYTES.get(access.region, 0)
         if access.offset + access.nr_bytes > size:
             raise RefusedMessageError(errno.EINVAL, f"bytes {access.offset:#x} of region {access.region}")

@@ -134,10 +134,10 @@ def decode_header(data: bytes) -> MessageHeader:
     """
     message_id, command, size, flags, _ = HEADER.unpack(data)
     if not HEADER.size <= size <= SIZE_MAX:
-        message = f"a message of {size} bytes"
+        message = f"a message has {size} bytes; it must have {HEADER.size} to {SIZE_MAX}"
         raise PeerError(message)
     if flags & _TYPE_MASK:
-        message = f"a message of type {flags & _TYPE_MASK}, where commands are expected"
+        message = f"a message has type {flags & _TYPE_MASK}; only commands (type 0) are expected"
         raise PeerError(message)
     return MessageHeader(message_id, command, flags, size - HEADER.size)
 
@@ -163,7 +163,7 @@ def encode_command(
 
 def _unpack(layout: struct.Struct, payload: bytes, what: str) -> tuple[int, ...]:
     if len(payload) < layout.size:
-        message = f"a {what} message of {len(payload)} bytes, and {layout.size} are needed"
+        message = f"a {what} message has {len(payload)} bytes; at least {layout.size} are needed"
         raise PeerError(message)
     return layout.unpack_from(payload)
 
@@ -265,7 +265,7 @@ def decode_region_access(payload: bytes) -> tuple[RegionAccess, bytes]:
     """
     access = RegionAccess(*_unpack(_REGION_ACCESS, payload, "region access"))
     if access.nr_bytes > DATA_MAX:
-        message = f"an access to {access.nr_bytes} bytes of a region, and {DATA_MAX} are the limit"
+        message = f"an access to a region has {access.nr_bytes} bytes; the limit is {DATA_MAX}"
         raise PeerError(message)
     return access, payload[_REGION_ACCESS.size :]
 

@@ -45,7 +45,7 @@ class Configuration:
         try:
             self._requests.send(BackendRequest.CONFIG_CHANGE_MSG, Nothing())
         except PeerError as error:
-            self._log.info("the front-end cannot be told of changed zones: %s", error)
+            self._log.info("the front-end cannot be notified of changed zones: %s", error)
             self.close()
 
     def _get(self, payload: ConfigSpace, _fds: list[int]) -> Reply:
@@ -61,13 +61,13 @@ class Configuration:
 
     def _set_backend_req_fd(self, _payload: Nothing, fds: list[int]) -> None:
         if len(fds) != 1:
-            message = f"the socket for requests of the back-end came as {len(fds)} descriptors"
+            message = f"the socket for requests of the back-end came with {len(fds)} descriptors and not one"
             raise PeerError(message)
         self.close()
         try:
             requests = socket.socket(fileno=fds[0])
         except OSError as error:
-            message = f"the socket for requests of the back-end is none: {error.strerror}"
+            message = f"the descriptor for requests of the back-end is not a socket: {error.strerror}"
             raise PeerError(message) from None
         fds.clear()
         self._requests = Connection(requests)

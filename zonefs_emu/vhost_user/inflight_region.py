@@ -46,14 +46,18 @@ class InflightRegion:
         if self._map is None or queue_no >= shape.nr_queues:
             return None
         if queue_size > shape.queue_size:
-            message = f"queue {queue_no} of {queue_size} entries with an in-flight region for {shape.queue_size}"
+            message = (
+                f"queue {queue_no} has {queue_size} entries, but the in-flight region has room for {shape.queue_size}"
+            )
             raise PeerError(message)
         start = shape.mmap_offset % mmap.ALLOCATIONGRANULARITY + queue_no * record_bytes(shape.queue_size)
         return memoryview(self._map)[start : start + record_bytes(queue_size)]
 
     def _get_fd(self, payload: Inflight, _fds: list[int]) -> Reply:
         if not 0 < payload.nr_queues <= _QUEUES_MAX or not 0 < payload.queue_size <= QUEUE_SIZE_MAX:
-            message = f"an in-flight region for {payload.nr_queues} queues of {payload.queue_size}"
+            message = (
+                f"an in-flight region for {payload.nr_queues} queues of {payload.queue_size} entries is not possible"
+            )
             raise PeerError(message)
         size = payload.nr_queues * record_bytes(payload.queue_size)
         fd = os.memfd_create("zonefs-emu-inflight", os.MFD_CLOEXEC)
@@ -66,10 +70,13 @@ class InflightRegion:
 
     def _set_fd(self, payload: Inflight, fds: list[int]) -> None:
         if len(fds) != 1 or payload.mmap_size < payload.nr_queues * record_bytes(payload.queue_size):
-            message = f"an in-flight region of {payload.mmap_size} bytes with {len(fds)} descriptors"
+            message = (
+                f"an in-flight region of {payload.mmap_size} bytes is too small, or came with {len(fds)} "
+                "descriptors and not one"
+            )
             raise PeerError(message)
         if self._any_ring_runs():
-            message = "the in-flight region is changed while rings run"
+            message = "the in-flight region cannot be changed while rings run"
             raise PeerError(message)
         self._map = self._shared.map(fds[0], payload.mmap_size, payload.mmap_offset)
         self._shape = payload

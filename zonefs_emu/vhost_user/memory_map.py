@@ -46,13 +46,16 @@ class MemoryMap:
 
     def _set_table(self, payload: MemoryTable, fds: list[int]) -> None:
         if len(fds) != len(payload.regions):
-            message = f"a memory table of {len(payload.regions)} regions with {len(fds)} descriptors"
+            message = f"a memory table of {len(payload.regions)} regions came with {len(fds)} descriptors"
             raise PeerError(message)
         self._replace(GuestMemory([self._map(region, fd) for region, fd in zip(payload.regions, fds, strict=True)]))
 
     def _add(self, payload: MemoryRegion, fds: list[int]) -> None:
         if len(fds) != 1 or len(self.memory.regions) >= MEM_SLOTS_MAX:
-            message = f"a memory region with {len(fds)} descriptors, after {len(self.memory.regions)} others"
+            message = (
+                f"a memory region came with {len(fds)} descriptors and not one, or after "
+                f"{len(self.memory.regions)} others"
+            )
             raise PeerError(message)
         self._replace(GuestMemory((*self.memory.regions, self._map(payload, fds[0]))))
 
@@ -64,7 +67,10 @@ class MemoryMap:
             != (payload.guest_address, payload.size, payload.user_address)
         ]
         if len(kept) == len(self.memory.regions):
-            message = f"no memory region of {payload.size} bytes at {payload.guest_address:#x} is there to be removed"
+            message = (
+                f"a memory region of {payload.size} bytes at {payload.guest_address:#x} cannot be removed: "
+                "there is none"
+            )
             raise PeerError(message)
         self._replace(GuestMemory(kept))
 

@@ -292,10 +292,10 @@ def decode_header(data: bytes) -> Header:
     """
     request, flags, size = HEADER.unpack(data)
     if flags & VERSION_MASK != VERSION:
-        message = f"message {request} of version {flags & VERSION_MASK}, not {VERSION}"
+        message = f"message {request} has version {flags & VERSION_MASK}, not {VERSION}"
         raise PeerError(message)
     if size > PAYLOAD_BYTES_MAX:
-        message = f"message {request} with a payload of {size} bytes"
+        message = f"message {request} has a payload of {size} bytes; at most {PAYLOAD_BYTES_MAX} are allowed"
         raise PeerError(message)
     return Header(request, flags, size)
 
@@ -343,7 +343,7 @@ def _decode(form: type[Payload], request: int, data: bytes) -> Payload:
         if form is DeviceStateTransfer:
             return DeviceStateTransfer(*_STATE.unpack(data))
     except struct.error:
-        message = f"message {request} with a payload of {len(data)} bytes"
+        message = f"message {request} has a payload of {len(data)} bytes, which does not fit this kind of message"
         raise PeerError(message) from None
     return Unknown(data)
 
@@ -352,7 +352,9 @@ def _decode_table(data: bytes) -> MemoryTable:
     (count,) = _TABLE_HEAD.unpack_from(data)
     body = data[_TABLE_HEAD.size :]
     if count > FDS_MAX or len(body) < count * _REGION.size:
-        message = f"a memory table of {count} regions in {len(data)} bytes"
+        message = (
+            f"a memory table of {count} regions does not fit its {len(data)} bytes, or has more than {FDS_MAX} regions"
+        )
         raise PeerError(message)
     regions = _REGION.iter_unpack(body[: count * _REGION.size])
     return MemoryTable(tuple(MemoryRegion(*fields) for fields in regions))
@@ -362,7 +364,7 @@ def _decode_config(data: bytes) -> ConfigSpace:
     offset, size, flags = _CONFIG.unpack_from(data)
     content = data[_CONFIG.size :]
     if size > CONFIG_BYTES_MAX or offset + size > CONFIG_BYTES_MAX or len(content) not in (0, size):
-        message = f"{size} bytes at {offset} of the configuration space, with {len(content)} bytes beside"
+        message = f"{size} bytes at {offset} with {len(content)} bytes of data do not fit the configuration space"
         raise PeerError(message)
     return ConfigSpace(offset, size, flags, content)
 

@@ -81,7 +81,7 @@ class Migration:
 
     def _set_log_base(self, payload: LogBase, fds: list[int]) -> Reply | None:
         if len(fds) != 1:
-            message = f"a dirty log with {len(fds)} descriptors"
+            message = f"a dirty log came with {len(fds)} descriptors and not one"
             raise PeerError(message)
         self._dirty_log = DirtyLog(self._shared, fds[0], payload.size, payload.offset)
         self.log_changed()
@@ -137,9 +137,9 @@ class Migration:
             raise transfer.error
         if transfer.outgoing is None:
             if self._must_not_wait():
-                message = "the connection that it belongs to has ended"
+                message = "the connection to which the device state belongs has ended"
                 raise PeerError(message)
             if self._any_ring_runs():
-                message = "rings were started before it was checked"
+                message = "rings were started before the device state was checked"
                 raise PeerError(message)
             state_transfer.load(self._device, transfer.arrived)

@@ -120,7 +120,7 @@ class Rings:
 
     def _start(self, queue: Virtqueue) -> None:
         if not self._server.wait_abandoned():
-            message = f"queue {queue.index} cannot be started: the host's disk keeps a request from before"
+            message = f"queue {queue.index} cannot be started: an earlier request still waits for the host's disk"
             raise PeerError(message)
         record = self._inflight.record(queue.index, queue.size)
         queue.start(self._memory.memory, self._features.virtio, record, self._migration.active_log)
@@ -135,7 +135,7 @@ class Rings:
             back-end may continue with the ring.
         """
         if not self._server.wait_idle(queue):
-            message = f"queue {queue.index} cannot be stopped: the host's disk keeps one of its requests"
+            message = f"queue {queue.index} cannot be stopped: one of its requests still waits for the host's disk"
             raise PeerError(message)
         return queue.stop()
 
@@ -149,14 +149,14 @@ class Rings:
 
     def _queue(self, index: int) -> Virtqueue:
         if not 0 <= index < len(self._queues):
-            message = f"queue {index} of {len(self._queues)}"
+            message = f"there is no queue {index}: the device has {len(self._queues)}"
             raise PeerError(message)
         return self._queues[index]
 
     def _stopped_queue(self, index: int) -> Virtqueue:
         queue = self._queue(index)
         if queue.ring is not None:
-            message = f"queue {index} is changed while it runs"
+            message = f"queue {index} cannot be changed while it runs"
             raise PeerError(message)
         return queue
 
@@ -165,19 +165,19 @@ class Rings:
         if payload.value & VRING_NO_FD:
             return queue, -1
         if len(fds) != 1:
-            message = f"a descriptor for queue {queue.index} was announced and {len(fds)} came"
+            message = f"a descriptor for queue {queue.index} was announced, but {len(fds)} came"
             raise PeerError(message)
         return queue, fds.pop()
 
     def _queue_and_eventfd(self, payload: Number, fds: list[int]) -> tuple[Virtqueue, int]:
         if fds and not is_eventfd(fds[0]):
-            message = f"queue {payload.value & VRING_INDEX_MASK} is to notify by a descriptor that is no eventfd"
+            message = f"queue {payload.value & VRING_INDEX_MASK} is to notify by a descriptor that is not an eventfd"
             raise PeerError(message)
         return self._queue_and_fd(payload, fds)
 
     def _set_num(self, payload: VringState, _fds: list[int]) -> None:
         if not 0 < payload.number <= QUEUE_SIZE_MAX:
-            message = f"queue {payload.queue_no} of {payload.number} entries"
+            message = f"queue {payload.queue_no} cannot have {payload.number} entries"
             raise PeerError(message)
         self._stopped_queue(payload.queue_no).size = payload.number
 
@@ -187,7 +187,7 @@ class Rings:
         if queue.ring is not None and old is not None:
             # Logging is switched on and off by the same addresses with another flag, while the ring runs.
             if old[:3] != queue.address[:3]:
-                message = f"queue {payload.queue_no} is moved while it runs"
+                message = f"queue {payload.queue_no} cannot be moved while it runs"
                 raise PeerError(message)
             queue.set_used_log_address(payload.log if payload.flags & VRING_LOG else -1)
 
@@ -204,7 +204,7 @@ class Rings:
     def _set_kick(self, payload: Number, fds: list[int]) -> None:
         queue, fd = self._queue_and_fd(payload, fds)
         if fd < 0:
-            message = f"queue {queue.index} without a kick descriptor: polling was not negotiated"
+            message = f"queue {queue.index} has no kick descriptor, and polling was not negotiated"
             raise PeerError(message)
         self._take_kick(queue, fd)
         if queue.ring is None:
@@ -226,7 +226,7 @@ class Rings:
 
     def _set_enable(self, payload: VringState, _fds: list[int]) -> None:
         if payload.number not in (0, 1):
-            message = f"queue {payload.queue_no} is enabled with {payload.number}"
+            message = f"queue {payload.queue_no} cannot be enabled with {payload.number}: it must be 0 or 1"
             raise PeerError(message)
         queue = self._queue(payload.queue_no)
         queue.enabled = bool(payload.number)

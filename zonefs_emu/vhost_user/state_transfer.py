@@ -61,12 +61,12 @@ def load(device: ZonedDevice, stream: bytes) -> None:
         PeerError: it is cut, damaged, or of a device of another shape; nothing has changed.
     """
     if len(stream) < _HEAD.size + _CRC.size or not stream.startswith(MAGIC):
-        message = f"a device state of {len(stream)} bytes is none of ours"
+        message = f"a device state of {len(stream)} bytes was not made by zonefs_emu"
         raise PeerError(message)
     body = stream[: -_CRC.size]
     _, version, nr_zones, digest = _HEAD.unpack_from(body)
     if version != _VERSION:
-        message = f"a device state of version {version}, not {_VERSION}"
+        message = f"the device state has version {version}, not {_VERSION}"
         raise PeerError(message)
     if _CRC.unpack(stream[-_CRC.size :])[0] != zlib.crc32(body):
         message = f"the device state of {len(stream)} bytes is cut or damaged"
@@ -75,7 +75,7 @@ def load(device: ZonedDevice, stream: bytes) -> None:
         message = "the device state is of a device with another geometry"
         raise PeerError(message)
     if len(stream) != stream_bytes(device.geometry):
-        message = f"a device state of {len(stream)} bytes, where {nr_zones} zones take {stream_bytes(device.geometry)}"
+        message = f"the device state has {len(stream)} bytes, but {nr_zones} zones take {stream_bytes(device.geometry)}"
         raise PeerError(message)
     try:
         device.load_zones(body[_HEAD.size :])
@@ -132,7 +132,7 @@ def _wait(fd: int, events: int, cancel_fd: int) -> None:
         poll.register(cancel_fd, select.POLLIN)
     ready = poll.poll(_TIMEOUT_MS)
     if not ready:
-        message = "the front-end stopped moving the device state"
+        message = "the front-end has stopped moving the device state"
         raise PeerError(message)
     if any(found == cancel_fd for found, _ in ready):
         message = "the connection that the device state belongs to has ended"
@@ -176,7 +176,7 @@ def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
     except OSError as error:
         message = f"the device state could not be read: {error.strerror}"
         raise PeerError(message) from None
-    message = f"a device state of more than {nr_bytes_max} bytes"
+    message = f"the device state has more than {nr_bytes_max} bytes"
     raise PeerError(message)
 
 

@@ -264,7 +264,7 @@ class Blk:
         """Answer IOERR; see :class:`zonefs_emu.virtio.handler.Handler`."""
         writable = chain[2]
         if not writable:
-            message = "a request without room for the answer"
+            message = "a request has no room for the answer"
             raise BrokenRingError(message)
         writable[-1][-1] = S_IOERR
         # "The device MUST write at least len bytes to descriptor, beginning at the first device-writable buffer."

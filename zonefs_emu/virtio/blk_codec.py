@@ -155,7 +155,10 @@ def decode_header(chain: Chain) -> tuple[int, int]:
     """
     header = gather(chain[1], 0, HEADER.size)
     if len(header) < HEADER.size or not chain[2]:
-        message = f"a request with a header of {len(header)} bytes and {total_bytes(chain[2])} bytes for the answer"
+        message = (
+            f"a request has {len(header)} bytes of header and {total_bytes(chain[2])} bytes for the answer, "
+            "which is too little"
+        )
         raise BrokenRingError(message)
     kind, _, sector = HEADER.unpack(header)
     return kind, sector

@@ -67,14 +67,14 @@ class GuestMemory:
             BadAddressError: not all of it is memory, or it is empty.
         """
         if length <= 0:
-            message = f"a buffer of {length} bytes at {address:#x}"
+            message = f"a buffer of {length} bytes at {address:#x} is not possible"
             raise BadAddressError(message)
         found: list[memoryview] = []
         index = bisect_right(self._starts, address) - 1
         while length:
             region = self.regions[index] if 0 <= index < len(self.regions) else None
             if region is None or not region.guest_address <= address < region.guest_address + region.size:
-                message = f"guest address {address:#x} is not memory"
+                message = f"guest address {address:#x} is not in the guest's memory"
                 raise BadAddressError(message)
             offset = address - region.guest_address
             part = min(length, region.size - offset)
@@ -116,5 +116,5 @@ class GuestMemory:
         for region in self.regions:
             if region.user_address <= address and address + length <= region.user_address + region.size:
                 return region
-        message = f"{length} bytes at user address {address:#x} lie in no one memory region"
+        message = f"{length} bytes at user address {address:#x} do not lie in one memory region"
         raise BadAddressError(message)

@@ -102,7 +102,7 @@ class PackedRing(Ring):
         self._fence = fence
         self._ordered = ordered
         if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
-            message = f"a ring of {size} that is to go on at {base:#x}"
+            message = f"a ring of {size} entries cannot continue at {base:#x}"
             raise BrokenRingError(message)
         #: The places of the next chain to be taken and of the next one to be given back. The compiled walker moves
         #: both.
@@ -167,7 +167,7 @@ class PackedRing(Ring):
                 if meta & (DESC_WRITE << 48):
                     writable.append(hot_view[address - hot_start : stop - hot_start])
                 elif writable:
-                    message = "a readable buffer after a writable one"
+                    message = "a chain has a readable buffer after a writable one"
                     raise BrokenRingError(message)
                 else:
                     readable.append(hot_view[address - hot_start : stop - hot_start])
@@ -208,7 +208,7 @@ class PackedRing(Ring):
         place = first
         while True:
             if place >= end or len(descriptors) >= CHAIN_DESCRIPTORS_MAX:
-                message = f"a chain with more descriptors than the ring of {self.size} has"
+                message = f"a chain has more descriptors than the ring ({self.size})"
                 raise BrokenRingError(message)
             slot = place % self.size
             address, meta = desc[2 * slot], desc[2 * slot + 1]
@@ -216,7 +216,7 @@ class PackedRing(Ring):
             place += 1
             if flags & DESC_INDIRECT:
                 if flags & DESC_NEXT or descriptors:
-                    message = "an indirect descriptor inside a chain"
+                    message = "an indirect descriptor is not the only one of its chain"
                     raise BrokenRingError(message)
                 descriptors = self._table(address, length)
                 break
@@ -237,7 +237,7 @@ class PackedRing(Ring):
         table = read_table(self.memory, address, length)
         descriptors = [(at, size, flags) for at, size, _, flags in _TABLE_ENTRY.iter_unpack(table)]
         if any(flags & DESC_INDIRECT for _, _, flags in descriptors):
-            message = "an indirect descriptor inside an indirect table"
+            message = "an indirect table contains an indirect descriptor"
             raise BrokenRingError(message)
         return descriptors
 

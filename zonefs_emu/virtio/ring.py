@@ -52,7 +52,7 @@ class OversizedChainError(BrokenRingError):
     """A chain has more than CHAIN_BYTES_MAX bytes. It has been taken from the ring, and can be answered: *chain*."""
 
     def __init__(self, chain: Chain) -> None:
-        super().__init__(f"a chain of more than {CHAIN_BYTES_MAX} bytes")
+        super().__init__(f"a chain has more than {CHAIN_BYTES_MAX} bytes")
         self.chain = chain
 
 
@@ -109,7 +109,7 @@ def check_size(size: int, *, power_of_two: bool) -> None:
     Source: virtio 1.4: for split rings "Queue Size value is always a power of 2"; packed rings may have any up to 2^15.
     """
     if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
-        message = f"a queue size of {size}"
+        message = f"a queue cannot have {size} entries"
         raise BrokenRingError(message)
 
 
@@ -122,14 +122,14 @@ def check_bytes(chain: Chain, descriptors: Sequence[tuple[int, int, int]]) -> No
 def check_descriptors(count: int) -> None:
     """Raise BrokenRingError if *count* descriptors are too many for a chain."""
     if count > CHAIN_DESCRIPTORS_MAX:
-        message = f"a chain of more than {CHAIN_DESCRIPTORS_MAX} descriptors"
+        message = f"a chain has more than {CHAIN_DESCRIPTORS_MAX} descriptors"
         raise BrokenRingError(message)
 
 
 def check_table(length: int) -> None:
     """Raise BrokenRingError unless *length* bytes are an indirect table: whole descriptors, and not too many."""
     if length % DESC_BYTES or not 0 < length <= CHAIN_DESCRIPTORS_MAX * DESC_BYTES:
-        message = f"an indirect table of {length} bytes"
+        message = f"an indirect table of {length} bytes is not 1 to {CHAIN_DESCRIPTORS_MAX} whole descriptors"
         raise BrokenRingError(message)
 
 

@@ -186,7 +186,9 @@ class RequestQueue:
             room = total_bytes(writable)
             if len(cdb) < CDB_BYTES or room < RESPONSE_BYTES:
                 nr_bytes = min(total_bytes(readable), REQUEST_BYTES)
-                message = f"a request with {nr_bytes} bytes of header and {room} bytes for the answer"
+                message = (
+                    f"a request has {nr_bytes} bytes of header and {room} bytes for the answer, which is too little"
+                )
                 raise BrokenRingError(message)
             data_in = carve(writable, RESPONSE_BYTES, room)
         if lun == -2:
@@ -216,7 +218,7 @@ class RequestQueue:
         writable = chain[2]
         room = total_bytes(writable)
         if room < RESPONSE_BYTES:
-            message = f"a request with {room} bytes for the answer"
+            message = f"a request has {room} bytes for the answer, which is too little"
             raise BrokenRingError(message)
         return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.FAILURE), b"")
 
@@ -247,7 +249,7 @@ class ControlQueue:
         data = gather(readable, 0, _TASK_MANAGEMENT.size)
         answer = self._answer(data)
         if total_bytes(writable) < len(answer):
-            message = f"a control request with {total_bytes(writable)} bytes for the answer"
+            message = f"a control request has {total_bytes(writable)} bytes for the answer, which is too little"
             raise BrokenRingError(message)
         scatter(writable, 0, answer)
         return len(answer)
@@ -259,7 +261,7 @@ class ControlQueue:
         is_query = kind in (T_AN_QUERY, T_AN_SUBSCRIBE)
         answer = _ASYNC_RESPONSE.pack(0, Response.FAILURE) if is_query else bytes((Response.FAILURE,))
         if total_bytes(writable) < len(answer):
-            message = f"a control request with {total_bytes(writable)} bytes for the answer"
+            message = f"a control request has {total_bytes(writable)} bytes for the answer, which is too little"
             raise BrokenRingError(message)
         scatter(writable, 0, answer)
         return len(answer)
@@ -277,7 +279,7 @@ class ControlQueue:
         if kind in (T_AN_QUERY, T_AN_SUBSCRIBE) and len(data) >= _ASYNC_REQUEST.size:
             # No asynchronous notifications exist here: none is supported, none is subscribed to.
             return _ASYNC_RESPONSE.pack(0, Response.OK)
-        message = f"a control request of kind {kind} and {len(data)} bytes"
+        message = f"a control request of kind {kind} with {len(data)} bytes is not known"
         raise BrokenRingError(message)
 
     def _manage(self, subtype: int, field: bytes) -> Response:

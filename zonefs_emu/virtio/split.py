@@ -135,7 +135,7 @@ class SplitRing(Ring):
             return _NONE
         size = self.size
         if count > size:
-            message = f"the available index is {count} ahead in a ring of {size}"
+            message = f"the available index is {count} ahead, more than the {size} entries of the ring"
             raise BrokenRingError(message)
         if not self._ordered:
             self._fence()
@@ -243,7 +243,7 @@ class SplitRing(Ring):
         Source: virtio 1.4, "The device MUST treat [an indirect descriptor's table] [...]"; a table refers to no other.
         """
         if head >= self.size:
-            message = f"descriptor {head} in a table of {self.size}"
+            message = f"a chain begins at descriptor {head}, but the table has {self.size}"
             raise BrokenRingError(message)
         descriptors: list[tuple[int, int, int]] = []
         desc = self._desc
@@ -253,7 +253,7 @@ class SplitRing(Ring):
             length, flags = meta & 0xFFFFFFFF, meta >> 32 & 0xFFFF
             if flags & DESC_INDIRECT:
                 if flags & DESC_NEXT:
-                    message = "an indirect descriptor with a next one"
+                    message = "an indirect descriptor is followed by another descriptor"
                     raise BrokenRingError(message)
                 descriptors += _table_chain(read_table(self.memory, address, length))
                 break
@@ -263,7 +263,9 @@ class SplitRing(Ring):
             at = meta >> 48
             count += 1
             if at >= self.size or count >= self.size or len(descriptors) > CHAIN_DESCRIPTORS_MAX:
-                message = f"a chain with more descriptors than the ring of {self.size} has, or one beyond them"
+                message = (
+                    f"a chain has more descriptors than the ring ({self.size}), or one that lies outside of the ring"
+                )
                 raise BrokenRingError(message)
         return self._chain(head, descriptors)
 
@@ -337,7 +339,7 @@ def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
         meta = table[2 * at + 1]
         flags = meta >> 32 & 0xFFFF
         if flags & DESC_INDIRECT:
-            message = "an indirect descriptor inside an indirect table"
+            message = "an indirect table contains an indirect descriptor"
             raise BrokenRingError(message)
         descriptors.append((table[2 * at], meta & 0xFFFFFFFF, flags))
         if not flags & DESC_NEXT:
@@ -345,7 +347,7 @@ def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
         at = meta >> 48
         if at >= count:
             break
-    message = f"an indirect table of {count} descriptors whose chain does not end in it"
+    message = f"the chain in an indirect table of {count} descriptors does not end in the table"
     raise BrokenRingError(message)
 
 
@@ -368,7 +370,7 @@ def translate(
             elif flags & DESC_WRITE:
                 writable += memory.slices(address, length)
             elif writable:
-                message = "a readable buffer after a writable one"
+                message = "a chain has a readable buffer after a writable one"
                 raise BrokenRingError(message)
             else:
                 readable += memory.slices(address, length)

@@ -69,7 +69,7 @@ class PeerMemory:
             status = os.fstat(fd)
             # Without this check, a file that is too short would only be noticed at the first access.
             if size <= 0 or status.st_size < offset + size:
-                message = f"{size} bytes at {offset} of a file of {status.st_size} bytes"
+                message = f"{size} bytes at {offset} do not lie in the shared file, which has {status.st_size} bytes"
                 raise PeerError(message)
             with suppress(OSError):
                 # A mapping of huge pages can be unmapped in whole pages only.
@@ -78,5 +78,5 @@ class PeerMemory:
                     length = min(-(-length // huge) * huge, status.st_size - start)
             return self.watch(PeerMap(fd, length, offset=start))
         except (OSError, ValueError, OverflowError) as error:
-            message = f"{size} bytes at {offset} of a file cannot be mapped: {error}"
+            message = f"{size} bytes at {offset} of the shared file cannot be mapped: {error}"
             raise PeerError(message) from None

@@ -155,7 +155,7 @@ class QueueServer:
         # queues are activated then.
         if self.worker.wait(lambda: not queue.busy):
             return True
-        self.service.log.warning("queue %d is stopped while the host's disk keeps a request of its", queue.index)
+        self.service.log.warning("queue %d is stopped while one of its requests waits for the host's disk", queue.index)
         self.abandon(queue)
         return False
 

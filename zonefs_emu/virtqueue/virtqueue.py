@@ -213,7 +213,7 @@ class Virtqueue:
             return self.base
         slot = position & 0x7FFF
         if slot >= self.size:
-            message = f"the record of queue {self.index} goes on at {slot} of {self.size}"
+            message = f"the record of queue {self.index} continues at entry {slot}, but the queue has {self.size}"
             raise PeerError(message)
         meta = desc.cast("Q")[2 * slot + 1]
         given_back = packed.is_given_back(meta, packed.place_of(position, self.size), self.size)
@@ -561,7 +561,7 @@ class Virtqueue:
             self._service.contain(f"the ring of queue {self.index}", error)
             reason = "an internal error"
         self._service.log.warning(
-            "queue %d is broken: %s; it is served no more until the driver resets it", self.index, reason
+            "queue %d is broken: %s; it is not served until the driver resets it", self.index, reason
         )
         if self.err_fd >= 0:
             with suppress(OSError):

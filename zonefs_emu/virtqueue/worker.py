@@ -135,7 +135,7 @@ class Worker(Generic[T]):
         self._jobs.put(None)
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
         if self._thread.is_alive():
-            log.warning("a request that waits for the host's disk is left behind")
+            log.warning("a request that waits for the host's disk is abandoned")
         self.collect()  # no queue takes a result any more, but exceptions are to be logged
         with self._changed:
             self._is_closed = True

@@ -16,5 +16,5 @@ def test_there_is_one_for_each_drive_with_a_geometry_and_one_without_times() -> 
 
 def test_they_are_found_by_name() -> None:
     assert find_preset("zn540") is ZN540
-    with pytest.raises(UsageError, match="no timing preset 'zn541'; there are zn540, smr-hm, none"):
+    with pytest.raises(UsageError, match="there is no timing preset 'zn541': there are zn540, smr-hm, none"):
         find_preset("zn541")

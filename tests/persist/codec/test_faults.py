@@ -29,6 +29,6 @@ def test_damaged_faults() -> None:
     huge = bytearray(good)
     huge[20:24] = (FAULTS_BYTES).to_bytes(4, "little")
     assert decode_faults(sealed(huge, seed=SEED), SEED) is None
-    with pytest.raises(UsageError, match="the faults take 32745 bytes; the image holds 32744"):
+    with pytest.raises(UsageError, match="the faults take 32745 bytes, but the image has room for 32744"):
         encode_faults(bytes(32745), 1, SEED)
     encode_faults(bytes(32744), 1, SEED)

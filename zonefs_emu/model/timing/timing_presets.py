@@ -175,4 +175,4 @@ def find_preset(name: str) -> FlashParameters | DiskParameters | None:
     try:
         return TIMING_PRESETS[name]
     except KeyError:
-        raise UsageError(f"no timing preset {name!r}; there are {', '.join(TIMING_PRESETS)}") from None
+        raise UsageError(f"there is no timing preset {name!r}: there are {', '.join(TIMING_PRESETS)}") from None

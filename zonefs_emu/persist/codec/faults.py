@@ -22,7 +22,7 @@ def encode_faults(data: bytes, generation: int, seed: int, *, version: int = 0) 
         UsageError: *data* does not fit.
     """
     if len(data) > FAULTS_BYTES - _FAULTS_HEAD.size:
-        message = f"the faults take {len(data)} bytes; the image holds {FAULTS_BYTES - _FAULTS_HEAD.size}"
+        message = f"the faults take {len(data)} bytes, but the image has room for {FAULTS_BYTES - _FAULTS_HEAD.size}"
         raise UsageError(message)
     block = bytearray(FAULTS_BYTES)
     _FAULTS_HEAD.pack_into(block, 0, FAULTS_MAGIC, 0, generation, len(data), version)
