@@ -16,7 +16,7 @@ from zonefs_emu.units import to_bytes
 @click.command()
 @image_argument
 @zone_option
-@click.option("--length", type=SIZE, help="How much of stdin to append. [default: all of it]")
+@click.option("--length", type=SIZE, help="Length of the data to append from stdin. [default: all of it]")
 @json_option
 def append(
     *,
@@ -25,7 +25,7 @@ def append(
     length: int | None,
     as_json: bool,
 ) -> None:
-    """Append stdin to a sequential zone of IMG with one zone append, and print the sector where it landed.
+    """Append stdin to a sequential zone of IMG with one zone append, and print the sector of the data.
 
     \b
     Example:

@@ -29,14 +29,14 @@ _QEMU: Final = (
     type=click.Choice(["auto", "ublk", "vduse", "nvme-tcp"]),
     default="auto",
     show_default=True,
-    help="By which of the kernel's drivers; auto takes ublk if it is there.",
+    help="The kernel's driver to use; auto takes ublk if it is available.",
 )
 @click.option("--name", type=TEXT, help="The device's name: a number for ublk (3 is /dev/ublkb3), a word for vduse.")
 @click.option(
     "--for", "user", type=click.Choice(["host", "vm"]), default="host", show_default=True, help="Who uses it."
 )
 @click.option("--queues", "nr_queues", metavar="N", type=click.IntRange(1, 16), default=1, help="Number of queues.")
-@click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the device is there.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground, and report on stderr when the device exists.")
 @timing_options
 @click.option("--list", "list_", is_flag=True, help="List what is attached.")
 @json_option
@@ -63,8 +63,8 @@ def attach(
       zonefs-emu attach --list
 
     Needs root and Linux 6.6 or later with the module ublk_drv, 6.4 with vduse, or 6.0 with nvme_tcp. A process in the
-    background serves the device until "zonefs-emu detach". If that process is killed, attach IMG again: the device goes
-    on where it was, with the requests that were in flight; an NVMe host sends these again.
+    background serves the device until "zonefs-emu detach". If that process is killed, attach IMG again: the device
+    continues, with the requests that were in flight. An NVMe host sends these again.
     """
     if list_:
         _list(as_json=as_json)

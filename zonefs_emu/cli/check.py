@@ -28,18 +28,19 @@ def check(
     repair: bool,
     as_json: bool,
 ) -> None:
-    """Look IMG over and list what is wrong with it; nothing is changed. Exits with 1 if there is an error.
+    """Check IMG and list what is wrong with it; nothing is changed. Exits with 1 if there is an error.
 
     \b
     Examples:
       zonefs-emu check small.img
       zonefs-emu check --repair small.img
 
-    An error means that the image cannot be opened; a warning that one of two copies of something is damaged and the
-    other one serves; with info nothing is wrong.
+    An error means that the image cannot be opened. A warning means that one of two copies of a structure is
+    damaged and the other one is used. An info does not mean damage.
 
-    With --repair, says what was done and what is lost, and exits with 1 if the image still cannot be opened. Nothing
-    may use the image meanwhile. What is changed is kept in IMG.backup-1 (or the next free number), as xxd -r reads it.
+    With --repair, reports what was done and what is lost, and exits with 1 if the image still cannot be opened.
+    No process may use the image meanwhile. The bytes that are changed are kept in IMG.backup-1 (or the next free
+    number), in the format of xxd -r.
     """
     if repair:
         repaired = repair_image(image)

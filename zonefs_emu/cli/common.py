@@ -133,7 +133,7 @@ def json_option(function: _Function) -> _Function:
 def record_option(function: _Function) -> _Function:
     """Add the option --record."""
     return click.option(
-        "--record", "record_file", metavar="FILE", type=FILE, help="Note every operation in the new FILE, for replay."
+        "--record", "record_file", metavar="FILE", type=FILE, help="Log every operation in the new FILE, for replay."
     )(function)
 
 

@@ -22,18 +22,18 @@ _ALL_COUNT: Final = 1000
 @click.command()
 @image_argument
 @click.option("--at", default="now", show_default=True, metavar="WHEN", help="now, 'after N writes', or 'every flush'.")
-@click.option("--out", "directory", type=FILE, metavar="DIR", help="Where the images go: cut-0000.img, ...")
+@click.option("--out", "directory", type=FILE, metavar="DIR", help="Directory for the images: cut-0000.img, ...")
 @click.option(
-    "--watch/--no-watch", "watch", default=None, help="Note each write from now on, for later cuts; or no longer."
+    "--watch/--no-watch", "watch", default=None, help="Begin to record each write, for later cuts; or end it."
 )
 @click.option(
     "--count", type=click.IntRange(min=1), metavar="N", help="How many images: 1, or with --all at most 1000."
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the first image."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the first image."
 )
-@click.option("--torn", is_flag=True, help="Let the write at the cut be there in part, in whole blocks.")
-@click.option("--reorder", is_flag=True, help="Let each zone, and each conventional write, be kept or lost by itself.")
+@click.option("--torn", is_flag=True, help="The write at the cut may be there in part, in whole blocks.")
+@click.option("--reorder", is_flag=True, help="Each zone, and each conventional write, is kept or lost by itself.")
 @click.option("--all", "every", is_flag=True, help="Every outcome in order instead of random ones.")
 @json_option
 def crash(
@@ -49,7 +49,7 @@ def crash(
     every: bool,
     as_json: bool,
 ) -> None:
-    """Write images of what IMG could be after a power cut, while it goes on unharmed.
+    """Write images that a power cut could have left of IMG. IMG itself is not changed.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def crash(
 
     Each image has everything that was flushed, and the writes after that up to some moment (or zone by zone, with
     --reorder). Write pointers never lie beyond data, and open zones are closed. 'every flush' cuts at the beginning of
-    each flush, one image each. Only an image that is mounted or served has anything to lose.
+    each flush, one image each. Only an image that is mounted or served can lose anything.
 
     The single writes, and the earlier content of conventional zones, are known from --watch on, or from the beginning
     of this command. All earlier writes to a zone since the last flush count as one. Watching costs time with each write

@@ -101,7 +101,9 @@ _PRESET_HELP: Final = "; ".join(f"{name}: {preset.about}" for name, preset in PR
                    "zbd -csv, nvme -o json with id-ns, zbc_report_zones, zrp, lsblk -z), or a directory of zloop. "
                    "Other options override its parts. May be given again for a further file on the same "
                    "drive.")  # fmt: skip
-@click.option("--with-state", is_flag=True, help="Conditions and write pointers of --like as well; the data are zeros.")
+@click.option(
+    "--with-state", is_flag=True, help="Also take the conditions and write pointers of --like; the data are zeros."
+)
 @click.option("--zone-size", type=SIZE, help="Size of a zone. [default: 64M, less for a small device]")
 @click.option("--zone-capacity", type=SIZE, help="Writable part of a sequential zone. [default: the zone size]")
 @click.option(
@@ -163,8 +165,8 @@ def create(
       zonefs-emu create smr.img --size 4G --nr-conv 8 --max-open-zones 16
       blkzone report /dev/sda >zones.txt && zonefs-emu create same.img --like zones.txt --with-state
 
-    An existing file is never overwritten. Geometry that Linux or a front-end will refuse is created with a warning that
-    says who refuses it.
+    An existing file is never overwritten. A geometry that Linux or a front-end refuses is created, with a warning
+    that names what refuses it.
     """
     conventional = _conventional(nr_conv, conv)
     if like and preset:

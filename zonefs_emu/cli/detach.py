@@ -10,7 +10,7 @@ from zonefs_emu.front_ends import attached
 
 @click.command()
 @click.argument("what", metavar="NODE|IMG", type=FILE)
-@click.option("-f", "--force", is_flag=True, help="Even while it is mounted or in use: its users get errors.")
+@click.option("-f", "--force", is_flag=True, help="Detach even while it is mounted or in use: its users get errors.")
 def detach(*, what: Path, force: bool) -> None:
     """Detach the device NODE, or that of the image IMG, and return when it is gone and everything is written back.
 
@@ -19,6 +19,6 @@ def detach(*, what: Path, force: bool) -> None:
       zonefs-emu detach /dev/ublkb0
       zonefs-emu detach small.img
 
-    Given an image whose serving process was killed, this answers what was in flight and ends the device.
+    If the process that served IMG was killed, this answers the requests in flight and ends the device.
     """
     attached.detach(what, force=force)

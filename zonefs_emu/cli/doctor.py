@@ -11,10 +11,10 @@ from zonefs_emu.front_ends.ways_in import WAYS, examine
 
 @click.command()
 @click.argument("names", metavar="[WAY]...", nargs=-1)
-@click.option("--directory", type=FILE, metavar="DIR", default=".", help="Where images are to live. [default: here]")
+@click.option("--directory", type=FILE, metavar="DIR", default=".", help="Directory for images. [default: here]")
 @json_option
 def doctor(*, names: tuple[str, ...], directory: Path, as_json: bool) -> None:
-    """Look which ways in work on this machine, and say for each of the others why not and which command repairs it.
+    """Show which ways in work on this machine, and for each of the others the reason and the command that repairs it.
 
     \b
     Examples:
@@ -22,8 +22,8 @@ def doctor(*, names: tuple[str, ...], directory: Path, as_json: bool) -> None:
       zonefs-emu doctor mount ublk && zonefs-emu attach small.img
 
         The ways are images, mount, allow_other, fstab, vhost-user-scsi, vhost-user-blk, vfio-user, nvme-tcp, ublk and
-    vduse; without any named, all are looked at. Nothing is changed. Exits with 1 if a way that was named does not work;
-    without names, if no image can be kept in DIR, which every way needs.
+    vduse; without names, all are tried. Nothing is changed. Exits with 1 if a named way does not work; without names,
+    if DIR cannot hold images, which every way needs.
     """
     findings = examine(names or tuple(WAYS), directory)
     if as_json:

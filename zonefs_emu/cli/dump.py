@@ -77,16 +77,16 @@ def send(image: Path) -> None:
 @image_argument
 @click.argument("file", metavar="FILE", type=FILE_OR_STREAM)
 def dump(image: Path, file: Path) -> None:
-    """Copy IMG to the new file FILE: conditions, write pointers and data, holes staying holes.
+    """Copy IMG to the new file FILE: conditions, write pointers and data. Holes stay holes.
 
     \b
     Examples:
       zonefs-emu dump small.img small.dump && zonefs-emu report small.dump
       zonefs-emu dump small.img - | zstd >small.dump.zst
 
-    The dump is an image itself. While IMG is mounted or served the dump has what it held when it began, whatever is
-    written or reset meanwhile. With - it goes to stdout, by way of a file in the temporary directory (TMPDIR) that is
-    as large as the data, and holes are zeros; a file called - is ./-.
+    The dump is an image itself. If IMG is mounted or served, the dump has its state at the beginning, whatever is
+    written or reset meanwhile. With - the dump goes to stdout, with holes as zeros; it is first made in the
+    temporary directory (TMPDIR), where it takes as much space as the data. A file called - is ./-.
     """
     if file is STREAM:
         send(image)

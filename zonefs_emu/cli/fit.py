@@ -16,14 +16,14 @@ from zonefs_emu.model.timing.timing_presets import ZN540
 @click.command()
 @click.argument("measurements", metavar="CSV", type=FILE)
 def fit(measurements: Path) -> None:
-    """Print the parameters with which the timing model agrees with CSV, measurements of a drive, and the errors left.
+    """Fit the timing model to CSV, measurements of a drive, and print the parameters and the remaining errors.
 
     \b
     Example:
       zonefs-emu fit measurements.csv
 
-    The search begins at the preset zn540, and what no measurement decides stays as it is there. docs/timing.md has the
-    columns. Needs SciPy: pip install 'zonefs-emu[fit]'.
+    The search begins at the preset zn540. Parameters that no measurement determines keep its values. docs/timing.md has
+    the columns. Needs SciPy: pip install 'zonefs-emu[fit]'.
     """
     try:
         with measurements.open(newline="", encoding="utf-8") as lines:

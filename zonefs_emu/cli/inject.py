@@ -30,12 +30,16 @@ _ON_REPORT = ("lie", "recommend-reset", "recommend-finish")
 @click.option(
     "--on", "operations", multiple=True, metavar="OPERATION",
     type=click.Choice([operation.name.lower() for operation in FAULTY]),
-    help="What it happens to: read, write, append, open, close, finish, reset, flush. May be repeated.",
+    help="Operation that meets the fault: read, write, append, open, close, finish, reset, flush. May be repeated.",
 )  # fmt: skip
-@click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="In this zone; else in all.")
-@click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="In so many zones from --zone on.")
-@click.option("--nth", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="At the nth match.")
-@click.option("--every", is_flag=True, help="At every match from that one on.")
+@click.option(
+    "--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="First zone of the fault. [default: all zones]"
+)
+@click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="Number of zones from --zone on.")
+@click.option(
+    "--nth", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Act on the nth match."
+)
+@click.option("--every", is_flag=True, help="Act on every match from that one on.")
 @click.option(
     "--status", type=click.Choice(_FAILURES), default="io-error", show_default=True, metavar="STATUS",
     help="What a failed operation answers: io-error, no-space, zone-full, open-resource, ...",
@@ -45,7 +49,7 @@ _ON_REPORT = ("lie", "recommend-reset", "recommend-finish")
 )
 @click.option("--back", is_flag=True, help="lie: show the write pointer too low instead of too high.")
 @click.option("--delay", "delay_ns", type=DURATION, metavar="TIME[-TIME]", help="delay: 5ms, or 1ms-20ms at random.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="delay: where the random times begin.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="delay: seed of the random times.")
 @click.option("--remove", "fault_id", type=click.IntRange(min=1), metavar="ID", help="Remove this fault.")
 @click.option("--clear", is_flag=True, help="Remove all faults.")
 @click.option("--list", "_listing", is_flag=True, help="List the faults, as without EFFECT.")
@@ -69,7 +73,7 @@ def inject(
     _listing: bool,
     as_json: bool,
 ) -> None:
-    """Make operations on IMG fail in a way, at a time, that you choose; without EFFECT, list the faults.
+    """Make chosen operations on IMG fail in a chosen way. Without EFFECT, list the faults.
 
     \b
     Effects:
@@ -90,8 +94,8 @@ def inject(
       zonefs-emu inject zns.img excursion --on write --zone 7 --nth 100
       zonefs-emu inject small.img --remove 1
 
-    A fault lasts until it is removed, across mounts and restarts, and every front-end meets it. An entry of a later
-    version of the program is kept as it is, and does nothing.
+    A fault lasts until it is removed, across mounts and restarts, and every front-end meets it. A fault that a later
+    version of the program has stored is kept, and does nothing.
     """
     with open_target(image) as target:
         if fault_id is not None:

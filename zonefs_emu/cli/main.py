@@ -105,7 +105,7 @@ def cli() -> None:
       zonefs-emu map small.img
       zonefs-emu umount mnt
 
-    Every verb works on an image that nothing holds and on one that is mounted or served.
+    Every verb works on an image that no process uses and on one that is mounted or served.
     """
 
 

@@ -44,20 +44,21 @@ def _command(name: str, text: str) -> click.Command:
 
 open_ = _command(
     "open",
-    "Open zones of IMG explicitly: they hold an open resource until closed, finished or reset. With --count all of "
-    "them are opened, or none. --all opens the closed zones.",
+    "Open zones of IMG explicitly. They hold an open resource until they are closed, finished or reset. With "
+    "--count, either all zones are opened or none. --all opens all closed zones.",
 )
 close = _command(
     "close",
-    "Close open zones of IMG: they keep their data and write pointer and stay active; one that holds no data becomes "
-    "empty. --all closes the open zones.",
+    "Close open zones of IMG. They keep their data and write pointer and stay active; a zone without data "
+    "becomes empty. --all closes all open zones.",
 )
 finish = _command(
     "finish",
-    "Make zones of IMG full: no more can be written until they are reset. --all finishes the open and closed zones.",
+    "Make zones of IMG full: nothing can be written to them until they are reset. --all finishes all open and "
+    "closed zones.",
 )
 reset = _command(
     "reset",
-    "Reset the write pointers of zones of IMG: their data is gone and its space on the host is given back. --all "
-    "resets all but read-only, offline and conventional zones.",
+    "Reset the write pointers of zones of IMG. Their data is lost, and its space on the host is "
+    "freed. --all resets all zones except read-only, offline and conventional ones.",
 )

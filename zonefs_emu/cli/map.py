@@ -50,7 +50,7 @@ def map_(
     html_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw all zones of IMG in the terminal: what condition each is in, and how full it is.
+    """Draw all zones of IMG in the terminal, each with its condition and fill.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def map_(
       zonefs-emu map small.img --svg zones.svg
       zonefs-emu map small.img --html zones.html
 
-    A device with more zones than fit is drawn with several zones to a sign. Colours appear on a terminal only, and not
+    If there are more zones than fit, a character stands for several zones. Colours appear on a terminal only, and not
     if NO_COLOR is set.
     """
     with open_target(image, readonly=True) as target:

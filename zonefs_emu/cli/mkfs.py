@@ -94,9 +94,8 @@ def mkfs(*, image: Path, force: bool, label: str, features: tuple[str, ...], ver
       zonefs-emu mkfs small.img
       zonefs-emu mkfs small.img -f -L scratch -o aggr_cnv,uid=1000,gid=1000,perm=0644
 
-    Options and output are those of mkzonefs, and so is the exit code of 1 for every failure, but for a label that is no
-    UTF-8 text (2). Linux can mount what it
-    makes.
+    Options and output are those of mkzonefs. The exit code is 1 for every failure, as with mkzonefs, except for a
+    label that is not UTF-8 text (2). Linux can mount the result.
     """
     with open_target(image) as target:
         if verbose:

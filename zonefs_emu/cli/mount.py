@@ -30,7 +30,7 @@ from zonefs_emu.model.presets import build_geometry
     help="errors=remount-ro|zone-ro|zone-offline|repair, explicit-open, async_dio "
     "(queued libaio reads; a queued write across the capacity is then EIO, not short); separated by commas.",
 )
-@click.option("--foreground", is_flag=True, help="Stay in the foreground, and say on stderr when the mount is up.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground, and report on stderr when the mount is up.")
 @record_option
 @timing_options
 @click.option("--create", "size", type=SIZE, help="If IMG does not exist, create it with this size and make a zonefs.")
@@ -53,10 +53,10 @@ def mount(
       zonefs-emu mount scratch.img mnt --create 1G
 
     Returns when the mount is up; a process in the background serves it until "zonefs-emu umount DIR" (or SIGTERM, or
-    SIGINT). All other verbs work on IMG meanwhile. What a killed process left mounted at DIR is unmounted first.
+    SIGINT). All other verbs work on IMG meanwhile. A mount that a killed process has left at DIR is unmounted first.
 
-    Also taken: ro, allow_other, allow_root, auto_unmount (unmount when the process dies), and what mount(8) takes for
-    every file system: noatime, nodev, noexec, nosuid, sync, nofail, _netdev, user, x-* and the like.
+    Other options: ro, allow_other, allow_root, auto_unmount (unmount when the process dies), and those of
+    mount(8) for every file system: noatime, nodev, noexec, nosuid, sync, nofail, _netdev, user, x-* and the like.
     """
     front_end = ZonefsFrontEnd(directory, ",".join(options))
     if size is not None and not image.exists():

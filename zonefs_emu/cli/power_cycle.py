@@ -18,8 +18,8 @@ def power_cycle(image: Path) -> None:
     Example:
       zonefs-emu open small.img --zone 4 && zonefs-emu power-cycle small.img
 
-    An image is a drive that stays powered: conditions last across commands, mounts and clean stops, until this. The
-    data is flushed first, so none is lost.
+    Without this verb an image is like a drive that stays powered: conditions last across commands, mounts and
+    clean stops. The data is flushed first, so none is lost.
     """
     with open_target(image) as target:
         call(target, {"verb": "power-cycle"})

@@ -21,16 +21,16 @@ _STEP: Final = 1000
 @image_argument
 @json_option
 def replay(*, file: Path, image: Path, as_json: bool) -> None:
-    """Carry out on IMG what FILE says, up to the first answer that differs.
+    """Execute the operations of the log FILE on IMG, up to the first answer that differs.
 
     \b
     Example:
       zonefs-emu mount small.img mnt --record bug.log
       zonefs-emu create again.img --preset small && zonefs-emu replay bug.log again.img
 
-    FILE is what mount or serve wrote with --record. No process may hold IMG. It may have another geometry: where
-    zone sizes differ, zone number and offset in the zone count. Written data is the sectors' numbers. Exit code 1 if an
-    answer differs.
+    FILE is a log that mount or serve wrote with --record. No process may use IMG. Its geometry may differ: if
+    zone sizes differ, an operation goes to the same offset in the zone of the same number. The log has no data,
+    so each sector is written with its number. Exits with 1 if an answer differs.
     """
     with file.open(encoding="utf-8", errors="replace") as log:
         device = ZonedDevice.open(image, owner="zonefs-emu replay")

@@ -35,10 +35,10 @@ _COUNTED: Final = frozenset({"nvme", "nvme-json", "json"})
     type=click.Choice(list(FORMATS)),
     default="table",
     show_default=True,
-    help="Foreign formats are those of their tools to the byte.",
+    help="Formats of other tools equal their output to the byte.",
 )
-@click.option("-o", "--offset", type=SIZE, default=0, help="Start with the zone that holds this offset (64M, 8s).")
-@click.option("-c", "--count", metavar="N", type=click.IntRange(min=1), help="Report at most so many zones.")
+@click.option("-o", "--offset", type=SIZE, default=0, help="Start with the zone that contains this offset (64M, 8s).")
+@click.option("-c", "--count", metavar="N", type=click.IntRange(min=1), help="Report at most N zones.")
 @click.option("--cond", "conds", type=ConditionsType(), help="Only zones in these conditions: em,oi,oe,cl,fu,ro,ol,nw.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 def report(

@@ -71,15 +71,15 @@ def _fill(backing: FileBacking, image: Path) -> None:
 @click.argument("file", metavar="FILE", type=FILE_OR_STREAM)
 @click.argument("image", metavar="IMG", type=FILE)
 def restore(file: Path, image: Path) -> None:
-    """Make the new image IMG from the dump FILE: conditions, write pointers and data, holes staying holes.
+    """Make the new image IMG from the dump FILE: conditions, write pointers and data. Holes stay holes.
 
     \b
     Examples:
       zonefs-emu restore small.dump again.img
       zstd -dc small.dump.zst | zonefs-emu restore - again.img
 
-    An existing file is never overwritten. With - the dump comes from stdin, and zeros become holes; a file called - is
-    ./-.
+    An existing file is never overwritten. With - the dump comes from stdin, and zeros become holes. A file called -
+    is ./-.
     """
     if file is STREAM:
         receive(image)

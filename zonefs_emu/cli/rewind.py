@@ -14,15 +14,15 @@ from zonefs_emu.front_ends.known import open_target
 @image_argument
 @click.argument("name", metavar="NAME", type=TEXT)
 def rewind(*, image: Path, name: str) -> None:
-    """Make IMG what it was when the snapshot NAME was taken; what was written since is lost, the snapshot stays.
+    """Give IMG the state of the snapshot NAME. Later changes are lost; the snapshot stays.
 
     \b
     Example:
       zonefs-emu rewind small.img filled
 
-    IMG may be mounted or served meanwhile: all zones then change at one moment, as if by another host. A mount of ours
-    goes on as after a reset by another; a file system in a guest should not be mounted. Injected faults stay. A rewind
-    that was killed leaves the sequential zones empty; do it again.
+    IMG may be mounted or served meanwhile: all zones then change at one moment, as if another host had changed
+    them. A mount of zonefs-emu continues as after a reset by another host; a file system in a guest should be
+    unmounted first. Injected faults stay. A rewind that is killed leaves the sequential zones empty: repeat it.
     """
     path = snapshot_path(image, name)
     if not path.exists():

@@ -135,7 +135,7 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
               help="Host that may connect if it has the key in FILE (DH-HMAC-CHAP); may be given several times. "
               "NQN=KEY gives the key itself, which all users can then see in ps.")  # fmt: skip
 @click.option("--controller-key", metavar="@FILE", default="",
-              help="Key with which the drive proves itself to hosts that have a key and ask for it.")  # fmt: skip
+              help="Key with which the drive proves its name to hosts that have a key and ask for proof.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Let other machines connect over NVMe/TCP, without authentication.")
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
@@ -149,15 +149,18 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
               help="What --socket-path and --fd offer.")  # fmt: skip
 @click.option("--socket-path", type=FILE, metavar="SOCK", help="For managers: the socket of --device.")
 @click.option("--fd", type=click.IntRange(min=0), metavar="N", help="For managers: an open socket for --device.")
-@click.option("--blk-file", type=FILE, metavar="IMG", help="For managers: IMG by the name that they give it.")
+@click.option("--blk-file", type=FILE, metavar="IMG", help="For managers: another way to give IMG.")
 @click.option(
-    "--print-capabilities", "show_capabilities", is_flag=True, help="For managers: say what --device has, as JSON."
+    "--print-capabilities",
+    "show_capabilities",
+    is_flag=True,
+    help="For managers: print the capabilities of --device, as JSON.",
 )
 @click.option(
     "--print-descriptor",
     "show_descriptor",
     is_flag=True,
-    help="Print the JSON file that tells managers of --device; it belongs into share/qemu/vhost-user/.",
+    help="Print the JSON file by which managers find --device; its place is share/qemu/vhost-user/.",
 )
 def serve(
     *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
@@ -181,9 +184,9 @@ def serve(
       zonefs-emu serve zns.img --vfio-user /tmp/zns.sock
 
     Prints the QEMU command line of each guest and the commands with which a host connects, and stays in the foreground
-    until SIGTERM or SIGINT. Killed and started again, it goes on with what a guest has in flight, each request exactly
-    once; a host of NVMe/TCP sends its commands again. Any QEMU has vhost-user-scsi; the zones of virtio-blk need a
-    front-end that passes them on: QEMU from 11.1 on, crosvm, libkrun. All other verbs work on IMG meanwhile.
+    until SIGTERM or SIGINT. After a kill and a restart, requests that a guest had in flight are executed exactly
+    once; an NVMe/TCP host sends its commands again. Any QEMU has vhost-user-scsi. The zones of virtio-blk reach the
+    guest with QEMU from 11.1 on, crosvm and libkrun. All other verbs work on IMG meanwhile.
     """
     if show_capabilities or show_descriptor:
         click.echo(capabilities(device) if show_capabilities else descriptor(device))

@@ -22,8 +22,9 @@ def set_cond(image: Path, zone_no: int, cond: Condition) -> None:
       zonefs-emu set-cond small.img --zone 5 readonly
       zonefs-emu set-cond small.img --zone 5 empty
 
-    readonly and offline keep the data, though offline it cannot be read; empty forgets it; closed and full keep it.
-    nw brings a conventional zone back. Every tool's names are understood: ro, READONLY, ZND_STATE_RONLY, 0xd.
+    readonly, offline, closed and full keep the data, but the data of an offline zone cannot be read. empty
+    discards the data. nw repairs a conventional zone. The names of other tools are understood too: ro, READONLY,
+    ZND_STATE_RONLY, 0xd.
     """
     with open_target(image) as target:
         call(target, {"verb": "set-cond", "zone_no": zone_no, "cond": int(cond)})

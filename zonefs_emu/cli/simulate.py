@@ -26,12 +26,10 @@ _DEPTH_MAX: Final = 1 << 16
 @click.option(
     "--preset", type=click.Choice(tuple(TIMING_PRESETS)), help="The drive. [default: that of GEOMETRY, else zn540]"
 )
-@click.option("--op", "operation", type=click.Choice(tuple(OPERATIONS)), help="What is asked of it: the short form.")
-@click.option("--workload", "workload_file", type=FILE, metavar="FILE", help="What is asked of it: jobs, as TOML.")
-@click.option("--fio-job", "fio_file", type=FILE, metavar="FILE", help="What is asked of it: a job file of fio.")
-@click.option(
-    "--record", "log_file", type=FILE, metavar="LOG", help="What is asked of it: what mount or serve --record noted."
-)
+@click.option("--op", "operation", type=click.Choice(tuple(OPERATIONS)), help="Requests: one operation.")
+@click.option("--workload", "workload_file", type=FILE, metavar="FILE", help="Requests: jobs, as TOML.")
+@click.option("--fio-job", "fio_file", type=FILE, metavar="FILE", help="Requests: a job file of fio.")
+@click.option("--record", "log_file", type=FILE, metavar="LOG", help="Requests: a log of mount or serve --record.")
 @click.option("--svg", "picture", type=FILE, metavar="FILE", help="Also draw latency over time into FILE.")
 @click.option("--bs", "block_size", default="4096", show_default=True, type=SIZE, help="Bytes of a request.")
 @click.option(
@@ -41,14 +39,18 @@ _DEPTH_MAX: Final = 1 << 16
     "--depth", default=1, show_default=True, type=click.IntRange(1, _DEPTH_MAX), help="Requests of a job in flight."
 )
 @click.option(
-    "--count", default=20_000, show_default=True, type=click.IntRange(1, _COUNT_MAX), help="Requests that are counted."
+    "--count",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(1, _COUNT_MAX),
+    help="Number of requests that are counted.",
 )
 @click.option("--occupancy", type=NumberRange(0, 1), help="How full a zone is that is reset, finished or read.")
-@click.option("--finished", is_flag=True, help="Reset zones that were finished, not ones that are open.")
+@click.option("--finished", is_flag=True, help="Reset zones that were finished, instead of open ones.")
 @click.option(
     "--lbaf", type=click.Choice(("512", "4096")), help="Bytes of a logical block. [default: those of IMG, else 4096]"
 )
-@click.option("--seed", default=0, show_default=True, help="Of the random parts of the model.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random parts of the model.")
 @json_option
 def simulate(
     *,
@@ -69,7 +71,7 @@ def simulate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Say how fast a drive would be: rates and latencies from a model of it, in virtual time.
+    """Simulate how fast a drive would be: rates and latencies of a model of it, in virtual time.
 
     \b
     Examples:
@@ -80,13 +82,12 @@ def simulate(
       zonefs-emu simulate --record bug.log
 
     \b
-    With --op, each of --zones jobs keeps --depth requests in flight. The queues
-    are filled before counting begins. Zones are managed one after the other.
-    --bs, --zones, --depth, --count, --occupancy and --finished go with --op only.
+    With --op, each of --zones jobs keeps --depth requests in flight. The queues are filled before counting begins.
+    Zones are managed one after the other. --bs, --zones, --depth, --count, --occupancy and --finished need --op.
 
-    A workload or a job of fio runs on the zones of IMG, which is only looked at, or of a drive of the shape GEOMETRY
-    (small, small-zns, zn540 or smr-hm), which is empty. The requests of a log arrive when they did. A latency is from
-    when a request is asked for until it is answered. docs/timing.md has the files.
+    A workload or a job of fio runs on the zones of IMG, which is not changed, or of an empty drive of the shape
+    GEOMETRY (small, small-zns, zn540 or smr-hm). The requests of a log arrive at their recorded times. A latency
+    is the time from a request to its answer. docs/timing.md describes the files.
     """
     files = [path for path in (workload_file, fio_file, log_file) if path is not None]
     if (operation is not None) + len(files) != 1:

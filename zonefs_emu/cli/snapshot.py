@@ -48,7 +48,7 @@ def snapshots(image: Path) -> Iterator[tuple[str, Path]]:
 @click.option("--delete", is_flag=True, help="Delete the snapshot NAME.")
 @json_option
 def snapshot(*, image: Path, name: str | None, list_: bool, delete: bool, as_json: bool) -> None:
-    """Keep what IMG is now, conditions, write pointers and data, under NAME, also while it is mounted or served.
+    """Keep the present state of IMG (conditions, write pointers, data) under NAME, also while IMG is in use.
 
     \b
     Examples:

@@ -24,7 +24,12 @@ COUNTERS: Final = tuple(counter.name.lower() for counter in Counter)
 @click.option("--zone", "zone_no", type=click.IntRange(min=0), metavar="N", help="The counters of this zone only.")
 @click.option("--top", type=click.IntRange(1, TOP_MAX), metavar="N", help="The N zones with most --by.")
 @click.option(
-    "--by", default="resets", show_default=True, type=click.Choice(COUNTERS), metavar="COUNTER", help="For --top."
+    "--by",
+    default="resets",
+    show_default=True,
+    type=click.Choice(COUNTERS),
+    metavar="COUNTER",
+    help="Counter for --top.",
 )
 @click.option("--openmetrics", is_flag=True, help="Print OpenMetrics text, as Prometheus reads it.")
 @json_option
@@ -45,9 +50,9 @@ def stats(
       zonefs-emu stats small.img --top 5 --by written_sectors
       zonefs-emu stats small.img --openmetrics
 
-    The counters last: they began when the image was created. A mounted file system adds what the kernel's zonefs shows
-    in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files. With --timing
-    of mount, serve and attach: how busy the drive is, and how long commands queue and are served.
+    The counters are stored in the image and count from its creation. A mounted file system adds what the kernel's
+    zonefs shows in /sys/fs/zonefs: max_wro_seq_files, nr_wro_seq_files, max_active_seq_files and nr_active_seq_files.
+    With --timing of mount, serve and attach: how busy the drive is, and how long commands queue and are served.
     """
     if zone_no is not None and top is not None:
         message = "--zone shows one zone and --top looks at all: give only one of them"

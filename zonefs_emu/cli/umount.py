@@ -17,6 +17,6 @@ def umount(*, directory: Path) -> None:
     Example:
       zonefs-emu umount mnt
 
-    Refused while a file under DIR is open or a process works in it.
+    This is refused while a file under DIR is open or a process has its working directory there.
     """
     unmount(directory)

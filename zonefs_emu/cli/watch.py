@@ -36,9 +36,9 @@ _RATES: Final = (
 @image_argument
 @click.option(
     "--interval", type=NumberRange(0.1, 3600), default=1.0, show_default=True, metavar="SECONDS",
-    help="How often to look.",
+    help="Time between two pictures.",
 )  # fmt: skip
-@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after so many pictures.")
+@click.option("--frames", type=click.IntRange(min=1), metavar="N", help="End after N pictures.")
 @click.option(
     "--http", "place", is_flag=False, flag_value="127.0.0.1:0", metavar="[ADDRESS:PORT]",
     help="Serve the picture as a page to browsers of this machine instead, and print its address.",
@@ -51,8 +51,8 @@ def watch(*, image: Path, interval: float, frames: int | None, place: str | None
       zonefs-emu watch small.img
       zonefs-emu watch small.img --http
 
-    Ends with Ctrl-C. IMG may be mounted or served; that is when there is something to see. The page of --http can
-    change nothing, and is for those who have its address with the token in it.
+    Ctrl-C ends it. IMG may be mounted or served. The page of --http cannot change anything, and opens only by its
+    address, which contains a token.
     """
     if place is not None:
         # Imported here because it loads an event loop, which a terminal does not need.

@@ -27,7 +27,7 @@ _POLL_S: Final = 0.5
     type=click.IntRange(1, REFUSALS_MAX),
     default=1,
     show_default=True,
-    help="How many, oldest first.",
+    help="Number of operations, oldest first.",
 )
 @click.option(
     "--slow",
@@ -35,7 +35,7 @@ _POLL_S: Final = 0.5
     type=click.IntRange(1, SLOWEST_MAX),
     help="The N slowest operations instead, and what they waited for; with --timing of mount, serve or attach.",
 )
-@click.option("--follow", is_flag=True, help="Go on with each new refusal, until interrupted.")
+@click.option("--follow", is_flag=True, help="Show each new refusal too, until interrupted.")
 @json_option
 def why(
     *,
@@ -45,7 +45,7 @@ def why(
     follow: bool,
     as_json: bool,
 ) -> None:
-    """Explain the last refused operations on IMG: what was asked, which rule stood against it, where it is written.
+    """Explain the last refused operations on IMG: the request, the rule that it broke, and the source of the rule.
 
     \b
     Examples:
@@ -53,8 +53,8 @@ def why(
       zonefs-emu why small.img --follow
       zonefs-emu why small.img --slow 5
 
-    Front-ends flatten errors (a file system says EIO or EINVAL); the device remembers what was wrong, also after a
-    restart. With --json and --follow there is one object a line.
+    Front-ends report few kinds of errors (a file system says EIO or EINVAL). The device remembers the reason,
+    also after a restart. With --json and --follow, each line is one object.
     """
     if slow is not None:
         if follow:

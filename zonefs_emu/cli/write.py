@@ -38,8 +38,8 @@ def write(
     Example:
       head -c 64K /dev/urandom | zonefs-emu write small.img --zone 4
 
-    Data must be whole blocks. Data of more than 1 MiB is written by several commands; if one is refused, what was
-    written before it stays.
+    Data must be whole blocks. More than 1 MiB is written by several commands; if one is refused, the data of
+    earlier ones stays.
     """
     with open_target(image) as target:
         zone = zone_of(target, zone_no)
