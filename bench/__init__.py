@@ -1,4 +1,5 @@
-"""Benchmarks: each figure of ours stands beside a peer's, measured in the same run, and what counts is the ratio.
+"""Benchmarks: each figure of zonefs_emu is compared with that of a peer in the same run, and the ratio counts.
 
-Machines differ and are noisy; a ratio of two figures taken one after the other on the same machine is neither.
+Machines differ and are noisy. The ratio of two figures that are taken one after the other on one machine depends less
+on both.
 """

@@ -4,7 +4,7 @@ Measures the areas named (all of them where none is) and prints the table, and w
 machine by more than the noise. --write keeps the run: bench/results.md and its pictures, if all areas were measured,
 and a line of ratios in bench/history.jsonl. A run that began while other work kept all processors busy is kept only
 with --busy: peers and zonefs_emu do not suffer alike, so that even their ratios are wrong then. An area that fails is
-said to, with its traceback, costs the others nothing, and makes the exit status 1.
+reported with its traceback; the other areas are measured nevertheless, and the exit status is 1.
 """
 
 import argparse

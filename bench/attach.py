@@ -3,11 +3,11 @@
 Ours are by ublk, VDUSE and NVMe over TCP. Peers are tcmu-runner's file_zbc (tcmu.py), null_blk, QEMU's emulated NVMe
 ZNS drive, and the kernel's own NVMe target, nvmet, over TCP on another null_blk.
 
-tcmu-runner has the place and the work of ublk and VDUSE, so their goals are against it. Our process runs in the guest
-too, so without hardware acceleration its interpreter and its copies are emulated, instruction by instruction. QEMU's
-drive is compiled code of the host, and null_blk a driver of the guest's own kernel without any other process. Neither
-has a goal: they show what is left to reach. null_blk copies each byte once, by the emulated processor, as whatever
-serves a disk from inside must; at 128 KiB and depth 32 that alone takes twice QEMU's time.
+tcmu-runner does the same work in the same place as ublk and VDUSE, so their goals are relative to it. Our process runs
+in the guest too, so without hardware acceleration its interpreter and its copies are emulated, instruction by
+instruction. QEMU's drive is compiled code of the host, and null_blk a driver of the guest's own kernel without any
+other process. Neither has a goal: they show what is left to reach. null_blk copies each byte once, by the emulated
+processor, as whatever serves a disk from inside must; at 128 KiB and depth 32 that alone takes twice QEMU's time.
 """
 
 import json

@@ -24,7 +24,7 @@ def program(change: str = "") -> list[str]:
 
 #: How the name of a row ends whose process works without the compiled ring walker.
 PURE: Final = ", pure Python"
-#: A peer whose figures are further apart than this, by their median, says that the machine was busy with other work.
+#: If the figures of a peer differ by more than this share of their median, the machine was busy with other work.
 NOISE_MAX: Final = 0.3
 
 

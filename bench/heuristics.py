@@ -6,7 +6,7 @@
 
 The servers run side by side and are measured in turn. A server without a heuristic runs the same code with one name
 changed before it begins, so the product has no switch for the benchmark. A heuristic that stays below its goal, here
-and in a guest, is to go.
+and in a guest, should be removed.
 """
 
 import os

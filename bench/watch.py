@@ -1,4 +1,4 @@
-"""What a page of ``watch --http`` costs those who write: 4 KiB writes through a mount, with a page open and without.
+"""The cost of a page of ``watch --http`` for writers: 4 KiB writes through a mount, with a page open and without.
 
 The effect to be seen is 2 %, which is little beside the machine's other work. So a second row has the processor time
 that the page takes from the process of the mount, while there is just enough written for each look to find something.

@@ -1,7 +1,7 @@
 """libblkio by ctypes: a vhost-user-blk front-end that is neither QEMU's nor ours.
 
-It never accepts ZONED, so to it our disk is one that refuses some writes. It drives reads, writes and flushes at full
-speed, which is what benchmarks want, and its order of messages is its own, which is what tests want.
+It never accepts ZONED, so it sees the disk as one that refuses some writes. It drives reads, writes and flushes at full
+speed, which benchmarks need, and has its own order of messages, which tests need.
 
 Source: libblkio 1.5, blkio(3); the structures are those of its blkio.h.
 """

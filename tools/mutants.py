@@ -5,22 +5,22 @@
     tools/mutants.py model virtqueue/virtqueue.py     some of it
     tools/mutants.py --report                     what the last run found, without running anything
 
-Each mutant is tried in a copy of the checkout by those fast tests of its module's directories (TESTS) that run the
-changed statement, the fastest first; a run without a mutant, under coverage, tells which these are, and is kept for
-each test file until that file or the package changes. A mutant that no test runs survives. pytest runs in a fork of a
-process that has imported the libraries already. All processors are used. A run that is interrupted goes on where it
-was, from the results in build/mutants. What was killed stays so, also after a change of the module's other lines; what
-survived is tried again, because that is what a test was written for since. Remove build/mutants to begin anew.
+Each mutant is tried in a copy of the checkout. The fast tests of its module's directories (TESTS) that run the changed
+statement run against it, the fastest first. A run without a mutant, under coverage, finds these tests; its result is
+kept for each test file until that file or the package changes. A mutant that no test runs survives. pytest runs in a
+fork of a process that has imported the libraries already. All processors are used. An interrupted run continues from
+the results in build/mutants. A killed mutant stays killed, also after a change of the module's other lines. A mutant
+that survived is tried again, because a test may have been written for it. Remove build/mutants to try everything again.
 
 What does the same as the code is listed, with its reason, in tools/equivalent_mutants.txt. Such a mutant is tried once,
 not again, and does not count as alive; the report gives the share of killed mutants with and without them.
 
-Tests run without the compiled modules, as these do the work of the Python code that is mutated. What they leave alive
-of virtqueue/ and device/ is tried by the tests of the compiled modules as well, which are built for them.
+Tests run without the compiled modules, which would execute in place of the mutated Python code. Mutants of virtqueue/
+and device/ that survive are then tried by the tests of the compiled modules, which are built for them.
 
-The mutants are those of cosmic-ray, but for three things. Of the eleven ways to replace an operator one or two are
-made, the likely slips: the others die of the same tests. Statements are removed, which cosmic-ray does not do. And
-nothing is changed in annotations, assertions, imports for types, and the arguments of a log: no behaviour is in them.
+The mutants are those of cosmic-ray, with three exceptions. Of the eleven ways to replace an operator, only one or two
+likely mistakes are made, because the same tests kill the others. Statements are removed, which cosmic-ray does not do.
+Annotations, assertions, imports for types, and the arguments of a log are not changed, because they have no behaviour.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """How long a loop looks for the next request before it sleeps: one policy for every loop that serves requests.
 
-A sleep and its wake-up cost more than a short request, so it pays to look for a while where requests come soon. Where
-they are rare a look only wastes time, and the thread that will ask may be waiting for this very processor. So the
-length of a look follows the last waits: twice as long after a short one, half as long after a long one, and none after
-several long ones. The kernel's haltpoll does the same for virtual processors.
+A sleep and its wake-up cost more than a short request, so polling for a while pays if requests come soon. If they are
+rare, polling only wastes time, and the thread that sends the next request may be waiting for this very processor. So
+the length of a look follows the last waits: twice as long after a short one, half as long after a long one, and none
+after several long ones. The kernel's haltpoll does the same for virtual processors.
 
 The length of a sleep includes the wake-up, which alone can be longer than a short wait, above all on an emulated
 processor. A loop that judges by its sleeps only would then never look again, although the next request would be there

@@ -1,6 +1,6 @@
 """File systems on a zoned disk, with their authors' tools, and with xfstests' fsstress and fsx where these are given.
 
-The steps of a file system go on from each other: one that makes or mounts it is needed by all after it.
+Each step of a file system needs the earlier ones: a step that makes or mounts it is needed by all later steps.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Measurements of a drive, what a timing model says of the same points, and parameters that make them agree.
+"""Measurements of a drive, predictions of a timing model at the same points, and parameters that make both agree.
 
 Searching needs SciPy, the optional extra ``fit``.
 """

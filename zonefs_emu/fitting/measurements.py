@@ -38,8 +38,9 @@ MANAGEMENT: Final = {
 class Measurement(NamedTuple):
     """One job that was measured. Times in nanoseconds, 0 where it was not measured.
 
-    *beside*: the job that ran at the same time, if one did. *pages*: of 4 KiB, that were written in a zone that was
-    managed. *finished*: it was finished before. *limit_bytes*: the rate to which the job was held, a second.
+    *beside*: the job that ran at the same time, or None. *pages*: for zone management, the pages of 4 KiB that were
+    written in the zone before. *finished*: the zone was finished before. *limit_bytes*: the rate limit of the job, per
+    second.
     """
 
     operation: str
@@ -108,7 +109,7 @@ def read_measurements(lines: Iterable[str]) -> list[Measurement]:
 
 
 def _of_row(row: dict[str, str]) -> Measurement | None:
-    """Return the measurement of a row; None where it is not of a kind that is modelled."""
+    """Return the measurement of a row; None if it is not of a kind that is modelled."""
     operation, role, context = row["op"], row.get("role", ""), row.get("ctx", "")
     if row.get("engine", "") not in _ENGINES or not row["mean"] or operation.startswith(_BACKLOGGED):
         return None

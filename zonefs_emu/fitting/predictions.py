@@ -1,4 +1,4 @@
-"""What a timing model says of points that were measured, and how far off it is."""
+"""Predictions of a timing model at measured points, and their errors."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -57,7 +57,7 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
     if point.beside is not None:
         return _predict_mix(model, point, point.beside, seed)
     jobs = [_job(point, first_zone=zone) for zone in range(point.nr_zones)]
-    # A latency is seen as often as the queue is long; three times that is little enough.
+    # The latencies of a queue repeat with its length, so at least three such rounds are simulated.
     count = max(count, 3 * point.depth * point.nr_zones)
     if jobs[0].operation != Operation.READ and point.nr_bytes >= _FILLING_BYTES:
         count = max(count, _WRITTEN_BYTES // point.nr_bytes)
@@ -75,7 +75,7 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
 
 
 def _predict_mix(model: FlashTiming, point: Measurement, beside: Measurement, seed: int) -> Summary:
-    """Both jobs at once: the writer at the rate to which it was held, or both in the proportion that they had."""
+    """Run both jobs at once: with the writer's rate limit, or else in the proportion that was measured."""
     sides = (point, beside)
     jobs = [_job(side, first_zone=100 * number, rate_bytes=side.limit_bytes) for number, side in enumerate(sides)]
     limited = any(side.limit_bytes for side in sides)
@@ -90,7 +90,7 @@ def _predict_mix(model: FlashTiming, point: Measurement, beside: Measurement, se
             seed=seed,
         )
     else:
-        # What the load generator was told is a whole number of per cent.
+        # The load generator was given a whole number of per cent.
         share = min(max(round(100 * point.iops / (point.iops + beside.iops)), 1), 99)
         outcomes = run_in_proportion(
             model,

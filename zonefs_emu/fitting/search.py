@@ -10,7 +10,7 @@ from zonefs_emu.fitting.measurements import Measurement
 from zonefs_emu.fitting.predictions import predict
 from zonefs_emu.model.timing.parameters import FlashParameters, ReadAheadTable
 
-#: What each kind of points decides: the parameters that are searched together.
+#: The parameters that each group of points determines; those of a group are searched together.
 SEARCHED: Final = {
     "write and append, 4096-byte blocks": (
         *("controller_write_ns", "controller_append_ns", "small_write_ns", "small_append_ns", "write_byte_ns"),
@@ -42,7 +42,7 @@ def fit(
     count: int = _COUNT,
     iterations: int = _ITERATIONS,
 ) -> FlashParameters:
-    """Return *start* with what *points* decide changed so that the model agrees with them.
+    """Return *start* with the parameters that *points* determine changed so that the model agrees with them.
 
     Parameters that no point decides stay as they are. *say* is called with the name of each group before its search.
     *count*: requests that are simulated for each prediction; *iterations*: of each search.

@@ -1,1 +1,1 @@
-"""Doubles that tests use, ours and those of others: shipped with the package."""
+"""Test doubles, for the tests of this package and of its users."""

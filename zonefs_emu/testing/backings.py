@@ -1,4 +1,4 @@
-"""Backings without a file: in memory, failing on demand, and one that knows what a power cut would leave.
+"""Backings without a file: in memory, failing on demand, and one that computes what a power cut could leave.
 
 The model of a power cut: what was written before the last completed sync is there; of what was written since, any set
 of 512-byte sectors is there, in any combination, the rest is as it was before.
@@ -23,7 +23,7 @@ Piece: TypeAlias = tuple[int, bytes]
 
 
 class MemoryBacking:
-    """A file of fixed length in memory. A second backing of the same *memory* sees what a later process would see."""
+    """A file in memory. A second backing of the same *memory* stands for a later process that opens the file."""
 
     def __init__(self, memory: bytearray) -> None:
         """Use *memory* in place; its other users may not resize it."""

@@ -1,20 +1,20 @@
-"""One truth through every adapter: the same zone scenarios by the device itself, virtio-blk, SCSI and zonefs.
+"""The conformance suite: the same zone scenarios through the device itself, virtio-blk, SCSI and zonefs.
 
     expected = run(shape, DeviceAdapter, directory)
     for adapter in (BlkAdapter, ScsiAdapter, FuseAdapter):
         assert not differences(expected, run(shape, adapter, directory))
 
-A *scenario* is data: steps, each an operation on a zone and the status that the standards want for it. An
-*adapter* says a step in its own protocol and says what the answer can mean: every protocol flattens (SCSI has one
-code for four of our statuses, zonefs makes EIO of most), so an answer is right if the expected status is one of its
-meanings. After each step the zones must be as they are behind the device's own adapter, as the daemon says and as the
-protocol reports them, and after each scenario so must the data.
+A *scenario* is data: steps, each an operation on a zone and the status that the standards want for it. An *adapter*
+translates a step into its own protocol, and an answer back into the statuses that it can mean. Protocols have fewer
+codes (SCSI has one for four statuses, zonefs has EIO for most), so an answer is right if the expected status is one of
+its meanings. After each step the zones must equal those behind the device's own adapter, as the daemon has them and as
+the protocol reports them. After each scenario the data must be equal too.
 
-The meanings are written down here, from the standards, and not taken from the tables of the front-ends: those are what
-is tested.
+The meanings are stated here, from the standards. They are not taken from the tables of the front-ends, because these
+tables are tested.
 
-What a protocol cannot say (zonefs has no "close") is done by the command line in its place, through the daemon that
-serves: so every scenario also mixes two front-ends.
+A step that a protocol cannot express (zonefs has no "close") is done by the command line, through the daemon that
+serves. So every scenario also mixes two front-ends.
 """
 
 import errno
@@ -61,7 +61,7 @@ _C = Condition
 
 
 class Answer(NamedTuple):
-    """What a step was answered: what that can mean, the code for people, what was read, where an append landed."""
+    """The answer to a step: the statuses that it can mean, its code as text, data read, and the sector of an append."""
 
     meanings: frozenset[Status]
     code: str
@@ -95,11 +95,11 @@ class Adapter(Protocol):
     name: str
 
     def __init__(self, device: DeviceUnderTest, stack: ExitStack) -> None:
-        """Go in; what has to be undone goes to *stack*."""
+        """Connect to the device; what has to be undone goes to *stack*."""
         ...
 
     def do(self, place: Place) -> Answer | None:
-        """Do a step, or return None if the protocol has no words for it."""
+        """Do a step, or return None if the protocol cannot express it."""
         ...
 
     def views(self) -> list[View]:
@@ -255,7 +255,7 @@ class ScsiAdapter:
             case Operation.WRITE:
                 reply = driver.write(lba, place.data)
             case Operation.APPEND:
-                # What Linux makes of it: it knows wp, and writes there.
+                # Linux translates an append into a write at wp, which it knows.
                 (zone,) = driver.report(lba, 1)
                 landed = zone.wp * self._unit
                 reply = driver.write(zone.wp, place.data)
@@ -280,7 +280,7 @@ class ScsiAdapter:
         ]  # fmt: skip
 
 
-#: What zonefs, and the block layer below it, make of a refusal.
+#: The errno of zonefs, and of the block layer below it, for each refusal.
 #: Source: Documentation/filesystems/zonefs.rst; Linux block/blk-core.c, blk_errors.
 _FUSE_MEANINGS: Final[Mapping[int, frozenset[Status]]] = MappingProxyType(
     {
@@ -348,7 +348,7 @@ class FuseAdapter:
             capacity = status.st_blocks * 512 // SECTOR_BYTES
             size = status.st_size // SECTOR_BYTES
             full = sequential and size == capacity
-            # A file that may not be written shows nothing that counts.
+            # The size of a file that may not be written says nothing about its zone.
             hidden = not sequential or full or not status.st_mode & 0o222
             views.append(
                 View(
@@ -360,7 +360,7 @@ class FuseAdapter:
 
 
 def _direct_read(path: Path, sector: Sector, nr_sectors: Sector) -> bytes:
-    """Read past the page cache; what a file does not have is zeros, as it is beyond wp of a zone."""
+    """Read past the page cache. Bytes beyond the end of the file are zeros, as those beyond wp of a zone."""
     length = to_bytes(nr_sectors)
     with mmap.mmap(-1, length) as buffer:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -397,7 +397,7 @@ ADAPTERS: Final[tuple[type[Adapter], ...]] = (DeviceAdapter, BlkAdapter, ScsiAda
 
 
 class Result(NamedTuple):
-    """What one step came to: where it stands, the answer, and all zones after it as the daemon has them."""
+    """The result of one step: its place, the answer, and all zones after it as the daemon has them."""
 
     where: str
     step: Step
@@ -437,7 +437,7 @@ class _Run:
                 if step.zone == CONVENTIONAL and not self._geometry.conventional:
                     continue
                 yield self._do(f"{scenario.name}, step {number} ({step.operation.name})", step, first)
-            # What is there at the end, and the limits are for the next one.
+            # The data is compared, and the zones are reset, so that the next scenario has all resources.
             for number, zone in enumerate(self._device.report()[first : self._next_zone]):
                 lost = _S.ZONE_OFFLINE if zone.cond is _C.OFFLINE else _S.OK
                 yield self._do(f"after {scenario.name}", read_step(number, expected=lost), first)
@@ -476,7 +476,7 @@ class _Run:
         return Place(step, zone_no, sector, nr_sectors, data)
 
     def _by_hand(self, place: Place) -> Answer:
-        """Do what the adapter has no words for through the daemon's control socket."""
+        """Do a step that the adapter cannot express, through the daemon's control socket."""
         operation = place.step.operation
         if operation is _O.SET_COND:
             self._device.set_cond(place.zone_no, place.step.cond)
@@ -511,7 +511,7 @@ def run(
 
 
 def differences(expected: Sequence[Result], found: Sequence[Result], adapter: str) -> list[str]:
-    """Return a sentence for each thing that is not behind *adapter* as it is behind the device's own."""
+    """Return a sentence for each difference between *adapter* and the device's own adapter."""
     sentences = []
     for ours, theirs in zip(expected, found, strict=False):
         sentences += [f"{theirs.where}: {what}" for what in _differences(ours, theirs, adapter)]

@@ -101,7 +101,7 @@ class SplitDriver:
         self._avail[1] = self._next_avail
 
     def needs_kick(self) -> bool:
-        """Say whether the device wants to be told; see the protocol."""
+        """Return whether the device asks for a notification; see the protocol."""
         old, self._kicked = self._kicked, self._next_avail
         if not self._event_idx:
             return old != self._next_avail and not self._used[0] & 1
@@ -182,7 +182,7 @@ class PackedDriver:
         return number
 
     def needs_kick(self) -> bool:
-        """Say whether the device wants to be told; see the protocol."""
+        """Return whether the device asks for a notification; see the protocol."""
         old, self._kicked = self._kicked, self._next
         flags = self._device_event[1] & 3
         if old == self._next or flags == packed.EVENT_DISABLE:

@@ -1,4 +1,4 @@
-"""The conformance suite's ways to a device as an NVMe drive, and what a device has to be like in the ZNS dialect.
+"""Adapters of the conformance suite for NVMe drives, and the device's own adapter in the ZNS dialect.
 
     expected = run(shape, ZnsAdapter, directory)
     assert not differences(expected, run(shape, NvmeAdapter, other_directory), NvmeAdapter.name)

@@ -4,7 +4,7 @@
         queue = host.queue(1)
         assert queue.write(1, slba=0, data=bytes(4096)).status == 0
 
-It trusts its target: what breaks the protocol raises.
+It trusts its target: a violation of the protocol raises an exception.
 """
 
 import socket
@@ -48,7 +48,7 @@ class AuthenticationError(ConnectionError):
 
 
 class HostKeys(NamedTuple):
-    """What a host proves its name with, and how. *controller*: the drive's key, if the drive is to prove its name."""
+    """The key with which a host proves its name. *controller*: the drive's key, if the drive must prove its own."""
 
     host: DhchapKey
     controller: DhchapKey | None = None
@@ -57,7 +57,7 @@ class HostKeys(NamedTuple):
 
 
 class IoCommands(Protocol):
-    """The commands of an I/O queue, by whatever transport."""
+    """The commands of an I/O queue, over any transport."""
 
     def call(self, opcode: int, *, nsid: int = 0, cdws: Sequence[int] = (), data: bytes = b"", room: int = 0) -> Reply:
         """Send a command with *data*, or with *room* for its answer, and return its completion."""
@@ -95,7 +95,7 @@ class IoCommands(Protocol):
 
 
 class AdminCommands(Protocol):
-    """What a host asks of a controller, by whatever transport."""
+    """The admin commands of a host, over any transport."""
 
     def ask(self, opcode: int, *, nsid: int = 0, cdws: Sequence[int] = (), data: bytes = b"", room: int = 0) -> Reply:
         """Send an admin command and return its completion."""
@@ -131,7 +131,7 @@ class NvmeQueue(IoCommands):
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.header_digest = header_digest
         self.data_digest = data_digest
-        #: Data in a capsule; longer data is asked for by the target.
+        #: The most data in a capsule, in bytes; the target requests longer data by R2T.
         self.in_capsule_max = 8192
         self._next_cid = 0
         self._data: dict[int, bytearray] = {}

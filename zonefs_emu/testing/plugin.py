@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[DeviceUnderTest]":
     """A new zoned device of the shape that the mark ``zoned`` asks for, or of the preset "small".
 
-    Parametrized indirectly it takes the same arguments as a dictionary, which go over those of the mark.
+    With indirect parametrization it takes the same arguments as a dictionary; they override those of the mark.
     """
     from zonefs_emu.testing.zoned_device import DeviceUnderTest
 

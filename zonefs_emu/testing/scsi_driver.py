@@ -1,6 +1,6 @@
 """The initiator of a zoned SCSI disk, on one request queue of a vhost-user front-end.
 
-For tests: CDBs as Linux makes them, 16 bytes each, and what came back, not judged.
+For tests: CDBs of 16 bytes as Linux makes them, and the answers as they come.
 """
 
 import struct
@@ -33,7 +33,7 @@ RESET: Final = RESET_WRITE_POINTER
 
 
 class Reply(NamedTuple):
-    """What a command answered: data, and (key, ASC, ASCQ) of its sense data, or None if it was done."""
+    """The answer to a command: data, and (key, ASC, ASCQ) of its sense data, or None if it succeeded."""
 
     sense: tuple[int, int, int] | None
     data: bytes
@@ -58,10 +58,10 @@ class ScsiDriver:
         self.block_bytes = block_bytes
 
     def command(self, cdb: bytes, *, out: bytes = b"", room: int = 0) -> Reply:
-        """Send *cdb*; *out* is what it takes, *room* the bytes for what it gives.
+        """Send *cdb* with the data *out*, and with *room* bytes for the data that it returns.
 
         Raises:
-            PeerError: the host of the disk answers that the command did not get there.
+            PeerError: the host of the disk answers that the command did not reach the disk.
         """
         frame = _DISK + bytes(_FRAME_BYTES) + cdb.ljust(CDB_BYTES, b"\0")
         into: Sequence[int] = [RESPONSE_BYTES, *([room] if room else [])]

@@ -1,11 +1,11 @@
-"""A client of vfio-user with an NVMe driver, in Python: what QEMU and a guest's kernel are to the drive.
+"""A client of vfio-user with an NVMe driver, in Python: it plays the part of QEMU and of a guest's kernel.
 
     with VfioClient(path) as client:
         guest = NvmeGuest(client)
         queue = guest.queue(1)
         assert queue.write(1, slba=0, data=bytes(4096), block_bytes=4096).status == 0
 
-It trusts the server: what breaks the protocol raises.
+It trusts the server: a violation of the protocol raises an exception.
 """
 
 import array

@@ -55,7 +55,7 @@ Style: TypeAlias = Literal["qemu", "libblkio"]
 USER_BASE: Final = 0x7F00_0000_0000
 _PAGE: Final = 4096
 _TIMEOUT_SECONDS: Final = 20.0
-#: What QEMU and libblkio take of what is offered.
+#: The offered features that QEMU and libblkio accept.
 _PROTOCOL_FEATURES: Final = sum(
     1 << feature
     for feature in (
@@ -125,7 +125,7 @@ class FrontendQueue:
         return number
 
     def kick(self, *, always: bool = False) -> None:
-        """Tell the device, if it wants to be told."""
+        """Notify the device if it asks for a notification."""
         if self.ring.needs_kick() or always:
             os.eventfd_write(self.kick_fd, 1)
 
@@ -314,7 +314,7 @@ class Frontend:
         while len(data) < length:
             try:
                 part, ancillary, _, _ = self._socket.recvmsg(length - len(data), socket.CMSG_SPACE(32))
-            except ConnectionResetError:  # the end as well: the back-end had not read everything that we sent
+            except ConnectionResetError:  # this is the end too: the back-end had not read everything that was sent
                 part, ancillary = b"", []
             for _, _, content in ancillary:
                 fds += array.array("i", content[: len(content) - len(content) % 4])
@@ -361,7 +361,7 @@ class Frontend:
         self.start_queues()
 
     def negotiate(self) -> None:
-        """Do what happens before the driver is there."""
+        """Send the messages that come before the driver's start."""
         if self.style == "libblkio":
             self.send(Request.SET_OWNER, Nothing())
             self.offered = self.ask_number(Request.GET_FEATURES)
@@ -395,7 +395,7 @@ class Frontend:
         self.tell(Request.SET_FEATURES, Number(self.features | log | bits.PROTOCOL_FEATURES), ack=False)
 
     def start_queues(self) -> None:
-        """Do what happens when the driver is there."""
+        """Send the messages that come at the driver's start."""
         if self.style == "qemu":
             self._accept()
             if self.protocol_features & ProtocolFeature.STATUS.mask:
@@ -469,7 +469,7 @@ class Frontend:
         self._socket.close()
 
     def stop_queue(self, queue: FrontendQueue) -> int:
-        """Stop *queue*; return where to go on."""
+        """Stop *queue*; return the position at which it continues."""
         self.tell(Request.SET_VRING_ENABLE, VringState(queue.index, 0))
         answer = self.ask(Request.GET_VRING_BASE, VringState(queue.index, 0))
         assert isinstance(answer, VringState)

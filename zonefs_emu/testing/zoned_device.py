@@ -1,4 +1,4 @@
-"""A zoned device for a test: in this process, mounted, or served; and the power goes when the test says so.
+"""A zoned device for a test: in this process, mounted, or served. The test can cut its power.
 
     device = DeviceUnderTest(directory, build_geometry(preset=PRESETS["small"]))
     device.port.append(sector, nr_sectors, (data,))
@@ -6,7 +6,7 @@
     mountpoint = device.mount()     # from here on a daemon has it
     device.close()
 
-One process has the image at a time: this one, until :meth:`DeviceUnderTest.mount` or :meth:`DeviceUnderTest.serve`
+One process has the image at a time: this process, until :meth:`DeviceUnderTest.mount` or :meth:`DeviceUnderTest.serve`
 starts a session in a process of its own, with the front-ends of the command line, and again after
 :meth:`DeviceUnderTest.stop`. Requests such as :meth:`~DeviceUnderTest.inject` and :meth:`~DeviceUnderTest.report` go to
 the process that has it.
@@ -76,7 +76,7 @@ class DeviceUnderTest:
 
     def __init__(self, directory: Path, geometry: Geometry, *, timing: str = "none") -> None:
         self.geometry = geometry
-        #: What the time is for commands and injected delays in this process: it moves by them, and by the test.
+        #: The clock for commands and injected delays in this process. These commands and the test advance it.
         self.clock = VirtualClock()
         self._preset = timing
         #: The file. After a power cut it is another one of the same name.
@@ -238,7 +238,7 @@ class DeviceUnderTest:
     def power_cut(self, *, seed: int = 0, torn: bool = False, reorder: bool = False) -> None:
         """Cut the power and restore it: the image is replaced by one that the cut could have left, and used again.
 
-        Which one, of those that docs/faults.md describes, *seed* decides: the same for the same seed and history.
+        *seed* decides which of the images that docs/faults.md describes it is: the same seed and history give the same.
         *torn*: the write at the cut may be there in part. *reorder*: each zone, and each write to a conventional one,
         is kept or lost by itself. Faults that were injected are gone.
 
@@ -268,9 +268,9 @@ class DeviceUnderTest:
     # -- snapshots --------------------------------------------------------------------------------------------
 
     def snapshot(self, name: str = "0") -> None:
-        """Keep what the device is now under *name*, in place of an earlier snapshot of that name.
+        """Keep the present state of the device under *name*, and replace an earlier snapshot of that name.
 
-        One state that takes long to make is made once, and :meth:`rewind` goes back to it as often as needed.
+        A state that takes long to make is then made only once, because :meth:`rewind` restores it as often as needed.
 
         Raises:
             UsageError: *name* cannot be one. OSError: the host refuses or has no room.
@@ -400,7 +400,7 @@ class DeviceUnderTest:
         try:
             return "".join(f"{line}\n" for line in self._lines())
         except (ZonedError, OSError) as error:
-            # A test has failed, and that is what is to be shown: this only goes with it.
+            # The failure of the test must be shown in any case; this description is an addition to it.
             return f"the device cannot be asked: {error}\n"
 
     def _lines(self) -> Iterator[str]:

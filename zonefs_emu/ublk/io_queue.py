@@ -1,11 +1,11 @@
-"""One queue of a ublk device: a thread that turns the kernel's requests into commands of a port.
+"""One queue of a ublk device: a thread that executes the kernel's requests as commands of a port.
 
 May not know: how devices are made.
 
 Invariants: one thread submits everything of a queue (the driver insists). It finishes a request before it looks at the
 next, so it needs one buffer. Requests that may wait for the host's disk go to a second thread with a buffer of its own,
 so they delay no others. A request is a boundary (docs/errors.md), on either thread: an unforeseen exception is answered
-with the kernel's I/O error, and the queue goes on.
+with the kernel's I/O error, and the queue continues.
 """
 
 import contextlib

@@ -6,9 +6,10 @@ from bisect import bisect_left, bisect_right
 class Bus:
     """The busy periods of a bus, in nanoseconds.
 
-    A request is submitted before its data are ready, and not in the order in which they become ready. One time from
-    which the bus is free would make a transfer wait for another that is ready later than itself. So the busy periods
-    are kept, and a transfer takes the idle time that it needs from when it is ready, in pieces where need be.
+    A request is submitted before its data are ready, and data do not become ready in the order of submission. If the
+    model kept only the time from which the bus is free, a transfer would wait for another one that is ready later. So
+    it keeps the busy periods. A transfer takes the idle time that it needs from when it is ready, in several pieces if
+    necessary.
     """
 
     __slots__ = ("_begins", "_ends")

@@ -1,7 +1,7 @@
 """Jobs that keep a number of requests in flight, as fio's do, in virtual time.
 
-A job asks for the next thing as soon as one of its requests is answered and its host has had its own time; a rate
-limits how soon. What comes out are the latencies and rates that a load generator would print.
+A job submits its next request when one of its requests is answered and the host's own time has passed; a rate can delay
+it further. The results are the latencies and rates that a load generator would print.
 """
 
 import heapq
@@ -22,8 +22,9 @@ _WRITES: Final = frozenset({Operation.WRITE, Operation.APPEND})
 class Host:
     """What the host adds. The defaults are those of the measurements of the zn540 (SPDK that polls, ten processors).
 
-    *write_gap_ns*, *read_gap_ns*: from an answer to the next request of the same slot. *nr_processors*: of a job each;
-    with more jobs than that they take turns, and an answer waits until its job runs. *turn_ns*: how long a turn is.
+    *write_gap_ns*, *read_gap_ns*: time from an answer to the next request of the same slot. *nr_processors*: each runs
+    one job at a time; if there are more jobs, they take turns, and an answer waits until its job runs. *turn_ns*:
+    length of a turn.
     """
 
     write_gap_ns: int = 950
@@ -36,8 +37,8 @@ class Host:
 class Job:
     """A load on one zone after the other, from *first_zone* on by *zone_step*.
 
-    *depth* requests of *nr_sectors* are in flight. *random*: anywhere in the zone, not in order. *rate_bytes*: a
-    second, 0 for as fast as it goes.
+    *depth* requests of *nr_sectors* are in flight. *random*: anywhere in the zone, not in order. *rate_bytes*: limit
+    per second, 0 for none.
     """
 
     operation: Operation
@@ -52,9 +53,9 @@ class Job:
 
 
 class Outcome:
-    """What a job saw: when each request was asked for and how long it took, in nanoseconds and in this order.
+    """The requests of a job in their order: when each was submitted and how long it took, in nanoseconds.
 
-    *begin_ns*, *end_ns*: the time that is judged. *nr_bytes*: of a request.
+    *begin_ns*, *end_ns*: the time that is measured. *nr_bytes*: length of a request.
     """
 
     __slots__ = ("begin_ns", "begins_ns", "end_ns", "latencies_ns", "nr_bytes")
@@ -94,7 +95,7 @@ def summarize(latencies_ns: Iterable[int], duration_ns: int, nr_bytes: int) -> S
 
 
 class _Running:
-    """A job on its way: where it is in its zones, and when it may ask for the next thing."""
+    """A running job: its position in its zones, and when it may submit the next request."""
 
     __slots__ = (
         "_capacity",
@@ -161,10 +162,10 @@ def run(
     host: Host | None = None,
     seed: int = 0,
 ) -> list[Outcome]:
-    """Run *jobs* against *model* and return what each saw, in their order.
+    """Run *jobs* against *model* and return the outcome of each, in their order.
 
     Ends after *count* requests of all jobs or after *duration_ns*, whichever is not 0. The first *warm_up* requests,
-    and those asked for before *warm_up_ns*, are carried out but not counted.
+    and those submitted before *warm_up_ns*, are carried out but not counted.
     """
     host = host or Host()
     running = [_Running(job, slot, host, capacity_sectors, seed + slot) for slot, job in enumerate(jobs)]
@@ -215,12 +216,12 @@ def run_in_proportion(
     host: Host | None = None,
     seed: int = 0,
 ) -> list[Outcome]:
-    """Run *jobs* so that their numbers of requests stay in the proportion of *weights*; returns what each saw.
+    """Run *jobs* so that their numbers of requests stay in the proportion of *weights*; return each outcome.
 
-    That is the option ``flow`` of fio in zoned mode. A job is one thread, which asks for one request after the other
+    That is the option ``flow`` of fio in zoned mode. A job is one thread, which submits one request after the other
     until its depth is reached. A job that is ahead of its share waits until all of its requests are answered, and then
     until the other jobs have caught up. So fewer requests are in flight than the depths say. A job that has caught up
-    goes on at once. Those asked for before *warm_up_ns* are carried out but not counted.
+    continues at once. Requests submitted before *warm_up_ns* are carried out but not counted.
 
     Source: the manual of fio, "flow" and "flow_sleep".
     """
@@ -265,7 +266,8 @@ def run_in_proportion(
 def _answered_ns(end_ns: int, slot: int, nr_jobs: int, host: Host) -> int:
     """Return when the job *slot* of *nr_jobs* that share too few processors sees what happened at *end_ns*.
 
-    The jobs take turns: in each turn all but *nr_processors* rest, and the ones that rest move on by one.
+    The jobs take turns: in each turn *nr_processors* jobs run and the others pause; the set of pausing jobs moves on by
+    one job per turn.
     """
     turn = end_ns // host.turn_ns
     place = (turn + slot) % nr_jobs
@@ -284,9 +286,9 @@ def steady_warm_up(job: Job, nr_jobs: int) -> int:
 def run_management(
     model: DriveTiming, operation: Operation, *, count: int, capacity_sectors: int, written_sectors: int, finished: bool
 ) -> Outcome:
-    """Ask *model* for *count* zone operations, one after the other, and return how long each took.
+    """Submit *count* zone operations to *model*, one after the other, and return how long each took.
 
-    Each is asked of another zone, of which *written_sectors* are written. *finished*: and which was then finished.
+    Each is on another zone, with *written_sectors* written. *finished*: the zone was finished before.
     """
     condition = Condition.IMP_OPEN
     if written_sectors >= capacity_sectors:

@@ -17,9 +17,9 @@ from zonefs_emu.units import SECTOR_SHIFT
 
 #: The size of a block above which writes of any number of blocks are whole ones for the drive.
 _WHOLE_BLOCK_BYTES: Final = 4096
-#: A write makes a reset slower that begins so soon after it.
+#: A write slows down a reset that begins within this time after it.
 _BESIDE_NS: Final = 1_000_000
-#: Requests between two looks at what can be forgotten.
+#: Requests between two removals of state that no later request needs.
 _FORGET_EVERY: Final = 1024
 #: Zones that are remembered as finished.
 _FINISHED_MAX: Final = 65536
@@ -28,9 +28,9 @@ _FINISHED_MAX: Final = 65536
 class FlashTiming:
     """The state of a zoned SSD that decides when it answers.
 
-    Requests are submitted in the order of their arrival, and each is answered with the time at which it completes. In
-    *waited_for* and *waited_ns* is what the last request waited for longest, in *controller_wait_ns* how long it
-    waited for the controller. Deterministic from *seed*.
+    Requests are submitted in the order of their arrival, and each is answered with the time at which it completes.
+    *waited_for* and *waited_ns* are what the last request waited for longest, and for how long; *controller_wait_ns* is
+    how long it waited for the controller. Deterministic from *seed*.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FlashTiming:
 
     @property
     def busy_ns(self) -> int:
-        """Nanoseconds of work of one die that were begun: what all dies did, divided by their number."""
+        """Nanoseconds of work that the dies have begun, divided by the number of dies."""
         return self._nand.busy_ns // self._nand.nr_dies
 
     def submit(
@@ -95,7 +95,7 @@ class FlashTiming:
 
         It arrived at *arrival_ns*, and the drive takes it at *admitted_ns*.
 
-        Where the controller itself was held up since it was last idle, that is what the requests behind it wait for.
+        If the controller had to wait since it was last idle, the requests behind it wait for the same thing.
         """
         start_ns = max(admitted_ns, self._controller_free_ns)
         if start_ns == arrival_ns:
@@ -107,11 +107,11 @@ class FlashTiming:
         return start_ns
 
     def _admit(self, arrival_ns: int) -> int:
-        """Return when the drive takes a command: when it works on fewer than it can."""
+        """Return when the drive takes a command: when it works on fewer commands than its limit."""
         in_flight = self._in_flight
         while in_flight and in_flight[0] <= arrival_ns:
             heappop(in_flight)
-        # Each that is taken lets one go, so that one at most is to be waited for.
+        # A command is taken only when one has ended, so at most one has to be waited for.
         return heappop(in_flight) if len(in_flight) >= self.parameters.commands_max else arrival_ns
 
     # --- reads --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class FlashTiming:
         p = self.parameters
         start_ns = self._reach_controller(arrival_ns, arrival_ns)
         if end_ns := self._read_ahead.read(zone, sector, nr_sectors, start_ns):
-            return end_ns  # at a measured rate, in which the wait for other commands is
+            return end_ns  # the measured rate includes the wait for other commands
         if (admitted_ns := self._admit(arrival_ns)) > arrival_ns:
             start_ns = self._reach_controller(arrival_ns, admitted_ns)
         self._controller_free_ns = now_ns = start_ns + p.controller_read_ns
@@ -224,7 +224,7 @@ class FlashTiming:
                 service_ns = int(service_ns * p.reset_beside_writes)
         elif operation == Operation.FINISH:
             service_ns = self._finish_ns(zone, condition, written_sectors)
-        else:  # flush and what is set by hand: nothing is waited for
+        else:  # a flush and conditions set by hand wait for nothing
             return arrival_ns
         start_ns = max(arrival_ns, self._management_free_ns)
         if start_ns > arrival_ns:

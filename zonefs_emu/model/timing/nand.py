@@ -10,8 +10,8 @@ from zonefs_emu.model.timing.parameters import FlashParameters
 class _Die:
     """One die: what it does now, and the programs that wait for it.
 
-    From *origin_ns* on it has *slices* slices of a program before it, each of the model's slice time. Reads that were
-    promised are before *origin_ns*; *reads* of them were since the last slice. *waiting* are the slices of further
+    From *origin_ns* on, the die executes *slices* slices of a program, each of the model's slice time. Reads whose end
+    was computed lie before *origin_ns*; *reads* of them came since the last slice. *waiting* has the slices of further
     programs.
     """
 
@@ -28,9 +28,9 @@ class _Die:
 class Nand:
     """Dies on channels, and the write buffer.
 
-    Nothing runs here: each call computes what has happened until its time and what it adds. A write that has to wait
-    for room waits in the controller, and so does every request after it. So no read can come between a program and
-    the time until which a waiting write has looked ahead.
+    No simulation runs in the background: each call computes what has happened until its time, and what it adds. A write
+    that has to wait for room waits in the controller, and every later request waits there too. So no read can come
+    between a program and the time until which a waiting write has looked ahead.
     """
 
     def __init__(self, parameters: FlashParameters, random: Random) -> None:
@@ -74,7 +74,7 @@ class Nand:
         return self._buffered_bytes
 
     def forget(self, before_ns: int) -> None:
-        """No request arrives before *before_ns* any more."""
+        """Note that no later request arrives before *before_ns*."""
         for channel in self._channels:
             channel.forget(before_ns)
 

@@ -1,4 +1,4 @@
-"""What a timing model is told about a drive: frozen values, each with its unit, its meaning and its source.
+"""The parameters of a timing model: frozen values, each with its unit, its meaning and its source.
 
 The unit stands at the end of a name where there is one (``_ns``, ``_bytes``; ``_byte_ns`` is nanoseconds per byte).
 ``parameters_of`` lists all three for documents and for ``zonefs-emu fit``.

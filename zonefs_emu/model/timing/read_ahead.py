@@ -1,11 +1,12 @@
 """Reads in order: the drive reads ahead of a stream, and how far depends on how many streams there are.
 
-A server whose rate depends on how much is asked of it (a flow-equivalent server of queueing theory). The rates are
+The model is a server whose rate depends on its load (a flow-equivalent server of queueing theory). The rates are
 measured ones. Between two sizes, the time for a request grows in proportion to its bytes. Between two depths, the rate
 follows a curve through the measured ones that never overshoots them, and that never grows faster than the depth. A read
-above the largest size counts as several of that size, which are under way at once: the drive stores so much of a zone
-on one die before it goes on to the next. How the firmware decides what to read ahead is not known, and its rates jump
-by factors between neighbouring depths, so that a model of its parts would have had more parameters than measurements.
+above the largest size counts as several of that size, which are under way at once: the drive stores that much of a zone
+on one die before it continues on the next. How the firmware decides what to read ahead is not known, and its rates jump
+by factors between neighbouring depths. So a model of its parts would have had more parameters than there are
+measurements.
 """
 
 from bisect import bisect_right
@@ -115,7 +116,7 @@ def _interpolate(grid: tuple[int, ...], rates: tuple[int, ...], value: float) ->
         for at in range(max(index - 1, 0), min(index + 2, len(grid) - 1))
     ]
     line = slopes[min(index, 1)]
-    # Requests that do not hold up each other make the rate grow as the depth does, a slope of 1.
+    # If requests do not delay each other, the rate grows in proportion to the depth: a slope of 1.
     begin = _middle(slopes[0], line) if index else min(max((3 * line - slopes[-1]) / 2, line), 1.0)
     end = _middle(line, slopes[-1]) if index + 2 < len(grid) else 0.0
     width = log(grid[index + 1] / grid[index])

@@ -17,7 +17,7 @@ class DiskTiming:
 
     A request that follows on the last one and comes soon enough costs its transfer only. Any other costs a seek, the
     rest of a revolution, which is drawn evenly because the layout of a track is not known, and its transfer. An append
-    goes where the write pointer of its zone is, which is where the zone's last write ended.
+    goes to the write pointer of its zone, where the zone's last write ended.
     """
 
     def __init__(self, parameters: DiskParameters, *, size_sectors: int, seed: int = 0) -> None:

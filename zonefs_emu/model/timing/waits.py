@@ -23,7 +23,7 @@ class Wait(StrEnum):
 
 
 class DriveTiming(Protocol):
-    """A model of a drive: when does it complete what it is asked, in nanoseconds of a clock of the caller.
+    """A model of a drive: it computes when each request completes, in nanoseconds of the caller's clock.
 
     *waited_for* and *waited_ns*: what the last request waited for longest, and how long. *busy_ns*: how much work was
     begun, so that its growth over a time is the utilisation in that time.

@@ -2,9 +2,9 @@
 
 The zones have write pointers here and nothing else, so that a workload may be any size. Writes and appends go to where
 a zone's write pointer is. A job goes on in its next zone when one is full, and resets a full zone before it writes to
-it again, as fio does (``zonemode=zbd``); the reset is one of the job's operations. Where there is a limit of zones that
-are written at once, a write goes to one of those, and waits if none of them is its job's. Reads go to what is written.
-If nothing is written in the zones that a job is to read, they are full when it begins.
+it again, as fio does (``zonemode=zbd``); the reset is one of the job's operations. If the number of zones that are
+written at once is limited, a write goes to one of these zones, and waits if none of them belongs to its job. Reads go
+to sectors that are written. If the zones that a job is to read hold no data, they count as full from the beginning.
 """
 
 import heapq
@@ -25,7 +25,7 @@ _WRITES: Final = frozenset((Operation.WRITE, Operation.APPEND))
 _PROGRESS_EVERY: Final = 1024
 #: Zones that a read tries before it takes the next one in which something is written.
 _TRIES: Final = 8
-#: Requests that a simulation ends after, of all jobs together: some minutes of computing.
+#: A simulation ends after this many requests of all jobs together: some minutes of computing.
 REQUESTS_MAX: Final = 10_000_000
 #: No request begins later than this, which is 146 years: the times are numbers of 64 bits.
 TIME_MAX_NS: Final = 1 << 62
@@ -39,7 +39,7 @@ class WorkloadJob:
 
     *mix*: operations, each with its weight. *sizes*: sectors of a request, each with its weight. *zones*: first and
     number. *random*: reads anywhere in the zones, writes in a random zone; else in order. *rate_bytes* and
-    *rate_requests*: a second, 0 for as fast as it goes. It ends after *count* requests, *nr_bytes* or *duration_ns*,
+    *rate_requests*: limits per second, 0 for none. It ends after *count* requests, *nr_bytes* or *duration_ns*,
     whichever comes first and is not 0. *begin_ns*: how long after its group begins. *group*: those of one number run
     together, and after all groups of lower numbers. *think_ns*: between an answer and the next request of its slot.
     *open_zones*: how many zones it writes at once, those that it has begun and not filled; *open_zones_together*: how
@@ -106,7 +106,7 @@ class JobOutcome:
 
 
 class ZoneStates:
-    """How much of each zone is written, and what follows from that; sectors.
+    """How many sectors of each zone are written, and what follows from that.
 
     *is_conventional* says of a zone number whether it has no write pointer: all of such a zone counts as written.
     """
@@ -136,7 +136,7 @@ class ZoneStates:
         return found
 
     def all_written(self) -> list[int]:
-        """Return the zones on which an operation on all zones has work, in order."""
+        """Return, in order, the zones that an operation on all zones changes."""
         return sorted(zone for zone, written in self._written.items() if written and not self.is_conventional(zone))
 
     def condition(self, zone: int) -> Condition:
@@ -149,7 +149,7 @@ class ZoneStates:
         return Condition.IMP_OPEN if written else Condition.EMPTY
 
     def note(self, operation: Operation, zone: int, nr_sectors: int) -> None:
-        """Take over what *operation* makes of *zone*."""
+        """Apply *operation* to the state of *zone*."""
         if operation in _WRITES:
             self._written[zone] = min(self.written(zone) + nr_sectors, self.capacity_sectors)
             self._closed.discard(zone)
@@ -183,7 +183,7 @@ class _OpenZones:
         self.has_closed = False
 
     def find(self, each: "_RunningJob", zone: int, rng: Random) -> int:
-        """Return where *each* writes that would like to write *zone*: there, in a zone that is open, or nowhere: -1."""
+        """Return where a write of *each* to *zone* goes: there, to a zone that is open already, or nowhere (-1)."""
         jobs, job = self._jobs, each.job
         if zone in jobs:
             return zone
@@ -198,7 +198,7 @@ class _OpenZones:
         return zone
 
     def close(self, zone: int) -> None:
-        """Note that *zone* is written no more, if it was."""
+        """Note that *zone* is not written any more, if it was."""
         each = self._jobs.pop(zone, None)
         if each is not None:
             each.nr_open -= 1
@@ -206,7 +206,7 @@ class _OpenZones:
 
 
 class _RunningJob:
-    """A job on its way."""
+    """A running job."""
 
     def __init__(self, job: WorkloadJob, host: Host, states: ZoneStates, open_zones: _OpenZones, seed: int) -> None:
         self.job = job
@@ -239,8 +239,8 @@ class _RunningJob:
     def next(self, slot: int) -> tuple[Operation, int, "_Place | None"]:
         """Return the next operation of *slot*, its sectors if it moves data, and where; None if there is nothing to do.
 
-        A write that has to wait is the next one of its slot again: it is left in *waiting*. A read that finds no data
-        is a write, if the job has writes: so a mix goes on in zones that were just reset.
+        A write that has to wait stays the next request of its slot, in *waiting*. A read that finds no data becomes a
+        write if the job has writes, so a mix continues in zones that were just reset.
         """
         operation, nr_sectors = self.waiting.pop(slot) if slot in self.waiting else self._draw()
         place = self._place(operation, nr_sectors)
@@ -334,7 +334,7 @@ class _RunningJob:
 
 
 class _Run:
-    """A model with the zones that it is asked about, and how many requests it has had, of *limit*."""
+    """A model with the states of its zones, and the number of requests so far, up to *limit*."""
 
     def __init__(
         self, model: DriveTiming, states: ZoneStates, progress: Callable[[int], object] | None, limit: int
@@ -361,7 +361,7 @@ class _Run:
         *,
         least_sectors: int = 1,
     ) -> int:
-        """Submit a request, take over what it does, and return when it is answered.
+        """Submit a request, apply its effect, and return when it is answered.
 
         *least_sectors*: less room than this makes a zone one that is written no more.
         """
@@ -452,7 +452,7 @@ def run_workload(
 
 
 def _fill_to_read(job: WorkloadJob, states: ZoneStates) -> None:
-    """Have the zones that *job* reads full, if nothing is written in any of them."""
+    """Make the zones that *job* reads full if none of them holds data."""
     first, count = job.zones
     if any(operation == Operation.READ for operation, _ in job.mix):
         zones = range(first, first + count)
@@ -462,7 +462,7 @@ def _fill_to_read(job: WorkloadJob, states: ZoneStates) -> None:
 
 
 class Arrival(NamedTuple):
-    """A request of an operation log: when it came, from whom, and what it was.
+    """A request of an operation log: its time, its front-end, and the operation.
 
     *nr_zones*: of zone management; may be ALL_ZONES.
     """
@@ -484,9 +484,9 @@ def run_arrivals(
     progress: Callable[[int], object] | None = None,
     limit: int = REQUESTS_MAX,
 ) -> list[JobOutcome]:
-    """Submit *arrivals*, in their order and at their times, and return what each front-end of the log saw.
+    """Submit *arrivals*, in their order and at their times; return the outcome of each front-end of the log.
 
-    A command on several zones is as many requests. No more than *limit* requests are submitted.
+    A command on several zones is one request for each zone. At most *limit* requests are submitted.
     """
     run = _Run(model, states, progress, limit)
     outcomes: dict[str, JobOutcome] = {}
