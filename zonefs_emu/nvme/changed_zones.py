@@ -1,8 +1,7 @@
-"""The zones of a namespace that the drive itself has changed, of which a host is to be told.
+"""The zones of a namespace that the drive itself has changed, for events and the Changed Zone List.
 
-That are zones that it made READONLY or OFFLINE, zones that it finished (zone active excursions), and zones that it
-recommends to reset or to finish, or no longer does. What a host has changed by a command is not among them, nor is what
-other front-ends have.
+The drive changes a zone when it makes it READONLY or OFFLINE, when it finishes it (zone active excursions), and when it
+begins or ceases to recommend a reset or a finish. Changes by commands of a host or of other front-ends do not count.
 
 Source: NVMe Zoned Namespace Command Set 1.1, "Asynchronous Event Request command" (Zone Descriptor Changed), "Changed
 Zone List".
@@ -25,7 +24,7 @@ _ONE: Final = re.compile(b"\1")
 
 
 class Deed(IntFlag):
-    """What a drive has done to a zone."""
+    """A change that a drive itself makes to a zone."""
 
     LOST = 1
     FINISHED = 2
@@ -39,23 +38,23 @@ class ChangedZones:
     """
 
     def __init__(self, namespace: Namespace, on_change: Callable[[], None]) -> None:
-        """Take the zones as they are for known."""
+        """Count the present states of the zones as known to the host."""
         self._namespace = namespace
         self._on_change = on_change
         # Both are replaced as a whole, never changed: another thread may be looking at them.
         self._known = self._deeds()
         self._reset_recommended = self._recommended_to_reset()
-        #: What the drive has done to zones and has since been undone, such as by a reset: it may do it again.
+        #: Changes by the drive that were undone since, for example by a reset. The drive may make them again.
         self._undone: dict[int, int] = {}
         self._unread: set[int] = set()
         namespace.device.subscribe(self.touched, port=namespace.port)
 
     def close(self) -> None:
-        """Look no more."""
+        """End the observation of the namespace."""
         self._namespace.device.unsubscribe(self.touched)
 
     def forget(self) -> None:
-        """Take no zone for known: what the host has read of them is not known."""
+        """Count no zone as known, because it is not known what the host has read."""
         self._known = {}
         self._reset_recommended = frozenset()
 
@@ -71,14 +70,14 @@ class ChangedZones:
         self._on_change()
 
     def _lasting(self, zone_no: int) -> int:
-        """Return which of the deeds that a zone keeps zone *zone_no* has now."""
+        """Return which of the lasting changes zone *zone_no* has now."""
         machine = self._namespace.device.machine
         lost = Deed.LOST if machine.conds[zone_no] in _LOST else 0
         finished = Deed.FINISHED if machine.attributes[zone_no] & Attribute.FINISHED_BY_CONTROLLER else 0
         return lost | finished | Deed.FINISH_RECOMMENDED
 
     def look(self) -> bool:
-        """Look at the zones; True if the drive has changed some since the last time."""
+        """Compare the zones with the last time; True if the drive has changed some."""
         undone, self._undone = self._undone, {}
         before = {zone_no: deeds & ~undone.get(zone_no, 0) for zone_no, deeds in self._known.items()}
         deeds, reset_recommended = self._deeds(), self._recommended_to_reset()
@@ -105,14 +104,14 @@ class ChangedZones:
         return found
 
     def _no_longer_recommended(self, before: dict[int, int], now: dict[int, int]) -> Iterator[int]:
-        """Yield the zones that are active still, and whose Finish Zone Recommended the drive has cleared."""
+        """Yield the zones that are still active and whose Finish Zone Recommended the drive has cleared."""
         conds = self._namespace.device.machine.conds
         for zone_no, deeds in before.items():
             if deeds & Deed.FINISH_RECOMMENDED & ~now.get(zone_no, 0) and conds[zone_no] in ACTIVE_CONDITIONS:
                 yield zone_no
 
     def _deeds(self) -> dict[int, int]:
-        """Return what the drive has done to which zones."""
+        """Return the zones that the drive has changed, with the changes."""
         namespace = self._namespace
         port, geometry, device = namespace.port, namespace.geometry, namespace.device
         found: dict[int, int] = {zone.zone_no: Deed.LOST for zone in port.report(0, geometry.nr_zones, _LOST)}
@@ -128,7 +127,7 @@ class ChangedZones:
         return found
 
     def _recommended_to_reset(self) -> frozenset[tuple[int, int, int]]:
-        """Return (fault, first zone, number of zones; 0: all) of what the drive recommends to reset."""
+        """Return (fault, first zone, number of zones; 0: all) of the zones whose reset the drive recommends."""
         return frozenset(
             (fault.id, fault.first_zone, fault.nr_zones)
             for fault in tuple(self._namespace.device.faults.faults)

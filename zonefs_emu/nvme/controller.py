@@ -148,7 +148,7 @@ class Controller:
         self._discovered = discovered
         self.namespaces = {} if discovered else subsystem.namespaces()
         self.features: dict[int, int] = dict(_DEFAULTS)
-        #: But for the timestamp, whose bytes are made when they are asked for.
+        #: The timestamp is not among them: its bytes are computed when the host reads it.
         self._data_features: dict[int, bytes] = {
             feature: bytes(length) for feature, length in _DATA_FEATURES.items() if feature != Feature.TIMESTAMP
         }
@@ -196,8 +196,8 @@ class Controller:
     def restore(self, state: ControllerState) -> None:
         """Continue from *state*, that of a controller in another process.
 
-        What its host has read of changed zones is not known, so all of them count as unread: an event too many makes
-        the host look at zones that it knows already, and one too few would leave it without the news.
+        It is not known which changed zones the host has read, so all of them count as unread. An unnecessary event
+        makes the host read zones that it knows already; a missing one would leave it without the change.
         """
         self.cc, self.csts = state["cc"], state["csts"]
         self.features.update(state["features"])
@@ -501,15 +501,15 @@ class Controller:
 
     @property
     def _wants_events(self) -> bool:
-        """Whether the host has asked to be told of changed zones."""
+        """Whether the host has enabled the events for changed zones."""
         return bool(self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES)
 
     def due_events(self) -> Iterator[tuple[int, Answer]]:
         """Yield (cid, answer) of each Asynchronous Event Request that an event now answers.
 
-        What the drive itself has changed is reported (:class:`ChangedZones`). After a notice, the next one waits until
-        the host has read the log page of the first: "subsequent events of that event type are automatically masked
-        until the host clears that event" (Base Specification, "Asynchronous Event Request command").
+        Changes by the drive itself are reported (:class:`ChangedZones`). After a notice, the next one waits until the
+        host has read the log page of the first: "subsequent events of that event type are automatically masked until
+        the host clears that event" (Base Specification, "Asynchronous Event Request command").
         """
         self._look_at_changed_zones()
         if self._notices and self._event_cids and not self._unread_notice and self._wants_events:

@@ -143,7 +143,7 @@ def namespace(geometry: Geometry, uuid: UUID, *, readonly: bool) -> bytes:
     nr_usable = geometry.zone_capacity * geometry.nr_zones // geometry.block_sectors
     struct.pack_into("<QQQ", data, 0, nr_blocks, nr_usable, nr_usable)
     data[30] = 1  # NMIC: several controllers may have it
-    data[33] = 1  # DLFEAT: what was never written reads as zeros
+    data[33] = 1  # DLFEAT: blocks that were never written read as zeros
     copy_blocks = MDTS_BYTES // geometry.block_size_bytes
     struct.pack_into("<HIB", data, 74, copy_blocks, copy_blocks, COPY_RANGES_MAX - 1)  # MSSRL, MCL, MSRC
     data[99] = readonly  # NSATTR: write protected

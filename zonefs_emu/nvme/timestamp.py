@@ -1,4 +1,4 @@
-"""The feature Timestamp: a clock that the host sets, and that goes on by itself.
+"""The feature Timestamp: a clock that the host sets, and that runs by itself.
 
 Source: NVM Express Base Specification 2.0, "Timestamp".
 """
@@ -15,10 +15,10 @@ _NS_PER_MS: Final = 1_000_000
 
 
 class Timestamp:
-    """Milliseconds that count on from what the host has set, or from the last reset."""
+    """A clock in milliseconds that runs from the value that the host has set, or from the last reset."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
-        """*clock_ns* is a clock that also goes on while the machine sleeps, and while this process does not run."""
+        """*clock_ns* is a clock that also runs while the machine sleeps, and while this process does not run."""
         self._clock_ns = clock_ns
         self._origin = 0
         self._start_ms = 0
@@ -43,5 +43,5 @@ class Timestamp:
         return self._origin, self._start_ms, self._started_ns
 
     def restore(self, state: tuple[int, int, int]) -> None:
-        """Go on from *state*."""
+        """Continue from *state*."""
         self._origin, self._start_ms, self._started_ns = state

@@ -66,8 +66,8 @@ _UNPACK_HEADER: Final = HEADER.unpack_from
 _UNUSUAL_BYTES: Final = ~(LONG_BYTES - SECTOR_BYTES)
 #: A longer report is made by the thread that may wait.
 _QUICK_REPORT_BYTES: Final = 1 << 16
-#: Zones asked of the device, encoded and stored at once: a report of a million zones is never all in memory, and the
-#: device's lock is held for one portion.
+#: Zones that are read from the device, encoded and stored at once. So a report of a million zones is never in memory as
+#: a whole, and the device's lock is held for one portion at a time.
 _REPORT_PORTION: Final = 1024
 _ZEROS: Final = memoryview(bytes(1 << 20))
 

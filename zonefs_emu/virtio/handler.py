@@ -11,8 +11,8 @@ from zonefs_emu.virtio.ring import Chain
 #: (sector, nr_sectors) of each if they are merged writes, () for one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 
-#: A request of at least this length goes to the worker, because copying it takes some milliseconds, in which other
-#: queues would not be served.
+#: A request of at least this length goes to the worker. Copying it takes some milliseconds, in which the loop would not
+#: serve other queues.
 LONG_BYTES: Final = 8 << 20
 #: Sectors of the longest request that is not.
 SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
@@ -40,7 +40,7 @@ class Handler(Protocol):
 
     @property
     def plain(self) -> PlainRequests | None:
-        """The requests that need no handler, if the queue has such."""
+        """The requests that the walker executes without the handler, or None if there are none."""
         ...
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
