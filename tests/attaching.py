@@ -128,9 +128,18 @@ class Place:
 
     def kill_server(self, image: str) -> None:
         """Kill the process that serves *image*, without warning."""
-        pid = json.loads(self.sh(f"Z info {image} --json").stdout)["pid"]
+        self.sh(self.killing(self.server_pid(image)))
+
+    def server_pid(self, image: str) -> int:
+        """Return the number of the process that serves *image*."""
+        pid: int = json.loads(self.sh(f"Z info {image} --json").stdout)["pid"]
+        return pid
+
+    @staticmethod
+    def killing(pid: int) -> str:
+        """Return the script that kills the process *pid* and waits until it is gone."""
         # Process 1 takes its time to wait for those who died.
-        self.sh(f"kill -9 {pid}; while grep -q 'State:.[^Z]' /proc/{pid}/status 2>/dev/null; do sleep 0.05; done")
+        return f"kill -9 {pid}; while grep -q 'State:.[^Z]' /proc/{pid}/status 2>/dev/null; do sleep 0.05; done"
 
     def assert_reports_agree(self, node: str, image: str) -> None:
         """Compare what the kernel says of the zones with what we say."""
@@ -138,13 +147,17 @@ class Place:
 
     def wait_until_written_or_read(self, node: str, nr_requests: int) -> None:
         """Wait until the disk has done so many requests more than now: whoever uses it is at work."""
+        self.sh(self.waiting(node, nr_requests))
+
+    @staticmethod
+    def waiting(node: str, nr_requests: int) -> str:
+        """Return the script that does :meth:`wait_until_written_or_read`."""
         # The first and the fifth number are reads and writes that were completed.
         stat = f"/sys/block/{node.removeprefix('/dev/')}/stat"
-        self.sh(
-            f"""count() {{ awk '{{print $1 + $5}}' {stat}; }}
+        return f"""count() {{ awk '{{print $1 + $5}}' {stat}; }}
             end=$(($(count) + {nr_requests}))
-            until [ $(count) -ge $end ]; do sleep 0.05; done"""
-        )
+            until [ $(count) -ge $end ]; do sleep 0.05; done
+            """
 
     def limits(self, node: str) -> dict[str, str]:
         """Return what sysfs says of the disk's queue."""

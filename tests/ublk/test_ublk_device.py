@@ -34,15 +34,17 @@ def test_killed_while_fio_verifies_on_two_queues(place: Place) -> None:
     place.create("f.img", "--size 128M --zone-size 16M --block-size 4096")
     node = place.attach("f.img", "ublk", "--queues", "2", "--name", "5")
     assert node == "/dev/ublkb5"
+    pid = place.server_pid("f.img")
     fio = place.guest.start(
         f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --rw=write --bs=16k --ioengine=libaio --iodepth=8 "
-        "--numjobs=2 --offset_increment=64m --size=32m --verify=crc32c --do_verify=1 "
-        "--rate_iops=300"  # it is at work still when the second process is killed
+        "--numjobs=2 --offset_increment=64m --size=32m --verify=crc32c --do_verify=1"
     )
     for _ in range(2):
-        place.wait_until_written_or_read(node, 200)
-        place.kill_server("f.img")
-        place.sh("Z attach f.img")
+        # The script that waits kills as well, and fio is stopped while the command line works: it would be done then.
+        killing = place.waiting(node, 200) + place.killing(pid)
+        place.sh(f"pkill -CONT -x fio || :; {killing}; pkill -STOP -x fio; Z attach f.img")
+        pid = place.server_pid("f.img")
+    place.sh("pkill -CONT -x fio")
     fio.wait(timeout=200)
     place.assert_reports_agree(node, "f.img")
     place.sh("Z detach f.img")
