@@ -1,6 +1,7 @@
 """The compiled walker of a queue, held equal to Python, and what it takes and what not."""
 
 import errno
+import math
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -157,6 +158,23 @@ def test_requests_that_may_come_again_are_pythons(kernel: Kernel) -> None:
     record.recoverable.clear()
     kernel.ask(write(START + 24, 8))
     assert kernel.nr_taken == 1
+
+
+def test_a_disk_that_is_only_read_is_the_walkers_after_a_minute(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python looks whether requests may come again before a change only."""
+    opened(kernel)
+    kernel.walker = kernel.queue._new_walker(kernel)  # type: ignore[arg-type]  # a double
+    record = kernel.record
+    spare = max(record.slots) + 4
+    record.words[spare] = BEGUN
+    record.recoverable.append(spare)
+    kernel.ask(read(START, 8))
+    assert (kernel.nr_taken, record.recoverable) == (0, [spare])
+    monkeypatch.setattr("zonefs_emu.inflight.tag_record.time.monotonic", lambda: math.inf)
+    kernel.ask(read(START, 8))
+    assert (kernel.nr_taken, record.recoverable, record.words[spare]) == (1, [], FREE)
 
 
 def test_data_that_the_kernel_does_not_give_or_take_is_pythons(kernel: Kernel) -> None:

@@ -165,6 +165,7 @@ cdef class TagWalker:
     cdef bint _settle(self) except -1:
         """Say whether no request of an earlier process can come again; from then on each tag has its slot for good."""
         cdef uint32_t tag
+        self._record.expire()
         if self._record.recoverable:
             return False
         slots = self._record.slots
