@@ -35,7 +35,10 @@ def _own_runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def run_cli(*args: object, stdin: bytes = b"") -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, prog_name="zonefs-emu")
+    result = CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, prog_name="zonefs-emu")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # the runner makes a status of 1 of it, without a message
+    return result
 
 
 def ok(*args: object, stdin: bytes = b"") -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from zonefs_emu.daemon import client, framing, rendezvous
 from zonefs_emu.daemon.client import call
+from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.holders import peer_of
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageBusyError, PeerError, UsageError
@@ -97,6 +98,14 @@ def test_a_daemon_that_answers_nonsense_is_one_sentence(answer: bytes, sentence:
 def test_a_daemon_that_refuses_keeps_no_other_from_being_found(image: Path) -> None:
     server = serve(image, HELLO, framing.encode({"error": "there is no verb info"}))
     assert str(image) not in [info["path"] for info in client.live_infos()]
+    server.join()
+
+
+@pytest.mark.parametrize("answer", [{}, {"front_ends": "mnt"}, {"error": "there is no verb info"}])
+def test_a_daemon_that_answers_something_else_serves_no_place(answer: dict[str, Json], image: Path) -> None:
+    """``umount`` asks all daemons of the machine, of any version, which one serves the mount."""
+    server = serve(image, framing.encode(answer))
+    assert client.find_serving("/mnt", image) is None
     server.join()
 
 

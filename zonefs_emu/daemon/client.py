@@ -202,10 +202,12 @@ class Serving:
         """Return the places of its front-ends: mount points, sockets, nodes.
 
         Raises:
-            PeerError: it is about to end.
+            PeerError: it is about to end, or says nothing of front-ends. UsageError: it refuses.
         """
-        front_ends = call(_LiveTarget(self._peer), {"verb": "info"})[0]["front_ends"]
-        assert isinstance(front_ends, list)
+        front_ends = call(_LiveTarget(self._peer), {"verb": "info"})[0].get("front_ends")
+        if not isinstance(front_ends, list):
+            message = "the daemon does not say which front-ends it has"
+            raise PeerError(message)
         return [str(front_end["where"]) for front_end in front_ends if isinstance(front_end, dict)]
 
     def wait(self, seconds: float) -> bool:
@@ -221,7 +223,7 @@ class Serving:
             if answers:
                 try:
                     front_ends = self.front_ends()
-                except PeerError:
+                except (PeerError, UsageError):
                     answers = False
                 else:
                     # Without any front-end it is about to end.
@@ -244,7 +246,8 @@ def find_serving(where: str, image: Path) -> Serving | None:
             # The process has ended, or is in another PID namespace.
             peer.close()
             continue
-        with suppress(PeerError):
+        # All daemons of the machine are asked. One of another version may refuse, or answer something else.
+        with suppress(PeerError, UsageError):
             if where in serving.front_ends():
                 return serving
         serving.close()
