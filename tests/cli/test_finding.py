@@ -100,7 +100,7 @@ def test_the_daemon_of_a_user_who_may_not_write_the_image_is_not_believed(alices
     script = AS_USER.format(uid=ALICE) + lock + LISTEN.format(name=name) + "sys.stdin.read()"
     with running(script) as process:
         assert lock_holders(alices) == {process.pid}
-        assert "which may not write to it" in fails("info", alices)
+        assert "because it may not write to the image" in fails("info", alices)
     assert json.loads(ok("info", alices, "--json"))["pid"] is None
 
 

@@ -41,7 +41,9 @@ def modules_of(*args: object) -> set[str]:
 def test_without_a_verb_nothing_of_the_device_is_imported(arguments: list[str]) -> None:
     modules = modules_of(*arguments)
     assert not modules & HEAVY
-    assert "zonefs_emu.device" not in modules
+    # --version says whether the walkers are compiled, which it finds out by loading them: C, a millisecond each.
+    ours = {name for name in modules if name.startswith("zonefs_emu.device.")}
+    assert ours <= {"zonefs_emu.device.plain_commands"}
 
 
 @pytest.mark.parametrize("verb", ["info", "report"])

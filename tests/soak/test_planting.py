@@ -20,8 +20,12 @@ FRONT_ENDS = {
     "files": "zonefs", "verbs": "cli", "blk": "vhost-user-blk", "scsi": "vhost-user-scsi",
     "nvme": "nvme", "vfio": "nvme",
 }  # fmt: skip
-#: An observer that is off reports nothing more. The last is what a zone listener of a queue server calls.
-OBSERVERS = re.compile(r"device/(refusals|counters|oplog)\.py|virtqueue/changes\.py|.* QueueServer\.wake$")
+#: An observer that is off reports nothing more, nor does a second one of its name, such as the zone listener of another
+#: controller. The methods are those that zone listeners call.
+OBSERVERS = re.compile(
+    r"device/(refusals|counters|oplog)\.py|virtqueue/changes\.py|.* QueueServer\.wake$"
+    r"|.* ChangedZones\.(touched|_lasting)$|.* Controller\.(_zones_changed|_wants_events)$"
+)
 #: So many requests of every load without a new exception: there is none left to meet.
 NR_QUIET_REQUESTS = 150
 
