@@ -115,8 +115,8 @@ def processor_seconds_of(pid: int) -> float:
 def empty(file: Path) -> None:
     """Reset the zone of *file*, durably.
 
-    Writing is what is measured next. A reset is made durable before the zone is overwritten, and the old data is synced
-    before that: both are paid here.
+    The next step measures writing. A reset is made durable before the zone is overwritten, and the old data is synced
+    before that. Both costs arise here, outside of the measured time.
     """
     os.truncate(file, 0)
     os.sync()

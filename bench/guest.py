@@ -117,7 +117,7 @@ def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path 
                 # As our reset does: what is overwritten in place costs less than what is new.
                 place = ["--offset", "0", "--length", str(WRITE_MIB << 20)]
                 subprocess.run(["fallocate", "--punch-hole", *place, str(plain)], check=True)
-            # What was written before, and the holes, are not to be paid for in the time that is measured.
+            # The cost of earlier writes and of punching holes must not be in the measured time.
             guest.run(["sync", path])
             return _fio(guest, path, options, direction)
         return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=2", direction)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: measuring in pairs, judging, and the table."""
+"""Parts of all benchmarks: measuring in pairs, judging, and the table."""
 
 import json
 import os

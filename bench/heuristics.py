@@ -1,4 +1,4 @@
-"""What each heuristic brings: the same server with and without it.
+"""The gain of each heuristic: the same server with and without it.
 
 * Virtqueues: a vhost-user server over libblkio.
 * zonefs: a mount, with fio.

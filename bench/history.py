@@ -1,4 +1,4 @@
-"""The ratios of earlier runs, and what got worse since the last one."""
+"""The ratios of earlier runs, and the rows that got worse since the last one."""
 
 import json
 import subprocess

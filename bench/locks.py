@@ -26,7 +26,7 @@ AT_MOST_MS: Final = 10
 
 
 class MeasuredLock:
-    """A lock that knows for how long, in processor time of its holder, it was held at most."""
+    """A lock that measures the longest time, in processor time of its holder, for which it was held."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

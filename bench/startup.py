@@ -1,4 +1,4 @@
-"""What a short command costs: the processor time of a whole process, against that of one that imports click.
+"""The cost of a short command: the processor time of its process, against that of one that only imports click.
 
 Wall-clock time would tell more of the machine's other work. All processes read the bytecode of their modules from a
 cache that is filled before, as those of an installed package do: pip compiles what it installs.

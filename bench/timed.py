@@ -36,13 +36,13 @@ _REQUESTS_MAX: Final = 15_000
 
 
 class _Load(NamedTuple):
-    """What is measured, the direction in fio's output, its options, the model's point, and from which scale on."""
+    """A measurement: name, direction in fio's output, fio's options, the model's point, and the lowest scale."""
 
     what: str
     direction: str
     options: str
     point: Measurement
-    #: Below it the guest and its driver take a good part of the drive's time.
+    #: The lowest scale. Below it the guest and its driver take a large part of the drive's time.
     judged_from: int
 
 

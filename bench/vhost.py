@@ -52,7 +52,7 @@ class Disk:
     def write(self, length: int, nr_requests: int, depth: int) -> float:
         """Write *nr_requests* of *length* bytes one after the other; requests a second."""
         self.empty()
-        # What was written before, and the hole, are not to be paid for in the time that is measured.
+        # The cost of earlier writes and of punching the hole must not be in the measured time.
         self.client.flush()
         start = WRITE_ZONE * ZONE_BYTES
         return self._run(range(start, start + length * nr_requests, length), length, depth, write=True)

@@ -163,7 +163,7 @@ _NOT_RUN: Final = 99
 
 
 class Reach(NamedTuple):
-    """What a run without a mutant told of the tests of a directory."""
+    """The result of a run without a mutant, for the tests of a directory."""
 
     #: How long each test took, by its node id.
     seconds: Mapping[str, float]
@@ -419,7 +419,7 @@ class _Inert(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_If(self, node: ast.If) -> None:
-        """What is imported for types only is not there when the code runs."""
+        """Imports for types only do not exist when the code runs."""
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             self._add(node)
         self.generic_visit(node)
@@ -466,7 +466,7 @@ def _sampled(items: Iterable[WorkItem], source: str, count: int) -> list[WorkIte
 
 
 def _is_killed(result: WorkResult) -> bool:
-    """Say whether *result* need not be found out again; that of a mutant that could not be tried says nothing."""
+    """Return whether *result* is final. The result of a mutant that could not be tried is not."""
     return result.worker_outcome is WorkerOutcome.NORMAL and result.is_killed
 
 
@@ -597,7 +597,7 @@ def _run(
 
 
 def _unmount(directory: Path) -> None:
-    """Unmount what tests that were killed have left in *directory*: it could not be removed, nor used again."""
+    """Unmount the mounts of killed tests in *directory*, which could otherwise not be removed or used again."""
     mounted = [os.fsdecode(line.split()[1]) for line in Path("/proc/self/mounts").read_bytes().splitlines()]
     for place in reversed(mounted):
         if place.startswith(f"{directory}/"):

@@ -31,7 +31,7 @@ def run_blktests(setting: Setting) -> tuple[Outcome, ...]:
 
 
 def parse_blktests(text: str) -> tuple[Outcome, ...]:
-    """Return the outcomes; a test of which nothing is said has failed.
+    """Return the outcomes; a test that the output does not mention has failed.
 
     Below a test that was not run is its reason, and below one that failed the difference to the expected output.
     """

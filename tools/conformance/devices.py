@@ -21,7 +21,7 @@ _ROOT: Final = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a disk looks like."""
+    """The shape of a disk."""
 
     nr_zones: int
     zone_mib: int
@@ -47,7 +47,7 @@ class Shape:
 
 SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
     {
-        # Its limit is that of disks one can buy.
+        # Its limit is that of real disks.
         "small": Shape(nr_zones=256, zone_mib=1, nr_conv=16, block_bytes=4096, max_open_zones=128),
         # What QEMU's test expects: null_blk without parameters.
         "large": Shape(nr_zones=1000, zone_mib=256, nr_conv=0, block_bytes=512, fits_in_memory=False),

@@ -39,7 +39,7 @@ def run_fio(setting: Setting) -> tuple[Outcome, ...]:
 
 
 def parse_fio(text: str) -> tuple[Outcome, ...]:
-    """Return the outcomes that *text* tells of; lines after a failure are what the test said last."""
+    """Return the outcomes in *text*; the lines after a failure are the last output of the test."""
     found: dict[int, Outcome] = {}
     number = 0
     for line in text.splitlines():

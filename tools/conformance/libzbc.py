@@ -30,7 +30,7 @@ def run_libzbc(setting: Setting) -> tuple[Outcome, ...]:
 
 
 def parse_libzbc(text: str) -> tuple[Outcome, ...]:
-    """Return the outcomes that the tests' logs tell of; a test with several results fails if one of them does."""
+    """Return the outcomes in the tests' logs; a test with several results fails if one of them does."""
     found: list[Outcome] = []
     for part in text.split("== ")[1:] if text.startswith("== ") else text.split("\n== ")[1:]:
         test, *lines = part.splitlines()

@@ -1,4 +1,4 @@
-"""What was found out about failures."""
+"""The known reasons of failures."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,4 +1,4 @@
-"""What a suite said of a device, kept as JSON beside this file; the page is made of all that is kept.
+"""The results of suites on devices, kept as JSON beside this file. The page is made from all of them.
 
 A suite on a device is the part that runs by itself: a new run takes the place of the earlier one.
 """
@@ -22,7 +22,7 @@ class Outcome:
     test: str
     verdict: Verdict
     said: str = ""
-    """Why it was skipped, or the last that it said before it failed."""
+    """The reason why it was skipped, or its last output before it failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Run:
 
     suite: str
     version: str
-    """Of the suite: of the source package, or the commit of the checkout."""
+    """The version of the suite: that of the source package, or the commit of the checkout."""
     device: str
     ours: bool
     shape: str

@@ -1,4 +1,4 @@
-"""What a suite is given: a guest, a disk in it, and where the suite's files are."""
+"""The setting of a suite: a guest, a disk in it, and the place of the suite's files."""
 
 import shlex
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Where other people's test suites come from: Debian's source packages, or checkouts of this machine's user.
+"""The sources of other people's test suites: Debian's source packages, or checkouts that the user gives.
 
-A checkout is used as it is. What of it has to be compiled is compiled by its user, as its own documents say: a suite
-says which files it expects, and is left out where they are missing.
+A checkout is used as it is. The user must have compiled it, as its own documents describe. A suite lists the files that
+it expects, and is left out if they are missing.
 """
 
 import re

@@ -30,9 +30,9 @@ class Suite:
     shape: str
     """The name of the shape of `tools.conformance.devices` that its disks have."""
     run: Callable[[Setting], tuple[Outcome, ...]]
-    """What a suite prints is parsed by a function of its own, which tests feed with text."""
+    """The output of a suite is parsed by a separate function, so that tests can call it with text."""
     source: Package | Checkout | None = None
-    """None: what is run are programs of the guest."""
+    """None: the suite runs programs of the guest."""
     programs: Programs | None = None
     """Those that the guest's kit lacks."""
     only: frozenset[str] = _ALL

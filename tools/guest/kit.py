@@ -127,7 +127,7 @@ class Kit:
 
 
 def cache_directory() -> Path:
-    """Where kits are kept: below $XDG_CACHE_HOME, or ~/.cache."""
+    """The directory of kits: below $XDG_CACHE_HOME, or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "zonefs-emu" / "guest"
 
@@ -305,7 +305,7 @@ class Apt:
         return match[0]
 
     def missing_dependencies(self, packages: list[str]) -> set[str]:
-        """What else this machine would have to install for *packages* to run, as "name=version"."""
+        """Return the packages that *packages* need in addition on this machine, as "name=version"."""
         # A kernel would pull in the tools that build an initramfs: we bring our own.
         wanted = [name for name in packages if not name.startswith("linux-image-")]
         text = self.run("apt-get", "--simulate", "install", *wanted)

@@ -67,7 +67,7 @@ class Completed:
     stdout: str
     stderr: str
     directory: Path
-    """Where it ran, and its files still are: the same path on the host and in the guest."""
+    """The directory in which it ran and which still has its files: the same path on the host and in the guest."""
 
 
 class Job:
@@ -81,12 +81,12 @@ class Job:
 
     @property
     def stdout(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return (self.directory / "stdout").read_text(errors="replace")
 
     @property
     def stderr(self) -> str:
-        """What it has printed to standard error so far."""
+        """Its output on standard error so far."""
         return (self.directory / "stderr").read_text(errors="replace")
 
     def poll(self) -> int | None:
@@ -208,12 +208,12 @@ class Guest:
 
     @property
     def console(self) -> str:
-        """What the kernel has printed on its console so far."""
+        """The kernel's output on its console so far."""
         return self._console.read_text(errors="replace") if self._console.exists() else ""
 
     @property
     def qemu_output(self) -> str:
-        """What QEMU itself has printed so far."""
+        """The output of QEMU itself so far."""
         return (self._directory / "qemu").read_text(errors="replace")
 
     def is_pristine(self) -> bool:

@@ -21,11 +21,11 @@ class NewerPart:
     """Something that is taken from the suite."""
 
     name: str
-    """Of its directory in the cache: a change of the recipe needs another one."""
+    """The name of its directory in the cache. A change of the recipe needs another name."""
     what: str
-    """What it is, for messages."""
+    """A description for messages."""
     lacking: str
-    """What is not tested without it."""
+    """The tests that cannot run without it, in words."""
     build: Callable[["Suite"], Path]
     """Downloads and unpacks it; the directory that is to be kept."""
 

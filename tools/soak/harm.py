@@ -1,4 +1,4 @@
-"""What is added to the loads: injected faults, garbage, and guests that mean harm."""
+"""Disturbances of the loads: injected faults, garbage, and hostile guests."""
 
 import socket
 import time

@@ -58,7 +58,7 @@ NVME: Final = range(42, 62)
 
 
 class Served:
-    """What loads need of a daemon: this process."""
+    """The part of a daemon that loads need, in this process."""
 
     planting = "once"
     is_running = True

@@ -1,4 +1,4 @@
-"""What a zone must hold: every block says its zone, the life of the zone it was written in, and its place."""
+"""The expected content of a zone: every block names its zone, the life of that zone, and its place."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +15,7 @@ def block(zone_no: int, life: int, index: int) -> bytes:
 
 
 class LostError(AssertionError):
-    """What was acknowledged is not there, or what is there was never written."""
+    """Acknowledged data is missing, or a zone holds data that was never written."""
 
 
 @dataclass(slots=True)

@@ -33,7 +33,12 @@ _QEMU: Final = (
 )
 @click.option("--name", type=TEXT, help="The device's name: a number for ublk (3 is /dev/ublkb3), a word for vduse.")
 @click.option(
-    "--for", "user", type=click.Choice(["host", "vm"]), default="host", show_default=True, help="Who uses it."
+    "--for",
+    "user",
+    type=click.Choice(["host", "vm"]),
+    default="host",
+    show_default=True,
+    help="The user of the device: this host, or a virtual machine.",
 )
 @click.option("--queues", "nr_queues", metavar="N", type=click.IntRange(1, 16), default=1, help="Number of queues.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground, and report on stderr when the device exists.")

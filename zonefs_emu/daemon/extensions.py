@@ -1,4 +1,4 @@
-"""What front-ends add to the verbs: rules that ``why`` explains, and verbs of their own.
+"""Extensions of the verbs by front-ends: rules that ``why`` explains, and verbs of their own.
 
 No module of this package imports a front-end. A program that has front-ends makes an :class:`Extensions` and passes it
 to :func:`zonefs_emu.daemon.session.run` and :func:`zonefs_emu.daemon.client.open_target`, so that an image answers in

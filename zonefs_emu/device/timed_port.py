@@ -94,7 +94,7 @@ class TimedPort(FaultyPort):
         return self._managed_as(Operation.CLOSE, sector, partial(super().flush_zrwa, sector))
 
     def _managed_as(self, operation: Operation, sector: Sector, command: Callable[[], Status]) -> Status:
-        """Do *command* in the time of *operation*: nobody has measured it itself."""
+        """Do *command* in the time of *operation*: its own time was not measured."""
         zone_no = min(sector // self.geometry.zone_size, self.geometry.nr_zones)
         return self._managed(operation, (zone_no,), command)
 

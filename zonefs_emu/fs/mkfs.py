@@ -31,7 +31,7 @@ _FEATURE_OF: Final = {"uid": Feature.UID, "gid": Feature.GID, "perm": Feature.PE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What formatting needs to know of a device; sizes in sectors. *runt* is the size of a smaller last zone, or 0."""
+    """Properties of a device for formatting; sizes in sectors. *runt* is the size of a smaller last zone, or 0."""
 
     size: int
     nr_zones: int

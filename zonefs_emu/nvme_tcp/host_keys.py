@@ -72,7 +72,7 @@ class Access:
         names: dict[bytes, list[str]] = {}
         for name, key in (*self.hosts.items(), ("the drive", self.controller_key)):
             if key is not None:
-                # Bound to a name or not: who has the secret can bind it to any name.
+                # Keys are compared by their secret alone, because a host that has it can bind it to any name.
                 names.setdefault(key.secret, []).append(name)
         return [found for found in names.values() if len(found) > 1]
 

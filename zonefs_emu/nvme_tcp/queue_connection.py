@@ -485,7 +485,8 @@ class Connection:
                 return
             had_failed = bool(authentication.failure)
             authentication.receive(bytes(data))
-            if authentication.failure and not had_failed:  # at once: who tries keys need not wait to hear it
+            if authentication.failure and not had_failed:
+                # Noted now, because a host that tries keys may disconnect before it reads the failure.
                 self.server.note_failed_authentication(self, authentication.failure)
             self._respond(command, SUCCESS)
         else:

@@ -149,7 +149,7 @@ class FailingBacking(MemoryBacking):
 
 
 class EventKind(Enum):
-    """What :class:`CrashBacking` logs."""
+    """The kinds of events that :class:`CrashBacking` logs."""
 
     WRITE = "write"
     SYNC = "sync"
@@ -168,7 +168,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerCut:
-    """What a power cut may leave: the file's *content* if power goes after *position* events of the log."""
+    """A result of a power cut: a possible *content* of the file if the power is cut after *position* events."""
 
     position: int
     content: bytearray

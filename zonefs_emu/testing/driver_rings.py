@@ -131,7 +131,7 @@ class SplitDriver:
 
     @property
     def base(self) -> int:
-        """What SET_VRING_BASE says: what QEMU restores when the back-end is gone."""
+        """The value for SET_VRING_BASE, which QEMU restores after the back-end has ended."""
         return self._used[1]
 
 
@@ -224,6 +224,6 @@ class PackedDriver:
 
     @property
     def base(self) -> int:
-        """What SET_VRING_BASE says: next available and next used position."""
+        """The value for SET_VRING_BASE: next available and next used position."""
         position = packed.position_of(self._used, self.size)
         return position | position << 16

@@ -5,7 +5,7 @@ waits: O_NONBLOCK belongs to the open file, which both processes have. A look at
 system call and leaves a gap in which the peer can fill it. So a thread writes without a look, and another one empties
 the counter of a write that lasts. The peer loses nothing: the write that goes on then is its notification.
 
-Only eventfds are taken: nobody but the peer could end a write to its full pipe or to a file that it serves.
+Only eventfds are accepted, because only the peer could end a write to its full pipe or to a file that it serves.
 """
 
 import os
