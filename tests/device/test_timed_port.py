@@ -172,7 +172,7 @@ def test_none_is_the_plain_port(tmp_path: Path) -> None:
     try:
         assert device.start_timing("none") is None
         assert type(device.port("test", VIRTIO)) is FaultyPort
-        with pytest.raises(UsageError, match="no timing preset 'fast'; there are zn540, smr-hm, none"):
+        with pytest.raises(UsageError, match="there is no timing preset 'fast': there are zn540, smr-hm, none"):
             device.start_timing("fast")
     finally:
         device.close()
