@@ -301,21 +301,33 @@ def test_a_bug_outside_of_requests_costs_the_connection(
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(Backend, "_count"), (Rings, "_let_go"), (MemoryMap, "close"), (Migration, "close")]
+    ("owner", "name"),
+    [
+        (Backend, "_count"),
+        (Rings, "_let_go"),
+        (MemoryMap, "close"),
+        (Migration, "close"),
+        (QueueServer, "unwatch"),
+        (QueueServer, "watch"),
+        (QueueServer, "watch_kicks"),
+    ],
 )
 def test_a_bug_at_the_end_of_a_connection_leaves_nothing_behind(
     *, device: ZonedDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str,
     expect_warning: Callable[[str], None],
 ) -> None:  # fmt: skip
     expect_warning("RuntimeError: a bug")
-    with serving(device, blk_device(device), tmp_path / "socket"):
+    with serving(device, blk_device(device), tmp_path / "socket") as backend:
         with Frontend(tmp_path / "socket") as frontend:
             frontend.start()
+            assert backend._dispatcher is not None
+            queues = backend._dispatcher.queues
             raise_once(monkeypatch, owner, name)
         for _ in range(2):
             with Frontend(tmp_path / "socket") as frontend:
                 frontend.start()
                 assert BlkDriver(frontend.queues[0]).read(0, 512)[0] == 0
+            assert all(queue.ring is None for queue in queues), "no ring of the first one is served beside the next"
 
 
 def test_a_front_end_that_fills_its_eventfd_holds_the_socket_up_for_a_while_only(

@@ -79,7 +79,7 @@ class Backend:
                 self._connect(self._connected)
             elif self._listener is not None:
                 self._listener.settimeout(0)
-                server.watch(self._listener.fileno(), partial(self._accept, self._listener))
+                self._listen()
             while not server.stopping and (self._listener is not None or self._dispatcher is not None):
                 self._step()
         finally:
@@ -113,6 +113,8 @@ class Backend:
                     server.service.contain("the end of the connection", another)
                 else:
                     break
+            else:
+                self._dispatcher = self._connection = None
         else:
             self._nr_failed_steps = 0
 
@@ -158,15 +160,22 @@ class Backend:
         """Give up the connection, if there is one, and accept the next."""
         dispatcher, connection = self._dispatcher, self._connection
         if dispatcher is None or connection is None:
+            self._listen()
             return
-        self._dispatcher = self._connection = None
         with ExitStack() as ending:  # each step is done, whatever the others raise
-            if self._listener is not None and not self._server.stopping:
-                ending.callback(self._server.watch, self._listener.fileno(), partial(self._accept, self._listener))
+            ending.callback(self._listen)
             ending.callback(self._count, dispatcher)
             ending.callback(dispatcher.close)
             ending.callback(self._server.unwatch, connection.fileno())
             self._server.queues = ()
+        # Not before: a call that an exception has ended is made again, so that no ring runs on.
+        self._dispatcher = self._connection = None
+
+    def _listen(self) -> None:
+        """Accept the next front-end, if front-ends connect to a socket; do nothing if it is listened for already."""
+        listener, server = self._listener, self._server
+        if listener is not None and not server.stopping and not server.is_watched(listener.fileno()):
+            server.watch(listener.fileno(), partial(self._accept, listener))
 
     def _count(self, dispatcher: Dispatcher) -> None:
         for queue in dispatcher.queues:

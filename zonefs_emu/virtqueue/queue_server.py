@@ -21,6 +21,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -115,10 +116,17 @@ class QueueServer:
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET if edges else select.EPOLLIN)
         self._reactions[fd] = react
 
+    def is_watched(self, fd: int) -> bool:
+        """Whether *fd* is watched."""
+        return fd in self._reactions
+
     def unwatch(self, fd: int) -> None:
         """End watching *fd*, which is still open; do nothing if it is not watched."""
         if self._reactions.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+            # After an exception at the end of a connection, a descriptor can have been closed that was watched still,
+            # and its number can be that of another file by now.
+            with suppress(FileNotFoundError):
+                self._epoll.unregister(fd)
 
     def watch_kicks(self, queue: Virtqueue, old: int = -1) -> None:
         """Watch the queue's kick descriptor instead of the *old* one; serve requests that came before that.
@@ -130,13 +138,12 @@ class QueueServer:
         if old != fd:
             self.unwatch(old)
         if fd >= 0:
-            if fd not in self._reactions:
-                try:
-                    # Edge-triggered: each kick is an event, so the counter need not be read.
-                    self.watch(fd, partial(self.activate, queue), edges=True)
-                except OSError as error:
-                    message = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
-                    raise PeerError(message) from None
+            try:
+                # Edge-triggered: each kick is an event, so the counter need not be read.
+                self.watch(fd, partial(self.activate, queue), edges=True)
+            except OSError as error:
+                message = f"the kick descriptor of queue {queue.index} cannot be waited for: {error.strerror}"
+                raise PeerError(message) from None
             self.activate(queue)
 
     def activate(self, queue: Virtqueue) -> None:
