@@ -78,6 +78,27 @@ def test_jobs_in_proportion_wait_for_each_other() -> None:
     assert len(alone.begins_ns) == 500
 
 
+def test_a_job_that_is_ahead_waits_until_the_other_has_caught_up() -> None:
+    class SlowWrites(Fixed):
+        def submit(self, operation: Operation, zone: int, sector: int, nr_sectors: int, arrival_ns: int, *,
+                   condition: Condition = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
+            end_ns = super().submit(operation, zone, sector, nr_sectors, arrival_ns,
+                                    condition=condition, written_sectors=written_sectors)  # fmt: skip
+            return end_ns + 9000 * (operation == Operation.WRITE)
+
+    jobs = (
+        Job(operation=Operation.READ, nr_sectors=8, depth=16, random=True),
+        Job(operation=Operation.WRITE, nr_sectors=8, first_zone=5),
+    )
+    reads, writes = run_in_proportion(
+        SlowWrites(), jobs, (1, 1), zone_sectors=32, capacity_sectors=24, duration_ns=100_000, host=IDEAL
+    )
+    # A write takes ten microseconds and a read one: reads begin beside a write or when the first of them is answered,
+    # and then wait for the next write.
+    assert max(at % 10_000 for at in reads.begins_ns) < 2000
+    assert len(reads.begins_ns) == pytest.approx(len(writes.begins_ns), abs=2)
+
+
 def test_random_reads_are_anywhere_in_the_zones() -> None:
     model = Fixed()
     simulate(model, Job(operation=Operation.READ, nr_sectors=8, random=True, nr_zones=2), count=200)

@@ -91,6 +91,14 @@ def test_no_more_commands_are_worked_on_than_the_drive_can() -> None:
     assert model.waited_ns == 0
 
 
+def test_a_read_waits_until_the_drive_takes_another_command() -> None:
+    model = drive(commands_max=2)
+    ends_ns = [model.submit(Operation.READ, 0, at * 10**6, PAGE, 0, condition=Condition.FULL) for at in range(2)]
+    model.submit(Operation.READ, 0, 3 * 10**6, PAGE, 0, condition=Condition.FULL)
+    assert model.waited_ns >= min(ends_ns)
+    assert model.waited_for == Wait.COMMANDS
+
+
 def test_small_writes_on_small_blocks_are_merged() -> None:
     def write(model: FlashTiming, nr_sectors: int, *, append: bool = False) -> int:
         return latency(model, Operation.APPEND if append else Operation.WRITE, nr_sectors)
