@@ -22,7 +22,7 @@ from zonefs_emu.fs.tree import ROOT_NODE_ID, ZONE_1_NODE_ID
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 
-CTX: Final[Any] = None  # no handler looks at it
+CTX: Final[Any] = SimpleNamespace(pid=0)  # a thread that is not known here, as one of another PID namespace
 READ_DIRECT: Final = os.O_RDONLY | os.O_DIRECT
 
 
@@ -53,14 +53,16 @@ class Kernel:
     async def read(self, fh: int, offset: int, count: int) -> bytes:
         return bytes(await self.operations.read(fh, offset, count))
 
-    async def setattr(self, node: int, fh: int | None = None, **values: int) -> pyfuse3.EntryAttributes:
+    async def setattr(
+        self, node: int, fh: int | None = None, *, context: Any = CTX, **values: int
+    ) -> pyfuse3.EntryAttributes:
         names = ("size", "mode", "uid", "gid", "atime", "mtime", "ctime")
         fields: Any = SimpleNamespace(**{f"update_{name}": name in values for name in names})
         attr: Any = SimpleNamespace(
             **{f"st_{name}": value for name, value in values.items()},
             **{f"st_{name}_ns": value for name, value in values.items()},
         )
-        return await self.operations.setattr(node, attr, fields, fh, CTX)
+        return await self.operations.setattr(node, attr, fields, fh, context)
 
 
 @pytest.fixture
@@ -521,9 +523,21 @@ async def test_the_truncate_that_follows_a_failed_write_is_not_obeyed(bench: Ben
             await kernel.operations.getattr(2, CTX)
         found = await kernel.setattr(2, size=0, fh=fh)
         assert (found.st_size, file.size, bench.cond(2)) == (2 * BLOCK, 2 * BLOCK, Condition.IMP_OPEN)
-        # The next one comes from somebody.
+        # The next one comes from an application.
         await kernel.setattr(2, size=0, fh=fh)
         assert (file.size, bench.cond(2)) == (0, Condition.EMPTY)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+async def test_a_thread_that_has_looked_at_the_file_truncates_by_itself(bench: Bench, is_same: bool) -> None:
+    """The kernel truncates before write(2) returns, so before the thread that called it can call fstat(2)."""
+    looker: Any = SimpleNamespace(pid=7)
+    other: Any = SimpleNamespace(pid=8)
+    kernel = Kernel(bench, "errors=repair")
+    async with stale_kernel(kernel) as (file, fh):
+        await kernel.operations.getattr(2, looker)
+        await kernel.setattr(2, size=0, fh=fh, context=looker if is_same else other)
+        assert file.size == (0 if is_same else 2 * BLOCK)
 
 
 async def test_a_truncate_of_another_handle_is_obeyed(bench: Bench) -> None:

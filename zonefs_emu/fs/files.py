@@ -24,11 +24,12 @@ class ZoneFile(Node):
 
     *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that was last reported
     to the kernel. *notified_before* is the size reported before that if the kernel may still use it, otherwise -1.
+    *lookers* are threads that have asked for the attributes since the last failed write, None if no write has failed.
     """
 
     __slots__ = (
-        "active", "capacity", "immutable", "notified_before", "notified_size", "nr_cached", "nr_writers", "nr_zones",
-        "offline", "path", "readonly", "sequential", "size", "start", "wp", "zone_no", "zone_open",
+        "active", "capacity", "immutable", "lookers", "notified_before", "notified_size", "nr_cached", "nr_writers",
+        "nr_zones", "offline", "path", "readonly", "sequential", "size", "start", "wp", "zone_no", "zone_open",
     )  # fmt: skip
 
     def __init__(self, zone_no: int, nr_zones: int, path: str, *, sequential: bool, node: Node) -> None:
@@ -50,6 +51,7 @@ class ZoneFile(Node):
         self.nr_cached = 0
         self.notified_size = 0
         self.notified_before = -1
+        self.lookers: set[int] | None = None
 
 
 class Handle:

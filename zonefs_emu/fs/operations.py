@@ -34,6 +34,8 @@ from zonefs_emu.model.transitions import Operation
 #: requests only.
 KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
+#: Threads that are noted for a file after a failed write. What others truncate then is taken for the kernel's.
+_LOOKERS_MAX: Final = 64
 
 
 class ZonefsOperations(ContainedOperations):
@@ -274,7 +276,12 @@ class ZonefsOperations(ContainedOperations):
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         """Return the attributes of a node."""
-        return self._attributes(inode)
+        attributes = self._attributes(inode)
+        if inode != ROOT_NODE_ID and (file := self.volume.files.get(zone_no_of(inode))) is not None:
+            lookers = file.lookers
+            if lookers is not None and len(lookers) < _LOOKERS_MAX:
+                lookers.add(ctx.pid)
+        return attributes
 
     def _attributes(self, inode: int) -> EntryAttributes:
         if inode == ROOT_NODE_ID:
@@ -339,7 +346,7 @@ class ZonefsOperations(ContainedOperations):
         try:
             if file is None:
                 self._check_directory_change(attr, fields)
-            elif fields.update_size and fh is not None and self._is_automatic(fh, attr.st_size):
+            elif fields.update_size and fh is not None and self._is_automatic(fh, attr.st_size, ctx.pid):
                 return self._file_attributes(file)
             else:
                 volume.check_changeable(file, Operation.RESET)
@@ -380,17 +387,20 @@ class ZonefsOperations(ContainedOperations):
         if fields.update_size:
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_SIZE, request)
 
-    def _is_automatic(self, fh: int, size: int) -> bool:
-        """Return whether the kernel, and not an application, asks to truncate.
+    def _is_automatic(self, fh: int, size: int, thread: int) -> bool:
+        """Return whether the kernel, and not an application, asks to truncate; *thread* asks.
 
         After a failed write that would have made the file longer, the kernel truncates the file to the size that it has
         cached (fuse_do_truncate). If that size is stale and 0, obeying would reset a zone full of data. The size that
         the kernel cached before counts too, because the request may have been sent before an answer with the right
-        size.
+        size. The kernel truncates before the call of the application returns. So a thread that has asked for the
+        attributes since the write failed, as fstat(2) does, truncates by itself.
         """
         handle = self.handles[fh]
         file = handle.file
         failed, handle.failed = handle.failed, False
+        if thread and file.lookers and thread in file.lookers:
+            return False
         return failed and size != file.size and size in {file.notified_size, file.notified_before}
 
     def _file(self, inode: int) -> ZoneFile | None:
@@ -514,6 +524,7 @@ class ZonefsOperations(ContainedOperations):
                     await self._sync(file)
         except FileError as error:
             handle.failed = True
+            file.lookers = set()
             if self._late_ns:
                 await self._wait_deferred()
             raise FUSEError(error.errno) from None
