@@ -242,7 +242,7 @@ class Kernel:
         self._ask()
 
     def serve(self, queue: IoQueue) -> None:
-        self._wake = queue._slow_wake
+        self._wake = queue._slow_waker.fd
         queue._slow_thread.start()
         with memoryview(self.entries) as raw, raw.cast("i") as results, raw.cast("Q") as landed:
             queue._serve_requests(self, results, landed)  # type: ignore[arg-type]  # what it needs of a ring

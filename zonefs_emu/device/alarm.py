@@ -7,7 +7,6 @@ when an answer is due. The alarm has a thread of its own, because event loops wa
 import ctypes
 import heapq
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,28 +48,6 @@ class HeldAnswer(threading.local):
         due_ns, arrival_ns = self.take()
         delay_ns, self.delay_ns = self.delay_ns, 0
         return max(due_ns, now_ns) + delay_ns, arrival_ns if due_ns else -1
-
-
-class Waker:
-    """An eventfd that wakes a loop. Alarms keep it until they come, and so nothing else of what may end before them."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        #: Keeps :meth:`wake` from writing to a descriptor that is closed, and another file's by then.
-        self._waking = threading.Lock()
-        self._is_closed = False
-
-    def wake(self) -> None:
-        """Make the descriptor readable, unless it is closed; from any thread."""
-        with self._waking:
-            if not self._is_closed:
-                os.eventfd_write(self.fd, 1)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        with self._waking:
-            self._is_closed = True
-            os.close(self.fd)
 
 
 class Alarm:

@@ -20,8 +20,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device.alarm import HeldAnswer, Waker
+from zonefs_emu.device.alarm import HeldAnswer
 from zonefs_emu.device.timed_port import TimedPort
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
 from zonefs_emu.nvme.controller import Controller

@@ -3,7 +3,6 @@
 import contextlib
 import hmac
 import logging
-import os
 import select
 import socket
 import threading
@@ -13,6 +12,7 @@ from typing import Final
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import UsageError
 from zonefs_emu.nvme.answer import Answer
 from zonefs_emu.nvme.command import AdminOpcode
@@ -80,7 +80,7 @@ class NvmeTcpServer:
         self._controllers: dict[int, _Attached] = {}
         self._nr_commands = 0
         self._nr_failed_authentications = 0
-        self._wakes = os.eventfd(0, os.EFD_CLOEXEC)
+        self._waker = Waker()
 
     # -- life -------------------------------------------------------------------------------------------------
 
@@ -90,12 +90,12 @@ class NvmeTcpServer:
         for listener in self._listeners:
             listener.setblocking(False)  # noqa: FBT003  (its only form)
             poller.register(listener, select.POLLIN)
-        poller.register(self._wakes, select.POLLIN)
+        poller.register(self._waker.fd, select.POLLIN)
         by_fd = {listener.fileno(): listener for listener in self._listeners}
         try:
             while True:
                 for fd, _ in poller.poll():
-                    if fd == self._wakes:
+                    if fd == self._waker.fd:
                         return
                     try:
                         self._accept(by_fd[fd])
@@ -106,9 +106,7 @@ class NvmeTcpServer:
 
     def stop(self) -> None:
         """End :meth:`run`; called from any thread."""
-        with self._lock:
-            if self._wakes >= 0:
-                os.eventfd_write(self._wakes, 1)
+        self._waker.wake()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -149,10 +147,7 @@ class NvmeTcpServer:
         deadline = time.monotonic() + JOIN_S
         for _, thread in threads:
             thread.join(max(deadline - time.monotonic(), 0))
-        with self._lock:
-            os.close(self._wakes)
-            # A stop may still come, and the number may be another file's by then.
-            self._wakes = -1
+        self._waker.close()  # a stop may still come
 
     def forget(self, connection: Connection) -> None:
         """Note that *connection* has ended. With an admin queue, its controller and all queues of that end."""

@@ -26,6 +26,7 @@ from zonefs_emu.device.compiled_commands import compiled_commands
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.timed_port import TimedPort
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight.tag_record import FREE, TagIntentLog, TagRecord
 from zonefs_emu.model.transitions import Operation
@@ -226,11 +227,8 @@ class IoQueue(threading.Thread):
         self._descriptors = mmap.mmap(node_fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=number * stride)
         self._slow_work: SimpleQueue[int | None] = SimpleQueue()
         self._slow_done: deque[tuple[int, int, int]] = deque()
-        self._slow_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._slow_waker = Waker()
         self._slow_thread = threading.Thread(target=self._work_slowly, name=f"ublk-flush-{number}", daemon=True)
-        #: Keeps an alarm from writing to a descriptor that is closed, and another file's by then.
-        self._waking = threading.Lock()
-        self._is_over = False
         #: Requests answered.
         self.requests = 0
         #: Why the queue ended, if the kernel did not end it.
@@ -259,9 +257,7 @@ class IoQueue(threading.Thread):
         if self._slow_thread.is_alive():
             log.warning("ublk queue %d: a request that waits for the host's disk is abandoned", self._number)
             return
-        with self._waking:
-            self._is_over = True
-            os.close(self._slow_wake)
+        self._slow_waker.close()
         # The mapping holds the character device open, and a device that is open cannot be deleted.
         self._descriptors.close()
 
@@ -270,7 +266,7 @@ class IoQueue(threading.Thread):
         for tag in range(depth):
             ring.place(tag, OP_URING_CMD, fd, tag, command=FETCH_REQ, payload=IO_CMD.pack(number, tag, -1, 0))
             ring.push(tag)
-        ring.place(depth, OP_POLL_ADD, self._slow_wake, depth, flags=POLLIN)
+        ring.place(depth, OP_POLL_ADD, self._slow_waker.fd, depth, flags=POLLIN)
         ring.push(depth)
         ring.enter(0)
         for tag in range(depth):
@@ -371,7 +367,7 @@ class IoQueue(threading.Thread):
     ) -> None:
         """Push the answers of the slow thread, and those of a timed drive whose time has come."""
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._slow_wake)
+            os.eventfd_read(self._slow_waker.fd)
         while self._slow_done:
             tag, result, where = self._slow_done.popleft()
             results[tag * SQE_BYTES // 4 + _RESULT_WORD] = result
@@ -400,9 +396,7 @@ class IoQueue(threading.Thread):
         def answer() -> None:
             port.answered(due_ns, arrival_ns)
             self._slow_done.append((tag, result, landed))
-            with self._waking:
-                if not self._is_over:
-                    os.eventfd_write(self._slow_wake, 1)
+            self._slow_waker.wake()
 
         port.alarm.at(due_ns, answer)
         return True
@@ -430,4 +424,4 @@ class IoQueue(threading.Thread):
             landed = executor.landed if op_flags & 0xFF == _APPEND else 0
             if not self._hold(tag, result, landed):
                 self._slow_done.append((tag, result, landed))
-                os.eventfd_write(self._slow_wake, 1)
+                self._slow_waker.wake()

@@ -30,6 +30,7 @@ from typing import Final
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import UsageError
 from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
@@ -116,8 +117,7 @@ class PciDrive:
         self._unforeseen = unforeseen
         self._log = LimitedLog(logging.getLogger(__name__))
         self._fence = make_fence()
-        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._is_closed = False
+        self._waker = Waker()
         self._map = GuestMemoryMap()
         self.interrupts = Interrupts()
         self.nr_commands = 0
@@ -219,20 +219,18 @@ class PciDrive:
         self._map.close()
         self._worker.close()
         self._subsystem.give_back_cntlid(self.controller.identity.cntlid)
-        self._is_closed = True
-        os.close(self._wakes)
+        self._waker.close()
 
     # -- from any thread ------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """Make :attr:`wake_fds` readable, so that the thread calls :meth:`serve`."""
-        if not self._is_closed:
-            os.eventfd_write(self._wakes, 1)
+        self._waker.wake()
 
     @property
     def wake_fds(self) -> tuple[int, int]:
         """Descriptors that are readable when :meth:`serve` is to be called, with them in *ready*."""
-        return self._wakes, self._worker.wake_fd
+        return self._waker.fd, self._worker.wake_fd
 
     @property
     def has_lost_memory(self) -> bool:

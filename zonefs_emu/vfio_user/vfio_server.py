@@ -6,15 +6,14 @@ connection. The socket then accepts the next client.
 
 import contextlib
 import logging
-import os
 import select
 import socket
-import threading
 from collections.abc import Callable, Container
 from typing import Protocol
 
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vfio_user.pci_drive import PciDrive
 
@@ -62,15 +61,12 @@ class VfioServer:
         self._client = client
         self._nr_commands = 0
         self._stopping = False
-        self._ending = threading.Lock()
-        self._wakes = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waker = Waker()
 
     def stop(self) -> None:
         """End :meth:`run`; called from any thread."""
         self._stopping = True
-        with self._ending:
-            if self._wakes >= 0:
-                os.eventfd_write(self._wakes, 1)
+        self._waker.wake()
 
     def look_after(self) -> None:
         """Keep the client from holding up the thread of :meth:`run`; from any thread, every few seconds."""
@@ -96,18 +92,13 @@ class VfioServer:
                     self._serve(self._client)
         finally:
             with contextlib.ExitStack() as ending:
-                ending.callback(self._close_wakes)
+                ending.callback(self._waker.close)
                 ending.callback(self._listener.close)
                 ending.callback(self._disconnect)
 
-    def _close_wakes(self) -> None:
-        with self._ending:
-            os.close(self._wakes)
-            self._wakes = -1
-
     def _wait(self, *fds: int) -> None:
         poller = select.poll()
-        for fd in (self._wakes, *fds):
+        for fd in (self._waker.fd, *fds):
             poller.register(fd, select.POLLIN)
         poller.poll()
 
@@ -118,7 +109,7 @@ class VfioServer:
             self._log.info("a client went away before it was accepted: %s", error)
             return
         try:  # the boundary of a connection that begins
-            self._client = self._make_client(sock, self._wakes)
+            self._client = self._make_client(sock, self._waker.fd)
         except PeerError as error:
             self._log.info("a client went away at once: %s", error)
         except OSError as error:
@@ -130,7 +121,7 @@ class VfioServer:
     def _serve(self, client: ServedClient) -> None:
         poller = select.epoll()
         try:  # the boundary of a connection
-            poller.register(self._wakes, select.EPOLLIN)
+            poller.register(self._waker.fd, select.EPOLLIN)
             client.watch(poller)
             ready: list[int] = []
             while not self._stopping:

@@ -18,7 +18,6 @@ request that it waited for) activates it.
 import logging
 import os
 import select
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.device.limited_log import LimitedLog
+from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import PeerError
 from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.virtqueue.atomic import make_fence
@@ -73,12 +73,11 @@ class QueueServer:
         )
         self._epoll = select.epoll()
         self._reactions: dict[int, Callable[[], object]] = {}
-        self._ending = threading.Lock()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.watch(self._wake_fd, partial(os.eventfd_read, self._wake_fd))
+        self._waker = Waker()
+        self.watch(self._waker.fd, partial(os.eventfd_read, self._waker.fd))
         self.watch(self.worker.wake_fd, self._collect)
-        self._due_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.watch(self._due_fd, self._activate_due)
+        self._due = Waker()
+        self.watch(self._due.fd, self._activate_due)
 
     # -- from any thread --------------------------------------------------------------------------------------
 
@@ -90,9 +89,7 @@ class QueueServer:
 
     def wake(self) -> None:
         """Make :meth:`wait` return, unless the server is closed."""
-        with self._ending:
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
+        self._waker.wake()
 
     def look_after(self) -> None:
         """End a write to a full eventfd of the peer that holds up the thread; to be called every few seconds."""
@@ -100,9 +97,7 @@ class QueueServer:
 
     def ring_due(self) -> None:
         """Have all queues served, because a request that one of them holds is due."""
-        with self._ending:
-            if self._due_fd >= 0:
-                os.eventfd_write(self._due_fd, 1)
+        self._due.wake()
 
     # -- events -----------------------------------------------------------------------------------------------
 
@@ -199,7 +194,7 @@ class QueueServer:
                 react()
 
     def _activate_due(self) -> None:
-        os.eventfd_read(self._due_fd)
+        os.eventfd_read(self._due.fd)
         self._activate_ready()
 
     def _collect(self) -> None:
@@ -266,7 +261,5 @@ class QueueServer:
         """Close everything; the queues have been stopped. The wait for the host's disk is limited."""
         self.worker.close()
         self._epoll.close()
-        with self._ending:
-            for fd in (self._wake_fd, self._due_fd):
-                os.close(fd)
-            self._wake_fd = self._due_fd = -1
+        self._waker.close()
+        self._due.close()
