@@ -288,26 +288,27 @@ def test_prefix_of_a_write_that_grew(image: Path) -> None:
         assert server.intent_log.prefix(ZONE + 4, 12) == 0
 
 
-@pytest.mark.parametrize(("go_on", "device_tag"), [(False, 77), (True, 78)])
-def test_records_of_another_device_do_not_count(image: Path, go_on: bool, device_tag: int) -> None:
+def die_after_an_append(image: Path) -> None:
+    """Leave the image, and the record of one append that was carried out and not answered."""
+
     def body() -> None:
         server = start_dying(image, "")
         server.append(0, 1, pattern("a"))
         die()
 
     run_and_die(body)
+
+
+@pytest.mark.parametrize(("go_on", "device_tag"), [(False, 77), (True, 78)])
+def test_records_of_another_device_do_not_count(image: Path, go_on: bool, device_tag: int) -> None:
+    die_after_an_append(image)
     with serving(image, go_on=go_on, device_tag=device_tag) as server:
         assert server.record.recoverable == []
         assert server.append(0, 1, pattern("a")) == ZONE + 4
 
 
 def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def body() -> None:
-        server = start_dying(image, "")
-        server.append(0, 1, pattern("a"))
-        die()
-
-    run_and_die(body)
+    die_after_an_append(image)
     now = [1000.0]
     monkeypatch.setattr("zonefs_emu.inflight.tag_record.time.monotonic", lambda: now[0])
     with serving(image, go_on=True) as server:
@@ -321,13 +322,7 @@ def test_records_expire(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_append_of_two_queues_is_recovered_once(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have a request that the one record may be of, and the other thread is the first to take it."""
-
-    def body() -> None:
-        server = start_dying(image, "")
-        server.append(0, 1, pattern("a"))
-        die()
-
-    run_and_die(body)
+    die_after_an_append(image)
     with serving(image, go_on=True) as server:
         logs = [TagIntentLog(server.record, server.port) for _ in range(2)]
         for number, intent_log in enumerate(logs):
@@ -420,12 +415,7 @@ def test_a_cut_file_begins_anew(image: Path) -> None:
 
 
 def test_what_is_recovered_is_complete(image: Path) -> None:
-    def body() -> None:
-        server = start_dying(image, "")
-        server.append(0, 1, pattern("a"))
-        die()
-
-    run_and_die(body)
+    die_after_an_append(image)
     with serving(image, go_on=True) as server:
         server.intent_log.payload = (pattern("a"),)
         assert server.intent_log.recover(Operation.APPEND, ZONE, 4) == Intent(
