@@ -23,6 +23,7 @@ from bench.harness import PROJECT, Row, program, progress, spread
 from bench.tcmu import tcmu_disk
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
+from tools.guest.nvmet import target_script
 
 ZONE_MIB: Final = 64
 NR_ZONES: Final = 8
@@ -39,25 +40,6 @@ SECONDS: Final = 2
 #: Filled once for the random reads; sequential writes go to the first two, which fio empties each time round.
 READ_ZONE: Final = 4
 MODULES: Final = ("nvme", "nvme_tcp", "nvmet_tcp", "ublk_drv", "vduse", "virtio_vdpa", "virtio_blk")
-#: The kernel's target over the second null_blk, and the kernel connected to it; prints the node.
-_TARGET: Final = """
-ip link set lo up
-mount -t configfs none /sys/kernel/config 2>/dev/null || true
-cd /sys/kernel/config/nvmet
-mkdir subsystems/peer subsystems/peer/namespaces/1 ports/1
-echo 1 >subsystems/peer/attr_allow_any_host
-echo /dev/nullb1 >subsystems/peer/namespaces/1/device_path
-echo 1 >subsystems/peer/namespaces/1/enable
-echo ipv4 >ports/1/addr_adrfam
-echo tcp >ports/1/addr_trtype
-echo 127.0.0.1 >ports/1/addr_traddr
-echo 4421 >ports/1/addr_trsvcid
-ln -s /sys/kernel/config/nvmet/subsystems/peer ports/1/subsystems/peer
-nvme connect -t tcp -a 127.0.0.1 -s 4421 -n peer --hostnqn nqn.a --hostid 11111111-2222-3333-4444-555555555555 >&2
-name=$(grep -lx peer /sys/class/nvme/nvme*/subsysnqn | cut -d/ -f5)
-until [ -b /dev/${name}n1 ]; do sleep 0.1; done
-echo /dev/${name}n1
-"""
 
 WHAT: Final = tuple(
     (f"{name}, depth {depth}", direction, f"{options} --iodepth={depth}")
@@ -97,7 +79,7 @@ def rows(scratch: Path, runs: int) -> list[Row]:
         )  # fmt: skip
         guest.wait_until("test -b /dev/nvme0n1")
         peers = {TCMU: tcmu, NULL_BLK: "/dev/nullb0", NVME: "/dev/nvme0n1"}
-        peers[NVMET] = guest.run(_TARGET).stdout.strip()
+        peers[NVMET] = guest.run(target_script("/dev/nullb1")).stdout.strip()
         ours = {via: attach(guest, via) for via in PEERS}
         for node in (*ours.values(), *peers.values()):
             fio(guest, node, f"--rw=write --bs=128k --offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M", "write")

@@ -14,32 +14,18 @@ from tests.attaching import Place, attaching
 from tests.requires import requires
 from tools.guest.kit import find_kit
 from tools.guest.machine import Guest, zns_drive
+from tools.guest.nvmet import target_script
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 NR_ZONES: Final = 64
 ZONE_BLOCKS: Final = 4096
 SHAPE: Final = "--size 1G --zone-size 16M --max-open-zones 8 --max-active-zones 8 --block-size 4096"
-#: The kernel's target, and the kernel connected to it.
-TARGET: Final = """
+#: What the kernel's target needs.
+MODULES: Final = """
 modprobe null_blk gb=1 zoned=1 zone_size=16 bs=4096 memory_backed=1 zone_max_open=8 zone_max_active=8
 modprobe nvmet
 modprobe nvmet_tcp
-mount -t configfs none /sys/kernel/config 2>/dev/null || true
-cd /sys/kernel/config/nvmet
-mkdir subsystems/peer subsystems/peer/namespaces/1 ports/1
-echo 1 >subsystems/peer/attr_allow_any_host
-echo /dev/nullb0 >subsystems/peer/namespaces/1/device_path
-echo 1 >subsystems/peer/namespaces/1/enable
-echo ipv4 >ports/1/addr_adrfam
-echo tcp >ports/1/addr_trtype
-echo 127.0.0.1 >ports/1/addr_traddr
-echo 4421 >ports/1/addr_trsvcid
-ln -s /sys/kernel/config/nvmet/subsystems/peer ports/1/subsystems/peer
-nvme connect -t tcp -a 127.0.0.1 -s 4421 -n peer --hostnqn nqn.a --hostid 11111111-2222-3333-4444-555555555555 >&2
-name=$(grep -lx peer /sys/class/nvme/nvme*/subsysnqn | cut -d/ -f5)
-until [ -b /dev/${name}n1 ]; do sleep 0.1; done
-echo /dev/${name}n1
 """
 #: What the drive is to a host, by the word of nvme-cli: equal in all three.
 EQUAL: Final = {
@@ -97,7 +83,11 @@ def test_three_drives_say_the_same_where_it_matters(machine: tuple[Guest, Path])
     with attaching(machine[0]) as place:
         place.sh("ip link set lo up")
         place.create("n.img", SHAPE)
-        nodes = (place.attach("n.img", "nvme-tcp"), "/dev/nvme0n1", place.sh(TARGET).stdout.strip())
+        nodes = (
+            place.attach("n.img", "nvme-tcp"),
+            "/dev/nvme0n1",
+            place.sh(MODULES + target_script("/dev/nullb0")).stdout.strip(),
+        )
         assert len(set(nodes)) == 3
         for node in nodes:
             place.sh(
