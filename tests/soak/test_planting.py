@@ -23,7 +23,7 @@ FRONT_ENDS = {
 #: An observer that is off reports nothing more, nor does a second one of its name, such as the zone listener of another
 #: controller. The methods are those that zone listeners call.
 OBSERVERS = re.compile(
-    r"device/(refusals|counters|oplog)\.py|virtqueue/changes\.py|.* QueueServer\.wake$"
+    r"device/(refusals|counters|oplog)\.py|virtqueue/changes\.py|.* (QueueServer|Waker)\.wake$"
     r"|.* ChangedZones\.(touched|_lasting)$|.* Controller\.(_zones_changed|_wants_events)$"
 )
 #: So many requests of every load without a new exception: there is none left to meet.
