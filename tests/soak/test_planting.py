@@ -59,7 +59,7 @@ def contained(planted: Path, reported: Path) -> Counter[str]:
 
 def run_until_nothing_new(crowd: Crowd) -> None:
     """Run all loads until each has made many requests since the last exception."""
-    deadline = time.monotonic() + 170
+    deadline = time.monotonic() + 500
     planted, done = -1, {load.name: 0 for load in crowd.loads}
     while True:
         crowd.check_alive()
@@ -74,7 +74,7 @@ def run_until_nothing_new(crowd: Crowd) -> None:
 
 @pytest.mark.fuse
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
     """Under load of a mount, four disks and the control socket; and what is left is what was answered."""
     crowd = Crowd(tmp_path, seed=1, planting="once")
@@ -95,7 +95,7 @@ def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_exception_in_any_function_below_a_kernel_costs_one_request(tmp_path: Path) -> None:
     """Under load of ublk, VDUSE and NVMe/TCP; what plays the kernel is in the process of the front-ends."""
     planted, reported = tmp_path / "planted", tmp_path / "contained"

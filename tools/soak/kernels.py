@@ -48,8 +48,8 @@ _FUA: Final = 1 << 13
 #: that each step of it calls must not all be planted one after the other.
 _PROBABILITY: Final = 0.03
 #: So many requests of every load without a new exception: there is none left to meet.
-_NR_QUIET_REQUESTS: Final = 150
-_SECONDS_MAX: Final = 170
+_NR_QUIET_REQUESTS: Final = 400
+_SECONDS_MAX: Final = 500
 #: For the end: users wait for an answer for 60 s, and front-ends for the host's disk for less.
 _ENDING_SECONDS_MAX: Final = 80
 UBLK: Final = (range(2, 12), range(12, 22))
