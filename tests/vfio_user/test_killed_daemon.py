@@ -103,12 +103,20 @@ class SameThread:
 
 
 class Life:
-    """One process: an opened image and a drive for the guest; dies at instant *fatal*, if it gets there."""
+    """One process: an opened image and a drive for the guest; dies at instant *fatal*, if it gets there.
 
-    def __init__(self, path: Path, guest: Guest, fatal: int) -> None:
+    A *timed* one holds its answers.
+    """
+
+    def __init__(self, path: Path, guest: Guest, fatal: int, *, timed: bool = False) -> None:
         self.clock = clock = Clock(fatal)
         self.guest = guest
         self.device = device = ZonedDevice.open(path)
+        self.now_ns = 0
+        if timed:
+            device.start_timing("zn540", clock=lambda: self.now_ns)
+            assert device.timing is not None
+            device.timing.alarm.at = lambda *_: None  # type: ignore[method-assign]  # _wait does its work
         make_mortal(device, clock)
         real_place = CompletionQueue.place
 
@@ -122,16 +130,22 @@ class Life:
         self.worker: SameThread
 
     def run(self) -> bool:
-        """Serve until nothing is left; False if killed."""
+        """Serve until nothing is left; False if killed. A timed life goes from one answer that is due to the next."""
         try:
             self.begin()
             drive = self.guest.drive
             assert drive is not None
-            while drive.serve() or self.worker.jobs:
+            while drive.serve() or self.worker.jobs or self._wait(drive):
                 pass
         except Killed:
             return False
         return True
+
+    def _wait(self, drive: PciDrive) -> bool:
+        """Wait for the next answer that is held; False if none is."""
+        due_ns = [queue.answers._held[0][0] for queue in drive._sqs.values() if queue.answers and queue.answers._held]
+        self.now_ns = min(due_ns, default=self.now_ns)
+        return bool(due_ns)
 
     def begin(self) -> None:
         """Have a drive."""
@@ -334,17 +348,28 @@ def contents(path: Path) -> tuple[list[Zone], list[bytes], bytes]:
         device.close()
 
 
-def play(path: Path, fatal: Sequence[int]) -> tuple[list[tuple[int, int, int, int]], int]:
-    """Run the steps in lives that die at *fatal* (each counted in its own life); return answers and last instant."""
+def play(
+    path: Path, fatal: Sequence[int], timed: Sequence[bool] = (False,)
+) -> tuple[list[tuple[int, int, int, int]], int]:
+    """Run the steps in lives that die at *fatal* (each counted in its own life); return answers and last instant.
+
+    *timed*: whether a life holds its answers, of the first lives; further ones are as the last.
+    """
     deaths = list(fatal)
+    kinds = list(timed)
     guest = Guest()
     driver = Driver(guest)
-    life = Life(path, guest, deaths.pop(0) if deaths else -1)
+
+    def begin() -> Life:
+        kind = kinds.pop(0) if len(kinds) > 1 else kinds[0]
+        return Life(path, guest, deaths.pop(0) if deaths else -1, timed=kind)
+
+    life = begin()
     for step in driver.steps():
         step(life)
         while not life.run():
             life.end()
-            life = Life(path, guest, deaths.pop(0) if deaths else -1)
+            life = begin()
         driver.collect()
         assert guest.bar.words[Register.CSTS >> 2] == 1
     now = life.clock.now
@@ -367,10 +392,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return answers, instants, contents(path)
 
 
-def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int]) -> None:
+def check_life(tmp_path: Path, undisturbed: Any, fatal: Sequence[int], timed: Sequence[bool] = (False,)) -> None:
     answers, _, expected = undisturbed
     path = create(tmp_path / "-".join(map(str, fatal)))
-    found, _ = play(path, fatal)
+    found, _ = play(path, fatal, timed)
     assert found == answers, f"answers, killed at {fatal}"
     assert contents(path) == expected, f"zones and data, killed at {fatal}"
     path.unlink()
@@ -406,6 +431,44 @@ def test_killed_again_while_it_goes_on(tmp_path: Path, undisturbed: Any) -> None
     for fatal in range(0, undisturbed[1], 29):
         for again in range(0, 30, 7):
             check_life(tmp_path, undisturbed, [fatal, again])
+
+
+@pytest.fixture(scope="module")
+def undisturbed_timed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same of a life that holds its answers, which come in another order."""
+    path = create(tmp_path_factory.mktemp("timed") / "image")
+    answers, instants = play(path, (), [True])
+    return answers, instants, contents(path)
+
+
+def test_held_answers_change_nothing_but_their_order(undisturbed: Any, undisturbed_timed: Any) -> None:
+    assert undisturbed_timed[0] == undisturbed[0]
+    assert undisturbed_timed[2] == undisturbed[2]
+    assert undisturbed_timed[1] > undisturbed[1], "they are noted"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_at_every_instant_while_answers_are_held(tmp_path: Path, undisturbed_timed: Any) -> None:
+    for fatal in range(undisturbed_timed[1] + 1):
+        check_life(tmp_path, undisturbed_timed, [fatal], [True])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_that_holds_no_answers_goes_on_where_they_were_held(tmp_path: Path, undisturbed_timed: Any) -> None:
+    """The daemon is started without timing, or with it, under a guest that goes on."""
+    for fatal in range(0, undisturbed_timed[1] + 1, 5):
+        check_life(tmp_path, undisturbed_timed, [fatal], [True, False])
+        check_life(tmp_path, undisturbed_timed, [fatal], [False, True])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_killed_again_while_it_goes_on_with_held_answers(tmp_path: Path, undisturbed_timed: Any) -> None:
+    for fatal in range(0, undisturbed_timed[1], 29):
+        for again in range(0, 30, 7):
+            check_life(tmp_path, undisturbed_timed, [fatal, again], [True])
 
 
 def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:

@@ -65,6 +65,21 @@ class HoldingRecord(RingRecord):
         words = self._words
         return [(number, words[at + 1], words[at + 2]) for number, at in sorted(self._held.items())]
 
+    @property
+    def was_holding(self) -> bool:
+        """Whether an earlier process held answers."""
+        return self._words[0] == self._holding_stamp
+
+    @property
+    def was_giving(self) -> bool:
+        """Whether an earlier process that held answers was giving one: the driver may have been shown it."""
+        return self._words[4] != self._words[5]
+
+    @property
+    def recorded(self) -> int:
+        """How many answers were given as an earlier process has noted it; any number if it is not of this ring."""
+        return self._words[4] >> _COUNT_SHIFT if self.was_holding else super().recorded
+
     def start_split(self, used_idx: int) -> None:
         """See :meth:`RingRecord.start_split`."""
         words = self._words

@@ -11,6 +11,7 @@
     pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
     queue_set          all queues of a controller
     drive_record       the state for a drive that takes over, in memory that outlives the process
+    held_answers       answers that are held for as long as a real drive takes
     begun_commands     commands that an earlier process had begun
     interrupts         eventfds of the client
     vfio_server        the thread that serves a socket

@@ -1,16 +1,20 @@
 """Submission and completion queues in guest memory.
 
-Invariant: the commands of a submission queue are answered in order, so its head is the number of answers. A guest may
-reuse an entry only after a completion with a head beyond it, so the entries of unanswered commands stay as they are.
+Invariant: the commands of a submission queue are carried out in order, so its head is the number of those that were. A
+guest may reuse an entry only after a completion with a head beyond it, so the entries of commands that were not carried
+out stay as they are. Unless answers are held (:mod:`held_answers`), a command is answered when it was carried out.
 
 The position of a queue is in memory that outlives this process (:mod:`drive_record`).
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.inflight.ring_record import RingRecord
+from zonefs_emu.inflight.holding_record import HoldingRecord
 from zonefs_emu.nvme.command import ENTRY_BYTES
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
+
+if TYPE_CHECKING:
+    from zonefs_emu.vfio_user.held_answers import HeldAnswers
 
 COMPLETION_BYTES: Final = 16
 
@@ -98,7 +102,7 @@ class SubmissionQueue:
     """Commands of the guest."""
 
     def __init__(
-        self, number: int, base: int, size: int, completions: CompletionQueue, ring: RingRecord | None
+        self, number: int, base: int, size: int, completions: CompletionQueue, ring: HoldingRecord | None
     ) -> None:
         """*ring* is the record of an I/O queue."""
         self.number = number
@@ -106,6 +110,8 @@ class SubmissionQueue:
         self.size = size
         self.completions = completions
         self.ring = ring
+        #: The answers that are held, of an I/O queue of a timed drive.
+        self.answers: HeldAnswers | None = None
         self.head = 0
         #: Whether the worker has the command at the head.
         self.is_busy = False
@@ -121,8 +127,27 @@ class SubmissionQueue:
         """
         self.entries = queue_view(memory, self.base, self.size * ENTRY_BYTES)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether an answer that is held must be given before the next command is carried out."""
+        return self.answers is not None and not self.answers.can_take
+
+    @property
+    def is_due(self) -> bool:
+        """Whether an answer that is held can be given."""
+        return self.answers is not None and not self.is_over and self.answers.is_due
+
+    def give_due(self) -> bool:
+        """Give the held answers that are due; True if there was one."""
+        return self.answers is not None and not self.is_over and self.answers.give_due()
+
+    def give_all(self) -> None:
+        """Give all held answers that the guest has room for."""
+        if self.answers is not None and not self.is_over:
+            self.answers.give_all()
+
     def advance(self) -> int:
-        """Note that the command at the head is answered; return the head."""
+        """Note that the command at the head is carried out; return the head."""
         head = self.head + 1
         self.head = head = 0 if head == self.size else head
         return head

@@ -2,7 +2,7 @@
 
 The keeper (:mod:`keeper`) owns the memory and does not read it. A drive that takes over learns from it, and from the
 completion queues in guest memory, which commands were answered. The intents of the others are in the records of their
-queues (:mod:`zonefs_emu.inflight.ring_record`).
+queues, and so are the answers that are held (:mod:`zonefs_emu.inflight.holding_record`).
 
 ::
 
@@ -20,14 +20,15 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, TypedDict
 from uuid import UUID
 
-from zonefs_emu.inflight.ring_record import RingRecord, record_bytes
+from zonefs_emu.inflight.holding_record import HoldingRecord
+from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.nvme.controller import IO_QUEUES_MAX, QUEUE_ENTRIES_MAX, ControllerState
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 #: Changes with what a state has, with the layout of this memory, and with what a keeper and its daemon say.
-VERSION: Final = 3
+VERSION: Final = 4
 _WORDS_BYTES: Final = 0x1000
 STATE_BYTES: Final = 0x4000
 _NR_PLACES: Final = 2
@@ -65,8 +66,17 @@ class Completion(TypedDict):
     status_field: int
 
 
-class DriveState(TypedDict):
-    """The settings of a guest. Queues: number, base, size, and vector or completion queue of each."""
+class QueuesState(TypedDict):
+    """The queues: number, base, size, and vector or completion queue of each; and the head of the admin queue."""
+
+    cqs: list[tuple[int, int, int, int]]
+    sqs: list[tuple[int, int, int, int]]
+    shadow: tuple[int, int] | None
+    admin_head: int
+
+
+class DriveState(QueuesState):
+    """The settings of a guest."""
 
     identity: Identity
     cntlid: int
@@ -74,11 +84,7 @@ class DriveState(TypedDict):
     nr_resets: int
     cc: int
     is_fatal: bool
-    cqs: list[tuple[int, int, int, int]]
-    sqs: list[tuple[int, int, int, int]]
-    shadow: tuple[int, int] | None
-    #: The head of the admin queue, and its last completion, which may not be posted yet.
-    admin_head: int
+    #: The last completion of the admin queue, which may not be posted yet.
     completion: Completion | None
 
 
@@ -112,17 +118,17 @@ class DriveRecord:
         state: DriveState = json.loads(bytes(self._bytes[at + _LENGTH_BYTES : at + _LENGTH_BYTES + length]))
         return state
 
-    def new_ring(self, number: int, size: int) -> RingRecord:
+    def new_ring(self, number: int, size: int) -> HoldingRecord:
         """Return the record of a new I/O submission queue."""
         memory = self._ring_memory(number, size)
         memory[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)  # a record of an earlier queue does not count
-        ring = RingRecord(memory, size, packed=False)
+        ring = HoldingRecord(memory, size, packed=False)
         ring.start_split(0)
         return ring
 
-    def ring(self, number: int, size: int) -> RingRecord:
+    def ring(self, number: int, size: int) -> HoldingRecord:
         """Return the record of an I/O submission queue that an earlier process has served, to be started."""
-        return RingRecord(self._ring_memory(number, size), size, packed=False)
+        return HoldingRecord(self._ring_memory(number, size), size, packed=False)
 
     def _ring_memory(self, number: int, size: int) -> memoryview:
         at = _RINGS + (number - 1) * _RING_BYTES

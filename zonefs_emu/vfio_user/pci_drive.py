@@ -1,7 +1,8 @@
 """The NVMe controller behind the registers of the PCI function.
 
 One thread calls all methods but :meth:`PciDrive.wake`. It carries out the commands of each submission queue in order. A
-command that may wait for the host's disk goes to a worker, and its queue rests until the command is back.
+command that may wait for the host's disk goes to a worker, and its queue rests until the command is back. If a drive
+has the time of a real one, answers are held (:mod:`held_answers`).
 
 A queue that the guest has broken (a doorbell beyond its end, memory that is gone) makes the controller fatal
 (CSTS.CFS), and the guest must reset it. A wrong command affects itself only.
@@ -9,12 +10,14 @@ A queue that the guest has broken (a doorbell beyond its end, memory that is gon
 The record (:mod:`drive_record`) has everything that a drive of another process needs to continue, before the guest sees
 its effect. A command is answered in the following order, and a kill may come between any two steps:
 
-1. An I/O command is carried out, with its intent in the record of its queue. An admin command is carried out, and its
-   resulting state is saved together with its completion. Nothing else of an admin command outlives this process.
+1. An I/O command is carried out, with its intent in the record of its queue. If answers are held, the record then has
+   its answer, and it counts as carried out. An admin command is carried out, and its resulting state is saved together
+   with its completion. Nothing else of an admin command outlives this process.
 2. Its completion is stored in guest memory.
 3. The head of its queue is noted, and then the tail of the completion queue.
 
 After a kill, a command without a completion is carried out again unless the record of its queue says that it was done.
+An answer that was held is given at once.
 An admin command whose state was saved is only answered.
 
 Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers"; NVM Express Base Specification 2.0,
@@ -29,6 +32,7 @@ from functools import partial
 from typing import Final
 
 from zonefs_emu.device.limited_log import LimitedLog
+from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import UsageError
@@ -46,8 +50,9 @@ from zonefs_emu.vfio_user.drive_memory import CC_WORD, ENABLE, DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, SubmissionQueue
 from zonefs_emu.vfio_user.drive_record import Completion, DriveRecord, DriveState, identity_of
 from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
+from zonefs_emu.vfio_user.held_answers import HeldAnswers, hold_answers
 from zonefs_emu.vfio_user.interrupts import Interrupts
-from zonefs_emu.vfio_user.page_list import PAGE_BYTES, slices
+from zonefs_emu.vfio_user.page_list import PAGE_BYTES, scatter, slices
 from zonefs_emu.vfio_user.pci_function import DmaRegion
 from zonefs_emu.vfio_user.queue_set import QueueSet
 from zonefs_emu.virtio.memory import BadAddressError
@@ -122,10 +127,12 @@ class PciDrive:
         self.interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
-        #: Injected faults and the timing of a drive, which may delay answers, so that commands go to the worker.
-        self._delaying: list[object] = [each for device in devices for each in (device.faults, device.timing)]
+        #: Injected faults, which may delay answers, so that commands go to the worker.
+        self._faults = [device.faults for device in devices]
         self._worker: Worker[Answer] = Worker("nvme-worker", devices[0].sleep_ns)
-        self._queues = QueueSet(memory, record, self._map)
+        is_timed = any(device.timing is not None for device in devices)
+        hold = partial(hold_answers, is_timed=is_timed, has_room=self._has_room, wake=self.wake)
+        self._queues = QueueSet(memory, record, self._map, hold)
         self._sqs = self._queues.sqs
         self._cqs = self._queues.cqs
         self._namespaces: dict[int, Namespace] = {}
@@ -173,7 +180,6 @@ class PciDrive:
 
     def _save(self) -> None:
         """Save the present state, for a drive that takes over."""
-        queues = self._queues
         self._record.save({
             "identity": self._identity,
             "cntlid": self.controller.identity.cntlid,
@@ -181,12 +187,7 @@ class PciDrive:
             "nr_resets": self._nr_resets,
             "cc": self._cc,
             "is_fatal": self._is_fatal,
-            "cqs": [(queue.number, queue.base, queue.size, queue.vector) for queue in queues.cqs.values()],
-            "sqs": [
-                (queue.number, queue.base, queue.size, queue.completions.number) for queue in queues.sqs.values()
-            ],
-            "shadow": queues.shadow.bases if queues.shadow is not None else None,
-            "admin_head": queues.sqs[0].head if 0 in queues.sqs else 0,
+            **self._queues.state(),
             "completion": self._completion,
         })  # fmt: skip
 
@@ -215,6 +216,8 @@ class PciDrive:
     def close(self) -> None:
         """End the controller and unmap the guest's memory."""
         self.controller.close()
+        if not self._is_fatal:
+            self._queues.give_all(self.interrupts)
         self._drop_queues()
         self._map.close()
         self._worker.close()
@@ -322,7 +325,10 @@ class PciDrive:
     def _make_namespaces(self) -> None:
         self._namespaces = self.controller.namespaces_of_queue()
         for nsid, namespace in self._namespaces.items():
-            namespace.port.defer = self._worker.defer
+            port = namespace.port
+            port.defer = self._worker.defer
+            if isinstance(port, TimedPort):
+                port.hold, port.defer = port.held.hold, port.held.delay
             namespace.port.intents = self._begun.intents(nsid)
 
     def _fail(self, why: str) -> None:
@@ -376,9 +382,11 @@ class PciDrive:
         while is_busy:
             is_busy = False
             for queue in tuple(self._sqs.values()):
+                if not self._is_fatal and queue.give_due():
+                    is_busy = True
                 if self._run(queue):
                     is_busy = True
-            self._announce()
+            self._queues.announce(self.interrupts)
             if is_busy and time.monotonic_ns() > end_ns:
                 return True
             if not is_busy:
@@ -402,6 +410,8 @@ class PciDrive:
         return any(self._has_work(queue) for queue in self._sqs.values())
 
     def _has_work(self, queue: SubmissionQueue) -> bool:
+        if queue.is_due:
+            return True
         if self._rests(queue) or self._queues.tail(queue) == queue.head:
             return False
         return self._has_room(queue.completions)
@@ -415,7 +425,7 @@ class PciDrive:
         begun = self._begun.queues
         if begun and queue not in begun:
             return True
-        return queue.is_busy or queue.is_over or self._is_fatal or not self.controller.is_ready
+        return queue.is_full or queue.is_busy or queue.is_over or self._is_fatal or not self.controller.is_ready
 
     def _run(self, queue: SubmissionQueue) -> bool:
         """Carry out a batch of commands of *queue*; True if there were some."""
@@ -444,8 +454,8 @@ class PciDrive:
             if queue.is_busy:
                 return True
             self._answer(queue, command, answer)
-            if queue.head == tail or queue.is_over or self._begun.queues:
-                break
+            if queue.head == tail or queue.is_over or self._begun.queues or queue.answers is not None:
+                break  # those that are due are given between two commands
         return True
 
     def _answer(self, queue: SubmissionQueue, command: Command, answer: Answer | None) -> None:
@@ -458,9 +468,12 @@ class PciDrive:
             self._answer_admin(command, answer)
             return
         assert answer is not None, "I/O commands are answered at once"
-        completions.post(answer.result, head, queue.number, command.cid, answer.status_field)
-        ring.finish_split(1)
-        completions.note()
+        if queue.answers is not None:
+            queue.answers.hold(command.cid, answer)
+        else:
+            completions.post(answer.result, head, queue.number, command.cid, answer.status_field)
+            ring.finish_split(1)
+            completions.note()
         if self._begun.queues:
             self._begun.note_answered(queue)
 
@@ -495,16 +508,6 @@ class PciDrive:
             self.controller.note_error(queue.number, command, answer.status)
         return answer
 
-    # -- interrupts -----------------------------------------------------------------------------------------------
-
-    def _announce(self) -> None:
-        """Signal the interrupts of the stored completions, one for each queue."""
-        for queue in self._cqs.values():
-            if queue.is_unannounced:
-                queue.is_unannounced = False
-                if queue.vector >= 0:
-                    self.interrupts.signal(queue.vector)
-
     def _post_events(self) -> None:
         # The memory of a fatal controller's queues may be gone.
         queue = self._cqs.get(0)
@@ -529,11 +532,14 @@ class PciDrive:
         buffers = slices(self._map.memory, command.prp1, command.prp2, nr_bytes)
         ring = queue.ring
         assert ring is not None
+        answers = queue.answers
+        if answers is not None:
+            ring.make_way()
         ring.start_request(0, ())
-        if any(self._delaying) or namespace.may_wait(command):
-            self._hand_over(queue, command, partial(_execute_logged, ring, namespace, command, buffers))
+        if any(self._faults) or namespace.may_wait(command):
+            self._hand_over(queue, command, partial(_execute_logged, ring, namespace, command, buffers, answers))
             return None
-        answer = _execute_logged(ring, namespace, command, buffers)
+        answer = _execute_logged(ring, namespace, command, buffers, answers)
         return self._noted(queue, command, answer) if answer.status else answer
 
     def _flush_all(self, command: Command) -> Answer:
@@ -565,11 +571,7 @@ class PciDrive:
         buffers = slices(self._map.memory, command.prp1, command.prp2, nr_bytes)
         answer = self.controller.execute(command, b"".join(buffers) if from_host else b"")
         if answer is not None and answer.data:
-            data, at = memoryview(answer.data), 0
-            for buffer in buffers:
-                part = data[at : at + len(buffer)]
-                buffer[: len(part)] = part
-                at += len(part)
+            scatter(answer.data, buffers)
         return answer
 
     @property
@@ -579,15 +581,20 @@ class PciDrive:
     def _delete_sq(self, command: Command, _data: memoryview | bytes) -> Answer:
         queue = self._queues.deletable_sq(command)
         self._wait_idle((queue,))
+        queue.give_all()
         queue.is_over = True
         self._begun.note_answered(queue)
         del self._sqs[queue.number]
         return SUCCESS
 
 
-def _execute_logged(ring: RingRecord, namespace: Namespace, command: Command, buffers: Sequence[memoryview]) -> Answer:
+def _execute_logged(
+    ring: RingRecord, namespace: Namespace, command: Command, buffers: Sequence[memoryview], answers: HeldAnswers | None
+) -> Answer:
     """Carry *command* out on this thread, with its intents in *ring*."""
     intents = namespace.port.intents
     assert intents is not None
     intents.current.log = ring
+    if answers is not None:
+        return answers.carry_out(namespace.port, partial(namespace.execute, command, buffers))
     return namespace.execute(command, buffers)

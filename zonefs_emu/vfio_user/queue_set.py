@@ -3,6 +3,7 @@
 May not know: the effect of commands in the queues.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
@@ -11,8 +12,9 @@ from zonefs_emu.nvme.controller import QUEUE_ENTRIES_MAX
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.vfio_user.drive_memory import DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, ShadowDoorbells, SubmissionQueue
-from zonefs_emu.vfio_user.drive_record import DriveRecord, DriveState
+from zonefs_emu.vfio_user.drive_record import DriveRecord, QueuesState
 from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
+from zonefs_emu.vfio_user.interrupts import Interrupts
 from zonefs_emu.vfio_user.page_list import PAGE_BYTES
 from zonefs_emu.vfio_user.pci_config import NR_VECTORS
 from zonefs_emu.virtio.memory import BadAddressError
@@ -26,14 +28,17 @@ _NEVER: Final = 0xFFFF
 class QueueSet:
     """The queues by their numbers; number 0 is the admin queue."""
 
-    def __init__(self, bar: DriveMemory, record: DriveRecord, guest: GuestMemoryMap) -> None:
-        """Begin without queues."""
+    def __init__(
+        self, bar: DriveMemory, record: DriveRecord, guest: GuestMemoryMap, hold: Callable[[SubmissionQueue], None]
+    ) -> None:
+        """Begin without queues. *hold* is called with each submission queue before a command of it is carried out."""
         self.sqs: dict[int, SubmissionQueue] = {}
         self.cqs: dict[int, CompletionQueue] = {}
         self.shadow: ShadowDoorbells | None = None
         self._bar = bar
         self._record = record
         self._guest = guest
+        self._hold = hold
 
     def clear(self) -> None:
         """Drop all queues."""
@@ -54,6 +59,20 @@ class QueueSet:
             queue.place(memory)
         if self.shadow is not None:
             self.shadow.place(memory, PAGE_BYTES)
+
+    def give_all(self, interrupts: Interrupts) -> None:
+        """Give all answers that are held."""
+        for queue in self.sqs.values():
+            queue.give_all()
+        self.announce(interrupts)
+
+    def announce(self, interrupts: Interrupts) -> None:
+        """Signal the interrupts of the stored completions, one for each queue."""
+        for queue in self.cqs.values():
+            if queue.is_unannounced:
+                queue.is_unannounced = False
+                if queue.vector >= 0:
+                    interrupts.signal(queue.vector)
 
     # -- doorbells ------------------------------------------------------------------------------------------------
 
@@ -133,6 +152,7 @@ class QueueSet:
             raise RefusedError(NvmeRule.NVME_COMPLETION_QUEUE, f"completion queue {command.cdw11 >> 16}")
         queue = SubmissionQueue(number, command.prp1, size, completions, self._record.new_ring(number, size))
         self._place(queue)
+        self._hold(queue)
         self.sqs[number] = queue
         self._start_doorbell(2 * number, 0)
         return SUCCESS
@@ -194,7 +214,16 @@ class QueueSet:
 
     # -- going on in another process ------------------------------------------------------------------------------
 
-    def load(self, state: DriveState) -> None:
+    def state(self) -> QueuesState:
+        """Return what :meth:`load` takes over."""
+        return {
+            "cqs": [(queue.number, queue.base, queue.size, queue.vector) for queue in self.cqs.values()],
+            "sqs": [(queue.number, queue.base, queue.size, queue.completions.number) for queue in self.sqs.values()],
+            "shadow": self.shadow.bases if self.shadow is not None else None,
+            "admin_head": self.sqs[0].head if 0 in self.sqs else 0,
+        }
+
+    def load(self, state: QueuesState) -> None:
         """Take over the queues of an earlier process; :meth:`recover` determines their positions."""
         tails = self._record.tails
         for number, base, size, vector in state["cqs"]:
@@ -211,6 +240,7 @@ class QueueSet:
 
         A completion is stored first, then the head of its submission queue is noted, then the tail of its completion
         queue. So a completion at the noted tail was the last one. The head in it says whether its command was noted.
+        A queue that held answers has noted that it was giving one, because their order says nothing of the head.
         """
         posted = [found for queue in self.cqs.values() if (found := queue.take_posted()) is not None]
         for number, queue in self.sqs.items():
@@ -218,10 +248,14 @@ class QueueSet:
                 queue.head = admin_head
                 continue
             finished = queue.ring.recorded
-            following = (finished + 1) % queue.size
-            finished += any(each == (number, following) for each in posted)
+            if queue.ring.was_holding:
+                finished += queue.ring.was_giving and any(each[0] == number for each in posted)
+            else:
+                following = (finished + 1) % queue.size
+                finished += any(each == (number, following) for each in posted)
             queue.ring.start_split(finished & 0xFFFF)
             queue.head = queue.ring.finished % queue.size
+            self._hold(queue)
         for completions in self.cqs.values():
             completions.note()
 
