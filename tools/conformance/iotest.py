@@ -6,7 +6,7 @@ from typing import Final
 from tools.conformance.results import Outcome
 from tools.conformance.setting import Setting
 
-_SECONDS: Final = 480
+_SECONDS: Final = 3600
 #: What the common parts of QEMU's tests do is not needed: the script is run on a disk that is there.
 _SCRIPT: Final = """
 mkdir -p {place}/run

@@ -6,7 +6,7 @@ from typing import Final
 from tools.conformance.results import Outcome
 from tools.conformance.setting import Setting
 
-_SECONDS: Final = 3600
+_SECONDS: Final = 14400
 _SCRIPT: Final = """
 modprobe sg
 cd {place}/test

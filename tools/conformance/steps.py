@@ -8,7 +8,7 @@ from typing import Final
 from tools.conformance.results import Outcome
 from tools.conformance.setting import Setting
 
-_STEP_SECONDS: Final = 1200
+_STEP_SECONDS: Final = 3600
 _STEP: Final = """
 cat >/run/step <<'THE_END_OF_THE_STEP'
 {script}
