@@ -9,9 +9,14 @@ from typing import Final
 from tools.conformance.results import Outcome, Verdict
 from tools.conformance.setting import Setting
 
-_SECONDS: Final = 3600
+_SECONDS: Final = 14400
 _SCRIPT: Final = """
-export PATH={place}/src:$PATH
+# One test calls sudo, and some look for what null_blk can do without mounting configfs first.
+mkdir /run/sudo
+printf '#!/bin/sh\\nexec "$@"\\n' >/run/sudo/sudo
+chmod +x /run/sudo/sudo
+mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+export PATH=/run/sudo:{place}/src:$PATH
 cd {place}/tests
 bash ./zonefs-tests.sh -g /run/zonefs {node} >/run/zonefs.said 2>&1
 for log in /run/zonefs/[0-9]*.log
