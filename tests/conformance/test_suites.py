@@ -1,7 +1,7 @@
 """What suites print, and what is made of it."""
 
 from tools.conformance.blktests import parse_blktests
-from tools.conformance.devices import OURS, PEERS, SHAPES
+from tools.conformance.devices import MOUNT, OURS, PEERS, SHAPES
 from tools.conformance.fio import parse_fio
 from tools.conformance.iotest import parse_iotest
 from tools.conformance.libzbc import parse_libzbc
@@ -123,8 +123,10 @@ def test_a_step_says_why_it_failed() -> None:
 
 
 def test_a_suite_is_run_on_disks_that_there_are() -> None:
-    assert {suite.shape for suite in SUITES.values()} <= set(SHAPES)
-    assert all(set(suite.devices) <= {*OURS, *PEERS} for suite in SUITES.values())
-    assert "scsi_debug" not in SUITES["qemu"].devices, "250 GiB are more than memory"
-    assert SUITES["libzbc"].devices == ("SCSI", "scsi_debug")
+    assert {shape for suite in SUITES.values() for shape in suite.shapes} <= set(SHAPES)
+    assert all({name for name, _ in suite.places} <= {*OURS, *PEERS} for suite in SUITES.values())
+    assert ("scsi_debug", "large") not in SUITES["qemu"].places, "250 GiB are more than memory"
+    assert SUITES["libzbc"].places == (("SCSI", "limited"), ("scsi_debug", "limited"))
+    assert [key for key, suite in SUITES.items() if (MOUNT, suite.shapes[0]) in suite.places] == ["zonefs"]
+    assert SUITES["fio"].places[:2] == (("SCSI", "small"), ("SCSI", "capacity"))
     assert len({suite.name for suite in SUITES.values()}) == len(SUITES)

@@ -17,6 +17,9 @@ from tools.guest.machine import Guest
 from zonefs_emu.front_ends.vhost_user import BLK_CONFIG_BYTES
 
 _ROOT: Final = Path(__file__).parents[2]
+#: For a boot, a disk to appear, and two starts of Python: on a machine with other work an emulated processor is slow,
+#: and a run that takes hours may wait for it.
+_GUEST_SECONDS: Final = 1200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,10 @@ class Shape:
     block_bytes: int
     max_open_zones: int = 0
     """0 = no limit."""
+    max_active_zones: int = 0
+    """Of a disk with zone resources that can be active: ZBC has none. 0 = no limit."""
+    capacity_mib: int = 0
+    """The capacity of a sequential zone; 0 = its size."""
     fits_in_memory: bool = True
     """Whether scsi_debug can have it, which takes the memory for all of it at once."""
 
@@ -41,8 +48,11 @@ class Shape:
     def words(self, *, conventional: bool) -> str:
         """Return the shape in words."""
         of_these = f", {self.nr_conv} of them conventional" if conventional and self.nr_conv else ""
+        capacity = f" with a capacity of {self.capacity_mib} MiB" if self.capacity_mib else ""
         limit = f", at most {self.max_open_zones} open" if self.max_open_zones else ""
-        return f"{self.nr_zones} zones of {self.zone_mib} MiB{of_these}, blocks of {self.block_bytes} bytes{limit}"
+        limit += f" and {self.max_active_zones} active" if self.max_active_zones else ""
+        zones = f"{self.nr_zones} zones of {self.zone_mib} MiB{capacity}{of_these}"
+        return f"{zones}, blocks of {self.block_bytes} bytes{limit}"
 
 
 SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
@@ -53,10 +63,21 @@ SHAPES: Final[Mapping[str, Shape]] = MappingProxyType(
         "large": Shape(nr_zones=1000, zone_mib=256, nr_conv=0, block_bytes=512, fits_in_memory=False),
         # What a ZBC disk looks like, whose limits libzbc's tests go to.
         "limited": Shape(nr_zones=128, zone_mib=2, nr_conv=8, block_bytes=4096, max_open_zones=16),
+        # As ZNS drives are: a capacity below the zone size, two limits.
+        "capacity": Shape(
+            nr_zones=64, zone_mib=4, nr_conv=0, block_bytes=512, max_open_zones=12, max_active_zones=14, capacity_mib=3
+        ),
         # btrfs wants zones of 4 MiB or more; f2fs keeps its metadata in the conventional ones.
         "medium": Shape(nr_zones=128, zone_mib=16, nr_conv=16, block_bytes=4096, fits_in_memory=False),
+        # XFS has its metadata in conventional zones, 300 MiB of them at least.
+        "xfs": Shape(nr_zones=64, zone_mib=32, nr_conv=12, block_bytes=4096, fits_in_memory=False),
     }
 )
+
+
+def place_of(suite: str, name: str, shape: str) -> tuple[str, str, str]:
+    """Return the place, as runs have it, of a suite on the disk *name* of the shape with the name *shape*."""
+    return suite, name, SHAPES[shape].words(conventional=name not in ZNS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +94,17 @@ class Device:
 _FRONT_ENDS: Final[Mapping[str, Literal["scsi", "blk", "vfio"]]] = MappingProxyType(
     {"SCSI": "scsi", "virtio": "blk", "NVMe": "vfio"}
 )
-#: Devices of the guest's own kernel, whose daemon runs in the guest; by the name of the way in.
-_ATTACHED: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {"NVMe/TCP": ("nvme-tcp", "nvme_tcp"), "ublk": ("ublk", "ublk_drv")}
+#: Devices of the guest's own kernel, whose daemon runs in the guest: the way in, and the modules that it needs.
+_ATTACHED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "NVMe/TCP": ("nvme-tcp", "nvme_tcp"),
+        "ublk": ("ublk", "ublk_drv"),
+        "VDUSE": ("vduse", "vduse", "virtio_vdpa", "virtio_blk"),
+    }
 )
-OURS: Final = (*_FRONT_ENDS, *_ATTACHED)
+#: A zonefs that is mounted on this machine, without a guest and without a disk.
+MOUNT: Final = "mount"
+OURS: Final = (*_FRONT_ENDS, *_ATTACHED, MOUNT)
 #: A ZNS drive has no conventional zones.
 ZNS: Final = frozenset({"NVMe", "NVMe/TCP", "nvme-ns"})
 PEERS: Final = ("null_blk", "scsi_debug", "nvme-ns")
@@ -93,7 +120,7 @@ def machine(kit: Kit, names: tuple[str, ...], shape: Shape, directory: Path) -> 
                 place = directory / name
                 place.mkdir()
                 options = ["--serial", "ours"] if name == "NVMe" else []
-                one = Served(place, create=_options(name, shape), front_ends=[front_end], options=options)
+                one = Served(place, create=create_options(name, shape), front_ends=[front_end], options=options)
                 served[name] = stack.enter_context(one)
                 one.wait_until_ready()
         arguments: list[str] = []
@@ -108,21 +135,21 @@ def machine(kit: Kit, names: tuple[str, ...], shape: Shape, directory: Path) -> 
             ]
         if "nvme-ns" in names:
             arguments += _nvme_ns(directory / "nvme-ns.raw", shape)
-        guest = stack.enter_context(Guest(kit, qemu_arguments=arguments, memory_mib=2048))
+        guest = stack.enter_context(Guest(kit, qemu_arguments=arguments, memory_mib=2048, timeout=_GUEST_SECONDS))
         yield guest, [_device(guest, name, shape, served) for name in names]
 
 
 def _device(guest: Guest, name: str, shape: Shape, served: Mapping[str, Served]) -> Device:
     match name:
         case "SCSI":
-            node = guest.attach("scsi", served[name].scsi_socket, timeout=120).path
+            node = guest.attach("scsi", served[name].scsi_socket, timeout=_GUEST_SECONDS).path
         case "virtio":
             guest.load("virtio_blk")
-            guest.wait_until("[ -b /dev/vda ]", timeout=60)
+            guest.wait_until("[ -b /dev/vda ]", timeout=_GUEST_SECONDS)
             node = "/dev/vda"
         case "NVMe":
             node = _nvme(guest, "ours")
-        case "NVMe/TCP" | "ublk":
+        case "NVMe/TCP" | "ublk" | "VDUSE":
             node = _attached(guest, name, shape)
         case "nvme-ns":
             node = _nvme(guest, "peer")
@@ -136,35 +163,41 @@ def _device(guest: Guest, name: str, shape: Shape, served: Mapping[str, Served])
     return Device(name=name, ours=name in OURS, node=node, conventional=name not in ZNS)
 
 
-def _options(name: str, shape: Shape) -> str:
+def create_options(name: str, shape: Shape) -> str:
     """Return the options of ``zonefs-emu create``."""
     options = f"--size {shape.mib}M --zone-size {shape.zone_mib}M --block-size {shape.block_bytes}"
     if shape.nr_conv and name not in ZNS:
         options += f" --nr-conv {shape.nr_conv}"
+    if shape.capacity_mib:
+        options += f" --zone-capacity {shape.capacity_mib}M"
     if shape.max_open_zones:
         options += f" --max-open-zones {shape.max_open_zones}"
+    # A ZBC disk has no limit of active zones.
+    if shape.max_active_zones and name != "SCSI":
+        options += f" --max-active-zones {shape.max_active_zones}"
     return options
 
 
 def _attached(guest: Guest, name: str, shape: Shape) -> str:
-    via, module = _ATTACHED[name]
-    guest.load(module)
+    via, *modules = _ATTACHED[name]
+    for module in modules:
+        guest.load(module)
     command = f"{shlex.quote(sys.executable)} -m zonefs_emu"
     # The image lies in the guest's memory: its daemon is a process of the guest.
     script = f"""ip link set lo up
         export PYTHONPATH={shlex.quote(str(_ROOT))} PYTHONDONTWRITEBYTECODE=1 XDG_RUNTIME_DIR=/run/runtime
         mkdir -m 700 /run/runtime; mkdir /run/image; cd /run/image
-        {command} create disk.img {_options(name, shape)} >&2
+        {command} create disk.img {create_options(name, shape)} >&2
         {command} attach disk.img --via {via}"""
-    return guest.run(script, timeout=300).stdout.strip()
+    return guest.run(script, timeout=_GUEST_SECONDS).stdout.strip()
 
 
 def _nvme(guest: Guest, serial: str) -> str:
     guest.load("nvme")
     find = f"grep -lw {serial} /sys/class/nvme/nvme*/serial"
-    guest.wait_until(f"grep -qw {serial} /sys/class/nvme/nvme*/serial", timeout=60)
+    guest.wait_until(f"grep -qw {serial} /sys/class/nvme/nvme*/serial", timeout=_GUEST_SECONDS)
     number = guest.run(find).stdout.strip().removeprefix("/sys/class/nvme/nvme").removesuffix("/serial")
-    guest.wait_until(f"[ -b /dev/nvme{number}n1 ]", timeout=60)
+    guest.wait_until(f"[ -b /dev/nvme{number}n1 ]", timeout=_GUEST_SECONDS)
     return f"/dev/nvme{number}n1"
 
 
@@ -173,7 +206,11 @@ def _nvme_ns(image: Path, shape: Shape) -> list[str]:
         file.truncate(shape.mib << 20)
     blocks = f"logical_block_size={shape.block_bytes},physical_block_size={shape.block_bytes}"
     zones = f"zoned=true,zoned.zone_size={shape.zone_mib}M"
-    limits = f"zoned.max_open={shape.max_open_zones},zoned.max_active={shape.max_open_zones}"
+    if shape.capacity_mib:
+        zones += f",zoned.zone_capacity={shape.capacity_mib}M"
+    # It wants a limit of active zones with every limit of open ones.
+    max_active = shape.max_active_zones or shape.max_open_zones
+    limits = f"zoned.max_open={shape.max_open_zones},zoned.max_active={max_active}"
     return [
         *("-drive", f"file={image},id=zns,format=raw,if=none", "-device", "nvme,serial=peer,id=nvme"),
         *("-device", f"nvme-ns,drive=zns,bus=nvme,{blocks},{zones},{limits}"),
@@ -186,6 +223,7 @@ def _null_blk(guest: Guest, shape: Shape) -> str:
         f"""mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
         cd /sys/kernel/config/nullb; mkdir nullb0; cd nullb0
         echo 1 >zoned; echo {shape.block_bytes} >blocksize; echo {shape.mib} >size; echo {shape.zone_mib} >zone_size
+        echo {shape.capacity_mib or shape.zone_mib} >zone_capacity; echo {shape.max_active_zones} >zone_max_active
         echo {shape.nr_conv} >zone_nr_conv; echo {shape.max_open_zones} >zone_max_open
         echo 1 >memory_backed; echo 1 >power"""
     )
@@ -198,8 +236,9 @@ def _scsi_debug(guest: Guest, shape: Shape) -> str:
     guest.load(
         "scsi_debug", "zbc=managed", f"dev_size_mb={shape.mib}", f"sector_size={shape.block_bytes}",
         f"zone_size_mb={shape.zone_mib}", f"zone_nr_conv={shape.nr_conv}", f"zone_max_open={shape.max_open_zones}",
+        f"zone_cap_mb={shape.capacity_mib or shape.zone_mib}",
     )  # fmt: skip
-    guest.wait_until('[ "$(ls /sys/block | wc -l)" -gt ' + str(len(before)) + " ]", timeout=60)
+    guest.wait_until('[ "$(ls /sys/block | wc -l)" -gt ' + str(len(before)) + " ]", timeout=_GUEST_SECONDS)
     (name,) = guest.disks() - before
     return f"/dev/{name}"
 

@@ -39,6 +39,8 @@ class FileSystem:
     """Further steps on the mounted file system: names and scripts."""
     tool: tuple[str, str] | None = None
     """A checkout and a program in it that *make* calls as $tool."""
+    newer: tuple[tuple[str, str], ...] = ()
+    """Programs of the newer suite that the scripts call: names of functions, and where each program is."""
 
 
 _BTRFS: Final = FileSystem(
@@ -55,6 +57,17 @@ _F2FS_ON_TWO: Final = FileSystem(
     kind="f2fs",
     make="mkfs.f2fs -f -m -c $node $regular; tested=$regular",
     check="fsck.f2fs --dry-run $tested",
+)
+_XFS: Final = FileSystem(
+    kind="xfs",
+    # Its metadata lie in conventional zones: without any, a disk without zones holds them.
+    make="""[ $conventional = yes ] && disks=$node real_time= || disks=$regular real_time=,rtdev=$node
+    mkfs_xfs -q -f -r zoned=1$real_time $disks
+    tested="${real_time:+-o${real_time#,} }$disks"
+    """,
+    check="""[ $conventional = yes ] && repaired=$node || repaired="-r $node $regular"
+    xfs_repair -n $repaired""",
+    newer=(("mkfs_xfs", "usr/sbin/mkfs.xfs"), ("xfs_repair", "usr/sbin/xfs_repair")),
 )
 _DM_ZONED: Final = FileSystem(
     kind="ext4",
@@ -104,6 +117,9 @@ def run_file_system(system: FileSystem, setting: Setting) -> tuple[Outcome, ...]
         f"node={device.node} regular=/dev/loop0 conventional={conventional} tool={tool or ''}\n"
         "tested=$(cat /run/tested 2>/dev/null || true)\n"
     )
+    if setting.newer is not None:
+        for name, path in system.newer:
+            head += f'{name}() {{ {shlex.join(setting.newer.newer_program(path))} "$@"; }}\n'
     found: list[Outcome] = []
     for name, script in _steps(system, setting):
         if not script:
@@ -124,6 +140,7 @@ FILE_SYSTEMS: Final[Mapping[str, Callable[[Setting], tuple[Outcome, ...]]]] = Ma
             "f2fs": _F2FS,
             "f2fs on two devices": _F2FS_ON_TWO,
             "ext4 on dm-zoned": _DM_ZONED,
+            "XFS zoned": _XFS,
         }.items()
     }
 )

@@ -1,6 +1,6 @@
 """The results of suites on devices, kept as JSON beside this file. The page is made from all of them.
 
-A suite on a device is the part that runs by itself: a new run takes the place of the earlier one.
+A suite on a device of a shape is the part that runs by itself: a new run takes the place of the earlier one.
 """
 
 import json
@@ -27,7 +27,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A suite on a device."""
+    """A suite on a device of a shape."""
 
     suite: str
     version: str
@@ -38,6 +38,11 @@ class Run:
     commit: str
     """The commit of the emulator."""
     outcomes: tuple[Outcome, ...]
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Say what was run: a later run of the same takes the place of this one."""
+        return self.suite, self.device, self.shape
 
     def count(self, verdict: Verdict) -> int:
         """Return how many tests ended so."""
@@ -52,11 +57,11 @@ def load(path: Path) -> list[Run]:
 
 
 def keep(path: Path, run: Run) -> None:
-    """Add *run* to *path*, in the place of an earlier one of the same suite on the same device."""
+    """Add *run* to *path*, in the place of an earlier one of the same suite on the same device of the same shape."""
     with locked(path.with_suffix(".lock")):
-        others = [each for each in load(path) if (each.suite, each.device) != (run.suite, run.device)]
+        others = [each for each in load(path) if each.place != run.place]
         # In one order, so that a new run changes its own lines only.
-        path.write_text(dump(sorted((*others, run), key=lambda each: (each.suite, each.device))))
+        path.write_text(dump(sorted((*others, run), key=lambda each: each.place)))
     path.with_suffix(".lock").unlink(missing_ok=True)
 
 

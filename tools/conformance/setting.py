@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tools.conformance.devices import Device
 from tools.guest.machine import Guest, GuestTimeoutError
+from tools.guest.newer_kernel import NewerKernelKit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,8 @@ class Setting:
     """The suite's files."""
     programs: Path | None = None
     """Programs that the kit lacks; first in the guest's PATH."""
+    newer: NewerKernelKit | None = None
+    """The kit of the guest, if its kernel is the newer one."""
     suites: Path | None = None
     """The directory with all checkouts, for programs of other suites."""
 
