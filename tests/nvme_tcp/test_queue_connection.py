@@ -96,11 +96,21 @@ def test_data_that_does_not_fit_its_command(target: Target) -> None:
         queue = host.queue(1)
         short = queue.command(IoOpcode.WRITE, nsid=1, cdws=(0, 0, 1), length=BLOCK, inline=True)
         queue.sock.sendall(queue.capsule(short, bytes(BLOCK)))
-        assert queue.receive().status == 0x004
+        assert queue.receive().status == 0x00F
         outside = queue.command(IoOpcode.WRITE, nsid=1, cdws=(0, 0, 1), length=BLOCK)
         queue.sock.sendall(queue.capsule(outside))
-        assert queue.receive().status == 0x004
+        assert queue.receive().status == 0x00F
         assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
+
+
+def test_a_host_gets_no_more_data_than_it_has_room_for(target: Target) -> None:
+    """Linux ends a connection on which more arrives."""
+    with target.host() as host:
+        queue = host.queue(1)
+        short = queue.call(IoOpcode.READ, nsid=1, cdws=(0, 0, 1), room=BLOCK)
+        assert (short.status, short.data, short.do_not_retry) == (0x00F, b"", True)
+        assert host.ask(AdminOpcode.IDENTIFY, cdws=(1,), room=512).status == 0x00F
+        assert queue.call(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), room=2 * BLOCK).data == bytes(BLOCK)
 
 
 def test_damaged_data_costs_the_command_and_can_be_sent_again(target: Target) -> None:

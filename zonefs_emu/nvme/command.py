@@ -92,6 +92,11 @@ class Command(NamedTuple):
         """The number of logical blocks of reads and writes; the entry has one less."""
         return (self.cdw12 & 0xFFFF) + 1
 
+    @property
+    def sgl_bytes(self) -> int:
+        """How many bytes the SGL descriptor describes. Source: NVMe Base 2.0, "SGL Data Block descriptor"."""
+        return self.prp2 & 0xFFFFFFFF
+
 
 def parse(entry: "bytes | bytearray | memoryview", offset: int = 0) -> Command:
     """Return the command in the 64 bytes at *offset* of *entry*."""

@@ -94,3 +94,8 @@ class NvmeRule(Rule):
         "a completion queue is deleted after all submission queues that use it",
         "NVMe Base 2.0, Invalid Queue Deletion",
     )
+    NVME_DATA_LENGTH = (
+        617,
+        "the SGL descriptor of a command describes as many bytes as the command moves",
+        "NVMe Base 2.0, Data SGL Length Invalid",
+    )

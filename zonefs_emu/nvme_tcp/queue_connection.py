@@ -64,7 +64,6 @@ _WAIT_NS_MAX: Final = 3600 * 1_000_000_000
 _IOV_MAX: Final = 1024
 #: The host is not to retry what it did wrong, but may retry a command whose data came damaged.
 _TRANSIENT_TRANSPORT_ERROR: Final = 0x022
-_SGL_IN_CAPSULE: Final = 0x01
 _SGL_TRANSPORT: Final = 0x5A
 
 
@@ -293,17 +292,16 @@ class Connection:
             return
         try:
             length, from_host = self._transfer(controller, command)
+            if not from_host or not length:
+                self._execute(command, length, None)
+            elif len(data) == length:
+                self._execute(command, length, data)
+            elif len(data):
+                raise _data_length_error(len(data), length)
+            else:
+                self._ask_for_data(command, length)
         except RefusedError as refused:
             self._respond(command, self._refuse(command, refused))
-            return
-        if not from_host or not length:
-            self._execute(command, length, None)
-        elif len(data) == length:
-            self._execute(command, length, data)
-        elif len(data):
-            self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
-        else:
-            self._ask_for_data(command, length)
 
     def _transfer(self, controller: Controller, command: Command) -> tuple[int, bool]:
         """Return how many bytes *command* moves, and whether they come from the host; by the command alone."""
@@ -331,10 +329,8 @@ class Connection:
 
     def _ask_for_data(self, command: Command, length: int) -> None:
         """Have the host send the data of *command*."""
-        sgl_bytes, sgl_type = command.prp2 & 0xFFFFFFFF, command.prp2 >> 56
-        if sgl_type != _SGL_TRANSPORT or sgl_bytes != length:
-            self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
-            return
+        if command.prp2 >> 56 != _SGL_TRANSPORT or command.sgl_bytes != length:
+            raise _data_length_error(command.sgl_bytes, length)
         if command.cid in self._waiting:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES + 2, f"command {command.cid} while one of that number waits")
         if self._waiting_bytes + length > PENDING_BYTES_MAX or len(self._waiting) >= self._sq_size:
@@ -372,6 +368,8 @@ class Connection:
         """Carry out *command* with *data* from the host, or with room for *length* bytes for it."""
         try:
             answer = self._answer(command, length, data)
+            if answer is not None and len(answer.data) > command.sgl_bytes:  # the host has no room for the rest
+                answer = self._refuse(command, _data_length_error(command.sgl_bytes, len(answer.data)))
         except Exception as error:  # the boundary of a command
             self.server.unforeseen.contain("nvme", "a command", error)
             answer = Answer(NvmeStatus.INTERNAL_ERROR)
@@ -583,6 +581,10 @@ class Connection:
         poller = select.poll()
         poller.register(self._sock, select.POLLOUT)
         return bool(poller.poll(int(_SEND_S * 1000)))
+
+
+def _data_length_error(sgl_bytes: int, nr_bytes: int) -> RefusedError:
+    return RefusedError(NvmeRule.NVME_DATA_LENGTH, f"{sgl_bytes} bytes are described, {nr_bytes} are moved")
 
 
 def _without(parts: Sequence[bytes | memoryview], nr_bytes: int) -> list[bytes | memoryview]:
