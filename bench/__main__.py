@@ -63,7 +63,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="zonefs-emu-bench-", dir=".") as scratch:
             try:
                 rows += importlib.import_module(f"bench.{area}").rows(Path(scratch).resolve(), options.runs)
-            except Exception:  # the boundary of an area: what the others measured for minutes is not lost
+            except Exception:  # the boundary of an area: the figures of the others took minutes and are kept
                 traceback.print_exc()
                 failed.append(area)
         seconds[area] = time.monotonic() - begin

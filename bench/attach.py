@@ -6,8 +6,9 @@ ZNS drive, and the kernel's own NVMe target, nvmet, over TCP on another null_blk
 tcmu-runner does the same work in the same place as ublk and VDUSE, so their goals are relative to it. Our process runs
 in the guest too, so without hardware acceleration its interpreter and its copies are emulated, instruction by
 instruction. QEMU's drive is compiled code of the host, and null_blk a driver of the guest's own kernel without any
-other process. Neither has a goal: they show what is left to reach. null_blk copies each byte once, by the emulated
-processor, as whatever serves a disk from inside must; at 128 KiB and depth 32 that alone takes twice QEMU's time.
+other process. Neither has a goal: they show what is left to reach. The emulated processor copies each byte of null_blk
+once, as for every disk that is served inside the guest. At 128 KiB and depth 32 this copy alone takes twice QEMU's
+time.
 """
 
 import json

@@ -70,7 +70,7 @@ def rows(scratch: Path, runs: int) -> list[Row]:
 
 
 def _many_files(scratch: Path, runs: int) -> Iterator[Row]:
-    """Mount a million zones and list them; the processor time of either may be a share of the report's."""
+    """Mount a million zones and list them; the goal of either is a share of the processor time of the report."""
     image, mountpoint = scratch / "many.img", scratch / "many"
     mountpoint.mkdir()
     for arguments in (["create", image, "--size", f"{NR_FILES}M", "--zone-size", "1M"], ["mkfs", image]):
@@ -151,7 +151,7 @@ def fio_job(file: Path, direction: str, size: str, *, zoned: bool = False, nr_jo
 def _fill(file: Path) -> None:
     fd = os.open(file, os.O_WRONLY | os.O_DIRECT)
     size = os.fstat(fd).st_size
-    # A direct write wants aligned memory; an anonymous mapping is.
+    # A direct write needs aligned memory, and an anonymous mapping is aligned.
     import mmap  # noqa: PLC0415
 
     with mmap.mmap(-1, 1 << 20) as block:

@@ -35,7 +35,7 @@ class Row:
     *ours* and *peers* are medians in *unit*; *ratios* one per pair of runs, ours against the peer's, so that more is
     better whatever the unit. *goal* is the ratio to reach, or None where nothing was promised. *noise* is the spread of
     the peer against itself: the range of its figures by their median. A row without a peer has no ratios; its goal is a
-    *limit* in *unit*, which less is better than.
+    *limit* in *unit*, and a lower figure is better.
     """
 
     area: str

@@ -26,7 +26,8 @@ GOAL: Final = 1.05
 _RANDOM_READ: Final = "4 KiB random read, depth {}"
 _SLEEPING: Final = "sleeping at once"
 
-#: Of virtqueues: where it should show (depth), what the server without it does, and how it comes to do that.
+#: Heuristics of virtqueues: the depth at which the gain should show, what the server without it does, and the
+#: statements that make it do so.
 HEURISTICS: Final = (
     (1, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
     (4, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
@@ -50,7 +51,7 @@ def _virtqueues(scratch: Path, runs: int) -> list[Row]:
         for number, (depth, without, change) in enumerate(HEURISTICS):
             with our_disk(scratch, library, loop, name=f"without-{number}", change=change) as peer:
                 peer.fill()
-                os.sync()  # the host is not to write back while others are measured
+                os.sync()  # the host would otherwise write back while others are measured
 
                 def measure(disk: Disk, depth: int = depth) -> float:
                     return disk.read(15_000 if depth == 1 else 60_000, depth)

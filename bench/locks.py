@@ -21,7 +21,7 @@ from zonefs_emu.persist.image import Image
 NR_ZONES: Final = 1_000_000
 ZONE_SECTORS: Final = 2048
 LONG_SECTORS: Final = 64 * 2048
-#: What no command may exceed, in milliseconds.
+#: The longest time for which a command may hold the lock, in milliseconds.
 AT_MOST_MS: Final = 10
 
 

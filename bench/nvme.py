@@ -1,7 +1,8 @@
 """The drive over TCP, by the host's loopback interface.
 
-There is no client in C that needs no kernel module and can be installed by a package, so the loop is ours, in C
-(nvme_tcp_loop.c): one in Python costs more than the target. :mod:`bench.attach` has the kernel's driver and target.
+No package has a client in C that works without a kernel module, so the client's loop is C code of this project
+(nvme_tcp_loop.c). A loop in Python was rejected because it costs more than the target. :mod:`bench.attach` has the
+kernel's driver and target.
 """
 
 import ctypes

@@ -2,7 +2,7 @@
 
 usage: python -m bench.passthrough FILE MOUNTPOINT
 
-Handles are as ours are: direct for writers, cached for readers, attributes not kept.
+Its handles are those of the mount of zonefs_emu: direct for writers, cached for readers, attributes not kept.
 """
 
 import errno

@@ -39,10 +39,10 @@ TAILS_MAX: Final = 10.0
 #: 50,000 operations a second.
 SPEED_MAX_US: Final = 20.0
 _SPEED_COUNT: Final = 20_000
-#: Every so many of the jobs of mixes, odd because reads and writes alternate. There are hundreds, which differ in
-#: little, and each is a third of a second of a busy drive.
+#: One of this many jobs of mixes is measured: there are hundreds that differ in little, and each is a third of a second
+#: of a busy drive. The number is odd because reads and writes alternate.
 _EVERY_MIX: Final = 13
-#: Requests for a prediction: that is shown, which is as many as `zonefs-emu simulate` makes, and while searching.
+#: Requests for one prediction: as many as `zonefs-emu simulate` makes where the prediction is shown, fewer in a search.
 _COUNT: Final = 20_000
 _SEARCH_COUNT: Final = 200
 _SEARCH_ITERATIONS: Final = 6

@@ -1,7 +1,8 @@
 """vhost-user-blk through libblkio, beside qemu-storage-daemon on a plain file.
 
 They run side by side, each with its own connection, and are measured in turn by one client. Its loop is in C
-(blkio_loop.c): one in Python costs more than a request, and then it would be the client that is compared with itself.
+(blkio_loop.c). A loop in Python was rejected: it costs more than a request, so the figures would be those of the
+client.
 """
 
 import ctypes
@@ -26,7 +27,8 @@ NR_ZONES: Final = 4
 DEPTH: Final = 32
 BUFFER_BYTES: Final = DEPTH * 131072
 START_SECONDS: Final = 30
-#: Where what random reads read is written once, and where each sequential write goes after it was emptied.
+#: The place of random reads, which is written once, and that of sequential writes, which is emptied before each of
+#: them.
 READ_ZONE: Final = 1
 WRITE_ZONE: Final = 2
 READ_BYTES: Final = 128 << 20
@@ -97,7 +99,7 @@ def rows(scratch: Path, runs: int) -> list[Row]:
         }
         for disk in disks.values():
             disk.fill()
-        os.sync()  # the host is not to write back while others are measured
+        os.sync()  # the host would otherwise write back while others are measured
         for what, goal, pure_goal, measure in LOADS:
             figures: dict[str, list[float]] = {name: [] for name in disks}
             for number in range(runs):

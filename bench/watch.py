@@ -1,7 +1,7 @@
 """The cost of a page of ``watch --http`` for writers: 4 KiB writes through a mount, with a page open and without.
 
 The effect to be seen is 2 %, which is little beside the machine's other work. So a second row has the processor time
-that the page takes from the process of the mount, while there is just enough written for each look to find something.
+that the page takes from the process of the mount, while just enough is written that each look finds a change.
 The page has as many zones as a real drive.
 """
 
@@ -61,7 +61,7 @@ def _share(image: Path, file: Path, pid: int) -> float:
         fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_DIRECT)
         try:
             begin, before = time.monotonic(), processor_seconds_of(pid)
-            # A direct write wants aligned memory; an anonymous mapping is.
+            # A direct write needs aligned memory, and an anonymous mapping is aligned.
             with mmap.mmap(-1, 4096) as block:
                 while time.monotonic() < begin + SECONDS:
                     os.write(fd, block)
@@ -93,6 +93,6 @@ def _page(image: Path) -> Iterator[None]:
 
 
 def _drain(events: HTTPResponse) -> None:
-    with suppress(IncompleteRead):  # the server is told to end in the middle of its answer
+    with suppress(IncompleteRead):  # the server is terminated in the middle of its answer
         while events.read1(_RECEIVE_BYTES):
             pass

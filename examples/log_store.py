@@ -134,7 +134,7 @@ class LogStore:
             crc, key_length, value_length, number = _HEADER.unpack_from(record)
             length = _HEADER.size + key_length + value_length
             if length > len(record) or zlib.crc32(record[4:length]) != crc:
-                # Torn by a power cut. What is appended behind it would not be found, so nothing is.
+                # The record was torn by a power cut. A record behind it would not be found, so the zone takes no more.
                 _succeed(self._port.manage(Operation.FINISH, zone.start))
                 break
             nr_sectors = -(-length // self._block) * self._block // SECTOR_BYTES

@@ -152,7 +152,7 @@ class RemoveStatement:
 
     @classmethod
     def arguments(cls) -> tuple[()]:
-        """Return what the operator can be told: nothing."""
+        """Return the arguments of the operator, which has none."""
         return ()
 
 
@@ -580,7 +580,7 @@ def _run(
                     of_compiled = tuple(test for test in chosen_compiled[line] if test != OF_ALL)
                     compiled = _limits(of_compiled, compiled_reaches[directory].seconds, budget)
                     jobs.append(Job(path, item, Tests(pure, compiled)))
-            jobs.sort(key=lambda job: str(job.item.job_id))  # at random, so that what an end leaves untried is, too
+            jobs.sort(key=lambda job: str(job.item.job_id))  # at random, for interrupted runs
             print(f"{len(jobs)} mutants to try, {nr_jobs} at once", flush=True)
             begin = time.monotonic()
             for number, (job, result) in enumerate(pool.imap_unordered(_try, jobs), 1):
@@ -754,7 +754,7 @@ def _fork(output: int) -> int:
 def _run_tests(tests: Tests, _timeout: float) -> tuple[TestOutcome, str]:
     """Run *tests*, each for so many seconds at most. Stands for cosmic-ray's function, which starts a command."""
     result = TestOutcome.SURVIVED, "no test runs it"
-    # Most mutants die of the first file: to collect the others takes longer than to run it.
+    # The first file kills most mutants, and collecting the other files takes longer than running it.
     first = next((test.partition("::")[0] for test in tests.pure), "")
     rounds = (
         ({test: limit for test, limit in tests.pure.items() if test.partition("::")[0] == first}, False),
@@ -775,7 +775,7 @@ def _run_once(tests: Mapping[str, float], *, is_compiled: bool) -> tuple[TestOut
         child = _fork(output.fileno())
         if not child:
             status = _NOT_RUN
-            # For what hangs while tests are collected; it is killed by the signal.
+            # The limit of a collection that hangs; the signal kills the process.
             signal.alarm(COLLECTION_SECONDS)
             chosen = Chosen(tests)
             try:

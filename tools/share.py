@@ -4,8 +4,9 @@ r"""Write share/: manual pages and shell completion, so that they cannot differ 
     PYTHONPATH=. .venv/bin/python tools/share.py
 
 A wheel installs the files of share/ (pyproject.toml, data-files), and building it needs no import of the program.
-tests/test_share.py compares them with what this makes. Completion is click's own. The pages are ours: click-man 0.6
-escapes no backslash and no leading dot, shows click's \b marks, and fills examples like a paragraph.
+tests/test_share.py compares them with what this makes. Completion is click's own. The manual pages are made here and
+not by click-man 0.6, which escapes no backslash and no leading dot, shows click's \b marks, and fills examples like a
+paragraph.
 """
 
 import inspect

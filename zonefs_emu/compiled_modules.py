@@ -16,7 +16,7 @@ from typing import Final
 
 #: The variable of the environment that switches the compiled modules off, unless it is empty or 0.
 PURE: Final = "ZONEFS_EMU_PURE"
-#: The module that serves virtqueues, which stands for all of them where people are told.
+#: The module that serves virtqueues; output for people says of it alone whether it is used.
 RING_WALKER: Final = "zonefs_emu.virtqueue.walker"
 _PACKAGE: Final = Path(__file__).parent
 #: The modules and what each is built from, in the order in which they need one another.

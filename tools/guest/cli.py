@@ -118,7 +118,7 @@ def _follow(guest: Guest, job: Job) -> int:
     outputs = ((job.directory / "stdout", sys.stdout.buffer), (job.directory / "stderr", sys.stderr.buffer))
     positions = [0, 0]
     while True:
-        # Looked at before the output is copied: what came after is then copied too.
+        # Read before the output is copied, so that all output from before the end is copied.
         status = job.returncode
         for number, (path, output) in enumerate(outputs):
             with path.open("rb") as source:

@@ -21,7 +21,7 @@ def build_initramfs(kit: Kit) -> bytes:
 
 
 def build_small_initramfs(kit: Kit, init: str, *, modules: Sequence[str], applets: Sequence[str]) -> bytes:
-    """The same without the host's files, for a guest that nothing ties to this QEMU: *init* is all that it does.
+    """The same without the host's files, for a guest that may move to another QEMU: it runs *init* and nothing else.
 
     Args:
         kit: whose kernel it is for.

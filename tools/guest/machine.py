@@ -33,7 +33,7 @@ _COMMAND_LINE: Final = (
     "quiet",
     "panic=-1",  # with -no-reboot: a panic ends QEMU
     "mitigations=off",
-    # The check counts ticks while it loops, and on a busy host it has seen too few: then Linux panics.
+    # The check counts timer ticks in a loop. On a busy host it counts too few, and then Linux panics.
     "no_timer_check",
     "random.trust_cpu=on",
     "nvme_core.multipath=0",  # the multipath head hides the zone limits
@@ -387,7 +387,7 @@ class Guest:
 
     def close(self) -> None:
         """End the guest at once, as a power cut would, and remove its files; harmless if it has ended."""
-        # QEMU gives our terminal back when it is asked to go, and cannot hear that while a back-end keeps it waiting.
+        # QEMU restores the terminal when it is asked to quit, but takes no command while it waits for a back-end.
         self._qemu.terminate()
         try:
             self._qemu.wait(_TERMINATION_SECONDS)
@@ -509,8 +509,8 @@ def _is_listening(socket_path: Path) -> bool:
 def _machine_arguments(memory_mib: int, processors: int) -> list[str]:
     return [
         *("-nodefaults", "-no-reboot", "-display", "none"),
-        # Never KVM: that its node is there does not mean that a stock kernel runs under it.
-        # Without the two features, kernels copy by eight bytes: an emulated processor copies byte by byte with them.
+        # KVM is never used: a present /dev/kvm does not mean that a stock kernel runs under it. Kernels copy eight
+        # bytes at a time without the two features; with them an emulated processor copies byte by byte.
         *("-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-smp", str(processors)),
         # Back-ends map the guest's memory, so it must be a shared mapping.
         *("-object", f"memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),

@@ -24,7 +24,7 @@ from tools.soak.crowd import Crowd
 from tools.soak.formats import Formats
 
 _PROGRESS_SECONDS: Final = 10
-#: What the daemon may grow by after it has warmed up: noise of the allocator, not a leak.
+#: How much the daemon may grow after it has warmed up, because the allocator's memory varies without a leak.
 _GROWTH_KIB_MAX: Final = 8 << 10
 _EXAMPLES_A_ROUND: Final = 20
 _READING_SECONDS_MAX: Final = 60
@@ -107,7 +107,7 @@ def formats(files: Formats, seconds: float) -> str:
     """Read damaged files."""
     progress = Progress("formats", seconds)
     while progress.elapsed < 1:
-        # A reader that does not come back cannot be stopped from here: this says where it is, and ends the soak.
+        # A reader that hangs cannot be stopped from another thread, so this prints its stack and ends the soak.
         faulthandler.dump_traceback_later(_READING_SECONDS_MAX, exit=True)
         files.step()
         faulthandler.cancel_dump_traceback_later()

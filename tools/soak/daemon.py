@@ -20,8 +20,8 @@ from zonefs_emu.model.geometry import Geometry
 
 ZONE: Final = 4096
 ZONE_BLOCKS: Final = ZONE // BLOCK_SECTORS
-#: The super block lies in zone 0, zone 1 is for those that mean harm, and 120 are for the loads; fewer may be open than
-#: are written to. All are sequential, because NVMe knows no others.
+#: The super block lies in zone 0, zone 1 is for hostile guests and hosts, and 120 are for the loads; fewer may be open
+#: than are written to. All are sequential, because NVMe knows no others.
 GEOMETRY: Final = Geometry(
     size=122 * ZONE, zone_size=ZONE, zone_capacity=ZONE, block_size_bytes=BLOCK_BYTES,
     write_granularity=BLOCK_SECTORS, max_open_zones=6, max_append=ZONE,
@@ -79,7 +79,7 @@ class Daemon:
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended, be it by itself."""
+        """Whether its process still runs."""
         return self._process is not None and self._process.poll() is None
 
     @property

@@ -64,7 +64,7 @@ class Formats:
         """Damage one file and have it read.
 
         Raises:
-            Exception: whatever its reader let through; a ZonedError with a sentence is an answer.
+            Exception: one of its reader that is no ZonedError with a sentence, which would be an answer.
         """
         kinds: tuple[tuple[str, Callable[[], None]], ...] = (
             ("images", self._read_image),

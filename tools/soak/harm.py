@@ -89,7 +89,7 @@ class GarbageLoad(Load):
                 peer.sendall(self._words())
                 if rng.random() < 0.5:
                     peer.recv(1 << 16)
-        except OSError:  # it drops us, as it should
+        except OSError:  # the daemon drops the connection, as it should
             pass
         finally:
             if peer is not None:
@@ -109,7 +109,7 @@ class GarbageLoad(Load):
             case 1:  # a header of vhost-user: request, flags, length
                 words = (rng.randrange(48), rng.choice((1, 9, 5, 0)), rng.choice((len(body), rng.randrange(5000))))
                 return b"".join(word.to_bytes(4, "little") for word in words) + body
-            case 2:  # lengths of the control socket, true or not
+            case 2:  # a length as on the control socket, right or wrong
                 text = rng.choice((b'{"verb":"report"}', b'{"verb":[]}', b"[]", b'{"verb":"write","zone_no":-1}', body))
                 lengths = rng.choice(((len(text), 0), (len(text), len(body)), (rng.randrange(1 << 31), 0)))
                 return MAGIC + b"".join(length.to_bytes(4, "little") for length in lengths) + text
@@ -118,10 +118,10 @@ class GarbageLoad(Load):
 
 
 class HostileLoad(Load):
-    """A guest that means harm: chains of any length, made of descriptors that name the same memory or none.
+    """A hostile guest: chains of any length, made of descriptors that name the same memory or none.
 
-    It writes to zone 1 only, which no other load uses, and resets it, so that there is room again. What it gets for an
-    answer is its own affair: an error, a broken ring, an end of the connection.
+    It writes to zone 1 only, which no other load uses, and resets it, so that there is room again. Its answers are not
+    judged: an error, a broken ring or an end of the connection are all right.
     """
 
     def __init__(self, daemon: Daemon, name: str, seed: int, path: Path, *, nr_queues: int) -> None:

@@ -380,7 +380,7 @@ class VduseDriver:
         return self.kernel.fileno()
 
     def close(self) -> None:
-        """Reset the device, whatever it says to that, and let the queue go."""
+        """Reset the device, also if it refuses that, and let the queue go."""
         self.kernel.queue = None
         self.kernel.tell(Message.SET_STATUS, bytes([0]))
         self.queues[0].close()

@@ -44,10 +44,10 @@ from zonefs_emu.vduse.vduse_device import VduseDevice
 
 _DEPTH: Final = 8
 _FUA: Final = 1 << 13
-#: How likely a function's next call raises. A loop that fails so and so often in a row is given up, and the functions
-#: that each step of it calls must not all be planted one after the other.
+#: How likely a function's next call raises. A loop that fails several times in a row is given up, so the functions that
+#: each step of it calls must not all raise one after the other.
 _PROBABILITY: Final = 0.03
-#: So many requests of every load without a new exception: there is none left to meet.
+#: After so many requests of every load without a new exception, none is left to be planted.
 _NR_QUIET_REQUESTS: Final = 400
 _SECONDS_MAX: Final = 500
 #: For the end: users wait for an answer for 60 s, and front-ends for the host's disk for less.

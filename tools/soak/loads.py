@@ -29,8 +29,8 @@ from zonefs_emu.front_ends.known import open_target
 
 WRITE_BLOCKS_MAX: Final = 16
 _ENDING_SECONDS: Final = 10
-#: Exceptions are planted into what a client does after a loss as well, so it tries again: more often than functions
-#: lie on its way.
+#: How often a client connects again after a loss. Exceptions are planted on that way too, one for each function, so
+#: this is more than the functions on it.
 RECOVERIES_MAX: Final = 1000
 #: How often a load asks for something other than data.
 LOOK_SHARE: Final = 0.05

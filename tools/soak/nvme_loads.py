@@ -1,4 +1,4 @@
-"""Hosts of NVMe over TCP: one that knows what its zones hold, and one that means harm; and a guest of vfio-user."""
+"""Hosts of NVMe over TCP: one that knows what its zones hold, and a hostile one; and a guest of vfio-user."""
 
 import os
 import socket
@@ -166,9 +166,9 @@ class VfioLoad(NvmeLoad):
 
 
 class HostileHostLoad(Load):
-    """A host that means harm: commands and data that contradict each other, or the protocol.
+    """A hostile host: commands and data that contradict each other, or the protocol.
 
-    It writes to zone 1 only, which no other load uses. What it gets for an answer is its own affair.
+    It writes to zone 1 only, which no other load uses. Its answers are not judged.
     """
 
     def step(self) -> None:
@@ -187,7 +187,7 @@ class HostileHostLoad(Load):
                         queue.sock.settimeout(_HOSTILE_SECONDS)
                     for _ in range(rng.randrange(1, 20)):
                         self._send(rng.choice(queues), is_admin=rng.random() < 0.5)
-        except OSError:  # it drops us, as it should
+        except OSError:  # the daemon drops the connection, as it should
             if not self.target.is_running:
                 raise GoneError from None
         self.nr_done += 1

@@ -34,9 +34,9 @@ PACKAGE: Final = str(Path(zonefs_emu.__file__).parent)
 PLANTED_VARIABLE: Final = "ZONEFS_EMU_PLANTED"
 SEED_VARIABLE: Final = "ZONEFS_EMU_PLANTING_SEED"
 _ONCE_PROBABILITY: Final = 0.25
-#: What reports an exception is not itself a place for one.
+#: Files that report exceptions, into which none is planted.
 _SPARED: Final = frozenset((f"{PACKAGE}/device/unforeseen.py",))
-#: Where the innermost boundary is that of a whole front-end: an exception there ends it, and with it the load.
+#: Files whose innermost boundary is that of a whole front-end: an exception there ends it, and with it the load.
 #: tests/daemon/test_session.py has those.
 _ENDING: Final = frozenset((f"{PACKAGE}/daemon/session.py",))
 
@@ -95,7 +95,7 @@ class Planter:
     def _is_below_boundary(self, frame: FrameType) -> bool:
         caller: FrameType | None = frame
         while caller is not None:
-            # What a finalizer raises, Python itself ignores.
+            # Python ignores an exception of a finalizer.
             if caller.f_code.co_filename in _SPARED or caller.f_code.co_name == "__del__":
                 return False
             if any(caller.f_lineno in lines for lines in self._boundaries.get(caller.f_code.co_filename, ())):

@@ -74,7 +74,7 @@ class _Look:
 class PageServer:
     """Serves the page of *image* to browsers; *interval_s* is the time between two reads while there is one.
 
-    The URL is known once :meth:`run` has told its task status.
+    The URL is known once :meth:`run` has called ``started`` of its task status.
     """
 
     def __init__(self, image: Path, *, interval_s: float, host: str = "127.0.0.1", port: int = 0) -> None:

@@ -53,7 +53,7 @@ class MemoryBacking:
         self.memory[offset : offset + len(data)] = data
 
     def sync(self) -> None:
-        """Do nothing: memory is as durable as it gets."""
+        """Do nothing: memory has no cache that could be synced."""
 
     def punch(self, offset: int, length: int) -> None:
         """Turn the range into zeros."""

@@ -332,7 +332,7 @@ class NvmeQueue(IoCommands):
         kind, _ = auth_messages.kind_of(reply.data)
         if kind == Message.FAILURE1:
             why = auth_messages.parse_failure(reply.data)
-            raise AuthenticationError(why, f"the target does not take the host for what it says: {why}")
+            raise AuthenticationError(why, f"the target does not accept the proof of the host's name: {why}")
         assert kind == expected, f"message {kind:04X}h"
         return reply.data
 
