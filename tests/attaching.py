@@ -146,7 +146,7 @@ class Place:
         self.sh(f"Z report {image} --format blkzone >ours; blkzone report {node} >theirs; diff ours theirs")
 
     def wait_until_written_or_read(self, node: str, nr_requests: int) -> None:
-        """Wait until the disk has done so many requests more than now: whoever uses it is at work."""
+        """Wait until the disk has done so many requests more than now, which shows that its user is at work."""
         self.sh(self.waiting(node, nr_requests))
 
     @staticmethod
@@ -266,7 +266,7 @@ def check_zone_operations(place: Place, via: str) -> None:
     place.assert_reports_agree(node, "like.img")
     assert json.loads(place.sh("Z info like.img --json").stdout)["max_active_zones"] == 7
     place.sh("rm like.img")
-    # Five may be open. The zone that is open implicitly gives way to the fifth; nobody does to the sixth.
+    # Five may be open. The implicitly open zone is closed for the fifth; no zone can be closed for the sixth.
     place.sh("".join(zone("open", number) for number in (8, 9, 10, 11)))
     assert place.sh(zone("open", 12), check=False).returncode
     assert "max_open_zones zones are open" in place.sh("Z why b.img").stdout
@@ -306,7 +306,7 @@ def check_killed_while_btrfs_writes(place: Place, via: str) -> None:
 
 
 def check_detached_with_requests_in_flight(place: Place, via: str) -> None:
-    """Whoever reads gets data, errors or the end, and is not held up; the node goes, the image is whole."""
+    """A reader gets data, errors or the end in time; then the node is gone and the image is whole."""
     place.create("d.img")
     node = place.attach("d.img", via)
     reader = place.guest.start(

@@ -73,7 +73,7 @@ class Served:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
-        """Start the daemon; whoever connects waits until its socket listens."""
+        """Start the daemon; clients wait until its socket listens."""
         assert self._daemon is None
         self._nr_starts += 1
         command = [sys.executable, "-m", "zonefs_emu", "serve", str(self.image), *self._options]

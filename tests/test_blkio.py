@@ -1,4 +1,4 @@
-"""libblkio as a client of our vhost-user-blk: a front-end that nobody here has written.
+"""libblkio as a client of our vhost-user-blk: a front-end from outside this project.
 
 It does not accept ZONED. So it sees a disk, on which what a zone allows works and all else is an error.
 """

@@ -1,4 +1,4 @@
-"""Images for the verbs, held by nobody or by a daemon in a process of its own."""
+"""Images for the verbs, held by no process or by a daemon in a process of its own."""
 
 import os
 import subprocess
@@ -121,7 +121,7 @@ def held(path: Path, *, timing: str = "none") -> Iterator[None]:
 
 @pytest.fixture(params=["offline", "live"])
 def image(request: pytest.FixtureRequest, fresh: Path) -> Iterator[Path]:
-    """``fresh``, once held by nobody and once by a daemon: a verb must not be able to tell."""
+    """``fresh``, once held by no process and once by a daemon: verbs must do the same in both cases."""
     if request.param == "offline":
         yield fresh
         return

@@ -107,7 +107,7 @@ def test_the_daemon_of_a_user_who_may_not_write_the_image_is_not_believed(alices
 def test_a_stranger_in_the_daemons_place_is_no_daemon(alices: Path, expect_warning: Callable[[str], None]) -> None:
     name = f"\0zonefs-emu/{rendezvous.socket_name(alices)}"
     with running(AS_USER.format(uid=BOB) + LISTEN.format(name=name) + "sys.stdin.read()") as process:
-        # Held by nobody: the image is opened.
+        # No process holds the image, so it is opened.
         assert json.loads(ok("info", alices, "--json"))["pid"] is None
         # A daemon that finds its name taken says by whom, and is found by those who share its directory.
         expect_warning(f"is taken by process {process.pid} of user ")

@@ -145,7 +145,7 @@ def test_what_a_killed_mount_leaves_is_taken_away_by_the_next(mounted: Path, dir
     os.kill(pid, signal.SIGKILL)
     wait_gone(pid)
     assert json.loads(ok("report", mounted, "--json"))["zones"][2]["written"] == BLOCK // 512
-    # Somebody is still in it: that is no obstacle.
+    # A process still has its working directory there, which is no obstacle.
     stuck = os.open(directory, os.O_PATH)
     done = subprocess.run(command("mount", mounted, directory), capture_output=True, text=True, check=False)
     os.close(stuck)

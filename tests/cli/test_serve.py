@@ -306,7 +306,7 @@ def test_a_second_server_is_told_who_serves(fresh: Path, tmp_path: Path) -> None
 def test_a_mount_and_a_guest_on_one_image(fresh: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     directory = tmp_path / "mnt"
     directory.mkdir()
-    # A mount whose process was killed stays until somebody takes it away.
+    # A mount whose process was killed stays until it is unmounted.
     request.addfinalizer(lambda: subprocess.run(["fusermount3", "-uzq", directory], check=False))
     ok("mkfs", fresh)
     path = tmp_path / "blk"

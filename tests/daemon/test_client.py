@@ -45,8 +45,8 @@ def test_a_short_command_of_somebody_else_is_waited_for(image: Path) -> None:
 
 def test_who_holds_it_longer_is_named(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BUSY_S", 0.1)
-    device = ZonedDevice.open(image, owner="somebody else")
-    with pytest.raises(ImageBusyError, match="is in use by somebody else"):
+    device = ZonedDevice.open(image, owner="another program")
+    with pytest.raises(ImageBusyError, match="is in use by another program"):
         open_target(image)
     device.close()
 

@@ -331,7 +331,7 @@ async def test_an_unforeseen_error_is_the_answer_to_its_verb(
 
 def _broken_afterwards(_request: object, _payload: bytes) -> Iterator[Message]:
     yield {"done": True}, b""
-    message = "a bug that nobody waits for"
+    message = "a bug in a request without a reader"
     raise AssertionError(message)
 
 

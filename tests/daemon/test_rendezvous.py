@@ -74,7 +74,7 @@ def test_without_a_runtime_directory_the_temporary_one_serves(
         peer.close()
 
 
-# One bit of group and others at a time: each of them lets somebody in, list or change the directory.
+# One bit of group and others at a time: each of them lets other users enter, list or change the directory.
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o720, 0o740, 0o770, 0o701, 0o702, 0o704])
 def test_a_directory_that_others_can_enter_is_not_used(
     mode: int, image: Path, runtime_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,7 +86,7 @@ def test_a_directory_that_others_can_enter_is_not_used(
     listener, path = rendezvous.listen(image, backlog=1)
     listener.close()
     assert path.parent != open_to_all
-    # A socket that somebody else put there is not talked to.
+    # No request is sent to a socket that another user has put there.
     with socket.socket(socket.AF_UNIX) as trap:
         monkeypatch.chdir(open_to_all)  # the whole path may be longer than an address can be
         trap.bind(rendezvous.socket_name(image))

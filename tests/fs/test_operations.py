@@ -34,7 +34,7 @@ def fails(errno_no: int) -> Iterator[None]:
 
 
 class Kernel:
-    """Calls handlers as the kernel does, with doubles for what pyfuse3 lets nobody build."""
+    """Calls handlers as the kernel does, with doubles for the objects that only pyfuse3 itself can make."""
 
     def __init__(self, bench: Bench, options: str = "") -> None:
         self.bench = bench

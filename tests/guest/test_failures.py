@@ -46,7 +46,7 @@ def test_zonefs_meets_failing_writes(guest: Guest, tmp_path: Path) -> None:
         disk = guest.attach("scsi", served.scsi_socket)
         mount_zonefs(guest, disk, "errors=zone-ro")
         assert [append(guest, number, 1) for number in range(4)] == ["ok"] * 4
-        # Once. sd tries again, and nobody notices.
+        # One failure: sd tries again, and the program gets no error.
         served.verb("inject", "fail", "--on", "write", "--zone", "1")
         # Two blocks get there. When sd tries again, that is not wp any more.
         served.verb("inject", "partial", "--on", "write", "--zone", "2", "--size", "8K")

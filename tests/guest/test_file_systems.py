@@ -44,7 +44,7 @@ os.fsync(fd)
 
 @contextmanager
 def mounted_by_fuse(served: Served) -> Iterator[Path]:
-    """Mount the image, which nobody serves, by our own file system."""
+    """Mount the image, which no process serves, by the file system of this package."""
     served.verb("mount", str(served.mount_point))
     try:
         yield served.mount_point

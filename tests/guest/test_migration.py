@@ -23,8 +23,8 @@ NR_RECORDS: Final = 240
 FIRST_BLOCK: Final = 4 * 1024  # zone 4, in blocks of 4 KiB
 APPLETS: Final = ("cat", "dd", "echo", "head", "insmod", "mount", "poweroff", "printf", "sh", "usleep")
 
-# Numbered blocks one after the other; then reads them all. Whatever guest memory did not arrive shows: what a
-# read puts there was marked for moving by nobody but the back-end.
+# Numbered blocks one after the other; then reads them all. Whatever guest memory did not arrive shows: only the
+# back-end marks the pages that a read fills as changed.
 INIT: Final = f"""#!/bin/sh
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -159,7 +159,7 @@ def test_a_guest_that_writes_moves(tmp_path: Path) -> None:
             second.wait_for("written ")
             second.move(f"exec:cat >{saved}")
             second.quit()
-        # Nobody is there; so the disk may change hosts, too.
+        # No guest uses the disk, so it may change hosts, too.
         served.stop()
         served.start()
         served.wait_until_ready()

@@ -35,7 +35,7 @@ def test_presets_are_the_drives_that_they_say() -> None:
 
 
 def test_presets_in_numbers() -> None:
-    """Written down once more: whoever uses a preset counts on its shape."""
+    """The shapes are written down once more, because users of a preset rely on its shape."""
     mib = 1 << 20
     numbers = {
         name: (p.size_bytes, p.zone_size_bytes, p.zone_capacity_bytes, p.nr_conv, p.block_size_bytes, p.max_open_zones,

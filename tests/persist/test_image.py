@@ -143,7 +143,7 @@ def test_a_failing_host_fails_one_command_and_loses_nothing_else(fail_at: int, *
         world.device.close()
     answered = world.history[-1].after
     reopened = snapshot(Image.load(MemoryBacking(bytearray(backing.memory)), backing.length, BOOT), backing.memory)
-    # A write that failed may have changed sectors of a conventional zone, and sectors beyond wp, which nobody reads.
+    # A write that failed may have changed sectors of a conventional zone, and sectors beyond wp, which are never read.
     sequential = list(GEOMETRY.sequential_zones())
     if "sync" not in backing.failed and not is_closing and backing.failed[0] == "write" and not in_flush(world):
         assert [reopened[zone_no] for zone_no in sequential] == [answered[zone_no] for zone_no in sequential]
@@ -610,7 +610,7 @@ def test_the_journal_is_compacted_once_in_many_flushes() -> None:
 
 def test_nothing_is_answered_while_closing_that_the_clean_mark_does_not_cover() -> None:
     class Closing(MemoryBacking):
-        """Somebody writes while the last flush syncs."""
+        """Write while the last flush syncs."""
 
         late: list[Status]
 
@@ -874,7 +874,7 @@ def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callab
     functions: dict[CodeType, int] = {}
 
     def called(frame: FrameType, event: str, _argument: object) -> None:
-        # A generator is also called to be closed, where nobody hears what it raises.
+        # A generator that is closed runs too, and Python ignores what it raises then.
         is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
         if event == "call" and frame.f_code.co_filename.startswith(PACKAGE) and not is_generator:
             functions[frame.f_code] = functions.get(frame.f_code, 0) + 1

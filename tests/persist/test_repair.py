@@ -486,8 +486,8 @@ def test_without_a_backup_nothing_is_changed(path: Path, monkeypatch: pytest.Mon
 
 
 def test_an_image_in_use_is_refused(path: Path) -> None:
-    image = Image.open(path, owner="somebody")
-    with pytest.raises(ImageBusyError, match=r"in use by somebody \(pid \d+\), and is repaired only when nothing uses"):
+    image = Image.open(path, owner="vgchange")
+    with pytest.raises(ImageBusyError, match=r"in use by vgchange \(pid \d+\), and is repaired only when nothing uses"):
         repair_image(path)
     image.close()
     backing = FileBacking.open(path, readonly=True)

@@ -214,7 +214,7 @@ def test_what_follows_on_a_missing_record_counts() -> None:
     memory = fresh_memory(GEOMETRY)
     records = [record(1, (1, CL, 3), (2, CL, 3)), record(2, (3, CL, 3)), record(3, (1, CL, 12), (999, CL, 1))]
     journal_of(memory, GEOMETRY, records)
-    # Zone 2 was not changed by the record that is missing, zone 3 was, and zone 4 has data that nobody speaks of.
+    # Zone 2 was not changed by the record that is missing, zone 3 was, and zone 4 has data that no record mentions.
     for zone_no, nr_sectors in ((1, 12), (2, 3), (3, 3), (4, 11)):
         start = zone_no * 32 * 512
         memory[start : start + nr_sectors * 512] = b"d" * nr_sectors * 512

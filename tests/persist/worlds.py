@@ -167,7 +167,7 @@ class World:
         cycled = [power_cycled(state) for state in allowed]
         candidates = [[state[zone_no] for zone_no in sequential] for state in cycled]
         if was_clean:
-            # Stopped in order: nobody used the device when power went, and conditions last across clean stops.
+            # Stopped in order: no process used the device when power went, and conditions last across clean stops.
             is_closing = self.closing_position is not None and position >= self.closing_position
             assert is_closing or position <= self.open_position
             candidates += [[state[zone_no] for zone_no in sequential] for state in allowed]

@@ -189,7 +189,7 @@ def test_no_controller_is_ready_that_was_reset_while_no_daemon_was_there(device:
     assert client.register(Register.CC) == 0x460061
     adopted = find(device, places)
     assert adopted is not None
-    assert client.register(Register.CSTS) == 0, "nobody has served it yet"
+    assert client.register(Register.CSTS) == 0, "no daemon has served it yet"
     vanish(adopted)
     with served(device, places):
         client.reset()

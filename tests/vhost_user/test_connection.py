@@ -63,7 +63,7 @@ def test_too_many_descriptors_are_closed(pair: tuple[Connection, socket.socket])
     with pytest.raises(PeerError, match="more file descriptors"):
         connection.receive()
     connection.close()
-    assert os.read(reader, 1) == b"", "nobody holds the other end any more"
+    assert os.read(reader, 1) == b"", "the other end is closed"
     os.close(reader)
 
 

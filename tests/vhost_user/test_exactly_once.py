@@ -261,7 +261,7 @@ def only_our_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["split", "packed"])
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Answers, instants and final contents of a life that nobody ends."""
+    """Answers, instants and final contents of a process that is not killed."""
     packed: bool = request.param
     return undisturbed_life(tmp_path_factory.mktemp("undisturbed"), packed=packed)
 
@@ -384,7 +384,8 @@ def test_a_refusal_that_was_not_shown_may_be_another_after_a_kill(
 
 
 def test_a_zone_that_others_changed_is_not_guessed_at(tmp_path: Path) -> None:
-    """Killed between intent and landing, and then another front-end writes: nobody can tell any more."""
+    """A kill between begin and commit, and then a write of another front-end: whether the first write was done is
+    unknown."""
     path = create(tmp_path / "image", GEOMETRY)
     guest = Guest(packed=False)
     start = 3 * ZONE

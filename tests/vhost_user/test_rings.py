@@ -26,7 +26,7 @@ def test_stop_and_go_on(frontend: Frontend) -> None:
     for round_no in range(4):
         assert BlkDriver(queue).write(2 * ZONE + round_no, bytes(512)) == 0
         assert frontend.stop_queue(queue) == queue.ring.base
-        # What is made available while nobody serves is served later.
+        # A request that is made available while no process serves is served later.
         number = queue.submit([BlkDriver.header(blk_codec.T_IN, 0)], [512, 1])
         frontend.start_queues()
         assert queue.wait(number)[1][1] == b"\0"

@@ -80,7 +80,7 @@ def test_is_given_back(flags: int, place: int, given_back: bool) -> None:
 
 
 def test_several_given_back_appear_at_once() -> None:
-    """The first is stored last: whoever looks meanwhile sees nothing."""
+    """The first entry is stored last, so that a driver that looks before sees none of them."""
     pair = Pair(is_packed=True)
     numbers = [pair.add(), pair.add(), pair.add()]
     chains = pair.ring.pop(3)

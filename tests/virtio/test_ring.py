@@ -62,7 +62,7 @@ def test_a_chain_of_many_buffers(is_packed: bool) -> None:
 @pytest.mark.parametrize("event_idx", [False, True])
 @given(steps=st.lists(st.sampled_from(["add", "pop", "push", "sleep", "wake", "reap", "want"]), max_size=80))
 def test_no_notification_that_is_needed_is_left_out(is_packed: bool, event_idx: bool, steps: list[str]) -> None:
-    """Random traffic: whoever has gone to sleep with work to do must have been told."""
+    """Random traffic: a side that sleeps while there is work for it must have been notified."""
     pair = Pair(is_packed=is_packed, event_idx=event_idx)
     taken: deque[Chain] = deque()
     device_sleeps = driver_sleeps = False

@@ -214,7 +214,7 @@ def test_descriptors_of_others(bench: Bench) -> None:
     bench.server.watch(left, end(left, right))
     bench.server.watch(right, end(right, left))
     bench.turn()
-    assert seen == ["seen"], "whoever was ended by the first is asked no more"
+    assert seen == ["seen"], "a queue that the first look has ended is not asked again"
     bench.server.wake()
     bench.turn()
     for fd in (left, right):
