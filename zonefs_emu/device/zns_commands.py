@@ -58,7 +58,7 @@ def finish_by_controller(port: "Port", zone_no: int) -> Status:
     Returns OUT_OF_RANGE, CONVENTIONAL, BAD_TRANSITION or POISONED; UNSUPPORTED where the drive does not do so. Nothing
     has changed then.
     """
-    # Not by _run: no host has asked for it, so it has no place in the log of what a host asked for.
+    # _run is not used, because it notes the change in the port's intent log, which is for requests of a host.
     device, operation = port.device, Operation.SET_COND
     sector = zone_no * device.geometry.zone_size
     machine = device.machine

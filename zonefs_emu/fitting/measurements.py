@@ -25,7 +25,7 @@ _GRID: Final = frozenset({"append", "write", "read", "randread"})
 _BACKLOGGED: Final = "longrate"
 #: A reset of an empty zone is faster than this, in nanoseconds: the drive does not erase anything.
 _NO_RESET_NS: Final = 10_000
-#: What zone management is called in the table: (operation, asked of a zone that was finished).
+#: Zone management by its names in the table: (operation, whether the zone was finished before).
 MANAGEMENT: Final = {
     "sm_finish": ("finish", False),
     "sm_reset": ("reset", False),

@@ -39,7 +39,7 @@ class KernelDeviceFrontEnd(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        #: Only remove, in order, the device that a killed process left.
+        #: Whether the device that a killed process left is only to be removed in order, and not served.
         self.end_at_once = False
         #: The device's node, once there is one.
         self.node: Path | None = None

@@ -217,7 +217,8 @@ class _News:
 
     def zones_changed(self, zone_no: int, nr_zones: int) -> None:
         """Take note; called by any thread, with the device's lock held."""
-        # As long as no handle uses the page cache, which is usual, a write of another front-end costs nothing here.
+        # Pages need no update while no handle uses the page cache, which is usual, so a write of another front-end
+        # costs nothing here.
         if self._mount.operations.nr_cached_handles:
             self._changed_zones.append((zone_no, nr_zones))
             self._token.run_sync_soon(self._wake_up, idempotent=True)

@@ -52,7 +52,8 @@ class HoldingRecord(RingRecord):
         super().__init__(memory, queue_size, packed=packed)
         self._holding_stamp = self._stamp ^ (VERSION ^ _HOLDING_VERSION) << 32
         self._shift = _COUNT_SHIFT if packed else 0
-        #: Where the answers that are held lie, by their numbers; where nothing is; and intents of requests to come.
+        #: The places of held answers, and of the intents of later requests, by the numbers of the requests; and free
+        #: places.
         self._held: dict[int, int] = {}
         self._free: list[int] = []
         self._intents: dict[int, int] = {}

@@ -571,8 +571,8 @@ class ZoneMachine:
     def _move_all(self, changes: Sequence[int], row: Mapping[Condition, Condition | Status], dialect: Dialect) -> None:
         """Put each zone of *changes* into its target of *row*."""
         conds, wps, attributes = self.conds, self.wps, self.attributes
-        # As there may be a million zones: by plain numbers, and without the accounts for conditions that hold no
-        # resource.
+        # There may be a million zones. So conditions are looked up as plain numbers, and conditions that hold no
+        # resource skip the accounts.
         targets = {int(cond): target for cond, target in row.items()}
         for zone_no in changes:
             old = conds[zone_no]

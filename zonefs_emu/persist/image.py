@@ -272,7 +272,7 @@ class Image:
                 self._checkpoint.repair(self._stale_table)
                 self._checkpoint.compact(words)
             if self.recovery:
-                # Not earlier, because until the compaction the last checkpoint may point at these bytes.
+                # The bytes are freed after the compaction, because the checkpoint before it may point at them.
                 punch_leftovers(backing, self.geometry, *self.states)
         except BaseException:
             # The image must not stay in the state "in use". If the host refuses this as well, it stays LIVE, and the

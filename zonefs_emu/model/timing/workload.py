@@ -179,7 +179,7 @@ class _OpenZones:
 
     def __init__(self) -> None:
         self._jobs: dict[int, _RunningJob] = {}
-        #: Whether one is written no more, so that jobs that wait may go on.
+        #: Whether the writing of a zone has ended, so that a job that waits for that may go on.
         self.has_closed = False
 
     def find(self, each: "_RunningJob", zone: int, rng: Random) -> int:
@@ -224,7 +224,7 @@ class _RunningJob:
         self._operations = [operation for operation, _ in job.mix]
         self._weights = [weight for _, weight in job.mix]
         self._writes = [operation for operation in self._operations if operation in _WRITES]
-        #: Of a slot whose zone is being reset: what it asks for then.
+        #: The request that a slot makes after the reset of its zone, by the number of the slot.
         self.waiting: dict[int, tuple[Operation, int]] = {}
         self._sizes = [size for size, _ in job.sizes]
         self._size_weights = [weight for _, weight in job.sizes]
