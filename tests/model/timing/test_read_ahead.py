@@ -46,8 +46,26 @@ def test_rates_between_measured_depths_stay_between_them_and_do_not_outgrow_the_
     # The first request beside another one waits for nothing.
     assert 1e9 / reads.service_ns(4096, 1, 2) == pytest.approx(2 * 127_120)
     # Where the rate falls it does not rise before, and where it rises it does not fall before.
-    falling = [reads.service_ns(512, 1, depth) for depth in range(4, 17)]
+    falling = [reads.service_ns(512, 4, depth) for depth in range(64, 257)]
     assert falling == sorted(falling)
+
+
+def test_a_fall_to_less_than_half_is_a_step() -> None:
+    """The drive ceases to read ahead; it does not do so by halves."""
+    reads = drive()
+    rates = [1e9 / reads.service_ns(512, 1, depth) for depth in range(4, 17)]
+    assert rates[0] == pytest.approx(377_377)
+    assert rates[1:] == [pytest.approx(60_062)] * 12
+
+
+def test_the_rate_falls_where_the_drive_leaves_commands_in_their_queues() -> None:
+    reads = drive()
+    known = ZN540.commands_max
+    assert 1e9 / reads.service_ns(4096, 1, known) == pytest.approx(407_487)
+    rates = [1e9 / reads.service_ns(4096, 1, depth) for depth in range(known, 257)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(321_500)
+    assert 1e9 / reads.service_ns(4096, 4, known / 4) < 369_416, "four such streams have passed the limit by 64"
 
 
 def test_what_is_in_flight_decides_the_rate() -> None:

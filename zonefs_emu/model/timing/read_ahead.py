@@ -2,11 +2,12 @@
 
 The model is a server whose rate depends on its load (a flow-equivalent server of queueing theory). The rates are
 measured ones. Between two sizes, the time for a request grows in proportion to its bytes. Between two depths, the rate
-follows a curve through the measured ones that never overshoots them, and that never grows faster than the depth. A read
-above the largest size counts as several of that size, which are under way at once: the drive stores that much of a zone
-on one die before it continues on the next. How the firmware decides what to read ahead is not known, and its rates jump
-by factors between neighbouring depths. So a model of its parts would have had more parameters than there are
-measurements.
+follows a curve through the measured ones that never overshoots them, and that never grows faster than the depth. If it
+falls to less than half, the drive has ceased to read ahead, and the lower rate holds from the lower depth on. It does
+not fall while fewer commands are in flight than the drive works on at a time. A read above the largest size counts as
+several of that size, which are under way at once: the drive stores that much of a zone on one die before it continues
+on the next. How the firmware decides what to read ahead is not known, and its rates jump by factors between
+neighbouring depths. So a model of its parts would have had more parameters than there are measurements.
 """
 
 from bisect import bisect_right
@@ -32,6 +33,7 @@ class ReadAhead:
         self._sizes = [size for size, _ in p.read_ahead_rates]
         self._streams = p.read_ahead_streams
         self._depths = p.read_ahead_depths
+        self._commands_max = p.commands_max
         self._gap_ns = p.read_ahead_gap_ns
         self._shape = p.read_ahead_shape
         self._next_sector: dict[int, int] = {}  # by zone: where a read would be in order
@@ -86,7 +88,9 @@ class ReadAhead:
         """The same for a size of the table."""
         rows = self._table[index][1]
         first, share = _between(self._streams, nr_streams)
-        of_rows = [_interpolate(self._depths, row, depth) for row in rows[first : first + 2]]
+        # How deep each stream can be before the drive leaves commands in their queues.
+        depth_max = self._commands_max / nr_streams
+        of_rows = [_interpolate(self._depths, row, depth, depth_max) for row in rows[first : first + 2]]
         return 1e9 / exp(of_rows[0] + share * (of_rows[-1] - of_rows[0]))
 
 
@@ -100,17 +104,23 @@ def _between(grid: tuple[int, ...], value: float) -> tuple[int, float]:
     return index, log(value / grid[index]) / log(grid[index + 1] / grid[index])
 
 
-def _interpolate(grid: tuple[int, ...], rates: tuple[int, ...], value: float) -> float:
+def _interpolate(grid: tuple[int, ...], rates: tuple[int, ...], value: float, unqueued_max: float) -> float:
     """Return the logarithm of the rate at *value*: a cubic between two points of logarithms.
 
     Its slopes at the points are the harmonic means of those of the lines to their neighbours, and 0 at a peak, so that
     it is monotone where the rates are (Fritsch and Butland, 1984). Straight lines would be too low at the first depths,
-    where the rate grows with the depth until the drive is busy.
+    where the rate grows with the depth until the drive is busy. *unqueued_max*: the depth up to which the drive works
+    on all commands. If it lies between the two points, a fall of the rate begins there.
     """
     index, share = _between(grid, value)
     low = log(rates[index])
     if not share:
         return low
+    if rates[index + 1] < rates[index] and grid[index] <= unqueued_max < grid[index + 1]:
+        fall = log(max(value / unqueued_max, 1.0)) / log(grid[index + 1] / unqueued_max)
+        return low + fall * log(rates[index + 1] / rates[index])
+    if rates[index + 1] < rates[index] / 2:
+        return log(rates[index + 1])
     slopes = [
         log(rates[at + 1] / rates[at]) / log(grid[at + 1] / grid[at])
         for at in range(max(index - 1, 0), min(index + 2, len(grid) - 1))
