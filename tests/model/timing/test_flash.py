@@ -16,8 +16,9 @@ CAPACITY = 1077 << 11
 PAGE = 8
 #: Without what is drawn.
 STEADY = replace(
-    ZN540, jitter_ns=0, management_jitter_ns=0, slow_page_share=0.0, reset_slow_share=0.0, finish_spread=0.0
-)
+    ZN540, jitter_ns=0, management_jitter_ns=0, slow_page_share=0.0, reset_slow_share=0.0, finish_spread=0.0,
+    controller_spread=0.0,
+)  # fmt: skip
 
 
 def drive(*, block_bytes: int = 4096, seed: int = 0, **changes: Any) -> FlashTiming:
@@ -63,6 +64,25 @@ def test_requests_wait_for_the_controller_and_say_so() -> None:
     assert (model.waited_for, model.waited_ns) == (Wait.CONTROLLER, service)
     assert latency(model, Operation.READ) > 2 * service
     assert model.controller_wait_ns == 2 * service
+
+
+def test_the_controllers_time_varies_for_the_next_request_only() -> None:
+    model, steady = drive(controller_spread=1.0), drive()
+    alone = latency(steady, Operation.WRITE)
+    for number in range(1, 100):
+        at = 10**12 + number * 10**6
+        assert latency(model, Operation.WRITE, at=at) == alone, "nothing is before it"
+    waits = set()
+    for number in range(1, 100):
+        at = 2 * 10**12 + number * 10**6
+        latency(model, Operation.WRITE, at=at)
+        latency(model, Operation.WRITE, at=at)
+        waits.add(model.controller_wait_ns)
+    busy_ns = STEADY.controller_write_ns + STEADY.small_write_ns
+    transfer_ns = int(4096 * STEADY.write_byte_ns)
+    assert transfer_ns <= min(waits) < transfer_ns + busy_ns // 4
+    assert transfer_ns + busy_ns * 7 // 4 < max(waits) <= transfer_ns + 2 * busy_ns
+    assert sum(waits) / len(waits) == pytest.approx(transfer_ns + busy_ns, rel=0.2)
 
 
 def test_a_write_waits_where_the_buffer_is_full_and_reads_behind_it_too() -> None:
@@ -116,7 +136,8 @@ def test_small_writes_on_small_blocks_are_merged() -> None:
     model = drive(block_bytes=512)
     for number in range(p.partial_slots):
         latency(model, Operation.WRITE, 1, at=number)
-    latency(model, Operation.WRITE, 1, at=30_000)
+    # The controller is idle by then, and the first merge is not done.
+    latency(model, Operation.WRITE, 1, at=13_000)
     assert model.waited_for == Wait.MERGE
     assert model.waited_ns > 0
 

@@ -151,24 +151,27 @@ class FlashTiming:
     def _write(self, zone: int, nr_bytes: int, arrival_ns: int, condition: Condition, *, append: bool) -> int:
         p = self.parameters
         start_ns = self._reach_controller(arrival_ns, self._admit(arrival_ns))
-        service_ns = int(nr_bytes * p.write_byte_ns)
         latency_ns = p.write_base_ns + int(-p.jitter_ns * log(1.0 - self._random()))
         if append:
-            service_ns += p.controller_append_ns
+            service_ns = p.controller_append_ns
             latency_ns += p.append_extra_ns
         else:
-            service_ns += p.controller_write_ns
-        now_ns = start_ns + service_ns
+            service_ns = p.controller_write_ns
+        is_merged = False
         if nr_bytes > p.write_unit_bytes:
-            now_ns += p.large_ns
+            service_ns += p.large_ns
             latency_ns += p.large_append_ns if append else p.large_write_ns
         elif nr_bytes < p.write_unit_bytes:
-            if self._whole_blocks:
-                now_ns += p.small_append_ns if append else p.small_write_ns
-            else:
-                now_ns = self._merge(zone, now_ns, nr_bytes, append=append)
-                if nr_bytes >= _WHOLE_BLOCK_BYTES:
-                    latency_ns += p.partial_latency_ns
+            is_merged = not self._whole_blocks
+            if not is_merged:
+                service_ns += p.small_append_ns if append else p.small_write_ns
+        now_ns = start_ns + service_ns + int(nr_bytes * p.write_byte_ns)
+        # What the controller does for this write after its answer, more or less, delays only the next one.
+        rest_ns = int(service_ns * p.controller_spread * (2 * self._random() - 1))
+        if is_merged:
+            now_ns = self._merge(zone, now_ns, nr_bytes, append=append)
+            if nr_bytes >= _WHOLE_BLOCK_BYTES:
+                latency_ns += p.partial_latency_ns
         if arrival_ns < self._write_until_ns:
             latency_ns += p.overlap_ns
         if condition == Condition.EMPTY:
@@ -176,8 +179,10 @@ class FlashTiming:
         elif condition == Condition.CLOSED:
             latency_ns += p.reopen_ns
         nand = self._nand
-        self._controller_free_ns = now_ns = nand.store(now_ns, nr_bytes)
+        now_ns = nand.store(now_ns, nr_bytes)
+        self._controller_free_ns = now_ns + rest_ns
         if nand.waited_ns:
+            self._controller_free_ns = max(self._controller_free_ns, now_ns)
             self._controller_cause = Wait.BUFFER
             if nand.waited_ns > self.waited_ns:
                 self.waited_ns, self.waited_for = nand.waited_ns, Wait.BUFFER

@@ -55,6 +55,9 @@ class FlashParameters:
     # --- the controller, which takes requests one after the other ---------------------------------------------------
     controller_write_ns: int = parameter("ns", "the controller's time for a write")
     controller_append_ns: int = parameter("ns", "the controller's time for a zone append")
+    controller_spread: float = parameter(
+        "", "the controller's time for a write varies evenly by this share of what does not depend on its bytes"
+    )
     controller_read_ns: int = parameter("ns", "the controller's time for a read", ASSUMED)
     commands_max: int = parameter("", "reads and writes that the drive works on at a time; others wait for one to end")
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")

@@ -17,6 +17,7 @@ from zonefs_emu.model.timing.waits import DriveTiming, Instant
 ZN540: Final = FlashParameters(
     controller_write_ns=2150,
     controller_append_ns=2800,
+    controller_spread=1.0,
     controller_read_ns=300,
     commands_max=225,
     write_byte_ns=0.425,
