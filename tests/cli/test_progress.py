@@ -36,6 +36,13 @@ def test_a_dump_shows_how_far_it_is_and_how_fast(fresh: Path, tmp_path: Path) ->
     assert "iB/s" in received
 
 
+@pytest.mark.parametrize("operation", ["append", "reset"])
+def test_a_simulation_shows_how_far_it_is_and_how_fast(operation: str) -> None:
+    shown = on_a_terminal("simulate", "--op", operation, "--count", 20_000)
+    assert "%" in shown
+    assert " requests/s" in shown
+
+
 def test_elsewhere_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for length in (10, None):
         with progress(length, str) as at:

@@ -6,6 +6,7 @@ from typing import Final
 import click
 
 from zonefs_emu.cli.common import FILE, SIZE, NumberRange, json_option, say_json, say_lines
+from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_files import simulate_files
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fitting.predictions import OPERATIONS
@@ -143,14 +144,16 @@ def _simulate_operation(
         seed=seed,
     )
     if operation not in _MOVES_DATA:
-        outcome = run_management(
-            model,
-            OPERATIONS[operation],
-            count=count,
-            capacity_sectors=capacity_sectors,
-            written_sectors=written_sectors,
-            finished=finished,
-        )
+        with progress(count, _requests) as at:
+            outcome = run_management(
+                model,
+                OPERATIONS[operation],
+                count=count,
+                capacity_sectors=capacity_sectors,
+                written_sectors=written_sectors,
+                finished=finished,
+                progress=at,
+            )
         _say(outcome.summary(), as_json=as_json)
         return
     usable = written_sectors if operation in ("read", "randread") else capacity_sectors
@@ -168,17 +171,24 @@ def _simulate_operation(
         )
         for zone in range(zones)
     ]
-    outcomes = run(
-        model,
-        jobs,
-        zone_sectors=zone_sectors,
-        capacity_sectors=usable,
-        count=count,
-        warm_up=steady_warm_up(jobs[0], zones),
-        seed=seed,
-    )
+    warm_up = steady_warm_up(jobs[0], zones)
+    with progress(warm_up + count, _requests) as at:
+        outcomes = run(
+            model,
+            jobs,
+            zone_sectors=zone_sectors,
+            capacity_sectors=usable,
+            count=count,
+            warm_up=warm_up,
+            seed=seed,
+            progress=at,
+        )
     latencies_ns = [latency for outcome in outcomes for latency in outcome.latencies_ns]
     _say(summarize(latencies_ns, outcomes[0].end_ns - outcomes[0].begin_ns, block_size), as_json=as_json)
+
+
+def _requests(number: int) -> str:
+    return f"{number} requests"
 
 
 def _say(summary: Summary, *, as_json: bool) -> None:

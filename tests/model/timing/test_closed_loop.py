@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from zonefs_emu.model.timing import closed_loop
 from zonefs_emu.model.timing.closed_loop import (
     Host,
     Job,
@@ -53,6 +54,21 @@ def test_a_job_keeps_its_depth_in_flight_and_goes_through_its_zones() -> None:
     assert outcome.summary().iops == pytest.approx(1e6)
     (deep,) = simulate(Fixed(), Job(operation=Operation.WRITE, nr_sectors=8, depth=4), count=4000, host=IDEAL)
     assert deep.summary().iops == pytest.approx(4e6, rel=0.01)
+
+
+def test_progress_is_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closed_loop, "_PROGRESS_EVERY", 4)
+    told: list[int] = []
+    model = FlashTiming(ZN540, capacity_sectors=CAPACITY)
+    job = Job(operation=Operation.WRITE, nr_sectors=8)
+    simulate(model, job, count=8, warm_up=2, progress=told.append)
+    assert told == [2, 6, 10]
+    told.clear()
+    run_management(
+        model, Operation.RESET, count=6, capacity_sectors=CAPACITY, written_sectors=0, finished=False,
+        progress=told.append,
+    )  # fmt: skip
+    assert told == [0, 4]
 
 
 def test_jobs_in_proportion_wait_for_each_other() -> None:

@@ -5,7 +5,7 @@ it further. The results are the latencies and rates that a load generator would 
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
@@ -16,6 +16,8 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_SHIFT
 
 _WRITES: Final = frozenset({Operation.WRITE, Operation.APPEND})
+#: Requests between two calls of *progress*.
+_PROGRESS_EVERY: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +163,13 @@ def run(
     warm_up_ns: int = 0,
     host: Host | None = None,
     seed: int = 0,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Outcome]:
     """Run *jobs* against *model* and return the outcome of each, in their order.
 
     Ends after *count* requests of all jobs or after *duration_ns*, whichever is not 0. The first *warm_up* requests,
-    and those submitted before *warm_up_ns*, are carried out but not counted.
+    and those submitted before *warm_up_ns*, are carried out but not counted. *progress* is called now and then with the
+    number of requests that were submitted, if *count* is not 0.
     """
     host = host or Host()
     running = [_Running(job, slot, host, capacity_sectors, seed + slot) for slot, job in enumerate(jobs)]
@@ -175,12 +179,14 @@ def run(
     ]
     heapq.heapify(queue)
     crowded = len(jobs) > host.nr_processors
-    left = warm_up + count if count else -1
+    total = left = warm_up + count if count else -1
     while left:
         now_ns, number, job = queue[0]
         if duration_ns and now_ns >= duration_ns:
             break
         left -= 1
+        if progress is not None and not left % _PROGRESS_EVERY:
+            progress(total - left)
         end_ns = job.submit(model, now_ns, zone_sectors)
         if crowded:
             end_ns = _answered_ns(end_ns, job.slot, len(jobs), host)
@@ -284,11 +290,19 @@ def steady_warm_up(job: Job, nr_jobs: int) -> int:
 
 
 def run_management(
-    model: DriveTiming, operation: Operation, *, count: int, capacity_sectors: int, written_sectors: int, finished: bool
+    model: DriveTiming,
+    operation: Operation,
+    *,
+    count: int,
+    capacity_sectors: int,
+    written_sectors: int,
+    finished: bool,
+    progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Submit *count* zone operations to *model*, one after the other, and return how long each took.
 
-    Each is on another zone, with *written_sectors* written. *finished*: the zone was finished before.
+    Each is on another zone, with *written_sectors* written. *finished*: the zone was finished before. *progress* is
+    called now and then with the number of those that were submitted.
     """
     condition = Condition.IMP_OPEN
     if written_sectors >= capacity_sectors:
@@ -298,6 +312,8 @@ def run_management(
     outcome = Outcome(0)
     now_ns = 0
     for zone in range(count):
+        if progress is not None and not zone % _PROGRESS_EVERY:
+            progress(zone)
         before = condition
         if finished:
             now_ns = model.submit(
