@@ -15,61 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tools.forking import IMPORTS, LOOP, client
 from tools.guest.machine import Completed, Guest
 
 _CHECKOUT: Final = Path(__file__).parents[1]
 _PLACE: Final = "/run/attaching"
-#: Reads directories from a pipe; runs the command line that the file *words* of each has, with its output beside it.
-_SERVER: Final = """
-import os, signal, sys
-import zonefs_emu.cli.attach, zonefs_emu.front_ends.block_device, zonefs_emu.cli.detach
-from zonefs_emu.cli.main import main
-
-def run(directory):
-    directory, _, place = directory.partition(" ")
-    os.chdir(place)
-    for fd, name in ((0, "in"), (1, "out"), (2, "err")):
-        os.dup2(os.open(f"{directory}/{name}", os.O_RDWR | os.O_CREAT | os.O_APPEND), fd)
-    sys.argv = ["zonefs-emu", *open(f"{directory}/words").read().split("\\n")[:-1]]
-    code = 1
-    try:
-        main()
-    except SystemExit as ended:
-        code = ended.code or 0
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
+_ZYGOTE: Final = Path("/run/zygote")
+#: It stays when the script that starts it ends.
+_SERVER: Final = f"""
+{IMPORTS}
 if os.fork():
     os._exit(0)
 os.setsid()
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-while True:
-    with open(sys.argv[1]) as requests:
-        for line in requests:
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                child = os.fork()
-                if child == 0:
-                    run(line.strip())
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                with open(line.split()[0] + "/code", "w") as answer:
-                    answer.write(f"{code}\\n")
-                os._exit(0)
+{LOOP}
 """
 _PRELUDE: Final = f"""
-Z() {{
-    d=$(mktemp -d /run/zygote/XXXXXX)
-    printf '%s\\n' "$@" >$d/words
-    mkfifo $d/code
-    : >$d/in
-    echo "$d $PWD" >/run/zygote/requests
-    read code <$d/code
-    cat $d/out
-    cat $d/err >&2
-    return $code
-}}
+{client(_ZYGOTE)}
 mkdir -p {_PLACE}
 cd {_PLACE}
 """

@@ -15,17 +15,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from tools.conformance.devices import Shape, create_options
+from tools.conformance.devices import MOUNT, Shape, create_options
 from tools.conformance.results import Outcome
 from tools.conformance.zonefs_tools import parse_zonefs_tools
+from tools.forking import IMPORTS, LOOP, client
 
 _ROOT: Final = Path(__file__).parents[2]
 #: A test that takes longer hangs. On a mount that hangs even its end would be waited for in vain.
 _TEST_SECONDS: Final = 600
 
-_COMMON: Final = """#!/bin/bash
-Z() { "$ZONED_PYTHON" -m zonefs_emu "$@"; }
-# What a name below /dev stands for.
+_COMMON: Final = """# What a name below /dev stands for.
 args=()
 for word
 do
@@ -70,7 +69,8 @@ do
 done
 case $output in
 "$ZONED_IMAGES"/*)
-    head -c 4096 /dev/zero | Z write --zone $((seek * 4096 / zone_bytes)) --offset $((seek * 4096 % zone_bytes)) \\
+    head -c 4096 /dev/zero >"$ZONED_IMAGES/../zeros"
+    input=$ZONED_IMAGES/../zeros Z write --zone $((seek * 4096 / zone_bytes)) --offset $((seek * 4096 % zone_bytes)) \\
         "$output" ;;
 *) exec /usr/bin/dd "$@" ;;
 esac""",
@@ -83,7 +83,6 @@ esac""",
 )
 #: At the end of scripts/test_lib.
 _REPLACED: Final = """
-Z() { "$ZONED_PYTHON" -m zonefs_emu "$@"; }
 _stat() { Z stats "$2" | sed -n "s/^ *$1: *//p"; }
 sysfs_max_active_seq_files() { _stat max_active_seq_files "$1"; }
 sysfs_nr_active_seq_files() { _stat nr_active_seq_files "$1"; }
@@ -118,6 +117,7 @@ set_nullb_first_seq_zone_offline() { Z set-cond "$ZONED_IMAGES/nullb$1" --zone 1
 #: What tests/zonefs-tests.sh does, without its look at block devices and kernel modules.
 _DRIVER: Final = """
 . scripts/test_lib
+Z create $image $options >/dev/null
 export logdir zonefs_mntdir zone_sectors zone_bytes
 export short=false zonefs_has_sysfs=1 zonefs_module=0 iosize=262144
 export nr_zones=$(get_nr_zones $image) nr_cnv_zones=$(get_nr_cnv_zones $image) nr_seq_zones=$(get_nr_seq_zones $image)
@@ -152,28 +152,35 @@ def run_mounted(shape: Shape, checkout: Path, directory: Path) -> tuple[Outcome,
     shutil.copytree(checkout / "tests", directory / "tests", symlinks=True)
     prepare(directory)
     image = directory / "images/disk"
-    create = [sys.executable, "-m", "zonefs_emu", "create", str(image), *create_options("mount", shape).split()]
     environment = _environment(directory, shape)
-    subprocess.run(create, check=True, env=environment, stdout=subprocess.DEVNULL)
     driver = (
         f"image={shlex.quote(str(image))} logdir={shlex.quote(str(directory / 'logs'))} seconds={_TEST_SECONDS}\n"
+        f"options={shlex.quote(create_options(MOUNT, shape))}\n"
         f"zonefs_mntdir={shlex.quote(str(directory / 'mnt'))}\n{_DRIVER}"
     )
-    done = subprocess.run(
-        ["bash", "-c", driver], cwd=directory / "tests", env=environment, check=False, stdout=subprocess.PIPE, text=True
-    )
+    requests = directory / "commands/requests"
+    os.mkfifo(requests)
+    with subprocess.Popen([sys.executable, "-c", IMPORTS + LOOP, requests], cwd=directory, env=environment) as server:
+        try:
+            done = subprocess.run(
+                ["bash", "-c", driver], cwd=directory / "tests", env=environment, check=False, stdout=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
+        finally:
+            server.kill()
     return parse_zonefs_tools(done.stdout)
 
 
 def prepare(directory: Path) -> None:
     """Write the programs that stand in, and add the replaced functions to the library of the tests below it."""
-    for name in ("bin", "images", "logs", "mnt", "runtime"):
+    z = client(directory / "commands")
+    for name in ("bin", "commands", "images", "logs", "mnt", "runtime"):
         (directory / name).mkdir(mode=0o700)
     for name, script in _PROGRAMS.items():
-        (directory / "bin" / name).write_text(_COMMON + script + "\n")
+        (directory / "bin" / name).write_text(f"#!/bin/bash\n{z}{_COMMON}{script}\n")
         (directory / "bin" / name).chmod(0o755)
     with (directory / "tests/scripts/test_lib").open("a") as library:
-        library.write(_REPLACED)
+        library.write(z + _REPLACED)
 
 
 def _environment(directory: Path, shape: Shape) -> dict[str, str]:
@@ -181,7 +188,6 @@ def _environment(directory: Path, shape: Shape) -> dict[str, str]:
         "PATH": f"{directory / 'bin'}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
         "PYTHONPATH": str(_ROOT),
         "XDG_RUNTIME_DIR": str(directory / "runtime"),
-        "ZONED_PYTHON": sys.executable,
         "ZONED_IMAGES": str(directory / "images"),
         "ZONED_BLOCK_BYTES": str(shape.block_bytes),
         "ZONED_MAX_OPEN": str(shape.max_open_zones),
