@@ -27,6 +27,7 @@ from tools.guest.kit import Kit, KitError, obtain_kit
 from tools.guest.machine import GuestError
 from tools.guest.newer_kernel import NEWER_KERNEL, NewerKernelKit, find_newer_kernel
 from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
+from tools.guest.qmp import QmpError
 
 KEPT: Final = Path(__file__).parent / "results.json"
 PAGE: Final = Path(__file__).parents[2] / "docs/conformance.md"
@@ -105,7 +106,7 @@ def _run(suite: Suite, wanted: tuple[tuple[str, str], ...], suites: Path | None)
         try:
             with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
                 outcomes = _outcomes(suite, (name, SHAPES[shape]), files, Path(directory))
-        except GuestError as error:
+        except (GuestError, QmpError) as error:
             # The other disks have guests of their own.
             _say(f"conformance: {suite.name} on {name} ({shape}) came to no end: {error}")
             is_complete = False
