@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from zonefs_emu.daemon.fields import condition, conditions, number, text
+from zonefs_emu.daemon.fields import TEXT_MAX, condition, conditions, number, path, text
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
 from zonefs_emu.model.zone import Condition
@@ -11,6 +13,16 @@ def test_texts() -> None:
     assert text({}, "label") == ""
     with pytest.raises(UsageError, match="'label' must be a text, not 3"):
         text({"label": 3}, "label")
+    assert text({"label": "a" * TEXT_MAX}, "label") == "a" * TEXT_MAX
+    with pytest.raises(UsageError, match="'label' must have at most 4096 characters, not 4097"):
+        text({"label": "a" * (TEXT_MAX + 1)}, "label")
+
+
+def test_paths() -> None:
+    assert path({"path": "/a\udcff\nb"}, "path") == Path("/a\udcff\nb")
+    for value in ("", "a", "/a\0", "/a\ud800"):
+        with pytest.raises(UsageError, match="'path' must be an absolute path, not "):
+            path({"path": value}, "path")
 
 
 def test_numbers() -> None:

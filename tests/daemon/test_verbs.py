@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from zonefs_emu.daemon.framing import Json, Message, unpack_zones
+from zonefs_emu.daemon.framing import OBJECT_BYTES_MAX, Json, Message, encode, unpack_zones
 from zonefs_emu.daemon.verbs import TRANSFER_BYTES_MAX, Verbs
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.known import EXTENSIONS
@@ -111,6 +111,11 @@ def test_power_cycle(verbs: Verbs) -> None:
         ({"verb": "report", "zone_no": 9}, "'zone_no' must lie between 0 and 8", 1),
         ({"verb": "mkfs", "label": 3}, "'label' must be a text, not 3", 2),
         ({"verb": "mkfs", "features": "magic"}, "unknown feature magic", 2),
+        ({"verb": "mkfs", "features": f"uid={'9' * 4000}"}, "the feature uid needs a decimal number", 2),
+        ({"verb": "mkfs", "label": "\udcff"}, r"a label must be UTF-8 text, and '\xff' is not", 2),
+        ({"verb": "mkfs", "name": "n" * 5000}, "'name' must have at most 4096 characters", 2),
+        ({"verb": "dump", "path": "/\0"}, r"'path' must be an absolute path, not '/\x00'", 2),
+        ({"verb": "rewind", "path": "/\ud800"}, r"'path' must be an absolute path, not '/\ud800'", 2),
         ({"verb": "why", "count": 0}, "'count' must lie between 1 and", 1),
     ],
 )
@@ -118,6 +123,15 @@ def test_a_wrong_request_is_a_reply(verbs: Verbs, request_: dict[str, Json], sen
     ((reply, _),) = verbs.execute(request_, b"")
     assert sentence in str(reply["error"])
     assert reply["exit_code"] == code
+
+
+def test_a_value_of_any_length_is_refused_in_a_reply(verbs: Verbs) -> None:
+    """A reply with all of the value would be longer than a message may be."""
+    longest = "\U0001f600" * (OBJECT_BYTES_MAX // 4 - 100)
+    for request in ({"verb": longest}, {"verb": "read", "sector": longest}, {"verb": "set-cond", "zone_no": longest}):
+        ((reply, payload),) = verbs.execute(request, b"")
+        assert str(reply["error"]).endswith("...")
+        encode(reply, payload)
 
 
 def test_trouble_of_the_host_is_a_reply(verbs: Verbs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,9 @@ REFUSALS_MAX: Final = 1000
 TOP_MAX: Final = 1000
 #: The longest read or write in one request; a client splits longer ones.
 TRANSFER_BYTES_MAX: Final = PAYLOAD_BYTES_MAX
+#: The most characters of a sentence that refuses a request: enough for two of the longest paths, and in a reply, where
+#: a character takes up to 12 bytes, a part of its room.
+_SENTENCE_MAX: Final = 10_000
 _OPERATIONS: Final = MappingProxyType(
     {
         operation.name.lower(): operation
@@ -151,7 +154,7 @@ class Verbs:
         """Note the unforeseen *error*, met in *where* (``verb read``); return the reply."""
         self._device.unforeseen.contain(PORT_NAME, where, error)
         sentence = f"internal error: {type(error).__name__}: {error}; the daemon's log has the traceback"
-        return {"error": sentence, "exit_code": 1}, b""
+        return _refusal(sentence, 1)
 
     def execute(self, request: Request, payload: bytes) -> Generator[Message]:
         """Yield the replies to *request*; a caller that needs no more of them closes the generator."""
@@ -162,12 +165,12 @@ class Verbs:
                 verb = self._further_verb(name)
             yield from verb(request, payload)
         except UsageError as error:
-            yield {"error": str(error), "exit_code": error.exit_code}, b""
+            yield _refusal(str(error), error.exit_code)
         except ZonedError as error:
-            yield {"error": str(error), "exit_code": 1}, b""
+            yield _refusal(str(error), 1)
         except OSError as error:
             # An error of the host ends this request, and not the daemon.
-            yield {"error": host_sentence(error), "exit_code": 1}, b""
+            yield _refusal(host_sentence(error), 1)
 
     def _further_verb(self, name: Json) -> Verb:
         verbs = self._parts.verbs
@@ -363,14 +366,14 @@ class Verbs:
 
     def _dump(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Copy the image; all replies but the last one report the progress."""
-        path = _absolute_path(request)
+        path = fields.path(request, "path")
         with closing(dump(self._device, path)) as progress:
             for nr_bytes in progress:
                 yield {"more": True, "done": to_sectors(nr_bytes)}, b""
         yield {}, b""
 
     def _rewind(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        rewind(self._device, _absolute_path(request))
+        rewind(self._device, fields.path(request, "path"))
         yield {}, b""
 
     # -- zones ------------------------------------------------------------------------------------------------
@@ -448,14 +451,8 @@ class Verbs:
         return to_sectors(len(payload))
 
 
-def _absolute_path(request: Request) -> Path:
-    """Return the field ``path``. It must be absolute, because a daemon has another working directory than its clients.
-
-    Raises:
-        UsageError: it is not absolute.
-    """
-    path = Path(fields.text(request, "path"))
-    if not path.is_absolute():
-        message = f"'path' must be an absolute path, not {str(path)!r}"
-        raise UsageError(message)
-    return path
+def _refusal(sentence: str, exit_code: int) -> Message:
+    """Return the reply that refuses a request. A sentence with a value of the request in it may have any length."""
+    if len(sentence) > _SENTENCE_MAX:
+        sentence = f"{sentence[:_SENTENCE_MAX]}..."
+    return {"error": sentence, "exit_code": exit_code}, b""

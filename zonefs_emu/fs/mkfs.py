@@ -11,7 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from zonefs_emu.device.port import Port
-from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.errors import Status, UsageError, printable
 from zonefs_emu.fs.superblock import (
     DEFAULT_PERM,
     SUPER_BLOCK_BYTES,
@@ -26,6 +26,8 @@ from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, round_up, to_bytes
 
 _REPORT_ZONES: Final = 4096
 _LOST: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
+#: More digits are no user, group or permissions, and Python refuses to convert some thousands of them.
+_DIGITS_MAX: Final = 40
 _FEATURE_OF: Final = {"uid": Feature.UID, "gid": Feature.GID, "perm": Feature.PERM}
 
 
@@ -56,7 +58,7 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
     """Return the super block for ``-o`` *text*: ``aggr_cnv,uid=N,gid=N,perm=OCTAL``, or some of these.
 
     Raises:
-        UsageError: an unknown feature, a number that is none, or a value without an encoding.
+        UsageError: an unknown feature, a number that is none, a value without an encoding, or a label that is no text.
     """
     features = Feature(0)
     values = {"uid": 0, "gid": 0, "perm": DEFAULT_PERM}
@@ -66,7 +68,7 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
             features |= Feature.AGGR_CNV
         elif has_value and name in _FEATURE_OF:
             digits = "01234567" if name == "perm" else "0123456789"
-            if not value or value.strip(digits):
+            if not value or value.strip(digits) or len(value) > _DIGITS_MAX:
                 kind = "an octal" if name == "perm" else "a decimal"
                 message = f"the feature {name} needs {kind} number, not {value!r}"
                 raise UsageError(message)
@@ -75,7 +77,12 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
         else:
             message = f"unknown feature {part}: there are aggr_cnv, uid=N, gid=N and perm=OCTAL"
             raise UsageError(message)
-    return SuperBlock(uuid=uuid, label=label.encode(), features=features, **values)
+    try:
+        encoded = label.encode()
+    except UnicodeEncodeError:
+        message = f"a label must be UTF-8 text, and '{printable(label)}' is not"
+        raise UsageError(message) from None
+    return SuperBlock(uuid=uuid, label=encoded, features=features, **values)
 
 
 def is_formatted(port: Port) -> bool:
