@@ -70,6 +70,7 @@ def test_a_cut_between_two_writes_that_were_watched(fresh: Path, tmp_path: Path)
     [
         (("--at", "noon"), 2, "'noon' is not known"),
         (("--at", "after 0 writes"), 2, "is not known"),
+        (("--at", f"after {'9' * 5000} writes"), 2, "is not known"),
         (("--at", "every flush"), 1, "nothing writes to"),
         (("--all", "--reorder"), 2, "cannot be combined"),
     ],

@@ -1,12 +1,14 @@
 """Requests that come from outside; what the verbs do is tested with the commands (tests/cli)."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.framing import Json, encode
 from zonefs_emu.daemon.verbs import Verbs
 from zonefs_emu.device.device import ZonedDevice
 
@@ -34,7 +36,9 @@ def ask(verbs: Verbs, request: Mapping[str, Json]) -> dict[str, Json]:
         ({"verb": "inject", "fault": {"effect": "fail", "operations": ["write"], "nr_zones": 9}}, "there are no zones"),
         ({"verb": "remove-fault", "id": "1"}, "'id' must be a number"),
         ({"verb": "remove-fault", "id": 1}, "there is no fault 1"),
-        ({"verb": "crash", "directory": "cuts", "at": "now"}, "absolute path"),
+        ({"verb": "crash", "directory": "cuts", "at": "now"}, "'directory' must be an absolute path, not 'cuts'"),
+        ({"verb": "crash", "directory": "/\0", "at": "now"}, "must be an absolute path"),
+        ({"verb": "crash-results", "after": -1}, "'after' must lie between"),
         ({"verb": "crash", "directory": "/nowhere", "at": "noon"}, "'at' must be one of now"),
         ({"verb": "crash", "directory": "/nowhere", "at": "now", "count": True}, "'count' must be a number"),
         ({"verb": "crash", "directory": "/nowhere", "at": "now", "count": 0}, "'count' must lie between"),
@@ -67,6 +71,48 @@ def test_one_lab_at_a_time_until_it_is_ended(verbs: Verbs, tmp_path: Path) -> No
     assert len(list((tmp_path / "a").iterdir())) == 1
     ask(verbs, {"verb": "crash-end"})
     assert "no power-cut lab" in str(ask(verbs, {"verb": "crash-results"})["error"])
+
+
+def test_images_with_the_longest_names_come_in_several_replies(verbs: Verbs, tmp_path: Path) -> None:
+    """A byte of a name that is no text takes six bytes of a reply."""
+    write(verbs, 1)
+    directory = tmp_path.joinpath(*["\udcff" * 250] * 14)
+    reply = ask(verbs, {"verb": "crash", "directory": str(directory), "at": "now", "count": 70})
+    seen = []
+    while True:
+        encode(reply)
+        assert isinstance(reply["images"], list)
+        seen += [image["path"] for image in reply["images"] if isinstance(image, dict)]
+        if reply["done"]:
+            break
+        reply = ask(verbs, {"verb": "crash-results", "after": len(seen)})
+    assert seen == [str(directory / f"cut-{number:04}.img") for number in range(70)]
+    ask(verbs, {"verb": "crash-end"})
+
+
+def test_of_two_clients_at_once_one_has_the_lab(image: Path, tmp_path: Path) -> None:
+    """A lab that the end of the other one did not end would watch on."""
+    device = ZonedDevice.open(image)
+    verbs = Verbs(device)
+    replies: list[dict[str, Json]] = []
+
+    def crash(name: str) -> None:
+        request: dict[str, Json] = {"verb": "crash", "directory": str(tmp_path / name), "at": "every-flush"}
+        replies.append(ask(verbs.for_client(), request))
+
+    threads = [threading.Thread(target=crash, args=(name,)) for name in ("a", "b")]
+    # No lab can be made meanwhile, so both clients have asked before there is one.
+    with device.image.between_checkpoints():
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join()
+    (refused,) = [reply for reply in replies if "error" in reply]
+    assert "end it first" in str(refused["error"])
+    ask(verbs, {"verb": "crash-end"})
+    assert not device.access.has_write_hooks
+    device.close()
 
 
 def test_a_lab_that_cannot_write_gives_up_and_hurts_nobody(verbs: Verbs, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.1
-_AFTER: Final = re.compile(r"after\s+([0-9]+)\s+writes?")
+_AFTER: Final = re.compile(r"after\s+([0-9]{1,18})\s+writes?")
 _ALL_COUNT: Final = 1000
 
 
@@ -91,23 +91,31 @@ def crash(
         if moment != "now":
             _require_live(target, image, "leave --at away")
         reply, _ = call(target, request)
+        images = _images(reply)
         try:
             # The number of outcomes of --all is not known before.
             with progress(None if every else count or 1, lambda number: f"{number} images") as show:
                 while not reply["done"]:
-                    time.sleep(_POLL_S)
-                    reply, _ = call(target, {"verb": "crash-results"})
-                    show(len(reply["images"]) if isinstance(reply["images"], list) else 0)
+                    reply, _ = call(target, {"verb": "crash-results", "after": len(images)})
+                    further = _images(reply)
+                    images += further
+                    show(len(images))
+                    if not further:
+                        time.sleep(_POLL_S)
         finally:
             _end(target)
-    images = reply["images"]
-    assert isinstance(images, list)
     if as_json:
         say_json({"images": images})
         return
     for made in images:
         assert isinstance(made, dict)
         say(f"{made['path']}: {_sentence(made)}")
+
+
+def _images(reply: dict[str, Json]) -> list[Json]:
+    images = reply["images"]
+    assert isinstance(images, list)
+    return images
 
 
 def _watch(image: Path, *, on: bool, cuts: bool) -> None:

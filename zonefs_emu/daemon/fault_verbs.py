@@ -3,11 +3,12 @@
 Requests come from outside; :mod:`zonefs_emu.daemon.verbs` says what a verb is.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
+from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.fields import Request, Verb
 from zonefs_emu.daemon.framing import Json, Message
 from zonefs_emu.device.device import ZonedDevice
@@ -16,6 +17,8 @@ from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
 from zonefs_emu.errors import ImageError, UsageError, host_sentence
 
 NR_IMAGES_MAX: Final = 10_000
+#: Images in one reply: their paths may have 4096 bytes each, and a byte may take six in the reply.
+_IMAGES_PER_REPLY: Final = 32
 _MOMENTS: Final = {moment.value: moment for moment in Moment}
 
 
@@ -27,6 +30,8 @@ class FaultVerbs:
         self._lab: PowerCutLab | None = None
         #: Whether the lab stays when its jobs are done, for a power cut that may be requested later.
         self._watching = False
+        # All clients share the lab. Without the lock, of two that begin at once one would leave a lab that watches on.
+        self._using = threading.Lock()
         self.verbs: Mapping[str, Verb] = {
             "inject": self._inject,
             "faults": self._faults,
@@ -77,22 +82,25 @@ class FaultVerbs:
     def _crash(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Begin to write the images that a power cut could leave; ``crash-results`` lists those that were written."""
         plan = _plan(request)
-        self._require_idle()
-        self._end_lab()
-        with _sentences():
-            self._lab = self._lab or PowerCutLab(self._device)
-            self._lab.begin(plan)
-        yield from self._crash_results({}, b"")
+        with self._using:
+            self._require_idle()
+            self._end_lab()
+            with _sentences():
+                self._lab = self._lab or PowerCutLab(self._device)
+                self._lab.begin(plan)
+            results = self._results(0)
+        yield results, b""
 
     def _crash_watch(self, request: Request, _payload: bytes) -> Iterator[Message]:
         """Begin or end the recording of writes, from which a later ``crash`` makes its images."""
         watching = _flag(request, "on")
-        self._require_idle()
-        with _sentences():
-            if watching:
-                self._lab = self._lab or PowerCutLab(self._device)
-        self._watching = watching
-        self._end_lab()
+        with self._using:
+            self._require_idle()
+            with _sentences():
+                if watching:
+                    self._lab = self._lab or PowerCutLab(self._device)
+            self._watching = watching
+            self._end_lab()
         yield {}, b""
 
     def _require_idle(self) -> None:
@@ -100,22 +108,33 @@ class FaultVerbs:
             message = "a power-cut lab is running on this image: end it first (crash --no-watch)"
             raise UsageError(message, exit_code=1)
 
-    def _crash_results(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        if self._lab is None:
+    def _crash_results(self, request: Request, _payload: bytes) -> Iterator[Message]:
+        """List images that were written, from number *after* on, as many as fit into a reply."""
+        first = fields.number(request, "after", default=0)
+        with self._using:
+            results = self._results(first)
+        yield results, b""
+
+    def _results(self, first: int) -> dict[str, Json]:
+        lab = self._lab
+        if lab is None:
             message = "no power-cut lab is running on this image"
             raise UsageError(message, exit_code=1)
-        if self._lab.failure:
-            failure = self._lab.failure
+        if lab.failure:
+            failure = lab.failure
             self._end_lab()
             raise UsageError(failure, exit_code=1)
+        is_done = lab.is_done  # asked first: no image is written after that
         images: list[Json] = [
             {"path": str(image.path), "writes": image.nr_writes, "kept": image.nr_kept, "torn": image.torn_sectors}
-            for image in self._lab.images
+            for image in lab.images[first : first + _IMAGES_PER_REPLY]
         ]
-        yield {"images": images, "done": self._lab.is_done, "writes_seen": self._lab.nr_seen}, b""
+        is_last = first + len(images) >= len(lab.images)
+        return {"images": images, "done": is_done and is_last, "writes_seen": lab.nr_seen}
 
     def _crash_end(self, _request: Request, _payload: bytes) -> Iterator[Message]:
-        self._end_lab()
+        with self._using:
+            self._end_lab()
         yield {}, b""
 
     def _end_lab(self) -> None:
@@ -144,10 +163,7 @@ def _json(entry: Fault | UnknownFault) -> dict[str, Json]:
 
 
 def _plan(request: Request) -> Plan:
-    directory, at = request.get("directory"), request.get("at")
-    if not isinstance(directory, str) or not Path(directory).is_absolute():
-        message = "'directory' must be an absolute path"
-        raise UsageError(message)
+    directory, at = fields.path(request, "directory"), request.get("at")
     if not isinstance(at, str) or at not in _MOMENTS:
         message = f"'at' must be one of {', '.join(_MOMENTS)}"
         raise UsageError(message)
@@ -156,7 +172,7 @@ def _plan(request: Request) -> Plan:
         message = f"'count' must lie between 1 and {NR_IMAGES_MAX}"
         raise UsageError(message, exit_code=1)
     return Plan(
-        directory=Path(directory),
+        directory=directory,
         at=_MOMENTS[at],
         count=count,
         seed=_number(request, "seed", 0),
