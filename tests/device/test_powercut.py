@@ -195,6 +195,16 @@ def test_writing_never_overwrites_and_closing_stops_the_watch(device: ZonedDevic
     assert lab.draw(0).kept == ()
 
 
+def test_an_image_that_was_replaced_under_its_name_is_cut_all_the_same(device: ZonedDevice, tmp_path: Path) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    put(port, 2 * ZONE, b"a")
+    (tmp_path / "z.img").rename(tmp_path / "renamed.img")
+    (tmp_path / "z.img").write_bytes(b"another file")
+    left = after(lab, lab.draw(0, reorder=False), tmp_path / "cut.img")
+    assert left.device.uuid == UUID(int=1)  # type: ignore[attr-defined]  # the port's device has all of ZonedDevice
+
+
 def test_with_reordering_a_zone_keeps_a_beginning_of_which_the_last_write_may_be_torn(device: ZonedDevice) -> None:
     port = device.port("test", VIRTIO)
     lab = PowerCutLab(device)

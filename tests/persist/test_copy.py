@@ -1,18 +1,18 @@
 import os
-from array import array
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.errors import BadMagicError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.check import check_image
 from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import copy_image
 from zonefs_emu.persist.image import Image
+from zonefs_emu.persist.metadata import read_header
 
 MIB = 2048  # sectors
 
@@ -39,35 +39,43 @@ def states(path: Path) -> ZoneStates:
     return image.states
 
 
+def copy(origin: Path, target: Path, found: ZoneStates) -> None:
+    source = FileBacking.peek(origin)
+    try:
+        copy_image(source, read_header(source, source.length), target, found)
+    finally:
+        source.close()
+
+
 def test_states_data_and_identity_are_copied(origin: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    copy_image(origin, target, states(origin))
+    copy(origin, target, states(origin))
     assert states(target) == states(origin)
     assert check_image(target) == []
-    copy = ZonedDevice.open(target)
+    copied = ZonedDevice.open(target)
     with pytest.raises(FileExistsError):
-        copy_image(origin, target, states(origin))
-    assert (copy.uuid, copy.label) == (ZonedDevice.open(origin, readonly=True).uuid, "origin")
+        copy(origin, target, states(origin))
+    assert (copied.uuid, copied.label) == (ZonedDevice.open(origin, readonly=True).uuid, "origin")
     data = bytearray(4096)
-    port = copy.port("test", VIRTIO)
+    port = copied.port("test", VIRTIO)
     for sector, letter in ((MIB - 8, b"a"), (2 * MIB, b"b"), (8 * MIB, b"c")):
         assert not port.read(sector, 8, [data])
         assert data == letter * 4096
-    copy.close()
+    copied.close()
 
 
 def test_what_lies_beyond_wp_is_left_behind(origin: Path, tmp_path: Path) -> None:
     with origin.open("r+b") as file:
         file.seek(3 << 20)
         file.write(b"never acknowledged")
-    copy_image(origin, tmp_path / "target", states(origin))
+    copy(origin, tmp_path / "target", states(origin))
     assert b"never acknowledged" not in (tmp_path / "target").read_bytes()
 
 
 def test_holes_stay_holes(tmp_path: Path) -> None:
     path = tmp_path / "large"
     ZonedDevice.create(path, Geometry(size=1 << 28, zone_size=1 << 18, zone_capacity=1 << 18), uuid=uuid4())
-    copy_image(path, tmp_path / "copy", states(path))
+    copy(path, tmp_path / "copy", states(path))
     status = (tmp_path / "copy").stat()
     assert status.st_size == path.stat().st_size
     assert status.st_blocks * 512 < 2 << 20
@@ -80,14 +88,7 @@ def test_a_failure_leaves_nothing(origin: Path, tmp_path: Path, monkeypatch: pyt
     found = states(origin)
     monkeypatch.setattr("zonefs_emu.persist.backing.FileBacking.pwrite", full)
     with pytest.raises(OSError, match="No space"):
-        copy_image(origin, tmp_path / "target", found)
-    assert not (tmp_path / "target").exists()
-
-
-def test_what_is_no_image_is_not_copied(tmp_path: Path) -> None:
-    (tmp_path / "text").write_bytes(os.urandom(10_000))
-    with pytest.raises(BadMagicError):
-        copy_image(tmp_path / "text", tmp_path / "target", ZoneStates(bytearray(), array("Q"), bytearray()))
+        copy(origin, tmp_path / "target", found)
     assert not (tmp_path / "target").exists()
 
 
@@ -98,7 +99,7 @@ def test_a_copy_is_open_to_no_more_users(permissions: int, origin: Path, tmp_pat
     target = tmp_path / "target"
     umask = os.umask(0)
     try:
-        copy_image(origin, target, states(origin))
+        copy(origin, target, states(origin))
     finally:
         os.umask(umask)
     assert target.stat().st_mode & 0o777 == permissions

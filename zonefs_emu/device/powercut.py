@@ -360,9 +360,8 @@ class PowerCutLab:
             self._write_locked(cut, path)
 
     def _write_locked(self, cut: Cut, path: Path) -> None:
-        origin = self._image.backing
-        assert isinstance(origin, FileBacking)
-        copy_image(origin.path, path, self._states(cut))
+        # From the open file, because the image may have another name by now, and another file its name.
+        copy_image(self._image.backing, self._image.header, path, self._states(cut))
         backing = FileBacking.open(path)
         try:
             self._lose(cut, backing)

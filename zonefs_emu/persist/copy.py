@@ -17,7 +17,7 @@ from zonefs_emu.persist.backing import Backing, FileBacking
 from zonefs_emu.persist.codec.header import Header
 from zonefs_emu.persist.codec.words import ZoneStates, pack_words
 from zonefs_emu.persist.extensions_section import ExtensionsSection
-from zonefs_emu.persist.metadata import initialize, read_header
+from zonefs_emu.persist.metadata import initialize
 from zonefs_emu.units import to_bytes
 
 #: The most bytes that are copied at once, while a write may wait.
@@ -162,26 +162,19 @@ class Copy:
         return error
 
 
-def copy_image(origin: Path, target: Path, states: ZoneStates) -> None:
-    """Create the image *target* with the zone *states* and the data of *origin*, which does not change.
-
-    The lock of *origin* is neither taken nor tested.
+def copy_image(source: Backing, header: Header, target: Path, states: ZoneStates) -> None:
+    """Create the image *target* with the zone *states* and the data of *source*, which does not change.
 
     Raises:
         FileExistsError: *target* exists.
-        ImageError: *origin* is no image.
         OSError: the host refuses or has no room; nothing is left behind.
     """
-    source = FileBacking.peek(origin)
+    copy = Copy(source, header, target)
     try:
-        copy = Copy(source, read_header(source, source.length), target)
-        try:
-            copy.begin(states)
-            for _ in copy.run():
-                pass
-            copy.seal()
-        except BaseException:
-            copy.abandon()
-            raise
-    finally:
-        source.close()
+        copy.begin(states)
+        for _ in copy.run():
+            pass
+        copy.seal()
+    except BaseException:
+        copy.abandon()
+        raise
