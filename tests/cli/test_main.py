@@ -157,6 +157,19 @@ def test_closed_standard_streams_are_no_ones_file(fresh: Path) -> None:
     assert '"recovery": ""' in ok("info", fresh, "--json")
 
 
+def test_errors_of_standard_streams_say_which_stream(fresh: Path, tmp_path: Path) -> None:
+    for redirection, arguments, sentence in (
+        (">/dev/full", ("report", fresh), "cannot write to stdout: No space left on device"),
+        (">/dev/full", ("info", fresh, "--json"), "cannot write to stdout: No space left on device"),
+        ("0>/dev/null", ("write", fresh, "--zone", 2), "cannot read stdin: Bad file descriptor"),
+        ("0>/dev/null", ("append", fresh, "--zone", 2), "cannot read stdin: Bad file descriptor"),
+        ("0>/dev/null", ("restore", "-", tmp_path / "new"), "cannot read stdin: Bad file descriptor"),
+    ):
+        command = f"{' '.join(python(*arguments))} {redirection}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, f"zonefs-emu: {sentence}\n")
+
+
 def test_a_terminal_without_our_signs_gets_question_marks(fresh: Path) -> None:
     done = subprocess.run(
         python("map", fresh), capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "latin-1:strict"}

@@ -8,7 +8,7 @@ import click
 from zonefs_emu.cli.common import SIZE, image_argument, info_of, json_option, number_of, say_json, zone_option
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.verbs import TRANSFER_BYTES_MAX
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import to_bytes
 
@@ -40,7 +40,8 @@ def append(
         if wanted > limit and length is not None:
             message = f"one append is at most {limit} bytes long on this device, not {length}"
             raise UsageError(message, exit_code=1)
-        data = sys.stdin.buffer.read(wanted)
+        with trying("read stdin"):
+            data = sys.stdin.buffer.read(wanted)
         if len(data) > limit:
             message = f"one append is at most {limit} bytes long on this device, and stdin has more"
             raise UsageError(message, exit_code=1)

@@ -14,7 +14,7 @@ from zonefs_emu.cli.conditions import parse_cond, parse_conds
 from zonefs_emu.cli.sizes import parse_size
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json, unpack_zones
-from zonefs_emu.errors import UsageError, printable
+from zonefs_emu.errors import UsageError, printable, trying
 from zonefs_emu.model.zone import Condition, Zone
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -158,7 +158,7 @@ def zone_option(function: _Function) -> _Function:
 
 def say_json(obj: Json) -> None:
     """Print *obj* as JSON that is readable for people."""
-    click.echo(json_text(obj, indent=2))
+    _print(json_text(obj, indent=2))
 
 
 def json_text(obj: Json, *, indent: int | None = None) -> str:
@@ -171,9 +171,15 @@ def json_text(obj: Json, *, indent: int | None = None) -> str:
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def _print(text: str, *, nl: bool = True, err: bool = False) -> None:
+    # The host's error has no name for a descriptor.
+    with trying("write to stderr" if err else "write to stdout"):
+        click.echo(text, nl=nl, err=err)
+
+
 def say(text: object, *, err: bool = False) -> None:
     """Print one line of *text* that may have a path in it."""
-    click.echo(printable(text), err=err)
+    _print(printable(text), err=err)
 
 
 def say_lines(lines: Iterable[str]) -> None:
@@ -184,10 +190,10 @@ def say_lines(lines: Iterable[str]) -> None:
         piece.append(line)
         length += len(line)
         if length >= _PIECE:
-            click.echo("".join(piece), nl=False)
+            _print("".join(piece), nl=False)
             piece.clear()
             length = 0
-    click.echo("".join(piece), nl=False)
+    _print("".join(piece), nl=False)
 
 
 def zones_of(

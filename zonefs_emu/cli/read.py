@@ -8,7 +8,7 @@ import click
 
 from zonefs_emu.cli.common import SIZE, image_argument, zone_of, zone_option
 from zonefs_emu.daemon.client import call
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
@@ -51,6 +51,7 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
         while sector < end:
             nr_sectors = min(end - sector, to_sectors(_CHUNK_BYTES))
             _, data = call(target, {"verb": "read", "sector": sector, "nr_sectors": nr_sectors})
-            output.write(data)
+            with trying("write to stdout"):
+                output.write(data)
+                output.flush()
             sector += nr_sectors
-        output.flush()

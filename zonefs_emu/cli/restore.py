@@ -10,7 +10,7 @@ from zonefs_emu.cli.common import FILE, FILE_OR_STREAM, STREAM
 from zonefs_emu.cli.dump import copy, require_new
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.errors import ImageError, UsageError
+from zonefs_emu.errors import ImageError, UsageError, trying
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.units import human_bytes
 
@@ -51,7 +51,7 @@ def _fill(backing: FileBacking, image: Path) -> None:
     length = 0
     try:
         with progress(None, human_bytes) as at:
-            while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+            while chunk := _chunk():
                 backing.resize(length + len(chunk))
                 for start in range(0, len(chunk), _HOLE_BYTES):
                     piece = chunk[start : start + _HOLE_BYTES]
@@ -65,6 +65,11 @@ def _fill(backing: FileBacking, image: Path) -> None:
         # "No space left" comes without a name.
         error.filename = error.filename or str(image)
         raise
+
+
+def _chunk() -> bytes:
+    with trying("read stdin"):
+        return sys.stdin.buffer.read(_CHUNK_BYTES)
 
 
 @click.command()

@@ -10,7 +10,7 @@ import click
 from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json, zone_of, zone_option
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
@@ -75,7 +75,8 @@ def chunks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
     left = length
     nr_read = 0
     while left is None or left:
-        chunk = stream.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
+        with trying("read stdin"):
+            chunk = stream.read(CHUNK_BYTES if left is None else min(CHUNK_BYTES, left))
         if not chunk:
             break
         nr_read += len(chunk)
