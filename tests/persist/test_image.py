@@ -488,6 +488,63 @@ def test_only_a_zone_that_had_data_has_its_reset_applied_before_it_is_written() 
     assert not world.port.has_pending_reset(1)
 
 
+def punched(world: World, program: str) -> list[tuple[int, int]]:
+    """(sector, number of sectors) of what *program* punches."""
+    assert isinstance(world.backing, CrashBacking)
+    begin = world.position
+    world.run(program)
+    events = world.backing.events[begin:]
+    return [(event.offset // 512, len(event.data) // 512) for event in events if event.kind is EventKind.PUNCH]
+
+
+def test_a_zone_that_is_written_after_its_reset_overwrites_its_old_bytes_and_keeps_its_space() -> None:
+    """Freeing space and taking it again costs more than writing there, and the zone will need all of it."""
+    world = World(CrashBacking(fresh_memory()))
+    world.run("w1:4 w2:2 f r1 r2")
+    old = bytes(world.backing.memory[10 * 512 : 12 * 512])
+    assert punched(world, "w1:2") == [(16, 8)], "zone 2 only, which no write waits for"
+    assert world.backing.memory[10 * 512 : 12 * 512] == old
+    assert world.port.read(8, 4, [data := bytearray(4 * 512)]) is Status.OK
+    assert data[2 * 512 :] == bytes(2 * 512), "beyond the write pointer, where old bytes are"
+    assert punched(world, "f w1:1 f") == []
+    assert punched(world, "Q") == [(11, 5)], "what is beyond the write pointer"
+
+
+@pytest.mark.parametrize(
+    ("program", "zones"),
+    [
+        ("w1:4 f", []),
+        ("r1 f", [(8, 8)]),
+        ("r1 w1:1 f", []),
+        ("f1 f", []),
+        ("R f", [(8, 8)]),
+    ],
+    ids=["filled", "reset again", "and written again", "finished", "all reset"],
+)
+def test_when_the_space_of_a_zone_that_was_overwritten_is_freed(program: str, zones: list[tuple[int, int]]) -> None:
+    world = World(CrashBacking(fresh_memory()))
+    world.run("w1:4 f r1 w1:2")
+    assert punched(world, program) == zones
+    wp = world.image.wps[1]
+    assert punched(world, "Q") == ([] if not wp or wp >= 4 else [(8 + wp, 8 - wp)])
+
+
+def test_the_space_of_a_zone_that_was_to_be_overwritten_and_is_empty_is_freed_by_the_next_checkpoint() -> None:
+    world = World(CrashBacking(fresh_memory()))
+    world.run("w1:4 f r1")
+    world.image.apply_pending_resets(1)
+    assert not world.port.has_pending_reset(1)
+    assert punched(world, "f") == [(8, 8)]
+    assert punched(world, "w1:1 Q") == []
+
+
+def test_images_with_zone_random_write_areas_keep_no_old_bytes() -> None:
+    """An area shows what the file has there."""
+    world = World(CrashBacking(fresh_memory(replace(GEOMETRY, zrwa_size=2, zrwa_granularity=1))))
+    world.run("w1:4 f r1")
+    assert punched(world, "w1:1") == [(8, 8)]
+
+
 def test_a_zone_that_is_reset_during_a_checkpoint_has_its_reset_applied_by_the_next() -> None:
     """Its space is not given back by the checkpoint under way, which covers its data, and it is not forgotten."""
     world = World(MemoryBacking(fresh_memory()))

@@ -3,6 +3,7 @@
 import threading
 from array import array
 
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.pending_resets import PORTION_ZONES, PendingResets
 
 NR_ZONES = 3 * PORTION_ZONES
@@ -53,3 +54,36 @@ def test_the_lock_is_free_between_portions() -> None:
     assert left == [len(zone_numbers) - PORTION_ZONES, len(zone_numbers) - 2 * PORTION_ZONES]
     assert pending.zone_numbers() == []
     assert not any(pending.old_extents)
+
+
+def test_zones_to_be_overwritten_are_noted_again_if_empty_and_forgotten_without_old_bytes() -> None:
+    pending = PendingResets(NR_ZONES)
+    conds, wps = bytearray((Condition.IMP_OPEN,) * NR_ZONES), array("Q", bytes(8 * NR_ZONES))
+    for zone_no in (1, 2, 3, 4):
+        pending.note(zone_no, 6)
+        assert pending.overwrite(zone_no)
+    pending.clear([1, 2, 3, 4], wps, wps, lock=threading.Lock(), let_others_in=never)
+    # Zone 1 is empty, zone 2 has overwritten all its old bytes, and zone 3 some; a long write is at work in zone 4.
+    conds[1] = Condition.EMPTY
+    wps[2], wps[3] = 6, 5
+    pending.note_unwritten(conds, wps)
+    assert pending.overwritten == {3: 6, 4: 6}
+    assert pending.zone_numbers() == [1]
+    assert pending.old_extents[1] == 6
+
+
+def test_a_zone_that_is_to_be_overwritten_twice_keeps_its_largest_old_extent() -> None:
+    pending = PendingResets(NR_ZONES)
+    wps = array("Q", bytes(8 * NR_ZONES))
+    for extent in (6, 2):
+        pending.note(1, extent)
+        assert pending.overwrite(1)
+        pending.clear([1], wps, wps, lock=threading.Lock(), let_others_in=never)
+    assert pending.overwritten == {1: 6}
+
+
+def test_not_all_zones_of_a_large_device_are_to_be_overwritten() -> None:
+    """Each checkpoint looks at them with the lock held."""
+    pending = PendingResets(NR_ZONES)
+    assert all(pending.overwrite(zone_no) for zone_no in range(PORTION_ZONES))
+    assert not pending.overwrite(PORTION_ZONES)

@@ -8,7 +8,8 @@ import pytest
 
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Attribute, Condition
-from zonefs_emu.persist.space import punch_leftovers, punch_zones, zone_extents
+from zonefs_emu.persist.codec.words import ZoneStates
+from zonefs_emu.persist.space import punch_leftovers, punch_unwritten, punch_zones, zone_extents
 from zonefs_emu.testing.backings import MemoryBacking
 
 #: Four zones of a block and a half, and a runt of four sectors.
@@ -91,3 +92,10 @@ def test_zones_without_areas_are_not_looked_at_one_by_one() -> None:
     backing = Extents((0, 12 * 512))
     punch_leftovers(backing, GEOMETRY, bytearray((Condition.EMPTY,) * 5), array("Q", [0] * 5), Unread(5))
     assert backing.punched == [(0, 12 * 512)]
+
+
+def test_what_lies_beyond_the_data_is_given_back_in_the_zones_that_are_named() -> None:
+    backing = Extents()
+    wps = array("Q", (0, 3, 12, 5, 0))
+    punch_unwritten(backing, GEOMETRY, (1, 2, 4), ZoneStates(bytearray(5), wps, bytearray(5)))
+    assert backing.punched == [((12 + 3) * 512, 9 * 512), (48 * 512, 4 * 512)]

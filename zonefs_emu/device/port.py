@@ -186,7 +186,7 @@ class Port:
             # The zone was reset, and its old data must not be overwritten before that is durable. Applying the reset
             # takes the lock itself, so the command starts again after it.
             try:
-                image.apply_pending_resets()
+                image.apply_pending_resets(zone_no)
             except HOST_ERRORS as host_error:
                 refused = CommandError(host_error.status, zone_no)
                 return self.refusals.command(row.operation, refused, sector, nr_sectors), sector

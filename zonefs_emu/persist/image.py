@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -71,7 +72,7 @@ from zonefs_emu.persist.metadata import (
 )
 from zonefs_emu.persist.pending_resets import PORTION_ZONES, PendingResets
 from zonefs_emu.persist.recovery import check_clean_stop, power_cycle, zone_states
-from zonefs_emu.persist.space import punch_leftovers, punch_zones
+from zonefs_emu.persist.space import punch_leftovers, punch_unwritten, punch_zones
 
 #: With more changed zones than this, a record fits into no journal.
 _CHANGED_ZONES_MAX: Final = 1 << 16
@@ -304,6 +305,8 @@ class Image:
                     self.poison = self.poison or "the image is closed"
                 if is_healthy:
                     self._write_checkpoint()
+                    kept = sorted(self._pending.overwritten)
+                    self._free(kept, partial(punch_unwritten, self.backing, self.geometry, kept, self.states))
                     self._mark_clean()
         finally:
             for view in (self._live, self.refusals):
@@ -367,13 +370,20 @@ class Image:
         """Return whether old bytes are at the write pointer of *zone_no*: see :meth:`apply_pending_resets`."""
         return self.wps[zone_no] < self.old_extents[zone_no]
 
-    def apply_pending_resets(self) -> None:
+    def apply_pending_resets(self, overwriting: int = -1) -> None:
         """Make all resets durable and free their space on the host. Blocks; call without the lock.
+
+        The space of zone *overwriting* is kept, because the caller is about to write to it. The next checkpoint frees
+        it if the zone is empty still, and :meth:`close` what the zone has beyond its write pointer. Nothing is kept in
+        an image with zone random write areas, which would show the old bytes.
 
         Raises:
             PoisonedError: the host failed. NoSpaceError: it is full, and nothing is lost.
         """
-        self.flush()
+        self.look_after()
+        with self._flushing:
+            self._require_healthy()
+            self._write_checkpoint(-1 if self.geometry.zrwa_size else overwriting)
 
     def flush(self) -> None:
         """Make everything that was published before this call survive a power cut. Blocks; call without the lock.
@@ -396,8 +406,10 @@ class Image:
         """Return a context in which no checkpoint is written; to be entered before the lock is taken."""
         return self._flushing
 
-    def _write_checkpoint(self) -> None:
-        """Sync the data, then write and sync the states of its zones; with *_flushing* held."""
+    def _write_checkpoint(self, overwriting: int = -1) -> None:
+        """Sync the data, then write and sync the states; with *_flushing* held. *overwriting*: as in _apply_resets."""
+        with self.lock:
+            self._pending.note_unwritten(self.conds, self.wps)
         # Later resets are for the next checkpoint.
         resets = self._pending.zone_numbers()
         dirty: set[int] = set()
@@ -426,7 +438,7 @@ class Image:
         if self.checkpoint_listener is not None:
             with self.lock:
                 self.checkpoint_listener(Stage.DURABLE)
-        self._apply_resets(resets, wps)
+        self._apply_resets(resets, wps, overwriting)
 
     def _capture(
         self, dirty: set[int], resets: Sequence[int], *, fits: bool
@@ -447,20 +459,29 @@ class Image:
         conds, wps, attributes = self._captured
         return [(zone_no, pack_word(conds[zone_no], wps[zone_no], attributes[zone_no])) for zone_no in sorted(dirty)]
 
-    def _apply_resets(self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int]) -> None:
+    def _apply_resets(
+        self, zone_numbers: Sequence[int], durable_wps: Mapping[int, int] | Sequence[int], overwriting: int
+    ) -> None:
         """Free the space of those *zone_numbers* that are empty in the durable checkpoint, and allow writes to all.
 
-        *durable_wps*: the write pointers in the checkpoint. No lock is held while punching, because no command writes
-        to these zones: writes wait for :meth:`apply_pending_resets`, and states are loaded between checkpoints.
+        *durable_wps*: the write pointers in the checkpoint. Zone *overwriting* keeps its space. No lock is held while
+        punching, because no command writes to these zones: writes wait for :meth:`apply_pending_resets`, and states are
+        loaded between checkpoints.
         """
         empty = [zone_no for zone_no in zone_numbers if not durable_wps[zone_no]]
+        if overwriting in empty and self._pending.overwrite(overwriting):
+            empty.remove(overwriting)
+        self._free(empty, partial(punch_zones, self.backing, self.geometry, empty))
+        self._pending.clear(zone_numbers, self.wps, durable_wps, lock=self.lock, let_others_in=self.let_others_in)
+
+    def _free(self, zone_numbers: Sequence[int], punch: Callable[[], None]) -> None:
+        """Call *punch*, which frees space of *zone_numbers*."""
         try:
             if self.erase_listener is not None:
-                self.erase_listener(empty)
-            punch_zones(self.backing, self.geometry, empty)
+                self.erase_listener(zone_numbers)
+            punch()
         except OSError as error:
             raise self._refuse_or_fail(error, "the space of reset zones could not be given back") from None
-        self._pending.clear(zone_numbers, self.wps, durable_wps, lock=self.lock, let_others_in=self.let_others_in)
 
     @staticmethod
     def let_others_in() -> None:

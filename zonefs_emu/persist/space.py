@@ -4,11 +4,12 @@ May not know: which bytes may be freed at which time (image.py).
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import Backing
+from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.units import to_bytes
 
 
@@ -53,10 +54,19 @@ def punch_leftovers(
     """
     with_data = dict.fromkeys(zone_no for zone_no, _, _ in zone_extents(backing, geometry))
     punch_zones(backing, geometry, [zone_no for zone_no in with_data if conds[zone_no] == Condition.EMPTY])
-    if not geometry.zrwa_size:
-        return  # there may be millions of zones
-    for zone_no, bits in enumerate(attributes):
-        if bits & Attribute.ZRWA:
-            start, covered = geometry.zone_start(zone_no), geometry.covered(zone_no, wps[zone_no], bits)
-            if covered < geometry.zone_len(zone_no):
-                backing.punch(to_bytes(start + covered), to_bytes(geometry.zone_len(zone_no) - covered))
+    if geometry.zrwa_size:  # there may be millions of zones
+        with_area = [zone_no for zone_no, bits in enumerate(attributes) if bits & Attribute.ZRWA]
+        punch_unwritten(backing, geometry, with_area, ZoneStates(conds, wps, attributes))
+
+
+def punch_unwritten(backing: Backing, geometry: Geometry, zone_numbers: Iterable[int], states: ZoneStates) -> None:
+    """Free the space of *zone_numbers* beyond the data that zones of these states have.
+
+    Raises:
+        OSError: the host refuses.
+    """
+    for zone_no in zone_numbers:
+        covered = geometry.covered(zone_no, states.wps[zone_no], states.attributes[zone_no])
+        if covered < geometry.zone_len(zone_no):
+            start = to_bytes(geometry.zone_start(zone_no) + covered)
+            backing.punch(start, to_bytes(geometry.zone_len(zone_no) - covered))
