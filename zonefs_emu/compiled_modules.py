@@ -34,6 +34,7 @@ SOURCES: Final = (
     "device/raw_memory.pxd",
     "inflight/compiled_slot_stores.pxd",
     "model/compiled_plain_rules.pxd",
+    "virtio/guest_areas.pxd",
 )
 
 

@@ -18,7 +18,6 @@ May not know: notifications, statuses other than success, how a request is refus
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 
 cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from zonefs_emu.device.plain_commands cimport PlainCommands
@@ -26,6 +25,7 @@ from zonefs_emu.device.raw_memory cimport (
     ZONEFS_EMU_SOURCES, address_of, copy_in, iovec, load_u16, load_u64, memset, read_at, store_u16, store_u32, store_u64
 )
 from zonefs_emu.inflight.compiled_slot_stores cimport store_intent, word
+from zonefs_emu.virtio.guest_areas cimport GuestAreas, find_address, forget_areas, learn_areas
 
 cdef extern from *:
     """
@@ -87,14 +87,6 @@ cdef int learn_numbers() except -1:
     return 0
 
 
-cdef struct Area:
-    # A region of guest memory.
-    uint64_t start
-    uint64_t size
-    uint8_t *at
-    bint is_writable
-
-
 cdef struct Request:
     # A request that was found plain so far; first: of its nr_segments in Walker.segments.
     uint64_t sector
@@ -123,9 +115,7 @@ cdef class Walker:
     cdef uint32_t _size
     # The guest's memory.
     cdef object _memory, _regions
-    cdef Area *_areas
-    cdef Area *_hot
-    cdef int _nr_areas
+    cdef GuestAreas _areas
     # The device.
     cdef PlainCommands _commands
     cdef int64_t _sectors_max
@@ -138,13 +128,8 @@ cdef class Walker:
     #: Requests given back since the walker was made.
     cdef readonly uint64_t nr_taken
 
-    def __cinit__(self):
-        self._areas = NULL
-        self._hot = NULL
-        self._nr_areas = 0
-
     def __dealloc__(self):
-        PyMem_Free(self._areas)
+        forget_areas(&self._areas)
 
     def __init__(
         self, *, ring, bint is_packed, desc, driver, device, memory, record, record_memory, PlainCommands commands,
@@ -213,7 +198,10 @@ cdef class Walker:
         if self._commands.is_armed() or (self._may_read is not None and not self._may_read()):
             return 0
         if self._memory.regions is not self._regions:
-            self._learn_memory()
+            # The driver's memory may grow (zonefs_emu/vduse/driver_memory.py).
+            regions, self._regions = self._memory.regions, None
+            learn_areas(&self._areas, regions)
+            self._regions = regions
         self._nr_segments = 0
         return 1
 
@@ -275,7 +263,7 @@ cdef class Walker:
             nr_entries = (descriptor[1] & 0xFFFFFFFF) // 16
             if flags & NEXT or descriptor[1] & 15 or not 0 < nr_entries <= CHAIN_MAX:
                 return False
-            table = self._address(descriptor[0], 16 * nr_entries, False)
+            table = find_address(&self._areas, descriptor[0], 16 * nr_entries, False)
             if table is NULL:
                 return False
             copy_in(descriptor, table, 16)
@@ -314,7 +302,7 @@ cdef class Walker:
                 nr_entries = (descriptor[1] & 0xFFFFFFFF) // 16
                 if flags & NEXT or self._place - first > 1 or descriptor[1] & 15 or not 0 < nr_entries <= CHAIN_MAX:
                     return False
-                table = self._address(descriptor[0], 16 * nr_entries, False)
+                table = find_address(&self._areas, descriptor[0], 16 * nr_entries, False)
                 if table is NULL:
                     return False
                 request.token = descriptor[1] >> 32 & 0xFFFF
@@ -339,7 +327,7 @@ cdef class Walker:
         cdef uint8_t *at
         if flags & INDIRECT or not length or (nr_writable[0] and not is_writable):
             return False
-        at = self._address(address, length, is_writable)
+        at = find_address(&self._areas, address, length, is_writable)
         if at is NULL:
             return False
         chain[nr_readable[0] + nr_writable[0]].iov_base = at
@@ -349,45 +337,6 @@ cdef class Walker:
         else:
             nr_readable[0] += 1
         return True
-
-    # -- guest memory -------------------------------------------------------------------------------------------------
-
-    cdef int _learn_memory(self) except -1:
-        """Note where the regions are: the driver's memory may grow (zonefs_emu/vduse/driver_memory.py)."""
-        regions = self._memory.regions
-        cdef Area *areas = <Area *>PyMem_Malloc(sizeof(Area) * max(len(regions), 1))
-        cdef int count = 0
-        if areas is NULL:
-            raise MemoryError
-        PyMem_Free(self._areas)
-        self._areas, self._nr_areas, self._hot, self._regions = areas, 0, areas, None
-        for region in regions:
-            is_writable = not region.view.readonly
-            areas[count].start = region.guest_address
-            areas[count].size = region.size
-            areas[count].at = address_of(region.view, region.size, 1, is_writable)
-            areas[count].is_writable = is_writable
-            count += 1
-        self._nr_areas, self._regions = count, regions
-        return 0
-
-    cdef uint8_t *_address(self, uint64_t address, uint64_t length, bint writable) noexcept:
-        """Return where the *length* bytes at guest *address* are; NULL if they are not all in one region."""
-        cdef Area *area = self._hot
-        cdef int index
-        if not self._nr_areas:
-            return NULL
-        if address < area.start or address - area.start >= area.size:
-            for index in range(self._nr_areas):
-                area = self._areas + index
-                if address >= area.start and address - area.start < area.size:
-                    break
-            else:
-                return NULL
-            self._hot = area
-        if length > area.size - (address - area.start) or (writable and not area.is_writable):
-            return NULL
-        return area.at + (address - area.start)
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
