@@ -56,6 +56,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "cli/test_broken_arguments.py": "every verb with every kind of broken path",
         "virtqueue/test_walker.py": "walker.pyx, which is no Python",
         "ublk/test_tag_walker.py": "tag_walker.pyx, the same",
+        "vfio_user/test_queue_walker.py": "queue_walker.pyx, the same",
         "test_tidy.py": "tests the repository",
         "test_share.py": "tests what tools/share.py makes, which is not part of the package",
         "test_dist.py": "tests what the build makes of the whole tree",

@@ -26,6 +26,7 @@ MODULES: Final = {
     "zonefs_emu.device.plain_commands": "device/plain_commands.pyx",
     RING_WALKER: "virtqueue/walker.pyx",
     "zonefs_emu.ublk.tag_walker": "ublk/tag_walker.pyx",
+    "zonefs_emu.vfio_user.queue_walker": "vfio_user/queue_walker.pyx",
 }
 #: All that the modules are built from.
 SOURCES: Final = (

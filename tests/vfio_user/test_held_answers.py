@@ -29,7 +29,7 @@ class Queue:
         self.alarms_ns: list[int] = []
         self.record = DriveRecord(memory)
         self.completions = CompletionQueue(1, 0, SIZE, -1, self.record.tails)
-        self.completions._words = memoryview(bytearray(SIZE * 16)).cast("Q")
+        self.completions.words = memoryview(bytearray(SIZE * 16)).cast("Q")
         self.queue = SubmissionQueue(1, 0, SIZE, self.completions, self.record.new_ring(1, SIZE))
 
     def _note_alarm(self, due_ns: int, function: object) -> None:
@@ -64,7 +64,7 @@ class Queue:
 
     def take(self) -> list[int]:
         """Return the identifiers of the new completions."""
-        words, found = self.completions._words, []
+        words, found = self.completions.words, []
         while self.completions.head != self.completions.tail:
             found.append(words[2 * self.completions.head + 1] >> 32 & 0xFFFF)
             self.completions.head = (self.completions.head + 1) % SIZE

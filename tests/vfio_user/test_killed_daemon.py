@@ -122,11 +122,13 @@ class Life:
 
         def place(queue: CompletionQueue, memory: Any) -> None:
             real_place(queue, memory)
-            queue._words = Mortal(queue._words, clock)  # type: ignore[assignment]
+            queue.words = Mortal(queue.words, clock)  # type: ignore[assignment]
 
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(CompletionQueue, "place", place)
         self.patch.setattr("zonefs_emu.vfio_user.pci_drive.Worker", lambda *_: SameThread())
+        # Its stores are no instants here; test_queue_walker.py has their order.
+        self.patch.setattr("zonefs_emu.vfio_user.io_commands.is_usable", lambda _: False)
         self.worker: SameThread
 
     def run(self) -> bool:

@@ -474,7 +474,7 @@ def test_a_command_that_the_host_keeps_is_abandoned_with_its_record(
     assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
     with monkeypatch.context() as patch:
         patch.setattr("zonefs_emu.virtqueue.worker._WAIT_S", 0.01)
-        patch.setattr("zonefs_emu.vfio_user.pci_drive._execute_logged", execute)
+        patch.setattr("zonefs_emu.vfio_user.io_commands._execute_logged", execute)
         queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
         assert has_begun.wait(30)
         guest.disable()

@@ -152,6 +152,10 @@ class Namespace:
             case _:
                 return True
 
+    def caches_plain_writes(self) -> bool:
+        """Return whether a write without Force Unit Access is answered without a flush."""
+        return self.caches_writes and not self._readonly
+
     def execute(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
         """Carry out *command* on *buffers* of the length from :meth:`transfer`. Does not raise for errors of the host.
 

@@ -9,6 +9,7 @@
     page_list          where the data of a command is
     drive_queues       submission and completion queues in guest memory
     pci_drive          the controller behind the registers: admin commands, serving queues, interrupts
+    io_commands        I/O commands: at once, by the compiled walker (queue_walker.pyx), or by a worker
     queue_set          all queues of a controller
     drive_record       the state for a drive that takes over, in memory that outlives the process
     held_answers       answers that are held for as long as a real drive takes

@@ -15,6 +15,7 @@ from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 
 if TYPE_CHECKING:
     from zonefs_emu.vfio_user.held_answers import HeldAnswers
+    from zonefs_emu.vfio_user.queue_walker import QueueWalker
 
 COMPLETION_BYTES: Final = 16
 
@@ -48,8 +49,9 @@ class CompletionQueue:
         self.head = 0
         #: Whether completions were stored since the last interrupt.
         self.is_unannounced = False
-        self._words = memoryview(b"").cast("Q")
-        self._tails = tails
+        #: The completions as words of 8 bytes, once the queue is placed.
+        self.words = memoryview(b"").cast("Q")
+        self.tails = tails
 
     def place(self, memory: GuestMemory) -> None:
         """Use *memory* from now on.
@@ -57,7 +59,7 @@ class CompletionQueue:
         Raises:
             BadAddressError: the queue does not lie in it.
         """
-        self._words = queue_view(memory, self.base, self.size * COMPLETION_BYTES).cast("Q")
+        self.words = queue_view(memory, self.base, self.size * COMPLETION_BYTES).cast("Q")
 
     @property
     def is_full(self) -> bool:
@@ -67,7 +69,7 @@ class CompletionQueue:
 
     def post(self, result: int, sq_head: int, sq_number: int, cid: int, status_field: int) -> None:
         """Store a completion. Its second half has the phase tag and is stored at once, after the first."""
-        words, tail = self._words, self.tail
+        words, tail = self.words, self.tail
         words[2 * tail] = result
         words[2 * tail + 1] = sq_head | sq_number << 16 | cid << 32 | (status_field << 1 | self.phase) << 48
         tail += 1
@@ -84,11 +86,11 @@ class CompletionQueue:
 
     def note(self) -> None:
         """Note that all completions before the tail are posted."""
-        self._tails[self.number] = self.tail << 1 | self.phase
+        self.tails[self.number] = self.tail << 1 | self.phase
 
     def take_posted(self) -> tuple[int, int] | None:
         """Move the tail past a completion that was posted and not noted; return its submission queue and head."""
-        word = self._words[2 * self.tail + 1]
+        word = self.words[2 * self.tail + 1]
         if word >> 48 & 1 != self.phase:
             return None
         self.tail += 1
@@ -118,6 +120,8 @@ class SubmissionQueue:
         #: Whether the queue is no longer served: the guest has broken or deleted it.
         self.is_over = False
         self.entries = memoryview(b"")
+        #: Executes plain commands at the head; None where all commands are Python's.
+        self.walker: QueueWalker | None = None
 
     def place(self, memory: GuestMemory) -> None:
         """Use *memory* from now on.

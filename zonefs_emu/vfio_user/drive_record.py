@@ -120,7 +120,7 @@ class DriveRecord:
 
     def new_ring(self, number: int, size: int) -> HoldingRecord:
         """Return the record of a new I/O submission queue."""
-        memory = self._ring_memory(number, size)
+        memory = self.ring_memory(number, size)
         memory[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)  # a record of an earlier queue does not count
         ring = HoldingRecord(memory, size, packed=False)
         ring.start_split(0)
@@ -128,8 +128,9 @@ class DriveRecord:
 
     def ring(self, number: int, size: int) -> HoldingRecord:
         """Return the record of an I/O submission queue that an earlier process has served, to be started."""
-        return HoldingRecord(self._ring_memory(number, size), size, packed=False)
+        return HoldingRecord(self.ring_memory(number, size), size, packed=False)
 
-    def _ring_memory(self, number: int, size: int) -> memoryview:
+    def ring_memory(self, number: int, size: int) -> memoryview:
+        """Return the memory of the record of an I/O submission queue."""
         at = _RINGS + (number - 1) * _RING_BYTES
         return self._bytes[at : at + record_bytes(size)]

@@ -27,7 +27,7 @@ Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from functools import partial
 from typing import Final
 
@@ -36,12 +36,10 @@ from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import UsageError
-from zonefs_emu.inflight.ring_record import RingRecord
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
-from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
+from zonefs_emu.nvme.command import ENTRY_BYTES, AdminOpcode, Command, parse
 from zonefs_emu.nvme.controller import FIRMWARE, Controller, Feature, Register
 from zonefs_emu.nvme.identify import MDTS_BYTES, ControllerIdentity
-from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
@@ -50,8 +48,9 @@ from zonefs_emu.vfio_user.drive_memory import CC_WORD, ENABLE, DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, SubmissionQueue
 from zonefs_emu.vfio_user.drive_record import Completion, DriveRecord, DriveState, identity_of
 from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
-from zonefs_emu.vfio_user.held_answers import HeldAnswers, hold_answers
+from zonefs_emu.vfio_user.held_answers import hold_answers
 from zonefs_emu.vfio_user.interrupts import Interrupts
+from zonefs_emu.vfio_user.io_commands import UNKNOWN_FLAGS, IoCommands
 from zonefs_emu.vfio_user.page_list import PAGE_BYTES, scatter, slices
 from zonefs_emu.vfio_user.pci_function import DmaRegion
 from zonefs_emu.vfio_user.queue_set import QueueSet
@@ -82,8 +81,6 @@ _PAGE_SIZE_MASK: Final = 0xF << 7
 _ARBITRATION_MASK: Final = 0x7 << 11
 _FATAL: Final = 2
 _ADMIN_ENTRIES_MAX: Final = 4096
-#: Fused operations, and data pointers other than PRP entries.
-_UNKNOWN_FLAGS: Final = 0xC3
 #: Commands of a queue that are carried out before another queue is served and interrupts are sent.
 _BATCH: Final = 32
 #: The caller gets control back after this time, even if queues are never empty.
@@ -127,15 +124,13 @@ class PciDrive:
         self.interrupts = Interrupts()
         self.nr_commands = 0
         devices = list(subsystem.devices.values())
-        #: Injected faults, which may delay answers, so that commands go to the worker.
-        self._faults = [device.faults for device in devices]
         self._worker: Worker[Answer] = Worker("nvme-worker", devices[0].sleep_ns)
         is_timed = any(device.timing is not None for device in devices)
         hold = partial(hold_answers, is_timed=is_timed, has_room=self._has_room, wake=self.wake)
         self._queues = QueueSet(memory, record, self._map, hold)
         self._sqs = self._queues.sqs
         self._cqs = self._queues.cqs
-        self._namespaces: dict[int, Namespace] = {}
+        self._io = IoCommands(devices)
         self._begun = BegunCommands()
         #: The last completion of the admin queue, which may not be posted yet.
         self._completion: Completion | None = None
@@ -154,7 +149,7 @@ class PciDrive:
             admin=ADMIN_COMMANDS,
             transport_handlers={
                 AdminOpcode.CREATE_CQ: lambda command, _: self._queues.create_cq(command, self._nr_granted),
-                AdminOpcode.CREATE_SQ: lambda command, _: self._queues.create_sq(command, self._nr_granted),
+                AdminOpcode.CREATE_SQ: self._create_sq,
                 AdminOpcode.DELETE_CQ: lambda command, _: self._queues.delete_cq(command),
                 AdminOpcode.DELETE_SQ: self._delete_sq,
                 AdminOpcode.DOORBELL_BUFFER: lambda command, _: self._queues.set_shadow(command),
@@ -176,7 +171,7 @@ class PciDrive:
         self._queues.load(state)
         if state["sqs"]:
             self._make_namespaces()
-            self._begun.watch(self._namespaces)
+            self._begun.watch(self._io.namespaces)
 
     def _save(self) -> None:
         """Save the present state, for a drive that takes over."""
@@ -323,13 +318,14 @@ class PciDrive:
         return True
 
     def _make_namespaces(self) -> None:
-        self._namespaces = self.controller.namespaces_of_queue()
-        for nsid, namespace in self._namespaces.items():
+        namespaces = self.controller.namespaces_of_queue()
+        for nsid, namespace in namespaces.items():
             port = namespace.port
             port.defer = self._worker.defer
             if isinstance(port, TimedPort):
                 port.hold, port.defer = port.held.hold, port.held.delay
             namespace.port.intents = self._begun.intents(nsid)
+        self._io.begin(namespaces)
 
     def _fail(self, why: str) -> None:
         """Make the controller fatal, so that the guest must reset it."""
@@ -349,13 +345,22 @@ class PciDrive:
             self._queues.place()
         except BadAddressError as error:
             self._fail(f"a queue has lost its memory: {error}")
+            return
+        for queue in self._sqs.values():
+            self._have_walked(queue)
+
+    def _have_walked(self, queue: SubmissionQueue) -> None:
+        """Let a compiled walker take the plain commands of *queue*, which was just placed."""
+        if queue.ring is not None:
+            record_memory = self._record.ring_memory(queue.number, queue.size)
+            queue.walker = self._io.new_walker(queue, self._map.memory, record_memory)
 
     def _drop_queues(self) -> None:
         """Drop all queues, because the guest has reset or shut down the controller."""
         self._wait_idle(self._sqs.values())
         self._queues.clear()
         self._begun.end()
-        self._namespaces = {}
+        self._io.begin({})
 
     def _wait_idle(self, queues: Iterable[SubmissionQueue]) -> None:
         """Wait until the worker has no command of *queues*; one that takes too long is abandoned."""
@@ -439,12 +444,20 @@ class PciDrive:
             return False
         completions = queue.completions
         execute = self._execute if queue.number else self._execute_admin
-        for count in range(_BATCH):
+        begin, end = self.nr_commands, self.nr_commands + _BATCH
+        while self.nr_commands < end:
             if completions.is_full and not self._has_room(completions):
-                return count > 0
+                return self.nr_commands > begin
+            met = self._walk(queue, tail, end - self.nr_commands)
+            if queue.head == tail:
+                break
+            if completions.is_full or self.nr_commands == end:
+                continue
             command = parse(queue.entries, queue.head * ENTRY_BYTES)
             self.nr_commands += 1
             try:  # the boundary of a command
+                if met is not None:
+                    raise met
                 answer = execute(queue, command)
             except RefusedError as refused:
                 answer = self._refuse(queue, command, refused)
@@ -457,6 +470,16 @@ class PciDrive:
             if queue.head == tail or queue.is_over or self._begun.queues or queue.answers is not None:
                 break  # those that are due are given between two commands
         return True
+
+    def _walk(self, queue: SubmissionQueue, tail: int, nr_max: int) -> Exception | None:
+        """Let the compiled walker take what is plain; return what the command at the head has met, if anything."""
+        if queue.walker is None or queue.answers is not None or self._begun.queues:
+            return None
+        try:  # the boundary of a command
+            self.nr_commands += queue.walker.take(tail, nr_max)
+        except Exception as error:
+            return error
+        return None
 
     def _answer(self, queue: SubmissionQueue, command: Command, answer: Answer | None) -> None:
         """Note that *command* is carried out, and post its completion unless that comes later."""
@@ -499,8 +522,7 @@ class PciDrive:
     def _refuse(self, queue: SubmissionQueue, command: Command, refused: RefusedError) -> Answer:
         if not queue.number:
             return self.controller.refuse(command, refused)
-        namespace = self._namespaces.get(command.nsid) or next(iter(self._namespaces.values()))
-        return self._noted(queue, command, namespace.refuse(command, refused))
+        return self._noted(queue, command, self._io.refuse(command, refused))
 
     def _noted(self, queue: SubmissionQueue, command: Command, answer: Answer) -> Answer:
         """Put a refused I/O command into the error log of the controller."""
@@ -520,35 +542,14 @@ class PciDrive:
 
     def _execute(self, queue: SubmissionQueue, command: Command) -> Answer | None:
         """Carry out an I/O command, or give it to the worker and mark *queue* as busy."""
-        if command.flags & _UNKNOWN_FLAGS:
-            raise RefusedError(NvmeRule.NVME_FIELD, f"flags {command.flags:02X}h")
-        namespace = self._namespaces.get(command.nsid)
-        if namespace is None:
-            if command.opcode != IoOpcode.FLUSH or command.nsid != ALL_NAMESPACES:
-                raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
-            self._hand_over(queue, command, partial(self._flush_all, command))
-            return None
-        nr_bytes, _ = namespace.transfer(command)
-        buffers = slices(self._map.memory, command.prp1, command.prp2, nr_bytes)
         ring = queue.ring
         assert ring is not None
-        answers = queue.answers
-        if answers is not None:
-            ring.make_way()
-        ring.start_request(0, ())
-        if any(self._faults) or namespace.may_wait(command):
-            self._hand_over(queue, command, partial(_execute_logged, ring, namespace, command, buffers, answers))
+        job, may_wait = self._io.begin_command(ring, command, self._map.memory, queue.answers)
+        if may_wait:
+            queue.is_busy = True
+            self._worker.submit(job, partial(self._take_back, queue, command, queue.head))
             return None
-        answer = _execute_logged(ring, namespace, command, buffers, answers)
-        return self._noted(queue, command, answer) if answer.status else answer
-
-    def _flush_all(self, command: Command) -> Answer:
-        answers = (namespace.execute(command, ()) for namespace in self._namespaces.values())
-        return next((answer for answer in answers if answer.status), SUCCESS)
-
-    def _hand_over(self, queue: SubmissionQueue, command: Command, job: Callable[[], Answer]) -> None:
-        queue.is_busy = True
-        self._worker.submit(job, partial(self._take_back, queue, command, queue.head))
+        return self._noted(queue, command, job())
 
     def _take_back(self, queue: SubmissionQueue, command: Command, head: int, result: Answer | Exception) -> None:
         queue.is_busy = False
@@ -563,7 +564,7 @@ class PciDrive:
     # -- admin commands -------------------------------------------------------------------------------------------
 
     def _execute_admin(self, _queue: SubmissionQueue, command: Command) -> Answer | None:
-        if command.flags & _UNKNOWN_FLAGS:
+        if command.flags & UNKNOWN_FLAGS:
             raise RefusedError(NvmeRule.NVME_FIELD, f"flags {command.flags:02X}h")
         nr_bytes, from_host = self.controller.data_length(command)
         if nr_bytes > MDTS_BYTES:
@@ -578,6 +579,11 @@ class PciDrive:
     def _nr_granted(self) -> int:
         return (self.controller.features[Feature.NR_QUEUES] & 0xFFFF) + 1
 
+    def _create_sq(self, command: Command, _data: memoryview | bytes) -> Answer:
+        queue = self._queues.create_sq(command, self._nr_granted)
+        self._have_walked(queue)
+        return SUCCESS
+
     def _delete_sq(self, command: Command, _data: memoryview | bytes) -> Answer:
         queue = self._queues.deletable_sq(command)
         self._wait_idle((queue,))
@@ -586,15 +592,3 @@ class PciDrive:
         self._begun.note_answered(queue)
         del self._sqs[queue.number]
         return SUCCESS
-
-
-def _execute_logged(
-    ring: RingRecord, namespace: Namespace, command: Command, buffers: Sequence[memoryview], answers: HeldAnswers | None
-) -> Answer:
-    """Carry *command* out on this thread, with its intents in *ring*."""
-    intents = namespace.port.intents
-    assert intents is not None
-    intents.current.log = ring
-    if answers is not None:
-        return answers.carry_out(namespace.port, partial(namespace.execute, command, buffers))
-    return namespace.execute(command, buffers)

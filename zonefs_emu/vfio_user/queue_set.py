@@ -140,8 +140,8 @@ class QueueSet:
         self._start_doorbell(2 * number + 1, _NEVER)
         return SUCCESS
 
-    def create_sq(self, command: Command, granted: int) -> Answer:
-        """Carry out Create I/O Submission Queue; *granted* is how many queues there may be.
+    def create_sq(self, command: Command, granted: int) -> SubmissionQueue:
+        """Carry out Create I/O Submission Queue, and return the queue; *granted* is how many queues there may be.
 
         Raises:
             RefusedError: as NVMe says.
@@ -155,7 +155,7 @@ class QueueSet:
         self._hold(queue)
         self.sqs[number] = queue
         self._start_doorbell(2 * number, 0)
-        return SUCCESS
+        return queue
 
     def _place(self, queue: CompletionQueue | SubmissionQueue) -> None:
         try:
