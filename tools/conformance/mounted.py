@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -21,9 +22,19 @@ from tools.conformance.zonefs_tools import parse_zonefs_tools
 from tools.forking import IMPORTS, LOOP, client
 
 _ROOT: Final = Path(__file__).parents[2]
+#: Most of a test is waiting: for a mount to come up, for fio, for sleeps of its own.
+_LANES: Final = 4
 #: A test that takes longer hangs. On a mount that hangs even its end would be waited for in vain.
 _TEST_SECONDS: Final = 600
 
+#: What the commands of the tests load by themselves otherwise, each time.
+_MORE_IMPORTS: Final = """
+import zonefs_emu.front_ends.mkfs, zonefs_emu.front_ends.zonefs
+from zonefs_emu.cli.verb_table import VERBS
+for verb in VERBS:
+    if verb.name in ("create", "mkfs", "mount", "umount", "report", "stats", "write", "open", "set-cond"):
+        verb.load()
+"""
 _COMMON: Final = """# What a name below /dev stands for.
 args=()
 for word
@@ -129,10 +140,10 @@ else nr_cnv_files=$((nr_cnv_zones - 1))
 fi
 export seq_file_0_max_size=$(get_zone_capacity_bytes $image $seq_file_0_zone_start_sector)
 export zone_cap_sectors=$((seq_file_0_max_size / 512)) zone_cap_bytes=$seq_file_0_max_size
-for script in scripts/[0-9]*.sh
+for script in $scripts
 do
     log=$logdir/$(basename $script .sh).log
-    timeout -k 5 $seconds bash $script $image >$log 2>&1 </dev/null
+    timeout -k 5 $seconds bash scripts/$script $image >$log 2>&1 </dev/null
     case $? in
     0) echo PASS ;;
     2) echo skip ;;
@@ -148,19 +159,36 @@ done
 
 
 def run_mounted(shape: Shape, checkout: Path, directory: Path) -> tuple[Outcome, ...]:
-    """Run the tests of the compiled *checkout* on a mount of an image of *shape*, all of it below *directory*."""
+    """Run the tests of the compiled *checkout* on mounts of images of *shape*, all of it below *directory*.
+
+    The tests share nothing but names below directories of their own, so several of them run side by side.
+    """
+    lanes = range(_LANES)
+    with ThreadPoolExecutor(_LANES) as executor:
+        found = executor.map(lambda lane: _run_lane(shape, checkout, directory / str(lane), lane), lanes)
+        outcomes = [outcome for each in found for outcome in each]
+    return tuple(sorted(outcomes, key=lambda outcome: outcome.test))
+
+
+def _run_lane(shape: Shape, checkout: Path, directory: Path, lane: int) -> tuple[Outcome, ...]:
+    """Run the tests of one *lane*, which are every fourth one, below *directory*, which is made."""
+    directory.mkdir()
     shutil.copytree(checkout / "tests", directory / "tests", symlinks=True)
     prepare(directory)
     image = directory / "images/disk"
     environment = _environment(directory, shape)
+    scripts = sorted(path.name for path in (checkout / "tests/scripts").glob("[0-9]*.sh"))[lane::_LANES]
     driver = (
         f"image={shlex.quote(str(image))} logdir={shlex.quote(str(directory / 'logs'))} seconds={_TEST_SECONDS}\n"
         f"options={shlex.quote(create_options(MOUNT, shape))}\n"
+        f"scripts={shlex.quote(' '.join(scripts))}\n"
         f"zonefs_mntdir={shlex.quote(str(directory / 'mnt'))}\n{_DRIVER}"
     )
     requests = directory / "commands/requests"
     os.mkfifo(requests)
-    with subprocess.Popen([sys.executable, "-c", IMPORTS + LOOP, requests], cwd=directory, env=environment) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPORTS + _MORE_IMPORTS + LOOP, requests], cwd=directory, env=environment
+    ) as server:
         try:
             done = subprocess.run(
                 ["bash", "-c", driver], cwd=directory / "tests", env=environment, check=False, stdout=subprocess.PIPE,
