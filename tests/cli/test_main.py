@@ -157,6 +157,18 @@ def test_closed_standard_streams_are_no_ones_file(fresh: Path) -> None:
     assert '"recovery": ""' in ok("info", fresh, "--json")
 
 
+def test_a_working_directory_that_was_removed_is_named(fresh: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    command = f"rmdir {gone}; {' '.join(python('dump', fresh, 'copy'))}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=gone, capture_output=True, text=True, check=False, env=environment
+    )
+    sentence = "zonefs-emu: cannot find the working directory: No such file or directory\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
 def test_errors_of_standard_streams_say_which_stream(fresh: Path, tmp_path: Path) -> None:
     for redirection, arguments, sentence in (
         (">/dev/full", ("report", fresh), "cannot write to stdout: No space left on device"),

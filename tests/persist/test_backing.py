@@ -2,6 +2,7 @@ import ctypes
 import errno
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zonefs_emu.errors import ImageBusyError, ImageError
+from zonefs_emu.errors import ImageBusyError, ImageError, host_sentence
 from zonefs_emu.persist import backing as module
 from zonefs_emu.persist.backing import FileBacking, SyncFailedError, checked_sync, current_boot_id, is_full
 from zonefs_emu.testing.backings import FailingBacking
@@ -20,6 +21,18 @@ MIB = 1 << 20
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "file"
+
+
+def test_a_file_longer_than_the_user_may_make_is_named(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            FileBacking.create(path, 2 * MIB, ())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert host_sentence(caught.value) == f"cannot set the length of {path}: File too large"
+    assert not path.exists()
 
 
 def test_what_is_no_regular_file_is_not_opened(path: Path) -> None:

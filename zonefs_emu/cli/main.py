@@ -78,6 +78,9 @@ def _in_one_sentence() -> Iterator[None]:
         if error.errno == errno.EPIPE:
             # The reader of the output (head, for example) has closed the pipe; click ends without a message.
             raise
+        if error.errno == errno.ENOENT and error.filename is None and not hasattr(error, "__notes__"):
+            # Of what a verb asks the host for, only the working directory has no name.
+            error.add_note("find the working directory")
         raise OneSentence(host_sentence(error)) from None
 
 

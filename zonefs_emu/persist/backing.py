@@ -142,7 +142,7 @@ class FileBacking:
         backing = cls(path, fd)
         try:
             backing._lock(exclusive=True)
-            os.ftruncate(fd, length)
+            backing.resize(length)
             for offset, run in allocated:
                 backing.reserve(offset, run)
         except BaseException:
