@@ -311,6 +311,18 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert not broken
 
 
+def test_texts_of_the_package_name_source_files_that_exist() -> None:
+    names = {path.name for path in tracked_files()}
+    unknown = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in tracked_files()
+        if path.is_relative_to(PACKAGE) and path.suffix in {".py", ".pyx", ".pxd", ".pyi"}
+        for name in re.findall(r"\b\w+\.(?:py|pyx|pxd|pyi)\b", path.read_text())
+        if name not in names
+    ]
+    assert unknown == []
+
+
 #: Results of the benchmarks and of other people's suites: rows of figures with remarks, written by programs.
 WIDE_DOCUMENTS: Final = frozenset({"bench/results.md", "docs/conformance.md"})
 

@@ -1,6 +1,6 @@
 """One ublk device, from its creation or its recovery after the death of its server to its deletion.
 
-May not know: requests (queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
+May not know: requests (io_queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
 
 A device outlives its server: the kernel keeps it, with the requests in flight, until another server recovers or deletes
 it. The kernel also keeps 64 bits of the image's UUID with the device, by which the next server of the image finds it.
