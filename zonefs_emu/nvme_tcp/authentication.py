@@ -39,7 +39,7 @@ class _Step(Enum):
 
 
 class Authentication:
-    """Of one queue. *key* is the host's, *controller_key* the drive's, if it has one."""
+    """The exchange on one queue. *key* is the host's, *controller_key* the drive's, if it has one."""
 
     def __init__(self, host_nqn: str, subsystem_nqn: str, key: DhchapKey, controller_key: DhchapKey | None) -> None:
         self._host_nqn = host_nqn

@@ -72,7 +72,7 @@ def new_pair(group_id: int) -> KeyPair:
 def shared_secret(pair: KeyPair, other: bytes) -> bytes | None:
     """Return the secret that *pair* and the public value *other* have in common; None if *other* is no such value.
 
-    The values 0, 1 and p - 1 would give a secret that everybody knows.
+    The values 0, 1 and p - 1 would give a secret that is public.
     """
     if len(other) != value_bytes(pair.group_id):
         return None

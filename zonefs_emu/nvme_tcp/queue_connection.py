@@ -87,7 +87,7 @@ class Connection:
         self.controller: Controller | None = None
         self.connect: Connect | None = None
         self.nr_commands = 0
-        # Not with a timeout: Python would ask the kernel before each call whether the socket is ready.
+        # Nonblocking, because with a timeout Python would ask the kernel before each call whether the socket is ready.
         sock.setblocking(False)  # noqa: FBT003  (its only form)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
@@ -284,7 +284,7 @@ class Connection:
         if controller is None:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a command before Connect")
         if not self._is_authenticated:
-            # Not noted in the image: a host that has not proved its name could fill the log of refusals.
+            # The refusal is not noted in the image, whose log a host without a proven name could fill.
             self._respond(command, Answer(NvmeStatus.AUTHENTICATION_REQUIRED))
             return
         if not controller.is_ready:

@@ -168,7 +168,7 @@ class Backend:
             ending.callback(dispatcher.close)
             ending.callback(self._server.unwatch, connection.fileno())
             self._server.queues = ()
-        # Not before: a call that an exception has ended is made again, so that no ring runs on.
+        # Cleared at the end only: a call that an exception has ended is repeated and then stops the remaining rings.
         self._dispatcher = self._connection = None
 
     def _listen(self) -> None:

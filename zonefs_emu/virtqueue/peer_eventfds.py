@@ -56,7 +56,8 @@ class PeerEventfds:
             try:
                 # The thread that writes is the one that closes: while it still does, the number means the same file.
                 if self._write is write:
-                    # Not by O_NONBLOCK, which the peer can undo before the read. The offset of -1 is that of a stream.
+                    # RWF_NOWAIT and not O_NONBLOCK, which the peer can undo before the read. A stream has the offset
+                    # -1.
                     os.preadv(fd, (bytearray(_COUNTER_BYTES),), -1, os.RWF_NOWAIT)
             finally:
                 os.close(fd)

@@ -246,8 +246,8 @@ class TimedVirtqueue(Virtqueue):
         alarms_ns = self._alarms_ns
         while alarms_ns and alarms_ns[-1] <= now_ns:
             alarms_ns.pop()
-        # Where one comes sooner, this is called then. One for each change of what is first would be kept for each
-        # request that overtakes an answer that is due in an hour.
+        # An alarm that comes sooner calls this method too, so no alarm is added. One for each new first answer was
+        # rejected: each request that overtakes an answer due in an hour would leave an alarm for that hour.
         if held and (not alarms_ns or held[0][0] < alarms_ns[-1]):
             alarms_ns.append(held[0][0])
             port.alarm.at(held[0][0], self._wake)

@@ -226,7 +226,7 @@ class Virtqueue:
         held = record.held if record is not None else []
         if record is not None and held:
             for number, answer, _ in held:
-                # What was written for it is not known: any buffer stands for all of memory.
+                # It is unknown where the request has written, so any buffer stands for all of memory.
                 chain = answer & 0xFFFFFFFF, list[memoryview](), [memoryview(b"")]
                 self._give_held(ring, chain, answer >> 32, number)
             record.end_holding()
