@@ -1,6 +1,6 @@
 """The plain reads and writes of a port, compiled: what the compiled walkers of rings and queues execute.
 
-What a plain request is stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well. What is not
+zonefs_emu/model/plain_rules.py says what a plain request is; the zone machine asks it as well. A request that is not
 plain is not judged here: the walker leaves it to Python.
 
 Invariants: write pointers move through Port.commit only, with the device's lock held. No bytes of the image are changed
@@ -26,7 +26,7 @@ cdef int READS = -1, READ_SECTORS, WRITES, WRITTEN_SECTORS
 
 
 cdef int learn_numbers() except -1:
-    """Import what they are: not with this module, which ``zonefs-emu --version`` imports to see whether it is there."""
+    """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
     global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS
     from zonefs_emu.device.counters import Counter
 
@@ -64,7 +64,7 @@ cdef class PlainCommands:
             raise AssertionError("zone states that do not fit the geometry")
 
     cdef bint is_armed(self) except -1:
-        """Say whether a fault is injected: every request is Python's then."""
+        """Say whether a fault is injected, so that Python must execute every request."""
         return bool(self._faults)
 
     cdef bint same_zone(self, uint64_t sector, uint64_t other) noexcept:
@@ -127,7 +127,7 @@ cdef class PlainCommands:
         return True
 
     cdef bint write_run(self, iovec *segments, int nr_segments) except -1:
-        """Write the bytes of the run; False if the host did not take them all. wp has not moved, so none counts."""
+        """Write the bytes of the run; False if the host did not take them all, of which none counts then."""
         cdef uint64_t offset = (self._run_zone * self._zone_size + self._run_begin) << 9
         cdef int64_t done
         with nogil:

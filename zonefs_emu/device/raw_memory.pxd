@@ -1,4 +1,5 @@
-# Memory that others change meanwhile, and files, for the compiled modules: C only, so there is no module of this name.
+# Access of the compiled modules to files, and to memory that a guest or the kernel changes at any time. It is C code
+# only, so there is no module of this name.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -18,7 +19,7 @@ cdef extern from *:
     #define ZONEFS_EMU_SOURCES 0
     #endif
 
-    /* What a guest or the kernel sees and changes meanwhile: loaded and stored once, and in order. */
+    /* A guest or the kernel changes these values at any time: each is loaded and stored once, and in order. */
     static inline uint16_t load_u16(const uint8_t *at)
     {
         return __atomic_load_n((const uint16_t *)at, __ATOMIC_ACQUIRE);
@@ -81,7 +82,7 @@ cdef extern from *:
 cdef inline uint8_t *address_of(object view, Py_ssize_t length, Py_ssize_t alignment, bint writable) except NULL:
     """Return where the memory of *view* is; the caller keeps *view*. No Py_buffer is held.
 
-    A held one would keep the collector from taking an owner that was forgotten.
+    It would keep the garbage collector from freeing an owner that is not used any more.
     """
     cdef Py_buffer buffer
     PyObject_GetBuffer(view, &buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)

@@ -1,8 +1,8 @@
-"""The compiled walker of a ublk queue: executes the plain reads and writes at the head of what has come, and answers.
+"""The compiled walker of a ublk queue: executes the plain reads and writes at its head, and answers.
 
-It takes a run of plain reads, or one run of plain writes that continue one another; zonefs_emu/device/plain_commands.pyx
-says what is plain, and executes it. At anything else it stops and has consumed nothing, so that the queue takes that
-request in Python (io_queue.py), as it does where this module is not built.
+It takes a run of plain reads, or one run of plain writes that continue one another;
+zonefs_emu/device/plain_commands.pyx says what is plain, and executes it. At anything else it stops and has consumed
+nothing, so that the queue takes that request in Python (io_queue.py), as it does where this module is not built.
 
 Invariants:
 
@@ -52,7 +52,7 @@ cdef uint64_t FREE, BEGUN, COMMITTED, WRITE_KIND
 
 
 cdef int learn_numbers() except -1:
-    """Import what they are: this module may be imported to see whether it is there."""
+    """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
     global RECORD_SLOT, FREE, BEGUN, COMMITTED, WRITE_KIND
     from zonefs_emu.inflight import tag_record
     from zonefs_emu.inflight.slot import OPERATION_SHIFT
@@ -74,8 +74,8 @@ cdef struct Request:
 cdef class TagWalker:
     """The walker of one queue. All methods belong to the queue's thread.
 
-    *ring*: its :class:`~zonefs_emu.ublk.uring.Ring`. *descriptors*: the kernel's, one a tag. *buffer*: where the data
-    of requests pass through. *record* and *first_slot*: of the requests in flight, and the place of tag 0 in it.
+    *ring*: its :class:`~zonefs_emu.ublk.uring.Ring`. *descriptors*: the kernel's, one a tag. *buffer*: memory through
+    which the data of requests pass. *record* and *first_slot*: of the requests in flight, and the place of tag 0 in it.
     *node_fd*: the character device, on which the data of tag 0 lie at *data_at*, and those of the others *data_stride*
     bytes apart.
     """
@@ -135,11 +135,11 @@ cdef class TagWalker:
     def take(self, list to_free):
         """Execute what is plain at the head of the completions, and push the answers.
 
-        Returns how many requests that were; 0 if the first one is Python's affair, or there is none. The tags of writes
+        Returns how many requests that were; 0 if the first one is left to Python, or there is none. The tags of writes
         are added to *to_free*: their slots are to be freed when the kernel has the answers.
 
         Raises:
-            Exception: what Port.commit met. The requests that were written are still among the completions.
+            Exception: that of Port.commit. The requests that were written are still among the completions.
         """
         cdef uint32_t head = load_u32(self._cq_head)
         cdef Request *first = self._requests
@@ -190,7 +190,7 @@ cdef class TagWalker:
         if self._place == self._end:
             return NONE
         request.tag = load_u32(completion)
-        # A result that is not 0: the tag is out of service.
+        # With a result that is not 0 the tag is out of service.
         if request.tag >= self._depth or load_u32(completion + 8):
             return NONE
         copy_in(descriptor, self._descriptors + DESCRIPTOR_BYTES * <uint64_t>request.tag, DESCRIPTOR_BYTES)
@@ -253,7 +253,7 @@ cdef class TagWalker:
         return count if count and self._commands.count_run(count) else 0
 
     cdef int _write_run(self) except -1:
-        """Find the run, move its bytes, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
+        """Move the bytes of the run, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
         cdef int count = 0, index
         cdef Request *request = self._requests
         cdef iovec part
@@ -275,7 +275,7 @@ cdef class TagWalker:
         part.iov_base = self._buffer
         part.iov_len = self._nr_bytes(count)
         if not self._commands.write_run(&part, 1):
-            # wp has not moved, so what was written does not count. Python meets the same error again.
+            # wp has not moved, so the written bytes do not count. Python takes the request and meets the same error.
             self._mark(count, FREE)
             return 0
         self._commands.commit_run()

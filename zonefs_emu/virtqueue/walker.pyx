@@ -1,17 +1,17 @@
 """The compiled ring walker: executes the plain reads and writes at the head of a ring, and gives them back.
 
-It takes a run of plain reads, or one run of plain writes that continue one another. What a plain request is
-stands in zonefs_emu/model/plain_rules.py, which the zone machine asks as well, and zonefs_emu/device/plain_commands.pyx
-executes it. At anything else the walker stops and has consumed nothing, so that the queue takes that request in Python,
-as it does where this module is not built.
+It takes a run of plain reads, or one run of plain writes that continue one another. zonefs_emu/model/plain_rules.py
+says what a plain request is; the zone machine asks it as well. zonefs_emu/device/plain_commands.pyx executes it. At
+anything else the walker stops and has consumed nothing, so that the queue takes that request in Python, as it does
+where this module is not built.
 
 Invariants:
 
 * Guest memory changes at any time. Each index, descriptor and header is copied once and judged by the copy. Each
   address is translated, with its length, right before it is used for the first time, and is one of *memory* then.
 * Nothing is stored to guest memory, and no bytes of the image are changed, before everything has been checked.
-* Pointers are kept beside the Python objects that own the memory. No Py_buffer is held: it would keep the collector
-  from taking a queue that was forgotten.
+* Pointers are kept beside the Python objects that own the memory. No Py_buffer is held: it would keep the garbage
+  collector from freeing a queue that is not used any more.
 
 May not know: notifications, statuses other than success, how a request is refused.
 """
@@ -74,7 +74,7 @@ cdef object position_of = None
 
 
 cdef int learn_numbers() except -1:
-    """Import what they are: not with this module, which ``zonefs-emu --version`` imports to see whether it is there."""
+    """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
     global RECORD_HEADER, RECORD_SLOT, WRITE_KIND, position_of
     from zonefs_emu.inflight.ring_record import HEADER_WORDS, SLOT_WORDS
     from zonefs_emu.inflight.slot import OPERATION_SHIFT
@@ -94,7 +94,7 @@ cdef struct Request:
     int first
     int nr_segments
     uint8_t *answer
-    # What the ring is given back: the head or buffer id, the slots, and the bytes written into the request.
+    # Given back to the ring: the head or buffer id, the slots, and the bytes written into the request.
     uint32_t token
     uint32_t nr_slots
     uint32_t length
@@ -104,7 +104,7 @@ cdef struct Request:
 cdef class Walker:
     """The walker of one ring. All methods belong to the thread that serves the ring."""
 
-    # What the ring shares with Python, and the memory of the ring.
+    # State that is shared with Python, and the memory of the ring.
     cdef object _ring, _record, _may_read, _may_write
     cdef object _desc_view, _driver_view, _device_view, _record_view
     cdef uint8_t *_desc
@@ -120,7 +120,7 @@ cdef class Walker:
     cdef PlainCommands _commands
     cdef int64_t _sectors_max
     cdef uint64_t _lun
-    # What is being taken: the place behind the last chain, and where the driver's end.
+    # The chains that are being taken: the place behind the last one, and the end of those that the driver has shown.
     cdef uint64_t _place, _end
     cdef Request _requests[REQUESTS_MAX]
     cdef iovec _segments[SEGMENTS_MAX]
@@ -155,10 +155,10 @@ cdef class Walker:
     def take(self):
         """Execute and give back what is plain at the head of the ring.
 
-        Returns how many requests that were: 0 if the first one is Python's affair, -1 if the ring is empty.
+        Returns how many requests that were: 0 if the first one is left to Python, -1 if the ring is empty.
 
         Raises:
-            Exception: what Port.commit met. The requests that were written are still in the ring.
+            Exception: that of Port.commit. The requests that were written are still in the ring.
         """
         cdef int count = self._begin()
         if count <= 0:
@@ -291,7 +291,7 @@ cdef class Walker:
             if self._place >= self._end or self._place - first >= CHAIN_MAX:
                 return False
             at = self._desc + 16 * (self._place % self._size)
-            # The flags first: they say that the rest is there.
+            # The flags are read first, because they say that the rest of the descriptor is there.
             descriptor[1] = load_u64(at + 8)
             flags = descriptor[1] >> 48
             if self._place == first and not self._is_drivers(flags, first):
@@ -369,7 +369,7 @@ cdef class Walker:
             return NONE
         copy_in(header, <uint8_t *>chain.iov_base, SCSI_HEADER_BYTES)
         copy_in(&lun, header, 8)
-        # FUA, protection and what is obsolete: none of it is plain. DPO and the group number change nothing.
+        # A CDB with FUA, protection or an obsolete bit is not plain. DPO and the group number change nothing.
         if lun != self._lun or cdb[1] & ~SCSI_DPO & 0xFF:
             return NONE
         if cdb[0] in (0x28, 0x2A):
@@ -395,7 +395,7 @@ cdef class Walker:
                 return NONE
         elif not self._take_data(request, chain + 1, nr_readable - 1, False):
             return NONE
-        # Nothing is left over and nothing is missing.
+        # The buffers must have exactly the blocks of the CDB.
         if <uint64_t>request.nr_sectors != nr_blocks << self._commands.block_shift:
             return NONE
         return READ if is_read else WRITE
@@ -475,7 +475,7 @@ cdef class Walker:
         return count
 
     cdef int _write_run(self) except -1:
-        """Find the run, move its bytes, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
+        """Move the bytes of the run, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
         cdef int count = 0, index, nr_segments = 0
         cdef Request *request = self._requests
         if not self._commands.begin_run(request.sector, request.nr_sectors):
@@ -487,7 +487,7 @@ cdef class Walker:
                 break
         if not count:
             return 0
-        # One after the other, without the headers and answers that lie between them.
+        # Join the data of all requests, without the headers and answers that lie between.
         for index in range(count):
             nr_segments = self._join(&self._requests[index], nr_segments)
         cdef uint64_t position = 0
@@ -499,7 +499,7 @@ cdef class Walker:
                     self._requests[index].sector, <uint64_t>self._requests[index].nr_sectors | WRITE_KIND, 0,
                 )
         if not self._commands.write_run(self._segments, nr_segments):
-            # wp has not moved, so what was written does not count. Python meets the same error again.
+            # wp has not moved, so the written bytes do not count. Python takes the request and meets the same error.
             if self._words is not NULL:
                 for index in range(count):
                     self._words[RECORD_HEADER + (position + index) % self._size * RECORD_SLOT] = 0
@@ -553,7 +553,8 @@ cdef class Walker:
         cdef uint64_t used = self._ring.used_place, place, nr_slots = 0
         cdef int index
         if self._words is not NULL:
-            # One by one, as Virtqueue does: a batch that a kill has cut could neither be completed nor taken again.
+            # Each answer is stored by itself, as Virtqueue does. A batch was rejected: one that a kill has cut could
+            # neither be completed nor taken again.
             for index in range(count):
                 place = used + nr_slots
                 nr_slots += self._requests[index].nr_slots
@@ -564,7 +565,7 @@ cdef class Walker:
             for index in range(count):
                 nr_slots += self._requests[index].nr_slots
             place = used + nr_slots
-            # The first one last: the driver then sees all of them.
+            # The first answer is stored last, so that the driver sees all of them at once.
             for index in range(count - 1, -1, -1):
                 place -= self._requests[index].nr_slots
                 self._put_used(&self._requests[index], place)
