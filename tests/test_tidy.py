@@ -281,6 +281,12 @@ def test_every_layer_has_its_place_in_readme_and_architecture() -> None:
         assert [name for name in layers() if not re.search(rf"\b{name}\b", text)] == [], document
 
 
+def test_the_architecture_lists_each_module_of_the_device() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    names = [path.stem for path in (PACKAGE / "device").glob("*.py") if path.stem != "__init__"]
+    assert sorted(name for name in names if f"`{name}`" not in text) == []
+
+
 def test_the_layers_of_the_contract_are_those_that_exist() -> None:
     """None is optional (in parentheses, which import-linter skips when it is absent), and none is left over."""
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
