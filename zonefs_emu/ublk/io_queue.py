@@ -188,7 +188,7 @@ def _describe(operation: int, count: int, sector: int) -> str:
 
 
 class _HeldAnswerError(Exception):
-    """The answer to the request that was carried out waits: an exception costs the others nothing."""
+    """The answer to a request waits. A flag was rejected, because testing it would cost every other request."""
 
 
 class IoQueue(threading.Thread):
@@ -308,25 +308,12 @@ class IoQueue(threading.Thread):
         executor, depth = self._executor, self._depth
         execute, may_wait, push = self._execute, self._may_wait, ring.push
         descriptor, descriptors = IO_DESC.unpack_from, self._descriptors
-        words, slots, base = self._record.words, self._record.slots, self._number * depth
         result_words, landed_words = SQE_BYTES // 4, SQE_BYTES // 8
         to_free: list[int] = []
         nr_served = depth
         polling = AdaptivePolling(max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0)))
         while nr_served:
-            if to_free or (ring.pending and polling.look_ns):
-                # Slots are freed as soon as the kernel has the answers, which is before this thread sleeps.
-                ring.enter(0)
-                for tag in to_free:
-                    words[slots[base + tag]] = FREE
-                to_free.clear()
-            if not ring.has_completions():
-                if polling.look_ns and ring.spin(polling.look_ns):
-                    ring.enter(1)  # without a sleep
-                else:
-                    asleep_ns = monotonic_ns()
-                    ring.enter(1)
-                    polling.waited(monotonic_ns() - asleep_ns)
+            self._wait_for_requests(ring, polling, to_free)
             met = None if walker is None else self._walk(walker, to_free)
             for tag, outcome in ring.reap():
                 if tag == depth:
@@ -361,6 +348,23 @@ class IoQueue(threading.Thread):
                 results[tag * result_words + _RESULT_WORD] = result
                 landed[tag * landed_words + _LANDED_WORD] = executor.landed if operation == _APPEND else 0
                 push(tag)
+
+    def _wait_for_requests(self, ring: Ring, polling: AdaptivePolling, to_free: list[int]) -> None:
+        """Submit what was pushed, free the slots of *to_free*, and wait until there is a completion."""
+        if to_free or (ring.pending and polling.look_ns):
+            # Slots are freed as soon as the kernel has the answers, which is before this thread sleeps.
+            ring.enter(0)
+            words, slots, base = self._record.words, self._record.slots, self._number * self._depth
+            for tag in to_free:
+                words[slots[base + tag]] = FREE
+            to_free.clear()
+        if not ring.has_completions():
+            if polling.look_ns and ring.spin(polling.look_ns):
+                ring.enter(1)  # without a sleep
+            else:
+                asleep_ns = monotonic_ns()
+                ring.enter(1)
+                polling.waited(monotonic_ns() - asleep_ns)
 
     def _answer_slowly(
         self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]", to_free: list[int]
