@@ -123,9 +123,10 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     # Python's own allocations are not freed at its end. Its allocator would hide accesses beyond a block.
     environment = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    for fuzzer in ("tests/virtqueue/walker_rig.py", "tests/ublk/tag_walker_rig.py"):
+    rigs = {"virtqueue/walker_rig": 60, "ublk/tag_walker_rig": 60, "vfio_user/queue_walker_rig": 20}
+    for rig, nr_rounds in rigs.items():
         done = subprocess.run(
-            [sys.executable, ROOT / fuzzer, "60", "1", images, built],
+            [sys.executable, ROOT / f"tests/{rig}.py", str(nr_rounds), "1", images, built],
             env={**os.environ, **environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

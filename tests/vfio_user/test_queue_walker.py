@@ -1,29 +1,34 @@
 """The compiled walker of a submission queue, held equal to Python, and what it takes and what not."""
 
-import random
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.nvme.conftest import BLOCK, CAPACITY, ZONE, new_device
+from tests.nvme.conftest import BLOCK, CAPACITY, ZONE
 from tests.requires import requires
-from tests.vfio_user.conftest import Served, serving
-from zonefs_emu.device.device import ZonedDevice
+from tests.vfio_user.conftest import Served
+from tests.vfio_user.queue_walker_rig import (
+    ACTIONS,
+    DISTANCES,
+    FUA,
+    NR_BLOCKS,
+    Step,
+    compare,
+    nr_taken,
+    one_of_two,
+    pattern,
+    served_queue,
+)
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import Status
 from zonefs_emu.inflight.ring_record import HEADER_WORDS, SLOT_WORDS
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
+from zonefs_emu.nvme.command import AdminOpcode, IoOpcode
 from zonefs_emu.nvme.controller import Feature
-from zonefs_emu.testing.nvme_initiator import Reply
 from zonefs_emu.testing.vfio_client import MEMORY_BYTES, MEMORY_START, NvmeGuest, PciQueue
-from zonefs_emu.vfio_user.drive_queues import SubmissionQueue
 
-FUA = 1 << 30
 WRITE_FAULT = 0x280
 
 
@@ -38,22 +43,6 @@ def queue(guest: NvmeGuest) -> PciQueue:
     queue = guest.queue(1)
     assert queue.write(1, 0, pattern(1), BLOCK).status == 0
     return queue
-
-
-def pattern(nr_blocks: int, seed: int = 1) -> bytes:
-    return random.Random(seed).randbytes(nr_blocks * BLOCK)
-
-
-def served_queue(served: Served) -> SubmissionQueue:
-    client = served.server._client
-    assert client is not None
-    return client.drive._sqs[1]
-
-
-def nr_taken(served: Served) -> int:
-    walker = served_queue(served).walker
-    assert walker is not None
-    return walker.nr_taken
 
 
 @pytest.mark.parametrize("offset", [0, 512, 4092])
@@ -99,75 +88,23 @@ def test_many_commands_and_a_small_completion_queue(served: Served, guest: NvmeG
 # -- equal to Python ------------------------------------------------------------------------------------------------
 
 _STEP = st.tuples(
-    st.sampled_from([*["write", "read"] * 5, "fua", "append", "flush", "reset", "finish", "lost", "odd", "namespace"]),
+    st.sampled_from([*ACTIONS[:2] * 5, *ACTIONS[2:]]),
     st.integers(0, 3),
-    st.sampled_from([1, 1, 2, 3, 17, 64]),
-    st.sampled_from([*[0] * 10, 1, -1, 1 << 40]),
+    st.sampled_from([1, *NR_BLOCKS]),
+    st.sampled_from([*[0] * 10, *DISTANCES]),
 )
-
-
-def entry_of(queue: PciQueue, device: ZonedDevice, step: tuple[str, int, int, int]) -> None:
-    """Push what *step* says: what to do, in which zone, blocks, and how far from where it would be plain."""
-    what, zone_no, nr_blocks, distance = step
-    slba = max(0, device.machine.zone(zone_no).wp * 512 // BLOCK + distance)
-    cdws = (slba & 0xFFFFFFFF, slba >> 32, nr_blocks - 1)
-    nr_bytes = nr_blocks * BLOCK
-    queue.client.view(queue.data, nr_bytes)[:] = pattern(nr_blocks, slba)
-    if what == "read":
-        slba = max(0, zone_no * ZONE + distance)
-        command = queue.entry(IoOpcode.READ, nsid=1, cdws=(slba & 0xFFFFFFFF, slba >> 32, cdws[2]), nr_bytes=nr_bytes)
-    elif what in {"append", "reset", "finish"}:
-        start, action = zone_no * ZONE, SendAction.RESET if what == "reset" else SendAction.FINISH
-        opcode = IoOpcode.ZONE_APPEND if what == "append" else IoOpcode.ZONE_SEND
-        command = queue.entry(opcode, nsid=1, cdws=(start, 0, cdws[2], action), nr_bytes=nr_bytes)
-    elif what == "flush":
-        command = queue.entry(IoOpcode.FLUSH, nsid=1)
-    else:
-        nsid = 2 if what == "namespace" else 1
-        cdws = (*cdws[:2], cdws[2] | FUA) if what == "fua" else cdws
-        command = queue.entry(IoOpcode.WRITE, nsid=nsid, cdws=cdws, nr_bytes=nr_bytes)
-        if what == "lost":
-            command = command._replace(prp1=MEMORY_START + MEMORY_BYTES)
-        elif what == "odd":
-            command = command._replace(prp1=command.prp1 + 2)
-    queue.push(command)
-
-
-@contextmanager
-def one_of_two(directory: Path, *, is_compiled: bool) -> Iterator[tuple[Served, PciQueue]]:
-    directory.mkdir()
-    with ExitStack() as stack:
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        if not is_compiled:
-            patch.setattr("zonefs_emu.vfio_user.io_commands.is_usable", lambda _: False)
-        device = stack.enter_context(new_device(directory))
-        served = stack.enter_context(serving(device))
-        guest = stack.enter_context(served.guest())
-        queue = guest.queue(1, size=8)
-        guest.set_shadow([queue])
-        assert (served_queue(served).walker is not None) == is_compiled
-        yield served, queue
 
 
 @settings(max_examples=25, deadline=None)
 @given(steps=st.lists(_STEP, min_size=1, max_size=40))
-def test_it_answers_as_python_does(
-    steps: list[tuple[str, int, int, int]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_it_answers_as_python_does(steps: list[Step], tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("equal")
     with (
         one_of_two(directory / "a", is_compiled=True) as ours,
         one_of_two(directory / "b", is_compiled=False) as pythons,
     ):
         for step in steps:
-            found: list[tuple[Reply, bytes]] = []
-            for served, queue in (ours, pythons):
-                entry_of(queue, served.device, step)
-                found.append((queue.wait(), bytes(queue.client.view(queue.data, step[2] * BLOCK))))
-            assert found[0] == found[1]
-            one, other = (served.device for served, _ in (ours, pythons))
-            assert [one.machine.zone(zone) for zone in range(5)] == [other.machine.zone(zone) for zone in range(5)]
-            assert one.counters.totals() == other.counters.totals()
+            compare(ours, pythons, step)
 
 
 # -- what it leaves behind, and does not take -----------------------------------------------------------------------
