@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zonefs_emu.device.device import ZonedDevice
 
 # A guest shares two slow processors with everything else; pytest's own timeout is for tests of milliseconds.
-QEMU_TIMEOUT_SECONDS: Final = 300
+QEMU_TIMEOUT_SECONDS: Final = 1200
 
 # The number of examples is for one property; a stateful test takes stateful_step_count commands in each.
 hypothesis.settings.register_profile("dev", max_examples=50, stateful_step_count=30, deadline=None)

@@ -16,7 +16,7 @@ from tools import share
 from zonefs_emu import __version__
 
 #: pip compiles pyfuse3 where it has no wheel of it yet.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def clean(command: Sequence[object], directory: Path) -> str:

@@ -43,7 +43,7 @@ def test_nothing_is_attached() -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_auto_takes_the_way_that_can(place: Place) -> None:
     place.create("f.img", "--size 30M --zone-size 4M")
     place.create("g.img", "--size 32M --zone-size 4M")
@@ -65,7 +65,7 @@ def test_auto_takes_the_way_that_can(place: Place) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_in_the_foreground_until_a_signal(place: Place) -> None:
     place.create("f.img", "--size 32M --zone-size 4M")
     place.guest.load("ublk_drv")

@@ -9,7 +9,7 @@ from tools.conformance.devices import Shape
 from tools.conformance.mounted import run_mounted
 from tools.conformance.results import Outcome
 
-pytestmark = [pytest.mark.fuse, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.fuse, pytest.mark.timeout(1200)]
 
 SHAPE: Final = Shape(nr_zones=16, zone_mib=1, nr_conv=2, block_bytes=4096, max_open_zones=5)
 LIBRARY: Final = """

@@ -107,7 +107,7 @@ def goes_on(port: Port) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_an_exception_in_any_function_leaves_a_state_that_a_kill_leaves(
     tmp_path: Path, expect_warning: Callable[[str], None]
 ) -> None:

@@ -19,7 +19,7 @@ from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 ROOT: Final = Path(__file__).parents[2]
 GEOMETRY: Final = build_geometry(size=8 << 20, zone_size=1 << 20, conventional=((0, 2),))
-pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(2700)]
 
 
 def build(directory: Path) -> Path:

@@ -16,7 +16,7 @@ from tools.guest.cpio import CpioWriter
 from tools.guest.kit import Kit, find_kit
 from tools.guest.machine import Guest
 
-pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 APPLETS: Final = ("cat", "cmp", "dd", "echo", "insmod", "mount", "poweroff", "sh", "sleep", "tr")
 LIMITS: Final = "zoned nr_zones chunk_sectors max_open_zones max_active_zones zone_write_granularity"

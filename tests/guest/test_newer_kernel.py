@@ -20,7 +20,7 @@ from tools.guest.machine import Completed, Guest
 from tools.guest.newer_kernel import NEWER_KERNEL, NewerKernelKit, find_newer_kernel
 from tools.guest.newer_qemu import NewerKit, find_newer_qemu
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(2700)]
 
 #: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
 SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"

@@ -16,7 +16,7 @@ from tools.guest.kit import find_kit
 from tools.guest.machine import Guest, zns_drive
 from tools.guest.nvmet import target_script
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(1800)]
 
 NR_ZONES: Final = 64
 ZONE_BLOCKS: Final = 4096

@@ -10,7 +10,7 @@ import pytest
 
 from tests.attaching import Place
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(2700)]
 
 CHECKOUT = Path(__file__).parents[2]
 #: 16 zones of 4 MiB with a capacity of 3 MiB; random write areas of 16 blocks.

@@ -22,7 +22,7 @@ from zonefs_emu.model.presets import build_geometry
 from zonefs_emu.persist.check import check_image
 from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
-pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CHECKOUT: Final = Path(__file__).parents[2]
 #: Small: the images are copied through the share, which knows no holes.

@@ -14,7 +14,7 @@ from tools.guest.kit import find_kit
 from tools.guest.machine import Guest
 from tools.guest.newer_qemu import find_newer_qemu
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(1800)]
 
 #: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
 SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"

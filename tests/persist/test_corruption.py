@@ -50,7 +50,7 @@ def load(backing: PlainBacking, boot_id: bytes) -> tuple[Image, Snapshot]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", [SectionKind.HEADER, SectionKind.STATE, SectionKind.TABLE, SectionKind.JOURNAL])
 @pytest.mark.parametrize("copy", [0, 1])
 def test_any_flipped_byte_of_what_has_two_copies_leaves_the_right_state(kind: SectionKind, copy: int) -> None:
@@ -115,7 +115,7 @@ def refusal(backing: PlainBacking, boot_id: bytes) -> BadMagicError | CorruptIma
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_every_cut_length_is_an_error_that_says_so() -> None:
     backing, boot_id = left_behind("clean")
     whole = HEADER.file_bytes

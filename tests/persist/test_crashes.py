@@ -121,7 +121,7 @@ def test_power_cut_around_every_kind_of_command(setup: str, program: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("setup", "program"), PROGRAMS.values(), ids=list(PROGRAMS))
 def test_power_cut_during_the_recovery_from_a_power_cut(setup: str, program: str) -> None:
     rng = random.Random(program)
@@ -298,7 +298,7 @@ def serve_beside_a_load(backing: LoadAt, setup: str, program: str, path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("setup", "program"), LOADS_BESIDE_A_QUEUE.values(), ids=list(LOADS_BESIDE_A_QUEUE))
 def test_power_cut_around_a_load_while_a_queue_serves_requests(setup: str, program: str, tmp_path: Path) -> None:
     """The load comes at every write and every sync that the requests cause; power goes at each of them after it."""
@@ -314,7 +314,7 @@ def test_power_cut_around_a_load_while_a_queue_serves_requests(setup: str, progr
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("nr_spare", [0, 1, 2])
 def test_power_cut_around_a_compaction_of_the_journal(nr_spare: int) -> None:
     rng = random.Random(nr_spare)
@@ -331,7 +331,7 @@ def test_power_cut_around_a_compaction_of_the_journal(nr_spare: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_power_cut_around_a_compaction_tears_the_two_copies_of_the_table() -> None:
     """The table has two blocks here. Folds that power cuts interrupt, one after the other, must not complete each
     other, and none may write first to the copy that is the only whole one."""
@@ -413,7 +413,7 @@ def programs(draw: st.DrawFn) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @hypothesis.given(setup=programs(), program=programs(), seed=st.integers(0, 1 << 32))
 def test_power_cut_in_any_program(setup: str, program: str, seed: int) -> None:
     rng = random.Random(seed)

@@ -10,7 +10,7 @@ ROUNDS = 1000
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_nothing_acknowledged_is_lost_in_a_thousand_kills(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kill_rounds.py")
     arguments = [str(tmp_path / "image"), str(ROUNDS), "20261121"]

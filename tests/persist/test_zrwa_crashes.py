@@ -220,7 +220,7 @@ def programs(draw: st.DrawFn) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @hypothesis.given(setup=programs(), program=programs(), seed=st.integers(0, 1 << 32))
 def test_power_cut_in_any_program(setup: str, program: str, seed: int) -> None:
     content = memory()

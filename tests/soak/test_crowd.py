@@ -8,7 +8,7 @@ import pytest
 from tools.soak.crowd import Crowd
 from tools.soak.ledger import LostError
 
-pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(960)]
 
 
 def test_everybody_gets_something_done_through_kills_and_stops(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def run_until_nothing_new(crowd: Crowd) -> None:
 
 @pytest.mark.fuse
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
     """Under load of a mount, four disks and the control socket; and what is left is what was answered."""
     crowd = Crowd(tmp_path, seed=1, planting="once")
@@ -95,7 +95,7 @@ def test_an_exception_in_any_function_costs_one_request(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_exception_in_any_function_below_a_kernel_costs_one_request(tmp_path: Path) -> None:
     """Under load of ublk, VDUSE and NVMe/TCP; what plays the kernel is in the process of the front-ends."""
     planted, reported = tmp_path / "planted", tmp_path / "contained"

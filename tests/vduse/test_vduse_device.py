@@ -7,7 +7,7 @@ import pytest
 from tests import attaching
 from tests.attaching import SHAPE, ZONE_SECTORS, Place
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(2700)]
 
 
 def test_kernel_zonefs(place: Place) -> None:

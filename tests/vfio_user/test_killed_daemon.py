@@ -421,14 +421,14 @@ def test_an_undisturbed_life(undisturbed: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_killed_at_every_instant(tmp_path: Path, undisturbed: Any) -> None:
     for fatal in range(undisturbed[1] + 1):
         check_life(tmp_path, undisturbed, [fatal])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_killed_again_while_it_goes_on(tmp_path: Path, undisturbed: Any) -> None:
     for fatal in range(0, undisturbed[1], 29):
         for again in range(0, 30, 7):
@@ -450,14 +450,14 @@ def test_held_answers_change_nothing_but_their_order(undisturbed: Any, undisturb
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_killed_at_every_instant_while_answers_are_held(tmp_path: Path, undisturbed_timed: Any) -> None:
     for fatal in range(undisturbed_timed[1] + 1):
         check_life(tmp_path, undisturbed_timed, [fatal], [True])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_one_that_holds_no_answers_goes_on_where_they_were_held(tmp_path: Path, undisturbed_timed: Any) -> None:
     """The daemon is started without timing, or with it, under a guest that goes on."""
     for fatal in range(0, undisturbed_timed[1] + 1, 5):
@@ -466,7 +466,7 @@ def test_one_that_holds_no_answers_goes_on_where_they_were_held(tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_killed_again_while_it_goes_on_with_held_answers(tmp_path: Path, undisturbed_timed: Any) -> None:
     for fatal in range(0, undisturbed_timed[1], 29):
         for again in range(0, 30, 7):

@@ -46,6 +46,9 @@ _VHOST_USER_DRIVERS: Final = {
 _TERMINAL: Final = ("-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal")
 _CONSOLE_TAIL_LINES: Final = 40
 _TERMINATION_SECONDS: Final = 5
+#: Limits are chosen where two processors have nothing else to do. A machine that others share may be four times as
+#: slow, and what hangs is found a little later.
+_PATIENCE: Final = 4
 _RECEIVE_BYTES: Final = 65536
 
 Script = str | Sequence[str]
@@ -98,7 +101,7 @@ class Job:
         """Wait for the end.
 
         Raises:
-            GuestTimeoutError: it still runs after *timeout* seconds; it is then killed.
+            GuestTimeoutError: it still runs after *timeout* seconds, times the patience; it is then killed.
             GuestError: *check*, and its exit status is not 0; or the guest died.
         """
         try:
@@ -187,7 +190,7 @@ class Guest:
         agent_far_end.close()
         control_far_end.close()
         try:
-            self._qmp = QmpClient(self._control, timeout=timeout)
+            self._qmp = QmpClient(self._control, timeout=timeout * _PATIENCE)
             self.wait(lambda: self._ready, timeout, what="the guest to boot")
             self._state_at_boot = self._state()
         except (QmpError, GuestError) as error:
@@ -301,7 +304,7 @@ class Guest:
             QmpError: it has not within *timeout* seconds.
         """
         self.qmp("device_del", {"id": device})
-        self._qmp.wait_event("DEVICE_DELETED", {"device": device}, timeout=timeout)
+        self._qmp.wait_event("DEVICE_DELETED", {"device": device}, timeout=timeout * _PATIENCE)
 
     def attach(
         self,
@@ -326,6 +329,7 @@ class Guest:
             QmpError: QEMU refuses what the back-end says.
             GuestTimeoutError: no process listens on the socket, or no disk appears.
         """
+        timeout *= _PATIENCE
         deadline = time.monotonic() + timeout
         # QEMU itself would stand still until it is connected.
         while not _is_listening(socket_path):
@@ -357,7 +361,7 @@ class Guest:
 
     def qmp(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30) -> object:
         """Run a command of QEMU's control protocol; what it returns."""
-        return self._qmp.execute(command, arguments, timeout=timeout)
+        return self._qmp.execute(command, arguments, timeout=timeout * _PATIENCE)
 
     def reboot(self, timeout: float = 120) -> None:
         """Reset the machine, as a button does, and wait until the guest has booted again.
@@ -378,6 +382,7 @@ class Guest:
         Raises:
             GuestTimeoutError: it still runs after *timeout* seconds.
         """
+        timeout *= _PATIENCE
         self.send("poweroff")
         try:
             return self._qemu.wait(timeout)
@@ -409,9 +414,10 @@ class Guest:
         """Handle what the agent says until *condition* holds; for `Job`.
 
         Raises:
-            GuestTimeoutError: it does not after *timeout* seconds; *what* says what was waited for.
+            GuestTimeoutError: it does not after *timeout* seconds, times the patience; *what* says what was waited for.
             GuestError: the guest died.
         """
+        timeout *= _PATIENCE
         deadline = time.monotonic() + timeout
         while not condition():
             remaining = deadline - time.monotonic()
