@@ -183,7 +183,7 @@ def inner(directory: Path) -> tuple[Run, dict[CodeType, int]]:
 
 
 def test_whatever_an_observer_raises_changes_nothing(tmp_path: Path, expect_warning: ExpectWarning) -> None:
-    expect_warning("is switched off")
+    expect_warning("switched off")
     quiet, functions = inner(tmp_path / "quiet")
     assert quiet.off == set()
     assert len(functions) > 25
@@ -213,7 +213,7 @@ def test_whatever_an_observer_raises_changes_nothing(tmp_path: Path, expect_warn
 def test_a_bad_sector_under_the_counters_fails_no_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: ExpectWarning
 ) -> None:
-    expect_warning(r"the counters failed \(bad sector\) and is switched off")
+    expect_warning(r"the counters failed \(bad sector\): switched off")
     device = opened(tmp_path / "image")
     port = device.port("test", VIRTIO)
     assert not port.write(3 * ZONE, 8, [b"x" * 4096])
@@ -273,8 +273,8 @@ def test_text_that_is_no_utf_8_is_noted(tmp_path: Path) -> None:
 
 
 def test_a_listener_that_raises_is_not_called_again(tmp_path: Path, expect_warning: ExpectWarning) -> None:
-    expect_warning(r"the zone listener of mount failed \(PlantedError: \) and is switched off")
-    expect_warning(r"the listener of the log of refusals failed \(PlantedError: \) and is switched off")
+    expect_warning(r"the zone listener of mount failed \(PlantedError: \): switched off")
+    expect_warning(r"the listener of the log of refusals failed \(PlantedError: \): switched off")
     device = opened(tmp_path / "image")
     port, mount = device.port("test", VIRTIO), device.port("mount", VIRTIO)
     calls: list[object] = []
@@ -314,7 +314,7 @@ class FullFile(io.StringIO):
 
 
 def test_a_full_disk_under_the_operation_log_fails_no_command(tmp_path: Path, expect_warning: ExpectWarning) -> None:
-    expect_warning(r"the operation log failed \(No space left on device\) and is switched off")
+    expect_warning(r"the operation log failed \(No space left on device\): switched off")
     device = opened(tmp_path / "image")
     log = record(device, FullFile())
     port = device.port("test", VIRTIO)
@@ -329,7 +329,7 @@ def test_a_full_disk_under_the_operation_log_fails_no_command(tmp_path: Path, ex
 def test_the_lab_sees_no_empty_write_and_what_it_cannot_read_fails_no_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_warning: ExpectWarning
 ) -> None:
-    expect_warning(r"the power-cut lab failed \(bad sector\) and is switched off")
+    expect_warning(r"the power-cut lab failed \(bad sector\): switched off")
     device = opened(tmp_path / "image")
     port = device.port("test", VIRTIO)
     lab = PowerCutLab(device)

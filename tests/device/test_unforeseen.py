@@ -100,7 +100,7 @@ def test_the_place_in_the_image_is_a_clean_refusal(device: ZonedDevice, expect_w
 
 
 def test_an_observer_is_reported_once(device: ZonedDevice, expect_warning: ExpectWarning) -> None:
-    expect_warning("the counters failed .Input/output error. and is switched off")
+    expect_warning("the counters failed .Input/output error.: switched off")
     for _ in range(2):
         device.unforeseen.observer_failed("the counters", OSError(5, os.strerror(5)))
     assert device.unforeseen.observers_off == {"the counters": "Input/output error"}

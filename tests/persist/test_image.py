@@ -925,7 +925,7 @@ def test_an_open_that_fails_does_not_leave_the_image_in_use(left: str) -> None:
 
 def test_an_open_that_fails_keeps_no_lock(tmp_path: Path, expect_warning: Callable[[str], None]) -> None:
     """Every function that opening calls raises once; what only observes is switched off by that."""
-    expect_warning("is switched off")
+    expect_warning("switched off")
     path = tmp_path / "a.img"
     ZonedDevice.create(path, GEOMETRY, uuid=UUID_OF_TESTS)
     functions: dict[CodeType, int] = {}

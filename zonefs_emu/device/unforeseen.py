@@ -84,7 +84,7 @@ class UnforeseenErrors:
             return
         reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
         self.observers_off[observer] = reason
-        message = f"{observer} failed ({reason}) and is switched off"
+        message = f"{observer} failed ({reason}): switched off"
         is_bug = not isinstance(error, OSError)
         log.warning("%s; commands are carried out as before", message, exc_info=error if is_bug else None)
         if is_bug:
