@@ -361,5 +361,11 @@ class Namespace:
         )
 
 
+def flush_all(namespaces: Mapping[int, Namespace], command: Command) -> Answer:
+    """Carry *command* out, a flush of all *namespaces*, and return the answer of the first one that fails."""
+    answers = (namespace.execute(command, ()) for namespace in namespaces.values())
+    return next((answer for answer in answers if answer.status), SUCCESS)
+
+
 def _answer(status: Status, operation: Operation | None) -> Answer:
     return Answer(status_of(status, operation)) if status else SUCCESS

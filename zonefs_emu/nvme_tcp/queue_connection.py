@@ -26,7 +26,7 @@ from zonefs_emu.device.waker import Waker
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
 from zonefs_emu.nvme.controller import Controller
-from zonefs_emu.nvme.namespace import Namespace
+from zonefs_emu.nvme.namespace import Namespace, flush_all
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme_tcp import auth_messages, fabrics
@@ -383,7 +383,7 @@ class Connection:
             return controller.execute(command, b"" if data is None else data)
         namespace = self._namespaces.get(command.nsid)
         if namespace is None:
-            return self._flush_all(command)
+            return flush_all(self._namespaces, command)
         if data is not None:
             answer = namespace.execute(command, (data,))
         elif length:
@@ -394,13 +394,6 @@ class Connection:
         else:
             answer = namespace.execute(command, ())
         return self._noted(command, answer)
-
-    def _flush_all(self, command: Command) -> Answer:
-        for namespace in self._namespaces.values():
-            answer = namespace.execute(command, ())
-            if answer.status:
-                return answer
-        return SUCCESS
 
     def defer(self, duration_ns: int) -> None:
         """Note an injected delay of the command that is being carried out: its answer waits, and no other command."""

@@ -11,10 +11,10 @@ from zonefs_emu.compiled_modules import is_usable
 from zonefs_emu.device.compiled_commands import compiled_commands
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.inflight.holding_record import HoldingRecord
-from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.answer import Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, Command, IoOpcode
 from zonefs_emu.nvme.identify import MDTS_BYTES
-from zonefs_emu.nvme.namespace import Namespace
+from zonefs_emu.nvme.namespace import Namespace, flush_all
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.vfio_user.drive_queues import SubmissionQueue
@@ -76,7 +76,7 @@ class IoCommands:
         if namespace is None:
             if command.opcode != IoOpcode.FLUSH or command.nsid != ALL_NAMESPACES:
                 raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
-            return partial(self._flush_all, command), True
+            return partial(flush_all, self.namespaces, command), True
         nr_bytes, _ = namespace.transfer(command)
         buffers = slices(memory, command.prp1, command.prp2, nr_bytes)
         if answers is not None:
@@ -89,10 +89,6 @@ class IoCommands:
         """Note that *command* was *refused*, and return its answer."""
         namespace = self.namespaces.get(command.nsid) or next(iter(self.namespaces.values()))
         return namespace.refuse(command, refused)
-
-    def _flush_all(self, command: Command) -> Answer:
-        answers = (namespace.execute(command, ()) for namespace in self.namespaces.values())
-        return next((answer for answer in answers if answer.status), SUCCESS)
 
 
 def _execute_logged(
