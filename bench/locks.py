@@ -1,5 +1,6 @@
 """The longest time for which one command has the device's lock, with a million zones."""
 
+import itertools
 import threading
 import time
 from array import array
@@ -10,8 +11,11 @@ from typing import Final
 from uuid import uuid4
 
 from bench.harness import Row, limit
+from zonefs_emu.device.cut_images import Moment, Plan
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.dump import dump
 from zonefs_emu.device.port import Port
+from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition
@@ -98,9 +102,21 @@ def rows(scratch: Path, runs: int) -> list[Row]:
     measure("reset all, which have data", lambda: port.manage_all(Operation.RESET), lambda: device.load_zones(written))
     measure("flush after that", port.flush, lambda: _load_and_reset(device, port, written))
     measure("statistics", device.statistics)
+    numbers = itertools.count()
+    measure("a dump", lambda: list(dump(device, scratch / f"dump-{next(numbers)}")))
+    measure("an image of a power cut", lambda: _cut(device, scratch / f"cuts-{next(numbers)}"), lambda: _finish(port))
     device.close()
     large.close()
     return found
+
+
+def _cut(device: ZonedDevice, directory: Path) -> None:
+    lab = PowerCutLab(device)
+    lab.begin(Plan(directory=directory, at=Moment.NOW))
+    while not lab.is_done:
+        time.sleep(0.01)
+    lab.close()
+    assert not lab.failure, lab.failure
 
 
 def _device(path: Path, nr_zones: int, zone_sectors: int, lock: MeasuredLock) -> ZonedDevice:

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -90,3 +91,53 @@ def test_watching_is_for_images_that_change(fresh: Path, tmp_path: Path) -> None
 def test_an_image_that_is_there_is_not_overwritten(fresh: Path, tmp_path: Path) -> None:
     ok("crash", fresh, "--out", tmp_path / "cuts")
     assert "cut-0000.img: File exists" in fails("crash", fresh, "--out", tmp_path / "cuts")
+
+
+#: A daemon whose host blocks the thread of the lab for ever, in the middle of copying.
+BLOCKED = """
+import threading, time
+from zonefs_emu.cli.main import main
+from zonefs_emu.persist.backing import FileBacking
+copy_from = FileBacking.copy_from
+def blocked(*arguments):
+    while threading.current_thread().name == "power cuts":
+        print("copying", flush=True)
+        time.sleep(3600)
+    copy_from(*arguments)
+FileBacking.copy_from = blocked
+main()
+"""
+
+
+def test_a_daemon_ends_while_the_host_blocks_the_images(fresh: Path, tmp_path: Path) -> None:
+    """It would never end if it waited for them."""
+    ok("write", fresh, "--zone", 3, stdin=bytes(8192))
+    serve = [sys.executable, "-c", BLOCKED, "serve", str(fresh), "--vhost-user-blk", str(tmp_path / "sock")]
+    crash = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--out", str(tmp_path / "cuts")]
+    with subprocess.Popen(serve, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        assert "sock" in daemon.stdout.readline()
+        with subprocess.Popen(crash, stderr=subprocess.PIPE, text=True) as client:
+            assert daemon.stdout.readline() == "copying\n"
+            ok("write", fresh, "--zone", 3, stdin=bytes(4096))
+            daemon.send_signal(signal.SIGTERM)
+            assert daemon.wait(60) == 0
+            _, error = client.communicate()
+    assert (client.returncode, error) == (1, "zonefs-emu: the daemon that holds the image ended before it answered\n")
+    assert wps(fresh)[3] == 24
+    assert '"recovery": ""' in ok("info", fresh, "--json")
+    assert list((tmp_path / "cuts").iterdir()) == []
+
+
+@pytest.mark.usefixtures("daemon")
+def test_an_interrupt_ends_the_plan(fresh: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--at", "every flush", "--out", "cuts"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as waiting:
+        while not (tmp_path / "cuts").exists():
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        waiting.send_signal(signal.SIGTERM)
+        _, error = waiting.communicate()
+    assert (waiting.returncode, error) == (143, "")
+    assert "nothing was unflushed" in ok("crash", fresh, "--out", tmp_path / "more"), "no lab is in the way"
+    assert list((tmp_path / "cuts").iterdir()) == []

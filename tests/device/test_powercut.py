@@ -6,8 +6,9 @@ from uuid import UUID
 import pytest
 
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.outcomes import Cut
 from zonefs_emu.device.port import Port
-from zonefs_emu.device.powercut import Cut, Moment, Plan, PowerCutLab
+from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
@@ -52,7 +53,7 @@ def test_what_was_flushed_is_there_and_nothing_else_changes_it(device: ZonedDevi
     assert port.flush() is Status.OK
     put(port, 2 * ZONE + 16, b"b")
     put(port, 0, b"d")
-    cuts = list(lab.every())
+    cuts = list(lab.history().every())
     assert [cut.kept for cut in cuts] == [(0, 0), (0, 0), (16, 0), (16, 0), (16, 16), (16, 16)]
     for number, cut in enumerate(cuts):
         left = after(lab, cut, tmp_path / f"{number}.img")
@@ -70,7 +71,7 @@ def test_a_reset_is_there_or_not_and_never_a_mixture(device: ZonedDevice, tmp_pa
     lab = PowerCutLab(device)
     assert port.manage(Operation.RESET, 2 * ZONE) is Status.OK
     found = set()
-    for number, cut in enumerate(lab.every()):
+    for number, cut in enumerate(lab.history().every()):
         left = after(lab, cut, tmp_path / f"{number}.img")
         found.add((left.zone(2).cond, content(left, 2 * ZONE, 16)[:1]))
         left.device.close()
@@ -83,7 +84,7 @@ def test_a_finish_comes_after_the_data_that_it_finished(device: ZonedDevice, tmp
     put(port, 2 * ZONE, b"a")
     assert port.manage(Operation.FINISH, 2 * ZONE) is Status.OK
     found = set()
-    for number, cut in enumerate(lab.every()):
+    for number, cut in enumerate(lab.history().every()):
         left = after(lab, cut, tmp_path / f"{number}.img")
         found.add((left.zone(2).cond, content(left, 2 * ZONE, 16)[:1]))
         left.device.close()
@@ -102,16 +103,6 @@ def test_a_zone_written_to_its_capacity_is_full_if_all_of_it_is_there(device: Zo
         left.close()
 
 
-def test_torn_writes_are_there_in_whole_blocks(device: ZonedDevice) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    put(port, 2 * ZONE, b"a", 32)
-    kept = {cut.kept for cut in lab.every(torn=True)}
-    assert kept == {(0,), (8,), (16,), (24,), (32,)}
-    drawn = {lab.draw(seed, torn=True).kept for seed in range(100)}
-    assert drawn == kept
-
-
 def test_lost_and_kept_conventional_writes_on_each_other(device: ZonedDevice, tmp_path: Path) -> None:
     port = device.port("test", VIRTIO)
     put(port, 0, b"x")
@@ -126,33 +117,6 @@ def test_lost_and_kept_conventional_writes_on_each_other(device: ZonedDevice, tm
         left = after(lab, Cut(kept=kept, changed=()), tmp_path / f"{number}.img")
         assert content(left, 0, 16) == letter * 8192
         left.device.close()
-
-
-def test_the_same_seed_gives_the_same_cut(device: ZonedDevice) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    for zone_no in (2, 3, 4):
-        put(port, zone_no * ZONE, b"a")
-        put(port, 0, b"b")
-    for reorder in (False, True):
-        cuts = [lab.draw(seed, torn=True, reorder=reorder) for seed in range(50)]
-        assert cuts == [lab.draw(seed, torn=True, reorder=reorder) for seed in range(50)]
-        assert len({cut.kept for cut in cuts}) > 5
-
-
-def test_in_order_means_none_after_the_first_lost_write(device: ZonedDevice) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    for zone_no in (2, 3, 4, 2, 3):
-        zone = port.zone(zone_no)
-        put(port, zone.wp, b"a")
-    for seed in range(100):
-        kept = lab.draw(seed, torn=True).kept
-        lost = next((index for index, part in enumerate(kept) if part < 16), len(kept))
-        assert not any(kept[lost + 1 :])
-    reordered = [lab.draw(seed, reorder=True).kept for seed in range(100)]
-    assert any(kept[0] == 0 and kept[1] == 16 for kept in reordered)
-    assert not any(kept[0] == 0 and kept[3] == 16 for kept in reordered), "a zone keeps a beginning"
 
 
 def test_a_random_history_always_leaves_a_beginning_of_each_zone(device: ZonedDevice, tmp_path: Path) -> None:
@@ -175,7 +139,7 @@ def test_a_random_history_always_leaves_a_beginning_of_each_zone(device: ZonedDe
             assert port.flush() is Status.OK
         if step % 10 == 9:
             path = tmp_path / f"{step}.img"
-            left = after(lab, lab.draw(step, torn=True, reorder=True), path)
+            left = after(lab, lab.history().draw(step, torn=True, reorder=True), path)
             for number, whole in written.items():
                 end = left.zone(number).wp - number * ZONE
                 assert content(left, number * ZONE, CAPACITY)[: end * 512] == whole[: end * 512]
@@ -189,10 +153,10 @@ def test_writing_never_overwrites_and_closing_stops_the_watch(device: ZonedDevic
     lab = PowerCutLab(device)
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError):
-        lab.write(lab.draw(0), tmp_path / "there")
+        lab.write(lab.history().draw(0), tmp_path / "there")
     lab.close()
     put(port, 2 * ZONE, b"a")
-    assert lab.draw(0).kept == ()
+    assert lab.history().draw(0).kept == ()
 
 
 def test_an_image_that_was_replaced_under_its_name_is_cut_all_the_same(device: ZonedDevice, tmp_path: Path) -> None:
@@ -201,111 +165,8 @@ def test_an_image_that_was_replaced_under_its_name_is_cut_all_the_same(device: Z
     put(port, 2 * ZONE, b"a")
     (tmp_path / "z.img").rename(tmp_path / "renamed.img")
     (tmp_path / "z.img").write_bytes(b"another file")
-    left = after(lab, lab.draw(0, reorder=False), tmp_path / "cut.img")
+    left = after(lab, lab.history().draw(0, reorder=False), tmp_path / "cut.img")
     assert left.device.uuid == UUID(int=1)  # type: ignore[attr-defined]  # the port's device has all of ZonedDevice
-
-
-def test_with_reordering_a_zone_keeps_a_beginning_of_which_the_last_write_may_be_torn(device: ZonedDevice) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    for part in range(4):
-        put(port, 2 * ZONE + 16 * part, b"a")
-    put(port, 0, b"c")
-    found = {lab.draw(seed, torn=True, reorder=True).kept for seed in range(400)}
-    sequential = {(16,) * whole + (part,) + (0,) * (3 - whole) for whole in range(4) for part in (0, 8)} | {(16,) * 4}
-    assert {kept[:4] for kept in found} == sequential
-    assert {kept[4] for kept in found} == {0, 8, 16}
-
-
-# -- plans ------------------------------------------------------------------------------------------------------------
-
-
-def names(lab: PowerCutLab) -> list[str]:
-    assert all(image.path.exists() for image in lab.images)
-    return [image.path.name for image in lab.images]
-
-
-def test_a_plan_for_now_is_carried_out_at_once(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    put(port, 2 * ZONE, b"a")
-    put(port, 3 * ZONE, b"b", 32)
-    directory = tmp_path / "one" / "two"
-    lab.begin(Plan(directory=directory, at=Moment.NOW, count=3, every=True))
-    assert lab.is_done
-    assert names(lab) == ["cut-0000.img", "cut-0001.img", "cut-0002.img"]
-    assert (directory.stat().st_mode & 0o777, directory.parent.stat().st_mode & 0o777) == (0o755, 0o755)
-    assert [(image.nr_writes, image.nr_kept, image.torn_sectors) for image in lab.images] == [(2, 0, 0)] * 3
-    lab.begin(Plan(directory=tmp_path / "more", at=Moment.NOW, count=100, every=True, torn=True))
-    counted = {(image.nr_writes, image.nr_kept, image.torn_sectors) for image in lab.images}
-    assert counted == {(2, 0, 0), (2, 0, 8), (2, 1, 0), (2, 1, 8), (2, 1, 16), (2, 1, 24), (2, 2, 0)}
-
-
-def test_a_plan_draws_from_one_seed_after_the_other(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    for zone_no in (2, 3, 4, 5):
-        put(port, zone_no * ZONE, b"a", 64)
-    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.NOW, count=8, seed=40, torn=True, reorder=True))
-    drawn = [lab.draw(seed, torn=True, reorder=True).kept for seed in range(40, 48)]
-    assert len(set(drawn)) > 4
-    kept = [(sum(part == 64 for part in cut), sum(part for part in cut if part < 64)) for cut in drawn]
-    assert [(image.nr_kept, image.torn_sectors) for image in lab.images] == kept
-
-
-def test_a_plan_waits_for_its_writes(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    put(port, 2 * ZONE, b"a")
-    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES, nr_writes=2, count=2))
-    put(port, 2 * ZONE + 16, b"a")
-    assert port.flush() is Status.OK
-    assert (lab.is_done, lab.nr_seen, names(lab)) == (False, 1, [])
-    put(port, 2 * ZONE + 32, b"a")
-    assert (lab.is_done, lab.nr_seen) == (True, 2)
-    assert names(lab) == ["cut-0000.img", "cut-0001.img"]
-    assert [image.nr_writes for image in lab.images] == [1, 1], "of those since the last flush"
-    put(port, 2 * ZONE + 48, b"a")
-    assert len(lab.images) == 2
-
-
-def test_a_plan_for_every_flush_writes_one_image_at_each(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.EVERY_FLUSH, count=2, seed=3))
-    for number in range(3):
-        put(port, (2 + number) * ZONE, b"a")
-        assert not port.flush()
-        assert len(lab.images) == min(number + 1, 2)
-        assert lab.is_done is (number >= 1)
-    assert names(lab) == ["cut-0000.img", "cut-0001.img"]
-    assert [image.nr_writes for image in lab.images] == [1, 1]
-    lab.begin(Plan(directory=tmp_path / "more", at=Moment.NOW, count=0))
-    assert (lab.images, lab.is_done) == ([], True)
-
-
-def test_a_plan_that_is_given_up_writes_nothing_and_the_lab_goes_on(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    assert (lab.failure, lab.is_done, lab.nr_seen) == ("", True, 0)
-    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES))
-    lab.give_up()
-    assert lab.is_done
-    put(port, 2 * ZONE, b"a")
-    assert lab.images == []
-    assert lab.draw(0).kept in {(0,), (16,)}
-
-
-def test_a_directory_that_is_gone_ends_the_plan_and_not_the_lab(device: ZonedDevice, tmp_path: Path) -> None:
-    port = device.port("test", VIRTIO)
-    lab = PowerCutLab(device)
-    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.AFTER_WRITES))
-    (tmp_path / "cuts").rmdir()
-    put(port, 2 * ZONE, b"a")
-    assert lab.failure == f"{tmp_path / 'cuts'}: No such file or directory"
-    assert lab.is_done
-    lab.begin(Plan(directory=tmp_path / "again", at=Moment.NOW))
-    assert (lab.failure, names(lab)) == ("", ["cut-0000.img"])
 
 
 def test_what_was_written_before_the_lab_is_one_write_of_each_zone(device: ZonedDevice) -> None:
@@ -317,7 +178,7 @@ def test_what_was_written_before_the_lab_is_one_write_of_each_zone(device: Zoned
     put(port, 3 * ZONE, b"a")
     put(port, 0, b"c")
     lab = PowerCutLab(device)
-    assert {lab.draw(seed).kept for seed in range(50)} == {(0, 0), (32, 0), (32, 16)}
+    assert {lab.history().draw(seed).kept for seed in range(50)} == {(0, 0), (32, 0), (32, 16)}
 
 
 def test_writes_in_a_random_write_area_are_kept_or_lost_and_undone(tmp_path: Path) -> None:
@@ -332,7 +193,7 @@ def test_writes_in_a_random_write_area_are_kept_or_lost_and_undone(tmp_path: Pat
     lab = PowerCutLab(device)
     put(port, 16, b"c")
     put(port, 32, b"d")  # moves the write pointer to 16
-    cuts = list(lab.every())
+    cuts = list(lab.history().every())
     assert {cut.kept for cut in cuts} == {(0, 0), (16, 0), (16, 16)}
     found = set()
     for number, cut in enumerate(cuts):

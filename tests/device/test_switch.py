@@ -16,12 +16,13 @@ import pytest
 import zonefs_emu
 from tests import tracing
 from zonefs_emu.device.counters import Counters
+from zonefs_emu.device.cut_images import Moment, Plan
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.device.oplog import record
 from zonefs_emu.device.port import Port
-from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
+from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.device.refusals import Refusal
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.device.switch import Switch
@@ -42,7 +43,9 @@ SHAPE: Final = Geometry(
 )  # fmt: skip
 PACKAGE: Final = str(Path(zonefs_emu.__file__).parent)
 #: The files of the observers.
-OBSERVERS: Final = frozenset(("counters.py", "refusals.py", "oplog.py", "powercut.py", "copy.py"))
+OBSERVERS: Final = frozenset(
+    ("counters.py", "refusals.py", "oplog.py", "powercut.py", "outcomes.py", "cut_images.py", "copy.py")
+)
 
 
 def opened(path: Path) -> ZonedDevice:
@@ -336,9 +339,9 @@ def test_the_lab_sees_no_empty_write_and_what_it_cannot_read_fails_no_command(
     assert not port.write(3 * ZONE, 0, [])
     assert port.append(4 * ZONE, 0, [b""]) == (Status.OK, 4 * ZONE)
     assert not port.write(0, 0, [])
-    assert lab.draw(0, torn=True).kept == ()
+    assert lab.history().draw(0, torn=True).kept == ()
     assert not port.write(3 * ZONE, 8, [b"x" * 4096])
-    assert [lab.draw(seed, torn=True).kept for seed in range(9)].count((8,)) > 0
+    assert [lab.history().draw(seed, torn=True).kept for seed in range(9)].count((8,)) > 0
 
     pread = device.image.backing.pread
 
@@ -370,5 +373,5 @@ def test_a_write_that_the_host_failed_is_none_for_the_lab(tmp_path: Path, monkey
         patch.setattr(device.image.backing, "pwritev", failing)
         assert port.write(3 * ZONE, 8, [b"x" * 4096]) is Status.IO_ERROR
     assert lab.nr_seen == 0
-    assert lab.draw(0).kept == ()
+    assert lab.history().draw(0).kept == ()
     device.close()

@@ -46,7 +46,7 @@ def test_a_power_cycle_lasts(device: ZonedDevice, port: Port, tmp_path: Path) ->
     write(port, 128, 4)
     lab = PowerCutLab(device)
     device.power_cycle()
-    lab.write(next(iter(lab.every())), tmp_path / "after.img")
+    lab.write(next(iter(lab.history().every())), tmp_path / "after.img")
     after = ZonedDevice.open(tmp_path / "after.img")
     assert after.port("after", VIRTIO).zone(2).cond is Condition.CLOSED
     after.close()

@@ -42,7 +42,8 @@ def states(path: Path) -> ZoneStates:
 def copy(origin: Path, target: Path, found: ZoneStates) -> None:
     source = FileBacking.peek(origin)
     try:
-        copy_image(source, read_header(source, source.length), target, found)
+        for _ in copy_image(source, read_header(source, source.length), target, found):
+            pass
     finally:
         source.close()
 

@@ -128,7 +128,8 @@ def test_check_names_a_damaged_extension(path: Path) -> None:
 
 def test_a_copy_has_the_extensions(path: Path, tmp_path: Path) -> None:
     image = Image.open(path, readonly=True)
-    copy_image(image.backing, image.header, tmp_path / "copy", image.states)
+    for _ in copy_image(image.backing, image.header, tmp_path / "copy", image.states):
+        pass
     image.close()
     copy = ZonedDevice.open(tmp_path / "copy", readonly=True)
     port = copy.port("nvme", ZNS)

@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +13,7 @@ from zonefs_emu.cli.common import FILE, image_argument, json_option, say, say_js
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import PeerError, UsageError, ZonedError
 from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.1
@@ -92,18 +94,16 @@ def crash(
             _require_live(target, image, "leave --at away")
         reply, _ = call(target, request)
         images = _images(reply)
-        try:
-            # The number of outcomes of --all is not known before.
-            with progress(None if every else count or 1, lambda number: f"{number} images") as show:
-                while not reply["done"]:
-                    reply, _ = call(target, {"verb": "crash-results", "after": len(images)})
-                    further = _images(reply)
-                    images += further
-                    show(len(images))
-                    if not further:
-                        time.sleep(_POLL_S)
-        finally:
-            _end(target)
+        # The number of outcomes of --all is not known before.
+        total = None if every else count or 1
+        with _ended(target, image), progress(total, lambda number: f"{number} images") as show:
+            while not reply["done"]:
+                reply, _ = call(target, {"verb": "crash-results", "after": len(images)})
+                further = _images(reply)
+                images += further
+                show(len(images))
+                if not further:
+                    time.sleep(_POLL_S)
     if as_json:
         say_json({"images": images})
         return
@@ -131,6 +131,25 @@ def _require_live(target: Target, image: Path, otherwise: str) -> None:
     if not target.live:
         message = f"nothing writes to {image}: mount or serve it, or {otherwise}"
         raise UsageError(message, exit_code=1)
+
+
+@contextmanager
+def _ended(target: Target, image: Path) -> Iterator[None]:
+    """End the plan of *target* when the context is left. A daemon that is gone, or answers nonsense, has none."""
+    try:
+        yield
+    except PeerError:
+        raise
+    except BaseException:
+        # Over a further connection, because an interrupt may have come before a reply was read.
+        with suppress(ZonedError), _again(target, image) as another:
+            _end(another)
+        raise
+    _end(target)
+
+
+def _again(target: Target, image: Path) -> AbstractContextManager[Target]:
+    return open_target(image) if target.live else nullcontext(target)
 
 
 def _end(target: Target) -> None:

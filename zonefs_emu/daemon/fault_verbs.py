@@ -11,9 +11,10 @@ from typing import Final
 from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.fields import Request, Verb
 from zonefs_emu.daemon.framing import Json, Message
+from zonefs_emu.device.cut_images import Moment, Plan
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault, UnknownFault
-from zonefs_emu.device.powercut import Moment, Plan, PowerCutLab
+from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import ImageError, UsageError, host_sentence
 
 NR_IMAGES_MAX: Final = 10_000
@@ -120,11 +121,11 @@ class FaultVerbs:
         if lab is None:
             message = "no power-cut lab is running on this image"
             raise UsageError(message, exit_code=1)
+        is_done = lab.is_done  # asked first: after that no image is written, and nothing fails
         if lab.failure:
             failure = lab.failure
             self._end_lab()
             raise UsageError(failure, exit_code=1)
-        is_done = lab.is_done  # asked first: no image is written after that
         images: list[Json] = [
             {"path": str(image.path), "writes": image.nr_writes, "kept": image.nr_kept, "torn": image.torn_sectors}
             for image in lab.images[first : first + _IMAGES_PER_REPLY]
@@ -136,6 +137,12 @@ class FaultVerbs:
         with self._using:
             self._end_lab()
         yield {}, b""
+
+    def close(self) -> None:
+        """End the lab, so that no image of it stays half written."""
+        with self._using:
+            self._watching = False
+            self._end_lab()
 
     def _end_lab(self) -> None:
         if self._lab is not None and self._watching:

@@ -256,6 +256,7 @@ def _control(
         device, known.list_running, ended_front_ends=known.list_ended, pid=os.getpid(), path=path, extensions=extensions
     )
     verbs.import_all()
+    held.callback(verbs.close)
     everywhere = listen_everywhere(path, backlog=16)
     return ControlServer(listener, verbs, *([everywhere] if everywhere else []))
 

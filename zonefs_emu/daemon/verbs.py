@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from zonefs_emu.daemon import fields
 from zonefs_emu.daemon.explainer import Explainer
@@ -32,6 +32,9 @@ from zonefs_emu.device.timing import SLOWEST_MAX
 from zonefs_emu.errors import Status, UsageError, ZonedError, host_sentence
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.units import SECTOR_BYTES, Sector, to_bytes, to_sectors
+
+if TYPE_CHECKING:
+    from zonefs_emu.daemon.fault_verbs import FaultVerbs
 
 #: Zones in one reply of a report: the device is locked for one portion.
 ZONES_PER_REPLY: Final = 4096
@@ -70,13 +73,21 @@ class _Parts:
     @cached_property
     def verbs(self) -> Mapping[str, Verb]:
         """The verbs that break things on purpose, and those of front-ends."""
-        from zonefs_emu.daemon.fault_verbs import FaultVerbs  # noqa: PLC0415
-
         of_front_ends = self._extensions.verbs()
         return {
-            **FaultVerbs(self._device).verbs,
+            **self._fault_verbs.verbs,
             **{name: make(self._device, self._front_ends) for name, make in of_front_ends.items()},
         }
+
+    @cached_property
+    def _fault_verbs(self) -> "FaultVerbs":
+        from zonefs_emu.daemon.fault_verbs import FaultVerbs  # noqa: PLC0415
+
+        return FaultVerbs(self._device)
+
+    def close(self) -> None:
+        """End what the verbs have begun and did not finish."""
+        self._fault_verbs.close()
 
     def make_all(self) -> None:
         """Make all parts now."""
@@ -149,6 +160,10 @@ class Verbs:
         other = copy.copy(self)
         other._begin()  # noqa: SLF001  (of the same class)
         return other
+
+    def close(self) -> None:
+        """End what a verb has begun and goes on after its reply, because the device is about to be closed."""
+        self._parts.close()
 
     def contain(self, where: str, error: Exception) -> Message:
         """Note the unforeseen *error*, met in *where* (``verb read``); return the reply."""

@@ -184,6 +184,11 @@ class DeviceCore:
         if self.timing is not None:
             self.timing.alarm.cut()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether :meth:`stop_waiting` was called."""
+        return self._delays_cut.is_set()
+
     # -- the end ----------------------------------------------------------------------------------------------
 
     def notice_loss(self) -> None:

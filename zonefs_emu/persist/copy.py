@@ -8,7 +8,7 @@ May not know: which process holds the origin.
 
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from zonefs_emu.persist.codec.header import Header
 from zonefs_emu.persist.codec.words import ZoneStates, pack_words
 from zonefs_emu.persist.extensions_section import ExtensionsSection
 from zonefs_emu.persist.metadata import initialize
-from zonefs_emu.units import to_bytes
+from zonefs_emu.units import Sector, to_bytes
 
 #: The most bytes that are copied at once, while a write may wait.
 _CHUNK_BYTES: Final = 1 << 20
@@ -29,8 +29,11 @@ _REPORT_BYTES: Final = 64 << 20
 class Copy:
     """A copy in progress: :meth:`begin`, :meth:`run` to its end, :meth:`seal`; or :meth:`abandon`.
 
-    Only :meth:`save` may be called by other threads. A chunk is at most 1 MiB of one zone, identified by its first
-    byte.
+    A copy that becomes the source of further copies is not sealed: it has :meth:`content` after the run, and it is
+    abandoned in the end.
+
+    Only :meth:`save` and :meth:`save_zones` may be called by other threads. A chunk is at most 1 MiB of one zone,
+    identified by its first byte.
 
     Invariant: a chunk is copied before it changes. The chunks below *_passed* and those in *_ahead* are copied.
     """
@@ -45,6 +48,7 @@ class Copy:
         self._header = header
         self._target = target
         self._states = ZoneStates(bytearray(), array("Q"), bytearray())
+        self._covering: tuple[ZoneStates, ...] = ()
         self._extensions: dict[int, bytes] = {}
         self._zone_bytes = to_bytes(header.geometry.zone_size)
         self._copying = threading.Lock()
@@ -55,18 +59,22 @@ class Copy:
             target, header.file_bytes, header.reserved, permissions=source.permissions | 0o600
         )
 
-    def begin(self, states: ZoneStates) -> None:
+    def begin(self, states: ZoneStates, *others: ZoneStates) -> None:
         """Note the *states* of all zones and copy the descriptor extensions. From now on changes must be saved.
+
+        The copy has the data and extensions that *states* or one of the *others* cover.
 
         Raises:
             OSError: the host cannot read an extension.
         """
         self._states = states
+        self._covering = (states, *others)
         if self._header.geometry.extension_bytes:
             section = ExtensionsSection(self._source, self._header)
             self._extensions = {
                 section.offset(zone_no): section.record(zone_no)
-                for zone_no, bits in enumerate(states.attributes)
+                for covering in self._covering
+                for zone_no, bits in enumerate(covering.attributes)
                 if bits & Attribute.EXTENSION
             }
 
@@ -105,9 +113,26 @@ class Copy:
         except Exception as error:  # a boundary: run() and seal() raise the error in the thread that makes the copy
             self.fail(error)
 
+    def save_zones(self, zone_numbers: Sequence[int]) -> None:
+        """Do what :meth:`save` does for whole zones, whose bytes are about to be freed."""
+        for zone_no in zone_numbers:
+            self.save(zone_no * self._zone_bytes, (zone_no + 1) * self._zone_bytes)
+
     def fail(self, error: Exception) -> None:
         """Make :meth:`run` and :meth:`seal` raise *error*."""
         self._failure = error
+
+    def content(self) -> Backing:
+        """Return the target after the run: data and descriptor extensions where an image has them, and no states.
+
+        Raises:
+            OSError: the host refuses or has no room. Exception: an error of :meth:`save`.
+        """
+        if self._failure is not None:
+            raise self._failure
+        for offset, record in self._extensions.items():
+            self._backing.pwrite(record, offset)
+        return self._backing
 
     def seal(self) -> None:
         """Make the target a durable image.
@@ -115,12 +140,8 @@ class Copy:
         Raises:
             OSError: the host refuses or has no room. Exception: an error of :meth:`save`.
         """
-        if self._failure is not None:
-            raise self._failure
         try:
-            for offset, record in self._extensions.items():
-                self._backing.pwrite(record, offset)
-            initialize(self._backing, self._header, pack_words(*self._states))
+            initialize(self.content(), self._header, pack_words(*self._states))
             self._backing.sync_name()
         except OSError as error:
             raise self._named(error) from None
@@ -133,20 +154,20 @@ class Copy:
 
     def _chunks(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield (first byte, end) of the chunks that have covered bytes between *start* and *end*, ascending."""
-        geometry = self._header.geometry
         for zone_no in range(start // self._zone_bytes, -(-end // self._zone_bytes)):
             zone = zone_no * self._zone_bytes
-            whole = geometry.is_conventional(zone_no)
-            _, wps, attributes = self._states
-            nr_covered = (
-                geometry.zone_len(zone_no) if whole else geometry.covered(zone_no, wps[zone_no], attributes[zone_no])
-            )
-            covered = zone + to_bytes(nr_covered)
+            covered = zone + to_bytes(self._nr_covered(zone_no))
             if start >= covered:
                 continue
             first = zone + max(start - zone, 0) // _CHUNK_BYTES * _CHUNK_BYTES
             for chunk in range(first, min(covered, end), _CHUNK_BYTES):
                 yield chunk, min(chunk + _CHUNK_BYTES, covered)
+
+    def _nr_covered(self, zone_no: int) -> Sector:
+        geometry = self._header.geometry
+        if geometry.is_conventional(zone_no):
+            return geometry.zone_len(zone_no)
+        return max(geometry.covered(zone_no, wps[zone_no], bits[zone_no]) for _, wps, bits in self._covering)
 
     def _copy(self, start: int, end: int) -> None:
         try:
@@ -162,8 +183,18 @@ class Copy:
         return error
 
 
-def copy_image(source: Backing, header: Header, target: Path, states: ZoneStates) -> None:
+def copy_image(
+    source: Backing,
+    header: Header,
+    target: Path,
+    states: ZoneStates,
+    changes: Iterable[tuple[Sector, bytes]] = (),
+) -> Generator[int]:
     """Create the image *target* with the zone *states* and the data of *source*, which does not change.
+
+    The target has the data of *changes* from the sector of each on instead.
+
+    Yields the progress periodically, in bytes of the device. A generator that is closed early leaves no file.
 
     Raises:
         FileExistsError: *target* exists.
@@ -172,8 +203,10 @@ def copy_image(source: Backing, header: Header, target: Path, states: ZoneStates
     copy = Copy(source, header, target)
     try:
         copy.begin(states)
-        for _ in copy.run():
-            pass
+        yield from copy.run()
+        content = copy.content()
+        for sector, data in changes:
+            content.pwrite(data, to_bytes(sector))
         copy.seal()
     except BaseException:
         copy.abandon()

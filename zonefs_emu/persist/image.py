@@ -109,8 +109,9 @@ class EveryZone(set[int]):
 class Stage(Enum):
     """The stages of a checkpoint."""
 
-    BEGUN = auto()  #: the states that it will cover are captured
-    DURABLE = auto()  #: it survives a power cut
+    BEGUN = auto()  #: the states that it will cover are captured; with the lock held
+    CAPTURED = auto()  #: after that, without the lock: a listener may wait
+    DURABLE = auto()  #: it survives a power cut; without the lock
 
 
 class Image:
@@ -138,10 +139,10 @@ class Image:
         self.is_lost = False
         #: The result of a recovery, for people; "" after an orderly stop.
         self.recovery = ""
-        #: Called with each stage of each checkpoint, with the lock held.
-        self.checkpoint_listener: Callable[[Stage], None] | None = None
-        #: Called with the zones that were reset, before their space is freed and they may be written; without the lock.
-        self.erase_listener: Callable[[Sequence[int]], None] | None = None
+        #: Called with each stage of each checkpoint.
+        self.checkpoint_listener: Callable[[Stage], None] = lambda _stage: None
+        #: Called with reset zones before their space is freed and they may be written; without *lock*, which guards it.
+        self.erase_listeners: list[Callable[[Sequence[int]], None]] = []
         #: Called with the lock held, which it may release, before closing refuses all changes.
         self.before_closing: Callable[[], None] = lambda: None
         self._flushing = threading.Lock()
@@ -419,8 +420,8 @@ class Image:
                 dirty, self._dirty = self._dirty, set()
                 fits = self._checkpoint.has_room(len(dirty))
                 entries, wps = self._capture(dirty, resets, fits=fits)
-                if self.checkpoint_listener is not None:
-                    self.checkpoint_listener(Stage.BEGUN)
+                self.checkpoint_listener(Stage.BEGUN)
+            self.checkpoint_listener(Stage.CAPTURED)
             checked_sync(self.backing)
             if not fits:
                 self._checkpoint.compact(pack_words(*self._captured))
@@ -435,9 +436,7 @@ class Image:
                 with self.lock:
                     dirty.update(self._dirty)
                     self._dirty = EveryZone() if len(self._dirty) > _CHANGED_ZONES_MAX else dirty
-        if self.checkpoint_listener is not None:
-            with self.lock:
-                self.checkpoint_listener(Stage.DURABLE)
+        self.checkpoint_listener(Stage.DURABLE)
         self._apply_resets(resets, wps, overwriting)
 
     def _capture(
@@ -477,8 +476,8 @@ class Image:
     def _free(self, zone_numbers: Sequence[int], punch: Callable[[], None]) -> None:
         """Call *punch*, which frees space of *zone_numbers*."""
         try:
-            if self.erase_listener is not None:
-                self.erase_listener(zone_numbers)
+            for listener in tuple(self.erase_listeners):
+                listener(zone_numbers)
             punch()
         except OSError as error:
             raise self._refuse_or_fail(error, "the space of reset zones could not be given back") from None

@@ -14,6 +14,7 @@ the process that has it.
 
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ from zonefs_emu.units import human_bytes, to_bytes
 
 #: How long a daemon may take to end.
 _END_S: Final = 60.0
+#: How often a daemon is asked for the images of a power cut.
+_POLL_S: Final = 0.01
 #: What a description shows at most.
 _ZONES_SHOWN: Final = 32
 _REFUSALS_SHOWN: Final = 5
@@ -251,7 +254,7 @@ class DeviceUnderTest:
         if self._daemon is None:
             assert self.device is not None
             cut = self.image.with_suffix(".cut")
-            self._lab.write(self._lab.draw(seed, torn=torn, reorder=reorder), cut)
+            self._lab.write(self._lab.history().draw(seed, torn=torn, reorder=reorder), cut)
             self._let_go()
             cut.replace(self.image)
             self._open()
@@ -260,7 +263,10 @@ class DeviceUnderTest:
         cuts = self._directory / "cuts"
         with self._target() as target:
             request: dict[str, Json] = {"directory": str(cuts), "seed": seed, "torn": torn, "reorder": reorder}
-            call(target, {"verb": "crash", "at": "now", **request})
+            reply, _ = call(target, {"verb": "crash", "at": "now", **request})
+            while not reply["done"]:
+                reply, _ = call(target, {"verb": "crash-results"})
+                time.sleep(_POLL_S)
             self._kill_daemon()
         (cuts / "cut-0000.img").replace(self.image)
         self._start(daemon.front_end, daemon.mountpoint)

@@ -1,0 +1,81 @@
+"""What a cut can leave, without files; for images of it see test_powercut.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.port import Port
+from zonefs_emu.device.powercut import PowerCutLab
+from zonefs_emu.errors import Status
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.transitions import VIRTIO
+
+ZONE = 128
+CAPACITY = 96
+GEOMETRY = Geometry(
+    size=ZONE * 12, zone_size=ZONE, zone_capacity=CAPACITY, conventional=((0, 2),), block_size_bytes=4096
+)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[ZonedDevice]:
+    ZonedDevice.create(tmp_path / "z.img", GEOMETRY, uuid=UUID(int=1))
+    device = ZonedDevice.open(tmp_path / "z.img")
+    yield device
+    device.close()
+
+
+def put(port: Port, sector: int, letter: bytes, nr_sectors: int = 16) -> None:
+    assert port.write(sector, nr_sectors, (letter * (nr_sectors * 512),)) is Status.OK
+
+
+def test_torn_writes_are_there_in_whole_blocks(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    put(port, 2 * ZONE, b"a", 32)
+    kept = {cut.kept for cut in lab.history().every(torn=True)}
+    assert kept == {(0,), (8,), (16,), (24,), (32,)}
+    drawn = {lab.history().draw(seed, torn=True).kept for seed in range(100)}
+    assert drawn == kept
+
+
+def test_the_same_seed_gives_the_same_cut(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    for zone_no in (2, 3, 4):
+        put(port, zone_no * ZONE, b"a")
+        put(port, 0, b"b")
+    for reorder in (False, True):
+        cuts = [lab.history().draw(seed, torn=True, reorder=reorder) for seed in range(50)]
+        assert cuts == [lab.history().draw(seed, torn=True, reorder=reorder) for seed in range(50)]
+        assert len({cut.kept for cut in cuts}) > 5
+
+
+def test_in_order_means_none_after_the_first_lost_write(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    for zone_no in (2, 3, 4, 2, 3):
+        zone = port.zone(zone_no)
+        put(port, zone.wp, b"a")
+    for seed in range(100):
+        kept = lab.history().draw(seed, torn=True).kept
+        lost = next((index for index, part in enumerate(kept) if part < 16), len(kept))
+        assert not any(kept[lost + 1 :])
+    reordered = [lab.history().draw(seed, reorder=True).kept for seed in range(100)]
+    assert any(kept[0] == 0 and kept[1] == 16 for kept in reordered)
+    assert not any(kept[0] == 0 and kept[3] == 16 for kept in reordered), "a zone keeps a beginning"
+
+
+def test_with_reordering_a_zone_keeps_a_beginning_of_which_the_last_write_may_be_torn(device: ZonedDevice) -> None:
+    port = device.port("test", VIRTIO)
+    lab = PowerCutLab(device)
+    for part in range(4):
+        put(port, 2 * ZONE + 16 * part, b"a")
+    put(port, 0, b"c")
+    found = {lab.history().draw(seed, torn=True, reorder=True).kept for seed in range(400)}
+    sequential = {(16,) * whole + (part,) + (0,) * (3 - whole) for whole in range(4) for part in (0, 8)} | {(16,) * 4}
+    assert {kept[:4] for kept in found} == sequential
+    assert {kept[4] for kept in found} == {0, 8, 16}
