@@ -70,7 +70,7 @@ def test_no_verb_is_left_out() -> None:
 
 
 def wrong_images(directory: Path) -> Iterator[tuple[Path, str]]:
-    yield directory / "absent.img", "No such file or directory"
+    yield directory / "absent.img", f"cannot open {directory / 'absent.img'}: No such file or directory"
     empty = directory / "empty.img"
     empty.touch()
     yield empty, "no zonefs_emu header at byte 0"
@@ -173,6 +173,9 @@ def test_errors_of_standard_streams_say_which_stream(fresh: Path, tmp_path: Path
     for redirection, arguments, sentence in (
         (">/dev/full", ("report", fresh), "cannot write to stdout: No space left on device"),
         (">/dev/full", ("info", fresh, "--json"), "cannot write to stdout: No space left on device"),
+        (">/dev/full", ("--version",), "cannot write to stdout: No space left on device"),
+        (">/dev/full", ("--help",), "cannot write to stdout: No space left on device"),
+        (">/dev/full", ("report", "--help"), "cannot write to stdout: No space left on device"),
         ("0>/dev/null", ("write", fresh, "--zone", 2), "cannot read stdin: Bad file descriptor"),
         ("0>/dev/null", ("append", fresh, "--zone", 2), "cannot read stdin: Bad file descriptor"),
         ("0>/dev/null", ("restore", "-", tmp_path / "new"), "cannot read stdin: Bad file descriptor"),

@@ -19,6 +19,9 @@ from zonefs_emu.errors import UsageError, ZonedError, host_sentence, printable
 
 #: The name of the handler of characters that a stream cannot encode.
 _OUTPUT_ERRORS: Final = "zonefs_emu.output"
+#: What the host refuses with an error that names neither a file nor an operation, by its number: the working directory
+#: is gone, or stdout has no room for a help text, which click prints. Verbs name whatever else they ask for.
+_NAMELESS: Final = {errno.ENOENT: "find the working directory", errno.ENOSPC: "write to stdout"}
 
 
 class OneSentence(click.ClickException):
@@ -78,9 +81,8 @@ def _in_one_sentence() -> Iterator[None]:
         if error.errno == errno.EPIPE:
             # The reader of the output (head, for example) has closed the pipe; click ends without a message.
             raise
-        if error.errno == errno.ENOENT and error.filename is None and not hasattr(error, "__notes__"):
-            # Of what a verb asks the host for, only the working directory has no name.
-            error.add_note("find the working directory")
+        if error.filename is None and not hasattr(error, "__notes__") and error.errno in _NAMELESS:
+            error.add_note(_NAMELESS[error.errno])
         raise OneSentence(host_sentence(error)) from None
 
 

@@ -11,7 +11,7 @@ import click
 
 from zonefs_emu.cli.common import TEXT, image_argument, json_option, say, say_json
 from zonefs_emu.cli.dump import copy
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.units import human_bytes
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -88,7 +88,8 @@ def missing(image: Path, name: str) -> UsageError:
 
 def _list(image: Path, *, as_json: bool) -> None:
     # A missing image is an error, not an image without snapshots.
-    image.stat()
+    with trying(f"open {image}"):
+        image.stat()
     rows = []
     for name, path in snapshots(image):
         status = path.stat()

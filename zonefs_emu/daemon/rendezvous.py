@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from zonefs_emu.daemon.holders import lock_holders, may_write, peer_of
-from zonefs_emu.errors import UsageError
+from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.persist.backing import user_name
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ def socket_name(image: Path) -> str:
     Raises:
         OSError: there is no such file.
     """
-    status = image.stat()
+    with trying(f"open {image}"):
+        status = image.stat()
     return f"{status.st_dev:x}-{status.st_ino:x}.sock"
 
 

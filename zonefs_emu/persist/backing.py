@@ -238,7 +238,7 @@ class FileBacking:
             raise OSError(errno.EIO, "the file was cut", str(self.path))
         end = offset + length
         if isinstance(source, FileBacking):
-            with trying(f"write to {self.path}"):
+            with trying(f"copy {source.path} to {self.path}"):
                 offset += _copy_range(source._fd, self._fd, offset, length)  # noqa: SLF001  (of the same class)
         if offset < end:
             self.pwrite(source.pread(end - offset, offset), offset)
@@ -250,11 +250,12 @@ class FileBacking:
 
     def sync_name(self) -> None:
         """Make the file's name durable: a power cut may remove a new file whose directory was never synced."""
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with trying(f"sync the directory of {self.path}"):
+            directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def reserve(self, offset: int, length: int) -> None:
         """Allocate the range, so that later writes and mapped stores to it need no more room on the host."""
@@ -282,15 +283,16 @@ class FileBacking:
         """Yield (offset, length) of the runs between *start* and *end* that hold data on the host."""
         offset = start
         while offset < end:
-            try:
-                offset = os.lseek(self._fd, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
+            with trying(f"read {self.path}"):
+                try:
+                    offset = os.lseek(self._fd, offset, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno == errno.ENXIO:
+                        return
+                    raise
+                if offset >= end:
                     return
-                raise
-            if offset >= end:
-                return
-            hole = min(os.lseek(self._fd, offset, os.SEEK_HOLE), end)
+                hole = min(os.lseek(self._fd, offset, os.SEEK_HOLE), end)
             yield offset, hole - offset
             offset = hole
 
@@ -300,7 +302,8 @@ class FileBacking:
         *lost* is called when an access finds that the file was cut, or that the host cannot read it.
         """
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
-        mapping = mmap.mmap(self._fd, offset + length - start, offset=start)
+        with trying(f"map {self.path} into memory"):
+            mapping = mmap.mmap(self._fd, offset + length - start, offset=start)
         view = memoryview(mapping)[offset - start :]
         if lost is not None:
             self._watched.append(sigbus.watch(view, lost))
