@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import hypothesis
 import pytest
@@ -159,6 +160,17 @@ def test_writes_that_are_refused(sector: int, nr_sectors: int, status: Status) -
     allocate(machine, 0)
     write(machine, 8, 1)
     assert refusal(machine, lambda: machine.begin_write(sector, nr_sectors, ZNS))[0] is status
+
+
+def test_a_write_beyond_the_device_is_out_of_range_with_an_area_and_without() -> None:
+    machine = fresh()
+    plain = ZoneMachine(GEOMETRY, *fresh_zones(GEOMETRY))
+    allocate(machine, 5)
+    for nr_sectors, status in ((33, Status.OUT_OF_RANGE), (32, Status.ZONE_BOUNDARY)):
+        assert refusal(machine, partial(machine.begin_write, 160, nr_sectors, ZNS))[0] is status
+        with pytest.raises(CommandError) as refused:
+            plain.begin_write(160, nr_sectors, ZNS)
+        assert refused.value.status is status
 
 
 def test_two_areas_from_the_write_pointer_are_the_most() -> None:

@@ -67,14 +67,14 @@ class ZrwaMachine(ZnsMachine):
         """Do what the base class does; in a zone with an area, the write may be in the area or cause an implicit flush.
 
         Raises:
-            CommandError: as the base class, with ZRWA_WRITE in place of UNALIGNED_WP.
+            CommandError: as the base class, in the same order, with ZRWA_WRITE in place of UNALIGNED_WP.
         """
         zone_no = sector // self._zone_size
         if zone_no not in self.zrwa_zones or not dialect.has_zrwa:
             return super().begin_write(sector, nr_sectors, dialect)
         offset = sector - zone_no * self._zone_size
         end = offset + nr_sectors
-        if nr_sectors < 0:
+        if nr_sectors < 0 or sector + nr_sectors > self._size:
             raise CommandError(Status.OUT_OF_RANGE)
         if end > self._zone_capacity(zone_no):
             raise CommandError(Status.ZONE_BOUNDARY, zone_no)
