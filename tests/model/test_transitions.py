@@ -21,6 +21,7 @@ from zonefs_emu.model.transitions import (
     ZONE_OPERATIONS,
     Dialect,
     Operation,
+    after_close,
     after_power_cycle,
     after_set_cond,
     after_write,
@@ -175,6 +176,12 @@ def test_power_cycle(cond: str, with_data: str, without: str) -> None:
     # A zone with an attribute is never EMPTY.
     if cond not in {"NOT_WP", "EMPTY"}:
         assert after_power_cycle(Condition[cond], 0, 1).name == with_data
+
+
+def test_a_zone_without_data_is_closed_as_the_dialect_says_unless_it_has_an_attribute() -> None:
+    for dialect in DIALECTS:
+        assert after_close(dialect, 0, 0) == dialect.closed_at_start
+        assert after_close(dialect, 8, 0) == after_close(dialect, 0, 1) == Condition.CLOSED
 
 
 def test_a_write_that_reaches_the_capacity_fills_the_zone_unless_it_is_conventional() -> None:

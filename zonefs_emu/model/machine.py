@@ -35,6 +35,7 @@ from zonefs_emu.model.transitions import (
     Operation,
     Row,
     WriteRow,
+    after_close,
     after_power_cycle,
     after_set_cond,
     after_write,
@@ -61,7 +62,8 @@ _SCAN_ZONES: Final = 1 << 16
 class Changes(NamedTuple):
     """The changes of a command or a portion of it: zones *closed* to make room, then zones *changed* as requested.
 
-    Each list has its zones in the order of the changes.
+    Each list has its zones in the order of the changes. A zone has changed if its condition, its attributes or, by a
+    flush of its random write area, its write pointer has.
     """
 
     closed: Sequence[int] = ()
@@ -69,7 +71,7 @@ class Changes(NamedTuple):
 
     @property
     def zones(self) -> list[int]:
-        """All zones whose condition changed, in order."""
+        """All zones that have changed, in order."""
         return [*self.closed, *self.changed]
 
 
@@ -124,7 +126,10 @@ class ZoneMachine:
     def __init__(
         self, geometry: Geometry, conds: bytearray, wps: "array[int]", attributes: bytearray | None = None
     ) -> None:
-        """Take over *conds*, *wps* and *attributes* (one entry a zone, none by default); they stay readable."""
+        """Take over *conds*, *wps* and *attributes*, which have one entry a zone and stay readable.
+
+        Without *attributes*, no zone has any.
+        """
         assert len(conds) == len(wps) == geometry.nr_zones
         self.geometry = geometry
         self.conds: Final = conds
@@ -193,7 +198,7 @@ class ZoneMachine:
     def check_read(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
         """Return how many of the *nr_sectors* from *sector* hold data; the following ones read as zeros.
 
-        Returns -1 if the read spans zones with zeros between data; the caller then checks the part of each zone.
+        Returns -1 if the read spans zones and a part of it holds no data; the caller then checks the part of each zone.
 
         Raises:
             CommandError: OUT_OF_RANGE, UNALIGNED, ZONE_OFFLINE, READ_BOUNDARY.
@@ -249,13 +254,15 @@ class ZoneMachine:
     def begin_write(self, sector: Sector, nr_sectors: int, dialect: Dialect) -> int:
         """Check a write of *nr_sectors* at *sector*, without a change; return by how many sectors it moves wp.
 
-        That is *nr_sectors*, except in a zone with a zone random write area (:mod:`zrwa_machine`).
+        That is *nr_sectors*, except in a zone with a zone random write area (:mod:`zrwa_machine`). A conventional zone
+        has no wp, and its result means nothing.
 
         Raises:
             CommandError: OUT_OF_RANGE; ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL; UNALIGNED in a conventional zone, which
-                is written in whole blocks anywhere; ZONE_BOUNDARY past the capacity; UNALIGNED_WP if *sector* is not wp
-                or the end is not on the write granularity; ACTIVE_RESOURCE before OPEN_RESOURCE. They are checked in
-                this order. An empty write is checked like any other, but opens no zone.
+                is written in whole blocks anywhere; ZONE_BOUNDARY past the capacity, or from conventional zones into a
+                sequential one; UNALIGNED_WP if *sector* is not wp or the end is not on the write granularity;
+                ACTIVE_RESOURCE before OPEN_RESOURCE. They are checked in this order. An empty write is checked like any
+                other, but opens no zone.
 
         Source: virtio 1.4, block device, Device Operation; ZBC-2, unaligned write and write boundary violations. No
         standard defines the order of the errors; most implementations check the boundary before wp.
@@ -330,7 +337,7 @@ class ZoneMachine:
     def open_to_write(self, zone_no: int, row: WriteRow) -> Changes:
         """Open *zone_no* for a long write or append that was allowed; it is committed later.
 
-        *row* is the dialect's for that command. The zone stays open while it is in ``writing`` of the caller, so that
+        *row* is the dialect's for that command. The zone stays open while the caller has it in :attr:`writing`, so that
         the commit needs no resource.
         """
         cond = self.conds[zone_no]
@@ -344,7 +351,7 @@ class ZoneMachine:
         """Advance wp of *zone_no* by *nr_sectors*, the result of :meth:`begin_write`, after the write has happened.
 
         An append advances it by its length. *row* is the dialect's for the command that was allowed: a write or an
-        append. Returns None if only wp has changed.
+        append. Returns None if no condition has changed.
         """
         wp = self.wps[zone_no] + nr_sectors
         cond = self.conds[zone_no]
@@ -419,8 +426,8 @@ class ZoneMachine:
         """Open, close, finish or reset all zones that the dialect's ALL form acts on.
 
         Raises:
-            CommandError: ACTIVE_RESOURCE or OPEN_RESOURCE for OPEN; nothing is then opened (ZBC-2, OPEN ZONE with the
-                ALL bit set: all of the closed zones, or none).
+            CommandError: OPEN_RESOURCE for OPEN; nothing is then opened (ZBC-2, OPEN ZONE with the ALL bit set: all of
+                the closed zones, or none).
         """
         return _all_of(self.begin_manage_all(operation, dialect))
 
@@ -486,7 +493,7 @@ class ZoneMachine:
         self.resources = other.resources
 
     def power_cycle(self) -> Changes:
-        """Cut and restore the power: open zones come back CLOSED, or EMPTY without data."""
+        """Cut and restore the power: active zones come back as :func:`transitions.after_power_cycle` says."""
         return _all_of(self.begin_power_cycle())
 
     def begin_power_cycle(self) -> Iterator[tuple[int, Changes]]:
@@ -520,7 +527,7 @@ class ZoneMachine:
     def _close_oldest(self, count: int, first: int = 0, end: int = 0) -> list[int]:
         """Close the *count* least recently written implicitly open zones outside [*first*, *end*), and return them.
 
-        Returns those that it closed.
+        At least *count* of them are not kept open by :attr:`writing`; the caller has checked that.
         """
         closed: list[int] = []
         zones = self.resources.recency.oldest()
@@ -580,8 +587,8 @@ class ZoneMachine:
             assert isinstance(target, Condition)
             if target == _EMPTY:
                 wps[zone_no] = attributes[zone_no] = 0
-            elif target == _CLOSED and not wps[zone_no] and not attributes[zone_no]:
-                target = dialect.closed_at_start
+            elif target == _CLOSED:
+                target = after_close(dialect, wps[zone_no], attributes[zone_no])
             if old in _ACTIVE or target in _ACTIVE:
                 self._set_cond(zone_no, target)
             else:

@@ -8,16 +8,15 @@ The machine takes every target from here. The following rules depend on more tha
 cells:
 
 * a write or append that reaches the capacity makes the zone FULL (:func:`after_write`);
-* a zone that would become CLOSED with its write pointer at the start becomes EMPTY, unless the dialect says that it
-  keeps its active resource (``Dialect.closed_at_start``), or the zone has an attribute, which an EMPTY zone cannot
-  have;
+* a zone that CLOSE closes with its write pointer at the start becomes EMPTY, unless the dialect says that it keeps its
+  active resource, or the zone has an attribute, which an EMPTY zone cannot have (:func:`after_close`);
 * a zone that is closed to make room for another one goes into :data:`CLOSED_FOR_ROOM`;
 * a write to a zone with a zone random write area may flush a part of it (:func:`flushed_by_write`), and some dialects
   refuse appends to such a zone (:data:`APPEND_TO_ZRWA`);
 * power that is cut and restored closes or empties open zones (:func:`after_power_cycle`);
 * :data:`SET_COND` has the conditions that a failing or repaired medium can put a zone into, and :func:`after_set_cond`
   checks that CLOSED fits the data of the zone;
-* :data:`EXCURSION` has the zones that a drive may finish by itself;
+* :data:`EXCURSION` has the conditions in which a drive may finish a zone by itself;
 * a target that newly opens or activates a zone also needs a free resource (:mod:`zonefs_emu.model.machine`), and in
   some dialects so does finishing a zone that is not open (``Dialect.finish_needs_open``).
 
@@ -25,8 +24,8 @@ The ``*_ALL`` operations act on the zones whose condition has an entry in ``Dial
 they have no refusals.
 
 Sources: ZBC-2 (zone condition state machine, OPEN/CLOSE/FINISH ZONE, RESET WRITE POINTER), virtio 1.4 block device
-"Device Operation", NVMe ZNS Command Set 1.1 "Zone State Machine", as behaved by libzbc's 02_state_machine_check,
-the virtio text and QEMU's nvme device.
+"Device Operation", NVMe ZNS Command Set 1.1 "Zone State Machine". Where these leave a choice, the tables follow the
+tests of libzbc (02_state_machine_check) and QEMU's nvme device.
 """
 
 from collections.abc import Mapping
@@ -86,7 +85,7 @@ class Dialect:
     cells name the condition itself; WRITE and APPEND lead to open conditions; the management operations lead to any
     condition but NOT_WP, which a conventional zone keeps. *all_zones*: management operation -> conditions that its ALL
     form changes -> next condition. *read_across*: one read may cross the boundary of a sequential zone.
-    *closed_at_start*: the condition after closing a zone whose write pointer is at its start. *finish_needs_open*:
+    *closed_at_start*: the condition after CLOSE of a zone whose write pointer is at its start. *finish_needs_open*:
     finishing an EMPTY or CLOSED zone needs an open resource, because the zone is opened in between. *has_zrwa*: a zone
     with a zone random write area is written anywhere in it and takes no appends; other dialects write and read every
     zone as if it had none.
@@ -322,11 +321,22 @@ def after_set_cond(outcome: Outcome, *, nr_written: int, capacity: int) -> Outco
     return outcome
 
 
+def after_close(dialect: Dialect, nr_written: int, attributes: int) -> Condition:
+    """Return the condition after CLOSE, where the table has CLOSED, of a zone with *nr_written* sectors.
+
+    A zone that has *attributes* stays active in every dialect.
+
+    Source: ZBC-2, CLOSE ZONE; virtio 1.4, VIRTIO_BLK_T_ZONE_CLOSE; NVMe ZNS 1.1, Zone State Machine.
+    """
+    return _C.CLOSED if nr_written or attributes else dialect.closed_at_start
+
+
 def after_power_cycle(cond: Condition, nr_written: int, attributes: int = 0) -> Condition:
     """Return the condition after power was cut and restored, for a zone with *nr_written* sectors.
 
     Open and CLOSED zones come back CLOSED, or EMPTY without data. A zone with *attributes* comes back CLOSED in any
-    case.
+    case. All other zones keep their condition.
+
     Source: ZBC-2 "zone conditions and power cycles"; NVMe ZNS 1.1, Zone State Machine, "power loss".
     """
     if cond in ACTIVE_CONDITIONS:
