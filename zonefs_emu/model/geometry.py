@@ -15,9 +15,9 @@ from zonefs_emu.model.zone import Attribute
 from zonefs_emu.units import SECTOR_BYTES, Sector, human_bytes, to_bytes
 
 BLOCK_SIZES_BYTES: Final = (512, 4096)
-#: A write pointer has 44 bits in the image, and zone numbers have 32.
+#: In sectors: the image has 44 bits for the number of written sectors of a zone.
 ZONE_SIZE_MAX: Final = 1 << 43
-#: In an image whose zones have attributes, these take 4 bits of the write pointer.
+#: In sectors: in an image whose zones have attributes, these take 4 of the 44 bits.
 ZONE_SIZE_MAX_WITH_ATTRIBUTES: Final = 1 << 39
 #: Descriptor extensions are counted in units of 64 bytes, in one byte (ZDES).
 EXTENSION_UNIT_BYTES: Final = 64
@@ -33,11 +33,12 @@ class Geometry:
     """Shape and limits of a zoned device; sectors unless a name says otherwise.
 
     *conventional* lists runs of conventional zones as (first zone_no, count), ascending and not touching.
-    *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append. *extension_bytes*: of the
-    descriptor extension of each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*: of a zone random write area (NVMe
-    ZNS); 0 = zones have none. *zrwa_granularity*: flushes of an area move the write pointer by multiples of it.
-    *max_zrwa*: the most zones that have an area; 0 = no limit. *active_excursions*: whether the drive may finish an
-    active zone by itself (NVMe ZNS, zone active excursion).
+    *write_granularity*: writes to sequential zones begin and end on multiples of it; 0 = a logical block, which
+    replaces the 0. *max_open_zones* and *max_active_zones*: 0 = no limit. *max_append*: longest zone append.
+    *extension_bytes*: length of the descriptor extension of each zone (NVMe ZNS); 0 = zones have none. *zrwa_size*:
+    length of a zone random write area (NVMe ZNS); 0 = zones have none. *zrwa_granularity*: flushes of an area move the
+    write pointer by multiples of it. *max_zrwa*: the most zones that have an area; 0 = no limit. *active_excursions*:
+    whether the drive may finish an active zone by itself (NVMe ZNS, zone active excursion).
 
     Raises:
         UsageError: the shape is impossible; the sentence says which shape is possible.
@@ -177,7 +178,7 @@ class Geometry:
         return sector // self.zone_size
 
     def end_zone_no(self, sector: Sector, nr_sectors: int) -> int:
-        """Return the number after that of the last zone of a request; an empty one is in the zone at *sector*."""
+        """Return the number of the last zone of a request, plus 1; an empty request is in the zone of *sector*."""
         return (sector + max(nr_sectors, 1) - 1) // self.zone_size + 1
 
     def zone_start(self, zone_no: int) -> Sector:
@@ -220,10 +221,10 @@ class Geometry:
         yield from range(start, self.nr_zones)
 
 
-def merge_runs(zone_numbers: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return runs (first, count) ascending; touching and overlapping ones are joined."""
+def merge_runs(runs: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the zones of *runs* as ascending runs (first, count); touching and overlapping ones are joined."""
     merged: list[tuple[int, int]] = []
-    for first, count in sorted(zone_numbers):
+    for first, count in sorted(runs):
         if merged and first <= sum(merged[-1]):
             last_first, last_count = merged[-1]
             merged[-1] = (last_first, max(last_count, first + count - last_first))

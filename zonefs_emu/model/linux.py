@@ -34,7 +34,10 @@ def refusals(geometry: Geometry) -> list[str]:
 
 
 def block_refusals(block_bytes: int) -> list[str]:
-    """Return a sentence if *block_bytes* is no logical block size of Linux, for a driver that has no granularity."""
+    """Return a sentence if *block_bytes* is no logical block size of Linux.
+
+    This is for a driver that has no write granularity, so that the device shows it as the logical block size.
+    """
     if block_bytes > _PAGE_BYTES:
         return [
             f"Linux wants logical blocks of at most {_PAGE_BYTES} bytes, and the write granularity is {block_bytes}"

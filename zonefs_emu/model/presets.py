@@ -48,7 +48,7 @@ PRESETS: Final = MappingProxyType(
             max_active_zones=12,
             max_append_bytes=_MIB // 2,
         ),
-        # Without what NVMe has not: conventional zones, and a last zone of another size.
+        # NVMe has no conventional zones and no smaller last zone, so this shape has neither.
         "small-zns": Preset(
             about="1 GiB for trying NVMe out: 64 zones of 16 MiB with 12 MiB capacity, none of them conventional",
             size_bytes=1024 * _MIB,
@@ -190,9 +190,9 @@ def warnings(geometry: Geometry) -> Iterator[str]:
             "refuse it"
         )
     if geometry.zone_capacity < geometry.zone_size and geometry.nr_conventional < geometry.nr_zones:
-        yield "zone capacity is below zone size: on SCSI (ZBC) that takes gap zones, which Linux before 5.19 refuses"
+        yield "zone capacity is below zone size: SCSI (ZBC) needs gap zones for that, which Linux before 5.19 refuses"
         if geometry.size % geometry.zone_size:
-            yield "with gap zones Linux takes all zones for equally long: it will refuse this disk for its last zone"
+            yield "with gap zones Linux needs zones of equal size: it will refuse this disk, whose last zone is smaller"
     if geometry.conventional and geometry.conventional[0][0] > 0:
         yield "the first zone is not conventional but later ones are: btrfs and f2fs expect conventional zones first"
     if geometry.nr_zones < 2:

@@ -18,7 +18,8 @@ from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 class Resources:
     """The accounts of one device.
 
-    The argument *nr_kept* of a check is the number of implicitly open zones that cannot be closed to make room.
+    A ``require`` method checks, changes nothing, and raises CommandError: ACTIVE_RESOURCE or OPEN_RESOURCE. Its
+    argument *nr_kept* is the number of implicitly open zones that cannot be closed to make room.
     """
 
     __slots__ = ("_max_active", "_max_open", "active_zones", "nr_active", "nr_open", "open_zones", "recency")
@@ -64,7 +65,7 @@ class Resources:
         return bool(self._max_open) and self.nr_open >= self._max_open
 
     def require_active(self, zone_no: int, cond: int) -> None:
-        """Raise unless zone *zone_no* (in *cond*) is active or could be now."""
+        """Raise ACTIVE_RESOURCE unless zone *zone_no* (in *cond*) is active or could become active now."""
         if cond not in ACTIVE_CONDITIONS and self._max_active and self.nr_active >= self._max_active:
             raise CommandError(Status.ACTIVE_RESOURCE, zone_no)
 
@@ -104,7 +105,7 @@ class Resources:
         return max(excess, 0)
 
     def require_to_finish(self, moving: frozenset[Condition], conds: bytearray, first: int, nr_kept: int) -> int:
-        """Raise unless the zones in *moving* conditions can be opened, one after the other, to be finished.
+        """Raise OPEN_RESOURCE unless the zones in *moving* conditions can be opened one by one, to be finished.
 
         *conds* are the conditions from zone *first* on. Returns how many other zones must close to make room: 1 or 0.
 

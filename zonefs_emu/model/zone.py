@@ -33,13 +33,15 @@ class ZoneType(IntEnum):
 class Attribute(IntFlag):
     """The attributes of a zone, which only the ZNS dialect knows. A zone that becomes EMPTY loses them.
 
+    The numbers are those of the image, and not those of NVMe.
+
     Source: NVMe ZNS 1.1, Zone Descriptor, "Zone Attributes".
     """
 
     EXTENSION = 1  #: its descriptor extension is valid
     ZRWA = 2  #: it has a zone random write area; only active zones have one
     FINISHED_BY_CONTROLLER = 4  #: the drive itself made it FULL, in a zone active excursion
-    #: The drive's wish, which only an injected fault makes. It is in reports, and not in the image.
+    #: The drive recommends to finish the zone. Only an injected fault causes that, in reports and not in the image.
     FINISH_RECOMMENDED = 16
 
 
