@@ -91,11 +91,10 @@ class FlashTiming:
         return self._manage(operation, zone, arrival_ns, condition, written_sectors)
 
     def _reach_controller(self, arrival_ns: int, admitted_ns: int) -> int:
-        """Return when the controller begins with a request, and note what it waited for until then.
+        """Return when the controller begins with a request, and note what the request waited for until then.
 
-        It arrived at *arrival_ns*, and the drive takes it at *admitted_ns*.
-
-        If the controller had to wait since it was last idle, the requests behind it wait for the same thing.
+        The request arrived at *arrival_ns*, and the drive takes it at *admitted_ns*. If the controller had to wait
+        since it was last idle, later requests wait for the same thing as the controller did.
         """
         start_ns = max(admitted_ns, self._controller_free_ns)
         if start_ns == arrival_ns:
@@ -216,7 +215,10 @@ class FlashTiming:
     def _manage(
         self, operation: Operation, zone: int, arrival_ns: int, condition: Condition, written_sectors: int
     ) -> int:
-        """Reset and finish come one after the other; the others, and reads and writes, do not wait for them."""
+        """Return when a command of zone management completes.
+
+        A reset or finish waits for the one before it. All other commands wait for neither.
+        """
         self.controller_wait_ns = self.waited_ns = 0
         self.waited_for = Wait.NOTHING
         p = self.parameters

@@ -62,26 +62,26 @@ class FlashParameters:
     commands_max: int = parameter("", "reads and writes that the drive works on at a time; others wait for one to end")
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
     write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
-    small_write_ns: int = parameter("ns", "added for a write below write_unit_bytes")
-    small_append_ns: int = parameter("ns", "added for an append below write_unit_bytes")
-    large_ns: int = parameter("ns", "the controller's added time above write_unit_bytes")
+    small_write_ns: int = parameter("ns", "the controller's added time for a write below write_unit_bytes")
+    small_append_ns: int = parameter("ns", "the controller's added time for an append below write_unit_bytes")
+    large_ns: int = parameter("ns", "the controller's added time for a write or append above write_unit_bytes")
     # --- what a write waits for after the controller ----------------------------------------------------------------
-    write_base_ns: int = parameter("ns", "from the buffer to the answer")
-    append_extra_ns: int = parameter("ns", "added for an append")
-    large_write_ns: int = parameter("ns", "added for a write above write_unit_bytes")
-    large_append_ns: int = parameter("ns", "added for an append above write_unit_bytes")
-    overlap_ns: int = parameter("ns", "added while another write is under way")
+    write_base_ns: int = parameter("ns", "a write's latency from the buffer to the answer")
+    append_extra_ns: int = parameter("ns", "added to the latency of an append")
+    large_write_ns: int = parameter("ns", "added to the latency of a write above write_unit_bytes")
+    large_append_ns: int = parameter("ns", "added to the latency of an append above write_unit_bytes")
+    overlap_ns: int = parameter("ns", "added to the latency of a write while another one is under way")
     jitter_ns: int = parameter("ns", "mean of an exponential part of the latency of each write")
-    first_write_ns: int = parameter("ns", "added to the first write of an empty zone", MEASURED)
-    first_append_ns: int = parameter("ns", "added to the first append to an empty zone", MEASURED)
-    reopen_ns: int = parameter("ns", "added to the first write of a closed zone", MEASURED)
+    first_write_ns: int = parameter("ns", "added to the latency of the first write of an empty zone", MEASURED)
+    first_append_ns: int = parameter("ns", "added to the latency of the first append to an empty zone", MEASURED)
+    reopen_ns: int = parameter("ns", "added to the latency of the first write of a closed zone", MEASURED)
     # --- writes below 8 KiB on a device of 512-byte blocks ----------------------------------------------------------
     partial_4k_ns: int = parameter("ns", "mean time to merge a write of 4 KiB or more on 512-byte blocks")
     partial_ns: int = parameter("ns", "mean time to merge a write below 4 KiB on 512-byte blocks")
-    partial_append_ns: int = parameter("ns", "added where it is an append")
+    partial_append_ns: int = parameter("ns", "added to the mean time to merge an append")
     partial_4k_shape: float = parameter("", "shape of the gamma distribution of partial_4k_ns")
     partial_shape: float = parameter("", "shape of the gamma distribution of partial_ns")
-    partial_other_zone_shape: float = parameter("", "... where the merge before it was in another zone")
+    partial_other_zone_shape: float = parameter("", "the same shape if the merge before was in another zone")
     partial_slots: int = parameter("", "merges that are answered before they are done")
     partial_latency_ns: int = parameter("ns", "added to the latency of a merge of 4 KiB or more")
     # --- the write buffer and the programs that empty it ------------------------------------------------------------
@@ -96,10 +96,10 @@ class FlashParameters:
     row_bytes: int = parameter(
         "B", "after this much is programmed, some running programs take longer once: about a row of cells of all dies"
     )
-    row_slices: int = parameter("", "... by this many slices")
-    row_share: float = parameter("", "... on this share of the dies")
+    row_slices: int = parameter("", "slices by which running programs take longer after row_bytes")
+    row_share: float = parameter("", "share of the dies on which they take longer after row_bytes")
     housekeeping_bytes: int = parameter("B", "after this much is programmed, all running programs take longer once")
-    housekeeping_slices: int = parameter("", "... by this many slices")
+    housekeeping_slices: int = parameter("", "slices by which running programs take longer after housekeeping_bytes")
     # --- reads ------------------------------------------------------------------------------------------------------
     nr_channels: int = parameter("", "channels, each of which carries one transfer at a time")
     dies_per_channel: int = parameter("", "dies on a channel; each reads or programs one thing at a time")
@@ -107,18 +107,18 @@ class FlashParameters:
     slow_page_share: float = parameter(
         "", "share of pages that take longer: one of three bits of a cell, about", SEARCHED
     )
-    slow_page_ns: int = parameter("ns", "... by this", SEARCHED)
+    slow_page_ns: int = parameter("ns", "a die's added time to read a page of slow_page_share", SEARCHED)
     channel_byte_ns: float = parameter("ns/B", "the transfer from a die over its channel", SEARCHED)
     read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read", SEARCHED)
-    bus_ns: int = parameter("ns", "the bus to the host: a transfer", SEARCHED)
-    bus_byte_ns: float = parameter("ns/B", "... and each byte of it", SEARCHED)
+    bus_ns: int = parameter("ns", "a transfer on the bus to the host, without its bytes", SEARCHED)
+    bus_byte_ns: float = parameter("ns/B", "each byte of a transfer on the bus to the host", SEARCHED)
     stripe_bytes: int = parameter("B", "a read above this goes to more than one die", ASSUMED)
     # --- reads in order ---------------------------------------------------------------------------------------------
     read_ahead_rates: ReadAheadTable = parameter(  # noqa: RUF009  (it is a field)
         "1/s", "rates of sequential streams by size, streams and depth", MEASURED
     )
     read_ahead_streams: tuple[int, ...] = parameter("", "numbers of streams of the rows of read_ahead_rates", MEASURED)
-    read_ahead_depths: tuple[int, ...] = parameter("", "depths of each stream in the columns of it", MEASURED)
+    read_ahead_depths: tuple[int, ...] = parameter("", "depths of the columns of read_ahead_rates", MEASURED)
     read_ahead_gap_ns: int = parameter(
         "ns", "what the host of the measurements needed between answer and request", MEASURED
     )
@@ -128,16 +128,16 @@ class FlashParameters:
     close_ns: int = parameter("ns", "close", MEASURED)
     management_jitter_ns: int = parameter("ns", "mean of an exponential part of open and close", MEASURED)
     finish_empty_ns: int = parameter("ns", "finish of an empty zone, and of a full one", MEASURED)
-    finish_ns: int = parameter("ns", "finish of any other zone")
-    finish_byte_ns: float = parameter("ns/B", "... and for each byte that is padded")
+    finish_ns: int = parameter("ns", "finish of a zone that is partly written, without the padding")
+    finish_byte_ns: float = parameter("ns/B", "padding in a finish, for each byte that is left of the capacity")
     finish_spread: float = parameter("", "standard deviation of the padding time, as a share of it", MEASURED)
-    reset_ns: int = parameter("ns", "reset")
-    reset_written_ns: int = parameter("ns", "added where anything is written")
-    reset_capacity_ns: int = parameter("ns", "added in proportion to the share of the capacity that is written")
-    reset_active_ns: int = parameter("ns", "added where the zone is open or closed with more than a block")
-    reset_finished_ns: int = parameter("ns", "saved where the zone was made full by finish", MEASURED)
-    reset_slow_share: float = parameter("", "share of resets that take longer", MEASURED)
-    reset_slow_ns: int = parameter("ns", "... by this for a full zone, else by its occupancy to the power of 0.6")
+    reset_ns: int = parameter("ns", "reset of an empty zone")
+    reset_written_ns: int = parameter("ns", "added to the reset of a zone in which anything is written")
+    reset_capacity_ns: int = parameter("ns", "added to a reset, times the written share of the capacity")
+    reset_active_ns: int = parameter("ns", "added to the reset of an active zone with more than 4 KiB of data")
+    reset_finished_ns: int = parameter("ns", "saved in the reset of a zone that finish made full", MEASURED)
+    reset_slow_share: float = parameter("", "share of resets that take reset_slow_ns longer", MEASURED)
+    reset_slow_ns: int = parameter("ns", "added to a slow reset, times the written share to the power of 0.6")
     reset_beside_writes: float = parameter("", "factor on a reset while writes are under way", MEASURED)
 
 
@@ -152,8 +152,10 @@ class DiskParameters:
     revolution_ns: int = parameter("ns", "a revolution", DOCUMENT)
     media_byte_ns: float = parameter("ns/B", "a byte at the outermost track", TYPICAL)
     inner_ratio: float = parameter("", "rate at the innermost track as a share of the outermost one", ASSUMED)
-    command_ns: int = parameter("ns", "each command, and all of the management ones", ASSUMED)
-    streaming_ns: int = parameter("ns", "a request that follows on is under the head if it comes within this", ASSUMED)
+    command_ns: int = parameter("ns", "a command without its data; zone management takes no more", ASSUMED)
+    streaming_ns: int = parameter(
+        "ns", "the longest pause after which a request that follows on needs no seek and no revolution", ASSUMED
+    )
 
 
 def parameters_of(parameters: FlashParameters | DiskParameters) -> Iterator[ParameterFact]:

@@ -85,7 +85,7 @@ class ReadAhead:
         return low + (high - low) * (nr_bytes - sizes[above - 1]) / (sizes[above] - sizes[above - 1])
 
     def _of_size(self, index: int, nr_streams: int, depth: float) -> float:
-        """The same for a size of the table."""
+        """Return the time for one request of the size at *index* of the table; the rest as in :meth:`service_ns`."""
         rows = self._table[index][1]
         first, share = _between(self._streams, nr_streams)
         # How deep each stream can be before the drive leaves commands in their queues.

@@ -159,7 +159,11 @@ def make_timing(
     block_bytes: int = 4096,
     seed: int = 0,
 ) -> DriveTiming:
-    """Return a model of a drive that has done nothing yet. *capacity_sectors*: of a zone; *size_sectors*: of it all."""
+    """Return a model of a drive that has done nothing yet.
+
+    *capacity_sectors*: the capacity of a zone. *size_sectors*: the size of the drive. *block_bytes*: length of a
+    logical block. *seed*: of the random parts of the model.
+    """
     if preset is None:
         return Instant()
     if isinstance(preset, DiskParameters):
@@ -176,4 +180,5 @@ def find_preset(name: str) -> FlashParameters | DiskParameters | None:
     try:
         return TIMING_PRESETS[name]
     except KeyError:
-        raise UsageError(f"there is no timing preset {name!r}: there are {', '.join(TIMING_PRESETS)}") from None
+        message = f"there is no timing preset {name!r}: there are {', '.join(TIMING_PRESETS)}"
+        raise UsageError(message) from None
