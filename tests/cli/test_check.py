@@ -62,7 +62,8 @@ def test_repair_says_what_it_did_and_how_to_undo_it(fresh: Path) -> None:
     lines = ok("check", "--repair", fresh).splitlines()
     assert lines[0].startswith("error at byte ")
     assert any(line.startswith("repaired: the zone states were written anew") for line in lines)
-    assert "lost: zone 2: its condition and write pointer; by its data it is EMPTY with 0 sectors" in lines
+    lost = "lost: zone 2: its condition and write pointer; it is now EMPTY with 0 sectors, as its data extents say"
+    assert lost in lines
     assert lines[-1] == f"backup: {fresh}.backup-1; to put it back: xxd -r {fresh}.backup-1 {fresh}"
     assert fresh.read_bytes() != former
     assert ok("check", fresh) == f"{fresh}: nothing found\n"

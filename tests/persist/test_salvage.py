@@ -221,10 +221,12 @@ def test_what_follows_on_a_missing_record_counts() -> None:
     spoil(memory, GEOMETRY, SectionKind.JOURNAL, at=512)
     zones = zones_of(memory, GEOMETRY)
     assert states(zones)[:6] == [(NW, 0), (CL, 12), (CL, 3), (CL, 8), (FU, 16), (EM, 0)]
-    assert "zone 3: its condition and write pointer; by its data it is CLOSED with 8 sectors" in zones.lost
     assert (
-        "zone 2: what happened to it last; by what else is said of it, which its data bear out, "
-        "it is CLOSED with 3 sectors"
+        "zone 3: its condition and write pointer; it is now CLOSED with 8 sectors, as its data extents say"
+    ) in zones.lost
+    assert (
+        "zone 2: its latest changes; it is now CLOSED with 3 sectors, as an older source says, with which its data "
+        "extents agree"
     ) in zones.lost
     # Four are active: the fullest is finished.
     assert zones.lost[-1] == "the room left in zone 4: finished, as more were active than the limit allows"
@@ -310,7 +312,7 @@ def test_write_pointers_from_the_extents_of_a_sparse_file(tmp_path: Path) -> Non
     backing.close()
     expected = [(NW, 0), (CL, 8), (CL, 16), (EM, 0), (FU, 24), (EM, 0), (EM, 0), (EM, 0), (FU, 8)]
     assert states(zones) == expected
-    assert zones.source == "the checkpoint, and where that says nothing from the data extents"
+    assert zones.source == "the checkpoint, and from the data extents for zones that it lacks"
 
 
 def test_the_write_granularity_is_kept() -> None:

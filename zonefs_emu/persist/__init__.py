@@ -2,7 +2,7 @@
 
 codec/            the bytes of each section, both ways; pure
 recovery          the choice between two copies of a section, and rebuilding damaged ones; pure
-backing, sigbus   the only modules that touch the host's files and mappings
+backing, sigbus   the only modules that touch an image's file and its mappings
 metadata          creating an image, finding its header, reading its sections
 image             an image in use: it publishes changes and writes checkpoints
 checkpoint, faults_section, pending_resets, space

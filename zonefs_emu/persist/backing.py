@@ -1,4 +1,6 @@
-"""The file under an image: the only pread, pwrite, fallocate, fdatasync, mmap and flock of the project.
+"""The file under an image. No other module locks, reads, writes, syncs or maps the file of an open image.
+
+Compiled code reads and writes data through the descriptor of a :class:`FileBacking`.
 
 May not know: the meaning of the bytes.
 """
@@ -85,11 +87,14 @@ class Backing(Protocol):
         ...
 
     def resize(self, length: int) -> None:
-        """Cut the file to *length*, or add zeros up to it; no part of it is mapped. For repairs and streams."""
+        """Cut the file to *length*, or add zeros up to it; no part of it is mapped.
+
+        For repairs, and for an image that comes from a stream.
+        """
         ...
 
     def map(self, offset: int, length: int, lost: Callable[[], None] | None = None) -> memoryview:
-        """Return the range as memory that survives the end of this process.
+        """Return the range as memory whose content survives the end of this process.
 
         *lost* is called when an access finds that the file has lost that memory; see :mod:`zonefs_emu.persist.sigbus`.
         """
@@ -135,7 +140,8 @@ class FileBacking:
 
         Raises:
             FileExistsError: the file exists, and creating never overwrites.
-            OSError: the host has no room; no file is left behind.
+            OSError: the host refuses or has no room. ImageBusyError: another process has locked the new file. No file
+                is left behind.
         """
         with trying(f"create {path}"):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, permissions)
@@ -315,8 +321,8 @@ class FileBacking:
         if self._is_closed:
             return
         self._is_closed = True
-        for address in self._watched:
-            sigbus.unwatch(address)
+        for watch in self._watched:
+            sigbus.unwatch(watch)
         for mapping, view in self._maps:
             # A thread that is reading a part of it now unmaps it afterwards.
             with suppress(BufferError):
@@ -360,7 +366,7 @@ def checked_sync(backing: Backing) -> None:
     """Make everything written to *backing* so far durable.
 
     Raises:
-        SyncFailedError: the host refuses; for :func:`is_full` that is no write which a full host refuses.
+        SyncFailedError: the host refuses. For this error :func:`is_full` is False with any errno.
     """
     try:
         backing.sync()

@@ -36,7 +36,7 @@ _NR_LISTED_MAX: Final = 20
 class Severity(Enum):
     """The severity of a finding, worst first."""
 
-    ERROR = "error"  #: it cannot be opened
+    ERROR = "error"  #: the image cannot be opened
     WARNING = "warning"  #: one of two copies is damaged, and the other one is used; or a value is out of bounds
     INFO = "info"  #: no damage
 
@@ -65,6 +65,7 @@ def check_image(path: Path) -> list[Finding]:
 
     Raises:
         OSError: the file cannot be read.
+        ImageError: it is no regular file, or the host's boot id is unknown (no /proc).
     """
     backing = FileBacking.peek(path)
     try:
@@ -74,7 +75,11 @@ def check_image(path: Path) -> list[Finding]:
 
 
 def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding]:
-    """Return the findings about the image on *backing* (*length* bytes), worst first; *boot_id* is the host's."""
+    """Return the findings about the image on *backing* (*length* bytes), worst first; *boot_id* is the host's.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     findings: list[Finding] = []
     try:
         # Opening makes all necessary checks, so an image that it accepts can be used.
@@ -94,7 +99,10 @@ def check_backing(backing: Backing, length: int, boot_id: bytes) -> list[Finding
 
 
 def lasting(rounds: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Return the findings that all *rounds* have in common; others are of blocks that were being written."""
+    """Return the findings that all *rounds*, checks of one image in use, have in common.
+
+    A finding that is not in all of them is about a block that was being written.
+    """
     return [finding for finding in rounds[0] if all(finding in findings for findings in rounds[1:])]
 
 

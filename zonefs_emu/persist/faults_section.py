@@ -1,4 +1,4 @@
-"""The fault section in its two copies, written so that it survives kills, and power cuts too if durably.
+"""The fault section in its two copies: a save survives the death of the process, and a durable one a power cut too.
 
 May not know: the meaning of the text, and the consequences of a failing host (image.py knows).
 """
@@ -32,7 +32,7 @@ class FaultsSection:
         """
         copies = read_copies(self._backing, self._header, SectionKind.FAULTS)
         self._generation, data, newest = choose_faults(copies, self._header.seed, offsets=self._offsets)
-        #: The version of the text, which the layer above sets.
+        #: The version of the text: as read, or as the layer above sets it before a save.
         self.version = faults_version(copies[newest]) if self._generation else 0
         # The copy to overwrite first. The other one may be the only good one.
         self._first = 1 - newest

@@ -125,7 +125,7 @@ class Image:
         """Read the image on *backing* and change nothing; *boot_id* is the host's. Use :meth:`open` or :meth:`load`.
 
         Raises:
-            CorruptImageError: a section is damaged; the message says what is wrong and where.
+            CorruptImageError: a section is damaged; the message says what is wrong and where. OSError: as :meth:`open`.
         """
         self.backing = backing
         self.header = header
@@ -141,7 +141,7 @@ class Image:
         self.recovery = ""
         #: Called with each stage of each checkpoint.
         self.checkpoint_listener: Callable[[Stage], None] = lambda _stage: None
-        #: Called with reset zones before their space is freed and they may be written; without *lock*, which guards it.
+        #: Called with zones before their space beyond their data is freed; without *lock*, which guards the list.
         self.erase_listeners: list[Callable[[Sequence[int]], None]] = []
         #: Called with the lock held, which it may release, before closing refuses all changes.
         self.before_closing: Callable[[], None] = lambda: None
@@ -165,8 +165,8 @@ class Image:
         # The faults are read here, so that damage of them is found before the image is changed.
         self._faults = FaultsSection(backing, header)
         self.extensions = ExtensionsSection(backing, header)
-        #: Makes the present state of a zone survive the death of this process: one aligned 8-byte store. For zones that
-        #: were written to. A conventional zone has no state that a write changes.
+        #: Makes the state of a zone that was written to survive the death of this process: one aligned 8-byte store.
+        #: :meth:`publish_all` is for other changes. A conventional zone has no state that a write changes.
         self.publish = self._publish_with_attributes if self.geometry.has_attributes else self._publish
         self._pending = PendingResets(len(self.wps))
         #: See :class:`PendingResets`; read by each write.
@@ -188,7 +188,7 @@ class Image:
         Raises:
             ImageBusyError: another process holds it; the message names that process.
             BadMagicError, UnsupportedVersionError, CorruptImageError: the message says what is wrong and where.
-            OSError: the host refuses.
+            ImageError: it is no regular file, or the host is big-endian or has no /proc. OSError: the host refuses.
         """
         require_little_endian()
         try:
@@ -210,7 +210,7 @@ class Image:
         """Open the image on *backing* (*length* bytes); *boot_id* is the host's.
 
         Raises:
-            ImageError: as :meth:`open`.
+            BadMagicError, UnsupportedVersionError, CorruptImageError, OSError: as :meth:`open`.
         """
         header = read_header(backing, length)
         if header.read_only_compatible and not readonly:
@@ -292,6 +292,7 @@ class Image:
 
         Raises:
             PoisonedError: the flush failed; everything flushed before is safe.
+            NoSpaceError: the host has no room for a checkpoint. The image is released, and the next open recovers it.
         """
         if self.is_closed:
             return
@@ -343,7 +344,7 @@ class Image:
         )
 
     def publish_all(self, zone_numbers: Sequence[int]) -> None:
-        """Publish zones whose condition changed, in order, and note those whose write pointer moved back."""
+        """Publish zones that changed, in order, and note those whose write pointer moved back; with the lock held."""
         live, wps = self._live, self.wps
         for zone_no in zone_numbers:
             wp = wps[zone_no]
@@ -399,7 +400,7 @@ class Image:
             self.flush_now()
 
     def flush_now(self) -> None:
-        """Do what :meth:`flush` does, for a caller that is in the context of :meth:`between_checkpoints`."""
+        """Do what :meth:`flush` does, errors included, in the context of :meth:`between_checkpoints`."""
         self._require_healthy()
         self._write_checkpoint()
 
@@ -521,7 +522,7 @@ class Image:
         return False
 
     def fail(self, error: OSError, what: str) -> None:
-        """Refuse all further changes because the host failed to write."""
+        """Refuse all further changes because the host failed to write: *what* is the beginning of the sentence."""
         self._fail(error, what)
 
     def _fail(self, error: OSError, what: str, *, distrust: bool = False) -> PoisonedError:

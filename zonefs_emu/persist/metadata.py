@@ -32,7 +32,8 @@ from zonefs_emu.persist.recovery import Journal, Table, choose_state, choose_tab
 
 #: No host has this boot id, so a LIVE state with it is never trusted.
 NO_BOOT: Final = bytes(16)
-#: How far from the end of a damaged file the first header is searched: as far as the metadata of the largest geometry.
+#: How far from the end of a damaged file the first header is searched: as far as the metadata of the largest geometry
+#: without descriptor extensions. With these, the metadata can be longer, and then the first header is not found.
 _SEARCH_BYTES: Final = 3 << 30
 _SEARCH_CHUNK_BYTES: Final = 1 << 20
 
@@ -66,7 +67,11 @@ def create_image(
 
 
 def initialize(backing: Backing, header: Header, words: bytes = b"") -> None:
-    """Write all metadata to *backing*: of a new device, or of one with the zone states *words*."""
+    """Write all metadata to *backing*, durably: of a new device, or of one with the zone states *words*.
+
+    Raises:
+        OSError: the host refuses or has no room.
+    """
     words = words or pack_words(*fresh_zones(header.geometry))
     state = encode_state(State(generation=1, mode=Mode.CLEAN, boot_id=NO_BOOT, epoch=1), header.seed)
     table = encode_table(words, 1, header.seed)
@@ -91,7 +96,8 @@ def read_header(backing: Backing, length: int) -> Header:
     """Return the header of the image: from the end of the file, or from the first copy if that one is damaged.
 
     Raises:
-        BadMagicError: not an image. CorruptImageError: damaged or cut, with the place. UnsupportedVersionError.
+        BadMagicError: it is no image. CorruptImageError: it is damaged or cut; names the place.
+        UnsupportedVersionError: a later version has made it. OSError: the host cannot read it.
     """
     last = max(length - BLOCK_BYTES, 0)
     try:
@@ -109,7 +115,11 @@ def read_header(backing: Backing, length: int) -> Header:
 
 
 def find_first_header(backing: Backing, length: int) -> Header | None:
-    """Return the first copy of the header, searched from the end of the file backwards, or None."""
+    """Return the first copy of the header, searched from the end of the file backwards, or None.
+
+    Raises:
+        UnsupportedVersionError: a later version has made it. OSError: the host cannot read it.
+    """
     for offset, block in header_blocks(backing, length):
         with suppress(BadMagicError, CorruptImageError):
             return decode_header(block, offset=offset)
@@ -124,7 +134,7 @@ def header_blocks(backing: Backing, length: int) -> Iterator[tuple[int, bytes]]:
     for offset, run in reversed(list(backing.extents(max(length - _SEARCH_BYTES, 0), length))):
         end = offset + run
         while end > offset:
-            # Every chunk has whole blocks only.
+            # A chunk begins at a multiple of _SEARCH_CHUNK_BYTES or with the extent, so it cuts no block in two.
             start = max((end - 1) // _SEARCH_CHUNK_BYTES * _SEARCH_CHUNK_BYTES, offset)
             chunk = backing.pread(end - start, start)
             first = -start % BLOCK_BYTES

@@ -79,8 +79,8 @@ def merged_headers(first: bytes, second: bytes) -> Iterator[bytes]:
     """Yield the combinations of two damaged copies of a header, beginning with *first* itself.
 
     Each byte in which they differ, or each run of such bytes if they are many, is taken from one or the other. The
-    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields of what
-    few images have are tried as zeros as well.
+    number of results doubles with each run, so only the first _NR_MERGED_RUNS_MAX runs are tried. The fields that are
+    zero in most images (RARE_BYTES) are tried as zeros as well.
     """
     differing = [at for at in TELLING_BYTES if first[at] != second[at]]
     gap = _RUN_GAP_BYTES if len(differing) > _NR_MERGED_RUNS_MAX else 0

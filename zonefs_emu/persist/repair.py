@@ -76,9 +76,10 @@ def repair_image(path: Path) -> Repair:
     """Repair the image *path*, which no other process may use. A new file beside it keeps the former bytes.
 
     Raises:
-        ImageBusyError: another process uses it.
+        ImageBusyError: another process uses it. ImageError: as :meth:`Image.open`.
         BadMagicError: no header can be read or rebuilt. UnsupportedVersionError: the image was made by a later version.
-        OSError: the host refuses, or has no room for the backup: nothing is changed then.
+        OSError: the host refuses. If it has no room for the backup, nothing is changed. After any other error, the
+            repair can be run again.
     """
     require_little_endian()
     try:

@@ -241,7 +241,7 @@ def salvage_zones(backing: Backing, header: Header, boot_id: bytes) -> Zones:
     zones, lost = _by_rule(rule, evidence, is_sound=is_sound)
     source = rule.source
     if zones.unknown:
-        source += ", and where that says nothing from the data extents"
+        source += ", and from the data extents for zones that it lacks"
         lost.extend(_from_data(backing, header.geometry, zones, [evidence.checkpoint.words, evidence.live]))
     if not is_sound:
         lost.extend(_keep_limits(header.geometry, zones))
@@ -466,19 +466,19 @@ def _from_data(backing: Backing, geometry: Geometry, zones: _Words, hints: Seque
     for zone_no in sorted(zones.unknown):
         end = ends.get(zone_no, 0)
         cond, nr_written = _by_extents(geometry, zone_no, end)
-        what = "its condition and write pointer; by its data"
+        what, reason = "its condition and write pointer", "as its data extents say"
         attributes = 0
         for hint, bad in zip(hints, impossible, strict=True):
             nr_hinted, bits = hint.states.wps[zone_no], hint.states.attributes[zone_no]
             if zone_no not in bad and _bears_out(backing, geometry, zone_no, nr_hinted, bits, end):
                 nr_written, attributes = nr_hinted, bits
                 cond = after_power_cycle(Condition(hint.states.conds[zone_no]), nr_written, attributes)
-                what = "what happened to it last; by what else is said of it, which its data bear out,"
+                what, reason = "its latest changes", "as an older source says, with which its data extents agree"
                 break
         zones.states.conds[zone_no], zones.states.wps[zone_no] = cond, nr_written
         zones.states.attributes[zone_no] = attributes
         if cond is not Condition.NOT_WP:
-            losses.append(f"zone {zone_no}: {what} it is {cond.name} with {nr_written} sectors")
+            losses.append(f"zone {zone_no}: {what}; it is now {cond.name} with {nr_written} sectors, {reason}")
     yield from losses[:_NR_LISTED_MAX]
     if len(losses) > _NR_LISTED_MAX:
         yield f"the same of {len(losses) - _NR_LISTED_MAX} more zones"

@@ -85,6 +85,9 @@ def watch(memory: "Buffer", listener: Listener, *, whole: bool = False) -> int:
     to one signal and one mapping for its memory.
 
     Returns a number for :func:`unwatch`, which must be called before the memory is unmapped.
+
+    Raises:
+        OSError: the host lets no handler of SIGBUS be installed.
     """
     address = _address_of(memory)
     with _changing:
