@@ -22,14 +22,18 @@ log = logging.getLogger(__name__)
 
 
 class HeldAnswer(threading.local):
-    """For each thread: when its last command is to be answered, if that answer is held."""
+    """For each thread: when its last command is to be answered, if that answer is held; in nanoseconds of a clock.
+
+    *due_ns* is 0 if nothing is held. *arrival_ns*: when the command arrived. *delay_ns*: the injected delays that were
+    noted and not taken yet.
+    """
 
     due_ns = 0
     arrival_ns = 0
     delay_ns = 0
 
     def hold(self, due_ns: int, arrival_ns: int) -> None:
-        """Note the times, as :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
+        """Note the times, for :attr:`TimedPort.hold`. Of several commands of one request the last one counts."""
         self.due_ns = max(self.due_ns, due_ns)
         self.arrival_ns = arrival_ns
 
@@ -40,11 +44,14 @@ class HeldAnswer(threading.local):
         return found
 
     def delay(self, duration_ns: int) -> None:
-        """Take note of an injected delay: this is for :attr:`Port.defer`."""
+        """Note an injected delay; this is for :attr:`Port.defer`."""
         self.delay_ns += duration_ns
 
     def take_delayed(self, now_ns: int) -> tuple[int, int]:
-        """Return (due, arrival) as :meth:`take`, later by the delays; *now_ns* and -1 where nothing is timed."""
+        """Return (due, arrival) as :meth:`take`, and forget the delays, by which due is later.
+
+        If no answer is held, due is *now_ns* plus the delays, and arrival is -1.
+        """
         due_ns, arrival_ns = self.take()
         delay_ns, self.delay_ns = self.delay_ns, 0
         return max(due_ns, now_ns) + delay_ns, arrival_ns if due_ns else -1
@@ -66,7 +73,7 @@ class Alarm:
 
     @property
     def is_cut(self) -> bool:
-        """Return whether no function is waiting."""
+        """Whether :meth:`cut` was called, so that functions are called at once."""
         return self._is_cut
 
     def at(self, due_ns: int, function: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""Which ports have compiled commands (plain_commands.pyx): those whose commands do nothing besides.
+"""Which ports have compiled commands (plain_commands.pyx): those that neither record nor time commands.
 
 May not know: rings, where requests come from.
 """
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def compiled_commands(port: Port, *, run_sectors_max: int) -> "PlainCommands | None":
-    """Return the plain commands of *port* for one thread; None where all requests are Python's.
+    """Return the plain commands of *port* for one thread; None if Python must carry out all requests.
 
-    That is so for ports that note, hold or change what commands do, and for images that are no file of the host.
-    *run_sectors_max*: the longest run of writes that are done as one.
+    That is so for a port that records commands, holds their answers or changes them, for an image that is closed or
+    lost, and for an image that is no file of the host. *run_sectors_max*: the most sectors of consecutive writes that
+    are carried out as one.
     """
     if not is_usable("zonefs_emu.device.plain_commands"):
         return None

@@ -2,9 +2,9 @@
 
 May not know: ports, front-ends, protocols.
 
-How a command runs: take the device's lock; let the machine decide; move the bytes; tell the machine; publish what
-changed to the image; answer. Nothing is changed before everything has been checked, and nothing is answered before
-it would survive the death of this process.
+How a command runs: take the device's lock; let the machine decide; move the bytes; commit the change to the machine;
+publish what changed to the image; answer. Nothing is changed before everything has been checked, and nothing is
+answered before it would survive the death of this process.
 """
 
 import logging
@@ -80,15 +80,15 @@ class DeviceCore:
     # -- changing zones ---------------------------------------------------------------------------------------
 
     def require_writable(self, zone_no: int) -> None:
-        """Raise CommandError if the image takes no changes of zone *zone_no*; -1: of all zones."""
+        """Raise CommandError (POISONED) if the image takes no changes. *zone_no*: of the command, -1 for all zones."""
         if self.image.poison:
             raise CommandError(Status.POISONED, zone_no)
 
     def wait_to_retry(self, error: CommandError) -> bool:
-        """Wait for other commands under way if a command that met *error* is then to be checked again; with the lock.
+        """Wait for a command under way if that may help a command that was refused by *error*; with the lock held.
 
-        Returns whether it is. A zone that is being written to cannot be closed to make room for another one, and after
-        its write it can.
+        Returns whether it has waited, so that the refused command is to be checked again. A zone that is being written
+        to cannot be closed to make room for another one, and after its write it can.
         """
         if not self.holds.held or error.status is not Status.OPEN_RESOURCE:
             return False
@@ -97,7 +97,10 @@ class DeviceCore:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Change the machine and publish that in the context, with the lock held; see :meth:`take_back`."""
+        """Return a context in which the caller changes the machine and publishes the change, with the lock held.
+
+        An exception in it calls :meth:`take_back`, except a CommandError, which comes before any change.
+        """
         try:
             yield
         except CommandError:
@@ -163,7 +166,7 @@ class DeviceCore:
         """Store the faults and their counts in the image: *durably*, or so that they survive a kill only.
 
         Raises:
-            PoisonedError: the host failed to write. NoSpaceError: it is full.
+            UsageError: they do not fit. PoisonedError: the host failed to write. NoSpaceError: it is full.
         """
         # Without the lock, a thread could write its older counts over the newer ones of another thread.
         with self._saving_faults:
@@ -211,7 +214,7 @@ class DeviceCore:
         """Flush and close the image; a second call does nothing. Injected delays under way are cut short.
 
         Raises:
-            PoisonedError: the last flush failed.
+            PoisonedError: the last flush failed. NoSpaceError: the host has no room for it. The image is released.
         """
         if self.image.is_closed:
             return

@@ -183,7 +183,7 @@ class ZonedDevice(DeviceCore):
             self._tell_of_recommendation(fault)
 
     def _tell_of_recommendation(self, fault: Fault) -> None:
-        """Tell all listeners of a *fault* that has come or gone, if a drive tells its hosts of what it changes."""
+        """Notify all listeners after *fault* was added or removed, if its effect is one that a drive announces."""
         if fault.effect in RECOMMENDING:
             with self.lock:
                 self.listeners.tell_all(self.geometry.nr_zones)

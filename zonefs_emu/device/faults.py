@@ -41,14 +41,14 @@ class Effect(Enum):
     LIE = "lie"  #: reports show wp moved by *nr_sectors* (negative: back)
     RECOMMEND_RESET = "recommend-reset"  #: reports say that the zone should be reset
     RECOMMEND_FINISH = "recommend-finish"  #: reports say that the zone, while it is active, should be finished
-    EXCURSION = "excursion"  #: the drive finishes the zone, if it is active, before the operation is looked at
+    EXCURSION = "excursion"  #: the drive finishes the zone, if it is active, before the operation is checked
 
 
-#: What changes reports and nothing else; and those of them of which a drive tells its hosts.
+#: The effects that change reports and nothing else; and those among them that a drive announces to its hosts.
 ON_REPORT: Final = frozenset((Effect.LIE, Effect.RECOMMEND_RESET, Effect.RECOMMEND_FINISH))
 RECOMMENDING: Final = frozenset((Effect.RECOMMEND_RESET, Effect.RECOMMEND_FINISH))
 _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND))
-#: The operations that can be made to fail: all that a host can request.
+#: The operations that a fault can act on. ALLOCATE_ZRWA counts as OPEN; SET_EXTENSION and FLUSH_ZRWA meet no fault.
 FAULTY: Final = (*ZONE_OPERATIONS, Operation.FLUSH)
 
 
@@ -124,7 +124,7 @@ class Fault:
     def fires(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> int:
         """Count *operation* on the *nr_zones* zones from *zone_no* on if it matches.
 
-        Returns the first of the fault's zones that it is on if the fault fires at it, -1 if not.
+        Returns the first zone of the operation that is one of the fault's if the fault fires, -1 otherwise.
         """
         if operation not in self.operations:
             return -1
@@ -225,7 +225,7 @@ class FaultTable:
     def __init__(
         self, entries: Iterable[Fault | UnknownFault] = (), *, version: int = VERSION, opaque: bytes | None = None
     ) -> None:
-        """Start with *entries*; or with the *opaque* text of a table that cannot be read, which *version* is of."""
+        """Start with *entries*; *opaque*: the text of a table that cannot be read. *version*: that of the text."""
         #: All entries in the order of the image; and the faults among them, which have an effect.
         self.entries = list(entries)
         self.faults: Final = [entry for entry in self.entries if isinstance(entry, Fault)]

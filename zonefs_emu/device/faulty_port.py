@@ -121,7 +121,7 @@ class FaultyPort(Port):
         Returns the faults that fire, each with its zone.
 
         Raises:
-            PoisonedError: the host failed to write the counts.
+            PoisonedError: the host failed to write the counts. NoSpaceError: it is full.
         """
         faults = self.device.faults
         nr_counted = faults.nr_counted

@@ -21,7 +21,7 @@ from zonefs_emu.units import SECTOR_SHIFT, Sector
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-#: Called with (byte offset, bytes) of what is about to be written to the image, with the device's lock held.
+#: Called with (byte offset, number of bytes) of a write to the image before it happens, with the device's lock held.
 WriteHook: TypeAlias = Callable[[int, int], None]
 
 #: A longer write moves its bytes without the lock.
@@ -107,9 +107,9 @@ class ImageAccess:
     ) -> None:
         """Call *hook* before each write to the image, until :meth:`remove_write_hook`.
 
-        Both *hook* and *begin*, which is called after the last write that *hook* does not see, are called with the lock
-        held, for long writes too. If *hook* raises, it is not called again, *observer* is reported as switched off, and
-        *failed* is called with the error.
+        *begin* is called once, between the last write without the hook and the first one with it. Both are called with
+        the lock held, *hook* for long writes too. If *hook* raises, it is not called again, *observer* is reported as
+        switched off, and *failed* is called with the error. If *begin* raises, the hook is not added.
         """
         switch = Switch(observer)
         switch.report_to(self._report)

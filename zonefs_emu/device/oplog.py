@@ -212,7 +212,11 @@ class RecordingPort(FaultyPort):
 
 
 class TimedRecordingPort(TimedPort, RecordingPort):
-    """A port that notes every operation, timed; an operation is noted before its answer is delayed."""
+    """A port that notes every operation, timed.
+
+    If the port itself waits until an answer is due, a write, an append or zone management is noted after the wait, and
+    any other operation before it.
+    """
 
 
 def record(device: ZonedDevice, file: IO[str]) -> OpLog:
@@ -245,7 +249,7 @@ class ReplayingPort(FaultyPort):
         self._faults = faults or self.device.faults.faults
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int) -> list[tuple[Fault, int]]:
-        """Return those of the log before those of the device."""
+        """Return the faults of the log that fire at this operation, and then those of the device."""
         script, self._script = self._script, []
         return [(fault, zone_no) for fault in script] + super().fired(operation, zone_no, nr_zones)
 

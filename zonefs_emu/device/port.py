@@ -1,4 +1,7 @@
-"""Port: every command of a front-end on a device. A command does not raise for an error of the host or guest.
+"""Port: every command of a front-end on a device.
+
+A command returns a status for an error of the host or the guest and does not raise, except :meth:`Port.power_cycle`,
+which no guest can request.
 
 May not know: front-ends, protocols, event loops, injected faults (:mod:`faulty_port`). Sync and thread safe.
 
@@ -130,8 +133,9 @@ class Port:
         """Write *buffers*, *nr_sectors* in total, at *sector*.
 
         Returns OUT_OF_RANGE, UNALIGNED, ZONE_READONLY, ZONE_OFFLINE, ZONE_FULL, ZONE_BOUNDARY, UNALIGNED_WP,
-        ACTIVE_RESOURCE, OPEN_RESOURCE: nothing has changed then. NO_SPACE: wp has not moved; with room the same write
-        succeeds. IO_ERROR, POISONED: wp has not moved, and the device takes no further writes.
+        ZRWA_WRITE, ACTIVE_RESOURCE, OPEN_RESOURCE or POISONED: nothing has changed then. NO_SPACE: wp has not moved;
+        with room the same write succeeds. IO_ERROR: wp has not moved; the host failed, after which the device takes no
+        further writes, or the memory of *buffers* is lost, or the request is contested (:mod:`intent_log`).
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.WRITE, sector, nr_sectors)):
             return answer[0]
@@ -140,8 +144,8 @@ class Port:
     def append(self, sector: Sector, nr_sectors: int, buffers: "Sequence[Buffer]") -> tuple[Status, Sector]:
         """Append *buffers*, *nr_sectors* in total, to the zone that starts at *sector*.
 
-        Returns (OK, the sector where they landed), or a status as :meth:`write` gives, and CONVENTIONAL,
-        NOT_ZONE_START, APPEND_LIMIT, with *sector*.
+        Returns (OK, the sector where they landed), or (status, *sector*). The status is one of :meth:`write`, or
+        CONVENTIONAL, NOT_ZONE_START, APPEND_LIMIT or ZRWA_INVALID.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.APPEND, sector, nr_sectors)):
             return answer
@@ -301,7 +305,8 @@ class Port:
         """Open, close, finish or reset *nr_zones* zones from the one that starts at *sector*: all of them, or none.
 
         Returns OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, ZONE_READONLY, ZONE_OFFLINE, BAD_TRANSITION,
-        ACTIVE_RESOURCE, OPEN_RESOURCE or POISONED; nothing has changed then.
+        ACTIVE_RESOURCE, OPEN_RESOURCE or POISONED; nothing has changed then. IO_ERROR: the image's file is lost, or the
+        request is contested (:mod:`intent_log`).
         """
         if self.intents and (answer := self.intents.answer(self.refusals, operation, sector, 0)):
             return answer[0]
@@ -313,7 +318,7 @@ class Port:
     def manage_all(self, operation: Operation) -> Status:
         """Open, close, finish or reset all zones whose condition the ALL form acts on.
 
-        Returns ACTIVE_RESOURCE or OPEN_RESOURCE (nothing has changed then), or POISONED.
+        Returns OPEN_RESOURCE or POISONED; nothing has changed then. IO_ERROR: as :meth:`manage`.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, operation, 0, ALL_ZONES)):
             return answer[0]
@@ -323,7 +328,11 @@ class Port:
         return zone_management.manage_all(self, operation)
 
     def set_cond(self, zone_no: int, cond: Condition) -> Status:
-        """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible."""
+        """Put a zone into *cond* as a failing medium would; see :meth:`ZoneMachine.set_cond` for what is possible.
+
+        Returns OUT_OF_RANGE, CONVENTIONAL, BAD_TRANSITION, ACTIVE_RESOURCE or POISONED; nothing has changed then.
+        IO_ERROR: the image's file is lost.
+        """
         sector = zone_no * self.geometry.zone_size
         with self.device.lock:
             self._holds.wait(zone_no, zone_no + 1)
@@ -345,8 +354,9 @@ class Port:
         *data* has as many bytes as the geometry says, or the answer is UNSUPPORTED. *zrwa*: with a zone random write
         area. The dialect is ZNS. May wait for a flush, as a write after a reset does.
 
-        Returns OUT_OF_RANGE, NOT_ZONE_START, BAD_TRANSITION, ACTIVE_RESOURCE, ZRWA_UNAVAILABLE, POISONED or NO_SPACE;
-        nothing has changed then.
+        Returns OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, BAD_TRANSITION, ACTIVE_RESOURCE, ZRWA_UNAVAILABLE, POISONED
+        or NO_SPACE; UNSUPPORTED also where zones have no extensions or areas. Nothing has changed then. IO_ERROR: the
+        host failed.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.SET_EXTENSION, sector, 0)):
             return answer[0]
@@ -357,8 +367,9 @@ class Port:
 
         May wait for a flush, as a write after a reset does.
 
-        Returns OUT_OF_RANGE, NOT_ZONE_START, ZRWA_INVALID, ACTIVE_RESOURCE, OPEN_RESOURCE, ZRWA_UNAVAILABLE, POISONED
-        or NO_SPACE; UNSUPPORTED where zones have no areas. Nothing has changed then.
+        Returns OUT_OF_RANGE, NOT_ZONE_START, CONVENTIONAL, ZRWA_INVALID, ACTIVE_RESOURCE, OPEN_RESOURCE,
+        ZRWA_UNAVAILABLE, POISONED or NO_SPACE; UNSUPPORTED where zones have no areas. Nothing has changed then.
+        IO_ERROR: the host failed.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.ALLOCATE_ZRWA, sector, 0)):
             return answer[0]
@@ -370,15 +381,18 @@ class Port:
     def flush_zrwa(self, sector: Sector) -> Status:
         """Move wp behind the block at *sector*, which is in the zone random write area of its zone: an explicit flush.
 
-        Returns OUT_OF_RANGE, UNALIGNED, ZRWA_INVALID, ZRWA_RANGE, OPEN_RESOURCE or POISONED; UNSUPPORTED where zones
-        have no areas. Nothing has changed then.
+        Returns OUT_OF_RANGE, UNALIGNED, CONVENTIONAL, ZRWA_INVALID, ZRWA_RANGE, OPEN_RESOURCE or POISONED; UNSUPPORTED
+        where zones have no areas. Nothing has changed then. IO_ERROR: the host failed.
         """
         if self.intents and (answer := self.intents.answer(self.refusals, Operation.FLUSH_ZRWA, sector, 0)):
             return answer[0]
         return zns_commands.flush_zrwa(self, sector)
 
     def extension(self, zone_no: int) -> tuple[Status, bytes]:
-        """Return the descriptor extension of zone *zone_no*, zeros if it has none; IO_ERROR if it is damaged."""
+        """Return (OK, the descriptor extension of zone *zone_no*, zeros if it has none).
+
+        Returns (IO_ERROR, nothing) if the extension is damaged or the host cannot read it.
+        """
         return zns_commands.extension(self, zone_no)
 
     def power_cycle(self) -> None:

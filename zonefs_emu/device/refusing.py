@@ -106,7 +106,7 @@ class Refuser:
         return self.refuse(DeviceRule.LOST, operation, Status.IO_ERROR, sector, nr_sectors, zone_no=zone_no)
 
     def command(self, operation: Operation, error: CommandError, sector: Sector = 0, nr_sectors: int = 0) -> Status:
-        """Refuse a command by the rule that *error* names."""
+        """Refuse a command by the rule of the status of *error*."""
         if self.device.image.is_lost:
             return self.lost(operation, sector, nr_sectors, zone_no=error.zone_no)
         rule = RULE_OF_STATUS[error.status]

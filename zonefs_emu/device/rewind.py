@@ -29,7 +29,7 @@ def rewind(device: ZonedDevice, snapshot: Path) -> None:
 
     Raises:
         UsageError: *snapshot* is of another device, or a dump or a power-cut lab observes the writes.
-        ImageError: *snapshot* is no image. PoisonedError: the image takes no changes, or the host fails.
+        ImageError: *snapshot* is no image, or is damaged. PoisonedError: the image takes no changes, or the host fails.
         NoSpaceError, OSError: the host is full or refuses; the sequential zones may be empty now.
     """
     if device.access.has_write_hooks:

@@ -210,7 +210,7 @@ class DeviceRule(Rule):
     )
     CONTESTED = (
         400,
-        "a request that a killed process left half done is not guessed at when others changed the zone since",
+        "it is unknown whether a killed process carried it out, because other requests have changed the zone since",
         "docs/vhost-user.md, exactly once",
     )
 

@@ -10,7 +10,7 @@ import threading
 class Waker:
     """An eventfd that wakes a loop, from any thread, also after it was closed.
 
-    An alarm that may come after the loop has ended keeps this object, and nothing else of what has ended.
+    An alarm may come after the loop has ended. It keeps a reference to this object only, so the rest can be freed.
     """
 
     def __init__(self) -> None:
