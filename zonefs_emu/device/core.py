@@ -126,13 +126,13 @@ class DeviceCore:
         for zone_no in changes.closed:
             self.counters.note(zone_no, Counter.IMPLICIT_CLOSES)
 
-    def publish_and_tell(self, changes: Changes, audience: Audience) -> None:
+    def publish_and_notify(self, changes: Changes, audience: Audience) -> None:
         """Do what :meth:`publish` does, and then notify *audience*; with the lock held."""
         changed = changes.zones
         if changed:
             self.publish(changes)
             if audience.listeners:
-                self.listeners.tell_of(audience.listeners, changed)
+                self.listeners.notify_of(audience.listeners, changed)
 
     @contextmanager
     def holding_all(self) -> Iterator[None]:

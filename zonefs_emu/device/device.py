@@ -167,7 +167,7 @@ class ZonedDevice(DeviceCore):
         except UsageError:  # it does not fit beside the entries of a later version
             self.faults.remove(fault.id)
             raise
-        self._tell_of_recommendation(fault)
+        self._notify_of_recommendation(fault)
         return fault
 
     def remove_fault(self, fault_id: int) -> None:
@@ -180,13 +180,13 @@ class ZonedDevice(DeviceCore):
         self.faults.remove(fault_id)
         self.save_faults()
         for fault in removed:
-            self._tell_of_recommendation(fault)
+            self._notify_of_recommendation(fault)
 
-    def _tell_of_recommendation(self, fault: Fault) -> None:
+    def _notify_of_recommendation(self, fault: Fault) -> None:
         """Notify all listeners after *fault* was added or removed, if its effect is one that a drive announces."""
         if fault.effect in RECOMMENDING:
             with self.lock:
-                self.listeners.tell_all(self.geometry.nr_zones)
+                self.listeners.notify_all(self.geometry.nr_zones)
 
     def power_cycle(self) -> None:
         """Cut and restore power; see :func:`zone_states.power_cycle`."""

@@ -67,7 +67,7 @@ class Listeners:
         for audience in self._audiences:
             audience.listeners = tuple(listener for own, listener in self._subscribed if own is not audience)
 
-    def tell(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
+    def notify(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
         """Notify *listeners* that *nr_zones* zones from *zone_no* on changed; with the lock held. Never raises."""
         for listener in listeners:
             try:
@@ -77,15 +77,15 @@ class Listeners:
                 self.unsubscribe(listener)
                 self._failed(f"the zone listener of {owners[0] if owners else 'the device'}", error)
 
-    def tell_of(self, listeners: Sequence[Listener], zone_numbers: Sequence[int]) -> None:
-        """Notify *listeners* that *zone_numbers* (at least one) have changed, as :meth:`tell` does."""
+    def notify_of(self, listeners: Sequence[Listener], zone_numbers: Sequence[int]) -> None:
+        """Notify *listeners* that *zone_numbers* (at least one) have changed, as :meth:`notify` does."""
         if len(zone_numbers) > _RUNS_MAX:
             first = min(zone_numbers)
-            self.tell(listeners, first, max(zone_numbers) + 1 - first)
+            self.notify(listeners, first, max(zone_numbers) + 1 - first)
         else:
             for first, count in merge_runs([(zone_no, 1) for zone_no in zone_numbers]):
-                self.tell(listeners, first, count)
+                self.notify(listeners, first, count)
 
-    def tell_all(self, nr_zones: int) -> None:
-        """Notify every listener that all *nr_zones* zones may have changed, as :meth:`tell` does."""
-        self.tell([listener for _, listener in self._subscribed], 0, nr_zones)
+    def notify_all(self, nr_zones: int) -> None:
+        """Notify every listener that all *nr_zones* zones may have changed, as :meth:`notify` does."""
+        self.notify([listener for _, listener in self._subscribed], 0, nr_zones)

@@ -233,11 +233,11 @@ class Port:
         try:  # device.changing(), which a write cannot afford
             changes = path.commit_write(zone_no, nr_moved, row)
             if changes is not None:  # zone_no is among them
-                self.device.publish_and_tell(changes, audience)
+                self.device.publish_and_notify(changes, audience)
             else:
                 path.publish(zone_no)
                 if audience.listeners:
-                    self.device.listeners.tell(audience.listeners, zone_no, 1)
+                    self.device.listeners.notify(audience.listeners, zone_no, 1)
         except Exception:
             self.device.take_back()
             raise
@@ -252,7 +252,7 @@ class Port:
         if intent_log:
             intent_log.begin(row.operation, sector, nr_sectors, 0)
         with self.device.changing():
-            self.device.publish_and_tell(self._machine.open_to_write(zone_no, row), self.audience)
+            self.device.publish_and_notify(self._machine.open_to_write(zone_no, row), self.audience)
         return self._holds.take(zone_no, self.geometry.end_zone_no(sector, nr_sectors), writing=True)
 
     def _write_long(  # noqa: PLR0917  (as above)
@@ -339,7 +339,7 @@ class Port:
             try:
                 self.device.require_writable(zone_no)
                 with self.device.changing():
-                    self.device.publish_and_tell(self._machine.set_cond(zone_no, cond), self.audience)
+                    self.device.publish_and_notify(self._machine.set_cond(zone_no, cond), self.audience)
             except CommandError as error:
                 return self.refusals.command(Operation.SET_COND, error, sector)
         return self.refusals.lost(Operation.SET_COND, sector, zone_no=zone_no) if self._image.is_lost else Status.OK

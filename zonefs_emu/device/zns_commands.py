@@ -69,7 +69,7 @@ def finish_by_controller(port: "Port", zone_no: int) -> Status:
             device.holds.wait(zone_no, zone_no + 1)
             device.require_writable(zone_no)
             with device.changing():
-                device.publish_and_tell(machine.finish_by_controller(zone_no), port.audience)
+                device.publish_and_notify(machine.finish_by_controller(zone_no), port.audience)
     except CommandError as error:
         return port.refusals.command(operation, error, sector)
     return port.refusals.lost(operation, sector, zone_no=zone_no) if device.image.is_lost else Status.OK
@@ -150,7 +150,7 @@ def _run(
                         if prepare is not None:
                             prepare(zone_no)
                         with device.changing():
-                            device.publish_and_tell(change(zone_no), port.audience)
+                            device.publish_and_notify(change(zone_no), port.audience)
                     break
             device.image.apply_pending_resets()
     except CommandError as error:

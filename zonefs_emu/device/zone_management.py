@@ -57,7 +57,7 @@ def manage(port: "Port", operation: Operation, sector: Sector, nr_zones: int) ->
         else:
             with device.changing():
                 for _, changes in portions:
-                    device.publish_and_tell(changes, port.audience)
+                    device.publish_and_notify(changes, port.audience)
             _commit_intent(port)
     if hold is None:
         device.counters.count_all(range(first, end), counter)
@@ -152,7 +152,7 @@ def _in_portions(
         with device.lock:
             with device.changing():
                 at, changes = next(portions)
-                device.publish_and_tell(changes, port.audience)
+                device.publish_and_notify(changes, port.audience)
             if at >= end:
                 _commit_intent(port)
             elif shrinking:

@@ -31,7 +31,7 @@ def power_cycle(device: DeviceCore) -> None:
         for _, changes in device.each_under_lock(device.machine.begin_power_cycle()):
             device.publish(changes)
         with device.lock:
-            device.listeners.tell_all(device.geometry.nr_zones)
+            device.listeners.notify_all(device.geometry.nr_zones)
     device.counters.device[Counter.POWER_CYCLES] += 1
     device.image.flush()
 
@@ -84,7 +84,7 @@ def load_states(device: DeviceCore, states: ZoneStates) -> None:
     for _ in device.each_under_lock(_publishing(device.image, changed)):
         pass
     with device.lock:
-        device.listeners.tell_all(device.geometry.nr_zones)
+        device.listeners.notify_all(device.geometry.nr_zones)
 
 
 def _publishing(image: Image, zone_numbers: Sequence[int]) -> Iterator[int]:
