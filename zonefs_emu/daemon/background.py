@@ -32,6 +32,7 @@ def run_in_background(body: Callable[[Callable[[], None]], None], *, log: Path) 
 
     Raises:
         UsageError: *body* ended before it was ready; with the sentence and the exit code of *body*.
+        OSError: the host can start no process, or *log* cannot be written.
     """
     reader, writer = os.pipe()
     said = os.memfd_create("said", os.MFD_CLOEXEC)

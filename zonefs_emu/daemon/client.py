@@ -153,8 +153,9 @@ def open_target(image: Path, extensions: Extensions, *, readonly: bool = False) 
     *extensions*: the verbs and rules of front-ends, for an image without a daemon. A daemon uses its own.
 
     Raises:
-        ImageBusyError: a process that is no daemon of this program holds it; the sentence names it.
+        ImageBusyError: a process holds it and does not serve it within BUSY_S seconds; the sentence names the process.
         ImageError: it cannot be opened. OSError: the host refuses.
+        UsageError: the daemon of another user holds it. PeerError: its daemon does not answer.
     """
     deadline = time.monotonic() + BUSY_S
     while True:
@@ -185,7 +186,7 @@ class Serving:
         """Take over *peer*, a connection to the daemon.
 
         Raises:
-            ProcessLookupError: it is gone.
+            ProcessLookupError: the process has ended. OSError: it is in another PID namespace.
         """
         self._peer = peer
         self._where = where
@@ -238,7 +239,7 @@ def is_ended(pidfd: int, seconds: float) -> bool:
 
 
 def find_serving(where: str, image: Path) -> Serving | None:
-    """Return the daemon that has a front-end at *where*, or None; it most likely serves *image*."""
+    """Return the daemon that has a front-end at *where*, or None. The daemon of *image* is asked before all others."""
     for peer in _peers(image):
         try:
             serving = Serving(peer, where)
@@ -255,11 +256,11 @@ def find_serving(where: str, image: Path) -> Serving | None:
 
 
 def _peers(image: Path) -> Iterator[socket.socket]:
-    # The image was renamed and another file is in its place, so all daemons are asked.
     with suppress(OSError, UsageError):
         peer = rendezvous.connect(image)
         if peer is not None:
             yield peer
+    # The image may have been renamed, and another file may be in its place.
     yield from rendezvous.connect_all(of_others=True)
 
 

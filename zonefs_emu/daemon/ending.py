@@ -20,8 +20,9 @@ from typing import Final, Self
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: How long tasks may take to end after a signal. A task that takes longer is blocked by the host.
 END_S: Final = 4.0
-#: How long the last flush may take after that, for which umount and detach wait; and after which time the log says so.
+#: How long the last flush may take after that. The verbs umount and detach wait as long.
 FLUSH_S: Final = 60.0
+#: After how long a last flush that is not over is noted in the log.
 NOTE_S: Final = 1.0
 _FLUSH_LASTS: Final = "the last flush has not ended within {:.0f} seconds"
 
@@ -36,7 +37,7 @@ class EndBySignal:
     """
 
     def __init__(self) -> None:
-        #: Whether it has come.
+        #: Whether the signal has come.
         self.came = False
         self._over = threading.Event()
         self._left = threading.Event()
@@ -67,8 +68,8 @@ class EndBySignal:
         """Call *end* on another thread at the first signal; if the context lasts END_S longer, exit the process.
 
         To be entered by the main thread. *end* is thread safe and does not wait. Threads that are started from now on
-        receive no signals; further signals are dropped. If the first signal comes after this context, during the last
-        flush of a session that ended by itself, that has FLUSH_S.
+        receive no signals; further signals are dropped. A signal that comes after this context, during the last flush
+        of a session that ended by itself, gives that flush FLUSH_S seconds to end.
         """
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._thread = threading.Thread(target=self._run, args=(end,), name="signals", daemon=True)

@@ -49,7 +49,7 @@ class Explainer:
         return explain(refusal, geometry, self.rules)
 
     def explain_all(self, refusal: Refusal, geometry: Geometry) -> str:
-        """Return the same sentence, with the answers of the front-ends."""
+        """Return the sentence of :meth:`explain`, and the answers of the front-ends after it."""
         sentence = self.explain(refusal, geometry)
         codes = self.answers(refusal)
         return f"{sentence}; {_sentence(codes)}" if codes else sentence

@@ -91,6 +91,9 @@ def may_write(connection: _Connection, image: Path) -> bool:
     """Return whether the process at the other end of *connection* may write to *image*, by the file's mode.
 
     Such a process can put any content into the image, so it gains nothing by lying about the content.
+
+    Raises:
+        OSError: there is no such file.
     """
     status, peer = image.stat(), peer_of(connection)
     if peer.uid in (0, status.st_uid):

@@ -64,7 +64,7 @@ def directories() -> list[Path]:
 
 
 def make_directory() -> Path:
-    """Create the directory for our control socket if it is missing, and return it.
+    """Create the directory for the control socket of this process if it is missing, and return it.
 
     Raises:
         UsageError: no directory can be used; with the reason of the last one.
@@ -155,8 +155,8 @@ def listen_everywhere(image: Path, backlog: int) -> socket.socket | None:
         by = "" if squatter is None else f" by {peer_of(squatter)}"
         if squatter is not None:
             squatter.close()
-        log.warning("the control socket's name @%s%s is taken%s: only verbs with our environment find us",
-                    _PREFIX, name, by)  # fmt: skip
+        log.warning("the control socket's name @%s%s is taken%s: only verbs of this user and environment find this "
+                    "daemon", _PREFIX, name, by)  # fmt: skip
         return None
     return listener
 

@@ -164,6 +164,7 @@ def run(
 
     Raises:
         ImageError: the image cannot be opened, or its last flush failed.
+        UsageError: there is no such timing preset, or no place for the control socket.
         ZonedError, OSError: the error of the last front-end that failed; or *record_file* exists or cannot be written.
     """
     with EndBySignal() as ending, ExitStack() as held:

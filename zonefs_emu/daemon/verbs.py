@@ -42,8 +42,8 @@ REFUSALS_MAX: Final = 1000
 TOP_MAX: Final = 1000
 #: The longest read or write in one request; a client splits longer ones.
 TRANSFER_BYTES_MAX: Final = PAYLOAD_BYTES_MAX
-#: The most characters of a sentence that refuses a request: enough for two of the longest paths, and in a reply, where
-#: a character takes up to 12 bytes, a part of its room.
+#: The most characters of a sentence that refuses a request. Two of the longest paths fit, and so does the sentence into
+#: a reply, in which a character takes up to 12 bytes.
 _SENTENCE_MAX: Final = 10_000
 _OPERATIONS: Final = MappingProxyType(
     {
@@ -352,10 +352,10 @@ class Verbs:
         yield {"sector": sector, "nr_sectors": nr_sectors}, b""
 
     def _write_at_wp(self, zone_no: int, nr_sectors: int, payload: bytes) -> Sector:
-        """Write at the write pointer of *zone_no*; return the offset at which it was."""
+        """Write at the write pointer of *zone_no*; return the first sector of the data."""
         delays_ns: list[int] = []
         with self._port.refusals.collect() as refused, self._placing:
-            # An injected delay holds up this answer only, and not the requests that wait for the lock.
+            # An injected delay defers this answer only, and not the requests that wait for the lock.
             self._port.defer = delays_ns.append
             try:
                 sector = self._port.zone(zone_no).wp
