@@ -1,11 +1,16 @@
 import struct
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, strategies as st
 
 from zonefs_emu.daemon import framing
 from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.verbs import Verbs
+from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 
 # Small: what can go wrong with many values goes wrong with a few, and drawing them is what takes the time.
@@ -58,6 +63,34 @@ def test_another_protocol_is_named(header: bytes) -> None:
 def test_what_is_no_object_is_refused(text: bytes) -> None:
     with pytest.raises(PeerError, match="not a JSON object"):
         framing.decode_object(text)
+
+
+def test_the_geometry_of_a_device_travels(tmp_path: Path) -> None:
+    geometry = Geometry(
+        size=8 * 2048, zone_size=2048, zone_capacity=1536, conventional=((0, 1), (4, 2)), block_size_bytes=4096,
+        write_granularity=16, max_open_zones=3, max_active_zones=4, max_append=512, extension_bytes=128, zrwa_size=64,
+        zrwa_granularity=32, max_zrwa=2, active_excursions=True,
+    )  # fmt: skip
+    ZonedDevice.create(tmp_path / "a.img", geometry, uuid=uuid4())
+    device = ZonedDevice.open(tmp_path / "a.img")
+    try:
+        ((info, _),) = Verbs(device).execute({"verb": "info"}, b"")
+    finally:
+        device.close()
+    info = framing.decode_object(framing.encode(info)[framing.HEADER_BYTES :])
+    assert framing.geometry_of(info) == geometry
+
+
+def test_a_daemon_of_an_earlier_version_says_less_of_its_geometry() -> None:
+    info: dict[str, Json] = {
+        "size": 8 * 2048, "zone_size": 2048, "zone_capacity": 1536, "conventional": [[0, 1], [4, 2]],
+        "block_size_bytes": 512, "write_granularity": 1, "max_open_zones": 3, "max_active_zones": 4, "max_append": 1024,
+        "uuid": "u",
+    }  # fmt: skip
+    assert framing.geometry_of(info) == Geometry(
+        size=8 * 2048, zone_size=2048, zone_capacity=1536, conventional=((0, 1), (4, 2)), max_open_zones=3,
+        max_active_zones=4,
+    )  # fmt: skip
 
 
 def test_zones_travel() -> None:

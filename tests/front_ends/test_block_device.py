@@ -4,10 +4,9 @@ from functools import partial
 
 import pytest
 
-from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import nvme_host, ublk, vduse
-from zonefs_emu.front_ends.block_device import choose, geometry_of
+from zonefs_emu.front_ends.block_device import choose
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.vduse.vdpa_bus import Driver
 
@@ -19,14 +18,6 @@ GEOMETRY = Geometry(
     max_open_zones=3,
     max_active_zones=4,
 )
-
-
-def test_geometry_of_info() -> None:
-    info: dict[str, Json] = {
-        "size": 8 * 2048, "zone_size": 2048, "zone_capacity": 1536, "conventional": [[0, 1], [4, 2]],
-        "block_size_bytes": 512, "write_granularity": 1, "max_open_zones": 3, "max_active_zones": 4, "max_append": 1024,
-    }  # fmt: skip
-    assert geometry_of(info) == GEOMETRY
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
-from zonefs_emu.cli.common import info_of, number_of, say, say_json, say_lines, zones_of
+from zonefs_emu.cli.common import info_of, say, say_json, say_lines, zones_of
 from zonefs_emu.cli.latency_picture import latency_svg
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_report import as_json as report_json, as_text
 from zonefs_emu.cli.workload_files import read_fio, read_log, read_toml
+from zonefs_emu.daemon.framing import geometry_of
 from zonefs_emu.device.oplog import read_lines
 from zonefs_emu.errors import UsageError, host_sentence, printable
 from zonefs_emu.front_ends.known import open_target
@@ -115,18 +116,6 @@ def _zones_of(target: Path) -> tuple[Geometry, ZoneStates]:
         geometry = build_geometry(preset=PRESETS[name])
         return geometry, _states(geometry)
     with open_target(target, readonly=True) as opened:
-        info = info_of(opened)
-        runs = info["conventional"]
-        assert isinstance(runs, list)
-        geometry = Geometry(
-            conventional=tuple((int(run[0]), int(run[1])) for run in runs),  # type: ignore[index, arg-type]
-            size=number_of(info, "size"),
-            zone_size=number_of(info, "zone_size"),
-            zone_capacity=number_of(info, "zone_capacity"),
-            max_append=number_of(info, "max_append"),
-            block_size_bytes=number_of(info, "block_size_bytes"),
-            max_open_zones=number_of(info, "max_open_zones"),
-            max_active_zones=number_of(info, "max_active_zones"),
-        )
+        geometry = geometry_of(info_of(opened))
         written = [(zone.zone_no, zone.wp - zone.start) for zone in zones_of(opened, conds=_NOT_EMPTY)]
     return geometry, _states(geometry, written)

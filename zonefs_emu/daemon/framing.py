@@ -15,9 +15,11 @@ Every length is checked before that many bytes are read, so a peer that sends ga
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Final, TypeAlias
 
 from zonefs_emu.errors import PeerError
+from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition, Zone, ZoneType
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -82,6 +84,18 @@ def decode_object(text: bytes) -> dict[str, Json]:
         message = "the peer sent a message that is not a JSON object"
         raise PeerError(message)
     return obj
+
+
+def geometry_of(info: Mapping[str, Json]) -> Geometry:
+    """Return the geometry in *info*, the reply of the verb ``info``.
+
+    A part that a daemon of an earlier version does not send has its default.
+    """
+    parts = {part.name: info[part.name] for part in fields(Geometry) if part.name in info}
+    runs = parts.pop("conventional")
+    assert isinstance(runs, list)
+    conventional = tuple((int(run[0]), int(run[1])) for run in runs)  # type: ignore[index,arg-type]  # pairs of numbers
+    return Geometry(conventional=conventional, **parts)  # type: ignore[arg-type]  # each is a number or a bool
 
 
 def pack_zones(zones: list[Zone]) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from zonefs_emu.daemon.client import call
-from zonefs_emu.daemon.framing import Json
+from zonefs_emu.daemon.framing import geometry_of
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import ublk, vduse
 from zonefs_emu.front_ends.kernel_device import KernelDeviceFrontEnd
@@ -27,6 +27,7 @@ def make_front_end(image: Path, via: str, *, name: str | None, for_vm: bool, nr_
 
     Raises:
         UsageError: a process has the image, the kernel cannot show it, or the arguments exclude each other; says which.
+        ImageError, PeerError, OSError: as :func:`zonefs_emu.daemon.client.open_target`.
     """
     driver = Driver.VM if for_vm else Driver.HOST
     if driver is Driver.VM and via in {"ublk", "nvme-tcp"}:
@@ -62,18 +63,6 @@ def left_behind(image: Path, uuid: str) -> list[tuple[KernelDeviceFrontEnd, str]
 
         left += nvme_host.left_behind(uuid)
     return left
-
-
-def geometry_of(info: dict[str, Json]) -> Geometry:
-    """Return the geometry that the verb ``info`` describes."""
-    conventional = info["conventional"]
-    assert isinstance(conventional, list)
-    names = (
-        "size", "zone_size", "zone_capacity", "block_size_bytes", "write_granularity", "max_open_zones",
-        "max_active_zones", "max_append",
-    )  # fmt: skip
-    numbers = {name: info[name] for name in names}
-    return Geometry(conventional=tuple((int(run[0]), int(run[1])) for run in conventional), **numbers)  # type: ignore[index,arg-type]
 
 
 def choose(via: str, driver: Driver, geometry: Geometry) -> str:
