@@ -22,6 +22,7 @@ def test_the_kernel_gives_the_name() -> None:
     [
         (Geometry(size=4096, zone_size=1024, zone_capacity=1024, conventional=((0, 1),)), "conventional zones"),
         (Geometry(size=4 * 3000, zone_size=3000, zone_capacity=3000), "power of two"),
+        (Geometry(size=4096, zone_size=1024, zone_capacity=1024, active_excursions=True), "--zone-active-excursions"),
     ],
 )
 def test_shapes_that_do_not_fit(shape: Geometry, sentence: str) -> None:

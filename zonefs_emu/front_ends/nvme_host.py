@@ -42,6 +42,12 @@ def require(geometry: Geometry) -> None:
     """Raise UsageError if the kernel cannot show *geometry* as an NVMe disk; says why and what would help."""
     require_zns(geometry)
     refusals = linux.refusals(geometry)
+    if geometry.active_excursions:
+        # Source: Linux drivers/nvme/host/zns.c: Zone Operation Characteristics must be 0.
+        refusals.append(
+            "Linux refuses an NVMe drive that may finish zones by itself: create the image without "
+            "--zone-active-excursions"
+        )
     if refusals:
         raise UsageError(refusals[0], exit_code=1)
     kernel_host.check_host()
