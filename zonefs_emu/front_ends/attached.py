@@ -1,4 +1,7 @@
-"""Attached devices: listing and detaching them. Only an orphaned device needs the modules of ublk and VDUSE."""
+"""Attached devices: listing and detaching them.
+
+Listing asks the daemons only. The modules of ublk, VDUSE and NVMe load slowly, so they are imported to detach a device.
+"""
 
 import os
 import signal
@@ -57,6 +60,7 @@ def detach(what: Path, *, force: bool) -> None:
 
     Raises:
         UsageError: it is not attached, it is in use and not *force*, or its process does not end.
+        ZonedError, OSError: the image cannot be opened, or the device of a killed process cannot be recovered.
     """
     found = _find(what)
     if not found:

@@ -23,7 +23,12 @@ class MkfsVerb:
         self._formatting = threading.Lock()
 
     def __call__(self, request: Request, _payload: bytes) -> Iterator[Message]:
-        """Format, with the checks of mkzonefs in their order; the first reply has its lines."""
+        """Format, with the checks of mkzonefs in their order; the first reply has the lines that mkzonefs prints.
+
+        Raises:
+            UsageError: the device has a file system or partition table and ``force`` is not set, a front-end or another
+                client uses it, the options are wrong, or a command of formatting was refused.
+        """
         features, label, name = (text(request, key) for key in ("features", "label", "name"))
         super_block = parse_features(features, uuid=uuid4(), label=label)
         if not self._formatting.acquire(blocking=False):

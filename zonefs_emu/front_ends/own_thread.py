@@ -7,7 +7,8 @@ import trio
 
 _T = TypeVar("_T")
 
-#: Twice this is less than the time that a daemon has for its end.
+#: Seconds between two calls of *look_after*, which frees a thread that a peer has stopped. Two calls fit into the time
+#: that a daemon has for its end.
 LOOK_S: Final = 1.5
 
 
@@ -48,9 +49,10 @@ async def _look_after(look_after: Callable[[], None]) -> None:
 
 
 async def run_or_cut(function: Callable[[], _T], cut: Callable[[], None]) -> _T:
-    """Return what *function* returns on a thread. If this task is cancelled, *cut* has it end, and it is waited for.
+    """Return what *function* returns on a thread, or raise what it raises.
 
-    It is waited for because it uses the device, which is closed afterwards.
+    If this task is cancelled, *cut* is called, which makes *function* end soon. The end of *function* is waited for in
+    any case, because it uses the device, which is closed afterwards.
     """
     found: list[_T] = []
     failures: list[Exception] = []

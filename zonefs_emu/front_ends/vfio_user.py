@@ -48,7 +48,8 @@ class VfioUserFrontEnd:
 async def _kept_client(place: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> KeptClient | None:
     """Return the client of the keeper of *place*; None if there is none.
 
-    The host may have stopped the keeper, or let it wait for long: the session answers its control socket meanwhile.
+    A keeper that the host has stopped does not answer. So it is asked on another thread, and the session answers its
+    control socket meanwhile.
     """
     for each in places_of_keeper(place):
         link = KeptClient.link_of(each)

@@ -31,7 +31,7 @@ from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
 log = logging.getLogger(__name__)
 
-#: The length of the virtio block device's configuration space, which some front-ends must be told.
+#: The length of the virtio block device's configuration space, which some virtual machine monitors must be given.
 BLK_CONFIG_BYTES: Final = CONFIG_BYTES
 #: QEMU uses a request queue for each processor of the guest, and fails if fewer are offered.
 _SCSI_QUEUES: Final = 16
