@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 from uuid import UUID
@@ -6,7 +7,7 @@ import pytest
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import NR_FAULTS_MAX, Effect, Fault, FaultTable
-from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.errors import NoSpaceError, Status, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Attribute, Condition, Zone, ZoneType
@@ -245,6 +246,31 @@ def test_a_fault_that_does_not_fit_beside_later_ones_is_refused_and_forgotten(de
         device.inject(Fault(effect=Effect.FAIL, operations=WRITES))
     assert not device.faults
     device.save_faults()
+
+
+def test_a_full_host_adds_and_removes_no_fault(device: ZonedDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [device.inject(Fault(effect=Effect.FAIL, operations=WRITES, nth=nth)) for nth in (1, 2, 3)]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as host:
+        host.setattr(device.image.backing, "pwrite", full)
+        with pytest.raises(NoSpaceError):
+            device.inject(Fault(effect=Effect.RECOMMEND_RESET))
+        with pytest.raises(NoSpaceError):
+            device.remove_fault(2)
+    assert device.faults.entries == device.faults.faults == faults
+    device.remove_fault(2)
+    assert [fault.id for fault in device.faults.faults] == [1, 3]
+
+
+def test_a_table_that_cannot_be_read_is_put_back_as_it_was() -> None:
+    table = FaultTable.decode(b"a later text", 3)
+    put_back = table.remove(1)
+    assert (table.encode(), table.version) == (b"[]", 0)
+    put_back()
+    assert (table.encode(), table.version) == (b"a later text", 3)
 
 
 def test_a_delay_is_at_most_an_hour_long() -> None:

@@ -25,7 +25,7 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.device.timing import Timing
 from zonefs_emu.device.zone_states import load_zones, power_cycle, save_zones
-from zonefs_emu.errors import ImageError, UsageError
+from zonefs_emu.errors import ImageError, NoSpaceError, PoisonedError, UsageError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import Dialect
 from zonefs_emu.persist.image import Image
@@ -153,7 +153,7 @@ class ZonedDevice(DeviceCore):
 
         Raises:
             UsageError: there are too many, or the drive does not do that. PoisonedError: the host failed to write.
-            NoSpaceError: it is full.
+            NoSpaceError: it is full. The fault is not added then.
         """
         if fault.effect is Effect.EXCURSION and not self.geometry.active_excursions:
             message = (
@@ -164,7 +164,8 @@ class ZonedDevice(DeviceCore):
         self.faults.add(fault)
         try:
             self.save_faults()
-        except UsageError:  # it does not fit beside the entries of a later version
+        except (UsageError, PoisonedError, NoSpaceError):
+            # UsageError: it does not fit beside the entries of a later version.
             self.faults.remove(fault.id)
             raise
         self._notify_of_recommendation(fault)
@@ -174,11 +175,16 @@ class ZonedDevice(DeviceCore):
         """Remove a fault.
 
         Raises:
-            UsageError: there is no such fault. PoisonedError: the host failed to write. NoSpaceError: it is full.
+            UsageError: there is no such fault. PoisonedError: the host failed to write. NoSpaceError: it is full. The
+                fault stays then.
         """
         removed = [fault for fault in self.faults.faults if fault.id == fault_id]
-        self.faults.remove(fault_id)
-        self.save_faults()
+        put_back = self.faults.remove(fault_id)
+        try:
+            self.save_faults()
+        except (PoisonedError, NoSpaceError):
+            put_back()
+            raise
         for fault in removed:
             self._notify_of_recommendation(fault)
 

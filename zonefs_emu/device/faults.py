@@ -259,22 +259,32 @@ class FaultTable:
         self.faults.append(fault)
         return fault
 
-    def remove(self, fault_id: int) -> None:
-        """Remove the entry *fault_id*.
+    def remove(self, fault_id: int) -> Callable[[], None]:
+        """Remove the entry *fault_id*, and return a function that puts it back.
 
         Raises:
             UsageError: there is no such entry.
         """
         with self._counting:
-            kept = [entry for entry in self.entries if entry.id != fault_id]
-            if len(kept) == len(self.entries):
+            removed = [entry for entry in self.entries if entry.id == fault_id]
+            if not removed:
                 message = f"there is no fault {fault_id}"
                 raise UsageError(message)
-            self.entries = kept
-            self.faults[:] = [entry for entry in kept if isinstance(entry, Fault)]
-            if self._opaque is not None:
-                self._opaque = None
-                self.version = VERSION
+            opaque, version = self._opaque, self.version
+            self._set_entries(entry for entry in self.entries if entry.id != fault_id)
+            if opaque is not None:
+                self._opaque, self.version = None, VERSION
+
+        def put_back() -> None:
+            with self._counting:
+                self._set_entries(sorted((*self.entries, *removed), key=lambda entry: entry.id))
+                self._opaque, self.version = opaque, version
+
+        return put_back
+
+    def _set_entries(self, entries: Iterable[Fault | UnknownFault]) -> None:
+        self.entries = list(entries)
+        self.faults[:] = [entry for entry in self.entries if isinstance(entry, Fault)]
 
     def fired(self, operation: Operation, zone_no: int, nr_zones: int = 1) -> list[tuple[Fault, int]]:
         """Count *operation* on the *nr_zones* zones from *zone_no* on.
