@@ -38,7 +38,7 @@ def test_writes_wait_for_a_program_where_the_buffer_is_full() -> None:
     drive = nand()
     assert drive.store(0, 1000) == 0  # die 0 programs until 400
     assert drive.store(10, 1000) == 10  # die 1 until 410
-    assert drive.buffered_bytes == 2000
+    assert drive._buffered_bytes == 2000
     assert drive.store(20, 500) == 400
     assert drive.waited_ns == 380
     assert drive.store(405, 1000) == 410
@@ -75,7 +75,7 @@ def test_a_read_after_the_last_slice_ends_the_program() -> None:
     drive = nand(program_slices=1)
     drive.store(0, 1000)
     assert drive.read(0, 50, 10, 0) == 110
-    assert drive.buffered_bytes == 0
+    assert drive._buffered_bytes == 0
     assert drive.read(0, 60, 10, 0) == 120
     assert drive.read(0, 500, 10, 0) == 510
 
@@ -84,7 +84,7 @@ def test_programs_queue_on_a_die_and_begin_by_themselves() -> None:
     drive = nand(programs_per_die=2, buffer_bytes=4000)
     drive.store(0, 2000)  # both on die 0: until 400 and 800
     assert drive.read(0, 450, 10, 0) == 510
-    assert drive.buffered_bytes == 1000
+    assert drive._buffered_bytes == 1000
     assert drive.read(1, 450, 10, 0) == 460
     drive.store(500, 2000)  # on die 1
     assert drive.store(510, 1000) == 510

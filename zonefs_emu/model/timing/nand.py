@@ -54,6 +54,7 @@ class Nand:
         self._dies = [_Die(self._channels[number % p.nr_channels]) for number in range(nr_dies)]
         self._next_die = 0  # the die that gets the next program
         self._next_count = 0  # how many it has got in a row
+        #: Bytes in the write buffer, as of the last write that found it full or the last program that began.
         self._buffered_bytes = 0
         self._filling_bytes = 0  # of those, what no program has taken yet
         self._until_row_bytes = p.row_bytes
@@ -67,11 +68,6 @@ class Nand:
     def nr_dies(self) -> int:
         """The number of dies."""
         return len(self._dies)
-
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes in the write buffer, as of the last write that found it full or the last program that began."""
-        return self._buffered_bytes
 
     def forget(self, before_ns: int) -> None:
         """Note that no later request arrives before *before_ns*."""
