@@ -1,7 +1,7 @@
 """Checking an image without changing it; returns findings and prints nothing.
 
-An image with findings may be sound; that depends on their severity. Each finding names its section and copy, so that a
-repair can act on it.
+An image with findings may be sound; that depends on their severity. A repair does not act on findings: it looks at the
+image itself (repair.py), because a finding says what is wrong and not what is right.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
