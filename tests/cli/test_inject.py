@@ -10,7 +10,7 @@ from zonefs_emu.device.faults import FaultTable
 
 def test_a_write_fails_once_without_advance(image: Path) -> None:
     assert ok("inject", image, "fail", "--on", "write", "--zone", 3, "--nth", 2) == (
-        "1: the 2. write in zone 3 answers IO_ERROR (0 seen)\n"
+        "1: write number 2 in zone 3 answers IO_ERROR (0 seen)\n"
     )
     ok("write", image, "--zone", 3, stdin=bytes(4096))
     sentence = fails("write", image, "--zone", 3, stdin=bytes(4096))
@@ -48,8 +48,8 @@ def test_listing_and_removing(image: Path) -> None:
     ok("inject", image, "fail", "--on", "flush", "--every", "--zone", 2, "--count", 3)
     ok("inject", image, "lie", "--size", "4K", "--back")
     assert ok("inject", image).splitlines() == [
-        "1: every read or write from the 1. on in all zones takes 1 to 2 ms longer (0 seen)",
-        "2: every flush from the 1. on in zones 2 to 4 answers IO_ERROR (0 seen)",
+        "1: each read or write from number 1 on in all zones takes 1 to 2 ms longer (0 seen)",
+        "2: each flush from number 1 on in zones 2 to 4 answers IO_ERROR (0 seen)",
         "3: lie by -8 sectors in all zones",
     ]
     ok("inject", image, "--remove", 2)
@@ -121,7 +121,7 @@ def test_the_drive_finishes_zones_now_and_later(excursions: Path) -> None:
     assert "(ZONE_FULL)" in fails("write", excursions, "--zone", 1, stdin=bytes(4096))
     assert "the drive has finished that zone by itself" in ok("why", excursions)
     assert ok("inject", excursions, "excursion", "--on", "write", "--zone", 2, "--nth", 2) == (
-        "1: the 2. write in zone 2 finds its zone finished by the drive, if it was active (0 seen)\n"
+        "1: write number 2 in zone 2 finds its zone finished by the drive, if it was active (0 seen)\n"
     )
     ok("write", excursions, "--zone", 2, stdin=bytes(4096))
     assert "(ZONE_FULL)" in fails("write", excursions, "--zone", 2, stdin=bytes(4096))

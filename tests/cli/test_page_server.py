@@ -143,7 +143,8 @@ def test_the_counters_of_a_zone_are_told_on_request(url: str, fresh: Path) -> No
 
 def test_addresses_that_are_none(fresh: Path) -> None:
     assert "is not ADDRESS:PORT" in fails("watch", fresh, "--http", "127.0.0.1:http", code=2)
-    assert "other machines may reach 0.0.0.0" in fails("watch", fresh, "--http", "0.0.0.0:0", code=2)
+    refusal = fails("watch", fresh, "--http", "0.0.0.0:0", code=2)
+    assert "at 127.0.0.1 only, as it is not encrypted, and not at 0.0.0.0" in refusal
     assert "No such file" in fails("watch", fresh.with_name("absent"), "--http", "127.0.0.1:0")
 
 

@@ -38,7 +38,7 @@ def test_several_commands_make_one_long_read(tmp_path: Path) -> None:
 
 def test_refused(image: Path) -> None:
     assert "(UNALIGNED)" in fails("read", image, "--zone", 2, "--length", "512")
-    assert "multiples of the block size" in fails("read", image, "--zone", 2, "--length", "100")
+    assert "multiples of 512 bytes" in fails("read", image, "--zone", 2, "--length", "100")
     assert "lie beyond the end of zone 2" in fails("read", image, "--zone", 2, "--offset", "1M", "--length", "4K")
     assert "there is no zone 8" in fails("read", image, "--zone", 8)
     ok("set-cond", image, "--zone", 2, "offline")

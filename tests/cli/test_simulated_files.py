@@ -108,7 +108,7 @@ def test_names_are_printed_as_text(tmp_path: Path) -> None:
 def test_an_end_before_that_of_the_jobs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zonefs_emu.cli.simulated_files.REQUESTS_MAX", 200)
     result = run_cli("simulate", "zn540", "--workload", write(tmp_path / "w.toml", TOML))
-    assert "the simulation ends after 200 requests" in result.stderr
+    assert "the simulation ended after 200 requests" in result.stderr
 
 
 def test_a_job_that_never_begins_is_none(tmp_path: Path) -> None:

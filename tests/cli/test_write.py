@@ -75,7 +75,7 @@ def test_what_was_written_before_a_refusal_is_said(tmp_path: Path) -> None:
         (["--zone", 2], b"", "there is nothing to write"),
         (["--zone", 2], b"hello", "5 bytes are not a whole number of blocks of 4096 bytes"),
         (["--zone", 2], bytes(4097), "4097 bytes are not a whole number"),
-        (["--zone", 2, "--offset", "100"], bytes(4096), "offset 100 is not a multiple of the block size"),
+        (["--zone", 2, "--offset", "100"], bytes(4096), "offset 100 is not a multiple of 512 bytes"),
         (["--zone", 2, "--offset", "4K"], bytes(4096), "(UNALIGNED_WP)"),
         (["--zone", 2], bytes(772 << 10), "(ZONE_BOUNDARY)"),
         (["--zone", 99], bytes(4096), "there is no zone 99"),

@@ -77,7 +77,7 @@ def attach(
     if image is None:
         message = "the image is missing: name the image to attach, or give --list"
         raise UsageError(message)
-    # Imported here because it loads both ways to the kernel, which --list does not need.
+    # Imported here because it loads all ways to the kernel, which --list does not need.
     from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415
 
     front_end = make_front_end(image, via, name=name, for_vm=user == "vm", nr_queues=nr_queues)

@@ -73,8 +73,8 @@ def create_image(
     """Create *image*, with the zone *states* if given, and print warnings about its geometry.
 
     Raises:
-        UsageError: it exists.
-        OSError: the host refuses.
+        UsageError: it exists, or the label or the conventional zones do not fit into the header.
+        CorruptImageError: *states* are impossible in *geometry*. OSError: the host refuses.
     """
     try:
         ZonedDevice.create(image, geometry, uuid=uuid4(), label=label, states=states)

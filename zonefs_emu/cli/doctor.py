@@ -21,7 +21,7 @@ def doctor(*, names: tuple[str, ...], directory: Path, as_json: bool) -> None:
       zonefs-emu doctor
       zonefs-emu doctor mount ublk && zonefs-emu attach small.img
 
-        The ways are images, mount, allow_other, fstab, vhost-user-scsi, vhost-user-blk, vfio-user, nvme-tcp, ublk and
+    The ways are images, mount, allow_other, fstab, vhost-user-scsi, vhost-user-blk, vfio-user, nvme-tcp, ublk and
     vduse; without names, all are tried. Nothing is changed. Exits with 1 if a named way does not work; without names,
     if DIR cannot hold images, which every way needs.
     """

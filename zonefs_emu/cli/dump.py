@@ -26,7 +26,7 @@ def copy(origin: Path, target: Path, *, spool: bool = False) -> None:
 
     Raises:
         UsageError: *target* exists, or the host refuses or has no room for it.
-        ImageError, OSError: *origin* cannot be opened.
+        ImageError, PeerError, OSError: *origin* cannot be opened, or its daemon went away.
     """
     # Checked first, because opening an image can take longer.
     require_new(target)

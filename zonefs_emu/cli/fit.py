@@ -29,9 +29,11 @@ def fit(measurements: Path) -> None:
         with measurements.open(newline="", encoding="utf-8") as lines:
             points = read_measurements(lines)
     except UnicodeDecodeError:
-        raise UsageError(f"{measurements} is not UTF-8 text") from None
+        message = f"{measurements} is not UTF-8 text"
+        raise UsageError(message) from None
     if not points:
-        raise UsageError(f"{measurements} has no row of a kind that is modelled; docs/timing.md has the columns")
+        message = f"{measurements} has no row of a kind that is modelled; docs/timing.md has the columns"
+        raise UsageError(message)
     parameters = search(points, ZN540, say=lambda group: click.echo(f"searching: {group}", err=True))
     say_lines(
         f"{fact.name}={fact.value!r},  # {fact.unit + ': ' if fact.unit else ''}{fact.meaning}\n"

@@ -59,7 +59,7 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
         ("active zones", zones("active")),
         ("held by", "no process" if reply["pid"] is None else f"process {reply['pid']}"),
     ]
-    # A daemon that an earlier version has started does not say what it does not know.
+    # The reply of a daemon of an earlier version lacks the fields of later features.
     if reply.get("extension_bytes"):
         rows.append(("zone extensions", f"{reply['extension_bytes']} B each"))
     if reply.get("zrwa_size"):

@@ -1,11 +1,12 @@
 """``inject``: failures on demand."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json
-from zonefs_emu.cli.conditions import COND_CODES
+from zonefs_emu.cli.conditions import COND_WORDS
 from zonefs_emu.cli.durations import DURATION
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
@@ -15,13 +16,13 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES
 
-_EFFECTS = (
+_EFFECTS: Final = (
     "fail", "partial", "readonly", "offline", "excursion", "delay", "lie", "recommend-reset", "recommend-finish",
 )  # fmt: skip
-_FAILURES = tuple(status.name.lower().replace("_", "-") for status in Status if status)
+_FAILURES: Final = tuple(status.name.lower().replace("_", "-") for status in Status if status)
 #: How many characters of an unknown entry are shown.
-_TEXT_MAX = 200
-_ON_REPORT = ("lie", "recommend-reset", "recommend-finish")
+_TEXT_MAX: Final = 200
+_ON_REPORT: Final = ("lie", "recommend-reset", "recommend-finish")
 
 
 @click.command()
@@ -84,7 +85,7 @@ def inject(
       delay             the operation takes --delay longer
       lie               reports show a write pointer --size too high (or too low, with --back)
       recommend-reset   reports say that the zone should be reset
-      recommend-finish  reports over NVMe say so of finishing, of an active zone
+      recommend-finish  reports over NVMe say that the zone, while active, should be finished
 
     \b
     Examples:
@@ -101,7 +102,7 @@ def inject(
         if fault_id is not None:
             call(target, {"verb": "remove-fault", "id": fault_id})
         elif clear:
-            # An id once: entries of a later version may share one, and go together.
+            # Each id once: entries of a later version may share an id, and are then removed together.
             for number in dict.fromkeys(number_of(fault, "id") for fault in _faults(target)):
                 call(target, {"verb": "remove-fault", "id": number})
         elif effect in ("readonly", "offline", "excursion") and not operations:
@@ -195,14 +196,15 @@ def _sentence(fault: dict[str, Json]) -> str:
     names = fault["operations"]
     assert isinstance(names, list)
     operations = " or ".join(map(str, names))
-    when = f"every {operations} from the {fault['nth']}. on" if fault["every"] else f"the {fault['nth']}. {operations}"
+    nth = fault["nth"]
+    when = f"each {operations} from number {nth} on" if fault["every"] else f"{operations} number {nth}"
     match effect:
         case "fail":
             what = f"answers {fault['status']}"
         case "partial":
             what = f"writes {fault['nr_sectors']} sectors and answers {fault['status']}"
         case "cond":
-            what = f"finds its zone {COND_CODES[Condition[str(fault['cond'])]]}"
+            what = f"finds its zone {COND_WORDS[Condition[str(fault['cond'])]]}"
         case "excursion":
             what = "finds its zone finished by the drive, if it was active"
         case _:

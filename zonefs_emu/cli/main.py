@@ -179,7 +179,7 @@ def vhost_user_scsi() -> None:
 
 def mount_helper() -> None:
     """Be the program that mount(8) runs for the type fuse.zonefs-emu: ``mount`` with the arguments of a helper."""
-    # Imported here because only one of three programs needs it.
+    # Imported here because no other program of this package needs it.
     from zonefs_emu.cli.mount_helper import exit_code, verb_arguments  # noqa: PLC0415
 
     try:

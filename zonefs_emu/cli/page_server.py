@@ -72,7 +72,7 @@ class _Look:
 
 
 class PageServer:
-    """Serves the page of *image* to browsers; *interval_s* is the time between two reads while there is one.
+    """Serves the page of *image* to browsers. While a page is open, the image is read every *interval_s* seconds.
 
     The URL is known once :meth:`run` has called ``started`` of its task status.
     """
@@ -206,26 +206,26 @@ class PageServer:
         elif path == "/zone":
             number = query.get("number", [""])[0]
             if not re.fullmatch(r"\d{1,9}", number, re.ASCII):
-                await _answer(connection, stream, 400, "number= is to be a zone's\n")
+                await _answer(connection, stream, 400, "the parameter number= must be the number of a zone\n")
                 return
             found = await trio.to_thread.run_sync(_zone_counters, self._image, int(number))
             await _answer(connection, stream, 200, json.dumps(found), "application/json")
         else:
-            await _answer(connection, stream, 404, "there is nothing here but /, /events and /zone\n")
+            await _answer(connection, stream, 404, "only /, /events and /zone are served\n")
 
     def _refusal(self, request: h11.Request) -> tuple[int, str] | None:
         """Return the status and the sentence for a *request* that is refused, or None."""
         headers = {name: value.decode("ascii", "replace") for name, value in request.headers}
         own = {self._authority, f"localhost:{self._port}"}
         if headers.get(b"host") not in own:
-            return 421, f"this is {self._authority}\n"
+            return 421, f"the Host of a request must be {self._authority}\n"
         if headers.get(b"origin", f"http://{self._authority}") not in {f"http://{name}" for name in own}:
-            return 403, "pages of other sites may not ask here\n"
+            return 403, "pages of other sites may send no requests to this server\n"
         query = parse_qs(urlsplit(request.target.decode("ascii", "replace")).query)
         if not hmac.compare_digest(query.get("token", [""])[0].encode(), self._token.encode()):
             return 403, "the token of the address that was printed is missing\n"
         if request.method != b"GET":
-            return 405, "nothing can be changed here\n"
+            return 405, "only GET is served: the page cannot change anything\n"
         return None
 
     async def _send_events(self, connection: h11.Connection, stream: trio.SocketStream) -> None:
@@ -337,7 +337,7 @@ def parse_place(text: str) -> tuple[str, int]:
     """Return the address and port in *text*: ADDRESS:PORT, ADDRESS or :PORT; 127.0.0.1 and any port by default.
 
     Raises:
-        UsageError: it has another form, or other machines can reach the address, where nothing is encrypted.
+        UsageError: it has another form, or another address than 127.0.0.1 or localhost.
     """
     host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
     host = host or "127.0.0.1"
@@ -345,7 +345,7 @@ def parse_place(text: str) -> tuple[str, int]:
         message = f"'{text}' is not ADDRESS:PORT, such as 127.0.0.1:8080"
         raise UsageError(message)
     if host not in ("127.0.0.1", "localhost"):
-        message = f"other machines may reach {host}, and the page is not encrypted: use 127.0.0.1 and a tunnel"
+        message = f"the page is served at 127.0.0.1 only, as it is not encrypted, and not at {host}: use a tunnel"
         raise UsageError(message)
     return "127.0.0.1", int(port)
 

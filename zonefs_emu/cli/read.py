@@ -13,7 +13,7 @@ from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
-#: The longest command of the device; a longer read is several commands.
+#: The most bytes of one command; a longer read is several commands.
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -38,7 +38,7 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
             whole = zone.cond in (Condition.NOT_WP, Condition.OFFLINE)
             length = max(0, to_bytes(zone.capacity if whole else zone.wp - zone.start) - offset)
         if offset % SECTOR_BYTES or length % SECTOR_BYTES:
-            message = f"offset {offset} and length {length} must be multiples of the block size"
+            message = f"offset {offset} and length {length} must be multiples of {SECTOR_BYTES} bytes"
             raise UsageError(message, exit_code=1)
         sector, end = zone.start + to_sectors(offset), zone.start + to_sectors(offset + length)
         if end > zone.start + zone.size:

@@ -92,10 +92,12 @@ def simulate(
     """
     files = [path for path in (workload_file, fio_file, log_file) if path is not None]
     if (operation is not None) + len(files) != 1:
-        raise UsageError("the requests to simulate are missing: give one of --op, --workload, --fio-job and --record")
+        message = "the requests to simulate are missing: give one of --op, --workload, --fio-job and --record"
+        raise UsageError(message)
     if operation is not None:
         if target is not None or picture is not None:
-            raise UsageError("IMG, GEOMETRY and --svg are for --workload, --fio-job and --record, not for --op")
+            message = "IMG, GEOMETRY and --svg are for --workload, --fio-job and --record, not for --op"
+            raise UsageError(message)
         _simulate_operation(
             preset or "zn540", operation, block_size=block_size, zones=zones, depth=depth, count=count,
             occupancy=occupancy, seed=seed, finished=finished, block_bytes=int(lbaf or 4096), as_json=as_json,
@@ -122,16 +124,17 @@ def _simulate_operation(
     as_json: bool,
 ) -> None:
     if not block_size or block_size % block_bytes:
-        raise UsageError(f"--bs {block_size} is not a whole number of blocks of {block_bytes} bytes (--lbaf)")
+        message = f"--bs {block_size} is not a whole number of blocks of {block_bytes} bytes (--lbaf)"
+        raise UsageError(message)
     shape = PRESETS["smr-hm" if preset == "smr-hm" else "zn540"]
     capacity_sectors = to_sectors(shape.zone_capacity_bytes)
     zone_sectors = to_sectors(shape.zone_size_bytes)
     if zones > shape.size_bytes // shape.zone_size_bytes:
-        raise UsageError(
-            f"--zones {zones} is more than the {shape.size_bytes // shape.zone_size_bytes} zones of {preset}"
-        )
+        message = f"--zones {zones} is more than the {shape.size_bytes // shape.zone_size_bytes} zones of {preset}"
+        raise UsageError(message)
     if finished and operation != "reset":
-        raise UsageError("--finished needs --op reset: it describes the zones that are reset")
+        message = "--finished needs --op reset: it describes the zones that are reset"
+        raise UsageError(message)
     if occupancy is None:
         occupancy = _OCCUPANCY.get(operation, 1.0)
     blocks = round(occupancy * shape.zone_capacity_bytes / block_bytes)
@@ -158,9 +161,8 @@ def _simulate_operation(
         return
     usable = written_sectors if operation in ("read", "randread") else capacity_sectors
     if to_sectors(block_size) > usable:
-        raise UsageError(
-            f"--bs {block_size} does not fit into the {usable * SECTOR_BYTES} bytes of a zone that are there"
-        )
+        message = f"--bs {block_size} does not fit into the {usable * SECTOR_BYTES} bytes of a zone that can be used"
+        raise UsageError(message)
     jobs = [
         Job(
             operation=OPERATIONS[operation],

@@ -37,7 +37,7 @@ def simulate_files(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    """Simulate the one of the three files that is not None, and print what it came to.
+    """Simulate the one of the three files that is not None, and print the results.
 
     *block_bytes*: of a logical block, 0 for that of the geometry.
 
@@ -69,7 +69,8 @@ def simulate_files(
     except OSError as error:
         raise UsageError(host_sentence(error)) from None
     except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
+        message = f"{file}: {error}"
+        raise UsageError(message) from None
     _say(outcomes, f"{file.name} on {name}", picture, as_json=as_json)
 
 
@@ -78,10 +79,11 @@ def _bar() -> AbstractContextManager[Callable[[int], None]]:
 
 
 def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as_json: bool) -> None:
-    """Print what the jobs came to, and draw it into the file *picture*."""
+    """Print the results of the jobs, and draw their latencies into the file *picture*."""
     jobs = report_json(outcomes)
     if not any(outcome.of for outcome in outcomes):
-        raise UsageError("the workload contains no request", exit_code=1)
+        message = "the workload contains no request"
+        raise UsageError(message, exit_code=1)
     if picture is not None:
         requests = [(operation, found) for outcome in outcomes for operation, found in outcome.of.items()]
         try:
@@ -89,7 +91,7 @@ def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as
         except OSError as error:
             raise UsageError(host_sentence(error)) from None
     if sum(len(found.begins_ns) for outcome in outcomes for found in outcome.of.values()) >= REQUESTS_MAX:
-        say(f"the simulation ends after {REQUESTS_MAX} requests, and this is of those only", err=True)
+        say(f"the simulation ended after {REQUESTS_MAX} requests, and the results are of those only", err=True)
     if as_json:
         say_json({"jobs": jobs})
     else:
@@ -98,7 +100,8 @@ def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as
 
 def _limited(text: str) -> str:
     if len(text) > _WORKLOAD_BYTES_MAX:
-        raise UsageError(f"a workload has at most {_WORKLOAD_BYTES_MAX} characters")
+        message = f"a workload has at most {_WORKLOAD_BYTES_MAX} characters"
+        raise UsageError(message)
     return text
 
 

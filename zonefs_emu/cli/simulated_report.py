@@ -1,4 +1,4 @@
-"""What a simulated workload came to, as fio prints it: for people, and as JSON with fio's names.
+"""The results of a simulated workload, as fio prints them: for people, and as JSON with fio's names.
 
 Pure: outcomes in, text out.
 """

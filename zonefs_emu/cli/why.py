@@ -58,7 +58,8 @@ def why(
     """
     if slow is not None:
         if follow:
-            raise UsageError("--slow and --follow exclude each other")
+            message = "--slow and --follow exclude each other"
+            raise UsageError(message)
         _say_slowest(image, slow, as_json=as_json)
         return
     if follow:

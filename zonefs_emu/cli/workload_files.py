@@ -197,7 +197,7 @@ def _request_sectors(size: object, geometry: Geometry) -> int:
 
 
 def _zones(value: object, geometry: Geometry) -> tuple[int, int]:
-    """Return the first of the zones *value* ("3", "0-7", or a number) and how many they are."""
+    """Return (the first zone, the number of zones) of the range *value*: "3", "0-7", or a number."""
     shape = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
     if shape is None:
         raise ValueError(f"zones must be a number or a range, such as 3 or 0-7, not {value!r}")
@@ -371,9 +371,9 @@ def _fio_depth(options: Mapping[str, str]) -> int:
 
 
 def _fio_open_zones(options: Mapping[str, str], geometry: Geometry) -> tuple[int, int]:
-    """Return how many zones all jobs, and this one, may be writing at once; 0 for any number.
+    """Return (how many zones all jobs may be writing at once, how many this one may); 0 for any number.
 
-    As in fio, the drive's own limit holds if no other is said, and a greater one is an error.
+    As in fio, the limit of the drive holds if the file has none, and a greater limit is an error.
     """
     limit = 0 if "ignore_zone_limits" in options else geometry.max_open_zones
     together, own = (_fio_number(options, name, 0) for name in ("max_open_zones", "job_max_open_zones"))
@@ -433,7 +433,7 @@ def read_log(lines: Iterable[str]) -> tuple[Geometry, Iterator[Arrival]]:
     """Return the geometry of the operation log *lines*, and its operations that were carried out, as they arrived.
 
     Raises:
-        UsageError: not an operation log; a damaged line is told when the operations are read.
+        UsageError: not an operation log. The iterator raises it for a damaged line.
     """
     numbered = enumerate(lines, 1)
     number, first = next(numbered, (1, "{}"))

@@ -14,7 +14,7 @@ from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
-#: The longest command of the device; longer data takes several commands.
+#: The most bytes of one command; longer data takes several commands.
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -89,6 +89,6 @@ def chunks(stream: BinaryIO, length: int | None) -> Iterator[bytes]:
 
 def _sectors(offset: int) -> int:
     if offset % SECTOR_BYTES:
-        message = f"offset {offset} is not a multiple of the block size"
+        message = f"offset {offset} is not a multiple of {SECTOR_BYTES} bytes"
         raise UsageError(message, exit_code=1)
     return to_sectors(offset)
