@@ -81,7 +81,7 @@ def test_a_peer_that_goes(pair: tuple[socket.socket, DescriptorSocket]) -> None:
 def test_more_descriptors_than_allowed(pair: tuple[socket.socket, DescriptorSocket]) -> None:
     theirs, end = pair
     send(theirs, b"x", *[theirs.fileno()] * 3)
-    with pytest.raises(PeerError, match="more file descriptors"):
+    with pytest.raises(PeerError, match="the peer sent more file descriptors"):
         end.fill(1)
 
 

@@ -62,7 +62,7 @@ class DescriptorSocket:
                 message = f"the {self._peer} closed the connection"
                 raise PeerError(message)
             if flags & socket.MSG_CTRUNC or len(self._fds) > self._fds_max:
-                message = "the {self._peer} sent more file descriptors than a message may have"
+                message = f"the {self._peer} sent more file descriptors than a message may have"
                 raise PeerError(message)
             self._buffer += data
         return True
