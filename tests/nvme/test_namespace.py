@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.nvme.conftest import CAPACITY, NR_ZONES, UUID_1, ZONE, command, geometry
+from tests.nvme.conftest import CAPACITY, NR_ZONES, UUID_1, ZONE, command, geometry, new_device
 from zonefs_emu.device.device import ZonedDevice
+from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.nvme.answer import Answer, RefusedError
+from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command, IoOpcode, SendAction, encode, parse
 from zonefs_emu.nvme.identify import MDTS_BYTES
-from zonefs_emu.nvme.namespace import NOTHING, Namespace, Transfer, require_zns
+from zonefs_emu.nvme.namespace import NOTHING, Namespace, Transfer, flush_all, refuse_command, require_zns
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
+from zonefs_emu.nvme.subsystem import Subsystem
 
 SHAPE = partial(Geometry, zone_size=1024, zone_capacity=1024)
 FUA = 1 << 30
@@ -224,6 +226,35 @@ def test_flush(namespace: Namespace) -> None:
     before = namespace.device.statistics()["flushes"]
     assert do(namespace, IoOpcode.FLUSH).status == 0
     assert namespace.device.statistics()["flushes"] == before + 1
+
+
+@pytest.fixture
+def two_devices(tmp_path: Path) -> Iterator[tuple[ZonedDevice, ZonedDevice]]:
+    directories = [tmp_path / name for name in ("one", "two")]
+    for directory in directories:
+        directory.mkdir()
+    with new_device(directories[0]) as first, new_device(directories[1]) as second:
+        yield first, second
+
+
+def test_a_flush_of_all_namespaces_ends_at_the_first_failure(two_devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    first, second = two_devices
+    namespaces = Subsystem(two_devices).namespaces()
+    first.inject(Fault(effect=Effect.FAIL, operations=frozenset((Operation.FLUSH,))))
+    asked = command(IoOpcode.FLUSH, nsid=0xFFFFFFFF)
+    assert flush_all(namespaces, asked).status is NvmeStatus.WRITE_FAULT
+    assert second.statistics()["flushes"] == 0
+    assert flush_all(namespaces, asked) == SUCCESS
+    assert second.statistics()["flushes"] == 1
+
+
+def test_a_refusal_is_noted_where_the_command_says_or_first(two_devices: tuple[ZonedDevice, ZonedDevice]) -> None:
+    namespaces = Subsystem(two_devices).namespaces()
+    refused = RefusedError(NvmeRule.NVME_FIELD, "flags 40h")
+    for nsid in (2, 1, 2, 7, 2):
+        answer = refuse_command(namespaces, command(IoOpcode.READ, nsid=nsid), refused)
+        assert answer.status is NvmeStatus.INVALID_FIELD
+    assert [len(device.refusals.last(9)) for device in two_devices] == [2, 3]
 
 
 def test_the_length_follows_from_the_command_alone(namespace: Namespace, block_bytes: int) -> None:

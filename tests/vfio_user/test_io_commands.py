@@ -13,6 +13,7 @@ from zonefs_emu.inflight.ring_record import record_bytes
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.nvme.answer import SUCCESS, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, Command, IoOpcode
+from zonefs_emu.nvme.namespace import refuse_command
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.vfio_user.io_commands import IoCommands
 from zonefs_emu.virtio.memory import GuestMemory, Region
@@ -62,4 +63,4 @@ def test_what_is_refused(tmp_path: Path, memory: GuestMemory, changed: dict[str,
         command = command_of(IoOpcode.READ, **changed)
         with pytest.raises(RefusedError) as caught:
             commands.begin_command(ring, command, memory, None)
-        assert commands.refuse(command, caught.value).status
+        assert refuse_command(commands.namespaces, command, caught.value).status

@@ -361,8 +361,21 @@ class Namespace:
         )
 
 
+def refuse_command(namespaces: Mapping[int, Namespace], command: Command, refused: RefusedError) -> Answer:
+    """Note that *command* of a queue with *namespaces* breaks a rule of the drive, and return its answer.
+
+    The image of the namespace that *command* names keeps the refusal; that of the first one if there is no such
+    namespace, because a refusal needs a log.
+    """
+    namespace = namespaces.get(command.nsid) or next(iter(namespaces.values()))
+    return namespace.refuse(command, refused)
+
+
 def flush_all(namespaces: Mapping[int, Namespace], command: Command) -> Answer:
-    """Carry *command* out, a flush of all *namespaces*, and return the answer of the first one that fails."""
+    """Carry *command* out, a flush of all *namespaces* in their order; return the answer.
+
+    The first failure ends it, and is the answer: the namespaces after that one are not flushed.
+    """
     answers = (namespace.execute(command, ()) for namespace in namespaces.values())
     return next((answer for answer in answers if answer.status), SUCCESS)
 

@@ -26,7 +26,7 @@ from zonefs_emu.device.waker import Waker
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ALL_NAMESPACES, ENTRY_BYTES, AdminOpcode, Command, IoOpcode, parse
 from zonefs_emu.nvme.controller import Controller
-from zonefs_emu.nvme.namespace import Namespace, flush_all
+from zonefs_emu.nvme.namespace import Namespace, flush_all, refuse_command
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme_tcp import auth_messages, fabrics
@@ -318,8 +318,7 @@ class Connection:
         assert self.controller is not None
         if self._is_admin:
             return self.controller.refuse(command, refused)
-        namespace = self._namespaces.get(command.nsid) or next(iter(self._namespaces.values()))
-        return self._noted(command, namespace.refuse(command, refused))
+        return self._noted(command, refuse_command(self._namespaces, command, refused))
 
     def _noted(self, command: Command, answer: Answer) -> Answer:
         """Put a refused I/O command into the error log of the controller."""

@@ -85,11 +85,6 @@ class IoCommands:
         may_wait = any(self._faults) or namespace.may_wait(command)
         return partial(_execute_logged, ring, namespace, command, buffers, answers), may_wait
 
-    def refuse(self, command: Command, refused: RefusedError) -> Answer:
-        """Note that *command* was *refused*, and return its answer."""
-        namespace = self.namespaces.get(command.nsid) or next(iter(self.namespaces.values()))
-        return namespace.refuse(command, refused)
-
 
 def _execute_logged(
     ring: HoldingRecord,

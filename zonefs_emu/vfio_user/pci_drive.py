@@ -40,6 +40,7 @@ from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import ENTRY_BYTES, AdminOpcode, Command, parse
 from zonefs_emu.nvme.controller import FIRMWARE, Controller, Feature, Register
 from zonefs_emu.nvme.identify import MDTS_BYTES, ControllerIdentity
+from zonefs_emu.nvme.namespace import refuse_command
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme.subsystem import Subsystem
@@ -522,7 +523,7 @@ class PciDrive:
     def _refuse(self, queue: SubmissionQueue, command: Command, refused: RefusedError) -> Answer:
         if not queue.number:
             return self.controller.refuse(command, refused)
-        return self._noted(queue, command, self._io.refuse(command, refused))
+        return self._noted(queue, command, refuse_command(self._io.namespaces, command, refused))
 
     def _noted(self, queue: SubmissionQueue, command: Command, answer: Answer) -> Answer:
         """Put a refused I/O command into the error log of the controller."""
