@@ -16,14 +16,17 @@ def cut(data: bytes, cuts: list[int]) -> list[memoryview]:
     cuts=st.lists(st.integers(0, 40), max_size=4),
     start=st.integers(0, 45),
     length=st.integers(0, 45),
+    kind=st.sampled_from((bytes, bytearray, memoryview)),
 )
-def test_buffers_are_one_run_however_they_are_cut(data: bytes, cuts: list[int], start: int, length: int) -> None:
+def test_buffers_are_one_run_however_they_are_cut(
+    data: bytes, cuts: list[int], start: int, length: int, kind: type[bytes] | type[bytearray] | type[memoryview]
+) -> None:
     buffers = cut(data, [at for at in cuts if at <= len(data)])
     assert gather(buffers, start, length) == data[start : start + length]
     assert b"".join(carve(buffers, start, start + length)) == data[start : start + length]
     assert total_bytes(buffers) == len(data)
     patch = bytes(range(1, 1 + min(length, max(len(data) - start, 0))))
-    scatter(buffers, start, patch)
+    scatter(buffers, start, kind(patch))
     assert b"".join(buffers) == data[:start] + patch + data[start + len(patch) :]
 
 

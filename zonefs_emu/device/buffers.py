@@ -27,8 +27,8 @@ def carve(buffers: Sequence[memoryview], start: int, end: int) -> list[memoryvie
     return found
 
 
-def scatter(buffers: Sequence[memoryview], offset: int, data: bytes | bytearray) -> None:
-    """Store *data* at *offset* of *buffers* taken as one; they must have room for it."""
+def scatter(buffers: Sequence[memoryview], offset: int, data: bytes | bytearray | memoryview) -> None:
+    """Store *data* at *offset* of *buffers* taken as one; they must have room for it. A memoryview has format "B"."""
     done = 0
     for part in carve(buffers, offset, offset + len(data)):
         part[:] = data[done : done + len(part)]

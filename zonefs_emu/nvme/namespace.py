@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from zonefs_emu.device.buffers import scatter
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
@@ -348,11 +349,7 @@ class Namespace:
         )  # fmt: skip
         if status:
             return _answer(status, Operation.READ)
-        at = 0
-        for buffer in buffers:
-            view = memoryview(buffer).cast("B")
-            view[:] = report[at : at + len(view)]
-            at += len(view)
+        scatter([memoryview(buffer).cast("B") for buffer in buffers], 0, report)
         return SUCCESS
 
     def _out_of_range(self, request: str) -> Answer:

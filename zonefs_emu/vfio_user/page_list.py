@@ -10,16 +10,12 @@ Source: NVM Express Base Specification 2.0, "Physical Region Page Entry and List
 """
 
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from zonefs_emu.nvme.answer import RefusedError
 from zonefs_emu.nvme.identify import PAGE_SHIFT
 from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 PAGE_BYTES: Final = 1 << PAGE_SHIFT
 _PAGE_MASK: Final = PAGE_BYTES - 1
@@ -45,15 +41,6 @@ def slices(memory: GuestMemory, prp1: int, prp2: int, nr_bytes: int) -> list[mem
         return _joined(memory, prp1, first, pages, left)
     except BadAddressError as error:
         raise RefusedError(NvmeRule.NVME_MEMORY, str(error)) from None
-
-
-def scatter(data: "Buffer", buffers: Sequence[memoryview]) -> None:
-    """Store *data* in *buffers*, as much as there is room for."""
-    view, at = memoryview(data), 0
-    for buffer in buffers:
-        part = view[at : at + len(buffer)]
-        buffer[: len(part)] = part
-        at += len(part)
 
 
 def _list(memory: GuestMemory, address: int, nr_pages: int) -> list[int]:

@@ -31,6 +31,7 @@ from collections.abc import Container, Iterable
 from functools import partial
 from typing import Final
 
+from zonefs_emu.device.buffers import scatter
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.device.unforeseen import UnforeseenErrors
@@ -52,7 +53,7 @@ from zonefs_emu.vfio_user.guest_memory_map import GuestMemoryMap
 from zonefs_emu.vfio_user.held_answers import hold_answers
 from zonefs_emu.vfio_user.interrupts import Interrupts
 from zonefs_emu.vfio_user.io_commands import UNKNOWN_FLAGS, IoCommands
-from zonefs_emu.vfio_user.page_list import PAGE_BYTES, scatter, slices
+from zonefs_emu.vfio_user.page_list import PAGE_BYTES, slices
 from zonefs_emu.vfio_user.pci_function import DmaRegion
 from zonefs_emu.vfio_user.queue_set import QueueSet
 from zonefs_emu.virtio.memory import BadAddressError
@@ -573,7 +574,7 @@ class PciDrive:
         buffers = slices(self._map.memory, command.prp1, command.prp2, nr_bytes)
         answer = self.controller.execute(command, b"".join(buffers) if from_host else b"")
         if answer is not None and answer.data:
-            scatter(answer.data, buffers)
+            scatter(buffers, 0, answer.data)
         return answer
 
     @property
