@@ -62,7 +62,8 @@ class ChangedZones:
         """Note that others have changed zones; quick and thread safe, as a listener of the device must be."""
         known = self._known
         if known:
-            # By the shorter of both: a portion of a command on all zones comes here with the device's lock held.
+            # The shorter of the two sets is gone through, because a command on all zones calls this for each portion of
+            # a thousand zones, with the device's lock held.
             zones = range(zone_no, zone_no + nr_zones)
             for number in zones if nr_zones <= len(known) else filter(zones.__contains__, known):
                 if undone := known.get(number, 0) & ~self._lasting(number):
@@ -77,7 +78,7 @@ class ChangedZones:
         return lost | finished | Deed.FINISH_RECOMMENDED
 
     def look(self) -> bool:
-        """Compare the zones with the last time; True if the drive has changed some."""
+        """Compare the zones with their states at the last call; True if the drive has changed some since."""
         undone, self._undone = self._undone, {}
         before = {zone_no: deeds & ~undone.get(zone_no, 0) for zone_no, deeds in self._known.items()}
         deeds, reset_recommended = self._deeds(), self._recommended_to_reset()

@@ -1,6 +1,9 @@
 """A submission queue entry as a value, and the numbers of commands.
 
 The entry is in memory that the host may change, so it is parsed once, and the values that were checked are executed.
+
+Source: NVM Express Base Specification 2.0, "Submission Queue Entry"; the fields of each command are those of its own
+section.
 """
 
 import struct

@@ -33,7 +33,7 @@ QUEUE_ENTRIES_MAX: Final = 127
 #: I/O queues of one controller.
 IO_QUEUES_MAX: Final = 16
 
-#: CAP: contiguous queues; 5 s until ready; NVM and I/O command sets; ready independent of media; pages of 4 KiB.
+#: CAP: contiguous queues; 5 s until ready; NVM and I/O command sets; ready with its media (CRMS); pages of 4 KiB.
 CAPABILITIES: Final = QUEUE_ENTRIES_MAX | 1 << 16 | 10 << 24 | 1 << 37 | 1 << 43 | 1 << 59
 
 _ENABLE: Final = 1
@@ -414,7 +414,11 @@ class Controller:
         return total
 
     def _abort(self, _command: Command, _data: memoryview | bytes) -> Answer:
-        """Answer that no command was aborted: commands are carried out in order, so none waits to be aborted."""
+        """Answer that no command was aborted.
+
+        Commands are carried out in order, so only an Asynchronous Event Request waits. It stays, as the specification
+        allows: a controller may abort what it can.
+        """
         return Answer(NvmeStatus.SUCCESS, 1)
 
     def _keep_alive(self, _command: Command, _data: memoryview | bytes) -> Answer:

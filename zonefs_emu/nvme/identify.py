@@ -97,13 +97,13 @@ def controller(identity: ControllerIdentity) -> bytes:
     oaes = 0 if identity.is_discovery else OAES_NAMESPACES | OAES_ZONES
     # CTRATT: host identifiers of 128 bits, endurance groups.
     struct.pack_into("<II", data, 92, oaes, 1 if identity.is_discovery else 1 | 1 << 4)
-    data[111] = 2 if identity.is_discovery else 1
+    data[111] = 2 if identity.is_discovery else 1  # CNTRLTYPE
     doorbell_buffer = 0 if identity.fabrics else 1 << 8
     # FRMW: one firmware slot, read-only. LPA: log pages of effects, and parts of log pages.
     struct.pack_into("<HBBBBB", data, 256, doorbell_buffer, ACL, AERL, 0b11, 0b110, ELPE)
     struct.pack_into("<HH", data, 266, 343, 353)  # warning and critical temperature in kelvins
     struct.pack_into("<H", data, 320, 1)  # keep alive in units of 100 ms
-    data[512], data[513] = 0x66, 0x44
+    data[512], data[513] = 0x66, 0x44  # SQES, CQES: entries of 2^6 and of 2^4 bytes, and of no other size
     struct.pack_into("<I", data, 516, identity.max_nsid)
     struct.pack_into("<H", data, 340, 0 if identity.is_discovery else ENDURANCE_GROUP)  # ENDGIDMAX
     struct.pack_into("<H", data, 520, ONCS)
@@ -189,7 +189,7 @@ def descriptors(uuid: UUID) -> bytes:
 
 
 def namespace_list(nsids: Iterable[int], after: int) -> bytes:
-    """Return a list of the *nsids* above *after*, ascending, with a zero at its end."""
+    """Return the structure of CNS 02h, 07h and 10h: up to 1024 of the *nsids* above *after*, ascending, then zeros."""
     found = sorted(nsid for nsid in nsids if nsid > after)[: IDENTIFY_BYTES // 4]
     return struct.pack(f"<{len(found)}I", *found).ljust(IDENTIFY_BYTES, b"\0")
 

@@ -83,7 +83,10 @@ def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
 
 
 def endurance_group(counted: Mapping[str, int], nr_errors: int, capacity_bytes: int) -> bytes:
-    """Return log 09h, like :func:`smart`; the group has *capacity_bytes*. Data count in 10^9 bytes, rounded up."""
+    """Return log 09h from the same numbers as :func:`smart`, of a group of *capacity_bytes*.
+
+    Data that were read and written are counted in units of 10^9 bytes, rounded up.
+    """
     data = bytearray(512)
     data[3], data[4] = 100, 10  # available spare and its threshold, in percent
     read, written = (-(-512 * counted.get(name, 0) // 1_000_000_000) for name in ("read_sectors", "written_sectors"))

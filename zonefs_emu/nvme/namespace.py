@@ -37,7 +37,7 @@ _SELECT_ALL: Final = 1 << 8
 _ZRWA: Final = 1 << 9
 _PARTIAL: Final = 1 << 16
 _PIREMAP: Final = 1 << 25
-#: A report of more zones takes so long that a worker makes it.
+#: A longer report takes so long that a worker makes it.
 _QUICK_REPORT_BYTES: Final = 1 << 16
 _OPERATION_OF: Final[Mapping[int, Operation]] = MappingProxyType(
     {
@@ -154,13 +154,18 @@ class Namespace:
                 return True
 
     def caches_plain_writes(self) -> bool:
-        """Return whether a write without Force Unit Access is answered without a flush."""
+        """Return whether a write without Force Unit Access is answered without a flush.
+
+        False also for a read-only namespace, so that the compiled walkers leave its writes to Python, which refuses
+        them.
+        """
         return self.caches_writes and not self._readonly
 
     def execute(self, command: Command, buffers: "Sequence[Buffer]") -> Answer:
-        """Carry out *command* on *buffers* of the length from :meth:`transfer`. Does not raise for errors of the host.
+        """Carry out *command* on *buffers*, whose bytes are together as many as :meth:`transfer` has returned.
 
-        Blocks: a flush and a write with Force Unit Access wait for the host's disk.
+        Does not raise for errors of the host: a command that is refused or fails has an answer with another status than
+        SUCCESS. Blocks where :meth:`may_wait` says so.
         """
         handler = self._handlers.get(command.opcode)
         if handler is None:

@@ -64,7 +64,7 @@ class NvmeStatus(IntEnum):
     COMPARE_FAILURE = 0x285
 
 
-#: The answer to a refused or failed zone command, write or append.
+#: The answer to each status of the device; :func:`status_of` has another one for a failed read.
 STATUS_OF: Final[Mapping[Status, NvmeStatus]] = MappingProxyType(
     {
         Status.OK: NvmeStatus.SUCCESS,

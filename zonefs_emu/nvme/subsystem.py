@@ -71,8 +71,8 @@ class Subsystem:
     def take_cntlid(self, wanted: int = 0, *, is_discovery: bool = False) -> int | None:
         """Return a number for a new controller; None if all are in use.
 
-        It is *wanted*, the former number of a controller that continues, if that is free; otherwise the number that has
-        been free for longest.
+        It is *wanted*, the former number of a controller that continues, if that is free. Otherwise it is the next free
+        number after the one that was taken last, so that a number is not used again soon.
         """
         mine = object()
         for cntlid in chain((wanted,) if wanted else (), self._candidates()):

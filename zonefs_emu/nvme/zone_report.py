@@ -55,9 +55,11 @@ class ZoneReporter:
     def report(
         self, zone_no: int, nr_bytes: int, conds: frozenset[Condition], *, partial: bool, extended: bool
     ) -> tuple[Status, bytes]:
-        """Return *nr_bytes* of a report of the zones from *zone_no* on that are in *conds*, with zeros after the last.
+        """Return (OK, report) for the zones from *zone_no* on that are in *conds*: *nr_bytes*, with zeros at the end.
 
-        With *extended*, each descriptor is followed by its extension, or zeros if the zone has none.
+        The header of a *partial* report counts the zones that it lists, and that of another report all that match. With
+        *extended*, each descriptor is followed by its extension, or zeros if the zone has none; if an extension cannot
+        be read, the status is that of the port, and there is no report.
         """
         entry_bytes = DESCRIPTOR_BYTES + (self._geometry.extension_bytes if extended else 0)
         nr_listed_max = max(nr_bytes - _REPORT_HEADER.size, 0) // entry_bytes
@@ -76,7 +78,10 @@ class ZoneReporter:
         return Status.OK, bytes(listed[:nr_bytes]).ljust(nr_bytes, b"\0")
 
     def matching(self, zone_no: int, conds: frozenset[Condition], nr_max: int | None = None) -> Iterator[Zone]:
-        """Yield up to *nr_max* zones from *zone_no* on that are in *conds*, in portions of few zones."""
+        """Yield up to *nr_max* zones from *zone_no* on that are in *conds*; None: all of them.
+
+        The states are read in portions, so the zones of a long report may be of different moments.
+        """
         every = conds == _ALL_CONDITIONS
         left = self._geometry.nr_zones if nr_max is None else nr_max
         while left > 0 and zone_no < self._geometry.nr_zones:
