@@ -2,7 +2,9 @@
 
 import json
 import struct
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,19 @@ def test_the_write_cache_of_all_queues_is_switched(controller: Controller) -> No
     assert [queue[1].caches_writes for queue in (early, late)] == [False, False]
     controller.write_register(Register.CC, 0)
     assert [queue[1].caches_writes for queue in (early, late)] == [True, True]
+
+
+def test_queues_connect_at_the_same_time(controller: Controller) -> None:
+    """Each queue has a thread of its own, which goes through the namespaces of all queues."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            queues = list(threads.map(lambda _: controller.namespaces_of_queue(), range(400)))
+    finally:
+        sys.setswitchinterval(interval)
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.WRITE_CACHE, 0)
+    assert not any(namespace.caches_writes for namespaces in queues for namespace in namespaces.values())
 
 
 def test_nothing_is_aborted(controller: Controller) -> None:

@@ -1,7 +1,8 @@
 """One controller: its registers, admin commands, features, and the events that it reports to its host.
 
-A controller belongs to one host. All methods but :meth:`Controller.wake` are called by one thread, the one that serves
-its admin queue.
+A controller belongs to one host. One thread, the one that serves its admin queue, calls all methods but three: the
+threads of I/O queues, of which a transport may have several, look at :attr:`Controller.is_ready` and call
+:meth:`Controller.namespaces_of_queue` and :meth:`Controller.note_error`.
 
 Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Command Set", "Features".
 """
@@ -9,9 +10,10 @@ Source: NVM Express Base Specification 2.0, "Controller Properties", "Admin Comm
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from enum import IntEnum
+from itertools import count
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypedDict
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from zonefs_emu.nvme import identify, logs
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
@@ -153,8 +155,10 @@ class Controller:
             feature: bytes(length) for feature, length in _DATA_FEATURES.items() if feature != Feature.TIMESTAMP
         }
         self._timestamp = Timestamp(subsystem.clock_ns)
-        #: Weak references: a queue may be dropped without being closed.
-        self._of_queues: WeakSet[Namespace] = WeakSet()
+        #: The namespaces of all queues, by identity. Weak references: a queue may be dropped without being closed. For
+        #: other threads, adding one is one step, and so is listing all. A WeakSet was rejected: it cannot be gone
+        #: through while another thread adds to it.
+        self._of_queues: WeakValueDictionary[int, Namespace] = WeakValueDictionary()
         self._event_cids: list[int] = []
         self._notices: deque[int] = deque()
         #: The notice that was reported, and whose log page the host has not read yet: until then none follows; or 0.
@@ -163,7 +167,7 @@ class Controller:
         self._has_to_look = False
         self._changed = {nsid: ChangedZones(each, self._zones_changed) for nsid, each in self.namespaces.items()}
         self._errors: deque[ErrorEntry] = deque(maxlen=identify.ELPE + 1)
-        self._nr_errors = 0
+        self._error_numbers = count(1)
         self._handlers: Mapping[int, AdminHandler] = {
             AdminOpcode.GET_LOG_PAGE: self._get_log_page,
             AdminOpcode.IDENTIFY: self._identify,
@@ -211,9 +215,10 @@ class Controller:
         self._has_to_look = True
 
     def namespaces_of_queue(self) -> dict[int, Namespace]:
-        """Return the namespaces for the use of one I/O queue."""
+        """Return the namespaces for the use of one I/O queue; from any thread."""
         namespaces = {} if self._discovered else self.subsystem.namespaces()
-        self._of_queues.update(namespaces.values())
+        for namespace in namespaces.values():
+            self._of_queues[id(namespace)] = namespace
         self._apply_write_cache()
         return namespaces
 
@@ -305,12 +310,14 @@ class Controller:
         return Answer(code)
 
     def note_error(self, sqid: int, command: Command, status: NvmeStatus) -> None:
-        """Put a refused *command* of queue *sqid* into the error log."""
-        self._nr_errors += 1
-        entry = ErrorEntry(
-            self._nr_errors, sqid, command.cid, status | DO_NOT_RETRY, command.slba if sqid else 0, command.nsid
-        )
-        self._errors.append(entry)
+        """Put a refused *command* of queue *sqid* into the error log; from any thread."""
+        number, lba = next(self._error_numbers), command.slba if sqid else 0
+        self._errors.append(ErrorEntry(number, sqid, command.cid, status | DO_NOT_RETRY, lba, command.nsid))
+
+    @property
+    def _nr_errors(self) -> int:
+        """How many errors were noted so far; the log keeps the last ones."""
+        return max((entry.number for entry in tuple(self._errors)), default=0)
 
     def _identify(self, command: Command, _data: memoryview | bytes) -> Answer:
         cns = command.cdw10 & 0xFF
@@ -476,8 +483,10 @@ class Controller:
                 raise RefusedError(NvmeRule.NVME_FIELD, f"selection {select} of a feature")
 
     def _apply_write_cache(self) -> None:
-        for namespace in self._of_queues:
-            namespace.caches_writes = bool(self.features[Feature.WRITE_CACHE])
+        for reference in self._of_queues.valuerefs():
+            namespace = reference()
+            if namespace is not None:
+                namespace.caches_writes = bool(self.features[Feature.WRITE_CACHE])
 
     @property
     def keep_alive_ns(self) -> int:
