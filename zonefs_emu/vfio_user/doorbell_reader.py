@@ -1,8 +1,8 @@
 """Doorbells that a guest rings by messages, taken from the client's socket by the daemon itself.
 
-The keeper (:mod:`keeper`) and the daemon both have the socket, and one of them reads it at a time. A doorbell by way of
-the keeper would cost two processes their wake-up, and is nearly all that a guest at work says. So the daemon reads
-while it can, and leaves everything else in the socket, for the keeper.
+The keeper (:mod:`keeper`) and the daemon both have the socket, and one of them reads it at a time. Nearly all messages
+of a guest at work are doorbells, and a doorbell that came by way of the keeper would wake two processes. So the daemon
+reads doorbells itself, and leaves everything else in the socket, for the keeper.
 
 A daemon may be killed at any instant. So a message is first looked at, its doorbell is stored, and only then it is
 taken from the socket. A keeper that finds the message still there stores the same value once more, before another

@@ -129,7 +129,7 @@ class HeldAnswers:
         due_ns, now_ns, alarms_ns = held[0][0], port.clock(), self._alarms_ns
         while alarms_ns and alarms_ns[-1] <= now_ns:
             alarms_ns.pop()
-        # Not for an answer that is due and waits for room: the guest rings a doorbell when it has made some.
+        # An answer that is due and waits for room needs no alarm: the guest rings a doorbell when it has made room.
         if now_ns < due_ns and (not alarms_ns or due_ns < alarms_ns[-1]):
             alarms_ns.append(due_ns)
             port.alarm.at(due_ns, self._wake)

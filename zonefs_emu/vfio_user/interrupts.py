@@ -25,7 +25,7 @@ class Interrupts:
         self._fds = fds
         for fd in fds:
             if fd >= 0:
-                # Else a client that leaves its eventfd full would hold up the thread of the drive for some seconds.
+                # Otherwise a client that leaves its eventfd full would stop the thread of the drive for some seconds.
                 with suppress(OSError):  # of a descriptor that nothing can be written to
                     os.set_blocking(fd, False)
         for vector in [vector for vector in self._latched if fds[vector] >= 0]:
@@ -39,7 +39,8 @@ class Interrupts:
     def signal(self, vector: int) -> None:
         """Signal *vector*, now or as soon as it has an eventfd.
 
-        The client sets vectors one by one and takes all away before each: what comes in between is not lost.
+        The client sets vectors one by one, and takes all of them away before it sets each. An interrupt between the two
+        waits for its eventfd, and is not lost.
         """
         fd = self._fds[vector]
         if fd < 0:

@@ -68,7 +68,8 @@ class IoCommands:
         *ring* and *answers*: of its queue.
 
         Raises:
-            RefusedError: the command is refused.
+            RefusedError: the command has flags of a fused operation or of another data pointer than PRP entries, names
+                no namespace, or is one that :meth:`Namespace.transfer` or :func:`page_list.slices` refuses.
         """
         if command.flags & UNKNOWN_FLAGS:
             raise RefusedError(NvmeRule.NVME_FIELD, f"flags {command.flags:02X}h")

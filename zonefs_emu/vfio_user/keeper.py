@@ -42,7 +42,11 @@ class GivenUpError(Exception):
 
 
 class RemoteDrive:
-    """A :class:`zonefs_emu.vfio_user.pci_function.Drive` in the daemon, or its necessary parts without a daemon."""
+    """The :class:`zonefs_emu.vfio_user.pci_function.Drive` of the keeper: it passes each call to the daemon.
+
+    While no daemon is there, memory and interrupts are kept for the next one, and a reset clears the registers and
+    doorbells.
+    """
 
     def __init__(self, memory: DriveMemory, memory_fd: int, client_fd: int) -> None:
         self._memory = memory
@@ -56,29 +60,29 @@ class RemoteDrive:
         self.is_reader = False
 
     def map_memory(self, region: DmaRegion) -> None:
-        """See the protocol."""
+        """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
         # A later daemon must be able to map the memory.
         PeerMemory().map(region.fd, region.size, region.offset).close()
         self._regions[region.iova] = region
         self._ask(_map(region))
 
     def unmap_memory(self, region: DmaRegion) -> None:
-        """See the protocol."""
+        """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
         del self._regions[region.iova]
         self._ask(_map(region, LinkKind.UNMAP))
 
     def set_interrupts(self, fds: list[int]) -> None:
-        """See the protocol."""
+        """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
         self._interrupts = fds
         self._ask(_interrupts(fds))
 
     def reset(self) -> None:
-        """See the protocol."""
+        """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
         if not self._ask(LinkMessage(LinkKind.RESET)):
             self._memory.clear()
 
     def kick(self) -> None:
-        """See the protocol."""
+        """See :class:`zonefs_emu.vfio_user.pci_function.Drive`."""
         os.eventfd_write(self._wakes, 1)
 
     def attach(self, link: KeeperLink) -> None:
@@ -115,10 +119,10 @@ class RemoteDrive:
         os.close(self._memory_fd)
 
     def listen(self) -> None:
-        """Handle messages that the daemon sends by itself.
+        """Handle one message that the daemon sends by itself: END, or READ, by which it gives the client's socket back.
 
         Raises:
-            GivenUpError: it wants the client to be given up.
+            GivenUpError: the message is END.
         """
         assert self.link is not None
         try:
@@ -130,7 +134,7 @@ class RemoteDrive:
         """Let the daemon carry out *message*; return False if there is no daemon, or it dies meanwhile.
 
         Raises:
-            GivenUpError: it wants the client to be given up.
+            GivenUpError: the daemon answers with END.
         """
         if self.link is None:
             return False

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 #: A keeper is a new interpreter, which may take long to start on a busy host.
 _START_S: Final = 60.0
-#: Much less than the time that a daemon has for its end. A keeper has nothing to lose then.
+#: How long a keeper may take to end before it is killed: much less than a daemon has for its own end. Nothing is lost
+#: with a keeper whose client's connection ends.
 _END_S: Final = 1.0
 #: The place of this package. The keeper must not import another one from its working directory.
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -47,8 +48,10 @@ class KeptClient:
         """Take over *link*, and *process* if this process has started the keeper.
 
         Raises:
-            PeerError: the keeper is gone, or its guest has broken its memory.
+            PeerError: the keeper is gone or silent for too long, its guest has truncated its memory, or this process
+                ends (:attr:`KeeperLink.end_fd`).
             UsageError: its guest has another drive.
+            RuntimeError: the keeper has met a bug, or the subsystem has no number left for a controller.
         """
         self._link = link
         self._process = process
@@ -94,7 +97,8 @@ class KeptClient:
         readable, if there is one.
 
         Raises:
-            OSError: the host starts no process. PeerError: the keeper is gone at once.
+            OSError: the host starts no process. PeerError: the keeper does not listen, or is gone at once.
+            RuntimeError: as of the constructor.
         """
         with client, listen_for_daemons(path) as listener:
             memory_fd = os.memfd_create("nvme-drive", os.MFD_CLOEXEC)
@@ -125,14 +129,16 @@ class KeptClient:
         """Return the client of the keeper at *path*, which an earlier daemon has left; None if there is none.
 
         Raises:
-            UsageError: its guest has another drive. OSError: the host refuses.
+            UsageError: its guest has another drive. OSError: the host refuses. RuntimeError: as of the constructor.
         """
         link = cls.link_of(path)
         return cls.go_on(link, subsystem, unforeseen) if link is not None else None
 
     @staticmethod
     def link_of(path: Path) -> KeeperLink | None:
-        """Return a link to the keeper at *path* that an earlier daemon has left, None if there is none: at once.
+        """Return a link to the keeper at *path* that an earlier daemon has left, without waiting for its messages.
+
+        None: there is no keeper.
 
         Raises:
             OSError: the host refuses.
@@ -143,10 +149,11 @@ class KeptClient:
     def go_on(cls, link: KeeperLink, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self | None:
         """Go on with the client of the keeper at the other end of *link*; None if the client is given up.
 
-        Blocks until the keeper has told all, which takes as long as the host lets it wait, up to _START_S.
+        Blocks until the keeper has sent everything up to START, which takes as long as the host lets it wait, up to
+        _START_S for each message.
 
         Raises:
-            UsageError: its guest has another drive.
+            UsageError: its guest has another drive. RuntimeError: as of the constructor.
         """
         try:
             return cls(link, None, subsystem, unforeseen)

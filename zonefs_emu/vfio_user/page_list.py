@@ -3,8 +3,8 @@
 Entry 1 may begin anywhere in a page; every further page is whole. Entry 2 is the second page or, if there are more, the
 address of a list of pages, whose last entry leads on to another list if it is not enough.
 
-The length of the data bounds all loops, and the command has bounded that length before. Lists are read once, because a
-guest may change them meanwhile.
+The length of the data bounds all loops, and the caller has compared it with the longest transfer (MDTS) before. Lists
+are read once, because a guest may change them meanwhile.
 
 Source: NVM Express Base Specification 2.0, "Physical Region Page Entry and List".
 """
@@ -26,7 +26,8 @@ def slices(memory: GuestMemory, prp1: int, prp2: int, nr_bytes: int) -> list[mem
     """Return the *nr_bytes* that the entries *prp1* and *prp2* lead to; adjacent pages are one slice.
 
     Raises:
-        RefusedError: an address is not aligned, or not memory.
+        RefusedError: NVME_PRP if entry 1 is no multiple of 4, a further page no multiple of 4096, or a list no multiple
+            of 8; NVME_MEMORY if a page or a list does not lie in *memory*.
     """
     if not nr_bytes:
         return []

@@ -2,7 +2,7 @@
 
 One thread calls all methods but :meth:`PciDrive.wake`. It carries out the commands of each submission queue in order. A
 command that may wait for the host's disk goes to a worker, and its queue rests until the command is back. If a drive
-has the time of a real one, answers are held (:mod:`held_answers`).
+takes the time of a real one, answers are held (:mod:`held_answers`).
 
 A queue that the guest has broken (a doorbell beyond its end, memory that is gone) makes the controller fatal
 (CSTS.CFS), and the guest must reset it. A wrong command affects itself only.
@@ -17,8 +17,8 @@ its effect. A command is answered in the following order, and a kill may come be
 3. The head of its queue is noted, and then the tail of the completion queue.
 
 After a kill, a command without a completion is carried out again unless the record of its queue says that it was done.
-An answer that was held is given at once.
-An admin command whose state was saved is only answered.
+An answer that was held is given at once, and an admin command whose state was saved is answered without being carried
+out again.
 
 Source: NVM Express over PCIe Transport Specification 1.0, "Controller Registers"; NVM Express Base Specification 2.0,
 "Memory-based Transport Queue Model".
@@ -470,7 +470,7 @@ class PciDrive:
                 return True
             self._answer(queue, command, answer)
             if queue.head == tail or queue.is_over or self._begun.queues or queue.answers is not None:
-                break  # those that are due are given between two commands
+                break  # serve() gives the held answers that are due between two commands
         return True
 
     def _walk(self, queue: SubmissionQueue, tail: int, nr_max: int) -> Exception | None:
@@ -557,7 +557,9 @@ class PciDrive:
         queue.is_busy = False
         if isinstance(result, Exception):
             if queue.head != head:
-                raise result  # of the answer, which may lie in the queue: costs the connection, as in _run
+                # The command was carried out, and its answer met the exception: the completion may be posted already,
+                # so no other one can be. The exception costs the connection, as one of an answer in _run does.
+                raise result
             self._unforeseen.contain("nvme", "a command", result)
             result = Answer(NvmeStatus.INTERNAL_ERROR)
         if not queue.is_over:

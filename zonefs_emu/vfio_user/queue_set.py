@@ -127,7 +127,11 @@ class QueueSet:
         """Carry out Create I/O Completion Queue; *granted* is how many queues there may be.
 
         Raises:
-            RefusedError: as NVMe says.
+            RefusedError: the number is in use or above *granted* (NVME_QUEUE_ID), the size (NVME_QUEUE_SIZE) or the
+                interrupt vector (NVME_VECTOR) is wrong, or the queue is not contiguous (NVME_FIELD), not at the
+                beginning of a page (NVME_PRP) or not in one piece of memory (NVME_MEMORY).
+
+        Source: NVM Express Base Specification 2.0, "Create I/O Completion Queue command".
         """
         number, size = _checked_queue(command, self.cqs, granted)
         vector = command.cdw11 >> 16 if command.cdw11 & _INTERRUPTS else -1
@@ -144,7 +148,10 @@ class QueueSet:
         """Carry out Create I/O Submission Queue, and return the queue; *granted* is how many queues there may be.
 
         Raises:
-            RefusedError: as NVMe says.
+            RefusedError: as :meth:`create_cq`, without the vector; or the completion queue that it names does not exist
+                or is that of the admin queue (NVME_COMPLETION_QUEUE).
+
+        Source: NVM Express Base Specification 2.0, "Create I/O Submission Queue command".
         """
         number, size = _checked_queue(command, self.sqs, granted)
         completions = self.cqs.get(command.cdw11 >> 16)
@@ -263,7 +270,7 @@ class QueueSet:
 def _checked_queue(
     command: Command, queues: dict[int, SubmissionQueue] | dict[int, CompletionQueue], granted: int
 ) -> tuple[int, int]:
-    """Return number and size of the queue that *command* creates."""
+    """Return number and size of the queue that *command* creates; raise RefusedError as the two callers say."""
     number, size = command.cdw10 & 0xFFFF, (command.cdw10 >> 16) + 1
     if not 0 < number <= granted or number in queues:
         raise RefusedError(NvmeRule.NVME_QUEUE_ID, f"queue {number}")
