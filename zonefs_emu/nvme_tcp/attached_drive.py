@@ -26,7 +26,8 @@ from zonefs_emu.nvme_tcp.kernel_host import Credentials, KernelController
 from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
 
 _ADDRESS: Final = "127.0.0.1"
-#: Only root may listen at these. Lower ones belong to services that are not in every list.
+#: Only root may listen at these ports. Lower ports belong to services, of which a host's list (/etc/services) may lack
+#: some.
 _PORTS: Final[Sequence[int]] = range(600, 1024)
 
 
@@ -34,6 +35,11 @@ class AttachedDrive:
     """The *device* as a disk of this kernel. *ended* is called on any thread when it cannot be served any more."""
 
     def __init__(self, device: ZonedDevice, *, nr_queues: int, ended: Callable[[], None]) -> None:
+        """Listen at a free port, or at that of the killed process whose controller the kernel still has.
+
+        Raises:
+            UsageError: NVMe cannot express the geometry of *device*, or no port can be used.
+        """
         self.failure: BaseException | None = None
         self._device = device
         self._nr_queues = nr_queues
@@ -55,7 +61,8 @@ class AttachedDrive:
         """Serve, and connect the kernel or wait until it has found this process; return the node of the disk.
 
         Raises:
-            UsageError: the kernel does not connect, or makes no disk; nothing is left then.
+            UsageError: the kernel does not connect, or makes no disk; the kernel is disconnected and the server ended
+                then.
         """
         self._thread.start()
         nqn = self._subsystem.nqn

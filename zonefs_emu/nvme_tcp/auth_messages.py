@@ -118,10 +118,10 @@ def kind_of(message: bytes) -> tuple[int, int]:
 
 
 def parse_negotiate(message: bytes) -> Negotiate:
-    """Return the Negotiate *message*, with what the host offers of DH-HMAC-CHAP; nothing if it does not offer that.
+    """Return the Negotiate *message*, with what the host offers of DH-HMAC-CHAP.
 
     Raises:
-        MessageError: it is shorter than it says, or a list is longer than its room.
+        MessageError: it is shorter than it says, a list is longer than its room, or DH-HMAC-CHAP is not offered.
     """
     if len(message) < _NEGOTIATE.size:
         raise MessageError(Why.INCORRECT_PAYLOAD, f"an offer of {len(message)} bytes")

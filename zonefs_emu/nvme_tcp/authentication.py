@@ -1,9 +1,9 @@
 """The controller's side of DH-HMAC-CHAP: a host proves its name on one queue, and the drive its own on request.
 
 The messages, in their order: Negotiate from the host, Challenge, Reply from the host, Success1 or Failure1; and from a
-host that has asked for proof of the drive, Success2 or Failure2. A host may begin again on a queue that it has
-authenticated; until then an exchange that was begun is ended or fails, so that an unknown host costs two powers in a
-group for each connection: the drive's value, and the secret that both have in common.
+host that has asked for proof of the drive, Success2 or Failure2. Only a host that has authenticated a queue may begin a
+second exchange on it: an exchange that fails ends the queue. So an unknown host costs two powers in a group for each
+connection: the drive's value, and the secret that both have in common.
 
 Source: NVM Express Base Specification 2.1, 8.3.4.5.
 """

@@ -51,7 +51,7 @@ class Property(NamedTuple):
 
 
 def parse_connect(entry: memoryview, data: memoryview) -> Connect:
-    """Return the Connect command in *entry* and its *data*."""
+    """Return the Connect command in *entry*, of 64 bytes, and its *data*, of :data:`CONNECT_DATA_BYTES`."""
     record_format, qid, sq_size, attributes, keep_alive_ms = _CONNECT.unpack_from(entry, 40)
     host_id, cntlid, subsystem, host = _CONNECT_DATA.unpack_from(data)
     return Connect(
@@ -67,7 +67,7 @@ def encode_connect_data(connect: Connect) -> bytes:
 
 
 def parse_property(entry: memoryview) -> Property:
-    """Return the Property Get or Set command in *entry*."""
+    """Return the Property Get or Set command in *entry*, of 64 bytes."""
     attributes, offset, value = _PROPERTY.unpack_from(entry, 40)
     return Property(bool(attributes & 1), offset, value)
 

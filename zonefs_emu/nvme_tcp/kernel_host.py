@@ -159,7 +159,11 @@ def wait_for_disk(controller: KernelController, nqn: str, uuid: str) -> Path:
 
 
 def disconnect(controller: KernelController) -> None:
-    """End *controller* and its disk; what was written is flushed first. Nothing if another program has ended it."""
+    """End *controller* and its disk; what was written is flushed first. Nothing if another program has ended it.
+
+    Raises:
+        OSError: the kernel refuses, or this process is not root.
+    """
     try:
         fd = os.open(_CONTROLLERS / controller.name / "delete_controller", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:

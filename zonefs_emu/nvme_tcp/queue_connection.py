@@ -2,9 +2,9 @@
 
 The thread receives into one buffer, carries out the commands that are whole in it, in their order, and sends their
 answers together. Data in a capsule goes from that buffer to the image without a copy. A command that needs more data
-asks for it (R2T) and waits for it in memory of its own; there are as many such commands as the queue has entries, so
-what a connection can make this process hold is bounded, by :data:`PENDING_BYTES_MAX` at most. Answers that are held
-are as many, each with the data of a read.
+asks for it (R2T) and waits for it in memory of its own. What a connection can make this process hold is bounded: no
+more commands wait for data, and no more answers are held, than the queue has entries; the data that are waited for have
+:data:`PENDING_BYTES_MAX` bytes at most, and a held answer has the data of one read.
 
 A malformed PDU ends its connection, with a PDU that names the field. An exception that nothing foresaw costs its
 command. Rejected: one event loop for all connections, because a command that waits for the host's disk would hold up
@@ -62,7 +62,7 @@ _SEND_S: Final = 30.0
 #: The longest single wait: an answer of a slowed drive may be due in more time than a wait can last, 25 days.
 _WAIT_NS_MAX: Final = 3600 * 1_000_000_000
 _IOV_MAX: Final = 1024
-#: The host is not to retry what it did wrong, but may retry a command whose data came damaged.
+#: The answer to a command whose data came damaged. It has no "Do Not Retry", because the host may send the data again.
 _TRANSIENT_TRANSPORT_ERROR: Final = 0x022
 _SGL_TRANSPORT: Final = 0x5A
 
@@ -104,10 +104,11 @@ class Connection:
         self._delay_ns = 0
         self._heard_ns = time.monotonic_ns()
         self._authentication: Authentication | None = None
-        #: When the connection is ended, if its host is not admitted by then; None: it is.
+        #: When the connection is ended unless its host is admitted before; None: it is admitted.
         self._deadline_ns: int | None = None
         self._held = HeldAnswer()
-        #: Answers that injected delays or a drive's timing hold back: (due, number, parts, when the timing's arrived).
+        #: Answers that injected delays or a drive's timing hold back: (when due, number, parts, when the command of a
+        #: timed answer arrived, or 0).
         self._delayed: list[tuple[int, int, list[bytes | memoryview], int]] = []
         self._timed: TimedPort | None = None
         self._nr_delayed = 0
@@ -202,7 +203,7 @@ class Connection:
 
     @property
     def _patience_ns(self) -> int:
-        """A host sends keep alives in time; the network may bring them late."""
+        """How long a host may be silent: half as long again as its keep alive time, because the network may be slow."""
         return (self.controller.keep_alive_ns if self.controller else 0) * 3 // 2
 
     def _is_late(self) -> bool:
@@ -304,7 +305,11 @@ class Connection:
             self._respond(command, self._refuse(command, refused))
 
     def _transfer(self, controller: Controller, command: Command) -> tuple[int, bool]:
-        """Return how many bytes *command* moves, and whether they come from the host; by the command alone."""
+        """Return how many bytes *command* moves, and whether they come from the host. Its data may not have come yet.
+
+        Raises:
+            RefusedError: the command names no namespace, or :meth:`Namespace.transfer` refuses it.
+        """
         if self._is_admin:
             return controller.data_length(command)
         namespace = self._namespaces.get(command.nsid)
@@ -465,7 +470,11 @@ class Connection:
         return self._authentication is None or self._authentication.is_done
 
     def _authenticate(self, command: Command, data: memoryview, *, is_send: bool) -> None:
-        """Take a message of the host's authentication, or give it one; end a connection that gets no queue by it."""
+        """Take a message of the host's authentication, or give it one.
+
+        Raises:
+            ConnectionError: the exchange has failed, or another connection is the queue already. The answer is sent.
+        """
         authentication, nr_bytes = self._authentication, auth_messages.message_bytes(command)
         if authentication is None or nr_bytes is None:
             self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
