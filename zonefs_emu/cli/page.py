@@ -36,7 +36,7 @@ def pack(zones: Iterable[Zone]) -> str:
 
 
 def shape(info: Mapping[str, Json]) -> dict[str, Json]:
-    """Return the fields of the verb ``info`` that the page uses."""
+    """Return the fields of *info*, the reply to the verb ``info``, that the page uses."""
     return {name: info[name] for name in _FIELDS}
 
 
@@ -44,7 +44,10 @@ def page(
     zones: Iterable[Zone], info: Mapping[str, Json], *, title: str, counters: Mapping[int, Mapping[str, int]],
     live: bool,
 ) -> str:  # fmt: skip
-    """Return the page. *counters*: of the zones that were used most. *live*: events of the server update the page."""
+    """Return the page, as HTML. *zones* are all of them, in their order, and *info* is the reply to the verb ``info``.
+
+    *counters*: those of the zones that were used most, by zone number. *live*: events of the server update the page.
+    """
     data: dict[str, Json] = {
         **shape(info),
         "title": title,

@@ -1,8 +1,8 @@
 """``watch --http``: the page of :mod:`zonefs_emu.cli.page`, live, over HTTP for browsers of this machine.
 
-Read-only. Pages of any site, through a browser, and any program of this machine can send requests here. So a request
-needs the token of the printed address, the Host of this server, and no Origin of another one. Requests are bounded in
-bytes, in time and in connections, and an error costs its connection.
+Read-only. Any program of this machine can send requests to this server, and so can the pages of any site, through the
+user's browser. So a request needs the token of the printed address, the Host of this server, and no Origin of another
+one. Requests are bounded in bytes, in time and in connections, and an error costs its connection.
 
 The image is read only while a page is open, and its zones only when the device's counters have changed. h11 handles
 HTTP without I/O; a server framework would bring an event loop of its own.
@@ -97,7 +97,7 @@ class PageServer:
         return f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled.
+        """Serve until cancelled. An error of the image is shown on the page, and the next look may succeed.
 
         Raises:
             OSError: the address cannot be used.
@@ -171,7 +171,8 @@ class PageServer:
         self._connections += 1
         try:
             if self._connections > CONNECTIONS_MAX:
-                await _answer(connection, stream, 503, f"at most {CONNECTIONS_MAX} connections are served\n")
+                sentence = f"{CONNECTIONS_MAX} connections are served already, which is the most: close a page\n"
+                await _answer(connection, stream, 503, sentence)
                 return
             request = None
             with trio.move_on_after(_REQUEST_S):
@@ -223,7 +224,7 @@ class PageServer:
             return 403, "pages of other sites may send no requests to this server\n"
         query = parse_qs(urlsplit(request.target.decode("ascii", "replace")).query)
         if not hmac.compare_digest(query.get("token", [""])[0].encode(), self._token.encode()):
-            return 403, "the token of the address that was printed is missing\n"
+            return 403, "the token is missing or wrong: open the address that zonefs-emu watch has printed\n"
         if request.method != b"GET":
             return 405, "only GET is served: the page cannot change anything\n"
         return None
@@ -277,7 +278,7 @@ def _zone_counters(image: Path, zone_no: int) -> dict[str, Json]:
     """Return the counters of one zone that are not 0.
 
     Raises:
-        ZonedError: there is no such zone, or the counters are switched off.
+        ZonedError: there is no such zone, or the counters are switched off. OSError: *image* cannot be opened.
     """
     with open_target(image, readonly=True) as target:
         counters = call(target, {"verb": "stats", "zone_no": zone_no})[0]["zone"]
@@ -298,7 +299,8 @@ async def _request(connection: h11.Connection, stream: trio.SocketStream) -> h11
     """Return the request that a client sends.
 
     Raises:
-        h11.RemoteProtocolError: it is no request, or too long.
+        h11.RemoteProtocolError: it is no request, or longer than _REQUEST_BYTES_MAX.
+        trio.BrokenResourceError: the client is gone.
     """
     while True:
         event = connection.next_event()
@@ -354,8 +356,8 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
     """Serve the page of *image* at *place* until interrupted; call *ready* with its URL.
 
     Raises:
-        UsageError: *place* cannot be one. OSError: the address cannot be used.
-        ZonedError: *image* cannot be opened.
+        UsageError: as :func:`parse_place`. ZonedError: *image* is no image, or cannot be used.
+        OSError: *image* cannot be opened, or the address cannot be used.
     """
     host, port = parse_place(place)
     # Checked here, so that the command fails and not the first browser.
