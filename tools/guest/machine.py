@@ -4,8 +4,10 @@ The guest sees the host's whole file system read-only under a volatile upper lay
 in the guest: the interpreter, the checkout, installed tools. One directory, the *share*, is writable from both sides
 under one path.
 
-A `Guest` belongs to one thread. Commands may overlap (`start`), devices come and go while it runs (`plug`, `attach`):
-many scenarios share one boot.
+A `Guest` belongs to one thread. Commands may overlap (`start`), and devices come and go while it runs (`plug`,
+`attach`), so many scenarios share one boot.
+
+Every *timeout* is in seconds of a machine that has nothing else to do. Each wait lasts up to `_PATIENCE` times as long.
 """
 
 import re
@@ -46,8 +48,8 @@ _VHOST_USER_DRIVERS: Final = {
 _TERMINAL: Final = ("-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal")
 _CONSOLE_TAIL_LINES: Final = 40
 _TERMINATION_SECONDS: Final = 5
-#: Limits are chosen where two processors have nothing else to do. A machine that others share may be four times as
-#: slow, and what hangs is found a little later.
+#: Timeouts are chosen where two processors have nothing else to do. A machine with other work may be four times as
+#: slow. A larger factor would only delay the report of a guest that hangs.
 _PATIENCE: Final = 4
 _RECEIVE_BYTES: Final = 65536
 
@@ -101,7 +103,7 @@ class Job:
         """Wait for the end.
 
         Raises:
-            GuestTimeoutError: it still runs after *timeout* seconds, times the patience; it is then killed.
+            GuestTimeoutError: it still runs after *timeout*; it is then killed.
             GuestError: *check*, and its exit status is not 0; or the guest died.
         """
         try:
@@ -145,7 +147,7 @@ class Guest:
             qemu_arguments: put at the end of QEMU's command line, for devices that cannot be plugged in later.
             memory_mib: the guest's memory in MiB, shared with vhost-user back-ends.
             processors: the number of its processors.
-            timeout: seconds that booting may take.
+            timeout: how long booting may take.
             terminal: connect the guest's /dev/hvc0 with our standard input and output.
 
         Raises:
@@ -252,7 +254,7 @@ class Guest:
         return job
 
     def run(self, script: Script, *, timeout: float = 60, check: bool = True) -> Completed:
-        """Run a command to its end: `start` and `Job.wait` in one."""
+        """Run a command to its end: `start` and `Job.wait` in one, with the errors of both."""
         return self.start(script).wait(timeout, check=check)
 
     def start_python(self, source: str, *arguments: str) -> Job:
@@ -263,19 +265,23 @@ class Guest:
         )
 
     def run_python(self, source: str, *arguments: str, timeout: float = 60, check: bool = True) -> Completed:
-        """Run Python *source* to its end: `start_python` and `Job.wait` in one."""
+        """Run Python *source* to its end: `start_python` and `Job.wait` in one, with the errors of both."""
         return self.start_python(source, *arguments).wait(timeout, check=check)
 
     def wait_until(self, condition: str, *, timeout: float = 30) -> None:
         """Wait until the shell command *condition* succeeds in the guest.
 
         Raises:
-            GuestTimeoutError: it has not within *timeout* seconds.
+            GuestTimeoutError: it has not within *timeout*. GuestError: the guest died.
         """
         self.run(f"until {condition}\ndo sleep 0.1\ndone", timeout=timeout)
 
     def load(self, module: str, *parameters: str) -> None:
-        """Load a kernel module and what it depends on; nothing loads by itself for a new device."""
+        """Load a kernel module and what it depends on; nothing loads by itself for a new device.
+
+        Raises:
+            GuestError: there is no such module, or it does not load.
+        """
         self.run(["modprobe", module, *parameters])
 
     def disks(self) -> set[str]:
@@ -301,7 +307,7 @@ class Guest:
         """Take a plugged device out and wait until the guest has let it go.
 
         Raises:
-            QmpError: it has not within *timeout* seconds.
+            QmpError: it has not within *timeout*.
         """
         self.qmp("device_del", {"id": device})
         self._qmp.wait_event("DEVICE_DELETED", {"device": device}, timeout=timeout * _PATIENCE)
@@ -321,7 +327,7 @@ class Guest:
             kind: the device the guest gets.
             socket_path: the back-end's socket; waited for, and the back-end may go and come back later.
             reconnect_ms: how often QEMU tries to connect again after the back-end has gone.
-            timeout: seconds that all of this may take.
+            timeout: how long all of this may take.
             properties: further properties of QEMU's device, such as num_queues=1; underscores become dashes where QEMU
                 has dashes.
 
@@ -360,14 +366,18 @@ class Guest:
         return AttachedDisk(guest=self, device=device, chardev=chardev, name=min(new))
 
     def qmp(self, command: str, arguments: Mapping[str, object] | None = None, *, timeout: float = 30) -> object:
-        """Run a command of QEMU's control protocol; what it returns."""
+        """Run a command of QEMU's control protocol; what it returns.
+
+        Raises:
+            QmpError: QEMU refuses it, has gone, or does not answer within *timeout*.
+        """
         return self._qmp.execute(command, arguments, timeout=timeout * _PATIENCE)
 
     def reboot(self, timeout: float = 120) -> None:
         """Reset the machine, as a button does, and wait until the guest has booted again.
 
         Raises:
-            GuestTimeoutError: it has not after *timeout* seconds.
+            GuestTimeoutError: it has not after *timeout*. GuestError: it has ended instead.
         """
         self._ready = False
         # The command line makes QEMU end instead, for panics.
@@ -380,7 +390,7 @@ class Guest:
         """Let the guest sync and power off, as its user would; QEMU's exit status.
 
         Raises:
-            GuestTimeoutError: it still runs after *timeout* seconds.
+            GuestTimeoutError: it still runs after *timeout*. GuestError: it has died before.
         """
         timeout *= _PATIENCE
         self.send("poweroff")
@@ -404,7 +414,11 @@ class Guest:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def send(self, line: str) -> None:
-        """Send a line to the agent; for `Job`."""
+        """Send a line to the agent; for `Job`.
+
+        Raises:
+            GuestError: the guest died.
+        """
         try:
             self._agent.sendall(line.encode() + b"\n")
         except OSError as error:
@@ -414,7 +428,7 @@ class Guest:
         """Handle what the agent says until *condition* holds; for `Job`.
 
         Raises:
-            GuestTimeoutError: it does not after *timeout* seconds, times the patience; *what* says what was waited for.
+            GuestTimeoutError: it does not after *timeout*; the message names *what* was waited for.
             GuestError: the guest died.
         """
         timeout *= _PATIENCE
@@ -427,7 +441,11 @@ class Guest:
             self.receive(timeout=remaining)
 
     def receive(self, *, timeout: float) -> None:
-        """Handle what the agent says within *timeout* seconds, at most one portion of it; for `Job`."""
+        """Handle what the agent says within *timeout* seconds (these are real ones), at most one portion; for `Job`.
+
+        Raises:
+            GuestError: the guest died, or was ended.
+        """
         if self._agent.fileno() < 0:
             message = "the guest has been ended"
             raise GuestError(message)
