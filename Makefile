@@ -67,5 +67,5 @@ deb: ## Build a Debian package for the release of this machine, in dist/.
 	tools/deb
 
 clean: ## Remove what building and testing leave behind, and the virtual environment.
-	rm -rf .venv build dist *.egg-info zonefs_emu/virtqueue/*.so .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info zonefs_emu/*/*.so .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
