@@ -41,7 +41,7 @@ AREAS: Final = (
 
 
 def main() -> int:
-    """Measure and print; goals that were missed are marked in the table."""
+    """Measure and print; goals that were missed are marked in the table. The exit status is 1 if an area failed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n\n")[2])
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"one of {', '.join(AREAS)}")
     parser.add_argument("--runs", type=int, default=3, help="pairs of runs a figure; the median counts (3)")

@@ -170,7 +170,11 @@ def machine() -> str:
 
 
 def fio(*arguments: str, timeout_seconds: int = 300) -> dict[str, object]:
-    """Run fio with *arguments* and return its first job's figures."""
+    """Run fio with *arguments* and return its first job's figures, as in its JSON output.
+
+    Raises:
+        RuntimeError: fio fails. subprocess.TimeoutExpired: it takes too long.
+    """
     command = ["fio", "--output-format=json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
     if done.returncode:

@@ -66,7 +66,7 @@ def without_compiler(compiler: str, *command: object, **variables: str) -> "subp
 def test_a_failing_compiler_makes_nothing(tmp_path: Path) -> None:
     done = without_compiler("false", "tools/build_walker.py", "--into", tmp_path / "built")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "the compiled ring walker was not built: Cython or a compiler is missing"
+    assert done.stderr.splitlines()[-1] == "the compiled modules were not built: Cython or a compiler is missing"
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.so"))
 

@@ -41,7 +41,10 @@ class _Completion(ctypes.Structure):
 
 
 class Blkio:
-    """A connection to a vhost-user-blk back-end, with one queue and one buffer; a context manager that ends it."""
+    """A connection to a vhost-user-blk back-end, with one queue and one buffer; a context manager that ends it.
+
+    Every method raises BlkioError if the library reports an error of its own. Errors of a request are results.
+    """
 
     def __init__(self, library: str, socket_path: Path, *, buffer_bytes: int, queue_size: int = 128) -> None:
         """Connect to *socket_path* and start, with *library* (a path of libblkio.so.1).

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Build the compiled ring walker of this checkout, beside its sources: ``tools/build_walker.py``.
+"""Build the compiled modules of this checkout, beside their sources: ``tools/build_walker.py``.
 
-``--into DIR`` builds it elsewhere, and ``--cflags="..."`` with more options for the compiler, such as sanitizers. The
-exit code is 1 if it could not be built: the program then works in pure Python. Needs Cython and a compiler.
+zonefs_emu/compiled_modules.py lists them. ``--into DIR`` builds them elsewhere, and ``--cflags="..."`` with more
+options for the compiler, such as sanitizers. The exit code is 1 if they could not be built: the program then works in
+pure Python. Needs Cython and a compiler.
 """
 
 import argparse
@@ -16,7 +17,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Build, and say what will be used."""
+    """Build the modules; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--into", type=Path, help="a directory for the modules, instead of beside their sources")
     parser.add_argument("--cflags", default="", help="more options for the compiler")
@@ -31,7 +32,7 @@ def main() -> int:
     )  # fmt: skip
     directory = options.into or ROOT
     if not list(directory.glob("zonefs_emu/virtqueue/walker.*.so")):
-        print("the compiled ring walker was not built: Cython or a compiler is missing", file=sys.stderr)
+        print("the compiled modules were not built: Cython or a compiler is missing", file=sys.stderr)
         return 1
     return 0
 

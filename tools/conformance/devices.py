@@ -1,4 +1,7 @@
-"""The disks that suites run on, in one guest: ours by each way in for virtual machines, and the peers."""
+"""The disks that suites run on, in one guest: ours by each way in for virtual machines, ours attached in it, and peers.
+
+A suite can also run on a mount of this machine, without a guest (mounted.py).
+"""
 
 import json
 import shlex
@@ -34,7 +37,7 @@ class Shape:
     max_open_zones: int = 0
     """0 = no limit."""
     max_active_zones: int = 0
-    """Of a disk with zone resources that can be active: ZBC has none. 0 = no limit."""
+    """0 = no limit. A SCSI disk has none: ZBC knows no active zones."""
     capacity_mib: int = 0
     """The capacity of a sequential zone; 0 = its size."""
     fits_in_memory: bool = True

@@ -11,7 +11,7 @@ from tools.conformance.results import Outcome, Verdict
 from tools.conformance.setting import Setting
 
 #: A test that takes longer hangs. The slowest that does not takes half a minute on an idle machine, and a machine with
-#: other work is many times slower: a test that was only slow must not be told of as one that failed.
+#: other work is many times slower: a test that was only slow must not be reported as one that failed.
 TEST_SECONDS: Final = 1800
 
 _SCRIPT: Final = """

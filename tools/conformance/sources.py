@@ -111,7 +111,11 @@ def _described(place: Path) -> str:
 
 
 def unpack(archive: Path, wanted: str, place: Path) -> None:
-    """Unpack the files of *archive* whose path, without the first directory, begins with *wanted*."""
+    """Unpack the files of *archive* whose path, without the first directory, begins with *wanted*, into a new *place*.
+
+    Raises:
+        KitError: there is no such file.
+    """
     place.mkdir()
     with tarfile.open(archive) as tar:
         for member in tar:

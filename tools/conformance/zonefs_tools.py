@@ -36,7 +36,7 @@ def run_zonefs_tools(setting: Setting) -> tuple[Outcome, ...]:
 
 
 def parse_zonefs_tools(text: str) -> tuple[Outcome, ...]:
-    """Return the outcomes that the tests' logs tell of."""
+    """Return the outcomes in *text*, which has the end of each test's log; a log without a verdict is a failure."""
     found = []
     for test, log in re.findall(r"^== (\d+)\n((?:(?!== ).*\n?)*)", text, re.MULTILINE):
         lines = log.splitlines()

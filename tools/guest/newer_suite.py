@@ -73,12 +73,20 @@ class Suite:
         self._apt.run("apt-get", "-qq", "update")
 
     def dependencies(self, *packages: str) -> dict[str, str]:
-        """Return the versions of *packages* and of all that they need, by name: as if nothing were installed."""
+        """Return the versions of *packages* and of all that they need, by name: as if nothing were installed.
+
+        Raises:
+            KitError: the suite does not have one of them.
+        """
         simulated = self._apt.run("apt-get", "--simulate", "install", *packages)
         return dict(re.findall(r"^Inst (\S+) (?:\[\S+\] )?\((\S+) ", simulated, re.MULTILINE))
 
     def unpack(self, versions: dict[str, str], root: Path) -> None:
-        """Download the packages *versions* and unpack them into the new directory *root*."""
+        """Download the packages *versions* and unpack them into the new directory *root*.
+
+        Raises:
+            KitError: apt failed, or a package is damaged.
+        """
         self._progress(f"downloading {len(versions)} packages")
         downloads = self.work / f"packages-of-{root.name}"
         downloads.mkdir()

@@ -22,7 +22,11 @@ class QmpClient:
     """One connection, used by one thread; events are kept until they are asked for."""
 
     def __init__(self, connection: socket.socket, *, timeout: float) -> None:
-        """Greet QEMU over *connection*, which the caller closes in the end; *timeout* in seconds."""
+        """Greet QEMU over *connection*, which the caller closes in the end; *timeout* in seconds.
+
+        Raises:
+            QmpError: QEMU has gone, or does not answer for *timeout* seconds.
+        """
         self._socket = connection
         self._received = b""
         self._events: list[Message] = []

@@ -207,7 +207,7 @@ class HostileHostLoad(Load):
         match rng.randrange(4):
             case 0:
                 queue.sock.sendall(self._pdu())
-            case 1:  # data that no command waits for, or not so
+            case 1:  # data for which no command waits, or of another tag, offset or length
                 number, offset = rng.randrange(1 << 16), rng.choice((0, 512, 1 << 31))
                 payload = bytes(rng.choice((0, 1, 4096)))
                 queue.sock.sendall(queue.data_pdu(number, rng.choice((number, 7)), offset, payload, last=True))
