@@ -295,7 +295,7 @@ class Controller:
                 raise RefusedError(NvmeRule.NVME_OPCODE, "no such admin command")
             length, _ = self.data_length(command)
             if length > identify.MDTS_BYTES:
-                raise RefusedError(NvmeRule.NVME_TRANSFER, f"{length} bytes")
+                raise RefusedError(NvmeRule.NVME_TRANSFER, f"{length} bytes in place of up to {identify.MDTS_BYTES}")
             return handler(command, data)
         except RefusedError as refused:
             return self.refuse(command, refused)

@@ -118,7 +118,7 @@ class Namespace:
         """
         opcode = command.opcode
         if command.flags & _FUSED:
-            raise RefusedError(NvmeRule.NVME_FIELD, f"{name_of(opcode, admin=False)} in a fused operation")
+            raise RefusedError(NvmeRule.NVME_FIELD, "a part of a fused operation")
         if opcode in (IoOpcode.READ, IoOpcode.WRITE, IoOpcode.ZONE_APPEND, IoOpcode.COMPARE):
             found = Transfer(command.nr_blocks << self._block_shift, from_host=opcode != IoOpcode.READ)
         elif opcode == IoOpcode.ZONE_SEND and command.cdw13 & 0xFF == SendAction.SET_DESCRIPTOR:
@@ -130,9 +130,9 @@ class Namespace:
         elif opcode in self._handlers:
             return NOTHING
         else:
-            raise RefusedError(NvmeRule.NVME_OPCODE, name_of(opcode, admin=False))
+            raise RefusedError(NvmeRule.NVME_OPCODE, "no such I/O command")
         if found.nr_bytes > MDTS_BYTES:
-            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{name_of(opcode, admin=False)} of {found.nr_bytes} bytes")
+            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{found.nr_bytes} bytes in place of up to {MDTS_BYTES}")
         return found
 
     def may_wait(self, command: Command) -> bool:
@@ -169,7 +169,7 @@ class Namespace:
         """
         handler = self._handlers.get(command.opcode)
         if handler is None:
-            return self.refuse(command, RefusedError(NvmeRule.NVME_OPCODE, name_of(command.opcode, admin=False)))
+            return self.refuse(command, RefusedError(NvmeRule.NVME_OPCODE, "no such I/O command"))
         try:
             return handler(command, buffers)
         except RefusedError as refused:
@@ -219,7 +219,7 @@ class Namespace:
         self._require_writable()
         nr_bytes = command.nr_blocks << self._block_shift
         if nr_bytes > MDTS_BYTES:
-            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{nr_bytes} bytes")
+            raise RefusedError(NvmeRule.NVME_TRANSFER, f"{nr_bytes} bytes in place of up to {MDTS_BYTES}")
         status = self.port.write(self._sector(command.slba), nr_bytes >> SECTOR_SHIFT, (_ZEROS[:nr_bytes],))
         if status:
             return _answer(status, Operation.WRITE)

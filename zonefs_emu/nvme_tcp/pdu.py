@@ -120,7 +120,7 @@ class Framing:
         else:
             begin, longest = expected + self._header_digest_bytes, PDU_BYTES_MAX
         if not begin <= length <= longest:
-            raise PduError(Fatal.INVALID_HEADER, 4, f"a PDU of {length} bytes")
+            raise PduError(Fatal.INVALID_HEADER, 4, f"a PDU of {length} bytes in place of {begin} to {longest}")
         if kind in {PduType.COMMAND, PduType.H2C_DATA} and length > begin and not begin <= offset < length:
             raise PduError(Fatal.INVALID_HEADER, 3, f"data at offset {offset} of a PDU of {length} bytes")
         return kind, length
@@ -200,9 +200,9 @@ def parse_ic_request(pdu: memoryview) -> tuple[bool, bool]:
     """
     *_, version, alignment, digests, _ = _IC.unpack_from(pdu)
     if version:
-        raise PduError(Fatal.UNSUPPORTED, 8, f"version {version} of the PDU format")
+        raise PduError(Fatal.UNSUPPORTED, 8, f"version {version} of the PDU format in place of 0")
     if alignment:
-        raise PduError(Fatal.UNSUPPORTED, 10, "alignment of data")
+        raise PduError(Fatal.UNSUPPORTED, 10, f"data aligned to {4 * (alignment + 1)} bytes in place of 4")
     return bool(digests & 1), bool(digests & 2)
 
 

@@ -23,6 +23,7 @@ from zonefs_emu.vfio_user.vfio_messages import (
     DMA_MAPS_MAX,
     IrqSetFlag,
     IrqSetRequest,
+    RegionAccess,
     RegionFlag,
     VfioCommand,
 )
@@ -84,7 +85,7 @@ class Drive(Protocol):
 
 
 class RefusedMessageError(Exception):
-    """A message is refused with *number*, of errno."""
+    """A message is refused with *number*, of errno. *what*: the request that is refused, for the log."""
 
     def __init__(self, number: int, what: str) -> None:
         super().__init__(what)
@@ -165,7 +166,7 @@ class PciFunction:
     def _region_info(self, payload: bytes, _fds: list[int]) -> bytes:
         index = messages.decode_index(payload)
         if index >= _NR_REGIONS:
-            raise RefusedMessageError(errno.EINVAL, f"region {index}")
+            raise RefusedMessageError(errno.EINVAL, f"region {index}: there are regions 0 to {_NR_REGIONS - 1}")
         size = _REGION_BYTES.get(index, 0)
         return messages.encode_region_info(index, _READ_WRITE if size else RegionFlag(0), size)
 
@@ -229,13 +230,14 @@ class PciFunction:
     def _set_irqs(self, payload: bytes, fds: list[int]) -> bytes:
         request = messages.decode_irq_set(payload)
         if request.kind >= _NR_IRQS:
-            raise RefusedMessageError(errno.EINVAL, f"interrupts {request.kind}")
+            raise RefusedMessageError(errno.EINVAL, f"interrupts of kind {request.kind}: there are 0 to {_NR_IRQS - 1}")
         if request.kind != _MSIX_IRQ:
             if request.nr_vectors:
                 raise RefusedMessageError(errno.EINVAL, f"interrupts of kind {request.kind}, which are not there")
             return b""
         if request.start + request.nr_vectors > NR_VECTORS:
-            raise RefusedMessageError(errno.EINVAL, f"{request.nr_vectors} vectors from {request.start} on")
+            what = f"{request.nr_vectors} vectors from {request.start} on: there are {NR_VECTORS}"
+            raise RefusedMessageError(errno.EINVAL, what)
         if request.flags & IrqSetFlag.ACTION_TRIGGER:
             self._set_triggers(request, fds)
         return b""
@@ -265,9 +267,7 @@ class PciFunction:
 
     def _region_read(self, payload: bytes, _fds: list[int]) -> bytes:
         access, _ = messages.decode_region_access(payload)
-        size = _REGION_BYTES.get(access.region, 0)
-        if access.offset + access.nr_bytes > size:
-            raise RefusedMessageError(errno.EINVAL, f"bytes {access.offset:#x} of region {access.region}")
+        _require_in_region(access)
         data = bytes(access.nr_bytes)
         if access.region == _CONFIG_REGION:
             data = self._config.read(access.offset, access.nr_bytes)
@@ -279,9 +279,7 @@ class PciFunction:
         access, data = messages.decode_region_access(payload)
         if len(data) < access.nr_bytes:
             raise PeerError(f"{access.nr_bytes} bytes for a region were announced, but {len(data)} came")
-        size = _REGION_BYTES.get(access.region, 0)
-        if access.offset + access.nr_bytes > size:
-            raise RefusedMessageError(errno.EINVAL, f"bytes {access.offset:#x} of region {access.region}")
+        _require_in_region(access)
         data = data[: access.nr_bytes]
         if access.region == 0:
             self._write_bar(access.offset, data)
@@ -303,3 +301,10 @@ class PciFunction:
             elif offset + at in _WRITABLE:
                 memory.words[(offset + at) >> 2] = value
         self._drive.kick()
+
+
+def _require_in_region(access: RegionAccess) -> None:
+    size = _REGION_BYTES.get(access.region, 0)
+    if access.offset + access.nr_bytes > size:
+        what = f"{access.nr_bytes} bytes at {access.offset:#x} of region {access.region}, which has {size}"
+        raise RefusedMessageError(errno.EINVAL, what)
