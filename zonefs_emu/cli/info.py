@@ -26,7 +26,8 @@ def info(
     Example:
       zonefs-emu info small.img
 
-    While a file system is mounted this shows its counters too. JSON gives sizes in sectors of 512 bytes.
+    While IMG is mounted, served or attached, the front-ends and their counters are shown too. JSON gives sizes in
+    sectors of 512 bytes.
     """
     with open_target(image, readonly=True) as target:
         reply = info_of(target)

@@ -82,7 +82,6 @@ def simulate(
       zonefs-emu simulate zn540 --fio-job randread.fio
       zonefs-emu simulate --record bug.log
 
-    \b
     With --op, each of --zones jobs keeps --depth requests in flight. The queues are filled before counting begins.
     Zones are managed one after the other. --bs, --zones, --depth, --count, --occupancy and --finished need --op.
 
