@@ -23,6 +23,7 @@ from zonefs_emu.nvme.controller import Feature, Register
 from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme_tcp import queue_connection
 from zonefs_emu.nvme_tcp.pdu import COMMON, PduType
+from zonefs_emu.nvme_tcp.queue_connection import Connection
 from zonefs_emu.testing.nvme_initiator import NvmeQueue
 
 
@@ -233,7 +234,15 @@ def test_disabling_the_controller_ends_its_queues(target: Target) -> None:
             queue.read(1, 0, 1, BLOCK)
 
 
-def test_a_queue_that_says_goodbye(target: Target) -> None:
+def test_a_queue_that_says_goodbye(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that sees the end of the connection may connect the queue again, however late the server's thread runs."""
+    forget = target.server.forget
+
+    def forget_late(connection: Connection) -> None:
+        time.sleep(0.2)
+        forget(connection)
+
+    monkeypatch.setattr(target.server, "forget", forget_late)
     with target.host() as host:
         queue = host.queue(1)
         assert queue.disconnect().status == 0

@@ -135,8 +135,9 @@ class Connection:
         try:
             with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
                 ending.callback(self.close)
-                ending.callback(self.server.forget, self)
                 ending.callback(self._sock.close)
+                # Before the host sees the end: it may connect the same queue again at once.
+                ending.callback(self.server.forget, self)
                 self._run()
         except Exception as error:  # the boundary of a connection
             self.server.unforeseen.contain("nvme", "a connection", error)
