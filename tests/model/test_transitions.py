@@ -180,8 +180,8 @@ def test_power_cycle(cond: str, with_data: str, without: str) -> None:
 
 def test_a_zone_without_data_is_closed_as_the_dialect_says_unless_it_has_an_attribute() -> None:
     for dialect in DIALECTS:
-        assert after_close(dialect, 0, 0) == dialect.closed_at_start
-        assert after_close(dialect, 8, 0) == after_close(dialect, 0, 1) == Condition.CLOSED
+        assert after_close(dialect, 0) == dialect.closed_at_start
+        assert after_close(dialect, 1) == Condition.CLOSED
 
 
 def test_a_write_that_reaches_the_capacity_fills_the_zone_unless_it_is_conventional() -> None:

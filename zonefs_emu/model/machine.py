@@ -587,8 +587,8 @@ class ZoneMachine:
             assert isinstance(target, Condition)
             if target == _EMPTY:
                 wps[zone_no] = attributes[zone_no] = 0
-            elif target == _CLOSED:
-                target = after_close(dialect, wps[zone_no], attributes[zone_no])
+            elif target == _CLOSED and not wps[zone_no]:
+                target = after_close(dialect, attributes[zone_no])
             if old in _ACTIVE or target in _ACTIVE:
                 self._set_cond(zone_no, target)
             else:
