@@ -312,6 +312,9 @@ as_user 12345 ls mnt 2>&1 || true
 as_user 12345 "$python" -m zonefs_emu umount mnt 2>&1 || true
 "$python" -m zonefs_emu umount mnt
 ls mnt
+as_user 65534 "$python" -m zonefs_emu mount a.img mnt
+"$python" -m zonefs_emu mount --create 64M b.img mnt 2>&1 || true
+as_user 65534 "$python" -m zonefs_emu umount mnt
 """
 
 
@@ -328,11 +331,13 @@ def test_allow_root_lets_root_in_and_no_one_else() -> None:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    by_root, by_another, refused = done.stdout.splitlines()
+    by_root, by_another, refused, not_mounted_on = done.stdout.splitlines()
     assert by_root == "seq"
     assert "Permission denied" in by_another
     assert "mnt was mounted by user " in refused
     assert "only this user and root can unmount it" in refused
+    # Without allow_root the directory of the mount is refused to root.
+    assert not_mounted_on == refused
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from zonefs_emu.errors import BadMagicError, UsageError
 from zonefs_emu.fs import mount as mount_module
 from zonefs_emu.fs.kernel import _libc
 from zonefs_emu.fs.mount import fuse_options, serve
-from zonefs_emu.fs.options import MountOptions, parse_options
+from zonefs_emu.fs.options import VFS_OPTIONS, MountOptions, parse_options
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 
@@ -90,6 +90,15 @@ def test_0022_proc_mounts(bench: Bench) -> None:
         source, _, fstype, options, *_ = fs.mount_line()
         assert (source, fstype) == (str(bench.path), "fuse.zonefs")
         assert {"rw", "nosuid", "nodev", "noatime"} <= set(options.split(","))
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("seen", [True, False], ids=["restricting", "default"])
+def test_0022_libfuse_knows_each_option_that_is_passed_on(seen: bool, bench: Bench) -> None:
+    names = {name for name in VFS_OPTIONS if (name.startswith("no") or name in {"sync", "dirsync"}) == seen}
+    with mounted(bench, ",".join((*sorted(names), "nodiratime"))) as fs:
+        options = fs.mount_line()[3].split(",")
+        assert names & set(options) == (names if seen else set())
 
 
 @pytest.mark.fuse

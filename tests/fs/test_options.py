@@ -26,6 +26,8 @@ from zonefs_emu.fs.options import ErrorPolicy, MountOptions, parse_options
         ("ro", MountOptions(readonly=True)),
         ("ro,rw", MountOptions()),
         ("noatime,exec", MountOptions(passed_on=frozenset({"noatime", "exec"}))),
+        ("nodiratime", MountOptions(nodiratime=True)),
+        ("nodiratime,diratime", MountOptions()),
         ("noexec,exec", MountOptions(passed_on=frozenset({"exec"}))),
         ("exec,noexec", MountOptions(passed_on=frozenset({"noexec"}))),
     ],

@@ -22,6 +22,7 @@ from zonefs_emu.persist.backing import user_name
 _END_S: Final = 60.0
 #: The errors of a FUSE mount whose process is gone; the second one answers requests that the process had received.
 _DEAD: Final = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
+_WHO_MAY: Final = "only this user and root can unmount it"
 
 
 class ZonefsFrontEnd:
@@ -73,6 +74,10 @@ def _mountable(directory: Path) -> Path:
         except OSError as error:
             if error.errno not in _DEAD:
                 message = f"nothing can be mounted on {directory}: {error.strerror}"
+                # FUSE refuses other users, root too, whether the process of the mount lives or not.
+                entry = mount_at(place) if error.errno == errno.EACCES else None
+                if entry is not None and entry.uid != os.geteuid():
+                    message = f"{directory} was mounted by {user_name(entry.uid)}: {_WHO_MAY}"
                 raise UsageError(message, exit_code=1) from None
         else:
             return place
@@ -85,10 +90,7 @@ def _take_away_dead(directory: Path, place: Path) -> None:
         message = f"{directory} is a mount of another program whose process has ended: 'umount {directory}' removes it"
         raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        message = (
-            f"{directory} was mounted by {user_name(entry.uid)}, whose process has ended: only this user and "
-            "root can unmount it"
-        )
+        message = f"{directory} was mounted by {user_name(entry.uid)}, whose process has ended: {_WHO_MAY}"
         raise UsageError(message, exit_code=1)
     # The unmount is lazy: files that are still open in the mount do not stop it.
     take_away(place, lazy=True)
@@ -106,7 +108,7 @@ def unmount(directory: Path) -> None:
         message = f"no zonefs of zonefs-emu is mounted at {directory}"
         raise UsageError(message, exit_code=1)
     if os.geteuid() not in (0, entry.uid):
-        message = f"{directory} was mounted by {user_name(entry.uid)}: only this user and root can unmount it"
+        message = f"{directory} was mounted by {user_name(entry.uid)}: {_WHO_MAY}"
         raise UsageError(message, exit_code=1)
     # The daemon is looked up before the unmount, while it answers. After that only the id of its process is of use.
     serving = find_serving(str(place), entry.source) if _is_alive(place) else None

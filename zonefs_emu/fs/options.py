@@ -22,7 +22,7 @@ class ErrorPolicy(Enum):
 
 #: Options that the VFS handles; they are only passed on.
 VFS_OPTIONS: Final = frozenset({
-    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime", "noatime", "nodiratime",
+    "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime", "noatime",
 })  # fmt: skip
 #: Options without an effect here: those for mount(8), which it passes on to helpers, and those that are the default.
 #: Source: mount(8), "Filesystem-independent mount options".
@@ -50,6 +50,8 @@ class MountOptions:
     mounting one in.
     *async_dio*: queued asynchronous direct I/O. Such a write across a file's capacity then fails with EIO, where it
     would otherwise be short. Other FUSE file systems use the same name.
+    *nodiratime*: no access to a directory is noted. The server keeps these times, and libfuse 3.14 does not know the
+    option, so it is not passed on.
     """
 
     errors: ErrorPolicy = ErrorPolicy.REMOUNT_RO
@@ -57,6 +59,7 @@ class MountOptions:
     readonly: bool = False
     allow_other: bool = False
     async_dio: bool = False
+    nodiratime: bool = False
     passed_on: frozenset[str] = frozenset()
 
 
@@ -69,7 +72,7 @@ def parse_options(text: str) -> MountOptions:
     Source: Linux fs/zonefs/super.c, zonefs_parse_param: an unknown option or policy is EINVAL.
     """
     errors = ErrorPolicy.REMOUNT_RO
-    explicit_open = readonly = allow_other = async_dio = False
+    explicit_open = readonly = allow_other = async_dio = nodiratime = False
     passed_on: set[str] = set()
     for option in filter(None, text.split(",")):
         name, _, value = option.partition("=")
@@ -88,6 +91,8 @@ def parse_options(text: str) -> MountOptions:
             allow_other = True
         elif option in {"async_dio", "no_async_dio"}:
             async_dio = option == "async_dio"
+        elif option in {"diratime", "nodiratime"}:
+            nodiratime = option == "nodiratime"
         elif option in VFS_OPTIONS:
             _replace(passed_on, option)
         elif option in _FUSE_OPTIONS:
@@ -107,6 +112,7 @@ def parse_options(text: str) -> MountOptions:
         readonly=readonly,
         allow_other=allow_other,
         async_dio=async_dio,
+        nodiratime=nodiratime,
         passed_on=frozenset(passed_on),
     )
 

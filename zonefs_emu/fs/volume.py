@@ -345,7 +345,7 @@ class Volume:
 
     def touch_directory(self, node: Node) -> None:
         """Note that the directory *node* is listed."""
-        if self._notes_access and "nodiratime" not in self.options.passed_on:
+        if self._notes_access and not self.options.nodiratime:
             self._touch(node)
 
     def write(self, handle: Handle, offset: int, data: bytes) -> int:
