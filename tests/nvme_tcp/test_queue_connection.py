@@ -6,6 +6,7 @@ import socket
 import struct
 import threading
 import time
+import tracemalloc
 import weakref
 from collections.abc import Callable
 
@@ -199,6 +200,28 @@ def test_a_host_cannot_make_the_target_hold_more_than_its_queue(target: Target) 
             queue.sock.sendall(queue.capsule(asked))
         queue._read(queue_connection.PENDING_BYTES_MAX // (512 << 10) * 24)
         assert ended(queue) == (5, 8)
+
+
+def test_the_memory_of_a_connection_ends_with_it(target: Target) -> None:
+    """Without Python's collector, which counts objects and not bytes: a host that comes again and again fills it."""
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with target.host() as host:
+            queue = host.queue(1)
+            for _ in range(8):
+                asked = queue.command(IoOpcode.WRITE, nsid=1, cdws=(0, 0, 127), length=512 << 10)
+                queue.sock.sendall(queue.capsule(asked))
+            queue._read(8 * 24)
+            assert tracemalloc.get_traced_memory()[0] > 4 << 20
+        while target.server._connections:
+            threading.Event().wait(0.01)
+        while tracemalloc.get_traced_memory()[0] > 256 << 10:
+            threading.Event().wait(0.01)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 def test_a_number_that_is_in_use(target: Target) -> None:

@@ -143,7 +143,9 @@ class Connection:
             self.server.unforeseen.contain("nvme", "a connection", error)
 
     def close(self) -> None:
-        """Close the descriptors, after the connection was served."""
+        """Close the descriptors and give back the memory, after the connection was served."""
+        # Python's collector, which counts objects and not bytes, is late to find the circles of connection and ports.
+        self._waiting, self._delayed, self._out, self._buffer = {}, [], [], memoryview(b"")
         self._waker.close()
 
     def _run(self) -> None:
