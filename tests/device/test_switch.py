@@ -3,12 +3,14 @@
 import errno
 import inspect
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
 from types import CodeType, FrameType
 from typing import Final, TypeAlias
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -33,6 +35,7 @@ from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.codec.header import SectionKind
 from zonefs_emu.persist.codec.words import decode_live
+from zonefs_emu.persist.copy import Copy
 
 ExpectWarning: TypeAlias = Callable[[str], None]
 
@@ -101,6 +104,24 @@ def asked(port: Port) -> Iterator[object]:
     yield port.flush()
 
 
+@contextmanager
+def held_images() -> Iterator[None]:
+    """Hold the thread of the power-cut lab, so that what commands save for it does not depend on how fast it copies."""
+    over = threading.Event()
+    run = Copy.run
+
+    def held(copy: Copy) -> Iterator[int]:
+        if threading.current_thread().name == "power cuts":
+            over.wait()
+        return run(copy)
+
+    with patch.object(Copy, "run", held):
+        try:
+            yield
+        finally:
+            over.set()
+
+
 class Run:
     """One device with every observer on, asked for one of everything."""
 
@@ -115,15 +136,16 @@ class Run:
             port, other = device.port("\udc80front-end", VIRTIO), device.port("other", VIRTIO)
             device.subscribe(lambda *change: heard.append(change), port=other)
             lab = None
-            with suppress(PlantedError):
-                lab = PowerCutLab(device)
-                lab.begin(Plan(directory=directory / "cuts", at=Moment.AFTER_WRITES, nr_writes=5, torn=True))
-            copying = dump(device, directory / "dump")
-            with suppress(PlantedError):
-                next(copying, None)
-            self.answers = list(asked(port))
-            with suppress(PlantedError):
-                list(copying)
+            with held_images():
+                with suppress(PlantedError):
+                    lab = PowerCutLab(device)
+                    lab.begin(Plan(directory=directory / "cuts", at=Moment.AFTER_WRITES, nr_writes=5, torn=True))
+                copying = dump(device, directory / "dump")
+                with suppress(PlantedError):
+                    next(copying, None)
+                self.answers = list(asked(port))
+                with suppress(PlantedError):
+                    list(copying)
             device.statistics()
             device.counters.zone(1)
             log.close()
