@@ -25,7 +25,16 @@ def test_a_sound_image(image: Path, request: pytest.FixtureRequest) -> None:
     ok("write", image, "--zone", 2, stdin=bytes(4096))
     assert json.loads(ok("check", image, "--json"))["findings"] == (
         # While it is held, there is something to say of what was not flushed yet.
-        [{"severity": "info", "offset": ANY, "message": "zones that changed since the last flush: 1, zone 2 first"}]
+        [
+            {
+                "severity": "info",
+                "offset": ANY,
+                "section": "live",
+                "copy": None,
+                "zone_no": 2,
+                "message": "zones that changed since the last flush: 1, zone 2 first",
+            }
+        ]
         if request.node.callspec.params["image"] == "live"
         else []
     )
@@ -34,6 +43,8 @@ def test_a_sound_image(image: Path, request: pytest.FixtureRequest) -> None:
 def test_one_damaged_copy_is_a_warning(fresh: Path) -> None:
     offset = damage(fresh, SectionKind.TABLE, 1)
     assert f"warning at byte {offset}: the second copy of the zone table is damaged: " in ok("check", fresh)
+    (finding,) = json.loads(ok("check", fresh, "--json"))["findings"]
+    assert (finding["section"], finding["copy"], finding["zone_no"]) == ("table", 1, None)
 
 
 def test_two_damaged_copies_are_an_error(fresh: Path) -> None:

@@ -35,6 +35,8 @@ def check(
       zonefs-emu check small.img
       zonefs-emu check --repair small.img
 
+    --json also names the section of the file, which of its two copies, and the zone, where there is one.
+
     An error means that the image cannot be opened. A warning means that one of two copies of a structure is
     damaged and the other one is used. An info does not mean damage.
 
@@ -110,7 +112,14 @@ def _record(image: Path, repaired: Repair) -> dict[str, Json]:
 
 def _records(findings: Iterable[Finding]) -> list[Json]:
     return [
-        {"severity": finding.severity.value, "offset": finding.offset, "message": finding.message}
+        {
+            "severity": finding.severity.value,
+            "offset": finding.offset,
+            "section": None if finding.section is None else finding.section.name.lower(),
+            "copy": finding.copy,
+            "zone_no": finding.zone_no,
+            "message": finding.message,
+        }
         for finding in findings
     ]
 
