@@ -1,6 +1,7 @@
 """Plans for images of power cuts, and the thread that carries them out."""
 
 import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_a_directory_that_is_gone_ends_the_plan_and_not_the_lab(device: ZonedDev
     lab.begin(Plan(directory=tmp_path / "again", at=Moment.NOW))
     wait(lab)
     assert (lab.failure, names(lab)) == ("", ["cut-0000.img"])
+
+
+def test_a_lost_image_has_no_images(device: ZonedDevice, tmp_path: Path, expect_warning: ExpectWarning) -> None:
+    expect_warning("cut or overwritten")
+    put(device.port("test", VIRTIO), 2 * ZONE, b"a")
+    lab = PowerCutLab(device)
+    os.truncate(tmp_path / "z.img", 100_000)
+    lab.begin(Plan(directory=tmp_path / "cuts", at=Moment.NOW))
+    wait(lab)
+    assert lab.failure.startswith("the image's file was cut or overwritten by another program")
+    assert names(lab) == []
+    assert list((tmp_path / "cuts").iterdir()) == []
 
 
 class Gate:

@@ -1,6 +1,7 @@
 """A dump of a device at work: it has what the device held when it began, whatever happens meanwhile."""
 
 import errno
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.dump import dump
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
+from zonefs_emu.errors import PoisonedError
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
@@ -171,6 +173,19 @@ def test_what_is_there_is_not_overwritten(device: ZonedDevice, tmp_path: Path) -
     with pytest.raises(FileExistsError):
         list(dump(device, tmp_path / "dump"))
     assert (tmp_path / "dump").read_text() == "precious"
+
+
+@pytest.mark.parametrize("length", [0, 100_000])
+def test_a_lost_image_has_no_dump(
+    device: ZonedDevice, port: Port, tmp_path: Path, expect_warning: Callable[[str], None], length: int
+) -> None:
+    """Its holes would be read as data, and the dump would be taken for a good one."""
+    expect_warning("cut or overwritten")
+    assert not port.write(256, 64, [b"x" * 64 * 512])
+    os.truncate(tmp_path / "origin", length)
+    with pytest.raises(PoisonedError, match="cut or overwritten by another program"):
+        list(dump(device, tmp_path / "dump"))
+    assert not (tmp_path / "dump").exists()
 
 
 @pytest.mark.parametrize("where", ["on the way", "in a hurry"])

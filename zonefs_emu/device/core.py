@@ -210,6 +210,16 @@ class DeviceCore:
         if self.image.is_lost:
             self.notice_loss()
 
+    def require_whole(self) -> None:
+        """Make sure that all bytes that were read from the image's file until now were the image's: it is not lost.
+
+        Raises:
+            PoisonedError: another program has cut or overwritten the file.
+        """
+        self.look_after_image()
+        if self.image.is_lost:
+            raise PoisonedError(LOST)
+
     def close(self) -> None:
         """Flush and close the image; a second call does nothing. Injected delays under way are cut short.
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
+from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.outcomes import Cut, History
-from zonefs_emu.errors import host_sentence
+from zonefs_emu.errors import PoisonedError, host_sentence
 from zonefs_emu.persist.copy import Copy, copy_image
-from zonefs_emu.persist.image import Image
 from zonefs_emu.units import Sector
 
 #: How often a flush that waits for its image looks whether the daemon is about to end.
@@ -74,12 +74,14 @@ class Instant:
     The copy has no name in the host's file system, so that it is gone when this process is.
     """
 
-    def __init__(self, image: Image, directory: Path, check: Callable[[], None]) -> None:
-        """Prepare a copy of *image* in the file system of *directory*; *check* raises when the copy is not wanted.
+    def __init__(self, device: DeviceCore, directory: Path, check: Callable[[], None]) -> None:
+        """Prepare a copy of *device* in the file system of *directory*; *check* raises when the copy is not wanted.
 
         Raises:
             OSError: the host refuses or has no room.
         """
+        image = device.image
+        self._device = device
         self._header = image.header
         self._check = check
         path = directory / f".{uuid4().hex}.part"
@@ -98,11 +100,13 @@ class Instant:
         """Copy the data.
 
         Raises:
-            OSError: the host refuses or has no room. Exception: an error of saving, or of *check*.
+            OSError: the host refuses or has no room. PoisonedError: the file of the image is lost, and data with it.
+            Exception: an error of saving, or of *check*.
         """
         for _ in self._copy.run():
             self._check()
         self._check()
+        self._device.require_whole()
         self._content = self._copy.content()
 
     def write(self, cut: Cut, path: Path) -> None:
@@ -123,7 +127,7 @@ class PlannedCuts:
     """
 
     def __init__(
-        self, image: Image, plan: Plan, is_ending: Callable[[], bool], failed: Callable[[Exception], None]
+        self, device: DeviceCore, plan: Plan, is_ending: Callable[[], bool], failed: Callable[[Exception], None]
     ) -> None:
         """Make the directory, and prepare the copy of the first instant. The thread begins with :meth:`start`.
 
@@ -139,7 +143,7 @@ class PlannedCuts:
         self.failure = ""
         #: Whether all images are written, or the plan was dropped.
         self.is_done = False
-        self._image = image
+        self._device = device
         self._is_ending = is_ending
         self._failed = failed
         # Each directory is made with an explicit mode, because the umask of a daemon removes no bits.
@@ -160,7 +164,7 @@ class PlannedCuts:
 
     def _prepare(self) -> Instant:
         """Return an instant that has not come yet. Creating its file takes longer than the lock may be held."""
-        return Instant(self._image, self.plan.directory, self._check)
+        return Instant(self._device, self.plan.directory, self._check)
 
     def _check(self) -> None:
         if self.is_done or self._is_ending():
@@ -224,6 +228,8 @@ class PlannedCuts:
             self.end()
         except OSError as error:  # of the host
             self.end(host_sentence(error))
+        except PoisonedError as error:
+            self.end(str(error))
         except Exception as error:  # the boundary of observers
             self._failed(error)
         finally:

@@ -18,6 +18,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
     Yields the progress periodically, in bytes of the device. A generator that is closed early leaves no file.
 
     Raises:
+        PoisonedError: the file of *device* is lost, and its data with it.
         FileExistsError: *target* exists. OSError: the host refuses or has no room; nothing is left behind.
     """
     image = device.image
@@ -39,6 +40,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
             with image.lock:
                 if copy.save_zones in image.erase_listeners:
                     image.erase_listeners.remove(copy.save_zones)
+        device.require_whole()
         copy.seal()
     except BaseException:
         copy.abandon()

@@ -143,7 +143,7 @@ class PowerCutLab:
         """
         self._require_on()
         self.give_up()
-        cuts = PlannedCuts(self._image, plan, lambda: self._device.is_ending, self._fail)
+        cuts = PlannedCuts(self._device, plan, lambda: self._device.is_ending, self._fail)
         cuts.start()
         self._prepare()
         try:
@@ -189,7 +189,7 @@ class PowerCutLab:
             FileExistsError: *path* exists.
             OSError: the host has no room.
         """
-        instant = Instant(self._image, path.parent, lambda: None)
+        instant = Instant(self._device, path.parent, lambda: None)
         try:
             instant.begin(self.history())
             instant.finish()
