@@ -1,3 +1,4 @@
+import importlib
 import json
 import signal
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import fails, ok
+from tests.cli.conftest import fails, ok, run_cli
+from zonefs_emu.daemon.client import Target, call
+from zonefs_emu.daemon.framing import Json, Message
 
 
 def wps(path: Path) -> list[int]:
@@ -140,4 +143,37 @@ def test_an_interrupt_ends_the_plan(fresh: Path, tmp_path: Path) -> None:
         _, error = waiting.communicate()
     assert (waiting.returncode, error) == (143, "")
     assert "nothing was unflushed" in ok("crash", fresh, "--out", tmp_path / "more"), "no lab is in the way"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_an_interrupt_before_the_first_reply_ends_the_plan(
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come when the daemon has begun and its reply is not read yet."""
+    crash = importlib.import_module("zonefs_emu.cli.crash")
+
+    def interrupted(target: Target, request: dict[str, Json]) -> Message:
+        reply = call(target, request)
+        if request["verb"] == "crash":
+            raise KeyboardInterrupt
+        return reply
+
+    monkeypatch.setattr(crash, "call", interrupted)
+    assert run_cli("crash", fresh, "--at", "every flush", "--out", tmp_path / "cuts").exit_code == 1
+    monkeypatch.undo()
+    assert "nothing was unflushed" in ok("crash", fresh, "--out", tmp_path / "more"), "no lab is in the way"
+
+
+@pytest.mark.usefixtures("daemon")
+def test_who_is_refused_ends_no_plan_of_another(fresh: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--at", "every flush", "--out", "cuts"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as waiting:
+        while not (tmp_path / "cuts").exists():
+            assert waiting.poll() is None
+            time.sleep(0.02)
+        for _ in range(2):
+            refused = fails("crash", fresh, "--out", tmp_path / "more", code=1)
+            assert "a power-cut lab is running on this image" in refused
+        waiting.send_signal(signal.SIGTERM)
+        waiting.communicate()
     assert list((tmp_path / "cuts").iterdir()) == []

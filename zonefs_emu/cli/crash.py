@@ -92,11 +92,11 @@ def crash(
     with open_target(image) as target:
         if moment != "now":
             _require_live(target, image, "leave --at away")
-        reply, _ = call(target, request)
-        images = _images(reply)
         # The number of outcomes of --all is not known before.
         total = None if every else count or 1
         with _ended(target, image), progress(total, lambda number: f"{number} images") as show:
+            reply, _ = call(target, request)
+            images = _images(reply)
             while not reply["done"]:
                 reply, _ = call(target, {"verb": "crash-results", "after": len(images)})
                 further = _images(reply)
@@ -135,10 +135,13 @@ def _require_live(target: Target, image: Path, otherwise: str) -> None:
 
 @contextmanager
 def _ended(target: Target, image: Path) -> Iterator[None]:
-    """End the plan of *target* when the context is left. A daemon that is gone, or answers nonsense, has none."""
+    """End the plan of *target* when the context is left.
+
+    A daemon that is gone, or answers nonsense, has none. One that refuses has none either, or that of another client.
+    """
     try:
         yield
-    except PeerError:
+    except (PeerError, UsageError):
         raise
     except BaseException:
         # Over a further connection, because an interrupt may have come before a reply was read.
