@@ -23,7 +23,7 @@ from tools.guest.machine import Guest
 if TYPE_CHECKING:
     from zonefs_emu.device.device import ZonedDevice
 
-# A guest shares two slow processors with everything else; pytest's own timeout is for tests of milliseconds.
+# A guest shares two slow processors with everything else; pytest's own timeout is for tests that take seconds.
 QEMU_TIMEOUT_SECONDS: Final = 1200
 
 # The number of examples is for one property; a stateful test takes stateful_step_count commands in each.
@@ -77,15 +77,18 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test with the mark qemu has more time than others, unless it says how much; the files of such tests are first.
+    """A test with the mark qemu has more time than others, unless it says how much.
 
-    They take longest, and two processes that run the tests share out files in this order: the last ones must be short.
+    Files of such tests come first, and then those with slow tests. Two processes share out the files in this order, and
+    one of them would be idle at the end if the last files were long.
     """
     for item in items:
         if item.get_closest_marker("qemu") is not None and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(QEMU_TIMEOUT_SECONDS))
-    with_guest = {item.path for item in items if item.get_closest_marker("qemu") is not None}
-    items.sort(key=lambda item: item.path not in with_guest)
+    with_guest, with_slow = (
+        {item.path for item in items if item.get_closest_marker(mark) is not None} for mark in ("qemu", "slow")
+    )
+    items.sort(key=lambda item: (item.path not in with_guest, item.path not in with_slow))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

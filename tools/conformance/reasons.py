@@ -19,7 +19,6 @@ REASONS: Final[Mapping[tuple[str, ...], str]] = MappingProxyType(
             "SCSI",
         ): "WRITE SAME is not implemented, as the page about SCSI says: a reset frees the space of a zone",
         (_ZONEFS, "0400", "mount"): "swapon(2) needs the block map of the file, which FUSE does not have",
-        (_ZONEFS, "0401", "SCSI"): "the script calls sudo, which the guest does not have",
         (_IOTEST, "zoned"): "the test closes an open zone without data and expects it to be empty, as in ZBC and "
         "virtio; in ZNS it is closed, which the drive reports, and only a reset makes it empty",
     }
