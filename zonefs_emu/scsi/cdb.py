@@ -8,7 +8,9 @@ Invariants:
   is too short or has an unsupported field is :class:`Malformed`, with the rule that it breaks.
 * The sizes of a command (READ(6), (10), (12), (16)) are one value: only its CDB differs.
 
-Sources: SPC-4, SBC-3, ZBC-2.
+In the values, *lba* and *nr_blocks* count logical blocks, and *allocation* (the allocation length) counts bytes.
+
+Sources: the clause of each command in SPC-4, SBC-3 and ZBC-2.
 """
 
 import struct
@@ -56,7 +58,7 @@ _ZONE_OPERATIONS: Final[Mapping[int, Operation]] = MappingProxyType(
 
 @final
 class Read(NamedTuple):
-    """READ; *fua*: from the medium, not from the cache."""
+    """READ. *fua*: the blocks are read from the medium and not from the cache."""
 
     lba: int
     nr_blocks: int
@@ -65,7 +67,7 @@ class Read(NamedTuple):
 
 @final
 class Write(NamedTuple):
-    """WRITE; *fua*: onto the medium before it is answered."""
+    """WRITE. *fua*: the blocks are on the medium before the command is answered."""
 
     lba: int
     nr_blocks: int
@@ -73,7 +75,7 @@ class Write(NamedTuple):
 
 
 class Verify(NamedTuple):
-    """VERIFY; *compare* (BYTCHK 01b): with the bytes that come with it, else the blocks are only read."""
+    """VERIFY. *compare* (BYTCHK 01b): compare the blocks with the data-out buffer, instead of only reading them."""
 
     lba: int
     nr_blocks: int
@@ -81,14 +83,14 @@ class Verify(NamedTuple):
 
 
 class SynchronizeCache(NamedTuple):
-    """SYNCHRONIZE CACHE. IMMED, which allows an answer before the end, is ignored."""
+    """SYNCHRONIZE CACHE. IMMED, which allows an answer before the blocks are stable, is ignored."""
 
     lba: int
     nr_blocks: int
 
 
 class ManageZones(NamedTuple):
-    """OPEN, CLOSE, FINISH ZONE or RESET WRITE POINTER: of *nr_zones* from *lba* on, or (ALL) of all zones."""
+    """OPEN, CLOSE, FINISH ZONE or RESET WRITE POINTER of *nr_zones* zones from *lba* on; *everywhere* (ALL): of all."""
 
     operation: Operation
     lba: int
@@ -97,7 +99,7 @@ class ManageZones(NamedTuple):
 
 
 class ReportZones(NamedTuple):
-    """REPORT ZONES; *option* is one of report_zones.OPTIONS."""
+    """REPORT ZONES from *lba* on. *option* is one of report_zones.OPTIONS; *partial* is the bit PARTIAL."""
 
     lba: int
     allocation: int
@@ -110,14 +112,14 @@ class TestUnitReady(NamedTuple):
 
 
 class RequestSense(NamedTuple):
-    """REQUEST SENSE; *descriptor*: in that format."""
+    """REQUEST SENSE. *descriptor* (DESC) asks for the descriptor format."""
 
     descriptor: bool
     allocation: int
 
 
 class Inquiry(NamedTuple):
-    """INQUIRY of a vital product data *page*, or (None) the standard one."""
+    """INQUIRY for a vital product data *page*, or (None) for the standard INQUIRY data."""
 
     page: int | None
     allocation: int
@@ -134,14 +136,14 @@ class ReadCapacity16(NamedTuple):
 
 
 class ReportLuns(NamedTuple):
-    """REPORT LUNS."""
+    """REPORT LUNS. *select_report* says which of them: see :func:`inquiry.report_luns`."""
 
     select_report: int
     allocation: int
 
 
 class ReportOperationCodes(NamedTuple):
-    """REPORT SUPPORTED OPERATION CODES: of all commands (*option* 0), or of one."""
+    """REPORT SUPPORTED OPERATION CODES of all commands (*option* 0), or of one (1 to 3); *timeouts* is the bit RCTD."""
 
     option: int
     opcode: int
@@ -151,7 +153,10 @@ class ReportOperationCodes(NamedTuple):
 
 
 class ModeSense(NamedTuple):
-    """MODE SENSE; *long*: MODE SENSE(10). *descriptors*: unless DBD is set; *long_lba*: LLBAA."""
+    """MODE SENSE of *page* and *subpage*. *long*: this is MODE SENSE(10). *long_lba* is the bit LLBAA.
+
+    *descriptors*: the answer has a block descriptor, because DBD is 0.
+    """
 
     page: int
     subpage: int
@@ -163,24 +168,24 @@ class ModeSense(NamedTuple):
 
 
 class ModeSelect(NamedTuple):
-    """MODE SELECT by *nr_bytes* of parameters with a header of *header_bytes*."""
+    """MODE SELECT with a parameter list of *nr_bytes*, which begins with a header of *header_bytes*."""
 
     nr_bytes: int
     header_bytes: int
 
 
 class StartStopUnit(NamedTuple):
-    """START STOP UNIT; *flush*: it stops the unit, and NO_FLUSH is not set."""
+    """START STOP UNIT. *flush*: the unit stops (START is 0), and NO_FLUSH is 0."""
 
     flush: bool
 
 
 class SendDiagnostic(NamedTuple):
-    """SEND DIAGNOSTIC: the default self-test."""
+    """SEND DIAGNOSTIC without parameters: the default self-test, or nothing (SELFTEST 0)."""
 
 
 class Malformed(NamedTuple):
-    """A CDB that is refused: the *rule* that it breaks, and the first wrong byte, if there is one."""
+    """A CDB that is refused: the *rule* that it breaks, and the number of the first wrong byte (*field*), or None."""
 
     rule: ScsiRule
     field: int | None
@@ -212,7 +217,7 @@ _UNKNOWN: Final = Malformed(ScsiRule.SCSI_OPERATION_CODE, 0)
 
 
 def parse(cdb: Cdb) -> Command:
-    """Return the command of *cdb*, which may be longer than the command."""
+    """Return the command of *cdb*, which may have bytes behind the command."""
     try:
         opcode = cdb[0]
         length = CDB_LENGTHS[opcode]
@@ -367,14 +372,14 @@ def _mode_select_10(cdb: Cdb) -> Command:
 
 
 def _mode_select(flags: int, nr_bytes: int, header_bytes: int) -> Command:
-    # PF (standard pages) is required, SP (save them) is not possible.
+    # PF must be 1 (pages in the format of the standard). SP must be 0, because no page can be saved.
     if not flags & 0x10 or flags & 0x01:
         return _wrong(1)
     return ModeSelect(nr_bytes, header_bytes)
 
 
 def _start_stop_unit(cdb: Cdb) -> Command:
-    # Power conditions other than START_VALID, and no medium that could be loaded or ejected.
+    # POWER CONDITION must be START_VALID (0h), and LOEJ must be 0, because the medium cannot be ejected.
     if cdb[4] & (0xF0 | _LOEJ):
         return _wrong(4)
     return StartStopUnit(not cdb[4] & (_START | _NO_FLUSH))
@@ -419,5 +424,5 @@ _KNOWN: Final[Mapping[int, _Parser]] = MappingProxyType(
         Opcode.SEND_DIAGNOSTIC: _send_diagnostic,
     }
 )
-#: By operation code.
+#: The parser of each operation code, 0 to 255.
 _PARSERS: Final = tuple(_KNOWN.get(opcode, _unknown) for opcode in range(256))

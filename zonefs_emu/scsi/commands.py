@@ -1,6 +1,4 @@
-"""The commands that the target has, as data.
-
-CDB lengths and REPORT SUPPORTED OPERATION CODES come from here.
+"""The table of commands of the target. The lengths of CDBs and REPORT SUPPORTED OPERATION CODES are made from it.
 
 May not know: the effect of commands.
 Invariant: one row per (operation code, service action); the length of a row's usage map is the length of its CDB.
@@ -57,9 +55,10 @@ REPORT_SUPPORTED_OPERATION_CODES: Final = 0x0C
 #: NACA in the CONTROL byte: the target has no auto contingent allegiance (NORMACA is 0), so it must be zero.
 NACA: Final = 0x04
 
-#: Commands that query features of a disk. For Linux and its tools, a refusal of these means that the disk lacks the
-#: feature, so it is not noted for ``why``. Those without a name in Opcode: RECEIVE DIAGNOSTIC
-#: RESULTS, LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12), SECURITY PROTOCOL IN.
+#: Operation codes of commands that query features of a disk. For Linux and its tools, the refusal of such a command
+#: means that the disk lacks the feature, so the refusal is not noted for ``why``. The numbers are RECEIVE DIAGNOSTIC
+#: RESULTS, LOG SENSE, PERSISTENT RESERVE IN, ATA PASS-THROUGH(16), ATA PASS-THROUGH(12) and SECURITY PROTOCOL IN, which
+#: the target does not have.
 ENQUIRIES: Final = frozenset({
     Opcode.TEST_UNIT_READY, Opcode.REQUEST_SENSE, Opcode.INQUIRY, Opcode.MODE_SENSE_6, Opcode.MODE_SENSE_10,
     Opcode.READ_CAPACITY_10, Opcode.SERVICE_ACTION_IN_16, Opcode.REPORT_LUNS, Opcode.MAINTENANCE_IN,
@@ -68,10 +67,10 @@ ENQUIRIES: Final = frozenset({
 
 
 class Command(NamedTuple):
-    """One command: *service_action* is None where there is none.
+    """One command of the target. *service_action* is None if the operation code has no service actions.
 
-    *usage*: what REPORT SUPPORTED OPERATION CODES shows: the operation code and the service action as they are, in
-    their places in the CDB, and for all else the bits that are read.
+    *usage* is as long as the CDB: the operation code and the service action in their places, and ones for the other
+    fields that the target supports. A field without an effect (DPO, IMMED) has ones too.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Command(NamedTuple):
 
 
 def _command(name: str, opcode: Opcode, usage: str, service_action: int | None = None) -> Command:
-    """Build a row; *usage* is hexadecimal, from byte 1 on, with zeros for the service action (byte 1, bits 4 to 0)."""
+    """Return a row; *usage* is hexadecimal, from byte 1 on, with zeros for the service action (byte 1, bits 4 to 0)."""
     data = bytearray((opcode,)) + bytes.fromhex(usage)
     data[1] |= service_action or 0
     return Command(name, opcode, service_action, bytes(data))
@@ -131,8 +130,8 @@ CDB_LENGTHS: Final = tuple(
     next((len(command.usage) for command in COMMANDS if command.opcode == opcode), 0) for opcode in range(256)
 )
 
-#: CDB length of commands that are not there, by group: the upper three bits of the operation code; what is not fixed
-#: is taken to be as long as it can. Source: SPC-4, "OPERATION CODE field".
+#: CDB lengths of commands that the target does not have, by group code (the upper three bits of the operation code).
+#: Groups 3, 6 and 7 have no fixed length; transports pass at most 32 bytes. Source: SPC-4, "OPERATION CODE field".
 _GROUP_LENGTHS: Final = (6, 10, 10, 32, 16, 12, 32, 32)
 _HAS_SERVICE_ACTION: Final = frozenset(command.opcode for command in COMMANDS if command.service_action is not None)
 _DESCRIPTOR: Final = struct.Struct(">BBHBBH")
@@ -158,8 +157,10 @@ def supported_commands(*, timeouts: bool) -> bytes:
 def one_command(option: int, opcode: int, service_action: int, *, timeouts: bool) -> bytes | None:
     """Return the "one command" parameter data for *opcode*, or None if reporting *option* (1 to 3) does not suit it.
 
-    Source: SPC-4: option 1 is for operation codes without service actions, 2 for those with, 3 for both; a command
-    that is not there is answered by SUPPORT = 001b.
+    Option 1 is for operation codes without service actions, 2 for those with service actions, 3 for both. A command
+    that the target does not have gets SUPPORT = 001b.
+
+    Source: SPC-4, "REPORT SUPPORTED OPERATION CODES command".
     """
     has_service_action = opcode in _HAS_SERVICE_ACTION
     if (option == 1 and has_service_action) or (option == 2 and not has_service_action and CDB_LENGTHS[opcode]):
@@ -174,7 +175,7 @@ def one_command(option: int, opcode: int, service_action: int, *, timeouts: bool
 
 
 def describe(cdb: bytes | bytearray | memoryview, wrong: str = "") -> str:
-    """Return the name of the command *cdb*, with its bytes and what is *wrong* with them, for people."""
+    """Return a text for people: the name of the command in *cdb*, its bytes, and what is *wrong* with them."""
     if not len(cdb):
         return "a CDB of no bytes"
     opcode = cdb[0]

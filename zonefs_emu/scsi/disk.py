@@ -5,8 +5,9 @@ initiator's buffers, and a device port; :mod:`medium` has the blocks and zones.
 
 Invariants:
 
-* No method raises for a request of an initiator: every command gets a result.
-* A refused command has changed nothing and transferred nothing.
+* No public method raises for a request of an initiator: every command gets a result.
+* A refused command has changed nothing and transferred nothing. A command whose last step is a flush (FUA, a write
+  without write cache, MODE SELECT that switches the cache off) stays carried out if that flush fails.
 """
 
 from typing import Final, assert_never
@@ -58,7 +59,7 @@ from zonefs_emu.scsi.result import (
 from zonefs_emu.scsi.rules import HostRule, ScsiRule
 from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, Sense
 
-#: Commands that may wait for the host's disk: sync, hole punching, long reads.
+#: Commands that may wait for the host's disk whatever their fields say: they sync, punch holes, or read for long.
 _SLOW: Final = frozenset((ModeSelect, StartStopUnit, SynchronizeCache, Verify, ManageZones, ReportZones))
 
 
@@ -81,7 +82,10 @@ class Disk:
         self._vpd_pages = inquiry.vpd_pages(identity, geometry)
 
     def execute(self, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Execute *command*; a refusal shows its *cdb*, from which it was parsed."""
+        """Execute *command*; the log of refusals shows *cdb*, from which the command was parsed.
+
+        *data_out* has the initiator's data, and *data_in* receives the answer; either may be empty.
+        """
         try:
             if type(command) is Read:
                 return self._read(command, data_out, data_in)
@@ -102,7 +106,7 @@ class Disk:
         return type(command) in _SLOW
 
     def reset(self) -> None:
-        """Do what a logical unit reset does: mode parameters return to their defaults. Zones do not change."""
+        """Do what a logical unit reset does: the mode parameters return to their defaults. Zones do not change."""
         self._modes.reset()
 
     @property
@@ -120,12 +124,12 @@ class Disk:
     def _refused(
         self, code: Sense, data_out: DataOut, data_in: DataIn, *, field: int | None = None, in_data: bool = False
     ) -> ScsiResult:
-        """CHECK CONDITION with *code*; nothing was transferred."""
+        """Return CHECK CONDITION with *code* for a command that has transferred nothing."""
         data = sense.encode(code, descriptor=self._modes.descriptor_sense, field=field, in_data=in_data)
         return ScsiResult(ScsiStatus.CHECK_CONDITION, data, total_bytes(data_out) + total_bytes(data_in))
 
     def _rule_broken(self, error: RuleBrokenError, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Note *error* and return the result of *cdb*."""
+        """Note that the command of *cdb* broke a rule, and return its result."""
         rule, field = error.rule, error.field
         in_data = rule is ScsiRule.SCSI_PARAMETER_FIELD
         wrong = error.wrong
@@ -171,7 +175,12 @@ class Disk:
         return nothing_transferred(data_out, data_in)
 
     def _describe(self, command: Enquiry) -> tuple[bytes, int]:
-        """Return the parameter data of *command*, and its allocation length."""
+        """Return the parameter data of *command*, and its allocation length in bytes.
+
+        Raises:
+            RuleBrokenError: SCSI_CDB_FIELD, because the page, subpage, list or operation code does not exist.
+            CheckConditionError: SAVING PARAMETERS NOT SUPPORTED.
+        """
         data: bytes | None
         match command:
             case RequestSense():

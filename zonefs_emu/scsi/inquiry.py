@@ -19,7 +19,8 @@ VENDOR: Final = "ZNFSEMU"
 PRODUCT: Final = "ZONED DISK"
 REVISION: Final = "0001"
 
-#: Peripheral device types: host-managed zoned block device; well-known logical unit; "not capable" with qualifier 011b.
+#: First byte of INQUIRY data: host-managed zoned block device; well-known logical unit; no device is possible at this
+#: LUN (PERIPHERAL QUALIFIER 011b, type 1Fh).
 DEVICE_TYPE: Final = 0x14
 WELL_KNOWN_TYPE: Final = 0x1E
 NO_DEVICE: Final = 0x7F
@@ -29,13 +30,13 @@ MAX_TRANSFER_BYTES: Final = 32 << 20
 
 #: "No limit" in the zoned block device characteristics.
 NO_LIMIT: Final = 0xFFFFFFFF
-#: Zones of one length, or starts at multiples of a granularity with gap zones between. Source: ZBC-2, zone alignment
-#: method.
+#: Values of ZONE ALIGNMENT METHOD: all zones have the same length; zones start at multiples of a granularity, with gap
+#: zones between them. Source: ZBC-2, "Zoned Block Device Characteristics VPD page".
 CONSTANT_ZONE_LENGTH: Final = 0x1
 CONSTANT_ZONE_START_OFFSET: Final = 0x8
 
 _SPC_4: Final = 0x06
-#: SAM-5, SPC-4, SBC-3, ZBC: none claims a version.
+#: SAM-5, SPC-4, SBC-3, ZBC, each with "no version claimed".
 _VERSION_DESCRIPTORS: Final = (0x00A0, 0x0460, 0x04C0, 0x0620)
 _CMDQUE: Final = 0x02
 _HISUP: Final = 0x10
@@ -44,7 +45,14 @@ _RESPONSE_FORMAT: Final = 0x02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The names of the logical unit: *serial* is 1 to 252 characters of ASCII; the texts are cut to 8, 16 and 4."""
+    """The names of the logical unit.
+
+    *serial* has 1 to 252 printable ASCII characters. In INQUIRY data, *vendor*, *product* and *revision* are cut to
+    8, 16 and 4 characters.
+
+    Raises:
+        ValueError: *serial* is not such a text.
+    """
 
     serial: str
     vendor: str = VENDOR
@@ -52,17 +60,13 @@ class Identity:
     revision: str = REVISION
 
     def __post_init__(self) -> None:
-        """Check the serial number.
-
-        Raises:
-            ValueError: it is empty, too long or has characters that SCSI does not allow.
-        """
+        """Check the serial number."""
         if not (1 <= len(self.serial) <= 252 and all(" " <= char <= "~" for char in self.serial)):
             raise ValueError(f"a SCSI serial number is 1 to 252 printable ASCII characters, not {self.serial!r}")
 
     @property
     def naa(self) -> bytes:
-        """A locally assigned NAA identifier, 8 bytes; it follows from the serial number, so udev links are stable."""
+        """A locally assigned NAA identifier, 8 bytes. It follows from the serial number, so udev links are stable."""
         digest = hashlib.sha256(self.serial.encode()).digest()
         return bytes((0x30 | digest[0] & 0x0F,)) + digest[1:8]
 
@@ -75,7 +79,7 @@ def has_gaps(geometry: Geometry) -> bool:
 
 
 def standard_inquiry(identity: Identity, device_type: int = DEVICE_TYPE) -> bytes:
-    """Return the standard INQUIRY data, 96 bytes."""
+    """Return the standard INQUIRY data, 96 bytes. *device_type* is its first byte."""
     data = bytearray(96)
     data[0] = device_type
     data[2] = _SPC_4
@@ -90,7 +94,7 @@ def standard_inquiry(identity: Identity, device_type: int = DEVICE_TYPE) -> byte
 
 
 def vpd_pages(identity: Identity, geometry: Geometry) -> Mapping[int, bytes]:
-    """Return all vital product data pages, by page code."""
+    """Return all vital product data pages of the disk, by page code."""
     bodies: dict[int, Callable[[], bytes]] = {
         0x80: lambda: identity.serial.encode("ascii"),
         0x83: lambda: _device_identification(identity),
@@ -107,7 +111,7 @@ def vpd_pages(identity: Identity, geometry: Geometry) -> Mapping[int, bytes]:
 
 
 def _device_identification(identity: Identity) -> bytes:
-    """T10 vendor identification (ASCII) and NAA (binary), both of the logical unit."""
+    """Return the designators of the logical unit: T10 vendor identification (ASCII) and NAA (binary)."""
     vendor = _text(identity.vendor, 8) + _text(identity.product, 16) + identity.serial.encode("ascii")
     vendor = vendor[:255]
     naa = identity.naa
@@ -136,7 +140,7 @@ def _zoned_characteristics(geometry: Geometry) -> bytes:
     body = bytearray(0x3C)
     # URSWRZ: reads beyond write pointers and across sequential zones are allowed (ZBC-2); Linux requires it.
     body[0] = 0x01
-    # Optimal numbers concern sequential write preferred zones, which we do not have: not reported.
+    # The optimal numbers concern sequential write preferred zones, which the disk does not have: not reported.
     struct.pack_into(">III", body, 4, NO_LIMIT, NO_LIMIT, geometry.max_open_zones or NO_LIMIT)
     if has_gaps(geometry):
         body[19] = CONSTANT_ZONE_START_OFFSET
@@ -168,7 +172,9 @@ def read_capacity_16(geometry: Geometry) -> bytes:
 def report_luns(select_report: int) -> bytes | None:
     """Return the REPORT LUNS parameter data, or None if *select_report* is unknown.
 
-    LUN 0 is the disk; C101h is the REPORT LUNS well-known logical unit.
+    00h lists LUN 0, the disk; 01h lists C101h, the REPORT LUNS well-known logical unit; 02h lists both.
+
+    Source: SPC-4, "REPORT LUNS command".
     """
     luns = {0x00: (0x0000,), 0x01: (0xC101,), 0x02: (0x0000, 0xC101)}.get(select_report)
     if luns is None:

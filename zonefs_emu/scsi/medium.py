@@ -4,10 +4,11 @@ May not know: the form of CDBs, the format of sense data, LUNs.
 
 Invariants:
 
-* READ and WRITE move the data straight between the given buffers and the port; one that was done in full answers the
-  one object GOOD. Everything else may be slow.
-* What is refused raises and has changed nothing: RuleBrokenError where the refusal is still to be noted, with the CDB,
-  CheckConditionError where the port has noted it.
+* READ and WRITE move the data straight between the given buffers and the port. One that transfers as much as its
+  buffers hold returns the object GOOD, so no result is made for it. These two are fast; all other commands may be slow.
+* A refused command raises and has changed nothing: RuleBrokenError if the refusal is still to be noted with its CDB,
+  CheckConditionError if the port has noted it. A flush that fails raises CheckConditionError, and leaves what was
+  written before it.
 """
 
 from typing import Final, NoReturn
@@ -39,9 +40,9 @@ from zonefs_emu.scsi.sense import SENSE_OF_RULE, SENSE_OF_STATUS, sense_of
 from zonefs_emu.units import SECTOR_SHIFT, Sector
 
 _MAX_SECTORS: Final = inquiry.MAX_TRANSFER_BYTES >> SECTOR_SHIFT
-#: Read by VERIFY at once.
+#: The most bytes that VERIFY reads at once.
 _VERIFY_BYTES: Final = 1 << 20
-#: More than any transfer: no boundary is checked.
+#: Beyond the end of any transfer, so that no boundary is checked.
 _NO_BOUNDARY: Final = 1 << 64
 
 
@@ -49,7 +50,7 @@ class Medium:
     """The medium of a host-managed zoned disk, on a device port."""
 
     def __init__(self, port: Port, modes: ModePages) -> None:
-        """Serve *port*, whose dialect is ZBC; *modes* say whether there is a write cache."""
+        """Serve *port*, whose dialect is ZBC. The current *modes* say whether there is a write cache."""
         geometry = port.geometry
         self._port = port
         self._modes = modes
@@ -71,10 +72,16 @@ class Medium:
     # -- READ -------------------------------------------------------------------------------------------------
 
     def read(self, command: Read, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Read into *data_in*."""
+        """Read into *data_in*. Without success, the content of *data_in* is undefined.
+
+        Raises:
+            RuleBrokenError: VSCSI_OVERRUN: *data_in* has too little room.
+            CheckConditionError: SCSI_TRANSFER_LENGTH, SCSI_READ_TYPES, or the port refused the read, or (FUA) the flush
+                before it.
+        """
         lba, nr_blocks, fua = command
         if fua:
-            # From the medium, so what is only in the cache has to get there first.
+            # FUA reads from the medium, so the content of the cache is written to the medium first.
             self.flush()
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
@@ -97,7 +104,7 @@ class Medium:
     def _require_room(self, operation: Operation, sector: Sector, nr_sectors: int, nr_bytes: int) -> None:
         """Refuse a transfer beyond MAXIMUM TRANSFER LENGTH, and one for which *nr_bytes* of buffers are too few.
 
-        A transfer that leaves the device is not looked at: the port refuses it, whatever its length.
+        A transfer that leaves the device is not checked here, because the port refuses it, whatever its length.
         """
         if sector + nr_sectors > self._size:
             return
@@ -119,7 +126,7 @@ class Medium:
         geometry = self._geometry
         end = sector + nr_sectors
         if end > self._size:
-            return  # the port says so
+            return  # the port refuses it
         first = sector // self._zone_size
         conventional = geometry.is_conventional(first)
         for zone_no in range(first, (end - 1) // self._zone_size + 1):
@@ -132,14 +139,20 @@ class Medium:
     def _broken(
         self, rule: ScsiRule, operation: Operation, status: Status, sector: Sector, nr_sectors: int
     ) -> NoReturn:
-        """Note a refusal by a *rule* of the disk's own, in the zone of *sector*, and answer its sense."""
+        """Note a refusal by a *rule* of the disk, in the zone of *sector*, and raise the CheckConditionError for it."""
         self._port.refusals.refuse(rule, operation, status, sector, nr_sectors, zone_no=sector // self._zone_size)
         raise CheckConditionError(SENSE_OF_RULE[rule])
 
     # -- WRITE ------------------------------------------------------------------------------------------------
 
     def write(self, command: Write, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Write *data_out*."""
+        """Write *data_out*.
+
+        Raises:
+            RuleBrokenError: VSCSI_OVERRUN: *data_out* has too few bytes.
+            CheckConditionError: SCSI_TRANSFER_LENGTH, SCSI_WRITE_PROTECTED, SCSI_GAP, or the port refused the write; or
+                the flush after the write failed (FUA, or no write cache).
+        """
         lba, nr_blocks, fua = command
         sector = lba << self._block_shift
         nr_sectors = nr_blocks << self._block_shift
@@ -170,7 +183,12 @@ class Medium:
     # -- VERIFY, SYNCHRONIZE CACHE ----------------------------------------------------------------------------
 
     def verify(self, command: Verify, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Read, and compare with *data_out* if that is asked for."""
+        """Read the blocks, and with BYTCHK 01b compare them with *data_out*.
+
+        Raises:
+            RuleBrokenError: VSCSI_OVERRUN: *data_out* has too few bytes; SCSI_MISCOMPARE.
+            CheckConditionError: SCSI_TRANSFER_LENGTH, SCSI_READ_TYPES, or the port refused the read.
+        """
         sector = command.lba << self._block_shift
         nr_sectors = command.nr_blocks << self._block_shift
         nr_bytes = nr_sectors << SECTOR_SHIFT
@@ -196,7 +214,11 @@ class Medium:
         return ScsiResult(ScsiStatus.GOOD, b"", residual)
 
     def synchronize_cache(self, command: SynchronizeCache) -> None:
-        """Flush everything, also outside of the range; IMMED, an answer before the end, would gain nothing."""
+        """Flush all blocks, also those outside of the command's range.
+
+        Raises:
+            CheckConditionError: the range leaves the device, or the flush failed.
+        """
         sector = command.lba << self._block_shift
         nr_sectors = command.nr_blocks << self._block_shift
         if sector + nr_sectors > self._size:
@@ -207,7 +229,11 @@ class Medium:
         self.flush()
 
     def flush(self) -> None:
-        """Make stable what was answered before."""
+        """Make the effects of all commands that were answered stable.
+
+        Raises:
+            CheckConditionError: the port failed to.
+        """
         status = self._port.flush()
         if status:
             raise CheckConditionError(sense_of(status, Operation.FLUSH))
@@ -215,9 +241,10 @@ class Medium:
     # -- zones ------------------------------------------------------------------------------------------------
 
     def manage_zones(self, command: ManageZones) -> None:
-        """Open, close, finish or reset zones: those of one command together or not at all.
+        """Open, close, finish or reset zones: all zones of the command, or none. ZONE COUNT does not count gap zones.
 
-        Gap zones between them are not counted.
+        Raises:
+            CheckConditionError: SCSI_WRITE_PROTECTED, SCSI_GAP, or the port refused.
         """
         operation = command.operation
         sector = command.lba << self._block_shift
@@ -230,8 +257,8 @@ class Medium:
             return
         zone_no, offset = divmod(sector, self._zone_size)
         if self._has_gaps and self._in_gap(sector) and offset == self._geometry.zone_cap(zone_no):
-            # The ZONE ID is the start of a gap zone, which libzbc (05.323, 333, 343, 353) tells from one that is the
-            # start of no zone.
+            # The ZONE ID is the start of a gap zone. libzbc (05.323, 333, 343, 353) expects another sense for that than
+            # for a ZONE ID that is the start of no zone.
             self._broken(ScsiRule.SCSI_GAP, operation, Status.NOT_ZONE_START, sector, 0)
         status = self._port.manage(operation, sector, command.nr_zones)
         if status:
@@ -239,7 +266,11 @@ class Medium:
             raise CheckConditionError(code, field=2 if code is sense.INVALID_FIELD_IN_CDB else None)
 
     def report_zones(self, command: ReportZones, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Report the zones from the one that holds the command's LBA on, gap zones included."""
+        """Report the zones from the one that holds the command's LBA on, gap zones included.
+
+        Raises:
+            RuleBrokenError: OUT_OF_RANGE: the LBA is beyond the device.
+        """
         sector = command.lba << self._block_shift
         if sector >= self._size:
             raise RuleBrokenError(DeviceRule.OUT_OF_RANGE, status=Status.OUT_OF_RANGE)

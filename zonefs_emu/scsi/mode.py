@@ -49,7 +49,7 @@ _DEFAULTS: Final[Mapping[int, bytes]] = MappingProxyType(
         CACHING: _page(CACHING, "04 00 0000 0000 0000 0000 00 00 0000 00 000000"),
         # GLTSD: no log parameters are saved. Queue algorithm 1: commands may be reordered. Busy time-out: unlimited.
         CONTROL: _page(CONTROL, "02 10 00 00 0000 ffff 0000"),
-        # DEXCPT: there is no health to report on.
+        # DEXCPT: no informational exceptions are reported, because the disk has no health to report on.
         INFORMATIONAL_EXCEPTIONS: _page(INFORMATIONAL_EXCEPTIONS, "08 00 00000000 00000000"),
     }
 )
@@ -58,7 +58,7 @@ _CHANGEABLE: Final[Mapping[tuple[int, int], int]] = MappingProxyType({(CACHING, 
 
 
 class ModeParameterError(Exception):
-    """A parameter list breaks a rule: *field* is the first wrong byte, or None if its length is wrong."""
+    """A parameter list breaks a rule. *field* is the number of its first wrong byte, or None if its length is wrong."""
 
     def __init__(self, field: int | None) -> None:
         super().__init__(field)
@@ -66,7 +66,10 @@ class ModeParameterError(Exception):
 
 
 class ModePages:
-    """The current mode parameters of one logical unit of *nr_blocks* blocks of *block_bytes*."""
+    """The current mode parameters of one logical unit of *nr_blocks* blocks of *block_bytes*.
+
+    *readonly*: MODE SENSE shows that the medium is write protected (WP).
+    """
 
     __slots__ = ("_block_bytes", "_nr_blocks", "_pages", "_readonly", "descriptor_sense", "write_cache")
 
@@ -75,7 +78,7 @@ class ModePages:
         self._block_bytes = block_bytes
         self._readonly = readonly
         self._pages: dict[int, bytes] = {}
-        #: The two bits that others act on, kept ready for the write path.
+        #: WCE and D_SENSE of the current pages. They are decoded once, because the write path tests the first.
         self.write_cache = True
         self.descriptor_sense = False
         self.reset()
@@ -92,7 +95,10 @@ class ModePages:
     # -- MODE SENSE -------------------------------------------------------------------------------------------
 
     def sense_6(self, page: int, subpage: int, control: PageControl, *, descriptors: bool) -> bytes | None:
-        """Return MODE SENSE(6) parameter data, or None if there is no such page; *descriptors* unless DBD is set."""
+        """Return MODE SENSE(6) parameter data, or None if there is no such page.
+
+        *descriptors*: with a block descriptor, because DBD is 0.
+        """
         pages = self._selected(page, subpage, control)
         if pages is None:
             return None
@@ -102,7 +108,10 @@ class ModePages:
     def sense_10(
         self, page: int, subpage: int, control: PageControl, *, descriptors: bool, long_lba: bool
     ) -> bytes | None:
-        """Return MODE SENSE(10) parameter data, or None; *long_lba* (LLBAA) allows the 16-byte block descriptor."""
+        """Return MODE SENSE(10) parameter data, or None if there is no such page.
+
+        *descriptors*: with a block descriptor, because DBD is 0. It has 16 bytes with *long_lba* (LLBAA), else 8.
+        """
         pages = self._selected(page, subpage, control)
         if pages is None:
             return None
@@ -127,7 +136,7 @@ class ModePages:
         return struct.pack(">II", min(self._nr_blocks, 0xFFFFFFFF), self._block_bytes)
 
     def _selected(self, page: int, subpage: int, control: PageControl) -> bytes | None:
-        """Return the pages that were asked for; no page has subpages."""
+        """Return the pages with code *page*, None if there is none. No page has subpages."""
         if subpage not in (0, ALL_SUBPAGES):
             return None
         if page == ALL_PAGES:
@@ -151,10 +160,11 @@ class ModePages:
     # -- MODE SELECT ------------------------------------------------------------------------------------------
 
     def select(self, data: bytes, *, header_bytes: int) -> None:
-        """Change the current parameters by a parameter list with a header of 4 (MODE SELECT(6)) or 8 bytes.
+        """Change the current parameters by the parameter list *data*; its header has 4 (MODE SELECT(6)) or 8 bytes.
 
         Raises:
-            ModeParameterError: a page is cut short, unknown, of the wrong length, or changes what cannot be changed.
+            ModeParameterError: the header, the block descriptor or a page is cut short, the block descriptor would
+                change the medium, or a page is unknown, has another length, or changes a field that cannot be changed.
                 The pages are then as before.
         """
         if len(data) < header_bytes:
@@ -170,7 +180,7 @@ class ModePages:
         self._adopt(pages)
 
     def _check_block_descriptor(self, descriptor: bytes, offset: int) -> None:
-        """Refuse any change of the medium's shape; a number of blocks of zero means "as it is"."""
+        """Refuse a change of the number or size of blocks. A number of blocks of 0 means "as it is" (SPC-4)."""
         match len(descriptor):
             case 0:
                 return
@@ -190,7 +200,7 @@ class ModePages:
         """Check the page at *offset*, put it into *pages* and return its length."""
         code = data[offset] & 0x3F
         current = pages.get(code)
-        # SPF would announce a subpage; there are none. PS is reserved here.
+        # SPF, which announces a subpage, must be 0, because there are none. PS is reserved in MODE SELECT, and ignored.
         if current is None or data[offset] & 0x40:
             raise ModeParameterError(offset)
         page = data[offset : offset + len(current)]

@@ -1,8 +1,9 @@
 """REPORT ZONES: the zones in ZBC, with gap zones.
 
 May not know: CDBs, sense.
-Invariant: what is reported covers every LBA once, in ascending order. A sequential zone whose capacity is below its
-size appears as a zone of that capacity and a gap zone for the rest (ZBC-2, zone alignment method 8).
+Invariant: a report of all zones (option 00h) covers every LBA once, in ascending order. A sequential zone whose
+capacity is below its size appears as a zone of that capacity, and a gap zone for the rest (ZBC-2, zone alignment
+method 8).
 
 Source: ZBC-2, "REPORT ZONES command"; the LBA fields count logical blocks.
 """
@@ -53,7 +54,7 @@ _WP_VALID: Final = frozenset((Condition.EMPTY, Condition.IMP_OPEN, Condition.EXP
 _HEADER: Final = struct.Struct(">IB3xQQ40x")
 #: Type, condition, length, start, write pointer.
 _DESCRIPTOR: Final = struct.Struct(">BB6xQQQ32x")
-#: Zones read from the device, and descriptors passed on, at once.
+#: The most zones that are read from the device, and descriptors that are passed on, at once.
 _PORTION: Final = 1024
 
 
@@ -61,7 +62,7 @@ class ZoneSource(Protocol):
     """The part of a device port that reports need."""
 
     def report(self, zone_no: int, max_zones: int, conds: frozenset[Condition] | None = None) -> list[Zone]:
-        """Return up to *max_zones* zones from *zone_no* on, those in *conds* only if given."""
+        """Return up to *max_zones* zones from *zone_no* on; if *conds* is given, only zones in these conditions."""
         ...
 
     def count(self, zone_no: int, conds: frozenset[Condition]) -> int:
@@ -84,9 +85,9 @@ class ZoneReporter:
     ) -> bytes:
         """Pass up to *max_descriptors* descriptors from the zone that holds *sector* on to *store*; return the header.
 
-        *store* gets them in portions, because a list of a million zones is 64 MB. The header, which comes before them,
-        is known last. *option* is one of OPTIONS. Without *partial* the zone list length counts all zones that match,
-        also those beyond *max_descriptors*; with it, those stored.
+        *store* gets the descriptors in portions, because a list of a million zones is 64 MB. The header (64 bytes)
+        precedes the descriptors in the parameter data, but is known last. *option* is one of OPTIONS. The zone list
+        length counts the descriptors that were stored (*partial*), or all zones that match (otherwise).
         """
         descriptors = islice(self._descriptors(sector, option, min(max_descriptors, _PORTION)), max_descriptors)
         total = 0
@@ -119,7 +120,7 @@ class ZoneReporter:
         conds = _CONDITIONS.get(option, _ANY)
         if not conds:
             return
-        # With gap zones every zone has to be looked at, to see the gap behind it.
+        # Every zone is read if gap zones are listed, because the gap zone belongs to the zone before it.
         asked = None if with_gaps or conds is _ANY else conds
         unit = self._block_sectors
         while zone_no < self._geometry.nr_zones:
@@ -150,7 +151,7 @@ class ZoneReporter:
         )
 
     def _count(self, sector: int, option: int) -> int:
-        """Count the matching zones from the one that holds *sector* on, without making snapshots of them."""
+        """Count the matching zones from the one that holds *sector* on, without a snapshot of each."""
         geometry = self._geometry
         first = sector // geometry.zone_size
         last = geometry.nr_zones - 1
@@ -159,7 +160,7 @@ class ZoneReporter:
         if self._starts_in_gap(sector):
             count -= self._source.report(first, 1)[0].cond in conds
         if self._has_gaps and option in _WITH_GAPS:
-            # Every sequential zone has a gap, but for a last one that is no longer than the capacity.
+            # Every sequential zone has a gap, except a last one that is no longer than the capacity.
             count += geometry.nr_zones - first - self._nr_conventional_from(first)
             count -= not geometry.is_conventional(last) and not self._gap(last)
         return count
@@ -172,8 +173,9 @@ class ZoneReporter:
     def _same(self, sector: int, option: int) -> int:
         """Return the SAME field of the list that starts at *sector*.
 
-        0: types and lengths may differ, which is always true; 1: all equal; 2: equal but for the length of the last;
-        3: lengths equal, types may differ. Claimed only where the whole device is listed without filter.
+        0: types and lengths may differ, which is always true; 1: all types and lengths are equal; 2: the same except
+        for the length of the last zone; 3: all lengths are equal. A list of the zones in some conditions, and one of a
+        device with gap zones, has 0.
         """
         geometry = self._geometry
         if option not in (ALL_ZONES, ALL_BUT_GAPS) or self._has_gaps:

@@ -1,4 +1,4 @@
-"""The rules of SCSI, by which the disk and the host of its target refuse requests before the port sees them."""
+"""The rules of the SCSI disk, and those of the virtio SCSI host in front of it. The port knows neither."""
 
 from enum import unique
 
@@ -7,7 +7,7 @@ from zonefs_emu.device.rules import Rule
 
 @unique
 class ScsiRule(Rule):
-    """The rules of the disk, which answers with sense data."""
+    """The rules of the disk. A command that breaks one is answered with sense data."""
 
     SCSI_GAP = (
         300,
@@ -63,7 +63,7 @@ class ScsiRule(Rule):
 
 @unique
 class HostRule(Rule):
-    """The rules of the host on the way to the disk, which answers with a response code of virtio-scsi."""
+    """The rules of the virtio SCSI host. A request that breaks one is answered with a response code of virtio-scsi."""
 
     VSCSI_OVERRUN = (
         320,

@@ -64,7 +64,8 @@ SAVING_PARAMETERS_NOT_SUPPORTED: Final = Sense(SenseKey.ILLEGAL_REQUEST, 0x39, 0
 INTERNAL_TARGET_FAILURE: Final = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 INSUFFICIENT_ZONE_RESOURCES: Final = Sense(SenseKey.DATA_PROTECT, 0x55, 0x0E)
 
-#: The sense of a refused command. ZBC has no limit of active zones and no append: those rows have the nearest sense.
+#: The sense of a command that a port refused. ZBC has no limit of active zones and no append, so the rows of these
+#: statuses have the nearest sense.
 SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
     {
         Status.OK: NO_SENSE,
@@ -83,20 +84,20 @@ SENSE_OF_STATUS: Final[Mapping[Status, Sense]] = MappingProxyType(
         Status.APPEND_LIMIT: INVALID_FIELD_IN_CDB,
         Status.OPEN_RESOURCE: INSUFFICIENT_ZONE_RESOURCES,
         Status.ACTIVE_RESOURCE: INSUFFICIENT_ZONE_RESOURCES,
-        # These come from NVMe only, so the rows have the nearest answer.
+        # The ZRWA statuses come from NVMe only, so these rows have the nearest sense.
         Status.ZRWA_WRITE: UNALIGNED_WRITE,
         Status.ZRWA_RANGE: INVALID_FIELD_IN_CDB,
         Status.ZRWA_INVALID: INVALID_FIELD_IN_CDB,
         Status.ZRWA_UNAVAILABLE: INVALID_FIELD_IN_CDB,
         Status.IO_ERROR: UNRECOVERED_READ_ERROR,
-        # Linux makes ENOSPC of exactly this code.
+        # Linux turns exactly this code into ENOSPC (drivers/scsi/scsi_error.c, scsi_check_sense).
         Status.NO_SPACE: SPACE_ALLOCATION_FAILED,
         Status.POISONED: INTERNAL_TARGET_FAILURE,
         Status.UNSUPPORTED: INVALID_OPERATION_CODE,
     }
 )
 
-#: The sense of the rules of this disk.
+#: The sense of a command that broke a rule of the disk.
 SENSE_OF_RULE: Final[Mapping[ScsiRule, Sense]] = MappingProxyType(
     {
         ScsiRule.SCSI_GAP: ATTEMPT_TO_ACCESS_GAP_ZONE,
@@ -118,7 +119,7 @@ _WRITING: Final = frozenset((Operation.WRITE, Operation.APPEND, Operation.FLUSH)
 def sense_of(status: Status, operation: Operation | None) -> Sense:
     """Return the sense of *operation*, which a port refused with *status*.
 
-    A failure of the host is a write error of operations that write, and a read error of all others.
+    A failure of the host (IO_ERROR) is a write error of operations that write, and a read error of all others.
     """
     if status is Status.IO_ERROR and operation in _WRITING:
         return WRITE_ERROR
@@ -133,13 +134,14 @@ _NO_SPECIFIC: Final = bytes(3)
 def encode(sense: Sense, *, descriptor: bool, field: int | None = None, in_data: bool = False) -> bytes:
     """Return *sense* as bytes: 18 in fixed format (70h), 8 or 16 in descriptor format (72h).
 
-    *field* points at the first byte of the CDB (of the parameter list if *in_data*) that is wrong, for the two
-    "invalid field" codes. Source: SPC-4, "Descriptor format sense data", "Fixed format sense data", "Field pointer
-    sense key specific data".
+    *field*, for the two "invalid field" codes, is the number of the first wrong byte of the CDB, or with *in_data* of
+    the parameter list.
+
+    Source: SPC-4, "Descriptor format sense data", "Fixed format sense data", "Field pointer sense key specific data".
     """
     specific = _NO_SPECIFIC
     if field is not None:
-        # SKSV, and C/D: one if the field is in the CDB.
+        # SKSV, and C/D, which is 1 if the field is in the CDB.
         specific = bytes((0x80 if in_data else 0xC0, field >> 8, field & 0xFF))
     if descriptor:
         tail = b""

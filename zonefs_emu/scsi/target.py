@@ -2,18 +2,18 @@
 
 May not know: the encoding of LUNs and tags in a transport.
 
-A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit; the answers of all other LUNs are here too.
-Use::
+A target has one disk at LUN 0 and the REPORT LUNS well-known logical unit. This module also answers commands to all
+other LUNs. Use::
 
     target = Target(device.port("vhost-user-scsi", ZBC), serial="...")
     result = target.execute(lun, cdb, data_out, data_in)     # blocks; see may_block()
 
-*lun* is a number: 0 is the disk, REPORT_LUNS_WLUN the well-known one; :func:`decode_lun` makes it from the 8-byte
-structure of SAM-5. A command is done when ``execute`` returns, so that no task is ever under way when a task management
-function comes: it is answered at once.
+*lun* is a number: 0 is the disk, REPORT_LUNS_WLUN the well-known logical unit; :func:`decode_lun` makes it from the
+8-byte structure of SAM-5. A command is done when ``execute`` returns. A target keeps no list of tasks, so a task
+management function aborts none and waits for none.
 
-Thread safe in the sense that several request queues may call ``execute`` at the same time: the device has its own lock,
-the queue of unit attentions is atomic, mode parameters are replaced as a whole.
+Several threads may call ``execute`` at the same time: the device has its own lock, the queue of unit attentions is
+atomic, and mode pages are replaced as a whole.
 
 Sources: SAM-5 (logical unit numbers, task management), SPC-4 (unit attention conditions, INQUIRY to unsupported LUNs).
 """
@@ -52,12 +52,14 @@ from zonefs_emu.scsi.sense import SENSE_OF_RULE, Sense
 
 #: The REPORT LUNS well-known logical unit, numbered by its first two bytes on the wire (C1h 01h).
 REPORT_LUNS_WLUN: Final = 0xC101
-#: The result of decode_lun for structures that address no logical unit of any target like this one.
+#: The result of decode_lun for a structure that addresses no logical unit that a target of this kind can have.
 NO_LUN: Final = -1
 
-#: Unit attentions do not stop these, however malformed. Source: SPC-4, "Unit attention conditions"; SAM-5.
+#: Commands that unit attentions do not stop, even if they are malformed. Source: SPC-4 and SAM-5, "Unit attention
+#: conditions".
 _UNSTOPPED: Final = frozenset({Opcode.INQUIRY, Opcode.REPORT_LUNS})
-#: The commands that any logical unit has, even one that is not there, and those of the well-known one.
+#: The commands that are answered for every LUN, also for one without a logical unit; and those of the well-known
+#: logical unit.
 _OF_ANY: Final = frozenset({Opcode.INQUIRY, Opcode.REQUEST_SENSE})
 _OF_WELL_KNOWN: Final = _OF_ANY | {Opcode.REPORT_LUNS, Opcode.TEST_UNIT_READY}
 
@@ -89,7 +91,9 @@ class TaskResponse(Enum):
 def decode_lun(structure: bytes | bytearray | memoryview) -> int:
     """Return the number that an 8-byte LUN structure addresses: LUN, REPORT_LUNS_WLUN or NO_LUN.
 
-    Peripheral (00b, bus 0) and flat (01b) addressing are known, and C1h 01h. Source: SAM-5, "Logical unit numbers".
+    Peripheral (00b, bus 0) and flat (01b) addressing are known, and C1h 01h.
+
+    Source: SAM-5, "Logical unit numbers".
     """
     if len(structure) != 8 or any(structure[2:]):
         return NO_LUN
@@ -117,8 +121,8 @@ class Target:
     ) -> None:
         """Serve *port*, whose dialect is ZBC, as the disk with *serial* (printable ASCII).
 
-        *power_on*: the first command gets the unit attention POWER ON, RESET. False if a daemon takes over from one
-        that died, which its initiator must not notice.
+        *power_on*: the first command gets the unit attention POWER ON, RESET. It is False if this process takes over
+        from one that died, because the initiator must not notice that.
 
         Raises:
             ValueError: *serial* is no SCSI serial number.
@@ -132,15 +136,15 @@ class Target:
             self.attend(sense.POWER_ON)
 
     def execute(self, lun: int, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Do the command of *cdb* (may be longer than the command) at *lun*; returns when it is done.
+        """Execute the command in *cdb*, which may have bytes behind the command, at *lun*; return when it is done.
 
-        *data_out*: readable buffers from the initiator; *data_in*: writable ones for it; either may be empty. What a
-        READ that failed leaves in *data_in* is undefined. Never raises for what an initiator sends.
+        *data_out* has the initiator's data, and *data_in* receives the answer; either may be empty. If a READ fails,
+        the content of *data_in* is undefined. No CDB and no buffers of an initiator make this method raise.
         """
         return self.execute_parsed(lun, parse(cdb), cdb, data_out, data_in)
 
     def execute_parsed(self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
-        """Do *command* at *lun* as :meth:`execute` does; *cdb*, from which it was parsed, is for people."""
+        """Execute *command* at *lun* as :meth:`execute` does; *cdb*, from which it was parsed, is for the log."""
         if lun:
             return self._execute_elsewhere(lun, command, cdb, data_out, data_in)
         if self._attentions and len(cdb):
@@ -150,15 +154,15 @@ class Target:
         return self._execute(command, cdb, data_out, data_in)
 
     def may_block(self, lun: int, command: Command) -> bool:
-        """Say whether executing *command* at *lun* may wait for the host's disk."""
+        """Say whether executing *command* at *lun* may wait for the host's disk, or copies data for milliseconds."""
         return lun == 0 and self.disk.may_block(command)
 
     def may_read_now(self) -> bool:
-        """Say whether a READ without FUA is nothing but a read of the port: no unit attention stops it."""
+        """Say whether a READ without FUA may be executed as a read of the port, because no unit attention stops it."""
         return not self._attentions
 
     def may_write_now(self) -> bool:
-        """Say the same of a WRITE, which without a write cache waits for the host's disk."""
+        """Say the same of a WRITE without FUA, which also needs a write cache: otherwise a flush follows it."""
         return not self._attentions and self.disk.has_write_cache
 
     # -- unit attentions --------------------------------------------------------------------------------------
@@ -176,9 +180,9 @@ class Target:
         self.attend(sense.POWER_ON)
 
     def _meet_attention(self, command: Command, opcode: int, data_out: DataOut, data_in: DataIn) -> ScsiResult | None:
-        """Return the result that the oldest unit attention gives *command*, or None if it does not stop it."""
-        asks_for_sense = isinstance(command, RequestSense)
-        if opcode in _UNSTOPPED or (opcode == Opcode.REQUEST_SENSE and not asks_for_sense):
+        """Return the result that the oldest unit attention gives *command*, or None if it does not stop *command*."""
+        is_malformed_query = opcode == Opcode.REQUEST_SENSE and not isinstance(command, RequestSense)
+        if opcode in _UNSTOPPED or is_malformed_query:
             return None
         try:
             condition = self._attentions.popleft()
@@ -194,7 +198,7 @@ class Target:
     def _execute_elsewhere(
         self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn
     ) -> ScsiResult:
-        """Do *command* at the well-known logical unit, or at one that is not there."""
+        """Execute *command* at the well-known logical unit, or at a LUN without a logical unit."""
         well_known = lun == REPORT_LUNS_WLUN
         match command:
             case Inquiry(page=None):
@@ -211,7 +215,7 @@ class Target:
             case TestUnitReady() if well_known:
                 return nothing_transferred(data_out, data_in)
             case _ if command is CUT_SHORT or cdb[0] in (_OF_WELL_KNOWN if well_known else _OF_ANY):
-                # A command that is here is malformed, or asks for vital product data, which only the disk has.
+                # Such a command is malformed, or asks for vital product data, which only the disk has.
                 self.disk.note(ScsiRule.SCSI_CDB_FIELD, cdb)
                 return _refused(sense.INVALID_FIELD_IN_CDB, data_out, data_in)
             case _:
@@ -220,7 +224,7 @@ class Target:
                 return _refused(SENSE_OF_RULE[rule], data_out, data_in)
 
     def no_target(self, cdb: Cdb | None) -> None:
-        """Note a request at a target that is not there: the command of *cdb*, or (None) a task management function."""
+        """Note a request to a target that does not exist: the command of *cdb*, or (None) task management."""
         if cdb is None:
             self._refuse_task(HostRule.VSCSI_TARGET, "task management")
         else:
@@ -235,10 +239,12 @@ class Target:
     # -- task management --------------------------------------------------------------------------------------
 
     def manage_task(self, function: int, lun: int) -> TaskResponse:
-        """Do a task management function at *lun*. One that is no TaskFunction is rejected.
+        """Carry out a task management function at *lun*; reject a number that is no TaskFunction, and CLEAR ACA.
 
-        Aborting and querying find no task: a task is carried out at once, and a transport that holds its answer gives
-        that before the answer of the function.
+        Aborting and querying find no task, because a command is done when :meth:`execute` returns. A transport that
+        holds answers gives them before the answer of the function.
+
+        Source: SAM-5, "Task management functions".
         """
         name = f"task management function {function}"
         if function not in _TASK_FUNCTIONS:
