@@ -113,7 +113,7 @@ def test_fields_that_ask_for_what_is_not_there(text: str, field: int) -> None:
 
 
 @pytest.mark.parametrize("command", commands.COMMANDS, ids=[command.name for command in commands.COMMANDS])
-def test_every_command_of_the_table_is_parsed(command: commands.Command) -> None:
+def test_every_command_of_the_table_is_parsed(command: commands.TableRow) -> None:
     whole = bytearray(len(command.usage))
     whole[:2] = command.usage[0], command.service_action or (0x10 if "SELECT" in command.name else 0)
     assert not isinstance(parse(whole), Malformed)

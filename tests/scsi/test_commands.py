@@ -6,8 +6,8 @@ from tests.scsi.disks import from_hex
 from zonefs_emu.scsi.commands import (
     CDB_LENGTHS,
     COMMANDS,
-    Command,
     Opcode,
+    TableRow,
     describe,
     one_command,
     supported_commands,
@@ -25,7 +25,7 @@ def test_every_operation_code_has_a_row_and_rows_are_unique() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_length_follows_from_the_group_code(command: Command) -> None:
+def test_length_follows_from_the_group_code(command: TableRow) -> None:
     assert len(command.usage) == GROUP_LENGTHS[command.opcode >> 5] == CDB_LENGTHS[command.opcode]
     assert command.usage[0] == command.opcode
     assert command.usage[-1] == 0x04  # NACA is looked at
@@ -73,7 +73,7 @@ def test_one_command() -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.service_action is not None])
-def test_usage_data_has_the_service_action_itself(command: Command) -> None:
+def test_usage_data_has_the_service_action_itself(command: TableRow) -> None:
     """And no mask of its field: that is what tells which of the commands of one operation code is meant."""
     assert command.service_action is not None
     data = one_command(2, command.opcode, command.service_action, timeouts=False)

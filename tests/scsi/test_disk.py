@@ -87,7 +87,7 @@ def test_operation_codes_that_are_not_there(opcode: int) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_short_cdbs_and_naca_are_refused(command: commands.Command) -> None:
+def test_short_cdbs_and_naca_are_refused(command: commands.TableRow) -> None:
     cdb = bytearray(len(command.usage))
     cdb[0], cdb[1] = command.opcode, command.service_action or 0
     with new_initiator(MIXED) as disk:

@@ -66,7 +66,7 @@ ENQUIRIES: Final = frozenset({
 })  # fmt: skip
 
 
-class Command(NamedTuple):
+class TableRow(NamedTuple):
     """One command of the target. *service_action* is None if the operation code has no service actions.
 
     *usage* is as long as the CDB: the operation code and the service action in their places, and ones for the other
@@ -79,11 +79,11 @@ class Command(NamedTuple):
     usage: bytes
 
 
-def _command(name: str, opcode: Opcode, usage: str, service_action: int | None = None) -> Command:
+def _command(name: str, opcode: Opcode, usage: str, service_action: int | None = None) -> TableRow:
     """Return a row; *usage* is hexadecimal, from byte 1 on, with zeros for the service action (byte 1, bits 4 to 0)."""
     data = bytearray((opcode,)) + bytes.fromhex(usage)
     data[1] |= service_action or 0
-    return Command(name, opcode, service_action, bytes(data))
+    return TableRow(name, opcode, service_action, bytes(data))
 
 
 COMMANDS: Final = (
