@@ -72,6 +72,18 @@ def test_a_daemon_that_takes_over_announces_no_power_on() -> None:
         assert target.execute(0, TEST_UNIT_READY, [], []) is GOOD
 
 
+@pytest.mark.parametrize("earlier", [sense.POWER_ON, sense.BUS_DEVICE_RESET])
+@pytest.mark.parametrize("later", [sense.BUS_DEVICE_RESET, sense.I_T_NEXUS_LOSS])
+def test_a_weaker_unit_attention_does_not_replace_a_stronger_one(earlier: sense.Sense, later: sense.Sense) -> None:
+    with new_initiator(MIXED) as disk:
+        disk.target.attend(earlier)
+        disk.target.attend(later)
+        assert [disk.send(TEST_UNIT_READY).code for _ in range(2)] == [tuple(earlier), None]
+        disk.target.attend(later)
+        disk.target.attend(earlier)
+        assert [disk.send(TEST_UNIT_READY).code for _ in range(2)] == [tuple(earlier), None]
+
+
 def test_unit_attentions_queue_up_once_each_and_a_reset_replaces_them() -> None:
     with new_initiator(MIXED) as disk:
         mode_changed = sense.Sense(sense.SenseKey.UNIT_ATTENTION, 0x2A, 0x01)
@@ -80,7 +92,7 @@ def test_unit_attentions_queue_up_once_each_and_a_reset_replaces_them() -> None:
             disk.target.attend(condition)
         assert [disk.send(TEST_UNIT_READY).code for _ in range(3)] == [tuple(mode_changed), tuple(luns_changed), None]
         disk.target.attend(mode_changed)
-        disk.target.reset()
+        disk.target.attend(sense.POWER_ON)
         assert [disk.send(TEST_UNIT_READY).code for _ in range(2)] == [POWER_ON, None]
 
 

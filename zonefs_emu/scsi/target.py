@@ -168,16 +168,19 @@ class Target:
     # -- unit attentions --------------------------------------------------------------------------------------
 
     def attend(self, condition: Sense) -> None:
-        """Give the next command the unit attention *condition*; a power-on or reset replaces those before it."""
+        """Give the next command the unit attention *condition*.
+
+        A power-on, reset or nexus loss (29h) replaces the conditions before it, except one of these with a lower ASCQ,
+        which has precedence.
+
+        Source: SAM-5, "Unit attention condition precedence".
+        """
         if condition.asc == sense.POWER_ON.asc:
+            if any(known.asc == condition.asc and known.ascq < condition.ascq for known in tuple(self._attentions)):
+                return
             self._attentions.clear()
         if condition not in self._attentions:
             self._attentions.append(condition)
-
-    def reset(self) -> None:
-        """Do what a hard reset does: default mode parameters and POWER ON, RESET. Zones do not change."""
-        self.disk.reset()
-        self.attend(sense.POWER_ON)
 
     def _meet_attention(self, command: Command, opcode: int, data_out: DataOut, data_in: DataIn) -> ScsiResult | None:
         """Return the result that the oldest unit attention gives *command*, or None if it does not stop *command*."""
