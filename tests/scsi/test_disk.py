@@ -1,3 +1,5 @@
+import struct
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -18,6 +20,7 @@ from zonefs_emu.scsi import commands
 from zonefs_emu.scsi.cdb import parse
 from zonefs_emu.scsi.commands import COMMANDS, ENQUIRIES
 from zonefs_emu.scsi.result import GOOD, ScsiStatus
+from zonefs_emu.scsi.target import REPORT_LUNS_WLUN
 
 INVALID_OPCODE = (0x5, 0x20, 0x00)
 INVALID_FIELD = (0x5, 0x24, 0x00)
@@ -197,12 +200,30 @@ def test_mode_select_that_is_refused() -> None:
         (bytes.fromhex("0a 08 0000 01 00"), False),  # in WRITE(6) these bits are the LBA's
         (bytes.fromhex("35 00 00000000 00 0000 00"), True),
         (bytes.fromhex("94 04 0000000000000000 0000 0000 01 00"), True),
+        (bytes.fromhex("88 00 0000000000000000 00003fff 00 00"), False),
+        (bytes.fromhex("88 00 0000000000000000 00004000 00 00"), True),  # 8 MiB
+        (bytes.fromhex("8a 00 0000000000000000 00003fff 00 00"), False),
+        (bytes.fromhex("8a 00 0000000000000000 00004000 00 00"), True),
+        (bytes.fromhex("8a 00 ffffffffffffffff 00000001 00 00"), False),  # beyond the device: refused at once
         (bytes.fromhex("12 00 00 0024 00"), False),
     ],
 )
 def test_may_block(cdb: bytes, expected: bool) -> None:
     with new_initiator(MIXED) as disk:
         assert disk.target.may_block(0, parse(cdb)) is expected
+
+
+def test_a_write_after_a_reset_may_block_until_the_reset_is_durable() -> None:
+    with new_initiator(MIXED) as disk:
+        write = parse(struct.pack(">BBQIBB", 0x8A, 0, 3 * ZONE, 1, 0, 0))
+        assert disk.write(3 * ZONE, 1).result is GOOD
+        assert disk.port.flush() is Status.OK
+        assert not disk.target.may_block(0, write)
+        assert disk.reset(3 * ZONE).code is None
+        assert disk.target.may_block(0, write)
+        assert not disk.target.may_block(REPORT_LUNS_WLUN, write)
+        assert disk.port.flush() is Status.OK
+        assert not disk.target.may_block(0, write)
 
 
 @pytest.mark.parametrize(

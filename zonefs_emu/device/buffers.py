@@ -5,6 +5,15 @@ function joins all of them. A part is gathered only with a length that the calle
 """
 
 from collections.abc import Sequence
+from typing import Final
+
+from zonefs_emu.units import SECTOR_SHIFT
+
+#: An event loop gives a request with at least this many bytes of data to a thread. Copying them takes some
+#: milliseconds, in which the loop would serve no other queue.
+LONG_BYTES: Final = 8 << 20
+#: The most sectors of a request that is not that long.
+SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
 
 
 def gather(buffers: Sequence[memoryview], offset: int, length: int) -> bytes:

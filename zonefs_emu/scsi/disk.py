@@ -12,6 +12,7 @@ Invariants:
 
 from typing import Final, assert_never
 
+from zonefs_emu.device.buffers import SHORT_SECTORS_MAX
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import Rule
 from zonefs_emu.errors import Status
@@ -76,6 +77,9 @@ class Disk:
             readonly=port.device.image.readonly,
         )
         self._medium = Medium(port, self._modes)
+        self._short_blocks = SHORT_SECTORS_MAX // geometry.block_sectors
+        self._zone_blocks = geometry.zone_size // geometry.block_sectors
+        self._has_pending_reset = port.has_pending_reset
         self._read = self._medium.read
         self._write = self._medium.write
         self._standard_inquiry = inquiry.standard_inquiry(identity)
@@ -98,11 +102,20 @@ class Disk:
             return self._rule_broken(error, cdb, data_out, data_in)
 
     def may_block(self, command: Command) -> bool:
-        """Say whether *command* may wait for the host's disk, so that an event loop gives it to a thread."""
+        """Say whether *command* may wait for the host's disk or copies data for milliseconds.
+
+        An event loop gives such a command to a thread.
+        """
         if type(command) is Read:
-            return command.fua
+            return command.fua or command.nr_blocks > self._short_blocks
         if type(command) is Write:
-            return command.fua or not self._modes.write_cache
+            # A write to a zone that was reset waits until the reset is durable.
+            return (
+                command.fua
+                or command.nr_blocks > self._short_blocks
+                or not self._modes.write_cache
+                or self._has_pending_reset(command.lba // self._zone_blocks)
+            )
         return type(command) in _SLOW
 
     def reset(self) -> None:

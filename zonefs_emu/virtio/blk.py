@@ -22,7 +22,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from zonefs_emu.device.buffers import Cursor, gather, scatter, total_bytes
+from zonefs_emu.device.buffers import LONG_BYTES, SHORT_SECTORS_MAX, Cursor, gather, scatter, total_bytes
 from zonefs_emu.device.port import Port
 from zonefs_emu.device.rules import DeviceRule
 from zonefs_emu.errors import Status
@@ -56,7 +56,7 @@ from zonefs_emu.virtio.blk_config import (
     ConfigSpace,
 )
 from zonefs_emu.virtio.blk_merge import Merger
-from zonefs_emu.virtio.handler import LONG_BYTES, SHORT_SECTORS_MAX, Begin, Deferred
+from zonefs_emu.virtio.handler import Begin, Deferred
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule

@@ -1,21 +1,14 @@
 """The interface for executing the chains of one queue."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import Chain
 
 #: begin(first, spans): called before the requests from the *first* of the batch on are executed as one change. spans:
 #: (sector, nr_sectors) of each if they are merged writes, () for one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
-
-#: A request of at least this length goes to the worker. Copying it takes some milliseconds, in which the loop would not
-#: serve other queues.
-LONG_BYTES: Final = 8 << 20
-#: Sectors of the longest request that is not.
-SHORT_SECTORS_MAX: Final = (LONG_BYTES - 1) >> SECTOR_SHIFT
 
 
 class Deferred:

@@ -2,12 +2,13 @@
 
 from typing import Final
 
+from zonefs_emu.device.buffers import SHORT_SECTORS_MAX
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.model.transitions import ZBC
 from zonefs_emu.scsi.target import Target
 from zonefs_emu.virtio import features as bits, scsi
-from zonefs_emu.virtio.handler import SHORT_SECTORS_MAX, Handler
+from zonefs_emu.virtio.handler import Handler
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.scsi import ControlQueue, EventQueue, RequestQueue
 from zonefs_emu.virtqueue.changes import ZoneChanges
