@@ -30,7 +30,7 @@ def test_positions_and_places(size: int, place: int) -> None:
 @pytest.mark.parametrize(
     ("descriptors", "sentence"),
     [
-        ([(A, 0, 0)], "a buffer of 0 bytes"),
+        ([(A, 0, 0)], "a buffer has 0 bytes"),
         ([(1, 5, 0)], "is not in the guest's memory"),
         ([(A, 1, DESC_NEXT)] * 8, "more descriptors than the ring"),
         ([(A, 1, DESC_NEXT | DESC_WRITE), (A, 1, 0)], "a readable buffer after a writable one"),

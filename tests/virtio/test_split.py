@@ -36,7 +36,7 @@ def test_areas_of_a_ring() -> None:
     [
         ([], 8, "begins at descriptor 8, but the table has 8"),
         ([], 65535, "descriptor 65535"),
-        ([(A, 0, 0, 0)], 0, "a buffer of 0 bytes"),
+        ([(A, 0, 0, 0)], 0, "a buffer has 0 bytes"),
         ([(1, 5, 0, 0)], 0, "is not in the guest's memory"),
         ([(A, 1 << 31, 0, 0)], 0, "is not in the guest's memory"),
         (([((1 << 64) - 4, 16, 0, 0)]), 0, "is not in the guest's memory"),

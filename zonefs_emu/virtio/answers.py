@@ -1,6 +1,6 @@
 """The answers of the virtio devices to refusals, in the words of their standards and of Linux.
 
-Only for people: the devices themselves answer by the tables from which these words are made.
+The words are for people. They are made from the tables by which the devices answer.
 """
 
 import errno
@@ -60,7 +60,7 @@ BLK_ANSWERS: Final = FrontEndAnswers(
     of_status=lambda status, operation: _BLK_NAMES[_blk_status(status, operation)],
     of_rule={rule: _BLK_NAMES[code] for rule, code in blk_codec.STATUS_OF_RULE.items()},
 )
-#: The sense data of the disk, or the response of the host on the way to it.
+#: The sense data of the disk, or the response of the virtio SCSI host in front of it.
 SCSI_ANSWERS: Final = FrontEndAnswers(
     name="scsi",
     of_status=lambda status, operation: _sense_name(sense_of(status, operation)),
@@ -72,9 +72,9 @@ SCSI_ANSWERS: Final = FrontEndAnswers(
 
 
 def blk_user_answers(name: str) -> FrontEndAnswers:
-    """Return the errors that Linux gives to users of the block device when its driver finds such a status byte.
+    """Return the answers of the front-end *name* whose driver is the host's kernel.
 
-    *name* is that of a front-end whose driver is the host's own.
+    They are the errors that Linux gives to users of the block device for each status byte.
     """
     return FrontEndAnswers(
         name=name,

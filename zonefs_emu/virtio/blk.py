@@ -8,11 +8,11 @@ Invariants:
 * Every request that has room for a status byte is answered with one; a chain without that room, or without a header,
   breaks its ring, because it cannot be answered.
 * The header of a request is copied from the guest's memory once. The request is checked and executed by that copy, on
-  any thread, so a later change by the guest has no effect. A header that only ended a run of reads or writes is copied
-  again when its request comes.
+  any thread, so a later change by the guest has no effect. A header that ended a run of reads or writes is copied again
+  when its own request is executed.
 * A request may be divided into buffers in any way; the usual ways are faster.
-* The zone rules hold for a driver that did not accept ZONED, too: it gets IOERR, as the zone statuses mean nothing to
-  it.
+* The zone rules also hold for a driver that did not accept ZONED. It gets IOERR instead of a zone status, which it does
+  not know.
 
 Source: virtio 1.4, "Block Device".
 """
@@ -62,12 +62,12 @@ from zonefs_emu.virtio.ring import BrokenRingError, Chain
 from zonefs_emu.virtio.rules import BlkRule
 
 _UNPACK_HEADER: Final = HEADER.unpack_from
-#: The bits that are set in a number of bytes that is not whole sectors, or at least LONG_BYTES.
+#: A number of bytes has one of these bits if it is no whole number of sectors, or is at least LONG_BYTES.
 _UNUSUAL_BYTES: Final = ~(LONG_BYTES - SECTOR_BYTES)
-#: A longer report is made by the thread that may wait.
+#: A report of this size or more is made by the worker's thread.
 _QUICK_REPORT_BYTES: Final = 1 << 16
-#: Zones that are read from the device, encoded and stored at once. So a report of a million zones is never in memory as
-#: a whole, and the device's lock is held for one portion at a time.
+#: The most zones that are read from the device, encoded and stored at once. So a report of a million zones is never in
+#: memory as a whole, and the device's lock is held for one portion at a time.
 _REPORT_PORTION: Final = 1024
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
@@ -80,8 +80,9 @@ _MANAGEMENT: Final[Mapping[int, Operation]] = MappingProxyType(
     }
 )
 _ZONED: Final = frozenset(_MANAGEMENT) | {codec.T_ZONE_APPEND, codec.T_ZONE_REPORT, codec.T_ZONE_RESET_ALL}
-#: Requests of any length that may wait for the host's disk.
+#: Requests that may wait for the host's disk, whatever their length.
 _SLOW: Final = frozenset((codec.T_FLUSH, codec.T_FLUSH_OUT, codec.T_WRITE_ZEROES, codec.T_ZONE_RESET_ALL))
+#: With these statuses a write has changed nothing because it broke a rule; parts of it may break none.
 _HAS_REFUSED: Final = frozenset(Status) - {Status.OK, Status.IO_ERROR, Status.NO_SPACE, Status.POISONED}
 
 
@@ -89,7 +90,7 @@ class Blk:
     """A virtio block device on a port; one object for all of its queues."""
 
     def __init__(self, port: Port, options: BlkOptions) -> None:
-        """Serve *port*, whose dialect is VIRTIO."""
+        """Serve *port*, whose dialect is VIRTIO, to a driver that accepts all features until :meth:`accept`."""
         self.port = port
         geometry = self._geometry = port.geometry
         self._readonly = port.device.image.readonly
@@ -109,15 +110,16 @@ class Blk:
 
     @property
     def refuses_unzoned(self) -> bool:
-        """Whether the standard requires to refuse a driver that does not accept ZONED (``--strict-features``)."""
+        """Whether the standard requires that a driver that does not accept ZONED is refused (``--strict-features``)."""
         return self._config.is_zoned
 
     def accept(self, features: int) -> None:
-        """Note the features that the driver accepted."""
+        """Behave as the *features* require that the driver accepted; all are among those offered."""
         self._zoned = bool(features & F_ZONED)
         self._legacy = not features & bits.VERSION_1
         self._write_zeroes = bool(features & F_WRITE_ZEROES)
-        # "If the driver accepted neither CONFIG_WCE nor FLUSH, every completed write must be stable."
+        # "A write becomes stable once it is completed and [...] neither VIRTIO_BLK_F_CONFIG_WCE nor VIRTIO_BLK_F_FLUSH
+        # feature were negotiated".
         self._wce_counts = bool(features & F_CONFIG_WCE)
         self._writeback_always = bool(features & F_FLUSH)
         self._data_status = DATA_STATUS if self._zoned else PLAIN_STATUS
@@ -132,7 +134,10 @@ class Blk:
         return self._config.encode()
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Receive a write of the driver at *offset* of the configuration space: the cache mode, if it may be set."""
+        """Receive a write of *data* at *offset* of the configuration space, where only the cache mode can be changed.
+
+        Without CONFIG_WCE the write has no effect.
+        """
         if self._wce_counts:
             self._config.take(offset, data)
             self._set_write_through()
@@ -231,8 +236,9 @@ class Blk:
         return Deferred(partial(self._answer, decode(chain, T_OUT, sector, legacy=self._legacy)))
 
     def _out_status(self, status: Status, sector: int) -> int:
-        # "The device MUST return UNALIGNED_WP if the end is not a multiple of write_granularity": that also covers
-        # half blocks; in a conventional zone they are just an error.
+        # "VIRTIO_BLK_S_ZONE_UNALIGNED_WP is set by the device when [...] the ending sector of the request data
+        # multiplied by 512 is not a multiple of [...] write_granularity" in a write to an SWR zone. A write of part of
+        # a block is such a write. In a conventional zone it is an I/O error.
         if status is Status.UNALIGNED and self._zoned:
             zone_no = sector // self._zone_size
             if zone_no <= self._last_zone and not self._geometry.is_conventional(zone_no):
@@ -240,7 +246,7 @@ class Blk:
         return self._data_status[status]
 
     def _may_wait(self, request: Request) -> bool:
-        """Say whether *request* may wait for the host's disk, or takes long."""
+        """Say whether *request* may wait for the host's disk, or copies data for milliseconds."""
         kind = request.kind
         if kind in _SLOW:
             return True
@@ -267,7 +273,8 @@ class Blk:
             message = "a request has no room for the answer"
             raise BrokenRingError(message)
         writable[-1][-1] = S_IOERR
-        # "The device MUST write at least len bytes to descriptor, beginning at the first device-writable buffer."
+        # "The device MUST write at least len bytes to descriptor, beginning at the first device-writable buffer": only
+        # the last byte was written, so the length is 0 unless that byte is the only one.
         return 1 if len(writable) == len(writable[0]) == 1 else 0
 
     def refuse_oversized(self, chain: Chain) -> int:
@@ -292,8 +299,8 @@ class Blk:
             case codec.T_WRITE_ZEROES if self._write_zeroes:
                 return self._zero(request)
             case codec.T_SCSI_CMD | codec.T_SCSI_CMD_OUT:
-                # Legacy SCSI pass-through: "errors" shows that the command was not executed, the status that no
-                # command of this kind is.
+                # Legacy SCSI pass-through: the field "errors" shows that the command was not executed, and the status
+                # UNSUPP that the device has no such requests.
                 room = request.nr_in_bytes
                 if room >= len(codec.SCSI_ERRORS):
                     scatter(request.data_in, room - len(codec.SCSI_ERRORS), codec.SCSI_ERRORS)
@@ -324,7 +331,7 @@ class Blk:
         return ZONE_STATUS[status] if operation is Operation.APPEND else self._data_status[status]
 
     def _write_protected(self, operation: Operation, sector: int) -> int:
-        """Note a change of a read-only image, and return its status."""
+        """Note that a request would change a read-only image, and return its status."""
         zone_no = sector // self._zone_size
         return ZONE_STATUS[
             self.port.refusals.refuse(DeviceRule.POISONED, operation, Status.POISONED, sector, zone_no=zone_no)
@@ -348,7 +355,10 @@ class Blk:
         return self._out_status(status, sector)
 
     def _zero(self, request: Request) -> int:
-        """Do WRITE_ZEROES. The specification does not say how it treats zones; Linux treats it as a write at wp."""
+        """Do WRITE_ZEROES; return its status. It obeys the rules of a write, also those of zones.
+
+        The standard does not say how it treats zones. Linux treats it as a write at the write pointer.
+        """
         nr_bytes = request.nr_out_bytes
         if nr_bytes != codec.SEGMENT.size:  # max_write_zeroes_seg is 1
             return self._broken(BlkRule.BLK_SEGMENT, f"WRITE_ZEROES with {nr_bytes} bytes of segments")
@@ -384,7 +394,7 @@ class Blk:
         return self._append(sector, request)
 
     def _append(self, sector: int, request: Request) -> int:
-        """Do ZONE_APPEND; *data_in* begins with 8 bytes for the sector of the data."""
+        """Do ZONE_APPEND; return its status. The writable part begins with 8 bytes for the sector of the data."""
         room, nr_bytes = request.nr_in_bytes, request.nr_out_bytes
         if room < APPEND_SECTOR.size:
             return self._broken(BlkRule.BLK_APPEND_ROOM, f"append at sector {sector} with {room} writable bytes")
@@ -396,13 +406,14 @@ class Blk:
         if not status and self._write_through:
             status = self.port.flush()
         if not status:
-            # First in the writable part. That is next to the status where there are 9 bytes, as in the standard; Linux
-            # gives 16, a structure with padding, looks for the sector in the first 8 and for the status in the last.
+            # The sector is stored at the start of the writable part. In the standard, that part has 9 bytes, so the
+            # status follows the sector. Linux gives a structure of 16 bytes with padding, and expects the sector in the
+            # first 8 bytes and the status in the last one.
             scatter(request.data_in, 0, APPEND_SECTOR.pack(landed))
         return ZONE_STATUS[status]
 
     def _report(self, sector: int, request: Request) -> int:
-        """Do ZONE_REPORT: as many zones as fit, from the one that holds *sector* on."""
+        """Do ZONE_REPORT; return its status. The report has as many zones as fit, from the one with *sector* on."""
         geometry = self._geometry
         room = request.nr_in_bytes
         max_zones = (room - codec.REPORT_HEADER.size) // codec.REPORT_ZONE.size

@@ -3,8 +3,8 @@
 Pure: bytes to values and back.
 
 A guest can change a header in its memory at any time. So a header is copied once, by :func:`decode_header` or by the
-same unpacking on the fast paths. The :class:`Request` that :func:`decode` makes of that copy is checked, passed on to
-another thread and executed.
+same unpacking on the fast paths of :mod:`blk`. :func:`decode` makes a :class:`Request` of that copy, and that value is
+checked and executed, on any thread.
 
 Source: virtio 1.4, "Block Device", "Device Operation".
 """
@@ -49,7 +49,7 @@ S_ZONE_UNALIGNED_WP: Final = 4
 S_ZONE_OPEN_RESOURCE: Final = 5
 S_ZONE_ACTIVE_RESOURCE: Final = 6
 
-#: Answers of the device to requests that concern zones. Source: virtio 1.4, block device, "Device Operation".
+#: The status byte of a zone request, by status of the port. Source: virtio 1.4, block device, "Device Operation".
 ZONE_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {
         Status.OK: S_OK,
@@ -67,7 +67,7 @@ ZONE_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.APPEND_LIMIT: S_ZONE_INVALID_CMD,
         Status.OPEN_RESOURCE: S_ZONE_OPEN_RESOURCE,
         Status.ACTIVE_RESOURCE: S_ZONE_ACTIVE_RESOURCE,
-        # These come from NVMe only, so the rows have the nearest answer.
+        # The ZRWA statuses come from NVMe only, so these rows have the nearest answer.
         Status.ZRWA_WRITE: S_ZONE_UNALIGNED_WP,
         Status.ZRWA_RANGE: S_ZONE_INVALID_CMD,
         Status.ZRWA_INVALID: S_ZONE_INVALID_CMD,
@@ -78,15 +78,15 @@ ZONE_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.UNSUPPORTED: S_UNSUPP,
     }
 )
-#: The same for reads and writes: their range and alignment do not concern zones.
+#: The status byte of a read, a write or a flush. Its range and alignment do not concern zones, so these are I/O errors.
 DATA_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {**ZONE_STATUS, Status.OUT_OF_RANGE: S_IOERR, Status.UNALIGNED: S_IOERR}
 )
-#: For a driver that did not accept ZONED and knows three statuses.
+#: The status byte of a read, a write or a flush for a driver that did not accept ZONED: it knows three of them only.
 PLAIN_STATUS: Final[Mapping[Status, int]] = MappingProxyType(
     {status: code if code <= S_UNSUPP else S_IOERR for status, code in DATA_STATUS.items()}
 )
-#: The answers to the rules of this device.
+#: The status byte of a request that breaks a rule of the virtio block device.
 STATUS_OF_RULE: Final[Mapping[BlkRule, int]] = MappingProxyType(
     {
         BlkRule.BLK_TYPE: S_UNSUPP,
@@ -132,10 +132,10 @@ _NO_WP: Final = (1 << 64) - 1
 
 
 class Request(NamedTuple):
-    """A request of *kind* at *sector*, decoded.
+    """A decoded request of *kind* (T_*) at *sector*.
 
-    *data_out* and *data_in*: the guest's buffers behind the header and before the status. *status*: the one byte for
-    the answer.
+    *data_out* has the guest's readable buffers without the header, *nr_out_bytes* in total; *data_in* the writable ones
+    without the status, *nr_in_bytes* in total. *status* is the byte for the status.
     """
 
     kind: int
@@ -151,7 +151,7 @@ def decode_header(chain: Chain) -> tuple[int, int]:
     """Return type and sector of the request of *chain*, from its header at this moment.
 
     Raises:
-        BrokenRingError: it has no whole header, or no room for a status.
+        BrokenRingError: the chain has no whole header, or no room for a status.
     """
     header = gather(chain[1], 0, HEADER.size)
     if len(header) < HEADER.size or not chain[2]:
@@ -165,11 +165,11 @@ def decode_header(chain: Chain) -> tuple[int, int]:
 
 
 def decode(chain: Chain, kind: int, sector: int, *, legacy: bool) -> Request:
-    """Return the request of *chain*, whose header, with *kind* and *sector*, was read before.
+    """Return the request of *chain* whose *kind* and *sector* :func:`decode_header` has returned.
 
-    *legacy*: the high bit of the type asks for a barrier: "all preceding requests must be complete before this one, and
-    all following must not be started until this is". The bit is dropped, because the requests of a queue are executed
-    one after the other anyway.
+    *legacy*: the driver did not accept VERSION_1. The high bit of the type then asks for a barrier: "all preceding
+    requests SHOULD be complete before this one, and all following requests SHOULD NOT be started until this is
+    complete". The bit is dropped, because the requests of a queue are executed one after the other anyway.
     """
     _, readable, writable = chain
     nr_readable, room = total_bytes(readable), total_bytes(writable)
@@ -187,7 +187,8 @@ def decode(chain: Chain, kind: int, sector: int, *, legacy: bool) -> Request:
 def encode_zone(zone: Zone) -> bytes:
     """Return *zone* as struct virtio_blk_zone_descriptor: capacity, start and wp in sectors, type, state."""
     # z_wp "is undefined for conventional zones and for zones in VIRTIO_BLK_ZS_RDONLY, VIRTIO_BLK_ZS_FULL and
-    # VIRTIO_BLK_ZS_OFFLINE state". What Linux shows of any disk: for READONLY and OFFLINE all ones, for FULL the end.
+    # VIRTIO_BLK_ZS_OFFLINE state". It gets the value that Linux shows for these: all ones for READONLY and OFFLINE, the
+    # end of the zone for FULL. Conventional zones have the end of the zone, too.
     match zone.cond:
         case Condition.READONLY | Condition.OFFLINE:
             wp = _NO_WP

@@ -41,7 +41,11 @@ _SEGMENT_UNIT_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlkOptions:
-    """The options. *serial*: up to 20 bytes; *write_zeroes*: offer WRITE_ZEROES, which then writes at wp."""
+    """The options of a virtio block device.
+
+    *serial*: the answer to GET_ID, of which up to 20 bytes are used. *seg_max*: the most data segments of a request.
+    *write_zeroes*: offer WRITE_ZEROES, which obeys the rules of a write.
+    """
 
     serial: str
     nr_queues: int = 1
@@ -50,7 +54,10 @@ class BlkOptions:
 
 
 class ConfigSpace:
-    """The features and configuration space of a zoned block device; *wce* is the cache mode set by the driver."""
+    """The features and configuration space of a zoned block device.
+
+    *offered* has the feature bits. *wce* is the cache mode, which the driver can set: True for a write-back cache.
+    """
 
     def __init__(self, geometry: Geometry, options: BlkOptions, *, readonly: bool) -> None:
         self._geometry = geometry
@@ -64,7 +71,9 @@ class ConfigSpace:
         if readonly:
             offered |= F_RO
         if self.is_zoned:
-            offered |= F_ZONED  # and never DISCARD: "a host-managed device MUST NOT offer VIRTIO_BLK_F_DISCARD"
+            # Never with DISCARD: "If the VIRTIO_BLK_F_ZONED feature is offered by the device with the VIRTIO_BLK_Z_HM
+            # zone model, then the VIRTIO_BLK_F_DISCARD feature MUST NOT be offered".
+            offered |= F_ZONED
         if options.write_zeroes:
             offered |= F_WRITE_ZEROES
         self.offered = offered
@@ -77,9 +86,10 @@ class ConfigSpace:
         exponent = max((granularity_bytes // block_bytes).bit_length() - 1, 0)
         zeroes = options.write_zeroes
         zoned = self.is_zoned
-        # All segments together have at most as many bytes as a chain. A single one may be longer.
+        # A request of seg_max segments of size_max has no more data than a chain may have. The device also takes longer
+        # segments, as long as the chain is not too long in total.
         size_max = max(TRANSFER_BYTES_MAX // options.seg_max & -_SEGMENT_UNIT_BYTES, _SEGMENT_UNIT_BYTES)
-        # "The device MUST NOT offer [...] max_append_sectors [greater than] seg_max * size_max".
+        # The standard on max_append_sectors: "The value of this field MUST NOT exceed the seg_max * size_max value."
         max_append = min(geometry.max_append, size_max * options.seg_max >> SECTOR_SHIFT)
         return _CONFIG.pack(
             geometry.size,
@@ -102,9 +112,9 @@ class ConfigSpace:
         )  # fmt: skip
 
     def take(self, offset: int, data: bytes) -> None:
-        """Receive a write of the driver at *offset*: only ``writeback`` can be written, the rest is ignored.
+        """Receive a write of *data* at *offset*: the field ``writeback`` is set, and all other bytes are ignored.
 
-        Some front-ends send the whole space for a change of one byte.
+        Other bytes are no error, because some front-ends send the whole space for a change of one byte.
         """
         at = CONFIG_WCE_OFFSET - offset
         if 0 <= at < len(data):

@@ -15,9 +15,9 @@ from zonefs_emu.units import SECTOR_SHIFT
 from zonefs_emu.virtio.blk_codec import HEADER, T_OUT
 from zonefs_emu.virtio.ring import Chain
 
-#: The most buffers of a merged write, which is the limit of one pwritev; and its most sectors. A longer one is not
-#: faster, and its first part would be answered later.
+#: The most buffers of a merged write, which is the limit of one pwritev (IOV_MAX).
 _BUFFERS_MAX: Final = 1024
+#: The most sectors of a merged write. A longer one is not faster, and its first part would be answered later.
 SECTORS_MAX: Final = 512
 _UNPACK_HEADER: Final = HEADER.unpack_from
 
@@ -35,11 +35,11 @@ class Merger:
     def collect(
         self, chains: Sequence[Chain], index: int, sector: int, nr_sectors: int, data: list[memoryview]
     ) -> list[tuple[int, int]]:
-        """Return sector and length of the write at ``chains[index]`` and of each that may be merged with it.
+        """Return (sector, nr_sectors) of the write at ``chains[index]``, and of each write that may be merged with it.
 
-        The first writes *nr_sectors* of *data* at *sector*; each further one has one buffer, which is appended to
-        *data*. All stay in one zone, and each has whole blocks of the write granularity. The headers are read once:
-        what is returned is what is to be executed.
+        The first one writes *nr_sectors* of *data* at *sector*. Each further one has one buffer, which is appended to
+        *data*. All stay in one zone, and each is a multiple of the write granularity. The headers are read here, and
+        not again: the returned sectors and lengths are to be executed.
         """
         spans = [(sector, nr_sectors)]
         limit = self._limit(sector, nr_sectors)
@@ -68,7 +68,7 @@ class Merger:
         return spans
 
     def _limit(self, sector: int, nr_sectors: int) -> int:
-        """Return the sector up to which writes may follow on one of *nr_sectors* at *sector*."""
+        """Return the sector at which writes merged with one of *nr_sectors* at *sector* must end; 0 if none may be."""
         zone_no = sector // self._zone_size
         if nr_sectors % self._granularity or zone_no > self._last_zone:
             return 0

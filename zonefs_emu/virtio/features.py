@@ -1,9 +1,12 @@
-"""Feature bits that are not of one device type. Source: virtio 1.4, "Reserved Feature Bits"; vhost-user.rst."""
+"""Feature bits of rings and transports, which all device types have, and the bits of the device status.
+
+Source: virtio 1.4, "Reserved Feature Bits" and "Device Status Field"; vhost-user.rst.
+"""
 
 from typing import Final
 
 NOTIFY_ON_EMPTY: Final = 1 << 24
-LOG_ALL: Final = 1 << 26  # vhost: log dirty pages
+LOG_ALL: Final = 1 << 26  # vhost: the back-end logs the pages that it writes
 ANY_LAYOUT: Final = 1 << 27
 INDIRECT_DESC: Final = 1 << 28
 EVENT_IDX: Final = 1 << 29
@@ -15,7 +18,7 @@ RING_PACKED: Final = 1 << 34
 #: The features that every device offers.
 TRANSPORT: Final = VERSION_1 | INDIRECT_DESC | EVENT_IDX | RING_PACKED
 
-#: Device status bits. Source: virtio 1.4, "Device Status Field".
+#: Bits of the device status.
 STATUS_ACKNOWLEDGE: Final = 1
 STATUS_DRIVER: Final = 2
 STATUS_DRIVER_OK: Final = 4

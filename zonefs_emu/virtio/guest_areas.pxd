@@ -1,4 +1,5 @@
-# Guest memory for the compiled walkers, from guest addresses to pointers: C only, so there is no module of this name.
+# Guest memory for the compiled walkers, from guest addresses to pointers. The functions are inline C, so there is no
+# module of this name.
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport uint8_t, uint64_t
@@ -7,7 +8,7 @@ from zonefs_emu.device.raw_memory cimport address_of
 
 
 cdef struct Area:
-    # A region of guest memory.
+    # A region of guest memory: size bytes from guest address start on are at pointer at.
     uint64_t start
     uint64_t size
     uint8_t *at
@@ -15,14 +16,19 @@ cdef struct Area:
 
 
 cdef struct GuestAreas:
-    # Zero at first. hot: where the last address was.
+    # All regions. The structure must begin as zeros. hot: the region of the address that was found last.
     Area *areas
     Area *hot
     int nr_areas
 
 
 cdef inline int learn_areas(GuestAreas *known, object regions) except -1:
-    """Take *regions* instead of those that were *known*; the caller keeps them."""
+    """Replace the *known* regions by *regions*, whose memory the caller must keep.
+
+    Raises:
+        MemoryError: there is no memory for the list.
+        ValueError, BufferError: as address_of; *known* is then empty.
+    """
     cdef Area *areas = <Area *>PyMem_Malloc(sizeof(Area) * max(len(regions), 1))
     cdef int count = 0
     if areas is NULL:
@@ -47,7 +53,10 @@ cdef inline void forget_areas(GuestAreas *known) noexcept:
 
 
 cdef inline uint8_t *find_address(GuestAreas *known, uint64_t address, uint64_t length, bint writable) noexcept:
-    """Return where the *length* bytes at guest *address* are; NULL if they are not all in one region."""
+    """Return where the *length* bytes at guest *address* are.
+
+    Returns NULL if they are not all in one region, or if they are to be *writable* and the region is not.
+    """
     cdef Area *area = known.hot
     cdef int index
     if not known.nr_areas:

@@ -6,21 +6,21 @@ from typing import Literal, Protocol, TypeAlias
 from zonefs_emu.virtio.plain_requests import PlainRequests
 from zonefs_emu.virtio.ring import Chain
 
-#: begin(first, spans): called before the requests from the *first* of the batch on are executed as one change. spans:
-#: (sector, nr_sectors) of each if they are merged writes, () for one request.
+#: begin(first, spans): called before a change of zones by one request, or by merged writes. *first* is the index in the
+#: batch of the request, or of the first write. *spans*: (sector, nr_sectors) of each merged write; () for one request.
 Begin: TypeAlias = Callable[[int, Sequence[tuple[int, int]]], None]
 
 
 class Deferred:
-    """A request that was decoded and may wait for the host's disk. Falsy, unlike a number of executed requests.
+    """A decoded request that may wait for the host's disk. It is falsy, unlike a number of executed requests.
 
-    The decoded request is executed, because the guest may change its header meanwhile.
+    It holds the request as it was decoded, because the guest may change the header in its memory meanwhile.
     """
 
     __slots__ = ("execute",)
 
     def __init__(self, execute: Callable[[], int]) -> None:
-        """*execute* carries the request out on a thread that may wait; it returns the bytes written into it."""
+        """*execute* carries the request out, on a thread that may wait; it returns the bytes written into the chain."""
         self.execute = execute
 
     def __bool__(self) -> Literal[False]:
@@ -29,7 +29,7 @@ class Deferred:
 
 
 class Handler(Protocol):
-    """Executes requests in order."""
+    """Executes the requests of queues, in the order in which each queue passes them."""
 
     @property
     def plain(self) -> PlainRequests | None:
@@ -39,13 +39,13 @@ class Handler(Protocol):
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
         """Execute one or more requests from ``chains[index]`` on; append the bytes written into each to *lengths*.
 
-        Calls *begin* before every change of a zone. Returns how many requests were executed, or the next request if
-        that may wait for the host's disk.
+        Calls *begin* before every change of a zone. Returns how many requests were executed. If the first of them may
+        wait for the host's disk, nothing is executed, and that request is returned.
 
-        If it raises, the requests whose lengths were appended are done, and the next one is the one that failed.
+        If the method raises, the requests whose lengths were appended are done, and the next request has failed.
 
         Raises:
-            BrokenRingError: a chain that cannot even be answered.
+            BrokenRingError: a chain has no header, or no room for an answer.
         """
         ...
 
@@ -66,7 +66,7 @@ class Handler(Protocol):
         ...
 
     def refuse_oversized(self, chain: Chain) -> int:
-        """Note that a request is longer than CHAIN_BYTES_MAX, and answer it as :meth:`fail` does.
+        """Note that a request has more than CHAIN_BYTES_MAX bytes, and answer it as :meth:`fail` does.
 
         Raises:
             BrokenRingError: it has no room for an answer.

@@ -2,9 +2,9 @@
 
 May not know: the origin of the bytes, and their use. Addresses and lengths come from the guest, and each is checked.
 
-Invariants: regions do not overlap, and every returned slice is in one of them. A region of an object is never removed
-or moved. When the memory changes, a new GuestMemory replaces the object, and code that still has the old one continues
-with the old memory. A subclass may add regions.
+Invariants: regions do not overlap, and every returned slice is in one of them. An object never loses or moves a region;
+a subclass may add regions. When the guest's memory changes, a new GuestMemory replaces the object, and code that still
+has the old object continues with the old memory.
 """
 
 from bisect import bisect_right
@@ -17,11 +17,14 @@ _ADDRESS_END: Final = 1 << 64
 
 
 class BadAddressError(PeerError):
-    """An address or a range of the guest is not memory, at least in part."""
+    """A range of addresses of the guest is empty, or not all of it is memory."""
 
 
 class Region(NamedTuple):
-    """A run of guest memory; bytes and byte addresses. *user_address*: where the front-end has it mapped."""
+    """A run of *size* bytes of guest memory at *guest_address*, mapped here as *view*.
+
+    *user_address* is its address in the address space of the front-end.
+    """
 
     guest_address: int
     size: int
@@ -32,7 +35,8 @@ class Region(NamedTuple):
 class GuestMemory:
     """A set of regions.
 
-    *hot_start*, *hot_end*, *hot_view* are those of the largest region, which rings try first, without a call.
+    *hot_start*, *hot_end* and *hot_view* are start, end and memory of the largest region. Rings look there first,
+    without a call.
     """
 
     __slots__ = ("_starts", "hot_end", "hot_start", "hot_view", "regions")
@@ -41,14 +45,15 @@ class GuestMemory:
         """Take *regions*, in any order.
 
         Raises:
-            PeerError: they overlap, or one is empty or reaches beyond 64 bits.
+            PeerError: two regions overlap, or one is empty or reaches beyond 64-bit addresses.
         """
         self.regions = tuple(sorted(regions, key=lambda region: region.guest_address))
         end = 0
         for region in self.regions:
             if region.size <= 0 or region.guest_address < end or region.guest_address + region.size > _ADDRESS_END:
                 message = (
-                    f"memory region of {region.size} bytes at {region.guest_address:#x} is empty or overlaps another"
+                    f"memory region of {region.size} bytes at {region.guest_address:#x} is empty, overlaps another one "
+                    "or does not end within 64 bits"
                 )
                 raise PeerError(message)
             if len(region.view) != region.size:
@@ -61,13 +66,13 @@ class GuestMemory:
         self.hot_view = hot.view
 
     def slices(self, address: int, length: int) -> list[memoryview]:
-        """Return the memory at guest *address*, *length* bytes, as one slice, or more where it spans regions.
+        """Return the memory at guest *address*, *length* bytes: one slice, or several if it spans regions.
 
         Raises:
-            BadAddressError: not all of it is memory, or it is empty.
+            BadAddressError: not all of it is memory, or *length* is not positive.
         """
         if length <= 0:
-            message = f"a buffer of {length} bytes at {address:#x} is not possible"
+            message = f"a buffer has {length} bytes at {address:#x}, but it must have at least one"
             raise BadAddressError(message)
         found: list[memoryview] = []
         index = bisect_right(self._starts, address) - 1
@@ -94,7 +99,7 @@ class GuestMemory:
         return bytes(slices[0]) if len(slices) == 1 else b"".join(slices)
 
     def at_user_address(self, address: int, length: int) -> memoryview:
-        """Return the *length* bytes that the front-end has at *address* in its own address space; for rings.
+        """Return the *length* bytes that the front-end has at *address* of its own address space, where rings are.
 
         Raises:
             BadAddressError: they do not lie in one region.
@@ -104,10 +109,10 @@ class GuestMemory:
         return region.view[offset : offset + length]
 
     def guest_address_of_user(self, address: int, length: int) -> int:
-        """Return the guest address of what the front-end has at *address*.
+        """Return the guest address of the *length* bytes that the front-end has at *address* of its own address space.
 
         Raises:
-            BadAddressError: the *length* bytes do not lie in one region.
+            BadAddressError: they do not lie in one region.
         """
         region = self._region_of_user(address, length)
         return region.guest_address + address - region.user_address

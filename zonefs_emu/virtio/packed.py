@@ -37,8 +37,8 @@ EVENT_DESC: Final = 2
 EVENT_BYTES: Final = 4
 
 _NONE: Final[tuple[Chain, ...]] = ()
-#: The most descriptors of a usual chain. None of them is indirect, or so long that all of them together could be longer
-#: than a chain may be.
+#: The most descriptors of a usual chain. None of its descriptors is indirect, and each is so short that all together
+#: cannot exceed CHAIN_BYTES_MAX: it has none of the bits of _UNUSUAL.
 _USUAL_DESCRIPTORS: Final = 8
 _UNUSUAL: Final = DESC_INDIRECT << 48 | -(1 << (CHAIN_BYTES_MAX // _USUAL_DESCRIPTORS).bit_length() - 1) & 0xFFFFFFFF
 _TABLE_ENTRY: Final = struct.Struct("<QIHH")
@@ -50,7 +50,7 @@ def place_of(position: int, size: int) -> int:
 
 
 def position_of(place: int, size: int) -> int:
-    """Return slot and wrap counter of *place*, in the form of VRING_BASE and the event areas."""
+    """Return slot (bits 0 to 14) and wrap counter (bit 15) of *place*: the form of VRING_BASE and the event areas."""
     turn, slot = divmod(place, size)
     return slot | (0 if turn & 1 else 0x8000)
 
@@ -86,7 +86,7 @@ class PackedRing(Ring):
         fence: Fence,
         ordered: bool,
     ) -> None:
-        """Go on at *base*: next available position in bits 0 to 15, next used position in bits 16 to 31.
+        """Continue at *base*: next available position in bits 0 to 15, next used position in bits 16 to 31.
 
         Raises:
             BrokenRingError: *size* is no queue size, or *base* lies beyond it.
@@ -104,7 +104,7 @@ class PackedRing(Ring):
         if base & 0x7FFF >= size or base >> 16 & 0x7FFF >= size:
             message = f"a ring of {size} entries cannot continue at {base:#x}"
             raise BrokenRingError(message)
-        #: The places of the next chain to be taken and of the next one to be given back. The compiled walker moves
+        #: The places of the next chain to be given back and of the next chain to be taken. The compiled walker moves
         #: both.
         self.used_place = place_of(base >> 16, size)
         self.next_place = place_of(base & 0xFFFF, size)
@@ -128,11 +128,15 @@ class PackedRing(Ring):
         return self._is_available(self._desc[2 * (place % self.size) + 1], place)
 
     def pop(self, limit: int) -> Sequence[Chain]:
-        """Take up to *limit* chains; see :meth:`Ring.pop`. The token: the buffer id and, above it, the slots taken."""
+        """Take up to *limit* chains; see :meth:`Ring.pop`.
+
+        A token has the buffer id in bits 0 to 15, and above it the number of slots that the chain takes in the ring.
+        """
         place = self.next_place
         size = self.size
         desc = self._desc
-        # At most the whole ring is taken. The descriptors behind that were not given back.
+        # Slots that were taken belong to the device until they are given back. So from used_place on, the driver can
+        # have filled one ring of slots at most.
         end = self.used_place + size
         if not self._is_available(desc[2 * (place % size) + 1], place):
             return _NONE
@@ -148,7 +152,8 @@ class PackedRing(Ring):
                 self._fence()
             readable: list[memoryview] = []
             writable: list[memoryview] = []
-            # The usual chain, as in SplitRing.pop.
+            # The usual chain of disk drivers: a few direct descriptors in the largest region. All other chains are left
+            # to _walk.
             for _ in range(_USUAL_DESCRIPTORS):
                 meta = desc[2 * slot + 1]
                 address = desc[2 * slot]
@@ -186,10 +191,11 @@ class PackedRing(Ring):
     def _take(self, first: int, end: int, chains: list[Chain]) -> int:
         """Add the chain at place *first*, in any of its forms, to *chains*; return the place after it.
 
-        Returns -1 if it is too long and *chains* has others: those are returned first, and the next call raises.
+        Returns -1 if the chain is too long and *chains* has others. These are returned first, and the next call raises.
 
         Raises:
-            OversizedChainError: it is too long, and the first.
+            OversizedChainError: the chain is too long, and *chains* is empty.
+            BrokenRingError: the chain breaks the standard.
         """
         try:
             chain, place = self._walk(first, end)
@@ -202,13 +208,20 @@ class PackedRing(Ring):
         return place
 
     def _walk(self, first: int, end: int) -> tuple[Chain, int]:
-        """Follow the chain at place *first*, in any of its forms; return it and the place after it."""
+        """Follow the chain at place *first*, in any of its forms; return it and the place after it.
+
+        Raises:
+            OversizedChainError: it has too many bytes.
+            BrokenRingError: it breaks the standard, or has too many descriptors.
+        """
         descriptors: list[tuple[int, int, int]] = []
         desc = self._desc
         place = first
         while True:
             if place >= end or len(descriptors) >= CHAIN_DESCRIPTORS_MAX:
-                message = f"a chain has more descriptors than the ring ({self.size})"
+                message = (
+                    f"a chain has more descriptors than the ring ({self.size}), or more than {CHAIN_DESCRIPTORS_MAX}"
+                )
                 raise BrokenRingError(message)
             slot = place % self.size
             address, meta = desc[2 * slot], desc[2 * slot + 1]
@@ -223,7 +236,7 @@ class PackedRing(Ring):
             descriptors.append((address, length, flags))
             if not flags & DESC_NEXT:
                 break
-        # The last descriptor of a list has the buffer id.
+        # The last descriptor of a chain has the buffer id.
         token = (meta >> 32 & 0xFFFF) | (place - first) << 16
         readable, writable = translate(descriptors, self.memory)
         if self.logged is not None:
@@ -233,7 +246,13 @@ class PackedRing(Ring):
         return chain, place
 
     def _table(self, address: int, length: int) -> list[tuple[int, int, int]]:
-        """Read an indirect table: an array in order, in which only the flag WRITE is valid."""
+        """Return the descriptors (guest address, bytes, flags) of an indirect table.
+
+        They are in the order of the table, and only the flag WRITE is valid in them.
+
+        Raises:
+            BrokenRingError: as :func:`read_table`, or the table has an indirect descriptor.
+        """
         table = read_table(self.memory, address, length)
         descriptors = [(at, size, flags) for at, size, _, flags in _TABLE_ENTRY.iter_unpack(table)]
         if any(flags & DESC_INDIRECT for _, _, flags in descriptors):
@@ -242,7 +261,7 @@ class PackedRing(Ring):
         return descriptors
 
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
-        """Give chains back; see :meth:`Ring.push`. The first one is written last, so the driver sees all at once."""
+        """Give chains back; see :meth:`Ring.push`. The first one is stored last, so the driver sees all at once."""
         size = self.size
         place = self.used_place
         words: list[tuple[int, int]] = []
@@ -303,9 +322,10 @@ def position_after(ring: Ring, token: int) -> int:
 
 
 def is_given_back(meta: int, place: int, size: int) -> bool:
-    """Return whether the descriptor word *meta* at *place* was given back; the driver may have reused it since.
+    """Return whether the chain at *place* was given back, from *meta*, the second word of its descriptor.
 
-    It has not been given back if, and only if, it is still marked available for the round of *place*.
+    It was given back unless the descriptor is still marked available for the round of *place*. The driver may have made
+    the descriptor available again since, for the next round.
     """
     avail, used = bool(meta & DESC_AVAIL << 48), bool(meta & DESC_USED << 48)
     wrap = not place // size & 1

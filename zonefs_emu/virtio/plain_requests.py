@@ -1,4 +1,4 @@
-"""The parameters of a protocol for the compiled ring walker: the form of plain reads and writes, and when to take them.
+"""What the compiled ring walker must know of a protocol: the form of plain reads and writes, and when to take them.
 
 May not know: the walker, rings.
 """
@@ -10,11 +10,11 @@ from zonefs_emu.device.port import Port
 
 
 class PlainRequests(NamedTuple):
-    """The reads and writes of a queue that do not need its handler.
+    """The reads and writes of a queue that the walker executes on *port*, without the handler of the queue.
 
-    A block device has a header of 16 bytes and an answer of one, a SCSI host (*is_scsi*) has READ and WRITE to the
-    logical unit *lun* (8 bytes). *may_read* says whether reads may be taken now (None: always), and both of them
-    whether writes may. *sectors_max*: the longest request.
+    They are those of a block device (a header of 16 bytes, a status of one), or with *is_scsi* the commands READ and
+    WRITE to the logical unit *lun* (the LUN field of a request, 8 bytes). Reads may be taken while *may_read* returns
+    True (None: always), and writes while *may_write* does too. *sectors_max*: the longest request.
     """
 
     port: Port

@@ -6,11 +6,13 @@ ring comes from the guest and is checked: indexes are bounded, addresses are tra
 descriptors and in bytes. A violation of the standard raises BrokenRingError, which ends that ring only. A chain that is
 only too long raises OversizedChainError, which a queue answers with its protocol's error.
 
-Requests are given back in the order in which they were taken. So the unfinished requests are always one run of the
-ring, and recovery after a crash takes that run again without a record of each request.
+A queue gives requests back in the order in which it took them. So the unfinished requests are always one run of the
+ring, and recovery after a crash takes that run again without a record of each request. A queue that holds answers
+(:mod:`zonefs_emu.virtqueue.timed_virtqueue`) gives them back in another order; a record then has those that are held.
 
-Memory order. An entry must be visible to each side that sees the index: x86 keeps that order, and on other machines
-*fence* is called in between. Storing an index and then loading the other side's flag needs a full fence everywhere.
+Memory order. A side that sees an index must also see the entries below it. x86 keeps that order of stores, and on other
+machines *fence* is called between them. Storing an index and then loading the other side's flag needs a full fence on
+every machine.
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +25,8 @@ from zonefs_emu.virtio.memory import BadAddressError, GuestMemory
 #: token, device-readable buffers, device-writable buffers
 Chain: TypeAlias = tuple[int, list[memoryview], list[memoryview]]
 
-#: The longest chain that is accepted, with indirect tables: as many buffers as one preadv can move (IOV_MAX). Devices
-#: offer fewer (seg_max); a driver that ignores that offer is served all the same.
+#: The most descriptors of a chain, those of indirect tables included: as many buffers as one preadv can move (IOV_MAX).
+#: Devices offer fewer (seg_max), but a driver that ignores that offer is served.
 CHAIN_DESCRIPTORS_MAX: Final = 1024
 #: The most bytes of data that a device may offer to move with one request. Descriptors may name the same memory again
 #: and again, so the size of the guest's memory is no limit. With this one, every sum of lengths fits 32 bits (used
@@ -33,7 +35,7 @@ CHAIN_DESCRIPTORS_MAX: Final = 1024
 TRANSFER_BYTES_MAX: Final = 1 << 30
 #: The most bytes of one chain, readable and writable together: the data, with room for headers and the answer.
 CHAIN_BYTES_MAX: Final = TRANSFER_BYTES_MAX + (1 << 16)
-#: Source: virtio 1.4, "The value is always a power of 2 [...] maximum Queue Size value is 32768".
+#: Source: virtio 1.4, Split Virtqueues: "The maximum Queue Size value is 32768."
 QUEUE_SIZE_MAX: Final = 32768
 
 DESC_NEXT: Final = 1
@@ -49,7 +51,7 @@ class BrokenRingError(PeerError):
 
 
 class OversizedChainError(BrokenRingError):
-    """A chain has more than CHAIN_BYTES_MAX bytes. It has been taken from the ring, and can be answered: *chain*."""
+    """A chain has more than CHAIN_BYTES_MAX bytes. *chain* has been taken from the ring, and can be answered."""
 
     def __init__(self, chain: Chain) -> None:
         super().__init__(f"a chain has more than {CHAIN_BYTES_MAX} bytes")
@@ -57,11 +59,11 @@ class OversizedChainError(BrokenRingError):
 
 
 class Ring(ABC):
-    """One virtqueue's rings, seen from the device. Not thread safe.
+    """The rings of one virtqueue, seen from the device. Not thread safe.
 
-    *fence*: a full memory fence. *ordered*: loads and stores of this machine keep their order, except that a load may
-    pass an earlier store (x86). *logged*: by token, the guest addresses that requests may write, while dirty pages are
-    logged; otherwise None.
+    The initialisers of both kinds take *fence*, a full memory fence, and *ordered*: loads and stores of this machine
+    keep their order, except that a load may pass an earlier store (x86). While dirty pages are logged, *logged* has the
+    (guest address, bytes) that each request may write, by token; otherwise it is None.
     """
 
     size: int
@@ -74,20 +76,23 @@ class Ring(ABC):
 
         Raises:
             OversizedChainError: the next chain is too long; it alone has been taken.
-            BrokenRingError: a chain is broken; chains that were taken before it are lost.
+            BrokenRingError: a chain or the available index breaks the standard; chains taken before it are lost.
         """
 
     @abstractmethod
     def push(self, chains: Sequence[Chain], lengths: Sequence[int]) -> None:
-        """Give back the oldest chains taken, in order, and show the driver; *lengths*: bytes written into each."""
+        """Give *chains* back and show them to the driver; *lengths*: bytes written into each.
+
+        They are the oldest chains that were taken, in order, except in a queue that holds answers.
+        """
 
     @abstractmethod
     def needs_call(self) -> bool:
-        """Return whether the driver wants a notification of the chains given back since the last call."""
+        """Return whether the driver wants a notification of the chains that were given back since the last call."""
 
     @abstractmethod
     def sleep(self) -> bool:
-        """Ask the driver to kick for the next request; True if there is one already."""
+        """Ask the driver to kick for the next request; return whether a request is there already."""
 
     @abstractmethod
     def wake(self) -> None:
@@ -106,7 +111,8 @@ class Ring(ABC):
 def check_size(size: int, *, power_of_two: bool) -> None:
     """Raise BrokenRingError unless *size* is a queue size.
 
-    Source: virtio 1.4: for split rings "Queue Size value is always a power of 2"; packed rings may have any up to 2^15.
+    Source: virtio 1.4, Split Virtqueues: "Queue Size value is always a power of 2." Packed rings may have any size up
+    to 2^15.
     """
     if not 0 < size <= QUEUE_SIZE_MAX or (power_of_two and size & (size - 1)):
         message = f"a queue cannot have {size} entries"
@@ -114,7 +120,7 @@ def check_size(size: int, *, power_of_two: bool) -> None:
 
 
 def check_bytes(chain: Chain, descriptors: Sequence[tuple[int, int, int]]) -> None:
-    """Raise OversizedChainError if *descriptors* (guest address, bytes, flags), which make *chain*, are too long."""
+    """Raise OversizedChainError if the *descriptors* of *chain* (guest address, bytes, flags) have too many bytes."""
     if sum([length for _, length, _ in descriptors]) > CHAIN_BYTES_MAX:
         raise OversizedChainError(chain)
 
@@ -137,7 +143,7 @@ def read_table(memory: GuestMemory, address: int, length: int) -> bytes:
     """Return the indirect table of *length* bytes at guest *address*.
 
     Raises:
-        BrokenRingError: it is no table (:func:`check_table`), or not all of it is memory.
+        BrokenRingError: the length is not that of a table (:func:`check_table`), or not all of it is memory.
     """
     check_table(length)
     try:

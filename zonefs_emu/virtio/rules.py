@@ -1,4 +1,4 @@
-"""The rules of the virtio block device, by which it refuses requests before the port sees them."""
+"""The rules of the virtio block device. It refuses requests by them itself; the port does not see such requests."""
 
 from enum import unique
 
@@ -41,6 +41,6 @@ class BlkRule(Rule):
     )
     BLK_OVERSIZED = (
         206,
-        "one request moves at most 1 GiB, which is more than seg_max segments of size_max",
+        "one request moves at most 1 GiB, which is enough for seg_max segments of size_max",
         "virtio 1.4 blk, size_max and seg_max",
     )

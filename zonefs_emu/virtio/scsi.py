@@ -2,7 +2,7 @@
 
 May not know: rings, sockets, the effect of commands.
 
-Queue 0 is the control queue, 1 the event queue, all others take requests.
+Queue 0 is the control queue, queue 1 the event queue, and all others take requests.
 
 Source: virtio 1.4, "SCSI Host Device".
 """
@@ -53,12 +53,14 @@ EVENT_PARAM_CHANGE: Final = 3
 #: ASC 2Ah, ASCQ 09h: "CAPACITY DATA HAS CHANGED", after which Linux reads the disk's parameters again.
 REASON_CAPACITY_CHANGED: Final = 0x2A | 0x09 << 8
 
-#: Distinct LUN fields that are remembered with their meaning.
+#: The most LUN fields that are remembered with the LUN that they address.
 _LUNS_MAX: Final = 256
+#: The result of decode_address for a target that the host does not have.
+_NO_TARGET: Final = -2
 
 
 class Response(IntEnum):
-    """The response field: the result of the request apart from the SCSI status."""
+    """The response field: the result of a request, apart from the SCSI status. Source: virtio 1.4, VIRTIO_SCSI_S_*."""
 
     OK = 0
     OVERRUN = 1
@@ -75,7 +77,7 @@ class Response(IntEnum):
     INCORRECT_LUN = 12
 
 
-#: The responses to the rules of the host.
+#: The response to a request that breaks a rule of the host.
 RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
     {
         HostRule.VSCSI_OVERRUN: Response.OVERRUN,
@@ -88,22 +90,22 @@ RESPONSE_OF_RULE: Final[Mapping[HostRule, Response]] = MappingProxyType(
 
 
 class Target(Protocol):
-    """Executes commands, like :class:`zonefs_emu.scsi.target.Target`."""
+    """The part of :class:`zonefs_emu.scsi.target.Target` that the host uses."""
 
     def execute_parsed(self, lun: int, command: Command, cdb: Cdb, data_out: DataOut, data_in: DataIn) -> ScsiResult:
         """Execute *command*, which was parsed from *cdb*."""
         ...
 
     def may_block(self, lun: int, command: Command) -> bool:
-        """Say whether it may wait for the host's disk."""
+        """Say whether *command* may wait for the host's disk, or copies data for milliseconds."""
         ...
 
     def manage_task(self, function: int, lun: int) -> TaskResponse:
-        """Do a task management function."""
+        """Carry out a task management function."""
         ...
 
     def no_target(self, cdb: Cdb | None) -> None:
-        """Note a request at another target: the command of *cdb*, or (None) a task management function."""
+        """Note a request to a target that does not exist: the command of *cdb*, or (None) task management."""
         ...
 
     def refuse_oversized(self, nr_bytes: int) -> None:
@@ -112,25 +114,27 @@ class Target(Protocol):
 
 
 def decode_address(field: bytes) -> int:
-    """Return the LUN in the 8 bytes of a request, -1 (NO_LUN) if none can be there, or -2: no such target.
+    """Return the LUN in the 8-byte field of a request.
 
-    A request that was cut short has fewer bytes.
+    Returns -1 (NO_LUN) if no logical unit can be there, -2 if the host has no such target. The *field* of a request
+    that is cut short has fewer bytes.
 
-    "first byte set to 1, second byte set to target, third and fourth byte representing a single level LUN structure,
-    followed by four zero bytes"; C1h 01h in front is the REPORT LUNS well-known logical unit.
+    Source: virtio 1.4, SCSI Host Device: "first byte set to 1, second byte set to target, third and fourth byte
+    representing a single level LUN structure, followed by four zero bytes", or C1h 01h and six zero bytes for the
+    REPORT LUNS well-known logical unit.
     """
     if field[:1] == b"\x01":
-        return -2 if field[1:2] != b"\0" else decode_lun(field[2:8] + bytes(2))
+        return _NO_TARGET if field[1:2] != b"\0" else decode_lun(field[2:8] + bytes(2))
     if field[:2] == b"\xc1\x01":
         return decode_lun(field)
-    return -2
+    return _NO_TARGET
 
 
 class RequestQueue:
     """The request queues: a :class:`zonefs_emu.virtio.handler.Handler`."""
 
     def __init__(self, target: Target, plain: PlainRequests | None = None) -> None:
-        """Hand commands to *target*, which knows *plain* ones."""
+        """Hand commands to *target*; *plain* are those that a compiled ring walker may execute."""
         self.plain = plain
         self._may_block = target.may_block
         self._target_execute = target.execute_parsed
@@ -146,7 +150,7 @@ class RequestQueue:
         return lun
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int | Deferred:
-        """Execute the request at ``chains[index]``; see the protocol."""
+        """Execute the request at ``chains[index]``; see :meth:`Handler.step`."""
         chain = chains[index]
         readable = chain[1]
         # Copied and parsed once, because the guest may change its memory between the checks and the execution.
@@ -166,7 +170,7 @@ class RequestQueue:
         return 1
 
     def execute(self, chain: Chain) -> int:
-        """Execute one request; see the protocol."""
+        """Execute one request; see :meth:`Handler.execute`."""
         head = gather(chain[1], 0, REQUEST_BYTES)
         cdb = head[_CDB_AT:]
         return self._execute(chain, self._lun(head[:_LUN_BYTES]), parse(cdb), cdb)
@@ -191,12 +195,13 @@ class RequestQueue:
                 )
                 raise BrokenRingError(message)
             data_in = carve(writable, RESPONSE_BYTES, room)
-        if lun == -2:
+        if lun == _NO_TARGET:
             self._no_target(cdb)
             return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.BAD_TARGET), b"")
         status, sense, residual, overrun = self._target_execute(lun, command, cdb, data_out, data_in)
         if overrun:
-            # "VIRTIO_SCSI_S_OVERRUN if the content of the CDB [...] requires transferring more data than is available".
+            # VIRTIO_SCSI_S_OVERRUN: "if the content of the CDB [...] requires more data than is available in the datain
+            # and dataout buffers".
             return self._answer(writable, _RESPONSE.pack(0, residual, 0, 0, Response.OVERRUN), b"")
         if not status and not residual:
             if len(writable[0]) >= RESPONSE_BYTES:
@@ -214,7 +219,7 @@ class RequestQueue:
         return RESPONSE_BYTES
 
     def fail(self, chain: Chain) -> int:
-        """Answer FAILURE; see the protocol."""
+        """Answer FAILURE; see :meth:`Handler.fail`."""
         writable = chain[2]
         room = total_bytes(writable)
         if room < RESPONSE_BYTES:
@@ -223,7 +228,7 @@ class RequestQueue:
         return self._answer(writable, _RESPONSE.pack(0, 0, 0, 0, Response.FAILURE), b"")
 
     def refuse_oversized(self, chain: Chain) -> int:
-        """Refuse a request that is too long; see the protocol."""
+        """Refuse a request that is too long; see :meth:`Handler.refuse_oversized`."""
         self._refuse_oversized(total_bytes(chain[1]) + total_bytes(chain[2]))
         return self.fail(chain)
 
@@ -238,13 +243,13 @@ class ControlQueue:
         self._target = target
 
     def step(self, chains: Sequence[Chain], index: int, lengths: list[int], begin: Begin) -> int:
-        """Execute the request at ``chains[index]``; nothing here waits."""
+        """Execute the request at ``chains[index]``; see :meth:`Handler.step`. No control request may wait."""
         begin(index, ())
         lengths.append(self.execute(chains[index]))
         return 1
 
     def execute(self, chain: Chain) -> int:
-        """Execute one request; see the protocol."""
+        """Execute one request; see :meth:`Handler.execute`."""
         _, readable, writable = chain
         data = gather(readable, 0, _TASK_MANAGEMENT.size)
         answer = self._answer(data)
@@ -255,7 +260,7 @@ class ControlQueue:
         return len(answer)
 
     def fail(self, chain: Chain) -> int:
-        """Answer FAILURE, where the kind of the request has its response; see the protocol."""
+        """Answer FAILURE; see :meth:`Handler.fail`. The place of the response depends on the type of the request."""
         _, readable, writable = chain
         kind = int.from_bytes(gather(readable, 0, 4), "little")
         is_query = kind in (T_AN_QUERY, T_AN_SUBSCRIBE)
@@ -267,7 +272,7 @@ class ControlQueue:
         return len(answer)
 
     def refuse_oversized(self, chain: Chain) -> int:
-        """Refuse a request that is too long; see the protocol."""
+        """Refuse a request that is too long; see :meth:`Handler.refuse_oversized`."""
         self._target.refuse_oversized(total_bytes(chain[1]) + total_bytes(chain[2]))
         return self.fail(chain)
 
@@ -277,14 +282,14 @@ class ControlQueue:
             _, subtype, field, _ = _TASK_MANAGEMENT.unpack(data)
             return bytes((self._manage(subtype, field),))
         if kind in (T_AN_QUERY, T_AN_SUBSCRIBE) and len(data) >= _ASYNC_REQUEST.size:
-            # No asynchronous notifications exist here: none is supported, none is subscribed to.
+            # The disk has no asynchronous notifications, so none is supported, and none is subscribed to.
             return _ASYNC_RESPONSE.pack(0, Response.OK)
         message = f"a control request of kind {kind} with {len(data)} bytes is not known"
         raise BrokenRingError(message)
 
     def _manage(self, subtype: int, field: bytes) -> Response:
         lun = decode_address(field)
-        if lun == -2:
+        if lun == _NO_TARGET:
             self._target.no_target(None)
             return Response.BAD_TARGET
         match self._target.manage_task(subtype, lun):
@@ -297,26 +302,26 @@ class ControlQueue:
 
 
 class EventQueue:
-    """The event queue: the driver's buffers are kept until there is an event for them."""
+    """The events of the event queue: each is kept until the driver has a buffer for it."""
 
     def __init__(self) -> None:
         """Begin without events."""
         self._events: deque[bytes] = deque()
-        #: Whether the driver accepted events of changed parameters.
+        #: Whether the driver accepted CHANGE, and with it events of changed parameters.
         self.wants_changes = False
 
     def parameters_changed(self) -> None:
-        """Queue the event that makes the driver read the disk's parameters again, unless it is queued already."""
+        """Queue the event after which the driver reads the disk's parameters again, unless it is queued already."""
         event = _EVENT.pack(EVENT_PARAM_CHANGE, b"\x01\0\x40\0\0\0\0\0", REASON_CAPACITY_CHANGED)
         if self.wants_changes and event not in self._events:
             self._events.append(event)
 
     def next_event(self) -> bytes | None:
-        """Return the next event, or None."""
+        """Return the next event and remove it from the queue; None if there is none."""
         return self._events.popleft() if self._events else None
 
     def put_back(self, event: bytes) -> None:
-        """Keep *event* for later."""
+        """Keep *event* as the next one, because the driver has no buffer for it yet."""
         self._events.appendleft(event)
 
     def clear(self) -> None:

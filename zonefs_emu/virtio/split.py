@@ -38,11 +38,11 @@ _TABLE_BYTES_MAX: Final = CHAIN_DESCRIPTORS_MAX * DESC_BYTES
 _ONE: Final = struct.Struct("<2Q").unpack_from
 _THREE: Final = struct.Struct("<6Q").unpack
 _RAW_THREE: Final = struct.Struct(f"{_THREE_BYTES}s").unpack_from
-#: The place of the flags in a descriptor.
+#: Byte offset of the flags in a descriptor.
 _FLAGS_OFFSET: Final = 12
-#: Every head is at or above it, so that no chain is taken for a usual one.
+#: Only chains whose head is below a limit count as usual. With this limit, none does.
 _NONE_USUAL: Final = 0
-#: The most buffers whose descriptors are remembered: about 250 bytes each.
+#: The most buffers that are remembered by their descriptors. Each takes about 250 bytes.
 _KNOWN_BUFFERS_MAX: Final = 4096
 
 
@@ -88,10 +88,10 @@ class SplitRing(Ring):
         fence: Fence,
         ordered: bool,
     ) -> None:
-        """Go on at available index *base*; the memory has the :func:`sizes` of *size* entries.
+        """Continue at available index *base*. *desc*, *avail* and *used* have the :func:`sizes` of *size* entries.
 
         Raises:
-            BrokenRingError: *size* is no power of two.
+            BrokenRingError: *size* is no power of two up to 32768.
         """
         check_size(size, power_of_two=True)
         self.size = size
@@ -99,14 +99,14 @@ class SplitRing(Ring):
         self.logged: dict[int, list[tuple[int, int]]] | None = None
         self._table = desc.cast("B")
         self._desc = desc.cast("Q")
-        # The buffers that descriptors mean, by the descriptors' bytes: of three descriptors in a row, and of whole
-        # indirect tables. Drivers use the same buffers again and again, and the memory of a ring never changes, so what
-        # was translated once stays right.
+        # Chains and buffers by the bytes of their descriptors: of three descriptors in a row, and of whole indirect
+        # tables. Drivers use the same buffers again and again. A ring has the same memory all its life, so descriptors
+        # that were translated once need not be translated again.
         self._known: dict[bytes, Chain] = {}
         self._known_tables: dict[bytes, tuple[list[memoryview], list[memoryview]]] = {}
         self._nr_known = 0
         self._avail = avail.cast("H")
-        # flags, idx and avail_event lie at even addresses, the elements at odd multiples of four.
+        # The flags, idx and avail_event are 16 bits wide. The elements have 64 bits, from byte 4 on.
         self._used = used.cast("H")
         self._elements = used[_HEADER_BYTES : _HEADER_BYTES + 8 * size].cast("Q")
         self._event_idx = event_idx
@@ -148,9 +148,9 @@ class SplitRing(Ring):
         try:
             for index in range(following, following + taken):
                 head = avail[2 + (index & mask)]
-                # The usual chains of disk drivers: three descriptors in a row (header, one buffer, status), or an
+                # The usual chains of disk drivers are three descriptors in a row (header, one buffer, status), or an
                 # indirect table. All other chains are left to _walk. Descriptors are copied before they are checked,
-                # because the guest may change them meanwhile.
+                # because the guest may change them in between.
                 if head < usual:
                     at = head * DESC_BYTES
                     if not table[at + _FLAGS_OFFSET] & DESC_INDIRECT:
@@ -180,12 +180,12 @@ class SplitRing(Ring):
             if not chains:
                 self.next_idx = (following + 1) & 0xFFFF
                 raise
-            # The chains before it are returned first; the next call raises.
+            # The chains before the one that is too long are returned first, and the next call raises.
         self.next_idx = (following + len(chains)) & 0xFFFF
         return chains
 
     def _learn(self, head: int, raw: bytes) -> Chain:
-        """Return the chain that starts at *head*; *raw*: the three descriptors there, which are a usual chain's."""
+        """Return the chain that starts at *head*; remember it if *raw*, the three descriptors there, is a usual one."""
         buffers = self._usual(raw, head)
         if buffers is None:
             return self._walk(head)
@@ -194,7 +194,7 @@ class SplitRing(Ring):
         return chain
 
     def _learn_table(self, head: int, raw: bytes) -> tuple[list[memoryview], list[memoryview]]:
-        """Return the buffers of the indirect table *raw*, which descriptor *head* refers to."""
+        """Return and remember the buffers of the indirect table *raw*, to which descriptor *head* refers."""
         buffers = self._usual(raw, 0) if len(raw) == _THREE_BYTES else None
         if buffers is None:
             descriptors = _table_chain(raw)
@@ -205,7 +205,7 @@ class SplitRing(Ring):
         return buffers
 
     def _make_room(self, buffers: tuple[list[memoryview], list[memoryview]]) -> None:
-        """Forget what was translated before that takes too much memory; *buffers* are remembered next."""
+        """Forget all chains if they would take too much memory together with *buffers*, which are remembered next."""
         count = len(buffers[0]) + len(buffers[1])
         self._nr_known += count
         if self._nr_known > _KNOWN_BUFFERS_MAX:
@@ -214,7 +214,10 @@ class SplitRing(Ring):
             self._nr_known = count
 
     def _usual(self, raw: bytes, first: int) -> tuple[list[memoryview], list[memoryview]] | None:
-        """Return the buffers of the three descriptors *raw*, the *first* and those after it, or None if unusual."""
+        """Return the buffers of the three descriptors *raw*, or None if they are not a usual chain.
+
+        They are those with the numbers *first* and following in their table, and must be chained in that order.
+        """
         a0, m0, a1, m1, a2, m2 = _THREE(raw)
         if (
             m0 >> 32 != DESC_NEXT | first + 1 << 16
@@ -240,7 +243,12 @@ class SplitRing(Ring):
     def _walk(self, head: int) -> Chain:
         """Follow the chain that starts at *head*, in any of its forms.
 
-        Source: virtio 1.4, "The device MUST treat [an indirect descriptor's table] [...]"; a table refers to no other.
+        Raises:
+            OversizedChainError: it has too many bytes.
+            BrokenRingError: it breaks the standard, or has too many descriptors.
+
+        Source: virtio 1.4, Indirect Descriptors: "The device MUST handle the case of zero or more normal chained
+        descriptors followed by a single descriptor with flags&VIRTQ_DESC_F_INDIRECT."
         """
         if head >= self.size:
             message = f"a chain begins at descriptor {head}, but the table has {self.size}"
@@ -264,7 +272,8 @@ class SplitRing(Ring):
             count += 1
             if at >= self.size or count >= self.size or len(descriptors) > CHAIN_DESCRIPTORS_MAX:
                 message = (
-                    f"a chain has more descriptors than the ring ({self.size}), or one that lies outside of the ring"
+                    f"a chain has more descriptors than the ring ({self.size}), more than {CHAIN_DESCRIPTORS_MAX}, or "
+                    "one that lies outside of the ring"
                 )
                 raise BrokenRingError(message)
         return self._chain(head, descriptors)
@@ -328,7 +337,7 @@ def _table_chain(raw: bytes) -> list[tuple[int, int, int]]:
     """Return the descriptors (guest address, bytes, flags) of the chain in the indirect table *raw*.
 
     Raises:
-        BrokenRingError: it is no table, refers to another one, or its chain leaves it.
+        BrokenRingError: *raw* has not the length of a table, has an indirect descriptor, or its chain leaves it.
     """
     check_table(len(raw))
     count = len(raw) // DESC_BYTES
@@ -357,8 +366,8 @@ def translate(
     """Return the readable and the writable buffers of *descriptors* (guest address, bytes, flags).
 
     Raises:
-        BrokenRingError: not all of it is memory, a buffer is empty, or a readable one follows a writable one ("The
-            driver MUST place any device-writable descriptor elements after any device-readable ones").
+        BrokenRingError: a buffer is empty or not all of it is memory, or a readable buffer follows a writable one: "The
+            driver MUST place any device-writable descriptor elements after any device-readable descriptor elements."
     """
     readable: list[memoryview] = []
     writable: list[memoryview] = []
