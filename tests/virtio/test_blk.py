@@ -270,6 +270,22 @@ def test_write_through_makes_each_write_stable(driver: Driver) -> None:
     assert nr_flushes() == before + 3
 
 
+def test_a_driver_that_cannot_flush_begins_with_a_write_through_cache(driver: Driver) -> None:
+    without_flush = bits.VERSION_1 | blk_config.F_CONFIG_WCE
+    driver.blk.accept(without_flush)
+    assert driver.blk.config()[32] == 0
+    before = driver.device.statistics()["flushes"]
+    driver.request(codec.T_OUT, 0, data(1))
+    assert driver.device.statistics()["flushes"] == before + 1
+    driver.blk.set_config(32, b"\1")
+    driver.blk.accept(without_flush | bits.LOG_ALL)
+    assert driver.blk.config()[32] == 1  # what the driver has set
+    driver.blk.reset()
+    assert driver.blk.config()[32] == 0
+    driver.blk.accept(without_flush | blk_config.F_FLUSH)
+    assert driver.blk.config()[32] == 1
+
+
 def test_a_read_only_image_offers_ro(tmp_path: Path) -> None:
     device = ZonedDevice.open(create(tmp_path / "image"), readonly=True)
     driver = Driver(device)

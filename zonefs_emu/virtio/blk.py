@@ -106,6 +106,7 @@ class Blk:
         )
         self._config = ConfigSpace(geometry, options, readonly=self._readonly)
         self.offered = self._config.offered
+        self._cache_features = 0
         self.accept(self.offered)
 
     @property
@@ -123,7 +124,16 @@ class Blk:
         self._wce_counts = bool(features & F_CONFIG_WCE)
         self._writeback_always = bool(features & F_FLUSH)
         self._data_status = DATA_STATUS if self._zoned else PLAIN_STATUS
+        before, self._cache_features = self._cache_features, features & (F_CONFIG_WCE | F_FLUSH)
+        # Features are accepted again while a driver runs, when logging of pages begins. Its cache mode stays then.
+        if self._cache_features != before:
+            self._begin_cache_mode()
         self._set_write_through()
+
+    def _begin_cache_mode(self) -> None:
+        # "If VIRTIO_BLK_F_CONFIG_WCE is negotiated but VIRTIO_BLK_F_FLUSH is not, the device MUST initialize writeback
+        # to 0."
+        self._config.wce = self._cache_features != F_CONFIG_WCE
 
     def _set_write_through(self) -> None:
         writeback = self._config.wce if self._wce_counts else self._writeback_always
@@ -144,7 +154,7 @@ class Blk:
 
     def reset(self) -> None:
         """Do what a device reset does: restore the cache mode. Zones do not change."""
-        self._config.wce = True
+        self._begin_cache_mode()
         self._set_write_through()
 
     # -- requests ---------------------------------------------------------------------------------------------
