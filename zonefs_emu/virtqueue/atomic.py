@@ -28,7 +28,7 @@ _SYS_FUTEX: Final[Mapping[str, int]] = MappingProxyType(
     {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221}
 )
 
-#: Loads and stores keep their order, except that a load may pass an earlier store.
+#: Whether loads and stores of this machine keep their order, except that a load may pass an earlier store.
 ORDERED: Final = platform.machine() == "x86_64"
 #: Whether :func:`set_bit` works on this machine.
 HAS_ATOMIC_OR: Final = platform.machine() in _SYS_FUTEX
@@ -55,8 +55,10 @@ _syscall: Final = _load_syscall()
 def set_bit(address: int, bit: int) -> None:
     """Set *bit* (0 to 31) of the 32-bit word at *address* (a multiple of 4) atomically, with a full fence.
 
+    Only for machines with HAS_ATOMIC_OR.
+
     Raises:
-        OSError: the address is not writable memory.
+        OSError: EFAULT: the address is not writable memory.
     """
     number = _SYS_FUTEX[platform.machine()]
     if _syscall(number, address, _FUTEX_WAKE_OP_PRIVATE, 0, None, address, _OR_BIT | bit << 12) < 0:
@@ -65,10 +67,10 @@ def set_bit(address: int, bit: int) -> None:
 
 
 def make_fence() -> Callable[[], object]:
-    """Return a function that is a full memory fence.
+    """Return a function that is a full memory fence, on machines with HAS_ATOMIC_OR.
 
-    On x86 any locked instruction is a fence, and taking a lock executes one: 50 ns. Other processors use the kernel's
-    atomic operation.
+    On x86 any locked instruction is a fence, and taking a lock executes one: 50 ns. On other machines the function does
+    the kernel's atomic operation, which is one, too.
     """
     if ORDERED:
         lock = threading.Lock()

@@ -22,30 +22,30 @@ class BlkDevice:
     device_id = blk_config.DEVICE_ID
 
     def __init__(self, device: ZonedDevice, options: BlkOptions, *, strict: bool = False) -> None:
-        """Offer *device*; with *strict* a driver that does not accept ZONED is refused, as the standard requires."""
+        """Offer *device*. With *strict*, a driver that does not accept ZONED is refused, as the standard requires."""
         self.changes = ZoneChanges()
         self.port = device.port(self.name, VIRTIO)
         self.intents = self.port.intents = Intents(self.changes.contested)
         device.subscribe(self.changes, port=self.port)
         self._blk = Blk(self.port, options)
         self._strict = strict
-        self._has_told = False
+        self._has_warned = False
         self.offered = self._blk.offered
         self.nr_queues = options.nr_queues
 
     def handler(self, index: int) -> Handler | None:
-        """Return the handler of requests, which is the same for all queues."""
+        """Return the handler of requests, which is the same for all queues; None if there is no queue *index*."""
         return self._blk if 0 <= index < self.nr_queues else None
 
-    def events(self, index: int) -> EventSource | None:  # noqa: ARG002  (a block device has no event queue)
-        """Return None."""
+    def events(self, index: int) -> EventSource | None:  # noqa: ARG002  (the protocol's signature)
+        """Return None, because a block device has no event queue."""
         return None
 
     def accept(self, features: int) -> str | None:
-        """Take the features that the driver accepted.
+        """Take the features that the driver accepted; with *strict*, return why they are not enough.
 
-        A firmware that boots from the disk does not accept ZONED, and vhost-user has no message that refuses features.
-        So the device is tolerant by default.
+        Without *strict* any features are enough. A firmware that boots from the disk does not accept ZONED, and
+        vhost-user has no message that refuses features.
         """
         self._blk.accept(features)
         if features & blk_config.F_ZONED or not self._blk.refuses_unzoned:
@@ -53,9 +53,9 @@ class BlkDevice:
         if not self._strict:
             log.info("a driver that does not accept zones is tolerated: it sees a plain disk")
             return None
-        if not self._has_told:
-            # The front-end may connect again without end while its guest waits, so the log says it once.
-            self._has_told = True
+        if not self._has_warned:
+            # The front-end may connect again without end while its guest waits, so the log has the warning once.
+            self._has_warned = True
             log.warning(
                 "a driver that does not accept zones is refused, as --strict-features asks: its requests are not "
                 "answered; use --vhost-user-scsi, or a front-end that passes VIRTIO_BLK_F_ZONED on"
@@ -67,13 +67,13 @@ class BlkDevice:
         return self._blk.config()
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Take what the driver wrote: the cache mode."""
+        """Receive a write of *data* at *offset* of the configuration space: the cache mode."""
         self._blk.set_config(offset, data)
 
     def zones_changed(self) -> bool:
-        """Let the front-end raise a configuration change."""
+        """Return True, because the driver is notified by a change of the configuration."""
         return True
 
     def reset(self) -> None:
-        """Do what a virtio reset does."""
+        """Do what a virtio reset does: restore the cache mode. Zones do not change."""
         self._blk.reset()

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-#: More zones than these count as "all of them".
+#: If more zones than these have changed, all zones count as changed.
 _ZONES_MAX: Final = 1 << 16
-#: The guest is notified of changes at most this often: other ports may write thousands of times a second.
+#: The shortest time between two notifications of the guest. Other ports may write thousands of times a second.
 INTERVAL_NS: Final = 1_000_000_000
 
 
@@ -14,7 +14,7 @@ class ZoneChanges:
     """A listener of the device (:meth:`zonefs_emu.device.device.ZonedDevice.subscribe`) for one port."""
 
     def __init__(self) -> None:
-        """Begin to listen; *wake* is set by the transport."""
+        """Begin without changes. The transport sets *wake*, which is called when there is something to notify."""
         self.wake: Callable[[], None] = lambda: None
         self._zones: set[int] = set()
         self._all = False
@@ -22,7 +22,7 @@ class ZoneChanges:
         self._notified_ns = -INTERVAL_NS
 
     def __call__(self, zone_no: int, nr_zones: int) -> None:
-        """Note that another port changed zones. It does no more than that, because the device's lock is held."""
+        """Note that another port changed *nr_zones* zones from *zone_no* on, with the device's lock held."""
         if not self._all:
             if len(self._zones) + nr_zones > _ZONES_MAX:
                 self._all = True
@@ -35,11 +35,11 @@ class ZoneChanges:
             self.wake()
 
     def contested(self, zone_no: int) -> bool:
-        """Say whether another port changed zone *zone_no* (-1: any) since this process started."""
+        """Say whether another port changed zone *zone_no* (-1: any zone) since this object was made."""
         return self._all or (bool(self._zones) if zone_no < 0 else zone_no in self._zones)
 
     def due_ns(self) -> int | None:
-        """Return in how many nanoseconds the front-end may be notified of changes; None if there are none."""
+        """Return in how many nanoseconds the front-end may be notified of changes; None if there are no changes."""
         if not self._pending:
             return None
         return max(0, self._notified_ns + INTERVAL_NS - time.monotonic_ns())

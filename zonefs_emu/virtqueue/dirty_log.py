@@ -3,7 +3,7 @@
 The front-end reads and clears bits meanwhile. So a bit is set atomically (:mod:`.atomic`), and after the page was
 written. A bit that seems to be set is set again, because the front-end may just have cleared it and copied the page.
 
-Source: vhost-user.rst, "Migration": "bit 0 of byte 0 is page 0".
+Source: vhost-user.rst, "Migration": ``log[page / 8] |= 1 << page % 8``.
 """
 
 import ctypes
@@ -18,13 +18,13 @@ PAGE_SHIFT: Final = 12
 
 
 class DirtyLog:
-    """A mapped log of *size* bytes at *offset* of a file."""
+    """A mapped log of *size* bytes, for 8 pages each, at *offset* of a file."""
 
     def __init__(self, shared: PeerMemory, fd: int, size: int, offset: int) -> None:
-        """Map the log as a part of the *shared* memory of the peer; the caller keeps *fd*.
+        """Map the log in the file *fd* as a part of the *shared* memory of the peer. The caller keeps *fd*.
 
         Raises:
-            PeerError: it cannot be mapped.
+            PeerError: the log cannot be mapped.
         """
         self._shared = shared
         self._map = shared.map(fd, size, offset)
@@ -32,10 +32,13 @@ class DirtyLog:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) + offset % mmap.ALLOCATIONGRANULARITY
 
     def mark(self, runs: Iterable[tuple[int, int]]) -> None:
-        """Mark the pages of *runs* (guest address, bytes), each page once; if the log is cut, note its loss."""
+        """Mark the pages of *runs* (guest address, bytes), each page once. Pages beyond the log are left out.
+
+        If the peer has cut the file of the log, the loss of the memory is noted.
+        """
         try:
             self._mark(runs)
-        except OSError:  # the kernel sets the bits: it raises no signal, and answers EFAULT
+        except OSError:  # EFAULT: the kernel sets the bits, so no SIGBUS comes
             self._shared.note_loss()
 
     def _mark(self, runs: Iterable[tuple[int, int]]) -> None:

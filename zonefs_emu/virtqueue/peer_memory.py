@@ -1,9 +1,9 @@
 """The memory that a peer shares: mapped files, which the peer can cut at any time.
 
-An access to a page that the peer cut off raises SIGBUS, which would end the process and with it all other guests. So
-every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): SIGBUS turns the whole mapping into
-private memory of zeros, and the loss is noted. The transport checks for a loss after each turn of its loop, and then
-ends the connection. Until then requests read zeros, which a guest could have written itself.
+An access to a page that the peer cut off raises SIGBUS, which would end the process and with it the service to all
+other guests. So every mapping of a peer's file is watched (:mod:`zonefs_emu.persist.sigbus`): SIGBUS turns the whole
+mapping into private memory of zeros, and the loss is noted. The transport checks for a loss after each turn of its
+loop, and then stops serving this memory. Until then requests read zeros, which a guest could have written itself.
 
 May not know: what the memory is used for.
 """
@@ -21,7 +21,7 @@ LOST: Final = "a file of the memory that it shares was cut"
 
 
 class PeerMap(mmap.mmap):
-    """A mapping of a peer's file, which is no longer watched once it is unmapped."""
+    """A mapping of a peer's file. The watch for its loss ends when the object is freed."""
 
     watch_no = 0
 
@@ -38,7 +38,7 @@ class PeerMemory:
         self.is_lost = False
 
     def note_loss(self) -> None:
-        """Note that memory is gone. It takes no lock, because it is called in the middle of an access."""
+        """Note that memory is gone. The method takes no lock, because it may be called in the middle of an access."""
         self.is_lost = True
 
     def watch(self, mapping: PeerMap) -> PeerMap:
@@ -47,10 +47,10 @@ class PeerMemory:
         return mapping
 
     def view(self, fd: int, size: int, offset: int) -> memoryview:
-        """Map *size* bytes at *offset* of *fd*; neither needs to be a multiple of a page.
+        """Map *size* bytes at *offset* of *fd*. Neither needs to be a multiple of a page.
 
         Raises:
-            PeerError: the file does not have them.
+            PeerError: the file does not have these bytes, or cannot be mapped.
         """
         start = offset % mmap.ALLOCATIONGRANULARITY
         return memoryview(self.map(fd, size, offset))[start : start + size]
@@ -58,7 +58,7 @@ class PeerMemory:
     def map(self, fd: int, size: int, offset: int) -> PeerMap:
         """Map the pages that hold *size* bytes at *offset* of *fd*.
 
-        The first byte is at offset % ALLOCATIONGRANULARITY.
+        The first of these bytes is at offset % ALLOCATIONGRANULARITY of the mapping.
 
         Raises:
             PeerError: as :meth:`view`.
@@ -72,7 +72,7 @@ class PeerMemory:
                 message = f"{size} bytes at {offset} do not lie in the shared file, which has {status.st_size} bytes"
                 raise PeerError(message)
             with suppress(OSError):
-                # A mapping of huge pages can be unmapped in whole pages only.
+                # A mapping of huge pages can be unmapped in whole huge pages only.
                 huge = os.fstatvfs(fd).f_bsize
                 if huge > mmap.PAGESIZE and status.st_size % huge == 0 and start % huge == 0:
                     length = min(-(-length // huge) * huge, status.st_size - start)

@@ -4,8 +4,8 @@ There is one thread, because Python's interpreter runs one thread at a time. Sev
 to each other at every system call, which costs more than the call (docs/vhost-user.md has the measurement). Requests
 that may wait for the host's disk go to a worker.
 
-The thread sleeps in epoll. Once awake it serves rings until they are empty. Before it asks the drivers for kicks and
-sleeps again, it looks at the empty rings for as long as :mod:`zonefs_emu.polling` says.
+The thread sleeps in epoll. Once awake it serves rings until they are empty. Then it polls the empty rings for as long
+as :mod:`zonefs_emu.polling` says, before it asks the drivers for kicks and sleeps again.
 
 An error of one ring or one request ends in its queue. Any other exception of a method reaches the transport, which
 gives up its connection (docs/errors.md, boundaries).
@@ -34,20 +34,22 @@ from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 from zonefs_emu.virtqueue.virtqueue import Service, Virtqueue
 from zonefs_emu.virtqueue.worker import Worker
 
-#: The longest look at empty rings, and the longest sleep that counts as short. An answer's way through a guest's driver
-#: and the next request's way back take about 100 µs; a sleep meanwhile costs the guest a kick. KVM has the same bound.
+#: The longest polling of empty rings, and the longest sleep that counts as short. An answer's way through a guest's
+#: driver and the next request's way back take about 100 µs; a sleep meanwhile costs the guest a kick. KVM polls for the
+#: same time.
 _LOOK_NS_MAX: Final = 200_000
-#: Rounds of looking at rings after which descriptors are looked at as well, and other threads get a chance to run.
+#: After so many rounds over the rings the descriptors are polled as well, and other threads get a chance to run.
 _POLL_EVERY: Final = 16
 #: The transport gets control back after this time, even where rings are never empty.
 _SERVE_NS_MAX: Final = 100_000_000
 
 
 class QueueServer:
-    """Serves the queues of *virtio_device*. All methods but stop() and wake() belong to one thread.
+    """Serves the queues of *virtio_device*.
 
-    It calls :meth:`wait` and :meth:`serve` in turn until it is :attr:`stopping`, stops the queues, and calls
-    :meth:`close`.
+    One thread, that of the transport, calls :meth:`wait` and :meth:`serve` in turn until the server is
+    :attr:`stopping`, stops the queues, and calls :meth:`close`. Any thread may call stop(), wake(), look_after() and
+    ring_due(); all other methods belong to that one thread.
     """
 
     def __init__(self, virtio_device: VirtioDevice) -> None:
@@ -66,7 +68,7 @@ class QueueServer:
         #: Set by :meth:`stop`.
         self.stopping = False
         self._active: list[Virtqueue] = []
-        #: Queues of which the worker may have an abandoned request; their connections may have ended.
+        #: The queues whose abandoned requests the worker may still have. Their connections may have ended.
         self._abandoned: list[Virtqueue] = []
         self._polling = AdaptivePolling(
             max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0))
@@ -92,17 +94,17 @@ class QueueServer:
         self._waker.wake()
 
     def look_after(self) -> None:
-        """End a write to a full eventfd of the peer that holds up the thread; to be called every few seconds."""
+        """End a write to a full eventfd of the peer if the thread waits in it. To be called every few seconds."""
         self.service.eventfds.free()
 
     def ring_due(self) -> None:
-        """Have all queues served, because a request that one of them holds is due."""
+        """Have all queues served, because an answer that one of them holds is due."""
         self._due.wake()
 
     # -- events -----------------------------------------------------------------------------------------------
 
     def watch(self, fd: int, react: Callable[[], object], *, edges: bool = False) -> None:
-        """Call *react* whenever *fd* is readable; with *edges*, when it becomes so, or more so.
+        """Call *react* whenever *fd* is readable; with *edges*, only when it becomes readable or more data comes.
 
         Raises:
             OSError: epoll does not take the descriptor.
@@ -112,19 +114,19 @@ class QueueServer:
         self._reactions[fd] = react
 
     def is_watched(self, fd: int) -> bool:
-        """Whether *fd* is watched."""
+        """Return whether *fd* is watched."""
         return fd in self._reactions
 
     def unwatch(self, fd: int) -> None:
-        """End watching *fd*, which is still open; do nothing if it is not watched."""
+        """End watching *fd*, before it is closed; do nothing if it is not watched."""
         if self._reactions.pop(fd, None) is not None:
-            # After an exception at the end of a connection, a descriptor can have been closed that was watched still,
-            # and its number can be that of another file by now.
+            # After an exception at the end of a connection, a watched descriptor may have been closed, and its number
+            # may belong to another file by now.
             with suppress(FileNotFoundError):
                 self._epoll.unregister(fd)
 
     def watch_kicks(self, queue: Virtqueue, old: int = -1) -> None:
-        """Watch the queue's kick descriptor instead of the *old* one; serve requests that came before that.
+        """Watch the kick descriptor of *queue* instead of the *old* one, and serve the requests that are there already.
 
         Raises:
             PeerError: the descriptor cannot be waited for.
@@ -142,14 +144,14 @@ class QueueServer:
             self.activate(queue)
 
     def activate(self, queue: Virtqueue) -> None:
-        """Serve *queue* until it is empty, if it runs."""
+        """Have *queue* served until it is empty, if it runs."""
         if queue.ring is not None:
             queue.wake()
             if queue not in self._active:
                 self._active.append(queue)
 
     def wait_idle(self, queue: Virtqueue) -> bool:
-        """Wait until the worker has no request of *queue*; False if the host's disk blocks one for too long.
+        """Wait until the worker has no request of *queue*; False if the host's disk blocks one for 30 s.
 
         Such a request is abandoned: the queue can be stopped, but it is unknown whether the request takes effect.
         """
@@ -168,10 +170,10 @@ class QueueServer:
         queue.abandon()
 
     def wait_abandoned(self) -> bool:
-        """Wait until abandoned requests have ended; False if the host's disk blocks one for too long.
+        """Wait until all abandoned requests have ended; False if the host's disk blocks one for 30 s.
 
-        A ring is started only after that. The driver may have made the same request available again, with the same
-        memory for its record. The abandoned request would otherwise be executed twice, or be recorded as another one.
+        A ring is started only after that, because the driver may have made the same request available again, with the
+        same memory for its record. Without the wait, the request could be executed twice, or be recorded as another.
         """
         if not self.worker.wait(lambda: not any(queue.nr_abandoned for queue in self._abandoned)):
             return False
@@ -217,7 +219,7 @@ class QueueServer:
     # -- rings ------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Serve the active queues, a tenth of a second at most, until they stay empty for the time of a look."""
+        """Serve the active queues until they have been empty for the time of polling, or for a tenth of a second."""
         active, polling = self._active, self._polling
         clock: Callable[[], int] = time.monotonic_ns
         limit = clock() + _SERVE_NS_MAX
@@ -245,7 +247,7 @@ class QueueServer:
                 deadline = 0
 
     def _sleep(self) -> bool:
-        """Ask the drivers of the active queues for kicks; True if a request came meanwhile."""
+        """Ask the drivers of the active queues for kicks, and make the queues inactive; True if a request has come."""
         for queue in tuple(self._active):
             if queue.ring is not None and queue.sleep():
                 queue.wake()
@@ -258,7 +260,10 @@ class QueueServer:
     # -- end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close everything; the queues have been stopped. The wait for the host's disk is limited."""
+        """Close the worker, epoll and the wakers, after the queues were stopped.
+
+        A request that the host's disk blocks for 2 s more is abandoned.
+        """
         self.worker.close()
         self._epoll.close()
         self._waker.close()

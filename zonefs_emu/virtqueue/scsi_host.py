@@ -24,17 +24,20 @@ _LUN_0: Final = b"\x01\0\x40\0\0\0\0\0"
 class ScsiHost:
     """A :class:`zonefs_emu.virtqueue.virtio_device.VirtioDevice` of a SCSI host with one zoned disk.
 
-    The configuration space is the front-end's own: CONFIG must not be offered ("QEMU does not").
+    The front-end has the configuration space, as QEMU's vhost-user-scsi does, so the transport must not offer CONFIG.
     """
 
     name = "vhost-user-scsi"
     device_id = scsi.DEVICE_ID
 
     def __init__(self, device: ZonedDevice, *, serial: str, nr_request_queues: int = 1) -> None:
-        """Offer *device*.
+        """Offer *device* as a disk with the serial number *serial* (printable ASCII).
 
-        There is no power-on unit attention, because this process may take over from one that was killed, which the
+        The disk has no power-on unit attention, because this process may take over from one that was killed, which the
         guest must not notice.
+
+        Raises:
+            ValueError: *serial* is no SCSI serial number.
         """
         self.changes = ZoneChanges()
         self.port = device.port(self.name, ZBC)
@@ -58,17 +61,17 @@ class ScsiHost:
         self.nr_queues = _FIRST_REQUEST + nr_request_queues
 
     def handler(self, index: int) -> Handler | None:
-        """Return the handler of the requests of queue *index*; None for the event queue."""
+        """Return the handler of the requests of queue *index*; None if it is the event queue, or does not exist."""
         if index == _CONTROL:
             return self._control
         return self._requests if _FIRST_REQUEST <= index < self.nr_queues else None
 
     def events(self, index: int) -> EventSource | None:
-        """Return the events if *index* is the event queue."""
+        """Return the events if *index* is the event queue, otherwise None."""
         return self._events if index == _EVENT else None
 
     def accept(self, features: int) -> str | None:
-        """Accept the driver's features, whichever they are."""
+        """Take the features that the driver accepted. Any are enough, so None is returned."""
         self._events.wants_changes = bool(features & scsi.F_CHANGE)
         return None
 
@@ -80,11 +83,11 @@ class ScsiHost:
         """Do nothing: the configuration space belongs to the front-end."""
 
     def zones_changed(self) -> bool:
-        """Tell the driver through the event queue."""
+        """Notify the driver through the event queue; return False, because its configuration does not change."""
         self._events.parameters_changed()
         return False
 
     def reset(self) -> None:
-        """Do what a virtio reset does: events are dropped, and mode pages return to their defaults."""
+        """Do what a virtio reset does: drop the events, and restore the mode pages. Zones do not change."""
         self._events.clear()
         self.target.disk.reset()

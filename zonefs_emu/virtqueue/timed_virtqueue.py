@@ -2,10 +2,11 @@
 
 A request is carried out when it arrives, and its answer is held until a real drive would give it. Answers that are due
 sooner overtake it. The record of requests in flight has the answers that are held
-(:mod:`zonefs_emu.inflight.holding_record`), so that a process that goes on after a kill gives them and carries nothing
-out again. A queue that is stopped gives all answers at once: the driver's reset, or another back-end, waits for that.
+(:mod:`zonefs_emu.inflight.holding_record`). So a process that takes over after a kill gives them, and carries no
+request out again. A queue that is stopped gives all held answers at once, because the driver's reset, or another
+back-end, waits for that.
 
-An injected delay is held in the same way.
+The answer to a request with an injected delay is held in the same way.
 """
 
 import heapq
@@ -26,7 +27,10 @@ from zonefs_emu.virtqueue.virtqueue import BATCH, Virtqueue
 
 
 def time_queues(queues: Iterable[Virtqueue], port: Port, wake: Callable[[], object]) -> None:
-    """Time *queues* by *port*, if it is timed; *wake* has them served, from any thread."""
+    """Let *queues* hold answers as the drive of *port* does, if *port* is timed.
+
+    *wake* is called, by any thread, when an answer is due, and is to have the queues served.
+    """
     if isinstance(port, TimedPort):
         port.hold = port.held.hold
         port.defer = port.held.delay
@@ -36,35 +40,37 @@ def time_queues(queues: Iterable[Virtqueue], port: Port, wake: Callable[[], obje
 
 
 class TimedVirtqueue(Virtqueue):
-    """A virtqueue that holds answers; :meth:`time_by` says by which drive, before it is started."""
+    """A virtqueue that holds answers. Before it is started, :meth:`time_by` says as which drive."""
 
     _port: TimedPort | None = None
     _wake: Callable[[], object]
 
-    #: The queues whose answers are all given before one of this queue: a driver that has had a task aborted, or the
-    #: disk reset, takes no answer to an earlier request any more.
+    #: The queues whose held answers are all given before one of this queue, which is then the control queue. After a
+    #: driver was told that a task was aborted or the disk reset, it takes no answer to an earlier request any more.
     _managed: Sequence["TimedVirtqueue"] = ()
 
     def time_by(self, port: TimedPort, wake: Callable[[], object], queues: Sequence["TimedVirtqueue"]) -> None:
-        """Hold answers for as long as the drive of *port* takes; *wake* has this queue run, from any thread.
+        """Hold answers for as long as the drive of *port* takes. An event queue holds nothing.
 
-        *queues*: all queues of the device.
+        *wake* is called, by any thread, when an answer is due, and is to have the queue run. *queues*: all queues of
+        the device.
         """
         if self._events is not None:
-            return  # events are no answers
+            return  # events do not answer requests
         if isinstance(self._handler, ControlQueue):
             self._managed = [queue for queue in queues if queue is not self]
         self._port = port
         self._wake = wake
-        #: A heap of what is held: when it is due, a number that tells apart what is due together, when it arrived (-1:
-        #: that is not timed), the request, the bytes written, and its number in the record.
+        #: A heap of the held answers: when it is due, a number that orders those that are due together, when the
+        #: request arrived (-1: the request is not timed), its chain, the bytes written, and its number in the record.
+        #: Times are in nanoseconds of the port's clock.
         self._held: list[tuple[int, int, int, Chain, int, int]] = []
         self._nr_held = 0
-        #: When alarms come, the soonest last. Those of answers that were given by :meth:`stop` come as well.
+        #: The times at which alarms come, the soonest last. Alarms for answers that :meth:`stop` has given come, too.
         self._alarms_ns: list[int] = []
-        #: When the answer is due to the request that the worker has carried out, and when that arrived.
+        #: When the answer to the request that the worker has carried out is due, and when that request arrived.
         self._worked: tuple[int, int] | None = None
-        #: Of a packed ring, the place after the requests that were carried out.
+        #: In a packed ring, the place after the requests that were carried out.
         self._executed_place = 0
 
     # -- starting and stopping --------------------------------------------------------------------------------
@@ -72,7 +78,7 @@ class TimedVirtqueue(Virtqueue):
     def start(
         self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
     ) -> None:
-        """See :meth:`Virtqueue.start`."""
+        """Begin to serve, with no held answers; see :meth:`Virtqueue.start`."""
         super().start(memory, features, record_memory, dirty)
         if self._port is not None:
             self._held.clear()
@@ -88,7 +94,7 @@ class TimedVirtqueue(Virtqueue):
         record.begin_holding(position_of(ring.used_place, ring.size) if isinstance(ring, PackedRing) else 0)
 
     def stop(self) -> int:
-        """End; what is held is given at once."""
+        """Give all held answers, and stop; see :meth:`Virtqueue.stop`."""
         ring = self.ring
         if self._port is not None and ring is not None and (self.shared is None or not self.shared.is_lost):
             try:  # the boundary of a ring
@@ -101,7 +107,7 @@ class TimedVirtqueue(Virtqueue):
         return super().stop()
 
     def give_all(self) -> None:
-        """Give what is held, if the queue runs. Never raises."""
+        """Give all held answers, if the queue runs. Never raises."""
         port, ring = self._port, self.ring
         if port is None or ring is None or not self.is_ready:
             return
@@ -116,14 +122,14 @@ class TimedVirtqueue(Virtqueue):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the queue runs; also while it waits for the worker, because answers may be due."""
+        """Whether the queue is to be served. It is also while it waits for the worker, because answers may be due."""
         return super().is_ready or (self._port is not None and self.busy and self.ring is not None and not self.broken)
 
     def sleep(self) -> bool:
-        """Do the same as for any queue; True also if an answer that is held is due.
+        """Do what :meth:`Virtqueue.sleep` does; return True also if a held answer is due.
 
-        Its alarm may have come while the queue was being served, between the look at the clock and this call. No
-        second one comes.
+        The alarm for the answer may have come while the queue was being served, after the clock was read there. Without
+        this check the answer would stay, because no second alarm comes.
         """
         has_work = not self.busy and super().sleep()
         if has_work or self._port is None or not self._held or not self.is_ready:
@@ -131,7 +137,7 @@ class TimedVirtqueue(Virtqueue):
         return self._held[0][0] <= self._port.clock()
 
     def run(self) -> bool:
-        """Give the answers that are due and carry out what is new; True if there was something."""
+        """Give the answers that are due, and carry out new requests; True if there were some. Never raises."""
         port, ring = self._port, self.ring
         if port is None or ring is None or self.broken or not self.enabled:
             return super().run()
@@ -155,8 +161,9 @@ class TimedVirtqueue(Virtqueue):
         if not self._has_room:
             return ()
         record = self._record
-        # A driver makes no more requests available than the ring has entries. One that does would have them held
-        # without a bound, as the available index is compared with what was taken and not with what was given back.
+        # A correct driver makes no more requests available than the ring has entries. Without this limit, a faulty one
+        # could have any number held, because a ring compares the available index with the requests that were taken and
+        # not with those that were given back.
         room = min(self.size - len(self._held), BATCH)
         return ring.pop(1 if record is not None and record.recovering else room)
 
@@ -166,7 +173,7 @@ class TimedVirtqueue(Virtqueue):
         return len(self._held) < self.size and (record is None or record.can_hold or not self._held)
 
     def _run_batch(self, chains: Sequence[Chain]) -> None:
-        """Carry out the requests, each by itself: writes that are merged would take the time of one write."""
+        """Carry out the requests one by one: merged writes would take the time of one write."""
         handler, faults = self._handler, self._faults
         assert handler is not None
         self._intents.current.log = self._intent_log
@@ -199,7 +206,7 @@ class TimedVirtqueue(Virtqueue):
         super()._hand_over(chains, index, deferred)
 
     def _work(self, port: TimedPort, execute: Callable[[], int]) -> int:
-        """Carry a request out on the worker's thread, which alone knows when its answer is due."""
+        """Carry a request out on the worker's thread, and note when its answer is due."""
         try:
             return execute()
         finally:
@@ -219,7 +226,8 @@ class TimedVirtqueue(Virtqueue):
         for chain, nr_bytes in zip(chains, lengths, strict=True):
             self._executed_place += chain[0] >> 16
             if record is not None and not record.can_hold:
-                # Nothing is held: a ring of one entry, or one full of requests that an earlier process had begun.
+                # The record has no room: the ring has one entry, or all records are of requests that an earlier process
+                # has begun. No answer is held then, so this one is given at once.
                 record.end_holding()
                 super()._give_back((chain,), (nr_bytes,))
                 self._begin_holding(record)
@@ -233,7 +241,7 @@ class TimedVirtqueue(Virtqueue):
         self._give_due(port, ring)
 
     def _give_due(self, port: TimedPort, ring: SplitRing | PackedRing) -> bool:
-        """Give the answers that are due, or all at the daemon's end; have the alarm come for the next."""
+        """Give the answers that are due, or all at the daemon's end; set an alarm for the next one. True if one was."""
         held = self._held
         if not held:
             return False
@@ -246,8 +254,9 @@ class TimedVirtqueue(Virtqueue):
         alarms_ns = self._alarms_ns
         while alarms_ns and alarms_ns[-1] <= now_ns:
             alarms_ns.pop()
-        # An alarm that comes sooner calls this method too, so no alarm is added. One for each new first answer was
-        # rejected: each request that overtakes an answer due in an hour would leave an alarm for that hour.
+        # No alarm is added while a sooner one is to come, because that one calls this method, too. An alarm for each
+        # new first answer was rejected: each request that overtakes an answer due in an hour would leave one for that
+        # hour.
         if held and (not alarms_ns or held[0][0] < alarms_ns[-1]):
             alarms_ns.append(held[0][0])
             port.alarm.at(held[0][0], self._wake)

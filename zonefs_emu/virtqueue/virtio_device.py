@@ -12,7 +12,7 @@ from zonefs_emu.virtqueue.virtqueue import EventSource
 class VirtioDevice(Protocol):
     """A virtio device, ready to be offered. It outlives drivers and connections."""
 
-    #: Shown to people and in the log: "vhost-user-blk".
+    #: The name of the device for people and in the log: "vhost-user-blk".
     name: str
     #: Virtio device number.
     device_id: int
@@ -24,11 +24,11 @@ class VirtioDevice(Protocol):
     nr_queues: int
 
     def handler(self, index: int) -> Handler | None:
-        """Return the handler of the requests of queue *index*; None for an event queue."""
+        """Return the handler of the requests of queue *index*; None if that is an event queue, or does not exist."""
         ...
 
     def events(self, index: int) -> EventSource | None:
-        """Return the events of queue *index*; None for a request queue."""
+        """Return the events of queue *index*; None if that is no event queue."""
         ...
 
     def accept(self, features: int) -> str | None:
@@ -36,17 +36,17 @@ class VirtioDevice(Protocol):
         ...
 
     def config(self) -> bytes | None:
-        """Return the configuration space; None if the front-end has it."""
+        """Return the configuration space; None if the front-end has one of its own."""
         ...
 
     def set_config(self, offset: int, data: bytes) -> None:
-        """Receive a write of the driver into the configuration space."""
+        """Receive a write of *data* by the driver at *offset* of the configuration space."""
         ...
 
     def zones_changed(self) -> bool:
-        """Note that other ports changed zones; True if the driver is to be notified of a configuration change."""
+        """Take note that other ports changed zones; return whether to notify the driver of a configuration change."""
         ...
 
     def reset(self) -> None:
-        """Do what a virtio reset does; zones stay as they are."""
+        """Do what a virtio reset does. Zones do not change."""
         ...

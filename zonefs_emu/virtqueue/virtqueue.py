@@ -35,16 +35,16 @@ from zonefs_emu.virtqueue.walkers import new_walker
 if TYPE_CHECKING:
     from zonefs_emu.virtqueue.walker import Walker
 
-#: Requests taken from the ring at once.
+#: The most requests that are taken from the ring at once.
 BATCH: Final = 64
-#: An interrupt costs a guest as much as a request. While new requests come although the driver was not notified of
-#: earlier ones, one notification serves for up to this many requests. It is deferred for this time at most.
+#: An interrupt costs a guest as much as a request. So while new requests come although the driver was not notified of
+#: earlier ones, its notification is deferred: for up to this many requests, and for this time at most.
 _NOTIFY_MAX: Final = 16
 _HOLD_NS: Final = 50_000
 
 
 class RingAddresses(NamedTuple):
-    """Where the parts of a ring are, as the transport counts addresses; *log* is the guest's address of *device*."""
+    """The addresses of the parts of a ring, as the transport counts them; *log* is the guest's address of *device*."""
 
     desc: int
     driver: int
@@ -53,7 +53,7 @@ class RingAddresses(NamedTuple):
 
 
 class EventSource(Protocol):
-    """The source of events of an event queue: the driver's buffers are kept until there is an event."""
+    """The source of events of an event queue. The queue takes a buffer of the driver only if there is an event."""
 
     def next_event(self) -> bytes | None:
         """Return the next event for the driver, or None."""
@@ -78,12 +78,12 @@ class Service(NamedTuple):
     contain: Callable[[str, Exception], object]
     #: The log for faults of the driver; its rate is limited.
     log: LimitedLog
-    #: What notifies the driver, on transports with eventfds.
+    #: The writer of the driver's eventfds, on transports that have eventfds.
     eventfds: PeerEventfds
 
 
 class Virtqueue:
-    """A virtqueue. Stopped until :meth:`start`."""
+    """A virtqueue. It is stopped until :meth:`start`."""
 
     #: Requests that wait behind one of the worker's.
     _backlog: Sequence[Chain] = ()
@@ -112,9 +112,9 @@ class Virtqueue:
         self.call_fd = -1
         self.err_fd = -1
         self.broken = False
-        #: A request is with the worker.
+        #: Whether the worker has a request of this queue.
         self.busy = False
-        #: How often requests were given to the worker or abandoned: distinguishes late answers from expected ones.
+        #: How often a request was given to the worker or abandoned. A result with another number is a late one.
         self._nr_jobs = 0
         #: How many abandoned requests the worker still has.
         self.nr_abandoned = 0
@@ -122,14 +122,13 @@ class Virtqueue:
         self._intents = intents
         self._handler = handler
         self._service = service
-        self._fence = service.fence
         self._events = events
         self._faults = faults
         #: The memory of the peer, if the peer can remove it.
         self.shared = shared
         self._record: HoldingRecord | None = None
         self._record_memory: memoryview | None = None
-        #: The addresses of the ring, and the walker that takes plain requests from it, if one is used.
+        #: The memory of the ring, and the walker that takes plain requests from it, if there is one.
         self._areas: tuple[memoryview, memoryview, memoryview] | None = None
         self._walker: Walker | None = None
         self._intent_log: IntentLog | None = None
@@ -137,10 +136,10 @@ class Virtqueue:
         self._used_log_address = -1
         #: Requests given back since the queue was made.
         self.requests = 0
-        #: How many requests were given back since the last notification of the driver, and when the last one was.
+        #: How many requests were given back since the last notification of the driver, and when the last of them was.
         self._nr_unnotified = 0
         self._unnotified_since_ns = 0
-        #: The driver is notified of this many at once.
+        #: When so many requests were given back, the driver is notified of them.
         self._notify_at = 1
 
     # -- starting and stopping --------------------------------------------------------------------------------
@@ -153,10 +152,10 @@ class Virtqueue:
     def start(
         self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
     ) -> None:
-        """Begin to serve the ring at *address*, or continue at the position in the record.
+        """Begin to serve the ring at *address*, at *base* or at the position in the record of *record_memory*.
 
         Raises:
-            PeerError: something is missing or lies outside of the memory.
+            PeerError: size or addresses are missing, impossible or outside of *memory*, or the record does not fit.
         """
         address = self.address
         if address is None or not self.size:
@@ -179,18 +178,18 @@ class Virtqueue:
         if features & bits.RING_PACKED:
             base = self._packed_base(desc)
             ring: SplitRing | PackedRing = PackedRing(
-                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
+                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._service.fence,
                 ordered=ORDERED,
             )  # fmt: skip
             self._used_log_address = memory.guest_address_of_user(address.desc, desc_bytes)
         else:
             base = self.base
             if self._record is not None:
-                # Requests are carried out in order. Unless answers were held, the used index says how far that went.
+                # Requests are carried out in order. So unless answers were held, the used index says which are done.
                 self._record.start_split(int.from_bytes(device[2:4], "little"))
                 base = self._record.finished & 0xFFFF
             ring = SplitRing(
-                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._fence,
+                self.size, desc, driver, device, memory, event_idx=event_idx, base=base, fence=self._service.fence,
                 ordered=ORDERED,
             )  # fmt: skip
             self._used_log_address = address.log
@@ -221,7 +220,7 @@ class Virtqueue:
         return position | record.used_position << 16
 
     def _give_what_was_held(self, ring: SplitRing | PackedRing) -> int:
-        """Give the answers that an earlier process held; return how many they are."""
+        """Give the answers that an earlier process held; return their number."""
         record = self._record
         held = record.held if record is not None else []
         if record is not None and held:
@@ -261,12 +260,12 @@ class Virtqueue:
             )
 
     def set_used_log_address(self, address: int) -> None:
-        """Log writes of the used ring at guest *address* from now on; a packed ring knows its address."""
+        """Log writes of the used ring at guest *address* from now on. A packed ring knows its own address."""
         if isinstance(self.ring, SplitRing) and address >= 0:
             self._used_log_address = address
 
     def stop(self) -> int:
-        """Stop; return the answer to GET_VRING_BASE. The worker must have no request of this queue."""
+        """Stop; return the answer to GET_VRING_BASE. The worker must not have a request of this queue."""
         assert not self.busy
         self._notify()
         ring, self.ring = self.ring, None
@@ -279,12 +278,12 @@ class Virtqueue:
         self._backlog = ()
         self._record = self._intent_log = self._log = None
         self._record_memory = self._areas = self._walker = None
-        # The record is in the front-end's memory, which may be unmapped now.
+        # The intent log goes with the record, whose memory belongs to the front-end and may be unmapped now.
         self._intents.current.log = None
         return self.base
 
     def close(self) -> None:
-        """Close the descriptors."""
+        """Close the descriptors for kicks, calls and errors."""
         for fd in (self.kick_fd, self.call_fd, self.err_fd):
             if fd >= 0:
                 os.close(fd)
@@ -359,7 +358,7 @@ class Virtqueue:
             count = walker.take()
         except Exception as error:
             assert self.ring is not None
-            # The write that met the exception is the next request. The others of its run are executed one by one.
+            # The first write of the run is answered as failed. The others are executed one by one.
             chains, lengths = self.ring.pop(1), list[int]()
             self._answer_failed(chains, 0, lengths, error)
             self._give_back(chains, lengths)
@@ -406,8 +405,8 @@ class Virtqueue:
             ring.push(chains, lengths)
             record.finish_split(count)
         else:
-            # One at a time: giving back overwrites descriptors, so a batch that was half given back at a kill could
-            # neither be completed nor taken again.
+            # The requests are given back one by one. Giving back overwrites descriptors, so a batch that was half given
+            # back at a kill could neither be completed nor taken again.
             for index in range(count):
                 record.before_packed(packed.position_after(ring, chains[index][0]))
                 ring.push(chains[index : index + 1], lengths[index : index + 1])
@@ -474,7 +473,7 @@ class Virtqueue:
         return True
 
     def _hand_over(self, chains: Sequence[Chain], index: int, deferred: Deferred | None) -> None:
-        """Give the request at *index* to the worker, decoded or not; the following ones wait for it."""
+        """Give the request at *index* to the worker, decoded (*deferred*) or not. The requests behind it wait."""
         handler = self._handler
         assert handler is not None
         self._notify()
@@ -500,7 +499,7 @@ class Virtqueue:
             raise
 
     def _take_back(self, job_no: int, outcome: int | Exception) -> None:
-        """Give back the request that was the worker's; never raises."""
+        """Give back the request that the worker had; *outcome* is its length or exception. Never raises."""
         was_abandoned = job_no != self._nr_jobs or not self.busy
         if was_abandoned:
             self.nr_abandoned -= 1
@@ -555,7 +554,7 @@ class Virtqueue:
         self.broken = True
         self._backlog = ()
         if self.shared is not None and self.shared.is_lost:
-            return  # the ring reads as zeros, and the transport gives the peer up
+            return  # the ring reads as zeros, and the transport stops serving this memory
         reason = str(error)
         if not isinstance(error, PeerError):
             self._service.contain(f"the ring of queue {self.index}", error)
@@ -573,7 +572,7 @@ class Virtqueue:
     def _mark_dirty(
         self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain], lengths: Sequence[int]
     ) -> None:
-        """Mark all writable buffers of the requests, although *lengths* may be less."""
+        """Mark all writable buffers of the requests, although fewer bytes may have been written."""
         logged = ring.logged
         if logged is None:
             return
@@ -596,5 +595,5 @@ class Virtqueue:
 
 
 def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Return all of memory, which contains *buffers*. This marks too many pages, in a rare case."""
+    """Return all of memory (guest address, bytes) if there are *buffers*. That marks too many pages, in a rare case."""
     return [(region.guest_address, region.size) for region in memory.regions] if buffers else []

@@ -1,14 +1,14 @@
 """The compiled ring walker: executes the plain reads and writes at the head of a ring, and gives them back.
 
 It takes a run of plain reads, or one run of plain writes that continue one another. zonefs_emu/model/plain_rules.py
-says what a plain request is; the zone machine asks it as well. zonefs_emu/device/plain_commands.pyx executes it. At
-anything else the walker stops and has consumed nothing, so that the queue takes that request in Python, as it does
-where this module is not built.
+says what a plain request is; the zone machine asks it as well. zonefs_emu/device/plain_commands.pyx executes it. The
+walker stops at any other request and leaves it in the ring, so that the queue executes it in Python, as it does with
+all requests where this module is not built.
 
 Invariants:
 
-* Guest memory changes at any time. Each index, descriptor and header is copied once and judged by the copy. Each
-  address is translated, with its length, right before it is used for the first time, and is one of *memory* then.
+* Guest memory changes at any time. Each index, descriptor and header is copied once, and the copy is checked and used.
+  Each address is translated, with its length, right before it is used for the first time, and lies in *memory* then.
 * Nothing is stored to guest memory, and no bytes of the image are changed, before everything has been checked.
 * Pointers are kept beside the Python objects that own the memory. No Py_buffer is held: it would keep the garbage
   collector from freeing a queue that is not used any more.
@@ -49,15 +49,15 @@ cdef enum:
     INDIRECT = 4
     AVAIL = 1 << 7
     USED = 1 << 15
-    # Requests that are taken at once, as many as Virtqueue takes, and the segments of all of them (IOV_MAX).
+    # The most requests that are taken at once, as many as Virtqueue takes, and segments of all of them (IOV_MAX).
     REQUESTS_MAX = 64
     SEGMENTS_MAX = 1024
-    # Descriptors of one chain: 128 pages of data, a header and an answer.
+    # The most descriptors of one chain: 128 pages of data, a header and an answer.
     CHAIN_MAX = 130
     BLK_HEADER_BYTES = 16
     SCSI_HEADER_BYTES = 51
     SCSI_ANSWER_BYTES = 108
-    # Where the CDB stands in the header, and how much of an answer GOOD fills.
+    # The byte offset of the CDB in the header, and the bytes of the answer GOOD that are stored.
     SCSI_CDB_AT = 19
     SCSI_GOOD_BYTES = 12
     SCSI_DPO = 0x10
@@ -67,14 +67,17 @@ cdef enum Kind:
     READ
     WRITE
 
-# The package's own numbers: the parts of a record, and a write as the record has it.
+# Numbers of other modules: the words of a record's header and of a slot, and the kind of a write in a slot.
 cdef int RECORD_HEADER, RECORD_SLOT
 cdef uint64_t WRITE_KIND
 cdef object position_of = None
 
 
 cdef int learn_numbers() except -1:
-    """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
+    """Set the numbers of other modules.
+
+    They are imported late, because ``zonefs-emu --version`` imports this module to see whether it is usable.
+    """
     global RECORD_HEADER, RECORD_SLOT, WRITE_KIND, position_of
     from zonefs_emu.inflight.ring_record import HEADER_WORDS, SLOT_WORDS
     from zonefs_emu.inflight.slot import OPERATION_SHIFT
@@ -88,13 +91,13 @@ cdef int learn_numbers() except -1:
 
 
 cdef struct Request:
-    # A request that was found plain so far; first: of its nr_segments in Walker.segments.
+    # A request that was found plain so far. The data are nr_segments of Walker._segments from first on.
     uint64_t sector
     int64_t nr_sectors
     int first
     int nr_segments
     uint8_t *answer
-    # Given back to the ring: the head or buffer id, the slots, and the bytes written into the request.
+    # To give the request back: the head or buffer id, the slots of a packed ring, and the bytes written into it.
     uint32_t token
     uint32_t nr_slots
     uint32_t length
@@ -102,7 +105,15 @@ cdef struct Request:
 
 @cython.final
 cdef class Walker:
-    """The walker of one ring. All methods belong to the thread that serves the ring."""
+    """The walker of one ring. All methods belong to the thread that serves the ring.
+
+    *desc*, *driver*, *device*: the memory of *ring*. *memory*: that of the guest. *record* and *record_memory*: of the
+    requests in flight, or None. *lun*: the LUN field of SCSI requests (*is_scsi*). Reads may be taken while *may_read*
+    (None: always) returns True, and writes while *may_write* does too. *sectors_max*: the longest request.
+
+    Raises:
+        ValueError, BufferError: the ring or the record is too short, not aligned or not writable.
+    """
 
     # State that is shared with Python, and the memory of the ring.
     cdef object _ring, _record, _may_read, _may_write
@@ -153,9 +164,9 @@ cdef class Walker:
         self._commands, self._sectors_max = commands, sectors_max
 
     def take(self):
-        """Execute and give back what is plain at the head of the ring.
+        """Execute the plain requests at the head of the ring, and give them back.
 
-        Returns how many requests that were: 0 if the first one is left to Python, -1 if the ring is empty.
+        Returns their number: 0 if the first request is left to Python, -1 if the ring is empty.
 
         Raises:
             Exception: that of Port.commit. The requests that were written are still in the ring.
@@ -176,7 +187,7 @@ cdef class Walker:
     # -- the ring -----------------------------------------------------------------------------------------------------
 
     cdef int _begin(self) except -2:
-        """Return 1 if the next request may be looked at, else what :meth:`take` returns."""
+        """Return 1 if the walker may take the next request, otherwise what :meth:`take` is to return."""
         cdef uint32_t count
         if self._is_packed:
             self._place = self._ring.next_place
@@ -217,7 +228,7 @@ cdef class Walker:
         return <bint>(flags & AVAIL != 0) == wrap and <bint>(flags & USED != 0) != wrap
 
     cdef Kind _next(self, Request *request) noexcept:
-        """Decode the next chain into *request* and go on behind it; NONE, and stay, if it is not plain."""
+        """Decode the next chain into *request*, and move behind it. If it is not plain, return NONE and do not move."""
         cdef iovec *chain = self._segments + self._nr_segments
         cdef int nr_readable = 0, nr_writable = 0
         cdef uint64_t place = self._place
@@ -291,7 +302,7 @@ cdef class Walker:
             if self._place >= self._end or self._place - first >= CHAIN_MAX:
                 return False
             at = self._desc + 16 * (self._place % self._size)
-            # The flags are read first, because they say that the rest of the descriptor is there.
+            # The flags are read first, because they say whether the rest of the descriptor is valid.
             descriptor[1] = load_u64(at + 8)
             flags = descriptor[1] >> 48
             if self._place == first and not self._is_drivers(flags, first):
@@ -322,7 +333,7 @@ cdef class Walker:
     cdef bint _add(
         self, iovec *chain, uint64_t address, uint64_t length, uint32_t flags, int *nr_readable, int *nr_writable
     ) noexcept:
-        """Add a buffer to *chain*; False if it is not one piece of memory, or not where it may be."""
+        """Add a buffer to *chain*; return False if it is empty or indirect, not in one region, or out of order."""
         cdef bint is_writable = flags & WRITABLE != 0
         cdef uint8_t *at
         if flags & INDIRECT or not length or (nr_writable[0] and not is_writable):
@@ -401,7 +412,7 @@ cdef class Walker:
         return READ if is_read else WRITE
 
     cdef bint _take_data(self, Request *request, iovec *segments, int count, bint is_read) noexcept:
-        """Note the *count* segments of data; False if they are no whole sectors, too few, or too many."""
+        """Note the *count* segments of data in *request*; False if they are no whole sectors, none or too many."""
         cdef uint64_t nr_bytes = 0
         cdef int index
         for index in range(count):
@@ -418,7 +429,7 @@ cdef class Walker:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     cdef int _reads(self) except -1:
-        """Execute the plain reads from the first request on, which is a read; return how many."""
+        """Execute the plain reads from the first request on, which is a read; return their number."""
         cdef int count = 0, done = 0, fd = self._commands.fd
         cdef Request *request = self._requests
         if not self._commands.may_read():
@@ -468,14 +479,14 @@ cdef class Walker:
             count = self._write_run()
         finally:
             self._commands.lock.release()
-        # Merged writes are one command of the device.
+        # A run of merged writes is one command of the device, and is counted once.
         if not count or not self._commands.count_run(1):
             return 0
         self._give_back(count)
         return count
 
     cdef int _write_run(self) except -1:
-        """Move the bytes of the run, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
+        """Move the bytes of the run, then wp, with the device's lock held. Return its length; 0 if nothing was done."""
         cdef int count = 0, index, nr_segments = 0
         cdef Request *request = self._requests
         if not self._commands.begin_run(request.sector, request.nr_sectors):
@@ -499,7 +510,7 @@ cdef class Walker:
                     self._requests[index].sector, <uint64_t>self._requests[index].nr_sectors | WRITE_KIND, 0,
                 )
         if not self._commands.write_run(self._segments, nr_segments):
-            # wp has not moved, so the written bytes do not count. Python takes the request and meets the same error.
+            # wp has not moved, so the written bytes do not count. Python executes the requests again, and answers.
             if self._words is not NULL:
                 for index in range(count):
                     self._words[RECORD_HEADER + (position + index) % self._size * RECORD_SLOT] = 0
@@ -511,7 +522,7 @@ cdef class Walker:
         return count
 
     cdef int _join(self, Request *request, int at) noexcept:
-        """Put the segments of *request* at *at*, which is not behind them; return the place after them."""
+        """Move the segments of *request* down to index *at* of the segments; return the index behind them."""
         cdef int index
         for index in range(request.nr_segments):
             self._segments[at + index] = self._segments[request.first + index]
@@ -553,8 +564,8 @@ cdef class Walker:
         cdef uint64_t used = self._ring.used_place, place, nr_slots = 0
         cdef int index
         if self._words is not NULL:
-            # Each answer is stored by itself, as Virtqueue does. A batch was rejected: one that a kill has cut could
-            # neither be completed nor taken again.
+            # Each answer is stored by itself, as Virtqueue does. A batch was rejected: after a kill in the middle, it
+            # could neither be completed nor taken again.
             for index in range(count):
                 place = used + nr_slots
                 nr_slots += self._requests[index].nr_slots

@@ -1,4 +1,4 @@
-"""Which queues have a compiled ring walker (walker.pyx)."""
+"""Choosing the queues that have a compiled ring walker (walker.pyx)."""
 
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,11 @@ def new_walker(
     record: RingRecord | None,
     record_memory: memoryview | None,
 ) -> "Walker | None":
-    """Return a walker of *ring*, which lies in *areas*; None where all requests are Python's.
+    """Return a walker of *ring*, or None if Python executes all its requests.
 
-    That is so for queues without *plain* requests, for ports without compiled commands, and for rings that a driver has
-    put at odd addresses.
+    *areas*: the memory of the ring (descriptors, driver's part, device's part). *record* and *record_memory*: of the
+    requests in flight, if there is one. There is no walker for queues without *plain* requests, for ports without
+    compiled commands, and for rings at addresses that are not aligned.
     """
     if plain is None or not is_usable(RING_WALKER):
         return None

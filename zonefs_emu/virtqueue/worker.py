@@ -10,26 +10,26 @@ from queue import SimpleQueue
 from typing import Final, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-#: Receives the result of a job, or the exception that it raised.
+#: A callback that receives the result of a job, or the exception that the job raised.
 Then: TypeAlias = Callable[[T | Exception], None]
 
 log = logging.getLogger(__name__)
 
-#: How long :meth:`Worker.wait` waits for the host's disk, and how long after the end has begun.
+#: The longest wait of :meth:`Worker.wait` for the host's disk, and of all waits together after the end has begun.
 _WAIT_S: Final = 30.0
 _END_S: Final = 2.0
 
 
 class Worker(Generic[T]):
-    """Runs functions one after the other on a thread of its own; *wake_fd* is readable when results are there.
+    """Runs jobs (functions) one after the other on a thread of its own; *wake_fd* is readable when results are there.
 
-    A result may be deferred (:meth:`defer`): it waits on a thread of its own, and the next function runs meanwhile.
+    A job can defer its result (:meth:`defer`). The result then waits on a thread of its own, and the next job runs.
 
     Invariant: each job's callback is called, unless the worker is closed before. An exception of a job is its result.
     """
 
     def __init__(self, name: str, sleep_ns: Callable[[int], None]) -> None:
-        """Start the thread. *sleep_ns* is the clock of deferred results."""
+        """Start the thread, called *name*. *sleep_ns* waits for a number of nanoseconds, for deferred results."""
         self._sleep_ns = sleep_ns
         #: Deferred results, by the thread that waits for each.
         self._deferred: dict[threading.Thread, tuple[T, Then[T]]] = {}
@@ -84,7 +84,7 @@ class Worker(Generic[T]):
                 self._deliver(*held_back)
 
     def defer(self, duration_ns: int) -> None:
-        """Defer the result of the running function by *duration_ns*; on any other thread, wait for that time."""
+        """Defer the result of the running job by *duration_ns*; on any other thread, wait for that time."""
         if threading.current_thread() is self._thread:
             self._late_ns += duration_ns
         else:
@@ -96,7 +96,7 @@ class Worker(Generic[T]):
         while self._results:
             result, then = self._results.popleft()
             found = True
-            try:  # the boundary of an answer: if it cannot be delivered, the exception is
+            try:  # the boundary of an answer: if the result cannot be delivered, the exception is delivered instead
                 then(result)
             except Exception as error:
                 if isinstance(result, Exception):
@@ -105,10 +105,10 @@ class Worker(Generic[T]):
         return found
 
     def wait(self, condition: Callable[[], bool]) -> bool:
-        """Collect results until *condition* holds; False if the host's disk blocks a job for too long.
+        """Collect results until *condition* holds; False if the host's disk blocks a job for 30 s.
 
-        Deferred results are delivered at once, because a delay may be an hour long, and the caller resets a device for
-        a guest or ends a daemon. After :meth:`end_waiting`, all waits together take 2 s at most.
+        Deferred results are delivered at once: a delay may be an hour long, and the caller resets a device for a guest
+        or ends a daemon. After :meth:`end_waiting`, all waits together take 2 s at most.
         """
         deadline = time.monotonic() + _WAIT_S
         while not condition():
@@ -130,7 +130,10 @@ class Worker(Generic[T]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread after all submitted jobs, without their results; abandon it if the host blocks a job."""
+        """End the thread after all submitted jobs; drop deferred results. Abandon the thread if the host blocks a job.
+
+        The callbacks of the other results run before the method returns.
+        """
         self.end_waiting()
         self._jobs.put(None)
         self._thread.join(max(0.0, self._end_at - time.monotonic()))
