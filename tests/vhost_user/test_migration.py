@@ -128,7 +128,9 @@ def test_a_state_whose_connection_is_gone_is_not_taken_over(
         while transfers():
             time.sleep(0.01)
     if asks:
-        expect_warning("the device state was not moved: the connection that the device state belongs to has ended")
+        expect_warning(
+            "the device state was not transferred: the connection that the device state belongs to has ended"
+        )
         frontend.send(Request.CHECK_DEVICE_STATE, Nothing())
     frontend.close()
     still_serves(path)
@@ -141,7 +143,7 @@ def test_a_state_whose_connection_is_gone_is_not_taken_over(
 def test_a_state_that_is_asked_for_after_rings_were_started_is_refused(
     frontend: Frontend, device: ZonedDevice, expect_warning: Callable[[str], None]
 ) -> None:
-    expect_warning("the device state was not moved: rings were started before the device state was checked")
+    expect_warning("the device state was not transferred: rings were started before the device state was checked")
     frontend.negotiate()
     os.close(begin_load(frontend, state_transfer.encode(device)))
     frontend.start_queues()
@@ -152,7 +154,7 @@ def test_a_state_that_is_asked_for_after_rings_were_started_is_refused(
 def test_the_end_of_the_server_does_not_wait_for_a_state(
     device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
 ) -> None:
-    expect_warning("the device state was not moved")
+    expect_warning("the device state was not transferred")
     with serving(device, blk_device(device), tmp_path / "other") as backend, Frontend(tmp_path / "other") as frontend:
         frontend.negotiate()
         writer = begin_load(frontend, b"")

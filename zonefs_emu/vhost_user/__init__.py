@@ -1,1 +1,1 @@
-"""The vhost-user back-end: virtio devices for a front-end (QEMU, libblkio, crosvm) at a Unix socket."""
+"""The vhost-user back-end: serves a virtio device to a front-end (QEMU, libblkio, crosvm) at a Unix socket."""

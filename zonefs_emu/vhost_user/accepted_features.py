@@ -35,7 +35,7 @@ class AcceptedFeatures:
         #: The virtio feature bits that the front-end has accepted.
         self.virtio = 0
         self._protocol = 0
-        #: Called after virtio features were accepted, with the features accepted before.
+        #: Called after virtio features were accepted, with the virtio features that were accepted before.
         self.changed: Callable[[int], None] = lambda _before: None
         self.handlers: Mapping[int, Handler] = {
             Request.GET_FEATURES: self._get_features,
@@ -50,7 +50,7 @@ class AcceptedFeatures:
 
     @property
     def rings_begin_enabled(self) -> bool:
-        """Whether rings are enabled without a message: SET_VRING_ENABLE exists with protocol features only."""
+        """Whether rings are enabled from the start. SET_VRING_ENABLE exists only with PROTOCOL_FEATURES."""
         return not self.virtio & bits.PROTOCOL_FEATURES
 
     def _get_features(self, _payload: Nothing, _fds: list[int]) -> Reply:

@@ -1,7 +1,7 @@
 """The back-end: one thread that serves the rings and the messages of one device at one socket.
 
-The loop is a boundary (docs/errors.md): an exception in a turn of it that no queue has contained costs the connection.
-The socket then accepts the next front-end.
+Each turn of the loop is a boundary (docs/errors.md): an exception that no queue has contained ends the connection. The
+socket then accepts the next front-end.
 """
 
 import logging
@@ -20,15 +20,16 @@ from zonefs_emu.virtqueue.peer_memory import LOST
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
 
-#: After this many failed turns of the loop in a row, without a connection to give up, the loop ends.
+#: After this many failed turns in a row without a connection that could be given up, the loop ends.
 _FAILED_STEPS_MAX: Final = 10
 
 
 class Backend:
     """Serves *virtio_device* to one front-end after the other.
 
-    Its methods belong to the thread of run() unless they say otherwise. *listener* is a listening socket; or
-    *connected* is a socket with a front-end, and run() returns when that has gone. The sockets are closed at the end.
+    Its methods belong to the thread of run() unless they say otherwise. Front-ends connect to *listener*, a listening
+    socket. Or one front-end has connected to *connected*, and run() returns when it is gone. The back-end closes the
+    socket at the end.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Backend:
         listener: socket.socket | None = None,
         connected: socket.socket | None = None,
     ) -> None:
-        """Serve, once :meth:`run` is called."""
+        """Prepare to serve *virtio_device*, which belongs to *device*; :meth:`run` serves it."""
         self._device = device
         self._virtio_device = virtio_device
         self._listener = listener
@@ -49,11 +50,11 @@ class Backend:
         self._dispatcher: Dispatcher | None = None
         self._connection: Connection | None = None
         self._nr_requests = 0
-        #: Turns of the loop that failed one after the other, without a connection to give up.
+        #: How many turns in a row have failed without a connection that could be given up.
         self._nr_failed_steps = 0
 
     def stop(self) -> None:
-        """Make :meth:`run` return; called from any thread."""
+        """Make :meth:`run` return; from any thread."""
         self._server.stop()
 
     def look_after(self) -> None:
@@ -71,7 +72,11 @@ class Backend:
         return self._nr_requests + (sum(queue.requests for queue in dispatcher.queues) if dispatcher is not None else 0)
 
     def run(self) -> None:
-        """Serve until :meth:`stop`, or until the one connection ends."""
+        """Serve until :meth:`stop`, or until the one connection ends.
+
+        Raises:
+            Exception: that of the last of 10 turns of the loop that failed in a row.
+        """
         server = self._server
         self._virtio_device.changes.wake = server.wake
         try:
@@ -91,7 +96,7 @@ class Backend:
                 ending.callback(self._disconnect)
 
     def _step(self) -> None:
-        """Wait for events, and handle them."""
+        """Do one turn of the loop: wait for events, and handle them."""
         server = self._server
         try:  # the boundary of a connection
             server.wait(self._timeout())
@@ -104,9 +109,9 @@ class Backend:
             if self._dispatcher is None:
                 self._nr_failed_steps += 1
                 if self._nr_failed_steps >= _FAILED_STEPS_MAX:
-                    raise  # ends the front-end, because a loop that fails again and again would use up a processor
+                    raise  # a loop that fails again and again would use up a processor
             server.service.contain("the connection", error)
-            for _ in range(2):  # a connection that stays open would leave the peer waiting for an answer
+            for _ in range(2):  # again if it fails, because in an open connection the peer may wait for an answer
                 try:
                     self._disconnect()
                 except Exception as another:
@@ -145,7 +150,7 @@ class Backend:
             self._server.service.contain("the connection", error)
 
     def _connect(self, connected: socket.socket) -> None:
-        """Serve a front-end. Others wait in the socket's queue until it is gone."""
+        """Begin to serve a front-end. Other front-ends wait in the queue of the socket until this one is gone."""
         connection = Connection(connected)
         server = self._server
         dispatcher = Dispatcher(connection, self._device, self._virtio_device, server)
@@ -157,7 +162,7 @@ class Backend:
         self._log.info("%s: a front-end has connected", self._virtio_device.name)
 
     def _disconnect(self) -> None:
-        """Give up the connection, if there is one, and accept the next."""
+        """End the connection, if there is one, and accept the next front-end."""
         dispatcher, connection = self._dispatcher, self._connection
         if dispatcher is None or connection is None:
             self._listen()
@@ -168,11 +173,11 @@ class Backend:
             ending.callback(dispatcher.close)
             ending.callback(self._server.unwatch, connection.fileno())
             self._server.queues = ()
-        # Cleared at the end only: a call that an exception has ended is repeated and then stops the remaining rings.
+        # Cleared last: if an exception ends this method, it is called again, and then stops the remaining rings.
         self._dispatcher = self._connection = None
 
     def _listen(self) -> None:
-        """Accept the next front-end, if front-ends connect to a socket; do nothing if it is listened for already."""
+        """Accept the next front-end, if there is a listening socket and it is not watched already."""
         listener, server = self._listener, self._server
         if listener is not None and not server.stopping and not server.is_watched(listener.fileno()):
             server.watch(listener.fileno(), partial(self._accept, listener))
@@ -194,7 +199,7 @@ class Backend:
 
 
 def serve_in_thread(backend: Backend, name: str) -> threading.Thread:
-    """Run *backend* on a thread of its own."""
+    """Run *backend* on a thread of its own called *name*, and return the thread."""
     thread = threading.Thread(target=backend.run, name=name)
     thread.start()
     return thread

@@ -1,4 +1,4 @@
-"""The configuration space of the device, and notifying the front-end of its changes.
+"""The configuration space of the device, and the notification of the front-end when it changes.
 
 May not know: rings, memory.
 """
@@ -18,7 +18,7 @@ class Configuration:
     """The configuration space as one connection sees it."""
 
     def __init__(self, virtio_device: VirtioDevice, features: AcceptedFeatures, log: LimitedLog) -> None:
-        """Show the configuration space of *virtio_device*."""
+        """Show the configuration space of *virtio_device*; *log* is for notifications that cannot be sent."""
         self._virtio_device = virtio_device
         self._features = features
         self._log = log
@@ -37,7 +37,7 @@ class Configuration:
             requests.close()
 
     def zones_changed(self) -> None:
-        """Notify the driver that other ports changed zones."""
+        """Notify the driver that other ports changed zones, by an event of the device or a change of configuration."""
         if not self._virtio_device.zones_changed() or self._requests is None:
             return
         if not self._features.has(ProtocolFeature.CONFIG):
@@ -51,7 +51,7 @@ class Configuration:
     def _get(self, payload: ConfigSpace, _fds: list[int]) -> Reply:
         config = self._virtio_device.config()
         if config is None:
-            # "an empty payload indicates an error to the front-end"
+            # "vhost-user back-end uses zero length of payload to indicate an error to the vhost-user front-end"
             return Reply(ConfigSpace(payload.offset, 0, payload.flags, b""))
         data = config[payload.offset : payload.offset + payload.size].ljust(payload.size, b"\0")
         return Reply(ConfigSpace(payload.offset, payload.size, payload.flags, data))
@@ -61,7 +61,7 @@ class Configuration:
 
     def _set_backend_req_fd(self, _payload: Nothing, fds: list[int]) -> None:
         if len(fds) != 1:
-            message = f"the socket for requests of the back-end came with {len(fds)} descriptors and not one"
+            message = f"the socket for requests of the back-end came with {len(fds)} descriptors instead of one"
             raise PeerError(message)
         self.close()
         try:

@@ -21,7 +21,7 @@ from zonefs_emu.vhost_user.messages import (
 
 
 class Message(NamedTuple):
-    """A message that has come. The receiver owns *fds* and closes them."""
+    """A received message: *request*, *flags*, the payload *data*, and *fds*, which the receiver owns and closes."""
 
     request: int
     flags: int
@@ -36,13 +36,13 @@ class Reply(NamedTuple):
     fds: tuple[int, ...] = ()
 
 
-#: Handles a message: (payload, descriptors) -> the answer, or None if an acknowledgement is enough. A handler that
-#: keeps a descriptor removes it from the list.
+#: A function that handles a message: (payload, descriptors) -> the answer, or None if an acknowledgement is enough. A
+#: handler that keeps a descriptor removes it from the list.
 Handler: TypeAlias = Callable[..., Reply | None]
 
 
 class Connection(DescriptorSocket):
-    """One connected socket, non-blocking: :meth:`receive` returns a message once it has arrived completely."""
+    """One connected socket, non-blocking: :meth:`receive` returns None until a message has arrived completely."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over *sock*."""

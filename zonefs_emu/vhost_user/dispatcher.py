@@ -2,12 +2,11 @@
 
 The parts are the features (:mod:`.accepted_features`), the memory (:mod:`.memory_map`), the rings (:mod:`.rings`), the
 in-flight region (:mod:`.inflight_region`), migration (:mod:`.migration`) and the configuration space
-(:mod:`.configuration`). Each lists the messages that it handles. The messages on the whole device, status and reset,
-are handled here.
+(:mod:`.configuration`). Each lists the messages that it handles. Messages that concern the whole device (owner, number
+of queues, status, reset) are handled here.
 
-May not know: event loops; the back-end calls :meth:`Dispatcher.handle` for each message and serves the queues, all on
-one thread. A front-end that breaks the protocol causes a PeerError, which costs the connection and does not affect
-the device.
+May not know: event loops. The back-end calls :meth:`Dispatcher.handle` for each message and serves the queues, all on
+one thread. If a front-end breaks the protocol, a PeerError ends its connection; the device is not affected.
 
 Source: vhost-user.rst, and the order of messages that QEMU and libblkio send.
 """
@@ -54,7 +53,7 @@ class Dispatcher:
         self._connection = connection
         self._virtio_device = virtio_device
         self._server = server
-        #: All memory that the front-end shares; if a part of it is lost, the connection must end.
+        #: All memory that the front-end shares. If a part of it is lost, the connection must end.
         self.shared = PeerMemory()
         port = virtio_device.port
         queue_type = TimedVirtqueue if isinstance(port, TimedPort) else Virtqueue
@@ -114,10 +113,11 @@ class Dispatcher:
         return self._server.stopping or self._connection.is_gone()
 
     def handle(self, message: Message) -> None:
-        """Handle *message* and answer it.
+        """Handle *message*, answer it, and close the descriptors that the handler does not keep.
 
         Raises:
-            PeerError: the front-end broke the protocol.
+            PeerError: the front-end broke the protocol, or is gone.
+            OSError: a descriptor is not what the message says.
         """
         fds = message.fds
         try:
@@ -147,14 +147,14 @@ class Dispatcher:
         return bool(message.flags & FLAG_NEED_REPLY) and self._features.has(ProtocolFeature.REPLY_ACK)
 
     def _refuse(self, message: Message) -> None:
-        """Refuse an unknown message: by an answer if an acknowledgement is wanted, otherwise by an error."""
+        """Refuse an unknown message by an answer if an acknowledgement is wanted, otherwise by a PeerError."""
         if not self._wants_acknowledgement(message):
-            text = f"message {message.request}, which was not negotiated"
+            text = f"message {message.request} is not known, or needs a feature that is not offered"
             raise PeerError(text)
         self._connection.reply(message.request, Number(_FAILED))
 
     def zones_changed(self) -> None:
-        """Notify the driver that other ports changed zones."""
+        """Notify the driver that other ports changed zones; see :meth:`Configuration.zones_changed`."""
         self._configuration.zones_changed()
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Dispatcher:
     # -- the whole device -------------------------------------------------------------------------------------
 
     def _set_owner(self, _payload: Nothing, _fds: list[int]) -> None:
-        """Accept a message that has no effect here, because a socket has one owner, the connected peer."""
+        """Do nothing: the owner of a socket is always the connected peer."""
 
     def _reset_owner(self, _payload: Nothing, _fds: list[int]) -> None:
         self._rings.disable()

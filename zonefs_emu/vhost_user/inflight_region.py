@@ -37,7 +37,9 @@ class InflightRegion:
         self._map = None
 
     def record(self, queue_no: int, queue_size: int) -> memoryview | None:
-        """Return the memory for the record of queue *queue_no*; None if there is none for it.
+        """Return the memory for the record of queue *queue_no*, which has *queue_size* entries.
+
+        Returns None if there is no region, or if it has no room for a queue of this number.
 
         Raises:
             PeerError: the queue has more entries than the region has room for.
@@ -69,10 +71,14 @@ class InflightRegion:
         return Reply(Inflight(size, 0, payload.nr_queues, payload.queue_size), fds=(fd,))
 
     def _set_fd(self, payload: Inflight, fds: list[int]) -> None:
-        if len(fds) != 1 or payload.mmap_size < payload.nr_queues * record_bytes(payload.queue_size):
+        if len(fds) != 1:
+            message = f"an in-flight region came with {len(fds)} descriptors instead of one"
+            raise PeerError(message)
+        needed = payload.nr_queues * record_bytes(payload.queue_size)
+        if payload.mmap_size < needed:
             message = (
-                f"an in-flight region of {payload.mmap_size} bytes is too small, or came with {len(fds)} "
-                "descriptors and not one"
+                f"an in-flight region of {payload.mmap_size} bytes is too small: {payload.nr_queues} queues of "
+                f"{payload.queue_size} entries take {needed}"
             )
             raise PeerError(message)
         if self._any_ring_runs():

@@ -1,6 +1,6 @@
-"""The guest memory that a front-end shares: its regions, mapped, as one :class:`GuestMemory`.
+"""The guest memory that a front-end shares: its mapped regions as one :class:`GuestMemory`.
 
-May not know: rings, and what lies in the memory.
+May not know: rings, and the content of the memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,18 +12,19 @@ from zonefs_emu.vhost_user.messages import MemoryRegion, MemoryTable, Nothing, N
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
-MEM_SLOTS_MAX: Final = 509  #: as many as the kernel's vhost has; must never shrink between connections
+#: The most regions, as many as the kernel's vhost has. The number must never shrink between connections.
+MEM_SLOTS_MAX: Final = 509
 
 
 class MemoryMap:
-    """The regions of one connection. The caller keeps the descriptors, because a mapping needs none."""
+    """The memory regions of one connection. The caller closes their descriptors, which a mapping does not need."""
 
     def __init__(self, shared: PeerMemory) -> None:
-        """Begin without memory; regions are mapped as a part of the *shared* memory."""
+        """Begin without regions; they are mapped as a part of the *shared* memory."""
         self._shared = shared
         #: The regions as they are now.
         self.memory = GuestMemory()
-        #: Called after *memory* was replaced. The mappings of the old object end with its last reference.
+        #: Called after *memory* was replaced. The regions of the old object are unmapped with its last reference.
         self.changed: Callable[[], None] = lambda: None
         self.handlers: Mapping[int, Handler] = {
             Request.SET_MEM_TABLE: self._set_table,
@@ -51,11 +52,11 @@ class MemoryMap:
         self._replace(GuestMemory([self._map(region, fd) for region, fd in zip(payload.regions, fds, strict=True)]))
 
     def _add(self, payload: MemoryRegion, fds: list[int]) -> None:
-        if len(fds) != 1 or len(self.memory.regions) >= MEM_SLOTS_MAX:
-            message = (
-                f"a memory region came with {len(fds)} descriptors and not one, or after "
-                f"{len(self.memory.regions)} others"
-            )
+        if len(fds) != 1:
+            message = f"a memory region came with {len(fds)} descriptors instead of one"
+            raise PeerError(message)
+        if len(self.memory.regions) >= MEM_SLOTS_MAX:
+            message = f"a memory region cannot be added: there are {MEM_SLOTS_MAX} already, which is the limit"
             raise PeerError(message)
         self._replace(GuestMemory((*self.memory.regions, self._map(payload, fds[0]))))
 
@@ -69,7 +70,7 @@ class MemoryMap:
         if len(kept) == len(self.memory.regions):
             message = (
                 f"a memory region of {payload.size} bytes at {payload.guest_address:#x} cannot be removed: "
-                "there is none"
+                "there is no such region"
             )
             raise PeerError(message)
         self._replace(GuestMemory(kept))

@@ -21,11 +21,12 @@ VERSION_MASK: Final = 3
 FLAG_REPLY: Final = 1 << 2
 FLAG_NEED_REPLY: Final = 1 << 3
 
-#: The largest payload that is accepted: a memory table with the most regions, or a configuration space.
+#: The largest payload that is accepted. The largest that this module knows, a memory table or a configuration space,
+#: has less than 300 bytes.
 PAYLOAD_BYTES_MAX: Final = 4096
 FDS_MAX: Final = 8
 CONFIG_BYTES_MAX: Final = 256
-#: u64 payloads that name a queue: index in bits 0 to 7, bit 8: no file descriptor comes with it.
+#: A Number that names a queue has the queue's index in bits 0 to 7. With bit 8, no file descriptor comes with it.
 VRING_INDEX_MASK: Final = 0xFF
 VRING_NO_FD: Final = 1 << 8
 VRING_LOG: Final = 1  # flag of SET_VRING_ADDR
@@ -80,7 +81,7 @@ class Request(IntEnum):
 
 
 class BackendRequest(IntEnum):
-    """Requests of the back-end, on the socket that SET_BACKEND_REQ_FD brings."""
+    """Requests of the back-end, on the socket that the front-end passes with SET_BACKEND_REQ_FD."""
 
     IOTLB_MSG = 1
     CONFIG_CHANGE_MSG = 2
@@ -115,12 +116,12 @@ class ProtocolFeature(IntEnum):
 
     @property
     def mask(self) -> int:
-        """The bit."""
+        """The feature's bit in the payloads of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES."""
         return 1 << self
 
 
 class Header(NamedTuple):
-    """Flags include the version."""
+    """The header of a message. *flags* include the version; *size* is that of the payload in bytes."""
 
     request: int
     flags: int
@@ -134,14 +135,17 @@ class Number(NamedTuple):
 
 
 class VringState(NamedTuple):
-    """A queue's index and a number for it."""
+    """The index of a queue, and a number whose meaning depends on the request: size, base, or 1 for enabled."""
 
     queue_no: int
     number: int
 
 
 class VringAddress(NamedTuple):
-    """The addresses of a queue's parts: user addresses, except *log*, the guest address of the used ring."""
+    """The addresses of the parts of a queue: user addresses, except *log*, which is the guest address of the used ring.
+
+    *flags*: VRING_LOG if writes to the used ring are to be logged.
+    """
 
     queue_no: int
     flags: int
@@ -152,7 +156,7 @@ class VringAddress(NamedTuple):
 
 
 class MemoryRegion(NamedTuple):
-    """A run of guest memory: bytes, byte addresses, and the offset in the file that is sent with it."""
+    """A run of *size* bytes of guest memory, at byte *mmap_offset* of the file that is sent with the message."""
 
     guest_address: int
     size: int
@@ -167,14 +171,14 @@ class MemoryTable(NamedTuple):
 
 
 class LogBase(NamedTuple):
-    """The dirty log: bytes, and the offset in the file that is sent with it."""
+    """The dirty log: *size* bytes, at byte *offset* of the file that is sent with the message."""
 
     size: int
     offset: int
 
 
 class ConfigSpace(NamedTuple):
-    """A part of the configuration space."""
+    """*size* bytes at *offset* of the configuration space. *data* is empty where only the place is asked for."""
 
     offset: int
     size: int
@@ -183,7 +187,10 @@ class ConfigSpace(NamedTuple):
 
 
 class Inflight(NamedTuple):
-    """The in-flight region: bytes, offset in its file, and what it is for."""
+    """The in-flight region for *nr_queues* queues of up to *queue_size* entries.
+
+    It has *mmap_size* bytes, at byte *mmap_offset* of the file that is sent with the message.
+    """
 
     mmap_size: int
     mmap_offset: int
@@ -192,7 +199,7 @@ class Inflight(NamedTuple):
 
 
 class DeviceStateTransfer(NamedTuple):
-    """*direction*: 0 save, 1 load; *phase*: 0 stopped."""
+    """The start of a transfer of the device's state. *direction*: 0 save, 1 load; *phase*: 0 (device stopped)."""
 
     direction: int
     phase: int
@@ -301,10 +308,10 @@ def decode_header(data: bytes) -> Header:
 
 
 def decode_payload(request: int, data: bytes) -> Payload:
-    """Return the payload of a request of the front-end.
+    """Return the payload of a request of the front-end; :class:`Unknown` if the form is not known.
 
     Raises:
-        PeerError: *data* does not have the length that the form has.
+        PeerError: *data* does not fit the form: its length, its number of regions, or its place in the configuration.
     """
     return _decode(_FORMS.get(request, Unknown), request, data)
 
@@ -321,7 +328,7 @@ def decode_reply(request: int, data: bytes) -> Payload:
 def _decode(form: type[Payload], request: int, data: bytes) -> Payload:
     try:
         if form is Nothing:
-            return Nothing()  # some front-ends send a payload that says nothing
+            return Nothing()  # some front-ends send a payload without a meaning
         if form is Number:
             return Number(*_NUMBER.unpack(data))
         if form is VringState:

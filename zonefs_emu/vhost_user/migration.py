@@ -27,7 +27,7 @@ _STATE_FAILED: Final = 1
 _STATE_NO_FD: Final = 1 << 8
 _SAVE: Final = 0
 _LOAD: Final = 1
-#: How long CHECK_DEVICE_STATE waits for the end of a transfer, and how often it checks whether it must stop waiting.
+#: The longest wait of CHECK_DEVICE_STATE for the end of a transfer, and the time between two checks whether to go on.
 _STATE_S_MAX: Final = 60.0
 _LOOK_S: Final = 0.1
 
@@ -45,7 +45,10 @@ class Migration:
         any_ring_runs: Callable[[], bool],
         must_not_wait: Callable[[], bool],
     ) -> None:
-        """Migrate the zone states of *device*. *must_not_wait* returns whether the connection or server is ending."""
+        """Migrate the zone states of *device*. *must_not_wait* returns whether the connection or the server ends.
+
+        A dirty log is mapped as a part of *shared* memory. No state is transferred while *any_ring_runs* returns True.
+        """
         self._device = device
         self._shared = shared
         self._features = features
@@ -64,7 +67,7 @@ class Migration:
         }
 
     def close(self) -> None:
-        """Release the log, and end the thread of a running state transfer."""
+        """Release the dirty log, and end the thread of a state transfer if there is one."""
         transfer, self._transfer, self._dirty_log = self._transfer, None, None
         if transfer is not None:
             transfer.end()
@@ -73,31 +76,32 @@ class Migration:
 
     @property
     def active_log(self) -> DirtyLog | None:
-        """The log that rings mark now; None if the front-end wants none.
+        """The log in which rings mark pages now; None if the front-end wants no pages to be logged.
 
-        LOG_ALL decides. The flag of SET_VRING_ADDR is for the used ring only, and front-ends set both together.
+        The feature LOG_ALL decides. The flag VRING_LOG of a ring is not used for this, because it is for the used ring
+        only, and front-ends set both together.
         """
         return self._dirty_log if self._features.virtio & bits.LOG_ALL else None
 
     def _set_log_base(self, payload: LogBase, fds: list[int]) -> Reply | None:
         if len(fds) != 1:
-            message = f"a dirty log came with {len(fds)} descriptors and not one"
+            message = f"a dirty log came with {len(fds)} descriptors instead of one"
             raise PeerError(message)
         self._dirty_log = DirtyLog(self._shared, fds[0], payload.size, payload.offset)
         self.log_changed()
         return Reply(Number(0)) if self._features.has(ProtocolFeature.LOG_SHMFD) else None
 
     def _set_log_fd(self, _payload: object, _fds: list[int]) -> None:
-        """Accept and close the eventfd for notifications of logged pages; it is never signalled.
+        """Do nothing: the eventfd for notifications of logged pages is closed and never signalled.
 
-        A front-end reads the log at its own pace. QEMU, the one that migrates, never sends such an eventfd.
+        A front-end reads the log at its own pace. QEMU, which migrates guests, never sends such an eventfd.
         """
 
     # -- zone states ------------------------------------------------------------------------------------------
 
     def _set_state_fd(self, payload: DeviceStateTransfer, fds: list[int]) -> Reply:
         """Begin to send or receive the zone states through a pipe. CHECK_DEVICE_STATE takes received states over."""
-        # "the device must be suspended"
+        # The state is transferred while the device is suspended: all its rings are stopped.
         if (
             len(fds) != 1
             or payload.direction not in (_SAVE, _LOAD)
@@ -106,7 +110,7 @@ class Migration:
             or self._transfer is not None
         ):
             return Reply(Number(_STATE_FAILED | _STATE_NO_FD))
-        # The state at this moment is sent, even if it is read much later.
+        # The stream is made now, so the states of this moment are sent, even if the front-end reads them much later.
         outgoing = state_transfer.encode(self._device) if payload.direction == _SAVE else None
         nr_bytes_max = state_transfer.stream_bytes(self._device.geometry)
         self._transfer = Transfer(fds.pop(), outgoing=outgoing, nr_bytes_max=nr_bytes_max)
@@ -123,15 +127,16 @@ class Migration:
         try:
             self._finish(transfer)
         except ZonedError as error:
-            self._log.warning("the device state was not moved: %s", error)
+            self._log.warning("the device state was not transferred: %s", error)
             return Reply(Number(_STATE_FAILED))
         return Reply(Number(0))
 
     def _finish(self, transfer: Transfer) -> None:
-        """Take over the received state.
+        """Take over the received states; for sent ones, check only that they were sent.
 
         Raises:
-            ZonedError: it did not arrive, cannot be taken over, or belongs to a connection that is gone.
+            ZonedError: the stream was not transferred, cannot be taken over, or belongs to a connection that is gone.
+            Exception: an unforeseen error of the thread that transferred the stream.
         """
         if transfer.error is not None:
             raise transfer.error

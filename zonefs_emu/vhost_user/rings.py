@@ -1,6 +1,6 @@
 """The rings of a connection: the messages that set them up, start, stop and enable them.
 
-May not know: requests, and where the memory comes from.
+May not know: requests, and the origin of the memory.
 
 Invariant: a ring runs from SET_VRING_KICK to GET_VRING_BASE or a reset. Meanwhile its size, base and addresses do not
 change; its memory, its log and its descriptors may.
@@ -45,7 +45,7 @@ class Rings:
         inflight: InflightRegion,
         migration: Migration,
     ) -> None:
-        """Set up *queues*, which *server* serves; apply every change of the other parts of the connection to them."""
+        """Set up *queues*, which *server* serves, and apply changes of features, memory and dirty log to them."""
         self._queues = queues
         self._server = server
         self._features = features
@@ -74,7 +74,11 @@ class Rings:
             queue.enabled = False
 
     def reset(self) -> None:
-        """Stop all rings and forget how far they were, as a virtio reset does."""
+        """Stop all rings and set them back to their start, as a virtio reset does.
+
+        Raises:
+            PeerError: a ring cannot be stopped, because the host's disk blocks one of its requests.
+        """
         for queue in self._queues:
             self._stop(queue)
             queue.enabled = self._features.rings_begin_enabled
@@ -131,8 +135,8 @@ class Rings:
         """Stop *queue*; return the answer to GET_VRING_BASE.
 
         Raises:
-            PeerError: the worker has a request of the queue, and it is unknown whether that takes effect, so no other
-            back-end may continue with the ring.
+            PeerError: the host's disk blocks a request of the queue. It is unknown whether that request takes effect,
+                so no other back-end may continue with the ring.
         """
         if not self._server.wait_idle(queue):
             message = f"queue {queue.index} cannot be stopped: one of its requests still waits for the host's disk"
@@ -185,7 +189,7 @@ class Rings:
         queue = self._queue(payload.queue_no)
         old, queue.address = queue.address, RingAddresses(payload.desc, payload.avail, payload.used, payload.log)
         if queue.ring is not None and old is not None:
-            # Logging is switched on and off by the same addresses with another flag, while the ring runs.
+            # While a ring runs, a front-end sends the same addresses with another flag to switch logging on or off.
             if old[:3] != queue.address[:3]:
                 message = f"queue {payload.queue_no} cannot be moved while it runs"
                 raise PeerError(message)
@@ -196,7 +200,7 @@ class Rings:
 
     def _get_base(self, payload: VringState, _fds: list[int]) -> Reply:
         queue = self._queue(payload.queue_no)
-        # Every request that was taken was given back or is behind this base, and is then executed again.
+        # A request that was taken and not given back is at or after this base, so the next back-end executes it again.
         base = self._stop(queue)
         self._take_kick(queue, -1)
         return Reply(VringState(payload.queue_no, base))
@@ -204,7 +208,7 @@ class Rings:
     def _set_kick(self, payload: Number, fds: list[int]) -> None:
         queue, fd = self._queue_and_fd(payload, fds)
         if fd < 0:
-            message = f"queue {queue.index} has no kick descriptor, and polling was not negotiated"
+            message = f"queue {queue.index} has no kick descriptor, and this back-end does not poll for requests"
             raise PeerError(message)
         self._take_kick(queue, fd)
         if queue.ring is None:

@@ -1,7 +1,7 @@
 """The states of all zones as one stream, from the daemon that a guest leaves to the daemon that receives it.
 
-The stream does not have the data of the zones, which is on storage that both daemons see, or is copied by other means.
-The stream is checked completely before it is taken over, so it is taken over as a whole or not at all.
+The stream does not contain the data of the zones, which is on storage that both daemons use, or is copied by other
+means. A stream is checked completely before it is taken over, so it is taken over as a whole or not at all.
 
 ::
 
@@ -9,9 +9,9 @@ The stream is checked completely before it is taken over, so it is taken over as
          0    8   magic "ZFEMUDS" and a zero byte
          8    4   version = 1
         12    4   number of zones
-        16   16   SHA-256 of the geometry's words, cut
-        32  8·n   one word a zone: condition, and sectors written from its start (wp · 16 + condition)
-      32+…   4    CRC-32 of everything before
+        16   16   the first 16 bytes of the SHA-256 of the geometry (geometry_digest)
+        32  8·n   one word a zone, as in the image: condition, sectors written from the zone's start, attributes
+      32+8n   4   CRC-32 of all bytes before it
 """
 
 import hashlib
@@ -32,12 +32,16 @@ _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<8sII16s")
 _CRC: Final = struct.Struct("<I")
 _CHUNK_BYTES: Final = 1 << 16
-#: How long a transfer waits for a front-end that neither reads nor writes.
+#: The longest wait of a transfer for a front-end that neither reads nor writes, in milliseconds.
 _TIMEOUT_MS: Final = 30_000
 
 
 def geometry_digest(geometry: Geometry) -> bytes:
-    """Return 16 bytes that are equal exactly for equal geometries."""
+    """Return 16 bytes that are equal for two geometries if virtio and SCSI see the same zones and limits.
+
+    What only NVMe sees (descriptor extensions, zone random write areas, active excursions) is left out. States that
+    need it are refused by :func:`load`, where the device does not have it.
+    """
     fields = (
         geometry.size, geometry.zone_size, geometry.zone_capacity, geometry.block_size_bytes,
         geometry.write_granularity, geometry.max_open_zones, geometry.max_active_zones, geometry.max_append,
@@ -47,7 +51,7 @@ def geometry_digest(geometry: Geometry) -> bytes:
 
 
 def encode(device: ZonedDevice) -> bytes:
-    """Return the stream of *device* as it is now."""
+    """Return the stream with the present zone states of *device*."""
     geometry = device.geometry
     head = _HEAD.pack(MAGIC, _VERSION, geometry.nr_zones, geometry_digest(geometry))
     body = head + device.save_zones()
@@ -55,10 +59,11 @@ def encode(device: ZonedDevice) -> bytes:
 
 
 def load(device: ZonedDevice, stream: bytes) -> None:
-    """Take over the zone state in *stream*.
+    """Put all zones of *device* into the states in *stream*.
 
     Raises:
-        PeerError: it is cut, damaged, or of a device of another shape; nothing has changed.
+        PeerError: *stream* is cut, damaged, of another version, of a device of another geometry, or has states that are
+            not possible on *device*: nothing has changed. Or the image takes no changes.
     """
     if len(stream) < _HEAD.size + _CRC.size or not stream.startswith(MAGIC):
         message = f"a device state of {len(stream)} bytes was not made by zonefs_emu"
@@ -87,8 +92,8 @@ def load(device: ZonedDevice, stream: bytes) -> None:
 class Transfer:
     """The transfer of one stream through a pipe, on a thread of its own, until it is complete or cancelled.
 
-    The thread only moves bytes. The thread that serves the connection takes over the received state (:func:`load`) when
-    the front-end sends CHECK_DEVICE_STATE. So the state of a connection that has ended is never taken over.
+    The thread only moves bytes. The thread that serves the connection takes over a received stream (:func:`load`) when
+    the front-end sends CHECK_DEVICE_STATE. So a stream of a connection that has ended is never taken over.
     """
 
     def __init__(self, fd: int, *, outgoing: bytes | None, nr_bytes_max: int) -> None:
@@ -99,7 +104,7 @@ class Transfer:
         self.outgoing = outgoing
         #: The received bytes.
         self.arrived = b""
-        #: The error by which the transfer failed, or None.
+        #: The error that ended the transfer, or None.
         self.error: Exception | None = None
         #: Set at the end of the thread.
         self.done = threading.Event()
@@ -107,7 +112,7 @@ class Transfer:
         self._thread.start()
 
     def _run(self) -> None:
-        try:  # the boundary of a transfer: the front-end is told that it failed
+        try:  # the boundary of a transfer: CHECK_DEVICE_STATE answers that it failed
             if self.outgoing is not None:
                 write_all(self._fd, self.outgoing, cancel_fd=self._cancel_fd)
             else:
@@ -119,7 +124,7 @@ class Transfer:
             self.done.set()
 
     def end(self) -> None:
-        """Cancel the transfer if it is not complete, and end the thread."""
+        """Cancel the transfer if it is not complete, and end the thread. To be called once."""
         os.eventfd_write(self._cancel_fd, 1)
         self._thread.join()
         os.close(self._cancel_fd)
@@ -140,10 +145,10 @@ def _wait(fd: int, events: int, cancel_fd: int) -> None:
 
 
 def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
-    """Write *stream* to *fd* in chunks, waiting for the reader. Interrupted calls are resumed by Python (PEP 475).
+    """Write *stream* to *fd* in chunks, waiting for the reader. Python resumes calls after signals (PEP 475).
 
     Raises:
-        PeerError: the reader is gone or rests for too long, or *cancel_fd* has become readable.
+        PeerError: the reader is gone, has not read for 30 s, or *cancel_fd* has become readable.
     """
     view = memoryview(stream)
     try:
@@ -158,10 +163,11 @@ def write_all(fd: int, stream: bytes, *, cancel_fd: int = -1) -> None:
 
 
 def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
-    """Read *fd* to its end, *nr_bytes_max* at most.
+    """Read *fd* to its end, and return the bytes.
 
     Raises:
-        PeerError: there is more, or the writer rests for too long, or *cancel_fd* has become readable.
+        PeerError: there are more than *nr_bytes_max*, *fd* cannot be read, the writer has not written for 30 s, or
+            *cancel_fd* has become readable.
     """
     chunks = bytearray()
     try:
@@ -181,5 +187,5 @@ def read_all(fd: int, nr_bytes_max: int, *, cancel_fd: int = -1) -> bytes:
 
 
 def stream_bytes(geometry: Geometry) -> int:
-    """Return the length of the stream of a device with *geometry*."""
+    """Return the length in bytes of the stream of a device with *geometry*."""
     return _HEAD.size + 8 * geometry.nr_zones + _CRC.size
