@@ -10,6 +10,8 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.vhost_frontend import Frontend
+from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
+from zonefs_emu.vhost_user.connection import Reply
 from zonefs_emu.vhost_user.memory_map import MEM_SLOTS_MAX
 from zonefs_emu.vhost_user.messages import (
     Nothing,
@@ -63,3 +65,17 @@ def test_strict_refuses_a_driver_without_zoned(
         ):
             frontend.start()
         still_serves(tmp_path / "strict")
+
+
+def test_logging_is_neither_offered_nor_accepted_without_an_atomic_or(
+    device: ZonedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    virtio_device = blk_device(device)
+    features = AcceptedFeatures(virtio_device)
+    take = features.handlers[Request.SET_FEATURES]
+    take(Number(bits.VERSION_1 | bits.LOG_ALL), [])
+    monkeypatch.setattr("zonefs_emu.vhost_user.accepted_features.HAS_ATOMIC_OR", False)
+    offered = features.handlers[Request.GET_FEATURES](Nothing(), [])
+    assert offered == Reply(Number(virtio_device.offered | bits.PROTOCOL_FEATURES))
+    with pytest.raises(PeerError, match="features 0x4000000 were accepted that are not offered"):
+        take(Number(bits.VERSION_1 | bits.LOG_ALL), [])

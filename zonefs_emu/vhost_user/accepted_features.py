@@ -53,17 +53,17 @@ class AcceptedFeatures:
         """Whether rings are enabled from the start. SET_VRING_ENABLE exists only with PROTOCOL_FEATURES."""
         return not self.virtio & bits.PROTOCOL_FEATURES
 
-    def _get_features(self, _payload: Nothing, _fds: list[int]) -> Reply:
+    def _offered_virtio(self) -> int:
         offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES
-        if HAS_ATOMIC_OR:
-            offered |= bits.LOG_ALL
-        return Reply(Number(offered))
+        return offered | bits.LOG_ALL if HAS_ATOMIC_OR else offered
+
+    def _get_features(self, _payload: Nothing, _fds: list[int]) -> Reply:
+        return Reply(Number(self._offered_virtio()))
 
     def _set_features(self, payload: Number, _fds: list[int]) -> None:
         features = payload.value
-        offered = self._virtio_device.offered | bits.PROTOCOL_FEATURES | bits.LOG_ALL
-        if features & ~offered:
-            message = f"features {features & ~offered:#x} were accepted that are not offered"
+        if unknown := features & ~self._offered_virtio():
+            message = f"features {unknown:#x} were accepted that are not offered"
             raise PeerError(message)
         before, self.virtio = self.virtio, features
         reason = self._virtio_device.accept(features)
