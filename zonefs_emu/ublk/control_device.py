@@ -20,13 +20,16 @@ _NEEDED: Final = Flag.CMD_IOCTL_ENCODE | Flag.USER_COPY | Flag.ZONED | Flag.USER
 
 
 class ControlDevice:
-    """The opened /dev/ublk-control. Every call blocks until the kernel has carried it out."""
+    """The opened /dev/ublk-control.
+
+    Every method blocks until the kernel has carried out the command, and raises OSError if the kernel refuses it.
+    """
 
     def __init__(self) -> None:
-        """Open it.
+        """Open /dev/ublk-control.
 
         Raises:
-            UsageError: the kernel cannot make devices (no module, no permission, too old); with a remedy.
+            UsageError: the kernel cannot make zoned devices (no module, no permission, too old); with a remedy.
         """
         try:
             self._fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
@@ -47,7 +50,7 @@ class ControlDevice:
             raise UsageError(message, exit_code=1)
 
     def close(self) -> None:
-        """Close it."""
+        """Close /dev/ublk-control. Devices stay as they are."""
         self._ring.close()
         os.close(self._fd)
 
@@ -69,7 +72,7 @@ class ControlDevice:
         """Create a device; return *info* with the device's number and the kernel's other changes.
 
         Raises:
-            OSError: the kernel refuses.
+            OSError: EEXIST if the number is taken.
         """
         return DeviceInfo.decode(self._with_buffer(Control.ADD_DEV, info.device_id, info.encode()))
 
@@ -77,16 +80,19 @@ class ControlDevice:
         """Return the information on device *device_id*.
 
         Raises:
-            OSError: ENODEV where there is none.
+            OSError: ENODEV if there is no such device.
         """
         return DeviceInfo.decode(self._with_buffer(Control.GET_DEV_INFO, device_id, bytes(DEV_INFO_BYTES)))
 
     def set_params(self, device_id: int, params: bytes) -> None:
-        """Set the parameters of a device that is not started yet."""
+        """Set the parameters (:func:`encode_params`) of a device that is not started yet."""
         self._with_buffer(Control.SET_PARAMS, device_id, params)
 
     def start(self, device_id: int) -> None:
-        """Start a device whose queues are being served; return when the kernel has read its zones."""
+        """Start a device, with this process as its server; return when the kernel has read its zones.
+
+        The queues must be served already, because the kernel reads the zones through them.
+        """
         self._call(Control.START_DEV, encode_control(device_id, data=os.getpid()))
 
     def stop(self, device_id: int) -> None:
@@ -101,16 +107,16 @@ class ControlDevice:
         """Begin to take over a device whose server died.
 
         Raises:
-            OSError: EBUSY while the kernel still cleans up after the dead server; to be tried again.
+            OSError: EBUSY while the kernel still cleans up after the dead server. The caller tries again then.
         """
         self._call(Control.START_USER_RECOVERY, encode_control(device_id))
 
     def end_recovery(self, device_id: int) -> None:
-        """Resume the device; its queues must be served."""
+        """Resume the device with this process as its server. Its queues must be served already."""
         self._call(Control.END_USER_RECOVERY, encode_control(device_id, data=os.getpid()))
 
     def devices(self) -> Iterator[DeviceInfo]:
-        """Yield all ublk devices of this host."""
+        """Yield all ublk devices of this host. A device that is deleted meanwhile is left out."""
         for node in sorted(Path("/dev").glob("ublkc*")):
             try:
                 yield self.info(int(node.name.removeprefix("ublkc")))

@@ -2,10 +2,10 @@
 
 May not know: how devices are made.
 
-Invariants: one thread submits everything of a queue (the driver insists). It finishes a request before it looks at the
-next, so it needs one buffer. Requests that may wait for the host's disk go to a second thread with a buffer of its own,
-so they delay no others. A request is a boundary (docs/errors.md), on either thread: an unforeseen exception is answered
-with the kernel's I/O error, and the queue continues.
+Invariants: one thread submits everything of a queue, because the kernel's driver requires that. It carries out one
+request after the other, or a run of plain ones (tag_walker.pyx), so it needs one buffer. Requests that may wait for the
+host's disk go to a second thread with a buffer of its own, so they delay no others. A request is a boundary
+(docs/errors.md) on either thread: an unforeseen exception is answered with an I/O error, and the queue continues.
 """
 
 import contextlib
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
 
 MAX_IO_BYTES: Final = 1 << 20
 _ZONES_MAX: Final = MAX_IO_BYTES // BLK_ZONE_BYTES
-#: A report of more zones is made by the thread that may wait.
+#: A report of more zones than these is made by the second thread.
 _QUICK_ZONES: Final = 1024
-#: The longest look for the next request, and the longest sleep that counts as short.
+#: The longest polling for the next request, and the longest sleep that counts as short.
 _LOOK_NS_MAX: Final = 200_000
-#: How long the end of a queue waits for a request that waits for the host's disk.
+#: The longest time for which the end of a queue waits for a request that the host's disk blocks.
 _END_S: Final = 2.0
 _FUA: Final = 1 << 13
-# Plain numbers: comparing with a member of an enumeration costs a call.
+# Plain numbers, because comparing with a member of an enumeration costs a call.
 _READ: Final = int(Request.READ)
 _WRITE: Final = int(Request.WRITE)
 _APPEND: Final = int(Request.ZONE_APPEND)
@@ -82,7 +82,10 @@ class Executor:
     def __init__(
         self, port: Port, intents: Intents, node_fd: int, record: TagRecord, *, queue_number: int, depth: int
     ) -> None:
-        """Work on the requests of queue *queue_number* of the character device open as *node_fd*."""
+        """Carry out requests of queue *queue_number*, with *depth* tags, of the character device open as *node_fd*.
+
+        The intents of its requests are stored in *record*.
+        """
         self._port = port
         self._intents = intents
         self._fd = node_fd
@@ -92,7 +95,7 @@ class Executor:
         self._number_base = queue_number * depth
         self._intent_log = TagIntentLog(record, port)
         self._record = record
-        #: Sector where the last append landed.
+        #: The sector at which the data of the last append are.
         self.landed = 0
 
     def begin(self) -> None:
@@ -100,7 +103,11 @@ class Executor:
         self._intents.current.log = self._intent_log
 
     def execute(self, tag: int, op_flags: int, count: int, sector: int) -> int:
-        """Carry request *tag* out; returns its result: bytes, or a negative errno."""
+        """Carry out request *tag*, of *count* sectors or zones at *sector*; return its result.
+
+        The result is a number of bytes, 0 for requests without data, or a negative errno. The sector of an append is
+        then in *landed*.
+        """
         operation = op_flags & 0xFF
         try:
             if operation == _READ:
@@ -179,7 +186,7 @@ class Executor:
 
 
 def _describe(operation: int, count: int, sector: int) -> str:
-    """Return a request for people."""
+    """Return a text for people that describes a request."""
     try:
         name = Request(operation).name.lower().replace("_", " ")
     except ValueError:
@@ -188,7 +195,7 @@ def _describe(operation: int, count: int, sector: int) -> str:
 
 
 class _HeldAnswerError(Exception):
-    """The answer to a request waits. A flag was rejected, because testing it would cost every other request."""
+    """The answer to a request is held. An exception says so, because testing a flag would cost all other requests."""
 
 
 class IoQueue(threading.Thread):
@@ -205,7 +212,10 @@ class IoQueue(threading.Thread):
         depth: int,
         ended: Callable[[], None],
     ) -> None:
-        """Prepare to serve queue *number* of the character device open as *node_fd*; *ended* is called at the end."""
+        """Prepare to serve queue *number*, with *depth* tags, of the character device open as *node_fd*.
+
+        *record* has the intents of the requests. *ended* is called, on this thread, when the queue has ended.
+        """
         super().__init__(name=f"ublk-queue-{number}", daemon=True)
         self._port = port
         self._timed = port if isinstance(port, TimedPort) else None
@@ -231,11 +241,11 @@ class IoQueue(threading.Thread):
         self._slow_thread = threading.Thread(target=self._work_slowly, name=f"ublk-flush-{number}", daemon=True)
         #: Requests answered.
         self.requests = 0
-        #: Why the queue ended, if the kernel did not end it.
+        #: The exception that ended the queue; None unless one did.
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        """Serve."""
+        """Serve until the kernel aborts all tags; called by start()."""
         with ExitStack() as ending:  # each step is done, whatever the others raise
             ending.callback(self._ended)
             ending.callback(self._end_slow_thread)
@@ -277,7 +287,7 @@ class IoQueue(threading.Thread):
             self._serve_requests(ring, results, landed, self._new_walker(ring))
 
     def _new_walker(self, ring: Ring) -> "TagWalker | None":
-        """Return the compiled walker of this queue, or None where all requests are Python's."""
+        """Return the compiled walker of this queue, or None if Python executes all its requests."""
         if not is_usable("zonefs_emu.ublk.tag_walker"):
             return None
         from zonefs_emu.ublk.tag_walker import TagWalker  # noqa: PLC0415  (optional)
@@ -293,12 +303,12 @@ class IoQueue(threading.Thread):
         )  # fmt: skip
 
     def _walk(self, walker: "TagWalker", to_free: list[int]) -> Exception | None:
-        """Let *walker* execute what is plain; return what the first request that is left has met, if anything."""
+        """Let *walker* execute plain requests; return the exception that the next request has met, or None."""
         try:  # the boundary of a request
             while nr_taken := walker.take(to_free):
                 self.requests += nr_taken
         except Exception as error:
-            # The others of its run are executed by themselves.
+            # The first write of the run is answered as failed. The others are executed one by one.
             return error
         return None
 
@@ -350,9 +360,9 @@ class IoQueue(threading.Thread):
                 push(tag)
 
     def _wait_for_requests(self, ring: Ring, polling: AdaptivePolling, to_free: list[int]) -> None:
-        """Submit what was pushed, free the slots of *to_free*, and wait until there is a completion."""
+        """Submit the pushed entries, free the slots of the tags in *to_free*, and wait until there is a completion."""
         if to_free or (ring.pending and polling.look_ns):
-            # Slots are freed as soon as the kernel has the answers, which is before this thread sleeps.
+            # Slots are freed as soon as the kernel has the answers, so before this thread sleeps.
             ring.enter(0)
             words, slots, base = self._record.words, self._record.slots, self._number * self._depth
             for tag in to_free:
@@ -369,7 +379,7 @@ class IoQueue(threading.Thread):
     def _answer_slowly(
         self, ring: Ring, results: "memoryview[int]", landed: "memoryview[int]", to_free: list[int]
     ) -> None:
-        """Push the answers of the slow thread, and those of a timed drive whose time has come."""
+        """Push the answers of the second thread, and the held answers that are due."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._slow_waker.fd)
         while self._slow_done:
@@ -380,10 +390,10 @@ class IoQueue(threading.Thread):
             ring.push(tag)
 
     def _execute_timed(self, tag: int, op_flags: int, count: int, sector: int) -> int:
-        """Carry out a request, whose answer waits if a real drive would give it later.
+        """Do what :meth:`Executor.execute` does, but hold the answer if a real drive would give it later.
 
         Raises:
-            _HeldAnswerError: it waits.
+            _HeldAnswerError: the answer is held.
         """
         result = self._executor.execute(tag, op_flags, count, sector)
         if self._hold(tag, result, self._executor.landed if op_flags & 0xFF == _APPEND else 0):
@@ -391,7 +401,7 @@ class IoQueue(threading.Thread):
         return result
 
     def _hold(self, tag: int, result: int, landed: int) -> bool:
-        """Have the answer of request *tag*, which this thread has carried out, wait if it is to; True if it does."""
+        """Hold the answer to request *tag*, which this thread has carried out, until it is due; False if it is now."""
         port = self._timed
         due_ns, arrival_ns = (0, 0) if port is None else port.held.take()
         if port is None or not due_ns:
@@ -406,7 +416,7 @@ class IoQueue(threading.Thread):
         return True
 
     def _may_wait(self, op_flags: int, count: int, sector: int) -> bool:
-        """Say whether a request, no read, may wait for the host's disk."""
+        """Say whether a request other than a read may wait for the host's disk."""
         operation = op_flags & 0xFF
         if operation in (_WRITE, _APPEND):
             return bool(op_flags & _FUA) or self._port.has_pending_reset(self._port.geometry.zone_no(sector))

@@ -39,7 +39,7 @@ _TAG_SHIFT: Final = 25
 
 
 class Flag(IntFlag):
-    """UBLK_F_*."""
+    """Features of a device (UBLK_F_*)."""
 
     USER_RECOVERY = 1 << 3
     USER_RECOVERY_REISSUE = 1 << 4
@@ -49,7 +49,7 @@ class Flag(IntFlag):
 
 
 class DeviceState(IntEnum):
-    """UBLK_S_DEV_*."""
+    """States of a device (UBLK_S_DEV_*); UNKNOWN is any that this module does not know."""
 
     DEAD = 0
     LIVE = 1
@@ -58,12 +58,12 @@ class DeviceState(IntEnum):
     UNKNOWN = 255
 
     @classmethod
-    def _missing_(cls, value: object) -> "DeviceState":  # noqa: ARG003  (what a later kernel has)
+    def _missing_(cls, value: object) -> "DeviceState":  # noqa: ARG003  (a state of a later kernel)
         return cls.UNKNOWN
 
 
 class Control(IntEnum):
-    """UBLK_U_CMD_*: the number within the ioctl encoding."""
+    """Control commands (UBLK_U_CMD_*): their numbers within the ioctl encoding."""
 
     GET_DEV_INFO = 0x02
     ADD_DEV = 0x04
@@ -80,7 +80,7 @@ _READ_ONLY: Final = frozenset((Control.GET_DEV_INFO, Control.GET_FEATURES))
 
 
 class Request(IntEnum):
-    """UBLK_IO_OP_*: the operations of requests."""
+    """Operations of requests (UBLK_IO_OP_*)."""
 
     READ = 0
     WRITE = 1
@@ -111,13 +111,16 @@ COMMIT_AND_FETCH_REQ: Final = _ioctl(3, 0x21, IO_CMD.size)
 
 
 def encode_control(device_id: int, *, address: int = 0, length: int = 0, data: int = 0) -> bytes:
-    """Return struct ublksrv_ctrl_cmd; *address* and *length* are those of a buffer of this process."""
+    """Return struct ublksrv_ctrl_cmd, 32 bytes; *address* and *length* are those of a buffer of this process."""
     return _CTRL_CMD.pack(device_id, 0xFFFF, length, address, data, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """struct ublksrv_ctrl_dev_info. *tag* is ublksrv_flags, 64 bits that the kernel keeps for the server."""
+    """The fields of struct ublksrv_ctrl_dev_info. *tag* is ublksrv_flags: 64 bits that the kernel keeps for the server.
+
+    A *device_id* of FFFFFFFFh asks for any free number.
+    """
 
     nr_queues: int
     queue_depth: int
@@ -129,7 +132,7 @@ class DeviceInfo:
     tag: int = 0
 
     def encode(self) -> bytes:
-        """Return the 64 bytes."""
+        """Return the structure, 64 bytes."""
         return _DEV_INFO.pack(
             self.nr_queues, self.queue_depth, self.state, 0, self.max_io_bytes, self.device_id, self.server_pid, 0,
             self.flags, self.tag, 0, 0, 0, 0,
@@ -146,13 +149,14 @@ class DeviceInfo:
 
 
 def encode_params(geometry: Geometry, *, max_io_bytes: int, readonly: bool) -> bytes:
-    """Return struct ublk_params for *geometry*: a volatile write cache with FUA, zoned.
+    """Return struct ublk_params for *geometry*: a zoned device with a volatile write cache and FUA.
 
-    It has no write granularity. The kernel uses the logical block size as such, so they must be equal.
+    The structure has no write granularity; the kernel takes the logical block size for it. So the write granularity of
+    *geometry* is given as the logical block size.
     """
     shift = to_bytes(geometry.write_granularity).bit_length() - 1
     attributes = _ATTR_VOLATILE_CACHE | _ATTR_FUA | (_ATTR_READ_ONLY if readonly else 0)
-    # The kernel refuses limits above the number of whole zones, which have no effect.
+    # A limit above the number of whole zones has no effect, but the kernel refuses it.
     zones = geometry.size // geometry.zone_size
     max_io = to_sectors(max_io_bytes)
     return _PARAMS.pack(
@@ -166,9 +170,9 @@ def encode_params(geometry: Geometry, *, max_io_bytes: int, readonly: bool) -> b
 
 
 def encode_zones(zones: Iterable[Zone]) -> bytes:
-    """Return struct blk_zone for each of *zones*.
+    """Return struct blk_zone, 64 bytes, for each of *zones*.
 
-    The block layer expects the write pointer of a FULL zone at its end, and none for zones without one.
+    The block layer expects the write pointer of a FULL zone at its end, and all ones for zones without one.
     """
     out = bytearray()
     for zone in zones:
@@ -186,13 +190,13 @@ def encode_zones(zones: Iterable[Zone]) -> bytes:
 
 
 def buffer_offset(queue: int, tag: int) -> int:
-    """Return where on the character device the data of request *tag* of *queue* is read and written."""
+    """Return the byte offset on the character device at which the data of request *tag* of *queue* are."""
     return _BUF_OFFSET + (queue << _QID_SHIFT) + (tag << _TAG_SHIFT)
 
 
 _EIO: Final = -5
-#: The negative errno for each status. Source: block/blk-core.c, blk_errors. A status without an errno there is an I/O
-#: error, and the log of refusals has the rule that was broken.
+#: The result of a request, a negative errno, for each status. A status for which the block layer has no errno is an I/O
+#: error; the log of refusals has the rule that was broken. Source: Linux block/blk-core.c, blk_errors.
 RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
     {
         Status.OK: 0,
@@ -210,7 +214,7 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.APPEND_LIMIT: _EIO,
         Status.OPEN_RESOURCE: -109,  # ETOOMANYREFS, BLK_STS_ZONE_OPEN_RESOURCE
         Status.ACTIVE_RESOURCE: -75,  # EOVERFLOW, BLK_STS_ZONE_ACTIVE_RESOURCE
-        # These come from NVMe only, so the rows are not used.
+        # The ZRWA statuses come from NVMe only, so these rows are not used.
         Status.ZRWA_WRITE: _EIO,
         Status.ZRWA_RANGE: _EIO,
         Status.ZRWA_INVALID: _EIO,
@@ -221,11 +225,11 @@ RESULTS: Final[Mapping[Status, int]] = MappingProxyType(
         Status.UNSUPPORTED: -95,  # EOPNOTSUPP
     }
 )
-#: The same for the rules of this front-end.
+#: The result of a request that breaks a rule of this front-end.
 RESULT_OF_RULE: Final[Mapping[UblkRule, int]] = MappingProxyType(
     {UblkRule.UBLK_OPERATION: RESULTS[Status.UNSUPPORTED], UblkRule.UBLK_DATA: _EIO}
 )
-#: For explanations of refusals: the names of the errors that a user of the block device gets.
+#: The answers for the explanation of refusals: the names of the errors that a user of the block device gets.
 ANSWERS: Final = FrontEndAnswers(
     name="ublk",
     of_status=lambda status, _operation: errno.errorcode[-RESULTS[status]],

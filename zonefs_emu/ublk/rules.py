@@ -1,4 +1,4 @@
-"""The rules of the ublk front-end, by which it refuses requests before the port sees them."""
+"""The rules of the ublk front-end, by which it refuses requests itself instead of the port."""
 
 from enum import unique
 

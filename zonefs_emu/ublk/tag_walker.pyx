@@ -1,13 +1,14 @@
 """The compiled walker of a ublk queue: executes the plain reads and writes at its head, and answers.
 
-It takes a run of plain reads, or one run of plain writes that continue one another;
-zonefs_emu/device/plain_commands.pyx says what is plain, and executes it. At anything else it stops and has consumed
-nothing, so that the queue takes that request in Python (io_queue.py), as it does where this module is not built.
+It takes a run of plain reads, or one run of plain writes that continue one another. zonefs_emu/model/plain_rules.py
+says what a plain request is, and zonefs_emu/device/plain_commands.pyx executes it. The walker stops at any other
+request and leaves its completion, so that the queue executes it in Python (io_queue.py), as it does with all requests
+where this module is not built.
 
 Invariants:
 
 * The intents of a run are stored before its bytes are moved and committed with its write pointer, as Python does for
-  each write. Their slots are freed by the queue, once the kernel has the answers.
+  each write. The queue frees their slots once the kernel has the answers.
 * The queue's thread alone uses the rings. The kernel reads submission entries inside io_uring_enter only, so what is
   pushed here needs no barrier.
 * Pointers are kept beside the Python objects that own the memory.
@@ -30,12 +31,12 @@ from zonefs_emu.inflight.compiled_slot_stores cimport store_intent, word
 SOURCES = ZONEFS_EMU_SOURCES
 
 cdef enum:
-    # Requests that are taken at once.
+    # The most requests that are taken at once.
     REQUESTS_MAX = 64
     DESCRIPTOR_BYTES = 24
     COMPLETION_BYTES = 16
     ENTRY_BYTES = 128
-    # Where the result and the place of an append stand in an entry.
+    # Byte offsets of the result and of the sector of an append in an entry.
     RESULT_AT = 52
     LANDED_AT = 56
     OPERATION_MASK = 0xFF
@@ -46,13 +47,16 @@ cdef enum Kind:
     WRITE
     NONE
 
-# The package's own numbers: words of a record, its states, and a write as the record has it.
+# Numbers of other modules: the words of a slot, its states, and the kind of a write in a slot.
 cdef int RECORD_SLOT = 0
 cdef uint64_t FREE, BEGUN, COMMITTED, WRITE_KIND
 
 
 cdef int learn_numbers() except -1:
-    """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
+    """Set the numbers of other modules.
+
+    They are imported late, because ``zonefs-emu --version`` imports this module to see whether it is usable.
+    """
     global RECORD_SLOT, FREE, BEGUN, COMMITTED, WRITE_KIND
     from zonefs_emu.inflight import tag_record
     from zonefs_emu.inflight.slot import OPERATION_SHIFT
@@ -74,10 +78,13 @@ cdef struct Request:
 cdef class TagWalker:
     """The walker of one queue. All methods belong to the queue's thread.
 
-    *ring*: its :class:`~zonefs_emu.ublk.uring.Ring`. *descriptors*: the kernel's, one a tag. *buffer*: memory through
-    which the data of requests pass. *record* and *first_slot*: of the requests in flight, and the place of tag 0 in it.
-    *node_fd*: the character device, on which the data of tag 0 lie at *data_at*, and those of the others *data_stride*
-    bytes apart.
+    *ring*: the :class:`~zonefs_emu.ublk.uring.Ring` of the queue. *descriptors*: those of the kernel, one a tag, for
+    *depth* tags. *buffer*: the memory through which the data of requests pass. *record*: that of the requests in
+    flight, in which *first_slot* is the index of tag 0. *node_fd*: the character device, on which the data of tag 0 are
+    at byte *data_at*, and those of the following tags *data_stride* bytes apart.
+
+    Raises:
+        ValueError, BufferError: one of these is too short, not aligned or not writable.
     """
 
     cdef object _ring, _record, _places, _descriptors_view, _buffer_view
@@ -97,7 +104,7 @@ cdef class TagWalker:
     cdef uint64_t _data_at, _data_stride
     cdef int _node_fd
     cdef bint _is_settled
-    # The completions that are looked at: the next one, and the place behind the last.
+    # The indices of the next completion, and of the place behind the last one.
     cdef uint32_t _place, _end
     cdef Request _requests[REQUESTS_MAX]
     #: Requests answered since the walker was made.
@@ -133,10 +140,10 @@ cdef class TagWalker:
         self._is_settled = False
 
     def take(self, list to_free):
-        """Execute what is plain at the head of the completions, and push the answers.
+        """Execute the plain requests at the head of the completions, and push the answers.
 
-        Returns how many requests that were; 0 if the first one is left to Python, or there is none. The tags of writes
-        are added to *to_free*: their slots are to be freed when the kernel has the answers.
+        Returns their number: 0 if the first request is left to Python, or if there is none. The tags of writes are
+        added to *to_free*. Their slots are to be freed when the kernel has the answers.
 
         Raises:
             Exception: that of Port.commit. The requests that were written are still among the completions.
@@ -163,7 +170,7 @@ cdef class TagWalker:
         return count
 
     cdef bint _settle(self) except -1:
-        """Say whether no request of an earlier process can come again; from then on each tag has its slot for good."""
+        """Return whether no request of an earlier process can come again. Each tag then keeps its slot for good."""
         cdef uint32_t tag
         self._record.expire()
         if self._record.recoverable:
@@ -183,7 +190,7 @@ cdef class TagWalker:
         return True
 
     cdef Kind _next(self, Request *request) noexcept:
-        """Decode the next request and go on behind it; NONE, and stay, if it is neither a read nor a write."""
+        """Decode the next request, and move behind it. If it is no read or write, return NONE and do not move."""
         cdef uint64_t descriptor[3]
         cdef uint8_t *completion = self._completions + COMPLETION_BYTES * <uint64_t>(self._place & self._cq_mask)
         cdef uint32_t op_flags
@@ -209,7 +216,7 @@ cdef class TagWalker:
         return self._data_at + request.tag * self._data_stride
 
     cdef int _reads(self) except -1:
-        """Execute the plain reads from the first request on, which is a read; return how many."""
+        """Execute the plain reads from the first request on, which is a read; return their number."""
         cdef int count = 0, done = 0, fd = self._commands.fd, nr_reads = 0
         cdef int64_t nr_sectors = 0
         cdef Request *request = self._requests
@@ -253,7 +260,7 @@ cdef class TagWalker:
         return count if count and self._commands.count_run(count) else 0
 
     cdef int _write_run(self) except -1:
-        """Move the bytes of the run, then wp; with the device's lock held. Returns its length; 0: nothing is done."""
+        """Move the bytes of the run, then wp, with the device's lock held. Return its length; 0 if nothing was done."""
         cdef int count = 0, index
         cdef Request *request = self._requests
         cdef iovec part
@@ -275,7 +282,7 @@ cdef class TagWalker:
         part.iov_base = self._buffer
         part.iov_len = self._nr_bytes(count)
         if not self._commands.write_run(&part, 1):
-            # wp has not moved, so the written bytes do not count. Python takes the request and meets the same error.
+            # wp has not moved, so the written bytes do not count. Python executes the requests again, and answers.
             self._mark(count, FREE)
             return 0
         self._commands.commit_run()
@@ -290,7 +297,7 @@ cdef class TagWalker:
         return nr_sectors << 9
 
     cdef bint _take_data(self, int count) noexcept:
-        """Copy the data of the first *count* requests, one after the other; False if the kernel does not give them."""
+        """Copy the data of the first *count* requests into the buffer; False if the kernel does not give it."""
         cdef int64_t nr_bytes
         cdef int index
         cdef iovec part
@@ -309,7 +316,7 @@ cdef class TagWalker:
             self._words[self._slots[self._requests[index].tag]] = state
 
     cdef int _answer(self, uint32_t head, int count) except -1:
-        """Push the answers of the first *count* requests, and go on behind their completions."""
+        """Push the answers of the first *count* requests, and move both rings behind them."""
         cdef uint32_t tail = load_u32(self._sq_tail), tag
         cdef uint8_t *entry
         cdef int index

@@ -3,7 +3,7 @@
 May not know: requests (io_queue.py), io_uring's layout (uring.py), the bytes of ublk (protocol.py), images.
 
 A device outlives its server: the kernel keeps it, with the requests in flight, until another server recovers or deletes
-it. The kernel also keeps 64 bits of the image's UUID with the device, by which the next server of the image finds it.
+it. The kernel also keeps 64 bits of the image's UUID with the device, so that the next server of the image finds it.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class UblkDevice:
     """A block device /dev/ublkbN that is served from *device*, from :meth:`start` to :meth:`stop`.
 
-    Every method blocks until the kernel is done.
+    :meth:`start` and :meth:`stop` block until the kernel has carried them out.
     """
 
     def __init__(
@@ -51,11 +51,12 @@ class UblkDevice:
     ) -> None:  # fmt: skip
         """Prepare without changing anything.
 
-        *records*: the file of the :class:`TagRecord`, which outlives the process. *number*: which
-        /dev/ublkbN, or None for any. *ended* is called, on any thread, when the kernel or a failure ends the serving.
+        *records*: the file of the :class:`TagRecord`, which outlives the process. *number*: that of /dev/ublkbN, or
+        None for any. *ended* is called, on any thread, when the kernel or a failure ends the serving.
 
         Raises:
-            UsageError: the kernel cannot make devices, or the block layer would refuse the geometry; with a remedy.
+            UsageError: the numbers of queues or requests are not possible, the kernel cannot make devices, or the
+                kernel would refuse the geometry; with a remedy.
         """
         if not 0 < nr_queues <= QUEUES_MAX or not 0 < queue_depth < MAX_QUEUE_DEPTH:
             message = f"a device has 1 to {QUEUES_MAX} queues of 1 to {MAX_QUEUE_DEPTH - 1} requests"
@@ -91,12 +92,12 @@ class UblkDevice:
         return self._info.device_id
 
     def statistics(self) -> Mapping[str, int]:
-        """Return the counters since the start."""
+        """Return the number of requests that were answered since the start, and the number of queues."""
         return {"requests": sum(queue.requests for queue in self._queues), "queues": len(self._queues)}
 
     @property
     def failure(self) -> BaseException | None:
-        """The reason why a queue ended, unless the kernel ended it."""
+        """The exception that ended a queue; None unless one did."""
         return next((queue.failure for queue in self._queues if queue.failure is not None), None)
 
     def start(self) -> Path:
@@ -108,7 +109,7 @@ class UblkDevice:
         left = next((info for info in self._control.devices() if info.tag == self._tag), None)
         try:
             if left is not None and left.state == DeviceState.DEAD:
-                # Its server died before it was started, or between stopping and deleting it.
+                # The server died before it started the device, or between stopping and deleting it.
                 self._control.delete(left.device_id)
                 left = None
             if left is not None:
@@ -138,7 +139,7 @@ class UblkDevice:
             raise
 
     def _recover(self, info: DeviceInfo) -> None:
-        """Recover a device whose server died; its requests in flight come again."""
+        """Recover the device of *info*, whose server died. The kernel sends its requests in flight again."""
         self._info = info
         self.recovered = True
         deadline = time.monotonic() + _RECOVERY_SECONDS
@@ -147,13 +148,13 @@ class UblkDevice:
                 self._control.start_recovery(info.device_id)
                 break
             except OSError:
-                # The kernel may notice the death of the old server later.
+                # The kernel may not have noticed the death of the old server yet.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
         self._serve(info, go_on=True)
         self._control.end_recovery(info.device_id)
-        log.info("%s goes on", self.node)
+        log.info("%s is served again", self.node)
 
     def _serve(self, info: DeviceInfo, *, go_on: bool) -> None:
         node = Path(f"/dev/ublkc{info.device_id}")
@@ -163,7 +164,7 @@ class UblkDevice:
                 self._fd = os.open(node, os.O_RDWR | os.O_CLOEXEC)
                 break
             except OSError:
-                # The node appears when udev or devtmpfs makes it, and is busy until the old server is gone.
+                # udev or devtmpfs makes the node a little later, and the node is busy until the old server is gone.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
@@ -186,11 +187,11 @@ class UblkDevice:
             queue.start()
 
     def is_in_use(self) -> bool:
-        """Say whether the node is open exclusively: by a mount, a volume manager, a virtual machine."""
+        """Say whether the node is open exclusively, for example by a mount, a volume manager or a virtual machine."""
         return is_in_use(self.node)
 
     def stop(self) -> None:
-        """Stop and delete the device; requests in flight are answered first."""
+        """Stop and delete the device, and remove its record; requests in flight are answered first."""
         self._end()
         self._control.close()
 
@@ -200,7 +201,7 @@ class UblkDevice:
         for queue in self._queues:
             queue.join()
         if self._fd >= 0:
-            # The kernel deletes a device only when it is not open any more.
+            # The kernel deletes a device only when its character device is not open.
             os.close(self._fd)
             self._fd = -1
         with contextlib.suppress(OSError):
@@ -216,7 +217,11 @@ def device_tag(uuid: UUID) -> int:
 
 
 def left_behind(uuid: str) -> list[str]:
-    """Return the node of the device of the image with *uuid*, if there is one."""
+    """Return a list with the block device node of the image with *uuid*, empty if there is none.
+
+    Raises:
+        UsageError: the control device cannot be used.
+    """
     if not CONTROL_NODE.exists():
         return []
     with control_device() as control:
@@ -234,7 +239,7 @@ def is_in_use(node: Path) -> bool:
 
 
 def refusals_of(geometry: Geometry) -> list[str]:
-    """Return one sentence for each reason why *geometry* cannot be a ublk device; none if it can."""
+    """Return one sentence for each reason why *geometry* cannot be that of a ublk device; an empty list if it can."""
     found = linux.refusals(geometry) + linux.block_refusals(to_bytes(geometry.write_granularity))
     if geometry.size % geometry.zone_size:
         # ublk_get_nr_zones() rounds down, so the last zone would not be reported, and the kernel would refuse the disk.

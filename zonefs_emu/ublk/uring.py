@@ -3,11 +3,11 @@
 May not know: what the commands mean.
 
 The bindings on the package index were rejected, because they wrap liburing, which the host would need in a suitable
-version. Only three calls are needed, and the kernel's interface to these is stable since Linux 5.19.
+version. Only two system calls and mmap are needed, whose interface is stable since Linux 5.19.
 
 A submission entry is placed once and pushed any number of times: a queue answers each tag with the same entry, in which
-only the result changes. One thread uses a ring. No barriers are needed: the kernel reads the entries only inside
-io_uring_enter, which orders memory, and the call that returned a completion has ordered the reads of it.
+only the result changes. One thread uses a ring. No barriers are needed, because the kernel reads submission entries
+only inside io_uring_enter, which orders memory, and the call that delivers a completion orders the reads of it.
 
 Source: io_uring_setup(2), io_uring_enter(2), include/uapi/linux/io_uring.h.
 """
@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 OP_POLL_ADD: Final = 6
 OP_URING_CMD: Final = 46
@@ -59,15 +59,16 @@ def _load_syscall() -> Callable[..., int]:
 _syscall: Final = _load_syscall()
 
 
-def _raise_errno() -> int:
+def _raise_errno() -> NoReturn:
     code = ctypes.get_errno()
     raise OSError(code, os.strerror(code))
 
 
 class Places(NamedTuple):
-    """Where the two rings are: byte offsets in *memory* of *nr_bytes*, and the masks of their indices.
+    """The places of the two rings: byte offsets in *memory*, which has *nr_bytes*, and the masks of their indices.
 
-    *entries*: the submission entries. *sq_array*: which of them are submitted. *completions*: 16 bytes each.
+    *entries*: the submission entries, SQE_BYTES each. *sq_array*: the numbers of those that are submitted, 4 bytes
+    each. *completions*: 16 bytes each.
     """
 
     memory: mmap.mmap
@@ -86,7 +87,7 @@ class Ring:
     """One io_uring with *nr_entries* places for submission entries."""
 
     def __init__(self, nr_entries: int, *, one_thread: bool = False) -> None:
-        """Set up the ring. With *one_thread*, only the calling thread may use it, and it is faster.
+        """Set up the ring. With *one_thread*, only the calling thread may use the ring, which makes it faster.
 
         Raises:
             OSError: the kernel is older than 5.19 (6.1 with *one_thread*), or forbids io_uring
@@ -121,23 +122,23 @@ class Ring:
         self._cqes = cq[5] // 4
         self._next = words[self._sq_tail]
         self._head = words[self._cq_head]
-        #: Entries pushed and not yet submitted.
+        #: The number of entries that were pushed and not yet submitted.
         self.pending = 0
 
     def place(
         self, index: int, operation: int, fd: int, user_data: int, *, command: int = 0, flags: int = 0,
         payload: bytes = b"",
     ) -> None:  # fmt: skip
-        """Fill entry *index*; *command* and *payload* (up to 80 bytes) are what an OP_URING_CMD carries.
+        """Fill submission entry *index*; *command* and *payload* (up to 80 bytes) are those of an OP_URING_CMD.
 
-        The kernel copies an entry when it is submitted.
+        The kernel copies an entry when the entry is submitted.
         """
         at = index * SQE_BYTES
         _SQE.pack_into(self.entries, at, operation, 0, 0, fd, command, 0, 0, 0, flags, user_data, 0, 0, 0)
         self.entries[at + COMMAND_OFFSET : at + COMMAND_OFFSET + len(payload)] = payload
 
     def push(self, index: int) -> None:
-        """Queue entry *index* for submission. An entry may be queued once between two submissions."""
+        """Queue entry *index* for submission. An entry may be queued once before it is submitted."""
         words = self._words
         tail = self._next
         words[self._array + (tail & self._sq_mask)] = index
@@ -145,7 +146,11 @@ class Ring:
         self.pending += 1
 
     def enter(self, nr_wanted: int) -> None:
-        """Submit the pushed entries and sleep until there are *nr_wanted* completions, or until a signal."""
+        """Submit the pushed entries and sleep until there are *nr_wanted* completions, or until a signal.
+
+        Raises:
+            OSError: the kernel refuses the submission.
+        """
         done = _syscall(_SYS_ENTER, self._fd, self.pending, nr_wanted, _ENTER_GETEVENTS, None, 0)
         if done >= 0:
             self.pending -= done
@@ -159,7 +164,7 @@ class Ring:
     def spin(self, duration_ns: int) -> bool:
         """Poll for up to *duration_ns* for a completion; True if :meth:`enter` would not sleep now.
 
-        For rings of one thread only, to which the kernel delivers completions inside :meth:`enter`.
+        Only for rings made with *one_thread*, to which the kernel delivers completions inside :meth:`enter`.
         """
         words, flags, tail, head = self._words, self._sq_flags, self._cq_tail, self._head
         end = monotonic_ns() + duration_ns
@@ -169,7 +174,10 @@ class Ring:
         return True
 
     def reap(self) -> list[tuple[int, int]]:
-        """Remove all completions and return their (user_data below 2^32, result); a negative result is an errno."""
+        """Remove all completions and return (the lower 32 bits of user_data, result) of each.
+
+        A negative result is a negative errno.
+        """
         words, results, cqes, mask = self._words, self._results, self._cqes, self._cq_mask
         head, tail = self._head, words[self._cq_tail]
         found = []
@@ -188,15 +196,18 @@ class Ring:
         )  # fmt: skip
 
     def catch_up(self, nr_pushed: int) -> None:
-        """Go on where the walker has moved both rings to: it has pushed *nr_pushed* entries."""
+        """Take over the positions of both rings, which the walker has moved by pushing *nr_pushed* entries."""
         self._head = self._words[self._cq_head]
         self._next = self._words[self._sq_tail]
         self.pending += nr_pushed
 
     def call(self, fd: int, command: int, payload: bytes) -> int:
-        """Send one command to *fd*, sleep until it has completed, despite signals, and return its result.
+        """Send one command to *fd*, sleep until it has completed, also through signals, and return its result.
 
-        For rings without other commands.
+        Only for rings without other commands.
+
+        Raises:
+            OSError: the kernel refuses the submission. A command that fails has a negative errno as result.
         """
         self.place(0, OP_URING_CMD, fd, 0, command=command, payload=payload)
         self.push(0)

@@ -1,4 +1,4 @@
-"""The rules of the virtio block device. It refuses requests by them itself; the port does not see such requests."""
+"""The rules of the virtio block device, by which it refuses requests itself instead of the port."""
 
 from enum import unique
 
