@@ -42,6 +42,10 @@ def test_a_kernel_without_ublk_says_what_would_help(tmp_path: Path) -> None:
     assert ublk_device.left_behind(str(UUID(int=1))) == []
 
 
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
 @pytest.mark.parametrize(
     ("node", "sentence"),
     [
@@ -54,9 +58,11 @@ def test_what_is_no_control_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "file").touch()
     (tmp_path / "directory").mkdir()
     monkeypatch.setattr("zonefs_emu.ublk.control_device.CONTROL_NODE", tmp_path / node)
+    before = descriptors()
     with pytest.raises(UsageError, match=sentence) as caught, control_device():
         pass
     assert caught.value.exit_code == 1
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])

@@ -35,10 +35,13 @@ class ControlDevice:
             self._fd = os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise UsageError(_hint(error), exit_code=1) from None
+        ring: Ring | None = None
         try:
-            self._ring = Ring(4)
+            ring = self._ring = Ring(4)
             features = Flag(self._value(Control.GET_FEATURES))
         except OSError as error:
+            if ring is not None:
+                ring.close()
             os.close(self._fd)
             message = (
                 f"the kernel refuses io_uring commands to {CONTROL_NODE} ({error.strerror}): Linux 6.6 or later helps"
