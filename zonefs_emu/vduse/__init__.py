@@ -1,1 +1,1 @@
-"""Transport to the host kernel: a virtio device whose driver is the host's own, or a virtual machine's, over VDUSE."""
+"""Transport to the host kernel over VDUSE: a virtio device for a driver of the host, or of a virtual machine."""

@@ -1,8 +1,8 @@
 """The driver's memory: files that the kernel names one by one, mapped.
 
-A driver of this kernel (virtio-vdpa) copies all data through one buffer and has an area for the rings. The kernel
-reports the buffer with the first request only, so it is asked again for unknown addresses. With a virtual machine
-(vhost-vdpa) the files are its memory.
+A driver of this kernel (virtio-vdpa) copies all data through one buffer, and has an area for the rings. The kernel
+knows the buffer from the first request on only, so it is asked again for addresses that are not known here. With a
+virtual machine (vhost-vdpa), the files are the memory of the machine.
 """
 
 import mmap
@@ -29,13 +29,23 @@ class VduseMemory(GuestMemory):
     __slots__ = ("_find", "_shared")
 
     def __init__(self, find: Find, shared: PeerMemory) -> None:
-        """Map the present mappings of *find* as a part of the *shared* memory: a virtual machine's files can be cut."""
+        """Map the files that *find* returns now.
+
+        They become a part of the *shared* memory, because the files of a virtual machine can be cut.
+
+        Raises:
+            PeerError: the regions overlap.
+            OSError, ValueError: a file cannot be mapped.
+        """
         self._find = find
         self._shared = shared
         super().__init__(_regions(find, shared))
 
     def slices(self, address: int, length: int) -> list[memoryview]:
-        """Return the memory at *address*; see :meth:`GuestMemory.slices`."""
+        """Return the memory at *address*, after asking the kernel if it is not known.
+
+        See :meth:`GuestMemory.slices`.
+        """
         try:
             return super().slices(address, length)
         except BadAddressError:
@@ -44,7 +54,10 @@ class VduseMemory(GuestMemory):
         return super().slices(address, length)
 
     def at_user_address(self, address: int, length: int) -> memoryview:
-        """Return the ring at *address*; see :meth:`GuestMemory.at_user_address`."""
+        """Return the ring at *address*, after asking the kernel if it is not known.
+
+        See :meth:`GuestMemory.at_user_address`.
+        """
         try:
             return super().at_user_address(address, length)
         except BadAddressError:
@@ -60,7 +73,7 @@ class VduseMemory(GuestMemory):
 
 
 def _regions(find: Find, shared: PeerMemory, known: "set[int] | frozenset[int]" = frozenset()) -> Iterator[Region]:
-    """Map and yield all memory that *find* has, except at addresses in *known*."""
+    """Map and yield all memory that *find* returns, except regions that start at addresses in *known*."""
     start = 0
     while (found := find(start, _ADDRESS_LAST)) is not None:
         mapping, fd = found
@@ -70,7 +83,7 @@ def _regions(find: Find, shared: PeerMemory, known: "set[int] | frozenset[int]" 
                 access = mmap.PROT_READ if mapping.access == ACCESS_RO else mmap.PROT_READ | mmap.PROT_WRITE
                 mapped = shared.watch(PeerMap(fd, size, mmap.MAP_SHARED, access, offset=mapping.offset))
                 view = memoryview(mapped)
-                # Addresses of rings are the driver's, like the addresses in the rings.
+                # The kernel gives the addresses of rings as the driver's addresses, like those in the rings.
                 yield Region(mapping.start, size, mapping.start, view)
         finally:
             os.close(fd)

@@ -31,10 +31,10 @@ _RECEIVE_BYTES: Final = 65536
 
 
 def add(name: str) -> None:
-    """Put the VDUSE device *name* on the vdpa bus; return when a driver has bound to it, or if there is none.
+    """Put the VDUSE device *name* on the vdpa bus; return when a driver has bound to it, or at once without a driver.
 
     Raises:
-        OSError: the kernel refuses; ENOENT: it has no vdpa bus (module vdpa).
+        OSError: ENOENT if the kernel has no vdpa bus (module vdpa), or the kernel refuses the device.
     """
     _call("vdpa", _VDPA_DEV_NEW, text(_VDPA_ATTR_MGMT_NAME, "vduse") + text(_VDPA_ATTR_DEV_NAME, name))
 
@@ -43,20 +43,20 @@ def remove(name: str) -> None:
     """Remove the device *name* from the vdpa bus; return when its driver has released it.
 
     Raises:
-        OSError: the kernel refuses; ENODEV: there is no such device.
+        OSError: ENODEV if there is no such device, or the kernel refuses.
     """
     _call("vdpa", _VDPA_DEV_DEL, text(_VDPA_ATTR_DEV_NAME, name))
 
 
 def text(kind: int, value: str) -> bytes:
-    """Return an attribute with a text."""
+    """Return an attribute of type *kind* with the text *value*, padded to a multiple of 4 bytes."""
     data = value.encode() + b"\0"
     length = _ATTRIBUTE.size + len(data)
     return _ATTRIBUTE.pack(length, kind) + data + bytes(-length % 4)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, value) of the attributes in *data*."""
+    """Yield (type, value) of each attribute in *data*, up to the first malformed one."""
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
@@ -75,7 +75,11 @@ def _call(family: str, command: int, payload: bytes) -> None:
 
 
 def _exchange(netlink: socket.socket, family: int, command: int, payload: bytes) -> bytes:
-    """Send a command, wait for the kernel's acknowledgement, and return the last answer before it."""
+    """Send a command, wait for the kernel's acknowledgement, and return the last answer before it.
+
+    Raises:
+        OSError: the kernel acknowledges the command with an error.
+    """
     body = _GENERIC.pack(command, 1, 0) + payload
     netlink.send(_HEADER.pack(_HEADER.size + len(body), family, _F_REQUEST | _F_ACK, 1, 0) + body)
     answer = b""

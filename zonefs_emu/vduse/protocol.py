@@ -46,7 +46,7 @@ VQ_INJECT_IRQ: Final = _ioctl(_WRITE, 0x17, _U32.size)
 
 
 class Message(IntEnum):
-    """VDUSE_GET_VQ_STATE and so on: the requests of the kernel."""
+    """The kinds of messages of the kernel (VDUSE_GET_VQ_STATE and so on)."""
 
     GET_VQ_STATE = 0
     SET_STATUS = 1
@@ -55,7 +55,7 @@ class Message(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """struct vduse_dev_request. *kind* decides which of the last three fields is used."""
+    """The fields of struct vduse_dev_request. *kind* decides which of the fields after *request_id* are used."""
 
     kind: int
     request_id: int
@@ -66,7 +66,7 @@ class Request:
 
 
 def decode_request(data: bytes) -> Request:
-    """Return the message in *data* (MESSAGE_BYTES)."""
+    """Return the message in *data*, which has MESSAGE_BYTES."""
     kind, request_id = _REQUEST.unpack_from(data)
     if kind == Message.GET_VQ_STATE:
         return Request(kind=kind, request_id=request_id, queue=_U32.unpack_from(data, _REQUEST.size)[0])
@@ -84,7 +84,7 @@ def encode_request(kind: int, request_id: int, payload: bytes = b"") -> bytes:
 
 
 def encode_response(request: Request, result: int, *, avail_index: int = 0) -> bytes:
-    """Return the answer to *request*; *avail_index* is the state of a split ring that GET_VQ_STATE asks for."""
+    """Return the answer to *request*, MESSAGE_BYTES. *avail_index* answers GET_VQ_STATE for a split ring."""
     payload = b""
     if request.kind == Message.GET_VQ_STATE:
         payload = struct.pack("<IH", request.queue, avail_index)
@@ -92,7 +92,7 @@ def encode_response(request: Request, result: int, *, avail_index: int = 0) -> b
 
 
 def encode_failure(message: bytes) -> bytes:
-    """Return the answer that *message* has failed; only the number of *message* is used."""
+    """Return the answer that *message* has failed. Only its request_id is read, so *message* may be malformed."""
     return message[4:8].ljust(4, b"\0") + RESULT_FAILED.to_bytes(4, "little") + bytes(MESSAGE_BYTES - 8)
 
 
@@ -103,28 +103,28 @@ def encode_name(name: str) -> bytes:
 
 def encode_device(name: str, *, device_id: int, features: int, nr_queues: int, config: bytes) -> bytes:
     """Return struct vduse_dev_config with the configuration space *config* behind it."""
-    # vq_align: the rings are laid out by the driver; a page is what every driver expects.
+    # vq_align is the alignment of rings. Every driver aligns them to a page.
     return _DEV_CONFIG.pack(name.encode(), 0, device_id, features, nr_queues, 4096, len(config)) + config
 
 
 def encode_queue(index: int, size: int) -> bytes:
-    """Return struct vduse_vq_config."""
+    """Return struct vduse_vq_config for queue *index* with up to *size* entries."""
     return _VQ_CONFIG.pack(index, size)
 
 
 def encode_kick(index: int, fd: int) -> bytes:
-    """Return struct vduse_vq_eventfd; *fd* -1 takes the eventfd away."""
+    """Return struct vduse_vq_eventfd for queue *index*; *fd* -1 removes its eventfd."""
     return _VQ_EVENTFD.pack(index, fd)
 
 
 def encode_index(index: int) -> bytes:
-    """Return a queue's number in the form for VQ_INJECT_IRQ."""
+    """Return the number of a queue in the form for VQ_INJECT_IRQ."""
     return _U32.pack(index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueInfo:
-    """struct vduse_vq_info of a split ring: entries, addresses, and the first index."""
+    """The fields of struct vduse_vq_info for a split ring: entries, addresses, and the next available index."""
 
     size: int
     desc: int
@@ -149,7 +149,10 @@ def decode_queue_info(data: bytes | bytearray) -> QueueInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """struct vduse_iotlb_entry: device addresses *start* to *last*, from *offset* on of a file descriptor."""
+    """The fields of struct vduse_iotlb_entry: device addresses *start* to *last* are a file from byte *offset* on.
+
+    *access* is ACCESS_RO for memory that may only be read.
+    """
 
     offset: int
     start: int

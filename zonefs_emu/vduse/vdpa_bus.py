@@ -23,21 +23,21 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Driver(Enum):
-    """The kernel driver that uses the device: for the host itself, or for a virtual machine."""
+    """The drivers of the kernel that can use a device: for the host itself, or for a virtual machine."""
 
     HOST = "virtio_vdpa"
     VM = "vhost_vdpa"
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError if *name* cannot be the name of a device, which becomes the name of a file."""
+    """Raise UsageError if *name* cannot be the name of a device. The kernel names files after devices."""
     if not _NAME.fullmatch(name) or name == "control":
         message = f"{name!r} cannot be the name of a device: a name has up to 64 letters, digits, '_', '.' and '-'"
         raise UsageError(message)
 
 
 def check_host(driver: Driver) -> None:
-    """Raise UsageError, with a remedy, if this kernel cannot make devices: no module, no permission."""
+    """Raise UsageError, with a remedy, if this kernel cannot make devices for *driver*: no module, no permission."""
     try:
         os.close(os.open(CONTROL_NODE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
@@ -56,10 +56,10 @@ def _hint(error: OSError) -> str:
 
 
 def create(name: str, *, device_id: int, features: int, nr_queues: int, config: bytes) -> None:
-    """Make the device *name*.
+    """Make the device *name*, with *features* and the configuration space *config*.
 
     Raises:
-        OSError: EEXIST if there is one; the kernel refuses.
+        OSError: EEXIST if the device exists, or the kernel refuses it.
     """
     device = protocol.encode_device(
         name, device_id=device_id, features=features, nr_queues=nr_queues, config=config
@@ -68,10 +68,10 @@ def create(name: str, *, device_id: int, features: int, nr_queues: int, config: 
 
 
 def destroy(name: str) -> None:
-    """Delete the device *name*, which is off the bus and not open.
+    """Delete the device *name*, which must be off the bus and not open.
 
     Raises:
-        OSError: EBUSY if it is not; EINVAL if there is none.
+        OSError: EBUSY if the device is on the bus or open; EINVAL if it does not exist.
     """
     _control(protocol.DESTROY_DEV, protocol.encode_name(name))
 
@@ -86,10 +86,10 @@ def _control(command: int, argument: bytes) -> None:
 
 
 def open_device(name: str) -> int:
-    """Open the device *name* to serve it.
+    """Open the device *name* to serve it, and return the descriptor. Blocks until udev or devtmpfs has made the node.
 
     Raises:
-        OSError: ENOENT if there is none, EBUSY if it is served already.
+        OSError: ENOENT if the device does not exist, EBUSY if it is served already.
     """
     node = CONTROL_NODE.with_name(name)
     deadline = time.monotonic() + _NODE_SECONDS
@@ -97,14 +97,14 @@ def open_device(name: str) -> int:
         try:
             return os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            # The node appears when udev or devtmpfs makes it.
+            # udev or devtmpfs makes the node a little after the device.
             if not Path(f"/sys/class/vduse/{name}").exists() or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
 
 def bind(name: str, driver: Driver) -> Path:
-    """Put the device on the bus, bind it to *driver*, and return the node that users open; blocks.
+    """Put the device *name* on the bus, bind it to *driver*, and return the node that users open. Blocks.
 
     The device must be served meanwhile, because its driver sends requests to it.
 
@@ -115,7 +115,7 @@ def bind(name: str, driver: Driver) -> Path:
     if not _on_bus(name).exists():
         netlink.add(name)
     if _driver_of(name) != driver.value:
-        # Several drivers bind to any device, and the first loaded one has bound to this one.
+        # Both drivers bind to any device, and the one that was loaded first may have bound to this device.
         (_on_bus(name) / "driver_override").write_text(driver.value)
         with contextlib.suppress(FileNotFoundError):
             (_on_bus(name) / "driver" / "unbind").write_text(name)
@@ -132,13 +132,17 @@ def bind(name: str, driver: Driver) -> Path:
 
 
 def unbind(name: str) -> None:
-    """Remove the device from the bus, if it is there; return when its driver has released it."""
+    """Remove the device *name* from the bus, if it is there; return when its driver has released it.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     if _on_bus(name).exists():
         netlink.remove(name)
 
 
 def node_of(name: str) -> Path | None:
-    """Return the node that users of the device *name* open, or None if it is not bound."""
+    """Return the node that users of the device *name* open, or None if no driver is bound to the device."""
     for pattern in ("virtio*/block/*", "vhost-vdpa-*"):
         for found in _on_bus(name).glob(pattern):
             node = Path("/dev") / found.name

@@ -1,14 +1,14 @@
 """One VDUSE device, from its creation or its recovery after the death of its server to its deletion.
 
-The device is the same virtio block device as with vhost-user, with the same queues; here the kernel is between it and
+The device is the same virtio block device as with vhost-user, with the same queues, but the kernel is between it and
 the driver. The kernel keeps the device, its rings and their requests when the server dies. A file holds a record of
 each queue (:mod:`zonefs_emu.inflight.ring_record`), so the next server executes each request exactly once.
 
 One thread serves messages and rings (:mod:`zonefs_emu.virtqueue.queue_server`). The kernel waits for the answers to its
-messages while it binds a driver, so binding and unbinding are done by the caller's thread while ours runs.
+messages while it binds or unbinds a driver, so the caller's thread does that while this thread runs.
 
-Boundaries (docs/errors.md) are the requests and rings of :mod:`zonefs_emu.virtqueue`, each message, which is answered
-as failed, and each step of the loop.
+Boundaries (docs/errors.md) are the requests and rings of :mod:`zonefs_emu.virtqueue`, each message (one that meets an
+exception is answered as failed), and each step of the loop.
 
 Invariants: no ring is served between a reset and the next DRIVER_OK; no memory that the kernel has taken back is used
 after that message was answered.
@@ -44,11 +44,10 @@ from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
 QUEUE_SIZE: Final = 128
 QUEUES_MAX: Final = 16
-#: After this many failed turns of the loop in a row the device is given up.
+#: If more turns of the loop than these fail in a row, the device is served no more.
 _BAD_STEPS_MAX: Final = 8
-_NOT_FOR_US: Final = (
-    blk_config.F_CONFIG_WCE | bits.RING_PACKED
-)  # the kernel refuses the first; the second gains nothing
+#: Features that are not offered: the kernel refuses CONFIG_WCE, and packed rings gain nothing here.
+_NOT_OFFERED: Final = blk_config.F_CONFIG_WCE | bits.RING_PACKED
 
 log = logging.getLogger(__name__)
 
@@ -58,23 +57,26 @@ class _VduseBlkDevice(BlkDevice):
 
 
 class VduseQueue(Virtqueue):
-    """A queue whose driver is called through the kernel."""
+    """A queue whose driver is notified through the kernel: by an ioctl of *device_fd*."""
 
     device_fd = -1
 
     def call(self) -> None:
         """Notify the driver that requests were given back."""
-        # This fails while the driver is being reset, and then the driver waits for no request.
+        # The ioctl fails while the driver is being reset. The driver then waits for no answer.
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.device_fd, protocol.VQ_INJECT_IRQ, protocol.encode_index(self.index))
 
 
 class TimedVduseQueue(VduseQueue, TimedVirtqueue):
-    """The same queue, with requests that take as long as on a real drive."""
+    """A VduseQueue whose requests take as long as on a real drive."""
 
 
 class VduseDevice:
-    """A device on the vdpa bus that is served from *device*, from :meth:`start` to :meth:`stop`. Both block."""
+    """A device on the vdpa bus that is served from *device*, from :meth:`start` to :meth:`stop`.
+
+    These two methods block until the kernel has carried them out.
+    """
 
     def __init__(
         self, device: ZonedDevice, *, name: str, records: Path, driver: Driver, nr_queues: int = 1,
@@ -82,10 +84,13 @@ class VduseDevice:
     ) -> None:  # fmt: skip
         """Prepare without changing anything.
 
-        *records*: a file of our own that outlives the process. *ended* is called, on any thread, when serving fails.
+        *records*: the file for the records of the queues, which outlives the process. *driver* is to use the device.
+        *ended* is called, on any thread, when the serving ends. A device that a dead server left keeps its number of
+        queues, whatever *nr_queues* says.
 
         Raises:
-            UsageError: the kernel cannot make devices, or would refuse the geometry; with a remedy.
+            UsageError: *name* or *nr_queues* is not possible, the name belongs to a device of another image, the kernel
+                cannot make devices, or the host's driver would refuse the geometry; with a remedy.
         """
         vdpa_bus.check_name(name)
         if not 0 < nr_queues <= QUEUES_MAX:
@@ -110,20 +115,20 @@ class VduseDevice:
         self.recovered = False
 
     def statistics(self) -> Mapping[str, int]:
-        """Return the counters since the start."""
+        """Return the number of requests that were answered since the start, and the number of queues."""
         queues = self._loop.queues if self._loop is not None else []
         return {"requests": sum(queue.requests for queue in queues), "queues": len(queues)}
 
     @property
     def failure(self) -> BaseException | None:
-        """The reason why serving ended, unless :meth:`stop` ended it."""
+        """The exception that ended the serving; None unless one did."""
         return self._loop.failure if self._loop is not None else None
 
     def start(self) -> Path:
         """Make the device, or recover the one that a dead server left; return the node that its users open.
 
         Raises:
-            UsageError: the kernel refuses the device.
+            UsageError: the kernel refuses the device, or another process serves it.
         """
         nr_queues = self._virtio_device.nr_queues
         try:
@@ -131,7 +136,7 @@ class VduseDevice:
                 self._fd = vdpa_bus.open_device(self.name)
                 self.recovered = True
             except FileNotFoundError:
-                # If this process dies before the file is filled, the file still assigns the device to this image.
+                # An empty file is made first: if this process dies now, the file assigns the device to this image.
                 self._records_path.touch(mode=0o600)
                 self._create(nr_queues)
             records = _map_records(self._records_path, nr_queues, go_on=self.recovered)
@@ -155,7 +160,7 @@ class VduseDevice:
             raise UsageError(message, exit_code=1) from None
 
     def _create(self, nr_queues: int) -> None:
-        offered = (self._virtio_device.offered | bits.ACCESS_PLATFORM) & ~_NOT_FOR_US
+        offered = (self._virtio_device.offered | bits.ACCESS_PLATFORM) & ~_NOT_OFFERED
         config = self._virtio_device.config()
         assert config is not None
         vdpa_bus.create(
@@ -172,8 +177,8 @@ class VduseDevice:
             raise
 
     def stop(self) -> None:
-        """Remove the device from the bus and delete it; requests in flight are answered first."""
-        with contextlib.suppress(OSError):  # another process has done so
+        """Remove the device from the bus, delete it and its records; requests in flight are answered first."""
+        with contextlib.suppress(OSError):  # another process has removed it
             vdpa_bus.unbind(self.name)
         assert self._loop is not None
         self._loop.stop()
@@ -184,14 +189,14 @@ class VduseDevice:
 
 
 def left_behind(name: str) -> list[str]:
-    """Return the node of the device *name*, or its name if it has none; None if there is no such device."""
+    """Return a list with the node of the device *name* (its name if it has no node), empty if it does not exist."""
     if not Path(f"/sys/class/vduse/{name}").exists():
         return []
     return [str(vdpa_bus.node_of(name) or name)]
 
 
 def _map_records(path: Path, nr_queues: int, *, go_on: bool) -> list[memoryview]:
-    """Map the file *path*, and return the record of each queue; with *go_on*, its content counts."""
+    """Map the file *path*, and return the record of each queue. With *go_on*, a file of the right length is kept."""
     part = record_bytes(QUEUE_SIZE)
     view = memoryview(map_record_file(path, nr_queues * part, go_on=go_on))
     return [view[index * part : (index + 1) * part] for index in range(nr_queues)]
@@ -223,15 +228,15 @@ class _Loop(threading.Thread):
         time_queues(self.queues, virtio_device.port, server.ring_due)
         server.queues = self.queues
         server.watch(fd, self._take_message)
-        #: Whether the memory has moved while rings were served.
+        #: Whether the kernel took memory back while rings were served; they are started again after the answer.
         self._moved = False
-        #: The message in progress.
+        #: The message that was read and is not answered yet.
         self._unanswered = b""
         self._nr_bad_steps = 0
         self.failure: BaseException | None = None
 
     def stop(self) -> None:
-        """End the thread; called from another one."""
+        """End the thread and wait for its end; called from another thread."""
         self._server.stop()
         self.join()
 
@@ -239,7 +244,7 @@ class _Loop(threading.Thread):
         """Serve until :meth:`stop`."""
         server = self._server
         try:
-            # A recovered device may be running; no queue of a new one is ready.
+            # The driver of a recovered device may be using it already. No queue of a new device is ready.
             self._start_queues()
             while not server.stopping:
                 self._step()
@@ -255,7 +260,7 @@ class _Loop(threading.Thread):
                 ending.callback(self._stop_queues)
 
     def _step(self) -> None:
-        """Wait for events and handle them; an exception costs the message that met it, or this step."""
+        """Wait for events and handle them. An exception fails the message that met it, or ends this step."""
         server = self._server
         try:
             server.wait()
@@ -263,7 +268,7 @@ class _Loop(threading.Thread):
             if self._shared.is_lost:
                 self._give_up_memory()
             if self._moved:
-                # Done after the answer, because the kernel maps memory only after it has the answer.
+                # The queues are started after the answer, because the kernel gives the new memory only after it.
                 self._start_queues()
                 self._moved = False
             self._nr_bad_steps = 0
@@ -278,7 +283,7 @@ class _Loop(threading.Thread):
         if message:
             kind = int.from_bytes(message[:4], "little")
             self._server.service.contain(f"message {kind} of the kernel", error)
-            # The message may have removed memory, so none of the driver's memory may be used any more.
+            # The kernel may take memory back by this message, so no memory of the driver may be used any more.
             self._drop_rings()
             with contextlib.suppress(OSError):  # the kernel no longer waits for an answer
                 os.write(self._fd, protocol.encode_failure(message))
@@ -321,7 +326,7 @@ class _Loop(threading.Thread):
                 self._stop_queues()
             finally:
                 for record in self._records:
-                    # Even if the reset fails, no earlier request comes again, because the driver starts over.
+                    # Even if the reset fails, no earlier request comes again, because the driver makes new rings.
                     record[:] = bytes(len(record))
             self._virtio_device.reset()
         elif status & bits.STATUS_DRIVER_OK:
@@ -348,7 +353,7 @@ class _Loop(threading.Thread):
             queue.size = info.size
             queue.base = info.avail_index
             queue.address = RingAddresses(info.desc, info.driver, info.device)
-            # A reset takes the kick descriptor away from the kernel.
+            # At a reset, the kernel drops the kick descriptor.
             fcntl.ioctl(self._fd, protocol.VQ_SETUP_KICKFD, protocol.encode_kick(queue.index, queue.kick_fd))
             try:
                 queue.start(memory, features, self._records[queue.index], None)
@@ -360,7 +365,7 @@ class _Loop(threading.Thread):
                 continue
             queue.enabled = True
             self._server.activate(queue)
-            # A server that died may have given requests back without a notification.
+            # A server that died may have given requests back without notifying the driver.
             queue.call()
 
     def _stop_queues(self) -> None:
@@ -370,14 +375,14 @@ class _Loop(threading.Thread):
             queue.enabled = False
 
     def _drop_rings(self) -> None:
-        """Stop serving all rings until the driver sets the device up again."""
+        """Serve no ring until the driver sets the device up again."""
         self._moved = False
         for queue in self.queues:
             self._server.abandon(queue)
             queue.ring, queue.enabled = None, False
 
     def _give_up_memory(self) -> None:
-        """Stop serving the present rings, whose memory is partly gone. The driver may set up new ones later."""
+        """Serve the present rings no more, because a part of their memory is gone. The driver may set up new ones."""
         log.warning("the driver's rings are not served until it sets the device up again: %s", LOST)
         self._drop_rings()
         self._shared = PeerMemory()
@@ -385,7 +390,7 @@ class _Loop(threading.Thread):
             queue.shared = self._shared
 
     def _forget_memory(self) -> None:
-        """Stop using all memory, because its addresses have another meaning now. Rings continue after the answer."""
+        """Stop all rings, because their addresses have another meaning now. They continue after the answer."""
         for queue in self.queues:
             if queue.ring is not None:
                 self._server.wait_idle(queue)
