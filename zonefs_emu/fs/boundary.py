@@ -1,4 +1,4 @@
-"""The boundary of FUSE requests and of a mount's background tasks: a bug costs the request that met it.
+"""The boundary of FUSE requests and of a mount's background tasks: a bug fails only the request that met it.
 
 Every handler that a subclass of :class:`ContainedOperations` defines is wrapped when the class is made, so that no
 handler can be forgotten. pyfuse3 takes :class:`FUSEError` for an answer; any other exception ends its loop, and with it
@@ -19,18 +19,18 @@ from zonefs_emu.fs.errnos import ERRNO_OF
 
 #: The port's name, which begins every sentence of ``why``.
 PORT_NAME: Final = "zonefs"
-#: The requests that pyfuse3 hands to a coroutine.
+#: The names of the methods of Operations that pyfuse3 calls as coroutines, one for each kind of request.
 HANDLERS: Final = frozenset(
     name for name, member in vars(pyfuse3.Operations).items() if inspect.iscoroutinefunction(member)
 )
-#: Requests that have no answer: an exception, even FUSEError, would end pyfuse3's loop.
+#: Requests that have no answer. Any exception of their handlers, also FUSEError, would end pyfuse3's loop.
 _UNANSWERED: Final = frozenset({"forget"})
 
 
 class ContainedOperations(pyfuse3.Operations):
     """Handlers whose unforeseen exceptions are contained and answered with EIO."""
 
-    #: Where they are reported; set by the subclass.
+    #: The object that contains and reports the exceptions; set by the subclass.
     unforeseen: UnforeseenErrors
 
     def __init_subclass__(cls) -> None:
@@ -40,7 +40,10 @@ class ContainedOperations(pyfuse3.Operations):
             setattr(cls, name, _contained_handler(name, vars(cls)[name]))
 
     def take_stock(self, handler: str, *arguments: object) -> None:
-        """Complete or undo what *handler* left half done when an exception ended it; *arguments* were its arguments."""
+        """Complete or undo what *handler* left half done when an exception ended it; by default, do nothing.
+
+        *arguments* are those that the handler had.
+        """
 
 
 def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:

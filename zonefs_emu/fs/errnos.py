@@ -11,15 +11,15 @@ from zonefs_emu.fs.rules import ZonefsRule
 
 
 class FileError(ZonedError):
-    """A request on a file was refused with *errno*. Where zonefs has a rule for it, the port's log says why."""
+    """A request on a file was refused with *errno*. If a rule of zonefs was broken, the port's log has it."""
 
     def __init__(self, errno_no: int) -> None:
         super().__init__(errno_no, errno.errorcode.get(errno_no, str(errno_no)))
         self.errno = errno_no
 
 
-#: The errno that an application gets for an answer of the device. zonefs passes on the errno of the block layer, which
-#: has EIO for every status but these.
+#: The errno that an application gets for each status of the device. zonefs passes on the errno of the block layer: EIO
+#: for all statuses but those below.
 #: Source: Linux block/blk-core.c, blk_errors; drivers/block/virtio_blk.c, virtblk_result.
 ERRNO_OF: Final[Mapping[Status, int]] = MappingProxyType(
     dict.fromkeys(Status, errno.EIO)
@@ -32,7 +32,7 @@ ERRNO_OF: Final[Mapping[Status, int]] = MappingProxyType(
     }
 )
 
-#: zonefs' own rules: the status that the log of refusals shows, and what the application gets.
+#: The status that the log of refusals shows for each rule of zonefs, and the errno that the application gets.
 FS_RULES: Final[Mapping[ZonefsRule, tuple[Status, int]]] = MappingProxyType(
     {
         ZonefsRule.FS_WRITE_PROTECTED: (Status.ZONE_READONLY, errno.EPERM),
@@ -55,7 +55,7 @@ FS_RULES: Final[Mapping[ZonefsRule, tuple[Status, int]]] = MappingProxyType(
     }
 )
 
-#: For the explanation of refusals: the names of the errors above.
+#: The answers for the explanation of refusals: the names of the errors that applications get.
 ANSWERS: Final = FrontEndAnswers(
     name="zonefs",
     of_status=lambda status, _operation: errno.errorcode[ERRNO_OF[status]],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Node:
-    """Permissions, owner and times of a file or directory. They are kept in memory only, until the unmount."""
+    """Permissions, owner and times of a file or directory. They exist in memory only, and are lost at the unmount."""
 
     __slots__ = ("atime_ns", "ctime_ns", "gid", "mode", "mtime_ns", "uid")
 
@@ -20,11 +20,14 @@ class Node:
 
 
 class ZoneFile(Node):
-    """One file. *readonly* and *offline* are marks of zonefs; the zone need not have that condition.
+    """One file, of *nr_zones* zones from *zone_no* on.
 
-    *nr_cached* counts the handles that use the kernel's page cache. *notified_size* is the size that was last reported
-    to the kernel. *notified_before* is the size reported before that if the kernel may still use it, otherwise -1.
-    *lookers* are threads that have asked for the attributes since the last failed write, None if no write has failed.
+    *readonly* and *offline* are marks of zonefs; the zone need not have that condition. *wp* is the size that zonefs
+    takes for the write pointer, in bytes from the start of the file. *zone_open*: the volume has opened the zone
+    explicitly. *active*: the file counts among the active files. *nr_writers* counts the handles that can write, and
+    *nr_cached* those that use the kernel's page cache. *notified_size* is the size that was last reported to the
+    kernel. *notified_before* is the size reported before that if the kernel may still use it, otherwise -1. *lookers*
+    are the threads that have asked for the attributes since the last failed write, None if no write has failed.
     """
 
     __slots__ = (
@@ -45,7 +48,7 @@ class ZoneFile(Node):
         self.readonly = False
         self.offline = False
         self.immutable = False
-        self.zone_open = False  # explicitly, by us
+        self.zone_open = False
         self.active = False
         self.nr_writers = 0
         self.nr_cached = 0
@@ -55,7 +58,11 @@ class ZoneFile(Node):
 
 
 class Handle:
-    """One open file description. *cached* and *failed* are for :mod:`zonefs_emu.fs.operations`."""
+    """One open file description, with the meaning of its *flags*.
+
+    :mod:`zonefs_emu.fs.operations` sets *cached* (the handle uses the kernel's page cache) and *failed* (a write has
+    failed, after which the kernel may truncate the file).
+    """
 
     __slots__ = ("append", "cached", "direct", "failed", "file", "noatime", "synchronous", "writable")
 

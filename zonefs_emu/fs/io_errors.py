@@ -56,10 +56,10 @@ class Verdict(NamedTuple):
 
 
 def data_size(cond: Condition, written: int, capacity: int, wp_size: int, *, sequential: bool) -> int:
-    """Return how many bytes zonefs assumes a zone in *cond* to hold.
+    """Return how many bytes zonefs assumes that a zone in *cond* holds.
 
-    READONLY: "the write pointer of read-only zones is invalid", so a sequential file keeps the size it had last, which
-    is 0 (as *wp_size*) when mounting.
+    "The write pointer of read-only zones is invalid" (Linux fs/zonefs/super.c). So a sequential file of a READONLY zone
+    keeps its size, *wp_size*, which is 0 while mounting.
     """
     match cond:
         case Condition.OFFLINE:
@@ -73,7 +73,7 @@ def data_size(cond: Condition, written: int, capacity: int, wp_size: int, *, seq
 
 
 def judge(finding: Finding, policy: ErrorPolicy, *, write: bool) -> Verdict | None:
-    """Return the new state of the file of *finding*, None if nothing changes. *write*: the request was no read."""
+    """Return the new state of the file of *finding*; None if it stays as it is. *write*: the failed I/O was no read."""
     data = data_size(finding.cond, finding.written, finding.capacity, finding.wp_size, sequential=finding.sequential)
     offline = finding.offline or finding.cond is Condition.OFFLINE
     readonly = finding.readonly or finding.cond is Condition.READONLY
@@ -90,6 +90,6 @@ def judge(finding: Finding, policy: ErrorPolicy, *, write: bool) -> Verdict | No
         lost_mode = WRITE_BITS
         size = finding.size
     elif policy is ErrorPolicy.REMOUNT_RO:
-        # "Do not expose garbage": data that zonefs did not write may be anything.
+        # Data that was not written through zonefs may be anything, so the file does not grow over it.
         size = min(data, finding.size)
     return Verdict(size, readonly, offline, lost_mode, policy is ErrorPolicy.REMOUNT_RO)

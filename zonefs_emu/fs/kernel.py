@@ -24,8 +24,8 @@ _FUSERMOUNT_SECONDS: Final = 20
 def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
     """Unmount *mountpoint* unless it is in use; return whether it is unmounted.
 
-    Blocks, and needs the file system to be served meanwhile. With *lazy*, it does neither, and unmounts a file system
-    that is in use as well.
+    Blocks, and needs the file system to be served meanwhile. With *lazy*, neither is so, and a file system that is in
+    use is unmounted, too.
     """
     try:
         take_away(mountpoint, lazy=lazy)
@@ -35,10 +35,10 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
 
 
 def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount *mountpoint*, as :func:`unmount` does.
+    """Unmount *mountpoint* as :func:`unmount` does, but raise if that fails.
 
     Raises:
-        UsageError: it is in use, or the host refuses; says why.
+        UsageError: *mountpoint* is in use, or the host refuses; the sentence says why.
     """
     busy = f"{mountpoint} cannot be unmounted: a file in it is open, or a process works in it"
     if os.geteuid() == 0:
@@ -53,7 +53,7 @@ def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
             check=False,
             capture_output=True,
             timeout=_FUSERMOUNT_SECONDS,
-            # Its output is compared with English text below.
+            # English, because the output is compared with os.strerror() below.
             env=os.environ | {"LC_ALL": "C"},
         )
     except FileNotFoundError:
@@ -72,10 +72,10 @@ def take_away(mountpoint: Path, *, lazy: bool = False) -> None:
 
 
 def remount_readonly(mountpoint: Path) -> None:
-    """Make *mountpoint* read-only for the kernel too. Blocks, and needs the file system to be served.
+    """Make *mountpoint* read-only for the kernel, too. Blocks, and needs the file system to be served meanwhile.
 
     Raises:
-        OSError: EBUSY while a file is open for writing; EPERM without CAP_SYS_ADMIN.
+        OSError: EBUSY while a file is open for writing; EPERM without CAP_SYS_ADMIN; or the host refuses otherwise.
     """
     flags = os.statvfs(mountpoint).f_flag & _KEPT_FLAGS
     if _libc().mount(b"none", os.fsencode(mountpoint), None, MS_REMOUNT | MS_RDONLY | flags, None):

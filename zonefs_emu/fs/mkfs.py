@@ -1,8 +1,9 @@
 """Formatting: what mkzonefs does to a device, through a port.
 
 May not know: FUSE, paths, terminals. :func:`examine` reads the device, :func:`format_device` formats it, and
-:func:`report_lines` gives the text for both.
-Source: zonefs-tools src/mkzonefs.c; the output is its own, line by line.
+:func:`report_lines` makes the text for people.
+
+Source: zonefs-tools src/mkzonefs.c, whose output this is, line by line.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_BYTES, SECTOR_SHIFT, round_up, to_bytes
 
+#: Zones in one report.
 _REPORT_ZONES: Final = 4096
 _LOST: Final = frozenset((Condition.READONLY, Condition.OFFLINE))
-#: More digits are no user, group or permissions, and Python refuses to convert some thousands of them.
+#: A number with more digits is no user, group or permissions. Python refuses to convert some thousands of digits.
 _DIGITS_MAX: Final = 40
 _FEATURE_OF: Final = {"uid": Feature.UID, "gid": Feature.GID, "perm": Feature.PERM}
 
@@ -58,7 +60,8 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
     """Return the super block for ``-o`` *text*: ``aggr_cnv,uid=N,gid=N,perm=OCTAL``, or some of these.
 
     Raises:
-        UsageError: an unknown feature, a number that is none, a value without an encoding, or a label that is no text.
+        UsageError: *text* has an unknown feature, no number where one is needed or one that is too large; or *label* is
+            too long or cannot be encoded as UTF-8.
     """
     features = Feature(0)
     values = {"uid": 0, "gid": 0, "perm": DEFAULT_PERM}
@@ -86,7 +89,7 @@ def parse_features(text: str, *, uuid: UUID, label: str = "") -> SuperBlock:
 
 
 def is_formatted(port: Port) -> bool:
-    """Return whether the device appears to hold a zonefs, sound or damaged; False if zone 0 cannot be read."""
+    """Return whether the device appears to contain a zonefs, sound or damaged; False if zone 0 cannot be read."""
     block = bytearray(SUPER_BLOCK_BYTES)
     status = port.read(0, SUPER_BLOCK_BYTES >> SECTOR_SHIFT, (block,))
     return not status and has_magic(bytes(block))
@@ -96,7 +99,8 @@ def examine(port: Port) -> Facts:
     """Return the properties of the device.
 
     Raises:
-        UsageError: it can hold no zonefs, because no zone is usable, or zone 0 is too small, read-only or offline.
+        UsageError: the device cannot be formatted, because no zone is usable, or zone 0 is too small, read-only or
+            offline.
     """
     geometry = port.geometry
     nr_readonly = nr_offline = zone_no = 0
@@ -128,12 +132,13 @@ def examine(port: Port) -> Facts:
 
 
 def format_device(port: Port, super_block: SuperBlock) -> None:
-    """Reset all sequential zones, write *super_block*, finish zone 0 if it is sequential, flush. Blocks.
+    """Reset all sequential zones, write *super_block*, finish zone 0 if it is sequential, and flush. Blocks.
 
-    All data is lost. Zones that are read-only or offline stay as they are. Ask :func:`examine` first.
+    All data is lost. Zones that are read-only or offline stay as they are. Call :func:`examine` first, which says
+    whether the device can be formatted.
 
     Raises:
-        UsageError: the device refused; one sentence says what.
+        UsageError: the device refused a step; the sentence says which.
     """
     geometry = port.geometry
     _require(port.manage_all(Operation.RESET), "reset of the sequential zones")
@@ -169,7 +174,7 @@ def report_lines(facts: Facts, super_block: SuperBlock, device_name: str) -> Ite
 
 
 def _written_bytes(port: Port) -> int:
-    """Return how many bytes the super block takes: whole granules."""
+    """Return how many bytes the super block takes: a multiple of the write granularity."""
     return round_up(SUPER_BLOCK_BYTES, port.geometry.write_granularity * SECTOR_BYTES)
 
 

@@ -40,7 +40,7 @@ from zonefs_emu.model.transitions import VIRTIO
 
 log = logging.getLogger(__name__)
 
-#: How long an orderly unmount may take when cancelled: a daemon that gets a signal has 5 seconds for everything.
+#: The longest time for an orderly unmount when cancelled: a daemon that gets a signal has 5 seconds for everything.
 UNMOUNT_SECONDS: Final = 2
 
 
@@ -68,10 +68,12 @@ async def serve(
 ) -> None:
     """Mount the zonefs on *device* at *mountpoint* and serve it until it is unmounted or the caller cancels.
 
-    *source* is for the first column of /proc/mounts. ``task_status.started`` passes the Mount on when it can be used.
+    *source* is for the first column of /proc/mounts, and names the image in errors. ``task_status.started`` passes the
+    Mount on when it can be used.
 
     Raises:
-        ImageError, UsageError: nothing was mounted; one sentence says why.
+        ImageError: the device has no sound super block; nothing was mounted.
+        UsageError: nothing was mounted; one sentence says why.
     """
     # An unreadable super block and a missing directory are found before anything is mounted.
     mountpoint = _directory(mountpoint)
@@ -91,7 +93,7 @@ async def serve(
         with _stderr_caught(said):
             pyfuse3.init(mount.operations, str(mountpoint), fuse_options(options, source))
     except RuntimeError as error:
-        # The error names a function only. The kernel's or fusermount3's reason was written to stderr.
+        # The error only names a function. libfuse or fusermount3 has written the reason to stderr.
         message = f"cannot mount on {mountpoint}: {'; '.join(said) or error}"
         raise UsageError(message, 1) from None
     for line in said:
@@ -143,14 +145,14 @@ class _Option(str):
 
 
 def fuse_options(options: MountOptions, source: str) -> set[str]:
-    """Return the options for libfuse."""
+    """Return the options for libfuse; *source* is what the kernel is to show as the mounted device."""
     # A comma separates options, a backslash quotes one.
     name = source.replace("\\", "\\\\").replace(",", "\\,")
     # default_permissions: the kernel compares mode and owner with the caller, as for any file system.
-    told = {"default_permissions", "subtype=zonefs", _Option(f"fsname={name}"), "ro" if options.readonly else "rw"}
+    own = {"default_permissions", "subtype=zonefs", _Option(f"fsname={name}"), "ro" if options.readonly else "rw"}
     if options.allow_other:
-        told.add("allow_other")
-    return told | options.passed_on
+        own.add("allow_other")
+    return own | options.passed_on
 
 
 def _directory(mountpoint: Path) -> Path:
@@ -193,13 +195,13 @@ async def _serve_shielded(news: "_News", serving: trio.CancelScope, ended: trio.
 
 
 class _News:
-    """Notifications of the kernel outside of answers to its requests.
+    """Notifications to the kernel that do not answer a request.
 
-    There are three kinds: cached pages of a file are stale because another front-end changed its zone; error recovery
-    changed a size; the file system is read-only. All three block, and the kernel may send requests meanwhile, so they
-    are sent by threads.
+    There are three kinds: cached pages of a file are stale, because another front-end changed its zone; error recovery
+    changed a size; the file system has become read-only. Each of them blocks, and the kernel may send requests
+    meanwhile, so threads send them.
 
-    An error with one file is contained: the notifications of other files and the requests are not affected.
+    An error with one file is contained: the notifications for other files, and requests, are not affected.
     """
 
     def __init__(self, mount: Mount, token: trio.lowlevel.TrioToken) -> None:
@@ -216,9 +218,8 @@ class _News:
         mount.operations.on_writer_gone = self._on_writer_gone
 
     def zones_changed(self, zone_no: int, nr_zones: int) -> None:
-        """Take note; called by any thread, with the device's lock held."""
-        # Pages need no update while no handle uses the page cache, which is usual, so a write of another front-end
-        # costs nothing here.
+        """Note that another front-end changed zones; called by any thread, with the device's lock held."""
+        # Usually no handle uses the page cache. Then no pages are stale, and nothing is noted.
         if self._mount.operations.nr_cached_handles:
             self._changed_zones.append((zone_no, nr_zones))
             self._token.run_sync_soon(self._wake_up, idempotent=True)
@@ -234,7 +235,7 @@ class _News:
         self._writer_gone.set()
 
     async def deliver(self) -> None:
-        """Tell the kernel what is stale, until cancelled."""
+        """Notify the kernel of stale pages and changed sizes, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
@@ -247,7 +248,7 @@ class _News:
             with contained(self._unforeseen, f"dropping the cached pages of {file.path}"):
                 await _in_thread(partial(self._mount.operations.drop_pages_sync, file))
         for file in resized:
-            # Dropping the attributes does not make the kernel ask for the size. Looking at the file does.
+            # The kernel asks for the size when a process looks at the file, and not when its attributes are dropped.
             with contained(self._unforeseen, f"telling the kernel the size of {file.path}"):
                 await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
 
@@ -261,9 +262,10 @@ class _News:
         }
 
     async def make_readonly(self) -> None:
-        """Once an error made the file system read-only, make the mount so too, when the last writer is gone.
+        """Wait until an error makes the file system read-only; then make the mount read-only for the kernel, too.
 
-        Requests that change something fail with EROFS at once; the remount makes /proc/mounts and statvfs(3) say so.
+        The kernel refuses that until the last writer is gone. Requests that change something fail with EROFS from the
+        error on; after the remount, /proc/mounts and statvfs(3) say that the mount is read-only.
         """
         await self._readonly.wait()
         with contained(self._unforeseen, "making the mount read-only"):
@@ -284,7 +286,7 @@ class _News:
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    # The thread is abandoned when the mount ends: the kernel then answers it with an error.
+    # The thread is abandoned when the mount ends. The kernel then ends the thread's call with an error.
     await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 

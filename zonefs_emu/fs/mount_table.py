@@ -1,4 +1,4 @@
-"""The kernel's table of mounts: the mounts of this program, and their owners.
+"""The kernel's table of mounts: which mounts are those of zonefs_emu, and their owners.
 
 The table is read as bytes, because names in it may have any byte but a newline.
 """
@@ -16,9 +16,9 @@ _USER: Final = re.compile(rb"(?:^|,)user_id=(\d+)(?:,|$)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountEntry:
-    """A mount as the kernel lists it.
+    """A mount as the kernel lists it: the mounted *source*, and the *directory* where it is mounted.
 
-    *is_ours*: it is a zonefs of this program; *uid* is then its owner, as numbered in this process's user namespace.
+    *is_ours*: it is a zonefs of zonefs_emu. *uid* is then its owner, as numbered in the user namespace of this process.
     """
 
     directory: Path
@@ -28,14 +28,14 @@ class MountEntry:
 
 
 def parse(mountinfo: bytes) -> list[MountEntry]:
-    """Return the mounts in *mountinfo*, the content of /proc/self/mountinfo, the latest first.
+    """Return the mounts in *mountinfo*, the content of /proc/self/mountinfo, the latest one first.
 
-    Source: Linux Documentation/filesystems/proc.rst, 3.5; fs/proc_namespace.c, show_mountinfo: blank, tab, newline,
-    backslash and "#" are written in octal.
+    Source: Linux Documentation/filesystems/proc.rst, 3.5; fs/proc_namespace.c, show_mountinfo, which writes blank, tab,
+    newline, backslash and "#" in octal.
     """
     entries = []
     for line in mountinfo.split(b"\n"):
-        # The first separator: the fields before it, of which there is any number, have no blank in them.
+        # The first " - " is the separator: there is any number of fields before it, but none of them has a blank.
         before, separator, after = line.partition(b" - ")
         if separator:
             fs_type, source, options, *_ = [*after.split(b" "), b"", b""]
@@ -52,7 +52,7 @@ def parse(mountinfo: bytes) -> list[MountEntry]:
 
 
 def mount_at(directory: Path) -> MountEntry | None:
-    """Return the mount that is seen at *directory*, an absolute path without links, if there is one and it is ours."""
+    """Return the mount that is seen at *directory*, an absolute path without links; None unless it is ours."""
     entries = parse(Path("/proc/self/mountinfo").read_bytes())
     top = next((entry for entry in entries if entry.directory == directory), None)
     return top if top is not None and top.is_ours else None

@@ -1,9 +1,9 @@
 """Hiding features of the kernel from libfuse, which otherwise enables all of them; pyfuse3 has no option for that.
 
 FUSE_INIT, the first request of a mount, lists the features of the kernel, and its answer those to be enabled. libfuse
-reads the request from the descriptor of the mount. Here a socket takes the place of that descriptor, and libfuse reads
-the request without some of the features. Before libfuse answers, the descriptor is that of the mount again, so later
-requests cost no more.
+reads the request from the descriptor of the mount. This module puts a socket in the place of that descriptor, from
+which libfuse reads the request without some of the features. Before libfuse answers, the descriptor is that of the
+mount again, so later requests cost no more.
 
     handshake = Handshake()
     pyfuse3.init(operations, …)
@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-#: The pieces of an asynchronous direct request are sent without waiting for one another.
-#: Source: Linux include/uapi/linux/fuse.h, as the rest.
+#: The feature by which the kernel sends the pieces of an asynchronous direct request without waiting for one another.
+#: Source of all numbers here: Linux include/uapi/linux/fuse.h.
 FUSE_ASYNC_DIO: Final = 1 << 15
 
 _OPCODE_INIT: Final = 26
@@ -35,7 +35,7 @@ _ROOM_BYTES: Final = (1 << 20) + 4096
 
 
 class Handshake:
-    """The first request of the mount that is made after this object."""
+    """The first request of the mount that is made next in this process, after this object."""
 
     def __init__(self) -> None:
         self._before = _fuse_descriptors()
@@ -45,9 +45,9 @@ class Handshake:
         self._socket: socket.socket | None = None
 
     def begin(self, withheld: int) -> None:
-        """Hold the first request ready for libfuse, without the features *withheld* (bits of fuse_init_in.flags)."""
+        """Let libfuse read the first request without the features *withheld* (bits of fuse_init_in.flags)."""
         (self._fd,) = _fuse_descriptors() - self._before
-        # The kernel has sent it before mount(2) returned.
+        # The request is there already, because the kernel sends it before mount(2) returns.
         request = bytearray(os.read(self._fd, _ROOM_BYTES))
         _, opcode = _HEADER.unpack_from(request)
         assert opcode == _OPCODE_INIT
@@ -60,7 +60,7 @@ class Handshake:
             os.dup2(reader.fileno(), self._fd, inheritable=False)
 
     def end(self) -> None:
-        """Put the mount's descriptor back in its place; do nothing if it is there."""
+        """Put the mount's descriptor back in its place; do nothing if it is there already."""
         if self._socket is not None:
             os.dup2(self._kept, self._fd, inheritable=False)
             os.close(self._kept)
@@ -71,7 +71,7 @@ class Handshake:
 def _fuse_descriptors() -> set[int]:
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
-        # Not stat(2): for a file on a mount of this process, it would wait for an answer of this thread.
+        # Not by stat(2), which would wait for an answer of this thread if the file is on a mount of this process.
         with suppress(FileNotFoundError):  # the listing's own descriptor
             if entry.readlink() == Path("/dev/fuse"):
                 found.add(int(entry.name))

@@ -1,11 +1,12 @@
 """FUSE requests, translated to calls of :class:`Volume`: node and handle numbers to files, FileError to FUSEError.
 
-This module also has the guards that FUSE needs and the kernel's zonefs does not; docs/fuse.md explains each.
+All handlers raise FUSEError with the errno of a refused request. This module also has the guards that FUSE needs and
+the kernel's zonefs does not; docs/fuse.md explains each.
 
-* The hot path (read, write) makes no await: requests are answered in the order in which the kernel queued them.
+* The hot path (read, write) does not await, so requests are answered in the order in which the kernel queued them.
 * A flush waits in a thread. A write that must wait for a flush takes the lock of its file, and every later request
   that changes the file queues behind it, in order.
-* An injected delay holds up the answer and not the event loop: see :meth:`ZonefsOperations._wait_deferred`.
+* An injected delay defers the answer and does not block the event loop: see :meth:`ZonefsOperations._wait_deferred`.
 """
 
 import errno
@@ -30,11 +31,11 @@ from zonefs_emu.fs.tree import NAME_MAX, ROOT_NODE_ID, Group, node_id, zone_no_o
 from zonefs_emu.fs.volume import Volume
 from zonefs_emu.model.transitions import Operation
 
-#: How long the kernel may cache names, which never change, and the attributes of directories, which change by its own
-#: requests only.
+#: How long the kernel may cache names, which never change, and the attributes of directories, which change by requests
+#: of the kernel only.
 KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
-#: Threads that are noted for a file after a failed write. What others truncate then is taken for the kernel's.
+#: The most threads that are noted for a file after a failed write. A truncation by any other counts as the kernel's.
 _LOOKERS_MAX: Final = 64
 
 
@@ -69,13 +70,14 @@ class ZonefsOperations(ContainedOperations):
         self.on_init: Callable[[], None] = _nothing
 
     def init(self) -> None:
-        """Take note that libfuse has read the first request."""
+        """Call *on_init*: libfuse has read the first request."""
         self.on_init()
 
     def take_stock(self, handler: str, *arguments: object) -> None:
-        """Read the state of the zone that the failed request was to change: its command may have been carried out.
+        """Read the state of the zone that a request was to change when an exception ended it.
 
-        Otherwise the next write would meet another write pointer, and ``errors=`` could make the mount read-only.
+        The command may have been carried out. If the size of the file did not follow, the next write would not be at
+        the write pointer, and ``errors=`` could make the mount read-only.
         """
         if handler not in {"open", "setattr", "write"}:
             return
@@ -86,23 +88,23 @@ class ZonefsOperations(ContainedOperations):
             self.volume.take_stock(file)
 
     def _defer(self, duration_ns: int) -> None:
-        """Note an injected delay of the request in progress; in a thread that may block, wait."""
+        """Note an injected delay of the request in progress; in another thread than the event loop's, wait."""
         if threading.get_ident() == self._thread:
             self._late_ns += duration_ns
         else:
             self.volume.port.device.sleep_ns(duration_ns)
 
     def _hold(self, due_ns: int, arrival_ns: int) -> None:
-        """Note the time at which the request in progress is to be answered; the drive's timing gives it."""
+        """Note when the request in progress is due, by the timing of the drive, and when it arrived."""
         assert self._timed is not None
         self._timed.held.hold(due_ns, arrival_ns)
         self._late_ns = max(self._late_ns, 1)
 
     async def _wait_deferred(self) -> None:
-        """Hold up the answer to a request for as long as the request was delayed.
+        """Defer the answer to a request by its injected delay, or until it is due.
 
         The request has been carried out already, so this wait does not change the order of requests. If a request had
-        to wait for something else first, its delay may fall on another request that came meanwhile.
+        to wait for something else before, its delay may fall on another request that came meanwhile.
         """
         duration_ns, self._late_ns = self._late_ns, 0
         port = self._timed
@@ -119,7 +121,7 @@ class ZonefsOperations(ContainedOperations):
     # -- names ------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Find *name*; ENOENT, or ENAMETOOLONG as soon as it has more bytes than any zonefs name."""
+        """Return the attributes of *name* in a directory; ENOENT, or ENAMETOOLONG if it is longer than NAME_MAX."""
         found = self._find(parent_inode, name)
         if isinstance(found, ZoneFile):
             entry = self._file_attributes(found)
@@ -132,7 +134,11 @@ class ZonefsOperations(ContainedOperations):
         return self._group_attributes(found)
 
     def _find(self, parent: int, name: bytes) -> ZoneFile | Group | None:
-        """Return what *name* is in the directory *parent*; None is the root."""
+        """Return the file or directory *name* of the directory *parent*; None if it is the root.
+
+        Raises:
+            FUSEError: ENOENT, ENAMETOOLONG, or ENOTDIR if *parent* is no directory.
+        """
         if len(name) > NAME_MAX:
             raise FUSEError(errno.ENAMETOOLONG)
         tree = self.volume.tree
@@ -156,7 +162,7 @@ class ZonefsOperations(ContainedOperations):
         return file
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        """Open a directory: its handle is its node id."""
+        """Open a directory. Its handle is its node id."""
         return inode
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -177,8 +183,8 @@ class ZonefsOperations(ContainedOperations):
     def _list_files(self, token: pyfuse3.ReaddirToken, group: Group, first_no: int) -> None:
         """List the files of *group* from number *first_no* on, until the kernel has enough.
 
-        A directory may have a million files. Those that were not used since the mount differ in three attributes only,
-        so one object serves for all of them.
+        A directory may have a million files. Files that were not used since the mount differ in three attributes only,
+        so they share one object.
         """
         volume, reply = self.volume, pyfuse3.readdir_reply
         zone_cap = volume.geometry.zone_cap
@@ -213,8 +219,8 @@ class ZonefsOperations(ContainedOperations):
         """Refuse: zonefs has no fsync for directories."""
         raise self._refuse(ZonefsRule.FS_DIRECTORY_SYNC, "fsync of a directory")
 
-    # The tree is fixed. A lookup in zonefs answers an error and no negative entry. So requests that create a name get
-    # ENOENT, and requests that remove one get EPERM if the name exists.
+    # The tree is fixed. The kernel's zonefs answers a lookup of an unknown name by an error and not by a negative
+    # entry. So requests that create a name get ENOENT, and requests that remove one get EPERM if the name exists.
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
@@ -268,7 +274,7 @@ class ZonefsOperations(ContainedOperations):
         raise self._refuse(ZonefsRule.FS_REMOVE, "removing", name)
 
     def _refuse(self, rule: ZonefsRule, what: str, name: bytes | None = None) -> FUSEError:
-        """Note that *what* was refused, to the file *name* if given, and return what the application gets."""
+        """Note that *what* was refused, with the file *name* if given, and return the error for the application."""
         request = what if name is None else f"{what} {name.decode(errors='replace')!r}"
         return FUSEError(self.volume.refuse(rule, request).errno)
 
@@ -315,7 +321,7 @@ class ZonefsOperations(ContainedOperations):
         if file.notified_size != file.size:
             file.notified_before, file.notified_size = file.notified_size, file.size
         entry.st_size = file.size
-        # The most that the file can hold, not what it holds.
+        # As in the kernel's zonefs, the blocks are those that the file can have, not those that it has.
         entry.st_blocks = file.capacity >> 9
         return entry
 
@@ -339,7 +345,7 @@ class ZonefsOperations(ContainedOperations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        """Change attributes; checks in the order of zonefs_inode_setattr."""
+        """Change attributes, and return all. The checks are in the order of the kernel's zonefs_inode_setattr."""
         volume = self.volume
         file = self._file(inode)
         node = file or self._directory(inode)
@@ -371,14 +377,18 @@ class ZonefsOperations(ContainedOperations):
         if fields.update_mtime:
             node.mtime_ns = attr.st_mtime_ns
         if fields.update_size and fh is not None:
-            # truncate(2) changes no times. ftruncate(2) changes two, which are left to the file system.
+            # truncate(2) changes no times. ftruncate(2) changes two, which the kernel leaves to the file system.
             node.mtime_ns = node.ctime_ns = volume.now_ns()
         elif fields.update_mtime or fields.update_mode or fields.update_uid or fields.update_gid:
             node.ctime_ns = volume.now_ns()
         return self._attributes(inode)
 
     def _check_directory_change(self, attr: EntryAttributes, fields: SetattrFields) -> None:
-        """Refuse to make a directory writable, for root too, and to give it a size."""
+        """Refuse to make a directory writable, also for root, and to set its size.
+
+        Raises:
+            FileError: EROFS, EPERM or EISDIR.
+        """
         request = "a change of the attributes of a directory"
         if self.volume.readonly:
             raise self.volume.refuse(ZonefsRule.FS_READONLY, request)
@@ -388,13 +398,13 @@ class ZonefsOperations(ContainedOperations):
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_SIZE, request)
 
     def _is_automatic(self, fh: int, size: int, thread: int) -> bool:
-        """Return whether the kernel, and not an application, asks to truncate; *thread* asks.
+        """Return whether a request of *thread* to truncate to *size* is the kernel's own, and not an application's.
 
         After a failed write that would have made the file longer, the kernel truncates the file to the size that it has
         cached (fuse_do_truncate). If that size is stale and 0, obeying would reset a zone full of data. The size that
         the kernel cached before counts too, because the request may have been sent before an answer with the right
-        size. The kernel truncates before the call of the application returns. So a thread that has asked for the
-        attributes since the write failed, as fstat(2) does, truncates by itself.
+        size. The kernel truncates before the call of the application returns. So if a thread has asked for the
+        attributes since the write failed, as fstat(2) does, its request is an application's.
         """
         handle = self.handles[fh]
         file = handle.file
@@ -413,7 +423,7 @@ class ZonefsOperations(ContainedOperations):
         return self.volume.root if group is None else self.volume.directories[group.name]
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """Return sizes in blocks of the write granularity; offline zones count as free space, as in the kernel."""
+        """Return sizes in blocks of the write granularity. As in the kernel, offline zones count as free space."""
         volume = self.volume
         result = StatvfsData()
         result.f_bsize = result.f_frsize = volume.block_bytes
@@ -425,19 +435,19 @@ class ZonefsOperations(ContainedOperations):
         return result
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """Answer ENOSYS: from then on the kernel answers EOPNOTSUPP itself, instead of asking before each write."""
+        """Answer ENOSYS, after which the kernel answers EOPNOTSUPP itself instead of asking before each write."""
         raise FUSEError(errno.ENOSYS)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        """Return no names."""
+        """Return an empty list, because files have no extended attributes."""
         return []
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        """Refuse."""
+        """Refuse to set an extended attribute."""
         raise self._refuse(ZonefsRule.FS_XATTR, "a change of the extended attribute", name)
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        """Refuse."""
+        """Refuse to remove an extended attribute."""
         raise self._refuse(ZonefsRule.FS_XATTR, "a change of the extended attribute", name)
 
     # -- files ------------------------------------------------------------------------------------------------
@@ -492,10 +502,10 @@ class ZonefsOperations(ContainedOperations):
             await self._wait_deferred()
 
     async def flush(self, fh: int) -> None:
-        """Do nothing at close(2): no data is held back, and durability is promised by fsync(2) only."""
+        """Do nothing at close(2): no data waits to be written, and only fsync(2) promises durability."""
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Read. pyfuse3 copies the returned buffer before it takes another request."""
+        """Return up to *size* bytes at *off*, in a buffer that pyfuse3 copies before it takes another request."""
         try:
             data = self._read(self.handles[fh], off, size)
         except FileError as error:
@@ -508,7 +518,7 @@ class ZonefsOperations(ContainedOperations):
         return data  # type: ignore[return-value]  # any buffer will do
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Write."""
+        """Write *buf* at *off*, and return how many bytes were written: fewer where the file's capacity ends."""
         handle = self.handles[fh]
         file = handle.file
         try:
@@ -520,7 +530,7 @@ class ZonefsOperations(ContainedOperations):
                 if file.nr_cached:
                     await self._drop_pages(file)
                 if handle.synchronous:
-                    # No FSYNC follows on handles that bypass the cache.
+                    # On handles that bypass the cache, the kernel sends no FSYNC after a synchronous write.
                     await self._sync(file)
         except FileError as error:
             handle.failed = True
@@ -545,7 +555,7 @@ class ZonefsOperations(ContainedOperations):
 
     @asynccontextmanager
     async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
-        """Hold the lock of *file*: while one request waits for it, later ones queue behind it to keep their order."""
+        """Hold the lock of *file*. Requests that wait for the lock get it in the order in which they came."""
         zone_no = file.zone_no
         lock = self._file_locks.setdefault(zone_no, trio.Lock())
         async with lock:
@@ -556,7 +566,7 @@ class ZonefsOperations(ContainedOperations):
                     del self._file_locks[zone_no]
 
     async def _drop_pages(self, file: ZoneFile) -> None:
-        """Drop the kernel's cached pages of *file*: new sizes and times alone would not make the kernel read again."""
+        """Drop the kernel's cached pages of *file*. New sizes and times alone do not make the kernel read again."""
         if file.nr_cached:
             await trio.to_thread.run_sync(self.drop_pages_sync, file)
 
@@ -566,7 +576,7 @@ class ZonefsOperations(ContainedOperations):
             self._invalidate(node_id(file.zone_no))
 
     async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001  (pyfuse3's signature)
-        """Make what was written survive a power cut."""
+        """Make all answered writes survive a power cut."""
         file = self.handles[fh].file
         try:
             self.volume.check_sync(file)

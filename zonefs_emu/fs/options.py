@@ -12,7 +12,10 @@ from zonefs_emu.errors import UsageError
 
 
 class ErrorPolicy(Enum):
-    """The effect of an I/O error. Source: Linux Documentation/filesystems/zonefs.rst, "Mount options"."""
+    """The effect of an I/O error on a mount: the option ``errors=``.
+
+    Source: Linux Documentation/filesystems/zonefs.rst, "Mount options".
+    """
 
     REMOUNT_RO = "remount-ro"
     ZONE_RO = "zone-ro"
@@ -20,12 +23,12 @@ class ErrorPolicy(Enum):
     REPAIR = "repair"
 
 
-#: Options that the VFS handles; they are only passed on.
+#: Options that the VFS handles. They are passed on to the kernel.
 VFS_OPTIONS: Final = frozenset({
     "suid", "nosuid", "dev", "nodev", "exec", "noexec", "async", "sync", "dirsync", "atime", "noatime",
 })  # fmt: skip
-#: Options without an effect here: those for mount(8), which it passes on to helpers, and those that are the default.
-#: Source: mount(8), "Filesystem-independent mount options".
+#: Options without an effect here: those for mount(8) itself, which it passes on to helpers all the same, and those that
+#: are the default. Source: mount(8), "Filesystem-independent mount options".
 _FOR_MOUNT: Final = frozenset({
     "defaults", "auto", "noauto", "nofail", "_netdev", "nouser", "nousers", "noowner", "nogroup", "relatime",
     "nostrictatime", "nolazytime", "silent", "loud",
@@ -45,12 +48,12 @@ _FUSE_OPTIONS: Final = frozenset({"auto_unmount", "allow_root"})
 class MountOptions:
     """How to mount.
 
-    *passed_on* are options of the VFS, for the kernel, and of libfuse: allow_root lets root in besides the mounting
-    user, auto_unmount has a process of its own unmount when this one dies. *allow_other* lets users other than the
-    mounting one in.
-    *async_dio*: queued asynchronous direct I/O. Such a write across a file's capacity then fails with EIO, where it
-    would otherwise be short. Other FUSE file systems use the same name.
-    *nodiratime*: no access to a directory is noted. The server keeps these times, and libfuse 3.14 does not know the
+    *errors*, *explicit_open* and *readonly* are the options of the kernel's zonefs. *allow_other*: users other than the
+    mounting one can use the mount. *async_dio*: asynchronous direct I/O is queued. An asynchronous write across a
+    file's capacity then fails with EIO instead of being short. Other FUSE file systems use the same name.
+    *passed_on* are options of the VFS, for the kernel, and of libfuse: with allow_root, root can use the mount besides
+    the mounting user; with auto_unmount, a process of its own unmounts when this one dies.
+    *nodiratime*: no access to a directory is noted. The volume keeps these times, and libfuse 3.14 does not know the
     option, so it is not passed on.
     """
 
@@ -64,10 +67,11 @@ class MountOptions:
 
 
 def parse_options(text: str) -> MountOptions:
-    """Return the options in *text*, separated by commas as after ``mount -o``; the last of contradicting ones counts.
+    """Return the options in *text*, separated by commas as after ``mount -o``. Of opposites, the last one counts.
 
     Raises:
-        UsageError: an option that neither zonefs nor mount(8) knows, or two that contradict each other.
+        UsageError: *text* has an option that neither zonefs nor mount(8) knows, an unknown policy of ``errors=``, or
+            both allow_other and allow_root.
 
     Source: Linux fs/zonefs/super.c, zonefs_parse_param: an unknown option or policy is EINVAL.
     """

@@ -1,4 +1,4 @@
-"""The rules of zonefs: requests that the file system refuses although the device would accept them."""
+"""The rules of zonefs, by which the file system refuses requests itself instead of the device."""
 
 from enum import unique
 

@@ -1,8 +1,10 @@
 """The file system or partition table that a device holds already, as libblkid recognises it.
 
-mkzonefs, blkid and other mkfs programs ask libblkid too. May not know: the image file. libblkid probes a file, so it
-gets a sparse one in memory of the device's size. Both ends, where signatures lie, are copied there by reads of the
-device, so that a zone that was reset holds nothing.
+mkzonefs, blkid and other mkfs programs ask libblkid, too.
+
+May not know: the image file. libblkid probes a file, so it gets a sparse one in memory that is as long as the device.
+Both ends, where signatures are, are copied there by reads of the device. So old data of a zone that was reset, which
+the image file may still have, is not found.
 """
 
 import ctypes
@@ -20,8 +22,9 @@ _LIBRARY: Final = "libblkid.so.1"
 #: The farthest signatures from either end, those of VMFS and of bcachefs, lie within 2 MiB.
 _SPAN_SECTORS: Final = 8 << 20 >> SECTOR_SHIFT
 _CHUNK_SECTORS: Final = 1 << 20 >> SECTOR_SHIFT
-_UNREADABLE: Final = frozenset((Condition.EMPTY, Condition.OFFLINE))
-#: blkid_do_fullprobe(3).
+#: Conditions of zones that are not read, because they have no data.
+_WITHOUT_DATA: Final = frozenset((Condition.EMPTY, Condition.OFFLINE))
+#: Results of blkid_do_fullprobe(3).
 _FOUND: Final = 0
 _NOTHING: Final = 1
 
@@ -30,9 +33,9 @@ def find_signature(port: Port) -> str | None:
     """Return what the device appears to contain, as the end of a sentence; None if it contains nothing. Blocks.
 
     Raises:
-        UsageError: libblkid cannot probe the device; the sentence gives the reason.
+        UsageError: libblkid is not installed, or cannot probe the device.
 
-    Source: zonefs-tools src/zonefs_dev.c, zonefs_check_overwrite, and its words.
+    Source: zonefs-tools src/zonefs_dev.c, zonefs_check_overwrite, from which the words are.
     """
     chunks = list(_chunks(port))
     if not chunks:
@@ -48,7 +51,7 @@ def find_signature(port: Port) -> str | None:
 
 
 def _chunks(port: Port) -> Iterator[tuple[Sector, bytes]]:
-    """Yield (sector, data) of what is not all zeros at both ends of the device; what cannot be read is left out."""
+    """Yield (sector, data) of all parts of both ends of the device that can be read and are not all zeros."""
     size = port.geometry.size
     head = min(_SPAN_SECTORS, size)
     for start, end in ((0, head), (max(head, size - _SPAN_SECTORS), size)):
@@ -56,7 +59,7 @@ def _chunks(port: Port) -> Iterator[tuple[Sector, bytes]]:
         while sector < end:
             zone = port.zone(port.geometry.zone_no(sector))
             zone_end = min(zone.start + zone.size, end)
-            if zone.cond in _UNREADABLE:
+            if zone.cond in _WITHOUT_DATA:
                 sector = zone_end
                 continue
             nr_sectors = min(zone_end - sector, _CHUNK_SECTORS)
@@ -67,7 +70,7 @@ def _chunks(port: Port) -> Iterator[tuple[Sector, bytes]]:
 
 
 def _probe(fd: int) -> str | None:
-    """Ask libblkid about the file *fd*."""
+    """Return what libblkid finds in the file *fd*; see :func:`find_signature`."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:

@@ -1,6 +1,6 @@
 """The zonefs super block: 4096 bytes at byte 0 of the device, little endian.
 
-Pure: bytes in, values out. The checks are as strict as the kernel's: the kernel accepts what :func:`decode` accepts.
+Pure: bytes in, values out. The kernel accepts a super block if, and only if, :func:`decode` accepts it.
 
     off  size  field       value
       0     4  magic       0x5a4f4653
@@ -30,7 +30,7 @@ SUPER_BLOCK_BYTES: Final = 4096
 MAGIC: Final = 0x5A4F4653
 LABEL_BYTES: Final = 64
 DEFAULT_PERM: Final = 0o640
-#: (uid_t)-1 and (gid_t)-1 mean "leave as it is" in chown(2) and its relatives, so they cannot be an owner.
+#: The value of (uid_t)-1 and (gid_t)-1, which chown(2) and its relatives take for "leave as it is". So it is no owner.
 INVALID_ID: Final = 0xFFFFFFFF
 
 _FIELDS: Final = struct.Struct("<II64s16sQIII")
@@ -49,7 +49,7 @@ class Feature(IntFlag):
     PERM = 1 << 3
 
 
-# A number, because the inverse of a flag has only the bits that have names.
+# An int, because the inverse of an IntFlag only has bits that have names.
 _ALL_FEATURES: Final = int(Feature.AGGR_CNV | Feature.UID | Feature.GID | Feature.PERM)
 
 
@@ -60,7 +60,7 @@ class SuperBlock:
     *label* holds at most 64 bytes and no NUL. *perm* is taken as it is: 0o4777 gives set-user-id files.
 
     Raises:
-        UsageError: a value that has no encoding.
+        UsageError: the label is too long or has a NUL, or an owner or the permissions are out of range.
     """
 
     uuid: UUID
@@ -116,9 +116,9 @@ def decode(block: bytes) -> SuperBlock:
     """Return the super block in the 4096 bytes of *block*.
 
     Raises:
-        BadMagicError: this is no zonefs super block.
-        CorruptImageError: it is one, but the kernel would refuse it: checksum, unknown feature, invalid owner,
-            reserved bytes.
+        BadMagicError: *block* is no zonefs super block.
+        CorruptImageError: the kernel would refuse the super block for its checksum, an unknown feature, an invalid
+            owner, or reserved bytes that are not zero.
     """
     assert len(block) == SUPER_BLOCK_BYTES
     magic, crc, label, uuid, features, uid, gid, perm = _FIELDS.unpack_from(block)

@@ -1,4 +1,4 @@
-"""Which zones make which file, and the inode numbers of everything.
+"""Which zones make which file, and the inode numbers of all files and directories.
 
 Pure. The tree does not change while the file system is mounted.
 
@@ -10,8 +10,8 @@ Pure. The tree does not change while the file system is mounted.
 
 Zone 0 holds the super block and is never a file. Files are numbered in each directory by ascending zone start.
 
-A FUSE *node id* is a second number, by which the kernel names an inode. The root's is 1 by definition. pyfuse3 sets
-st_ino and the node id together, so they are the same here, except for the root and for the file of zone 1.
+A FUSE *node id* is a second number, by which the kernel names an inode in requests. The root has 1 by definition.
+pyfuse3 sets st_ino and the node id together, so they are the same here, except for the root and the file of zone 1.
 
 Source: Linux fs/zonefs/super.c, zonefs_fill_super, zonefs_init_zgroup, zonefs_lookup.
 """
@@ -23,7 +23,7 @@ from typing import Final
 from zonefs_emu.model.geometry import Geometry
 
 ROOT_NODE_ID: Final = 1
-#: Zone 1's file would have node id 1, the root's.
+#: The node id of the file of zone 1, because 1 is that of the root.
 ZONE_1_NODE_ID: Final = 1 << 40 | 1
 #: Source: Linux fs/zonefs/zonefs.h, ZONEFS_NAME_MAX.
 NAME_MAX: Final = 16
@@ -32,7 +32,7 @@ _FILE_NAME: Final = re.compile(rb"0|[1-9][0-9]*")
 
 
 class Group:
-    """One of the two directories; maps file numbers to zones and back, in O(log runs)."""
+    """One of the two directories. It maps file numbers to zones and back, in O(log(number of runs))."""
 
     __slots__ = ("_first_files", "_runs", "aggregated", "name", "nr_files", "sequential")
 
@@ -49,7 +49,7 @@ class Group:
             self.nr_files += 1 if aggregated else count
 
     def measure(self, geometry: Geometry) -> tuple[int, int]:
-        """Return the capacity of all zones together, and that of the largest, in sectors."""
+        """Return the capacity of all zones together and that of the largest zone, in sectors."""
         total = largest = 0
         for first, count in self._runs:
             # Zones of one type have the same capacity, except the last zone of the device.
@@ -59,7 +59,7 @@ class Group:
         return total, largest
 
     def zones(self, file_no: int) -> tuple[int, int]:
-        """Return the (first zone_no, number of zones) of file *file_no*, which must exist."""
+        """Return (first zone_no, number of zones) of file *file_no*, which must exist."""
         index = bisect_right(self._first_files, file_no) - 1
         first, count = self._runs[index]
         if self.aggregated:
@@ -67,7 +67,7 @@ class Group:
         return first + file_no - self._first_files[index], 1
 
     def file_no(self, zone_no: int) -> int | None:
-        """Return the number of the file that *zone_no* belongs to, None if it is not in this directory."""
+        """Return the number of the file to which *zone_no* belongs; None if that file is not in this directory."""
         index = bisect_right(self._runs, (zone_no, 1 << 62)) - 1
         if index < 0:
             return None
@@ -77,7 +77,7 @@ class Group:
         return self._first_files[index] + (0 if self.aggregated else zone_no - first)
 
     def find(self, name: bytes) -> int | None:
-        """Return the number of the file called *name*; None if there is no such file, as for 00, 0x0 and -1."""
+        """Return the number of the file called *name*; None if there is no such file. 00, 0x0 and -1 are no names."""
         if not _FILE_NAME.fullmatch(name):
             return None
         file_no = int(name)
@@ -102,7 +102,7 @@ class Tree:
         return self.seq if self.seq.file_no(zone_no) is not None else self.cnv
 
     def find(self, name: bytes) -> Group | None:
-        """Return the directory called *name*."""
+        """Return the directory called *name*; None if it does not exist."""
         return next((group for group in self.groups if group.name.encode() == name), None)
 
     def group_inode(self, group: Group) -> int:
@@ -110,7 +110,7 @@ class Tree:
         return self.nr_zones + (2 if group.sequential else 1)
 
     def group_of_inode(self, inode: int) -> Group | None:
-        """Return the directory with this st_ino or node id."""
+        """Return the directory with this st_ino or node id; None if it is not that of a directory."""
         if inode == self.nr_zones + 1:
             return self.cnv
         return self.seq if inode == self.nr_zones + 2 else None
@@ -122,7 +122,7 @@ def node_id(zone_no: int) -> int:
 
 
 def zone_no_of(node: int) -> int:
-    """Return the first zone of the file with node id *node*."""
+    """Return the number of the first zone of the file with node id *node*."""
     return 1 if node == ZONE_1_NODE_ID else node
 
 

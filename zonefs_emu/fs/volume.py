@@ -4,16 +4,17 @@ Sync; not thread safe: all calls come from one thread, the event loop's. May not
 
 Invariants:
 
-* The volume keeps the size and write pointer of each zone: they are read from the device at mount, and changed by the
+* The volume keeps the size and write pointer of each zone. They are read from the device at mount, and changed by the
   volume's own commands. A change of a zone by another front-end is noticed only when an I/O on its file fails.
 * ``wp == size`` for every sequential file between two calls.
 * ``nr_wro_files`` counts the sequential files that are open for writing, and ``nr_active_files`` those whose zone was
   opened explicitly by the volume or is partly written. ``used_bytes`` is the used space that statfs reports.
 
 A device of a million zones is mounted and listed without a million objects. A :class:`ZoneFile` is kept only after its
-file was opened or changed. Until then each look at the file makes a new one from the zone report of the mount.
+file was opened or changed. Until then, :meth:`Volume.look_at` makes a new one each time, from the zone report of the
+mount.
 
-Sizes and offsets are in bytes, as applications see them; the port's are in sectors.
+Sizes and offsets are in bytes, as applications see them; those of the port are in sectors.
 Source: Linux fs/zonefs/{super,file}.c.
 """
 
@@ -46,22 +47,23 @@ DIRECTORY_MODE: Final = 0o555
 #: Zones in one report.
 _REPORT_ZONES: Final = 4096
 _NOT_EMPTY: Final = frozenset(Condition) - {Condition.EMPTY}
-#: The file of a zone in one of these conditions has no permissions, and its size is not known.
+#: If a zone is in one of these conditions at mount, its file has no permissions, and size 0.
 _LOST: Final = frozenset((int(Condition.READONLY), int(Condition.OFFLINE)))
 _READ_BUFFER_BYTES: Final = 1 << 20
-#: relatime notes an access after this time, even if nothing has changed since the last one.
+#: relatime notes an access after this time, even if the file has not changed since the access that was noted last.
 _ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
 
 
 class Volume:
     """The file system on the device behind *port*.
 
-    *owner* (uid, gid) owns the files if formatting set no owner. ``on_readonly`` is called when an error makes the
-    file system read-only, and ``on_resized`` when error recovery changed the size of a file, to notify the kernel.
+    *owner* (uid, gid) owns the directories, and the files if the super block has no owner. *now_ns* is the clock of
+    file times. To notify the kernel, ``on_readonly`` is called when an error makes the file system read-only, and
+    ``on_resized`` after error recovery changed a file.
 
     Raises:
-        BadMagicError, CorruptImageError: the super block is not there or not sound.
-        UsageError: the device cannot be mounted: one sentence says why.
+        BadMagicError, CorruptImageError: the device has no super block, or a damaged one.
+        UsageError: the device cannot be mounted; one sentence says why.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Volume:
         self.options = options
         self.errors = options.errors
         self._notes_access = "noatime" not in options.passed_on
-        # Without a limit, "explicit-open" has no meaning; the kernel drops it without a message.
+        # Without a limit, "explicit-open" has no effect. The kernel drops it without a message, too.
         self.explicit_open = options.explicit_open and bool(self.max_wro_files or self.max_active_files)
         self.tree = Tree(self.geometry, aggregated=self.super_block.aggregates)
         if not self.tree.groups:
@@ -135,7 +137,7 @@ class Volume:
         zone_no = 1
         while zones := self.port.report(zone_no, _REPORT_ZONES, OPEN_CONDITIONS):
             for zone in zones:
-                # A drive may keep a closed zone active that holds nothing; a reset frees it.
+                # A drive may keep a closed zone active although it has no data. A reset makes it inactive.
                 operation = Operation.CLOSE if zone.wp > zone.start else Operation.RESET
                 status = self.port.manage(operation, zone.start)
                 if status:
@@ -144,10 +146,10 @@ class Volume:
             zone_no = zones[-1].zone_no + 1
 
     def _scan(self) -> None:
-        """Take the state of all zones from the device.
+        """Read the states of all zones from the device.
 
-        Most zones of a large device are empty, and the geometry says everything about them. They are left out of the
-        report, unless faults change reports.
+        Most zones of a large device are empty, and the geometry says all about them. They are left out of the report,
+        unless faults change reports.
         """
         aggregated = self.super_block.aggregates
         for group in self.tree.groups:
@@ -176,7 +178,7 @@ class Volume:
                 self.max_file_bytes = max(self.max_file_bytes, file.capacity)
 
     def file(self, zone_no: int) -> ZoneFile:
-        """Return the file that begins with zone *zone_no*, which must be one."""
+        """Return the file whose first zone is *zone_no*, and keep it. There must be such a file."""
         file = self.files.get(zone_no)
         if file is None:
             file = self.files[zone_no] = self._make_file(zone_no)
@@ -193,7 +195,7 @@ class Volume:
         return self._mount_sizes[zone_no]
 
     def find(self, group: Group, name: bytes) -> ZoneFile | None:
-        """Return the file called *name* in the directory of *group*, to be looked at."""
+        """Return the file called *name* in the directory of *group*, for reading only; None if it does not exist."""
         file_no = group.find(name)
         return None if file_no is None else self.look_at(group.zones(file_no)[0])
 
@@ -211,7 +213,7 @@ class Volume:
         file.offline = Condition.OFFLINE in conds
         file.readonly = not file.offline and Condition.READONLY in conds
         if file.offline or file.readonly:
-            # The write pointer of a read-only zone is unknown at mount, so the file cannot be read either.
+            # At mount, the write pointer of a read-only zone is not known, so its file cannot be read either.
             file.mode &= ~ALL_BITS
             file.immutable = True
         if not file.offline:
@@ -224,7 +226,7 @@ class Volume:
     # -- open and close ---------------------------------------------------------------------------------------
 
     def open(self, file: ZoneFile, flags: int) -> Handle:
-        """Return a handle on *file*, as opened with *flags*; O_TRUNC is done.
+        """Return a handle on *file* opened with *flags*; carry out O_TRUNC.
 
         Raises:
             FileError: EROFS, EPERM (immutable; O_TRUNC of a conventional file), EBUSY (explicit-open: more files open
@@ -246,17 +248,17 @@ class Volume:
         return handle
 
     def check_changeable(self, file: ZoneFile, operation: Operation) -> None:
-        """Raise unless the VFS would let root change *file*: EROFS comes before EPERM."""
+        """Raise FileError, EROFS or else EPERM, unless the VFS would let root change *file* by *operation*."""
         if self.readonly:
             raise self._refuse(ZonefsRule.FS_READONLY, operation, file)
         if file.immutable:
             raise self._immutable(file, operation)
 
     def _open_for_writing(self, file: ZoneFile) -> None:
-        """Count a writer. Source: zonefs_seq_file_write_open."""
+        """Count a writer; with explicit-open, open the zone. Source: zonefs_seq_file_write_open."""
         if not file.nr_writers:
             if self.explicit_open:
-                # The number of files is checked before any command to the device.
+                # As in the kernel, the number of files is checked before any command to the device.
                 if self.max_wro_files and self.nr_wro_files >= self.max_wro_files:
                     raise self._refuse(ZonefsRule.FS_TOO_MANY_WRITERS, Operation.OPEN, file)
                 if file.size < file.capacity:
@@ -281,7 +283,7 @@ class Volume:
             self._go_readonly()
 
     def _close_zone(self, file: ZoneFile) -> bool:
-        """Close the zone that was opened for writers; recover and return False if the device refuses."""
+        """Close the zone that was opened for writers. If the device refuses, do error recovery and return False."""
         try:
             self._manage(file, Operation.CLOSE)
         except FileError:
@@ -304,8 +306,8 @@ class Volume:
         """Return up to *count* bytes at *offset*, in a buffer that is valid until the next read.
 
         Raises:
-            FileError: EPERM if nothing of the file is left; EINVAL if the part of a direct read that lies within the
-                file is not whole blocks; EIO from the device.
+            FileError: EPERM if the file has no permissions after an error; EINVAL if the part of a direct read that
+                lies within the file is not whole blocks; EIO if the device refuses, after error recovery.
         """
         file = handle.file
         if file.immutable and not file.mode & ALL_BITS:
@@ -333,7 +335,7 @@ class Volume:
         return self._buffer[lead : lead + count]
 
     def _touch(self, node: Node) -> None:
-        """Note an access as relatime does, the default of all mounts.
+        """Note an access to *node* by the rule of relatime, which is the default of all mounts.
 
         Source: Linux fs/inode.c, relatime_need_update.
         """
@@ -399,7 +401,7 @@ class Volume:
         return count
 
     def _write_unaligned(self, file: ZoneFile, offset: int, buffer: "Buffer", count: int) -> int:
-        """Write parts of blocks to a conventional file as the kernel's page cache does: read and write whole blocks."""
+        """Write *count* bytes to a conventional file as the kernel's page cache does: read and write whole blocks."""
         block = self.geometry.block_size_bytes
         lead = offset % block
         padded = -(-(lead + count) // block) * block
@@ -415,15 +417,15 @@ class Volume:
         return count
 
     def check_sync(self, file: ZoneFile) -> None:
-        """Raise EPERM where fsync(2) is refused. The caller flushes, because that blocks."""
+        """Raise FileError, EPERM, if fsync(2) of *file* is refused. The caller flushes, because a flush blocks."""
         if file.immutable:
             raise self._immutable(file, Operation.FLUSH)
 
     def synced(self, file: ZoneFile, status: Status) -> None:
-        """Handle the result of a flush for fsync(2) or O_DSYNC on *file*.
+        """Take the *status* of a flush for fsync(2) or O_DSYNC on *file*.
 
         Raises:
-            FileError: EIO, after error recovery.
+            FileError: ENOSPC if the host is full, otherwise EIO after error recovery: the flush failed.
         """
         if status:
             raise self._failed(file, status, write=True)
@@ -434,8 +436,8 @@ class Volume:
         """Set the size of *file*: 0 resets its zone, the capacity finishes it.
 
         Raises:
-            FileError: EFBIG beyond the largest file; EPERM conventional, or any other size; what the zone command
-                gives.
+            FileError: EFBIG beyond the largest file; EPERM for a conventional file, or for another size; the errno of a
+                zone command that the device refuses, e.g. EOVERFLOW.
 
         Source: zonefs_file_truncate.
         """
@@ -471,7 +473,7 @@ class Volume:
     # -- zones ------------------------------------------------------------------------------------------------
 
     def _manage(self, file: ZoneFile, operation: Operation) -> None:
-        """Send a zone command to the device. Source: zonefs_inode_zone_mgmt."""
+        """Send a zone command to the device; raise FileError if it is refused. Source: zonefs_inode_zone_mgmt."""
         if operation is Operation.CLOSE and not file.wp:
             # On some drives, closing leaves a zone active even if nothing was written to it; a reset does not.
             operation = Operation.RESET
@@ -497,7 +499,7 @@ class Volume:
     # -- errors -----------------------------------------------------------------------------------------------
 
     def take_stock(self, file: ZoneFile) -> None:
-        """Read the size of *file* from the device, after an exception between a command and the update of the file."""
+        """Read the size of *file* from the device, after an exception between a command and the file's update."""
         if not file.sequential or file.immutable:
             return
         zone = self.port.zone(file.zone_no)
@@ -508,7 +510,7 @@ class Volume:
             self.on_resized(file)
 
     def _recover(self, file: ZoneFile, *, write: bool) -> None:
-        """Compare *file* with its zone after a failed I/O, and apply the policy."""
+        """Compare *file* with its zone after a failed I/O (*write*: no read), and apply the policy of ``errors=``."""
         size = file.size
         written = 0
         if file.sequential:
@@ -516,7 +518,7 @@ class Volume:
             cond = zone.cond
             written = (zone.wp - zone.start) << SECTOR_SHIFT
         else:
-            # Conventional zones are assumed to be good: the kernel asks for no report of them.
+            # The kernel's zonefs does not read the state of conventional zones, and takes them for good.
             cond = Condition.NOT_WP
         finding = Finding(
             cond=cond,
@@ -553,10 +555,10 @@ class Volume:
             self.on_readonly()
 
     def _failed(self, file: ZoneFile, status: Status, *, write: bool) -> FileError:
-        """Recover from the device's refusal *status*, and return what the application gets.
+        """Do error recovery after the device refused with *status*, and return the error for the application.
 
-        A refusal by a full host needs no recovery, because nothing has changed. By default recovery would make the
-        mount read-only, and then no file could be truncated to make room.
+        NO_SPACE needs no recovery, because nothing has changed. Recovery would by default make the mount read-only, and
+        then no file could be truncated to make room on the host.
         """
         if status is not Status.NO_SPACE:
             self._recover(file, write=write)
@@ -571,7 +573,7 @@ class Volume:
         return self._refuse(ZonefsRule.FS_TOO_BIG, Operation.WRITE, file, offset, count)
 
     def refuse(self, rule: ZonefsRule, request: str) -> FileError:
-        """Note that a *request* without file data was refused by a *rule* of zonefs, and return the error."""
+        """Note that *request*, which has no zone, was refused by a *rule* of zonefs; return the error."""
         status, errno_no = FS_RULES[rule]
         self.port.refusals.refuse(rule, None, status, request=request)
         return FileError(errno_no)
@@ -579,7 +581,7 @@ class Volume:
     def _refuse(
         self, rule: ZonefsRule, operation: Operation, file: ZoneFile, offset: int = 0, count: int = 0
     ) -> FileError:
-        """Note a refusal by a *rule* of zonefs, for ``why``, and return the error that the application gets."""
+        """Note that *operation* was refused by a *rule* of zonefs; return the error for the application."""
         status, errno_no = FS_RULES[rule]
         self.port.refusals.refuse(
             rule,

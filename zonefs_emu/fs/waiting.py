@@ -4,8 +4,8 @@ An application that waits for a request sends the next one within microseconds, 
 waking it costs more than the rest of a request. pyfuse3 reaches trio through a module variable of its own, in which
 :class:`RequestWaiter` takes the place of trio, with another lock and another ``wait_readable``.
 
-* ``wait_readable`` polls without letting other tasks run, for as long as :mod:`zonefs_emu.polling` says, 50 µs at most;
-  an idle mount sleeps. Other tasks run when it sleeps, and after every 32nd request at the latest.
+* ``wait_readable`` polls without letting other tasks run, for as long as :mod:`zonefs_emu.polling` says, 50 µs at most.
+  Then it sleeps. Other tasks run while it sleeps, and after every 32nd request at the latest.
 * pyfuse3 starts another worker when a request comes and no worker waits for the next one. The new worker runs only when
   the present one lets other tasks run, so the present one does that as long as no other worker waits.
 * The lock is not fair. trio's lock passes to the next of pyfuse3's workers each time, which costs two task switches for
@@ -32,7 +32,7 @@ _REQUESTS_IN_A_ROW: Final = 32
 
 
 class RequestWaiter:
-    """Waits for the requests of one mount, and keeps how soon they came."""
+    """Waits for the requests of one mount, and measures how soon they come."""
 
     def __init__(self) -> None:
         self.lock = WorkerLock()
@@ -46,7 +46,7 @@ class RequestWaiter:
         self.nr_sleeps = 0
 
     def install(self) -> None:
-        """Take the place of trio in pyfuse3, which has at most one mount in a process."""
+        """Take the place of trio in pyfuse3. A process has at most one mount of pyfuse3."""
         pyfuse3.trio = SimpleNamespace(  # type: ignore[attr-defined]  # not in the stub; pyfuse3.asyncio sets it, too
             Lock=lambda: self.lock,
             open_nursery=trio.open_nursery,
@@ -90,7 +90,7 @@ class WorkerLock:
     def __init__(self) -> None:
         self._held = False
         self._waiting = trio.lowlevel.ParkingLot()
-        #: The workers that want the lock, those included that have been woken and not run yet.
+        #: The number of workers that want the lock, with those that have been woken and have not run yet.
         self.nr_waiting = 0
 
     async def __aenter__(self) -> None:
@@ -106,6 +106,6 @@ class WorkerLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Release the lock, and wake one other worker. That one runs as soon as this worker waits for anything."""
+        """Release the lock, and wake one other worker, which runs as soon as this worker lets other tasks run."""
         self._held = False
         self._waiting.unpark()
