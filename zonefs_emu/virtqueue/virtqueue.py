@@ -235,7 +235,7 @@ class Virtqueue:
         """Give the answer *number* of the record to the request of *chain*, which was carried out."""
         record, dirty = self._record, self._log
         if dirty is not None:
-            self._mark_dirty(ring, dirty, (chain,), (nr_bytes,))
+            self._mark_dirty(ring, dirty, (chain,))
         if record is not None:
             record.before_giving(number, packed.position_after(ring, chain[0]))
         ring.push((chain,), (nr_bytes,))
@@ -398,7 +398,7 @@ class Virtqueue:
         assert ring is not None
         count = len(chains)
         if dirty is not None:
-            self._mark_dirty(ring, dirty, chains, lengths)
+            self._mark_dirty(ring, dirty, chains)
         if record is None:
             ring.push(chains, lengths)
         elif isinstance(ring, SplitRing):
@@ -569,18 +569,16 @@ class Virtqueue:
 
     # -- dirty pages ------------------------------------------------------------------------------------------
 
-    def _mark_dirty(
-        self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain], lengths: Sequence[int]
-    ) -> None:
+    def _mark_dirty(self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain]) -> None:
         """Mark all writable buffers of the requests, although fewer bytes may have been written."""
         logged = ring.logged
         if logged is None:
             return
         runs: list[tuple[int, int]] = []
-        for (token, _, writable), _length in zip(chains, lengths, strict=True):
-            known = logged.pop(token, None)
-            # The addresses of a chain that was taken before logging began are not known.
-            runs += known if known is not None else _addresses(ring.memory, writable)
+        for token, _, writable in chains:
+            # The addresses of a chain that was taken before logging began are not known. So all memory is marked.
+            memory = [(region.guest_address, region.size) for region in ring.memory.regions] if writable else []
+            runs += logged.pop(token, memory)
         dirty.mark(runs)
 
     def _mark_used(self, ring: SplitRing | PackedRing, dirty: DirtyLog, count: int) -> None:
@@ -592,8 +590,3 @@ class Virtqueue:
             dirty.mark([(start, 4), *((start + 4 + 8 * place, 8) for place in places)])
         else:
             dirty.mark([(start, 16 * ring.size)])
-
-
-def _addresses(memory: GuestMemory, buffers: Sequence[memoryview]) -> list[tuple[int, int]]:
-    """Return all of memory (guest address, bytes) if there are *buffers*. That marks too many pages, in a rare case."""
-    return [(region.guest_address, region.size) for region in memory.regions] if buffers else []
