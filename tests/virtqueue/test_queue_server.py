@@ -59,10 +59,12 @@ class Echo:
 class Line:
     """A queue and its driver."""
 
-    def __init__(self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool) -> None:
+    def __init__(
+        self, server: QueueServer, index: int, echo: Echo, *, is_packed: bool, queue_type: type[Virtqueue]
+    ) -> None:
         self.pair = Pair(is_packed=is_packed, size=64, event_idx=False)
         service = server.service._replace(fence=self.pair.fence)
-        self.queue = Virtqueue(index, Intents(lambda _: False), echo, service)
+        self.queue = queue_type(index, Intents(lambda _: False), echo, service)
         desc, driver, device = (USER + area.offset for area in self.pair.areas)
         self.queue.address = RingAddresses(desc, driver, device)
         self.queue.size = 64
@@ -90,10 +92,13 @@ class Line:
 class Bench:
     """A server of two queues."""
 
-    def __init__(self, device: ZonedDevice, *, is_packed: bool) -> None:
+    def __init__(self, device: ZonedDevice, *, is_packed: bool, first: type[Virtqueue] = Virtqueue) -> None:
         self.server = QueueServer(blk_device(device))
         self.echo = Echo()
-        self.lines = [Line(self.server, index, self.echo, is_packed=is_packed) for index in range(2)]
+        self.lines = [
+            Line(self.server, index, self.echo, is_packed=is_packed, queue_type=queue_type)
+            for index, queue_type in enumerate((first, Virtqueue))
+        ]
         self.server.queues = [line.queue for line in self.lines]
         for line in self.lines:
             line.start()
@@ -366,7 +371,7 @@ def test_what_comes_while_the_driver_is_asked_for_kicks_is_all_served(
             numbers.extend(first.pair.add([b"a"], [1]) for _ in range(20))
         return sleep()
 
-    monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.BATCH", 8)
+    monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.Virtqueue._batch", 8)
     monkeypatch.setattr(first.queue, "sleep", late)
     bench.server.activate(first.queue)
     bench.server.serve()

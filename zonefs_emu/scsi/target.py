@@ -10,7 +10,8 @@ other LUNs. Use::
 
 *lun* is a number: 0 is the disk, REPORT_LUNS_WLUN the well-known logical unit; :func:`decode_lun` makes it from the
 8-byte structure of SAM-5. A command is done when ``execute`` returns. A target keeps no list of tasks, so a task
-management function aborts none and waits for none.
+management function aborts no task and waits for none. A transport that executes commands on several threads, or holds
+answers, calls :meth:`Target.manage_task` after all earlier commands, and answers these first.
 
 Several threads may call ``execute`` at the same time: the device has its own lock, the queue of unit attentions is
 atomic, and mode pages are replaced as a whole.
@@ -244,8 +245,7 @@ class Target:
     def manage_task(self, function: int, lun: int) -> TaskResponse:
         """Carry out a task management function at *lun*; reject a number that is no TaskFunction, and CLEAR ACA.
 
-        Aborting and querying find no task, because a command is done when :meth:`execute` returns. A transport that
-        holds answers gives them before the answer of the function.
+        Aborting and querying find no task, because all earlier commands have been executed.
 
         Source: SAM-5, "Task management functions".
         """

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vhost_user.accepted_features import AcceptedFeatures
 from zonefs_emu.vhost_user.configuration import Configuration
@@ -34,11 +33,11 @@ from zonefs_emu.vhost_user.messages import (
 )
 from zonefs_emu.vhost_user.migration import Migration
 from zonefs_emu.vhost_user.rings import Rings
+from zonefs_emu.virtqueue.control_virtqueue import order_control, queue_type
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 from zonefs_emu.virtqueue.queue_server import QueueServer
-from zonefs_emu.virtqueue.timed_virtqueue import TimedVirtqueue, time_queues
+from zonefs_emu.virtqueue.timed_virtqueue import time_queues
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
-from zonefs_emu.virtqueue.virtqueue import Virtqueue
 
 _FAILED: Final = 1
 
@@ -56,9 +55,8 @@ class Dispatcher:
         #: All memory that the front-end shares. If a part of it is lost, the connection must end.
         self.shared = PeerMemory()
         port = virtio_device.port
-        queue_type = TimedVirtqueue if isinstance(port, TimedPort) else Virtqueue
         self.queues = [
-            queue_type(
+            queue_type(port, virtio_device.handler(index))(
                 index,
                 virtio_device.intents,
                 virtio_device.handler(index),
@@ -69,6 +67,7 @@ class Dispatcher:
             )
             for index in range(virtio_device.nr_queues)
         ]
+        order_control(self.queues, virtio_device)
         time_queues(self.queues, port, server.ring_due)
         self._status = 0
         self._features = AcceptedFeatures(virtio_device)

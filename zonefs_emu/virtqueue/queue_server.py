@@ -255,6 +255,11 @@ class QueueServer:
                     return True
                 # An event queue that has buffers but no event needs no kicks.
             self._active.remove(queue)
+        for queue in self.queues:
+            # The requests for which such a queue waits may have been answered after its last turn.
+            if queue.is_waiting and queue.run():
+                self.activate(queue)
+                return True
         return False
 
     # -- end --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from zonefs_emu.virtio.ring import Chain, OversizedChainError
 from zonefs_emu.virtio.scsi import ControlQueue
 from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.dirty_log import DirtyLog
-from zonefs_emu.virtqueue.virtqueue import BATCH, Virtqueue
+from zonefs_emu.virtqueue.virtqueue import Virtqueue
 
 
 def time_queues(queues: Iterable[Virtqueue], port: Port, wake: Callable[[], object]) -> None:
@@ -106,17 +106,19 @@ class TimedVirtqueue(Virtqueue):
                 self._break(error)
         return super().stop()
 
-    def give_all(self) -> None:
-        """Give all held answers, if the queue runs. Never raises."""
+    def give_all(self) -> bool:
+        """Give all held answers, if the queue runs; return whether there were any. Never raises."""
         port, ring = self._port, self.ring
         if port is None or ring is None or not self.is_ready:
-            return
+            return False
+        had_held = bool(self._held)
         try:  # the boundary of a ring
             while self._held:
                 self._give_next(port, ring)
             self._notify()
         except Exception as error:
             self._break(error)
+        return had_held
 
     # -- serving ----------------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class TimedVirtqueue(Virtqueue):
         # A correct driver makes no more requests available than the ring has entries. Without this limit, a faulty one
         # could have any number held, because a ring compares the available index with the requests that were taken and
         # not with those that were given back.
-        room = min(self.size - len(self._held), BATCH)
+        room = min(self.size - len(self._held), self._batch)
         return ring.pop(1 if record is not None and record.recovering else room)
 
     @property

@@ -35,7 +35,7 @@ from zonefs_emu.virtqueue.walkers import new_walker
 if TYPE_CHECKING:
     from zonefs_emu.virtqueue.walker import Walker
 
-#: The most requests that are taken from the ring at once.
+#: Requests that are taken from the ring at once.
 BATCH: Final = 64
 #: An interrupt costs a guest as much as a request. So while new requests come although the driver was not notified of
 #: earlier ones, its notification is deferred: for up to this many requests, and for this time at most.
@@ -85,6 +85,10 @@ class Service(NamedTuple):
 class Virtqueue:
     """A virtqueue. It is stopped until :meth:`start`."""
 
+    #: Whether requests in the ring wait for requests of other queues (:mod:`.control_virtqueue`).
+    is_waiting = False
+    #: The most requests that are taken from the ring at once.
+    _batch = BATCH
     #: Requests that wait behind one of the worker's.
     _backlog: Sequence[Chain] = ()
 
@@ -124,7 +128,6 @@ class Virtqueue:
         self._service = service
         self._events = events
         self._faults = faults
-        #: The memory of the peer, if the peer can remove it.
         self.shared = shared
         self._record: HoldingRecord | None = None
         self._record_memory: memoryview | None = None
@@ -148,6 +151,11 @@ class Virtqueue:
     def is_ready(self) -> bool:
         """Whether the queue runs: started, enabled, whole, and not waiting for the worker."""
         return self.ring is not None and self.enabled and not self.broken and not self.busy
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no available request is left to execute: none in the ring, and none taken from it."""
+        return not self._backlog and (self.ring is None or not self.ring.has_work())
 
     def start(
         self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
@@ -317,7 +325,7 @@ class Virtqueue:
                     return True
                 if not nr_taken:
                     record = self._record
-                    chains = ring.pop(1 if record is not None and record.recovering else BATCH)
+                    chains = ring.pop(1 if record is not None and record.recovering else self._batch)
                 if not chains:
                     if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
                         # The driver may be waiting for the answers to these requests.
