@@ -22,6 +22,8 @@ from zonefs_emu.units import Sector, to_bytes
 
 #: The most bytes that are copied at once, while a write may wait.
 _CHUNK_BYTES: Final = 1 << 20
+#: 1 for the attributes of a zone with a descriptor extension.
+_EXTENSION_MARKS: Final = bytes(bool(bits & Attribute.EXTENSION) for bits in range(256))
 #: How many bytes are copied between two reports of progress.
 _REPORT_BYTES: Final = 64 << 20
 
@@ -74,8 +76,7 @@ class Copy:
             self._extensions = {
                 section.offset(zone_no): section.record(zone_no)
                 for covering in self._covering
-                for zone_no, bits in enumerate(covering.attributes)
-                if bits & Attribute.EXTENSION
+                for zone_no in _with_extension(covering.attributes)
             }
 
     def run(self) -> Iterator[int]:
@@ -181,6 +182,15 @@ class Copy:
         # The host reports "No space left" without a file name.
         error.filename = error.filename or str(self._target)
         return error
+
+
+def _with_extension(attributes: bytearray) -> Iterator[int]:
+    """Yield the zones that have a descriptor extension; a loop over a million zones would hold the lock for long."""
+    marks = attributes.translate(_EXTENSION_MARKS)
+    zone_no = marks.find(1)
+    while zone_no >= 0:
+        yield zone_no
+        zone_no = marks.find(1, zone_no + 1)
 
 
 def copy_image(
