@@ -55,7 +55,7 @@ def test_a_dump_says_how_far_it_is(verbs: Verbs, tmp_path: Path, monkeypatch: py
         ask(verbs, b"a" * 4096, verb="write", zone_no=zone_no)
     replies = verbs.execute({"verb": "dump", "path": str(tmp_path / "dump")}, b"")
     assert next(replies) == ({"more": True, "done": 2048}, b"")
-    assert "try again when it has ended" in error(verbs, verb="dump", path=str(tmp_path / "again"))[0]
+    assert list(verbs.execute({"verb": "dump", "path": str(tmp_path / "again")}, b""))[-1] == ({}, b""), "beside it"
     assert list(replies)[-1] == ({}, b"")
     assert error(verbs, verb="dump", path=str(tmp_path / "dump")) == (
         f"cannot create {tmp_path / 'dump'}: File exists",
