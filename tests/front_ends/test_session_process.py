@@ -1,4 +1,7 @@
+import os
+import resource
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,16 @@ def test_a_process_that_was_killed(image: Path, tmp_path: Path) -> None:
     process.kill()
     assert process.end(60) == -signal.SIGKILL
     assert process.last_words() == "it said nothing"
+
+
+def test_a_process_with_many_open_files_can_start_and_end_one(image: Path, tmp_path: Path) -> None:
+    """select() takes no descriptor above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1100):
+            held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        front_end = VhostUserFrontEnd(make_scsi_host, path=tmp_path / "socket")
+        process = SessionProcess(image, [front_end], log=tmp_path / "log")
+        assert process.end(60) == 0

@@ -235,7 +235,10 @@ class Serving:
 
 def is_ended(pidfd: int, seconds: float) -> bool:
     """Wait up to *seconds* for the end of the process *pidfd*; say whether it has ended."""
-    return bool(select.select([pidfd], [], [], seconds)[0])
+    # Not select(), which takes no descriptor above 1023.
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def find_serving(where: str, image: Path) -> Serving | None:

@@ -44,7 +44,10 @@ class SessionProcess:
         with self._process.stdin as stdin:
             stdin.write(pickle.dumps((image, front_ends)))
         with self._process.stdout as stdout:
-            ready = bool(select.select([stdout], [], [], _START_S)[0]) and stdout.readline() == _READY
+            # Not select(), which takes no descriptor above 1023: a test's process may have many files open.
+            poll = select.poll()
+            poll.register(stdout, select.POLLIN)
+            ready = bool(poll.poll(_START_S * 1000)) and stdout.readline() == _READY
         if not ready:
             self.kill()
             raise UsageError(self.last_words(), exit_code=1)
