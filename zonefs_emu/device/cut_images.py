@@ -88,7 +88,6 @@ class Instant:
         self._copy = Copy(image.backing, image.header, path)
         path.unlink()
         self.save, self.save_zones = self._copy.save, self._copy.save_zones
-        self.fail = self._copy.fail
         self.release = self._copy.abandon
 
     def begin(self, history: History) -> None:
@@ -126,13 +125,10 @@ class PlannedCuts:
     One instant is copied at a time. Its changes are passed to :meth:`save` and :meth:`save_zones`.
     """
 
-    def __init__(
-        self, device: DeviceCore, plan: Plan, is_ending: Callable[[], bool], failed: Callable[[Exception], None]
-    ) -> None:
+    def __init__(self, device: DeviceCore, plan: Plan, failed: Callable[[Exception], None]) -> None:
         """Make the directory, and prepare the copy of the first instant. The thread begins with :meth:`start`.
 
-        *is_ending*: whether the process is about to end, which ends the plan. *failed* is called with an unforeseen
-        exception of the thread.
+        *failed* is called with an unforeseen exception of the thread. The end of *device* ends the plan.
 
         Raises:
             OSError: the directory cannot be made, or has no room.
@@ -144,7 +140,6 @@ class PlannedCuts:
         #: Whether all images are written, or the plan was dropped.
         self.is_done = False
         self._device = device
-        self._is_ending = is_ending
         self._failed = failed
         # Each directory is made with an explicit mode, because the umask of a daemon removes no bits.
         for parent in reversed(plan.directory.parents):
@@ -167,7 +162,7 @@ class PlannedCuts:
         return Instant(self._device, self.plan.directory, self._check)
 
     def _check(self) -> None:
-        if self.is_done or self._is_ending():
+        if self.is_done or self._device.is_ending:
             raise _GivenUpError
 
     @property
@@ -200,7 +195,7 @@ class PlannedCuts:
 
     def wait(self) -> None:
         """Wait until the images of the last instant are written; without the device's lock."""
-        while not (self._idle.wait(_POLL_S) or self._is_ending()):
+        while not (self._idle.wait(_POLL_S) or self._device.is_ending):
             pass
 
     def end(self, failure: str = "") -> None:

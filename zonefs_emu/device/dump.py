@@ -8,7 +8,6 @@ from collections.abc import Generator
 from pathlib import Path
 
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.persist.codec.words import ZoneStates
 from zonefs_emu.persist.copy import Copy
 
 
@@ -27,7 +26,7 @@ def dump(device: ZonedDevice, target: Path) -> Generator[int]:
         copy.save(offset, offset + nr_bytes)
 
     def begin() -> None:
-        copy.begin(ZoneStates(bytearray(image.conds), image.wps[:], bytearray(image.attributes)))
+        copy.begin(image.states.copy())
         image.erase_listeners.append(copy.save_zones)
 
     copy = Copy(image.backing, image.header, target)

@@ -162,9 +162,7 @@ class History:
     def states(self, cut: Cut) -> ZoneStates:
         """Return the zone states that *cut* leaves."""
         geometry, present = self._geometry, self.present
-        conds, wps, attributes = (
-            bytearray(self.baseline.conds), self.baseline.wps[:], bytearray(self.baseline.attributes),
-        )  # fmt: skip
+        conds, wps, attributes = states = self.baseline.copy()
         for write, kept in zip(self.writes, cut.kept, strict=True):
             if write.before or not kept:
                 continue
@@ -186,7 +184,7 @@ class History:
         for zone_no, cond in enumerate(conds):
             if cond in ACTIVE_CONDITIONS:
                 conds[zone_no] = after_power_cycle(Condition(cond), wps[zone_no], attributes[zone_no])
-        return ZoneStates(conds, wps, attributes)
+        return states
 
     def undone(self, cut: Cut) -> Iterator[tuple[Sector, bytes]]:
         """Yield the first sector and the former content of what *cut* loses of writes that overwrote something.

@@ -59,19 +59,22 @@ class PowerCutLab:
         with self._image.between_checkpoints():
             self._baseline = read_zones(self._image.backing, self._image.header)
             device.subscribe(self._published)
-            device.add_write_hook(self._look, observer=_NAME, failed=self._fail, begin=self._begin_watching)
+            until_now: list[History] = []
+            device.add_write_hook(
+                self._look, observer=_NAME, failed=self._fail, begin=lambda: until_now.append(self._begin_watching())
+            )
             # Without the lock, because going through a million zones takes longer than the lock may be held.
-            earlier = list(self._first.advances())
+            earlier = [write for history in until_now for write in history.advances()]
             with device.lock:
                 earlier += self._writes
                 self._writes = earlier
         self._prepare()
 
-    def _begin_watching(self) -> None:
-        """Begin to watch, between two writes; with the device's lock held."""
-        self._first = self._history_of(self._present())
+    def _begin_watching(self) -> History:
+        """Begin to watch, between two writes, and return what happened before; with the device's lock held."""
         self._image.checkpoint_listener = self._hear_checkpoint
         self._image.erase_listeners.append(self._hear_erasing)
+        return self._history_of(self._present())
 
     def close(self) -> None:
         """Stop watching, and give the plan up."""
@@ -97,23 +100,20 @@ class PowerCutLab:
             raise UsageError(self._failure, exit_code=1)
 
     def _prepare(self) -> None:
-        """Take memory for the next copies of the zone states; without the lock.
+        """Take memory for the next copies of the zone states, if there is none; without the lock.
 
         The host may need longer for the memory of a million states than the lock may be held.
         """
         nr_zones = self._device.geometry.nr_zones
-        if self._spare_states is None:
-            self._spare_states = ZoneStates(bytearray(nr_zones), array("Q", bytes(8 * nr_zones)), bytearray(nr_zones))
-        if self._spare_extents is None:
-            self._spare_extents = array("Q", bytes(8 * nr_zones))
+        self._spare_states = self._spare_states or ZoneStates.blank(nr_zones)
+        self._spare_extents = self._spare_extents or array("Q", bytes(8 * nr_zones))
 
     def _present(self) -> ZoneStates:
         """Return a copy of the present zone states; with the lock held."""
-        image = self._image
         states, self._spare_states = self._spare_states, None
         if states is None:
-            return ZoneStates(bytearray(image.conds), image.wps[:], bytearray(image.attributes))
-        states.conds[:], states.wps[:], states.attributes[:] = image.states
+            return self._image.states.copy()
+        states.fill(self._image.states)
         return states
 
     def _history_of(self, present: ZoneStates) -> History:
@@ -143,7 +143,7 @@ class PowerCutLab:
         """
         self._require_on()
         self.give_up()
-        cuts = PlannedCuts(self._device, plan, lambda: self._device.is_ending, self._fail)
+        cuts = PlannedCuts(self._device, plan, self._fail)
         cuts.start()
         self._prepare()
         try:
@@ -154,6 +154,7 @@ class PowerCutLab:
         except BaseException:
             cuts.end()
             raise
+        self._prepare()
 
     def give_up(self) -> None:
         """Drop the plan, and go on watching."""

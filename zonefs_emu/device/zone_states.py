@@ -3,7 +3,6 @@
 A migration loads the states of another device of the same geometry.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -38,15 +37,10 @@ def power_cycle(device: DeviceCore) -> None:
 
 def save_zones(device: DeviceCore) -> bytes:
     """Return the state of all zones at one instant: the words of the image format, 8 bytes each."""
-    nr_zones = device.geometry.nr_zones
-    # The memory is touched before, so that the lock is held for the copying only.
-    conds, wps = bytearray(b"\1") * nr_zones, array("Q", b"\1" * 8 * nr_zones)
-    attributes = bytearray(b"\1") * nr_zones
+    states = ZoneStates.blank(device.geometry.nr_zones)
     with device.lock:
-        conds[:] = device.machine.conds
-        wps[:] = device.machine.wps
-        attributes[:] = device.machine.attributes
-    return pack_words(conds, wps, attributes)
+        states.fill(device.image.states)
+    return pack_words(*states)
 
 
 def load_zones(device: DeviceCore, words: bytes) -> None:

@@ -258,7 +258,7 @@ class Image:
         backing, header = self.backing, self.header
         words = pack_words(*self.states)
         # The states that a checkpoint of many zones covers. The memory is kept, so that copying under the lock is fast.
-        self._captured = ZoneStates(self.conds[:], self.wps[:], self.attributes[:])
+        self._captured = self.states.copy()
         # A copy of the file may have lost the reservation, and a store to a hole of a full file system is a SIGBUS.
         for offset, length in header.reserved:
             backing.reserve(offset, length)
@@ -452,7 +452,7 @@ class Image:
             entries = [(zone_no, self._live_word(zone_no) // LIVE_PRIME) for zone_no in sorted(dirty)]
             return entries, {zone_no: self.wps[zone_no] for zone_no in resets}
         captured = self._captured
-        captured.conds[:], captured.wps[:], captured.attributes[:] = self.states
+        captured.fill(self.states)
         return [], captured.wps
 
     def _captured_entries(self, dirty: set[int]) -> list[tuple[int, int]]:

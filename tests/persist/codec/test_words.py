@@ -14,6 +14,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.codec.words import (
     LIVE_PRIME,
+    ZoneStates,
     check_words,
     decode_live,
     encode_live,
@@ -156,3 +157,15 @@ def test_which_zones_of_which_images_have_which_attributes(
     conds, wps, bits = bytearray(b"\1" * 6), array("Q", bytes(48)), bytearray(6)
     conds[2], bits[2] = cond, attributes
     assert [number for number, _ in impossible_zones(geometry, conds, wps, bits)] == ([] if is_possible else [2])
+
+
+def test_states_are_copied_into_arrays_of_their_own() -> None:
+    states = ZoneStates(bytearray((1, 4)), array("Q", (0, 1 << 40)), bytearray((0, 3)))
+    filled = ZoneStates.blank(2)
+    assert filled == ZoneStates(bytearray(2), array("Q", (0, 0)), bytearray(2))
+    filled.fill(states)
+    copied = states.copy()
+    assert filled == copied == states
+    for array_of_states in states:
+        array_of_states[1] = 2
+    assert filled == copied == ZoneStates(bytearray((1, 4)), array("Q", (0, 1 << 40)), bytearray((0, 3)))

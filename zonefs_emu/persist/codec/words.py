@@ -6,7 +6,7 @@ In an image whose zones can have attributes, the word has these as well.
 import struct
 from array import array
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from zonefs_emu.errors import CorruptImageError
 from zonefs_emu.model.geometry import Geometry
@@ -37,6 +37,22 @@ class ZoneStates(NamedTuple):
     conds: bytearray
     wps: "array[int]"
     attributes: bytearray
+
+    @classmethod
+    def blank(cls, nr_zones: int) -> Self:
+        """Return arrays for *nr_zones* zones, to be filled.
+
+        Their memory has been written to, so that the host need not provide it during :meth:`fill`, under a lock.
+        """
+        return cls(bytearray(nr_zones), array("Q", bytes(8 * nr_zones)), bytearray(nr_zones))
+
+    def fill(self, others: "ZoneStates") -> None:
+        """Take over the states of *others*, which has as many zones."""
+        self.conds[:], self.wps[:], self.attributes[:] = others
+
+    def copy(self) -> "ZoneStates":
+        """Return the same states in arrays of their own."""
+        return ZoneStates(self.conds[:], self.wps[:], self.attributes[:])
 
 
 def pack_word(cond: int, nr_written: int, attributes: int = 0) -> int:
