@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -132,13 +134,20 @@ def test_a_daemon_ends_while_the_host_blocks_the_images(fresh: Path, tmp_path: P
     assert list((tmp_path / "cuts").iterdir()) == []
 
 
-@pytest.mark.usefixtures("daemon")
-def test_an_interrupt_ends_the_plan(fresh: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--at", "every flush", "--out", "cuts"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as waiting:
-        while not (tmp_path / "cuts").exists():
+@contextmanager
+def waiting_for_a_flush(image: Path, directory: Path) -> "Iterator[subprocess.Popen[str]]":
+    """Run a command that has begun to wait for a flush of *image*, and writes to cuts in *directory*."""
+    command = [sys.executable, "-m", "zonefs_emu", "crash", str(image), "--at", "every flush", "--out", "cuts"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=directory) as waiting:
+        while not (directory / "cuts").exists():
             assert waiting.poll() is None
             time.sleep(0.02)
+        yield waiting
+
+
+@pytest.mark.usefixtures("daemon")
+def test_an_interrupt_ends_the_plan(fresh: Path, tmp_path: Path) -> None:
+    with waiting_for_a_flush(fresh, tmp_path) as waiting:
         waiting.send_signal(signal.SIGTERM)
         _, error = waiting.communicate()
     assert (waiting.returncode, error) == (143, "")
@@ -166,11 +175,7 @@ def test_an_interrupt_before_the_first_reply_ends_the_plan(
 
 @pytest.mark.usefixtures("daemon")
 def test_who_is_refused_ends_no_plan_of_another(fresh: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "zonefs_emu", "crash", str(fresh), "--at", "every flush", "--out", "cuts"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as waiting:
-        while not (tmp_path / "cuts").exists():
-            assert waiting.poll() is None
-            time.sleep(0.02)
+    with waiting_for_a_flush(fresh, tmp_path) as waiting:
         for _ in range(2):
             refused = fails("crash", fresh, "--out", tmp_path / "more", code=1)
             assert "a power-cut lab is running on this image" in refused

@@ -6,45 +6,21 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
-from uuid import UUID
 
 import pytest
 
+from tests.device.small_zones import CAPACITY, GEOMETRY, ZONE, content, opened, put
 from zonefs_emu.device.cut_images import Moment, Plan
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status, UsageError
-from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.check import check_image
 from zonefs_emu.persist.copy import Copy
 
 ExpectWarning: TypeAlias = Callable[[str], None]
-ZONE = 128
-CAPACITY = 96
-GEOMETRY = Geometry(
-    size=ZONE * 12, zone_size=ZONE, zone_capacity=CAPACITY, conventional=((0, 2),), block_size_bytes=4096
-)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "z.img", GEOMETRY, uuid=UUID(int=1))
-    device = ZonedDevice.open(tmp_path / "z.img")
-    yield device
-    device.close()
-
-
-def put(port: Port, sector: int, letter: bytes, nr_sectors: int = 16) -> None:
-    assert port.write(sector, nr_sectors, (letter * (nr_sectors * 512),)) is Status.OK
-
-
-def content(port: Port, sector: int, nr_sectors: int) -> bytes:
-    data = bytearray(nr_sectors * 512)
-    assert port.read(sector, nr_sectors, (data,)) is Status.OK
-    return bytes(data)
+device = pytest.fixture(opened)
 
 
 def wait(lab: PowerCutLab) -> None:

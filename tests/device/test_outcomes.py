@@ -1,35 +1,13 @@
 """What a cut can leave, without files; for images of it see test_powercut.py."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from uuid import UUID
-
 import pytest
 
+from tests.device.small_zones import ZONE, opened, put
 from zonefs_emu.device.device import ZonedDevice
-from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
-from zonefs_emu.errors import Status
-from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 
-ZONE = 128
-CAPACITY = 96
-GEOMETRY = Geometry(
-    size=ZONE * 12, zone_size=ZONE, zone_capacity=CAPACITY, conventional=((0, 2),), block_size_bytes=4096
-)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "z.img", GEOMETRY, uuid=UUID(int=1))
-    device = ZonedDevice.open(tmp_path / "z.img")
-    yield device
-    device.close()
-
-
-def put(port: Port, sector: int, letter: bytes, nr_sectors: int = 16) -> None:
-    assert port.write(sector, nr_sectors, (letter * (nr_sectors * 512),)) is Status.OK
+device = pytest.fixture(opened)
 
 
 def test_torn_writes_are_there_in_whole_blocks(device: ZonedDevice) -> None:

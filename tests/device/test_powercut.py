@@ -1,10 +1,10 @@
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from tests.device.small_zones import CAPACITY, ZONE, content, opened, put
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.outcomes import Cut
 from zonefs_emu.device.port import Port
@@ -14,29 +14,7 @@ from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO, ZNS, Operation
 from zonefs_emu.model.zone import Attribute, Condition
 
-ZONE = 128
-CAPACITY = 96
-GEOMETRY = Geometry(
-    size=ZONE * 12, zone_size=ZONE, zone_capacity=CAPACITY, conventional=((0, 2),), block_size_bytes=4096
-)
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Iterator[ZonedDevice]:
-    ZonedDevice.create(tmp_path / "z.img", GEOMETRY, uuid=UUID(int=1))
-    device = ZonedDevice.open(tmp_path / "z.img")
-    yield device
-    device.close()
-
-
-def put(port: Port, sector: int, letter: bytes, nr_sectors: int = 16) -> None:
-    assert port.write(sector, nr_sectors, (letter * (nr_sectors * 512),)) is Status.OK
-
-
-def content(port: Port, sector: int, nr_sectors: int) -> bytes:
-    data = bytearray(nr_sectors * 512)
-    assert port.read(sector, nr_sectors, (data,)) is Status.OK
-    return bytes(data)
+device = pytest.fixture(opened)
 
 
 def after(lab: PowerCutLab, cut: Cut, path: Path) -> Port:
