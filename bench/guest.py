@@ -2,15 +2,14 @@
 
 import json
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from bench.harness import PROJECT, Row, compare
+from bench.harness import PROJECT, Row, compare, program
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest, zns_drive
 from tools.guest.newer_qemu import NEWER_QEMU, find_newer_qemu
@@ -52,22 +51,40 @@ def _scsi_rows(scratch: Path, runs: int) -> list[Row]:
 
 def _vfio_rows(scratch: Path, runs: int) -> list[Row]:
     """Both drives are of NVMe, and the guest's driver is the same; so is QEMU, a newer one than for the SCSI disk."""
+    plain = _plain(scratch / "vfio.raw")
+    with vfio_guest(scratch, {"ours": ""}, plain) as (guest, nodes):
+        return _compared(guest, "vfio-user", runs, ours=nodes["ours"], peers=nodes["zns"], plain=plain)
+
+
+@contextmanager
+def vfio_guest(
+    scratch: Path, drives: Mapping[str, str], plain: Path | None = None
+) -> Iterator[tuple[Guest, dict[str, str]]]:
+    """Yield a guest with *drives* over vfio-user, and the node of each by its serial number.
+
+    *drives*: for each serial number the change of its daemon, see :func:`bench.harness.program`. *plain*: the file of
+    QEMU's own drive, whose serial number is "zns".
+    """
     kit = obtain_kit(print)
     NEWER_QEMU.obtain(print)
     newer = find_newer_qemu(kit)
     assert newer is not None, "it has just been obtained"
-    socket_path, plain = scratch / "vfio.sock", _plain(scratch / "vfio.raw")
-    device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket_path)}}
-    with serving(scratch / "vfio.img", "--vfio-user", str(socket_path), "--serial", "ours"):
-        while not socket_path.exists():
-            time.sleep(0.05)
-        arguments = ["-device", json.dumps(device), *zns_drive(plain, zone_size_mib=ZONE_MIB)]
-        with Guest(newer, qemu_arguments=arguments) as guest:
-            guest.load("nvme")
-            guest.wait_until("[ -b /dev/nvme0n1 -a -b /dev/nvme1n1 ]")
-            serials = guest.run("cat /sys/class/nvme/nvme0/serial /sys/class/nvme/nvme1/serial").stdout.split()
-            ours, peers = (f"/dev/nvme{serials.index(serial)}n1" for serial in ("ours", "zns"))
-            return _compared(guest, "vfio-user", runs, ours=ours, peers=peers, plain=plain)
+    arguments = [] if plain is None else zns_drive(plain, zone_size_mib=ZONE_MIB)
+    nr_drives = len(drives) + (plain is not None)
+    with ExitStack() as stack:
+        for serial, change in drives.items():
+            path = scratch / f"{serial}.sock"
+            options = "--vfio-user", str(path), "--serial", serial
+            stack.enter_context(serving(scratch / f"{serial}.img", *options, change=change))
+            while not path.exists():
+                time.sleep(0.05)
+            device = {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}}
+            arguments += ["-device", json.dumps(device)]
+        guest = stack.enter_context(Guest(newer, qemu_arguments=arguments))
+        guest.load("nvme")
+        guest.wait_until(f"[ $(ls -d /dev/nvme*n1 | wc -l) = {nr_drives} ]")
+        serials = guest.run(f"cd /sys/class/nvme; for at in $(seq 0 {nr_drives - 1}); do cat nvme$at/serial; done")
+        yield guest, {serial: f"/dev/nvme{at}n1" for at, serial in enumerate(serials.stdout.split())}
 
 
 def _compared(guest: Guest, area: str, runs: int, *, ours: str, peers: str, plain: Path) -> list[Row]:
@@ -90,12 +107,12 @@ def _plain(path: Path) -> Path:
 
 
 @contextmanager
-def serving(image: Path, *options: str) -> Iterator[None]:
-    """Serve a new image."""
+def serving(image: Path, *options: str, change: str = "") -> Iterator[None]:
+    """Serve a new image; *change*: see :func:`bench.harness.program`."""
     zone = ZONE_MIB << 11
     geometry = Geometry(size=NR_ZONES * zone, zone_size=zone, zone_capacity=zone, block_size_bytes=4096)
     ZonedDevice.create(image, geometry, uuid=uuid4())
-    serve = [sys.executable, "-m", "zonefs_emu", "serve", str(image), *options]
+    serve = [*program(change), "serve", str(image), *options]
     with subprocess.Popen(serve, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:
         try:
             yield

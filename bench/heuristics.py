@@ -3,6 +3,7 @@
 * Virtqueues: a vhost-user server over libblkio.
 * zonefs: a mount, with fio.
 * ublk: two devices in one guest, with fio there.
+* vfio-user: two drives in one guest, with fio there.
 
 The servers run side by side and are measured in turn. A server without a heuristic runs the same code with one name
 changed before it begins, so the product has no switch for the benchmark. A heuristic that stays below its goal, here
@@ -10,6 +11,7 @@ and in a guest, should be removed.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Final
 
 from bench.attach import READ_ZONE, ZONE_MIB, attach, fio
 from bench.fuse import fio_job, mounted_zonefs
+from bench.guest import vfio_guest
 from bench.harness import Row, compare
 from bench.vhost import Disk, compile_loop, our_disk
 from tools.guest.kit import obtain_kit
@@ -34,12 +37,13 @@ HEURISTICS: Final = (
     (32, "a notification a request", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._NOTIFY_MAX = 1"),
 )
 _FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
+_VFIO_SLEEPING: Final = "import zonefs_emu.vfio_user.pci_drive as module\nmodule._LOOK_NS_MAX = 0"
 _UBLK_SLEEPING: Final = "import zonefs_emu.ublk.io_queue as module\nmodule._LOOK_NS_MAX = 0"
 
 
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure reads with and without each heuristic."""
-    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs)]
+    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs), _vfio_user(scratch, runs)]
 
 
 def _virtqueues(scratch: Path, runs: int) -> list[Row]:
@@ -81,15 +85,26 @@ def _fuse(scratch: Path, runs: int) -> list[Row]:
 
 def _ublk(runs: int) -> Row:
     """Measure in a guest: ublk needs root and its module."""
-    place = f"--offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M"
-    read = f"--rw=randread --bs=4k --iodepth=1 {place} --time_based --runtime=2"
     with Guest(obtain_kit(print), memory_mib=2048) as guest:
         guest.load("ublk_drv")
-        ours = attach(guest, "ublk", name="looking")
-        peer = attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING)
-        for node in (ours, peer):
-            fio(guest, node, f"--rw=write --bs=128k {place}", "write")
-        return compare(
-            "heuristics", f"ublk: {_RANDOM_READ.format(1)}", "/s", partial(fio, guest, ours, read, "read"),
-            peer=_SLEEPING, peers=partial(fio, guest, peer, read, "read"), runs=runs, goal=GOAL,
-        )  # fmt: skip
+        nodes = {
+            "looking": attach(guest, "ublk", name="looking"),
+            "sleeping": attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING),
+        }
+        return _in_guest("ublk", guest, nodes, runs)
+
+
+def _vfio_user(scratch: Path, runs: int) -> Row:
+    with vfio_guest(scratch, {"looking": "", "sleeping": _VFIO_SLEEPING}) as (guest, nodes):
+        return _in_guest("vfio-user", guest, nodes, runs)
+
+
+def _in_guest(via: str, guest: Guest, nodes: Mapping[str, str], runs: int) -> Row:
+    place = f"--offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M"
+    read = f"--rw=randread --bs=4k --iodepth=1 {place} --time_based --runtime=2"
+    for node in nodes.values():
+        fio(guest, node, f"--rw=write --bs=128k {place}", "write")
+    return compare(
+        "heuristics", f"{via}: {_RANDOM_READ.format(1)}", "/s", partial(fio, guest, nodes["looking"], read, "read"),
+        peer=_SLEEPING, peers=partial(fio, guest, nodes["sleeping"], read, "read"), runs=runs, goal=GOAL,
+    )  # fmt: skip

@@ -19,3 +19,10 @@ def test_a_reset_is_counted_by_all_that_share_the_memory() -> None:
     memory.words[5] = memory.doorbells[0] = 1
     memory.clear()
     assert (other.words[5], other.doorbells[0], other.nr_resets) == (0, 0, 1)
+
+
+def test_admin_queues() -> None:
+    memory = DriveMemory(bytearray(MEMORY_BYTES))
+    memory.words[0x24 >> 2] = 0xF012_F3FF  # the bits above each size are reserved
+    memory.wide_words[0x28 >> 3], memory.wide_words[0x30 >> 3] = 1 << 40, 0x5000
+    assert memory.admin_queues == ((1 << 40, 0x400), (0x5000, 0x13))

@@ -3,11 +3,14 @@
 import random
 import struct
 import threading
+import time
 from collections.abc import Callable, Container
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.at_rest import assert_at_rest, threads_of
 from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
 from tests.vfio_user.conftest import Served, serving
 from zonefs_emu.device.device import ZonedDevice
@@ -22,6 +25,7 @@ from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
 from zonefs_emu.nvme.controller import CAPABILITIES, Feature, Register
 from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme.subsystem import Subsystem
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.testing.vfio_client import MEMORY_START, NvmeGuest, PciQueue, VfioClient
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES as DRIVE_BYTES, DriveMemory
 from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
@@ -29,6 +33,12 @@ from zonefs_emu.vfio_user.pci_drive import PciDrive
 
 READY = 1
 FATAL = 2
+
+
+def drive_of(served: Served) -> PciDrive:
+    client = served.server._client
+    assert client is not None
+    return client.drive
 
 
 def pattern(nr_bytes: int, seed: int = 1) -> bytes:
@@ -121,6 +131,43 @@ def test_doorbells_in_memory(guest: NvmeGuest) -> None:
     # Heads of completion queues are rung when they come round only, tails where the drive is asleep.
     assert queue.nr_rings < 110
     assert other.nr_rings < 15
+
+
+def test_a_look_finds_commands_without_doorbells(guest: NvmeGuest, served: Served) -> None:
+    queue, other = guest.queue(1), guest.queue(2)
+    assert guest.set_shadow([queue, other]).status == 0
+    drive = drive_of(served)
+    drive.polling = AdaptivePolling(max_ns=2_000_000_000, soon_ns=60_000_000_000, nr_processors=2)
+    # The first doorbell of a queue is rung; the drive looks from then on.
+    assert queue.read(1, 0, 1, BLOCK).status == other.read(1, 0, 1, BLOCK).status == 0
+    before = queue.nr_rings + other.nr_rings
+    for _ in range(50):
+        assert queue.read(1, 0, 1, BLOCK).status == 0
+        assert other.read(1, 0, 1, BLOCK).status == 0
+    assert queue.nr_rings + other.nr_rings == before
+    # Nothing comes any more, so it asks for doorbells, and sleeps.
+    drive.polling.look_ns = 0  # from the next look on
+    doorbells, event_index = queue.shadow or pytest.fail("it has none")
+    while (event_index[2], event_index[4]) != (doorbells[2], doorbells[4]):
+        time.sleep(0.01)
+    assert queue.read(1, 0, 1, BLOCK).status == 0
+    assert queue.nr_rings + other.nr_rings == before + 1
+
+
+def test_a_queue_that_cannot_go_on_ends_no_look(guest: NvmeGuest, served: Served) -> None:
+    """Otherwise the drive would look again and again, without a rest, until the guest takes completions."""
+    client = guest.client
+    queue = PciQueue(client, 1, 16)
+    assert guest.create(AdminOpcode.CREATE_CQ, 1, 4, queue.cq, 1 << 16 | 3).status == 0
+    assert guest.create(AdminOpcode.CREATE_SQ, 1, 16, queue.sq, 1 << 16 | 1).status == 0
+    assert guest.set_shadow([queue]).status == 0
+    for _ in range(10):
+        queue.push(queue.entry(IoOpcode.FLUSH, nsid=1), ring=False)
+    queue.ring(2, queue.tail)
+    assert_at_rest(threads_of() - {Path(f"/proc/self/task/{threading.get_native_id()}")})
+    assert drive_of(served).nr_commands >= 3
+    queue.size = 4  # of the completion queue
+    assert [queue.wait().cid for _ in range(10)] == list(range(1, 11))
 
 
 def test_refusals_have_their_status_and_are_not_to_be_retried(guest: NvmeGuest, served: Served) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from tests.nvme.conftest import BLOCK
 from tests.vfio_user.conftest import Served
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.testing.vfio_client import VfioClient
 from zonefs_emu.vfio_user.vfio_messages import SIZE_MAX, VfioCommand, encode_command
 
@@ -24,6 +25,17 @@ def test_one_client_after_the_other(served: Served) -> None:
     with served.guest() as guest:
         assert guest.queue(1).read(1, 0, 3, BLOCK).data == b"".join(bytes((n,)) * BLOCK for n in range(3))
         assert served.server.statistics()["commands"] >= 16
+
+
+def test_the_length_of_a_sleep_says_how_long_to_look(served: Served) -> None:
+    with served.guest() as guest:
+        queue = guest.queue(1)
+        client = served.server._client
+        assert client is not None
+        client.drive.polling = polling = AdaptivePolling(max_ns=9_000, soon_ns=60_000_000_000, nr_processors=2)
+        polling.look_ns = 0
+        assert queue.read(1, 0, 1, BLOCK).status == 0
+        assert polling.look_ns >= 4_000
 
 
 @pytest.mark.parametrize(

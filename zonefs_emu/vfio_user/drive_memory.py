@@ -13,7 +13,7 @@ A guest may disable the controller and enable it again between two looks of the 
 counts resets.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,10 +26,20 @@ _RESETS: Final = 0
 CC_WORD: Final = 0x14 >> 2
 ENABLE: Final = 1
 _REGISTER_BYTES: Final = 0x1000
-
+#: Admin Queue Attributes as a word, and the base addresses as words of 8 bytes.
+_AQA: Final = 0x24 >> 2
+_ASQ: Final = 0x28 >> 3
+_ACQ: Final = 0x30 >> 3
 
 #: CC, CSTS, AQA, ASQ and ACQ, which a reset sets to zero.
 _RESET_WORDS: Final = (CC_WORD, 0x1C >> 2, *range(0x24 >> 2, 0x38 >> 2))
+
+
+class AdminQueue(NamedTuple):
+    """Where the guest wants an admin queue: the guest address *base*, and the *size* in entries, 1 to 4096."""
+
+    base: int
+    size: int
 
 
 class DriveMemory:
@@ -48,6 +58,12 @@ class DriveMemory:
     def registers(self, offset: int, count: int) -> bytes:
         """Return *count* bytes of the registers at *offset*, as the guest reads them."""
         return bytes(self._registers[offset : offset + count])
+
+    @property
+    def admin_queues(self) -> tuple[AdminQueue, AdminQueue]:
+        """The admin submission queue and its completion queue."""
+        aqa, bases = self.words[_AQA], self.wide_words
+        return AdminQueue(bases[_ASQ], (aqa & 0xFFF) + 1), AdminQueue(bases[_ACQ], (aqa >> 16 & 0xFFF) + 1)
 
     def configure(self, value: int) -> None:
         """Store what the guest writes to the register CC."""

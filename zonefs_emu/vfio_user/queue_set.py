@@ -3,6 +3,7 @@
 May not know: the effect of commands in the queues.
 """
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -87,6 +88,24 @@ class QueueSet:
         at = 2 * queue.number + 1
         shadow = self.shadow if queue.number else None
         return self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
+
+    def look(self, can_take: Callable[[SubmissionQueue], bool], look_ns: int) -> bool:
+        """Poll the shadow doorbells for *look_ns*; True as soon as there is a command that *can_take* allows.
+
+        Returns at once while the worker has a command, because polling would keep the interpreter from the worker, and
+        where answers are held, because the time that they are due ends a sleep and not a look.
+        """
+        queues = [queue for queue in self.sqs.values() if queue.number]
+        if not look_ns or self.shadow is None or any(queue.is_busy or queue.answers is not None for queue in queues):
+            return False
+        places = [(2 * queue.number, queue.head) for queue in queues if can_take(queue)]
+        doorbells, clock = self.shadow.doorbells, time.monotonic_ns
+        end_ns = clock() + look_ns
+        while clock() < end_ns:
+            for place, head in places:
+                if doorbells[place] != head:
+                    return True
+        return False
 
     def ask_for_doorbells(self) -> None:
         """Make the guest ring real doorbells again, if it uses shadow doorbells."""

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable, Container
 from typing import Protocol
 
@@ -126,7 +127,10 @@ class VfioServer:
             ready: list[int] = []
             while not self._stopping:
                 is_busy = client.step(ready)
+                asleep_ns = time.monotonic_ns()
                 ready = [fd for fd, _ in poller.poll(0 if is_busy else None)]
+                if not is_busy:
+                    client.drive.polling.waited(time.monotonic_ns() - asleep_ns)
         except PeerError as error:
             self._log.info("the connection ends: %s", error)
         except Exception as error:
