@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from zonefs_emu.device.alarm import HeldAnswer
@@ -46,22 +45,22 @@ from zonefs_emu.nvme_tcp.pdu import (
     parse_ic_request,
     terminate,
 )
+from zonefs_emu.nvme_tcp.stream import Stream
 
 if TYPE_CHECKING:
     from zonefs_emu.nvme_tcp.server import NvmeTcpServer
 
 #: The most data that the commands of one connection may wait for together.
 PENDING_BYTES_MAX: Final = 16 << 20
-#: Answers are sent when they have so many bytes, or no whole command is left in the buffer.
+#: Answers are sent when they have so many bytes or parts, or no whole command is left in the buffer.
 _SEND_BYTES: Final = 1 << 20
+_SEND_PARTS: Final = 1000
 _BUFFER_BYTES: Final = 4 * PDU_BYTES_MAX
-#: How long a host may take for its first PDU and its Connect command, to prove its name, and to receive answers.
+#: How long a host may take for its first PDU and its Connect command, and to prove its name.
 _CONNECT_S: Final = 10.0
 _AUTHENTICATION_S: Final = 30.0
-_SEND_S: Final = 30.0
 #: The longest single wait: an answer of a slowed drive may be due in more time than a wait can last, 25 days.
 _WAIT_NS_MAX: Final = 3600 * 1_000_000_000
-_IOV_MAX: Final = 1024
 #: The answer to a command whose data came damaged. It has no "Do Not Retry", because the host may send the data again.
 _TRANSIENT_TRANSPORT_ERROR: Final = 0x022
 _SGL_TRANSPORT: Final = 0x5A
@@ -79,18 +78,15 @@ class _Waiting:
 
 
 class Connection:
-    """One connection. *sock* is connected; *server* knows the subsystem and the controllers."""
+    """One connection over *stream*. *server* knows the subsystem and the controllers."""
 
-    def __init__(self, server: "NvmeTcpServer", sock: socket.socket, peer: str) -> None:
+    def __init__(self, server: "NvmeTcpServer", stream: Stream, peer: str) -> None:
         self.server = server
         self.peer = peer
         self.controller: Controller | None = None
         self.connect: Connect | None = None
         self.nr_commands = 0
-        # Nonblocking, because with a timeout Python would ask the kernel before each call whether the socket is ready.
-        sock.setblocking(False)  # noqa: FBT003  (its only form)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sock = sock
+        self.stream = stream
         self._framing = Framing()
         self._namespaces: dict[int, Namespace] = {}
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
@@ -123,7 +119,7 @@ class Connection:
         # At the daemon's end the thread still sends the answers that a drive's timing holds.
         is_cut = self._timed is not None and self._timed.alarm.is_cut
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD if is_cut else socket.SHUT_RDWR)
+            self.stream.shutdown(socket.SHUT_RD if is_cut else socket.SHUT_RDWR)
         self.wake()
 
     def wake(self) -> None:
@@ -135,7 +131,7 @@ class Connection:
         try:
             with contextlib.ExitStack() as ending:  # each step is done, whatever the others raise
                 ending.callback(self.close)
-                ending.callback(self._sock.close)
+                ending.callback(self.stream.close)
                 # Before the host sees the end: it may connect the same queue again at once.
                 ending.callback(self.server.forget, self)
                 self._run()
@@ -164,12 +160,12 @@ class Connection:
         pdu = bytes(self._buffer[self._begin : min(self._end, self._begin + CAPSULE_BYTES)])
         with contextlib.suppress(OSError):
             self._flush_out()
-            self._sock.send(terminate(error, pdu))
-            self._sock.shutdown(socket.SHUT_WR)
+            self.stream.send([terminate(error, pdu)])
+            self.stream.shutdown(socket.SHUT_WR)
 
     def _serve(self) -> None:
         poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
+        poller.register(self.stream, select.POLLIN)
         poller.register(self._waker.fd, select.POLLIN)
         self._deadline_ns = time.monotonic_ns() + int(_CONNECT_S * 1e9)
         while not self._stopping:
@@ -218,11 +214,6 @@ class Connection:
             return False
         return time.monotonic_ns() - self._heard_ns >= self._patience_ns
 
-    def local_address(self) -> tuple[str, int]:
-        """Return the address and the port at which the host has reached this connection."""
-        address, port = self._sock.getsockname()[:2]
-        return str(address), int(port)
-
     # -- receiving --------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
@@ -234,7 +225,7 @@ class Connection:
             self._buffer[:left] = bytes(self._buffer[self._begin : self._end])
             self._begin, self._end = 0, left
         try:
-            count = self._sock.recv_into(self._buffer[self._end :])
+            count = self.stream.receive_into(self._buffer[self._end :])
         except BlockingIOError:
             return True
         if not count:
@@ -247,7 +238,7 @@ class Connection:
                 break
             self._take(kind, self._buffer[self._begin : self._begin + length])
             self._begin += length
-            if self._out_bytes >= _SEND_BYTES or len(self._out) >= _IOV_MAX - 8:
+            if self._out_bytes >= _SEND_BYTES or len(self._out) >= _SEND_PARTS:
                 self._flush_out()
         self._flush_out()
         return True
@@ -564,37 +555,10 @@ class Connection:
 
     def _flush_out(self) -> None:
         """Send what is queued; TimeoutError if the host does not take it."""
-        if not self._out:
-            return
-        out, total = self._out, self._out_bytes
-        self._out, self._out_bytes = [], 0
-        done = 0
-        while True:
-            try:
-                sent = self._sock.sendmsg(out[:_IOV_MAX])
-            except BlockingIOError:
-                sent = 0
-            done += sent
-            if done == total:
-                return
-            out = _without(out, sent)
-            if not sent and not self._wait_until_writable():
-                raise TimeoutError
-
-    def _wait_until_writable(self) -> bool:
-        poller = select.poll()
-        poller.register(self._sock, select.POLLOUT)
-        return bool(poller.poll(int(_SEND_S * 1000)))
+        if self._out:
+            out, self._out, self._out_bytes = self._out, [], 0
+            self.stream.send(out)
 
 
 def _data_length_error(sgl_bytes: int, nr_bytes: int) -> RefusedError:
     return RefusedError(NvmeRule.NVME_DATA_LENGTH, f"{sgl_bytes} bytes are described, {nr_bytes} are moved")
-
-
-def _without(parts: Sequence[bytes | memoryview], nr_bytes: int) -> list[bytes | memoryview]:
-    """Return *parts* without their first *nr_bytes*."""
-    for index, part in enumerate(parts):
-        if nr_bytes < len(part):
-            return [memoryview(part)[nr_bytes:], *parts[index + 1 :]]
-        nr_bytes -= len(part)
-    return []

@@ -26,6 +26,7 @@ from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access
 from zonefs_emu.nvme_tcp.pdu import IN_CAPSULE_MAX
 from zonefs_emu.nvme_tcp.queue_connection import Connection
+from zonefs_emu.nvme_tcp.stream import Stream
 
 #: The port that hosts try if they are not told another one.
 DEFAULT_PORT: Final = 4420
@@ -123,7 +124,7 @@ class NvmeTcpServer:
             return
         with contextlib.ExitStack() as failing:
             failing.callback(sock.close)
-            connection = Connection(self, sock, peer)
+            connection = Connection(self, Stream(sock), peer)
             failing.callback(connection.close)
             thread = threading.Thread(target=connection.run, name=f"nvme {peer}", daemon=True)
             with self._lock:
@@ -283,7 +284,7 @@ class NvmeTcpServer:
 
     def _discovery_log(self, connection: Connection) -> bytes:
         """Return the discovery log for this host: the subsystem is at the address that the host has connected to."""
-        address, port = connection.local_address()
+        address, port = connection.stream.local_address()
         return discovery(0, [DiscoveryRecord(nqn=self.subsystem.nqn, address=address, port=port, is_discovery=False)])
 
 
