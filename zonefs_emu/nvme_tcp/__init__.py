@@ -8,6 +8,7 @@
     auth_messages     the messages with which host and drive prove their names
     authentication    their order
     dh_groups         the groups of Diffie-Hellman
+    key_form          the text of keys
     host_keys         the keys of hosts, and which hosts may connect
     kernel_host       the driver of this host's kernel, as a host
     attached_drive    the drive as a block device of this host
