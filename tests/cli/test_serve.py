@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import fails, ok
+from tests.nvme_tcp.conftest import needs_tls
 from zonefs_emu.nvme_tcp.host_keys import DhchapKey, key_text
+from zonefs_emu.nvme_tcp.tls_keys import TlsKey, tls_key_text
 from zonefs_emu.testing.blk_driver import BlkDriver
 from zonefs_emu.testing.nvme_initiator import AuthenticationError, HostKeys, NvmeHost
 from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
@@ -118,6 +120,34 @@ def test_a_host_with_a_key_proves_its_name(tmp_path: Path) -> None:
     sentence = fails("serve", image, "--nvme-tcp", "0.0.0.0", "--allow-host", "nqn.me", code=2)
     assert "can be reached from other machines, and nqn.me has no key: give --host-key" in sentence
     assert "No such file" in fails("serve", image, "--nvme-tcp", "--host-key", "nqn.me=@nowhere", code=2)
+
+
+@needs_tls
+def test_a_host_connects_over_tls(tmp_path: Path) -> None:
+    image = tmp_path / "zns.img"
+    ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
+    key = TlsKey(secret=bytes(range(32)), hash_id=1)
+    (tmp_path / "key").write_text(tls_key_text(key))
+    with serving(image, "--nvme-tcp", "127.0.0.1:0", "--tls-key", f"nqn.me=@{tmp_path}/key") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        discover, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
+        assert discover[-5:] == ["--hostnqn", "nqn.me", "--tls", "--tls-key", "TLS-KEY"]
+        assert connect[-7:-1] == ["--hostnqn", "nqn.me", "--tls", "--tls-key", "TLS-KEY", "-n"]
+        place = "127.0.0.1", int(connect[connect.index("-s") + 1]), connect[-1]
+        with NvmeHost(*place, host_nqn="nqn.me", tls_key=key) as host:
+            assert host.queue(1).append(1, 1024, b"n" * 8192, 4096).result == 1024
+        with pytest.raises(ConnectionError):
+            NvmeHost(*place, host_nqn="nqn.me")
+        sentence = "the host does not speak TLS, which --tls-key requires: see nvme connect --tls"
+        assert sentence in process.stderr.readline()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python from 3.13 on has TLS with pre-shared keys")
+def test_an_older_python_has_no_tls(tmp_path: Path) -> None:
+    image = tmp_path / "zns.img"
+    ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
+    assert "--tls-key needs Python 3.13 or later" in fails("serve", image, "--nvme-tcp", "--tls-key", "@key", code=2)
 
 
 def test_several_images_are_namespaces_of_one_drive(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Addresses, and the front-end in a session; a host connects for real."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -8,17 +9,21 @@ import pytest
 import trio
 
 from tests.nvme.conftest import BLOCK, UUID_1, geometry
+from tests.nvme_tcp.conftest import needs_tls
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, Address, NvmeTcpFrontEnd, make_access, parse_address, safe_address
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.nvme.subsystem import nqn_of
-from zonefs_emu.nvme_tcp.host_keys import OPEN, DhchapKey, key_text
+from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, key_text
+from zonefs_emu.nvme_tcp.tls_keys import TlsKey, tls_key_text
 from zonefs_emu.testing.nvme_initiator import NvmeHost
 
 KEY = DhchapKey(secret=bytes(range(32)), hash_id=1)
 TEXT = key_text(KEY)
+TLS_KEY = TlsKey(secret=bytes(range(32)), hash_id=1)
+TLS_TEXT = tls_key_text(TLS_KEY)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +103,80 @@ def test_wrong_keys_are_said_in_one_sentence(host_keys: list[str], controller_ke
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert TEXT not in str(caught.value)
+
+
+@needs_tls
+def test_who_may_connect_over_tls(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(f"{TLS_TEXT}\n")
+
+    def commands(access: Access) -> list[list[str]]:
+        front_end = NvmeTcpFrontEnd(Address("127.0.0.1", 4420), nqn="nqn.s", access=access)
+        return [[command[1], *command[8:]] for command in front_end.host_commands()]
+
+    named = make_access(["nqn.b"], [f"nqn.c={TEXT}"], "", [f"nqn.{x}=@{tmp_path}/key" for x in "abc"])
+    assert named.hosts == {"nqn.a": None, "nqn.b": None, "nqn.c": KEY}
+    assert named.tls_keys == dict.fromkeys(("nqn.a", "nqn.b", "nqn.c"), TLS_KEY)
+    tls = ["--tls", "--tls-key", "TLS-KEY"]
+    assert commands(named) == [
+        ["discover", "--hostnqn", "nqn.a", *tls],
+        ["discover", "--hostnqn", "nqn.b", *tls],
+        ["discover", "--hostnqn", "nqn.c", *tls],
+        ["connect", "--hostnqn", "nqn.a", *tls, "-n", "nqn.s"],
+        ["connect", "--hostnqn", "nqn.b", *tls, "-n", "nqn.s"],
+        ["connect", "--hostnqn", "nqn.c", *tls, "--dhchap-secret", "KEY", "-n", "nqn.s"],
+    ]
+    for_all = make_access([], [], "", [TLS_TEXT])
+    assert (for_all.hosts, for_all.tls_keys) == ({}, {"": TLS_KEY})
+    assert commands(for_all) == [["discover", *tls], ["connect", *tls, "-n", "nqn.s"]]
+    assert safe_address("0.0.0.0", for_all, insecure=False)
+    some = make_access(["nqn.a"], [], "", [f"@{tmp_path}/key", f"nqn.b={TLS_TEXT}"])
+    assert (list(some.hosts), list(some.tls_keys)) == (["nqn.b", "nqn.a"], ["", "nqn.b"])
+    others = make_access([], [], "", [f"@{tmp_path}/key", f"nqn.b={TLS_TEXT}"])
+    assert others.admits("nqn.any")
+    assert [line[1:3] for line in commands(others)[:2]] == [["--hostnqn", "nqn.b"], ["--tls", "--tls-key"]]
+
+
+@needs_tls
+@pytest.mark.parametrize(
+    ("host_keys", "tls", "sentence"),
+    [
+        ([], ["nqn.a"], "--tls-key must be NQN=@FILE, where the first line of FILE has the key, or NQN=NVMeTLSkey-1:"),
+        ([], ["iqn.a=@key"], "'iqn.a' is not an NVMe Qualified Name"),
+        ([], ["@nowhere"], "--tls-key: nowhere: No such file"),
+        ([], ["nqn.a=@nowhere"], "--tls-key nqn.a: nowhere: No such file"),
+        ([], ["@{}"], "--tls-key: the text after @ must be the name of a file"),
+        ([], ["nqn.a={}", "nqn.a={}"], "nqn.a has two keys: give one --tls-key for each host"),
+        ([], ["{}", "{}"], "any other host has two keys"),
+        ([f"nqn.h={TEXT}"], ["nqn.a={}"], "nqn.h has no TLS key, without which it could never connect: give --tls-key"),
+    ],
+)
+def test_wrong_tls_keys_are_said_in_one_sentence(host_keys: list[str], tls: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        make_access([], host_keys, "", [text.format(TLS_TEXT) for text in tls])
+    assert str(caught.value).startswith(sentence)
+    assert TLS_TEXT not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python from 3.13 on has TLS with pre-shared keys")
+def test_an_older_python_has_no_tls() -> None:
+    with pytest.raises(UsageError) as caught:
+        make_access([], [], "", [TLS_TEXT])
+    assert str(caught.value) == (
+        f"--tls-key needs Python 3.13 or later: this is Python 3.{sys.version_info[1]}, whose ssl module has no "
+        "pre-shared keys; use a newer Python, or --host-key and a tunnel"
+    )
+    assert caught.value.exit_code == 2
+
+
+async def test_names_that_are_too_long_for_tls(tmp_path: Path) -> None:
+    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    front_end = NvmeTcpFrontEnd(
+        Address("127.0.0.1", 0), nqn=f"nqn.{'d' * 100}", access=Access(tls_keys={f"nqn.{'h' * 100}": TLS_KEY})
+    )
+    with pytest.raises(UsageError, match="are too long for TLS, which takes 200 bytes of both together"):
+        await front_end(Session(device, tmp_path / "image"), task_status=trio.TASK_STATUS_IGNORED)
+    device.close()
 
 
 async def test_a_host_connects_until_the_session_ends(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_changed_zones() -> None:
 
 def test_discovery() -> None:
     records = [
-        DiscoveryRecord(nqn="nqn.a", address="127.0.0.1", port=4420, is_discovery=False),
-        DiscoveryRecord(nqn="nqn.b", address="::1", port=8009, is_discovery=True),
+        DiscoveryRecord(nqn="nqn.a", address="127.0.0.1", port=4420, is_discovery=False, needs_tls=False),
+        DiscoveryRecord(nqn="nqn.b", address="::1", port=8009, is_discovery=True, needs_tls=True),
     ]
     data = logs.discovery(3, records)
     assert struct.unpack_from("<QQH", data) == (3, 2, 0)
@@ -68,6 +68,9 @@ def test_discovery() -> None:
     assert data[1024 + 256 : 1024 + 512].rstrip(b"\0") == b"nqn.a"
     assert data[1024 + 512 : 1024 + 768].rstrip() == b"127.0.0.1"
     assert len(data) == 3072
+    # TREQ, whether a secure channel is required, and SECTYPE of TSAS, which kind: none, TLS 1.3.
+    assert (data[1024 + 3], data[1024 + 768]) == (2, 0)
+    assert (data[2048 + 3], data[2048 + 768]) == (1, 2)
 
 
 def test_firmware_and_the_list_of_logs() -> None:

@@ -1,6 +1,7 @@
 """A target that serves a device in a thread of this process."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,9 @@ from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access
 from zonefs_emu.nvme_tcp.server import NvmeTcpServer, listen
 from zonefs_emu.testing.nvme_initiator import NvmeHost, NvmeQueue
+
+#: For tests that make TLS connections: Python's ssl module has pre-shared keys from 3.13 on.
+needs_tls = pytest.mark.skipif(sys.version_info < (3, 13), reason="Python before 3.13 has no TLS with pre-shared keys")
 
 
 class Target:
@@ -27,8 +31,8 @@ class Target:
     def host(self, **options: object) -> NvmeHost:
         return NvmeHost("127.0.0.1", self.port, self.nqn, **options)  # type: ignore[arg-type]  # a table of arguments
 
-    def queue(self, **digests: bool) -> NvmeQueue:
-        return NvmeQueue("127.0.0.1", self.port, **digests)
+    def queue(self, **options: object) -> NvmeQueue:
+        return NvmeQueue("127.0.0.1", self.port, **options)  # type: ignore[arg-type]  # as above
 
     def raw(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)

@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 
 from zonefs_emu.errors import UsageError
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, key_text, parse_key
+from zonefs_emu.nvme_tcp.tls_keys import TlsKey
 
 #: As nvme-cli 2.3 prints keys.
 FROM_NVME_CLI = [
@@ -83,6 +84,21 @@ def test_access() -> None:
     assert (mixed.key_of("nqn.a"), mixed.key_of("nqn.b")) == (key, None)
     assert not mixed.is_authenticated
     assert Access(hosts={"nqn.a": key}).is_authenticated
+
+
+def test_keys_for_tls() -> None:
+    one, two = (TlsKey(secret=bytes([number]) * 32, hash_id=0) for number in range(2))
+    assert not OPEN.needs_tls
+    assert OPEN.tls_key_of("nqn.a") is None
+    access = Access(hosts={"nqn.a": None}, tls_keys={"nqn.a": one})
+    assert access.needs_tls
+    assert access.is_authenticated
+    assert (access.tls_key_of("nqn.a"), access.tls_key_of("nqn.b")) == (one, None)
+    for_all = Access(tls_keys={"nqn.a": one, "": two})
+    assert (for_all.tls_key_of("nqn.a"), for_all.tls_key_of("nqn.b")) == (one, two)
+    assert for_all.names_of_one_key() == []
+    shared = Access(tls_keys={"nqn.a": one, "nqn.b": one, "": two, "nqn.c": two})
+    assert shared.names_of_one_key() == [["nqn.a", "nqn.b"], ["all other hosts", "nqn.c"]]
 
 
 def test_who_has_the_key_of_another_one() -> None:

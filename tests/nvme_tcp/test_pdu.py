@@ -35,6 +35,18 @@ def test_what_hosts_may_send(framing_and_pdu: tuple[Framing, tuple[int, int, int
     assert framing.check(header(*fields)) == (fields[0], fields[3])
 
 
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_tls_handshake_is_known(version: int) -> None:
+    """The beginning of a record: type, version, length; and of its message: type, length."""
+    hello = memoryview(bytes((0x16, 3, version, 0, 200, 1, 0, 0, 196)))
+    with pytest.raises(pdu.TlsUnexpectedError) as caught:
+        PLAIN.check(hello)
+    assert (caught.value.fatal, caught.value.field) == (Fatal.INVALID_HEADER, 0)
+    for other in (b"\x16\4\1\0\0\1\0\0", b"\x16\3\1\0\0\2\0\0"):
+        with pytest.raises(PduError, match="PDU type 16h"):
+            PLAIN.check(memoryview(other))
+
+
 @pytest.mark.parametrize(
     ("framing", "fields", "field"),
     [

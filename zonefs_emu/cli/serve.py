@@ -136,6 +136,9 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
               "NQN=KEY gives the key itself, which all users can then see in ps.")  # fmt: skip
 @click.option("--controller-key", metavar="@FILE", default="",
               help="Key with which the drive proves its name to hosts that have a key and ask for proof.")  # fmt: skip
+@click.option("--tls-key", "tls_keys", multiple=True, metavar="[NQN=]@FILE",
+              help="Encrypt NVMe/TCP by TLS, with the key in FILE for the host NQN or for all hosts; may be given "
+              "several times. Needs Python 3.13.")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Let other machines connect over NVMe/TCP, without authentication.")
 @click.option("--mount", "directory", type=FILE, metavar="DIR", help="Also mount the zonefs on IMG at DIR.")
 @record_option
@@ -165,7 +168,7 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
 def serve(
     *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
     nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], host_keys: tuple[str, ...],
-    controller_key: str, insecure: bool, directory: Path | None,
+    controller_key: str, tls_keys: tuple[str, ...], insecure: bool, directory: Path | None,
     record_file: Path | None, timing: str, time_scale: float, mount_options: str, nr_queues: int, strict: bool,
     device: str,
     socket_path: Path | None, fd: int | None, blk_file: Path | None, show_capabilities: bool, show_descriptor: bool,
@@ -180,6 +183,7 @@ def serve(
       zonefs-emu serve small.img --vhost-user-scsi /tmp/zoned.sock --mount mnt
       zonefs-emu serve zns.img --nvme-tcp
       zonefs-emu serve zns.img --nvme-tcp 0.0.0.0 --host-key nqn.2014-08.org.example:host=@key
+      zonefs-emu serve zns.img --nvme-tcp 0.0.0.0 --tls-key nqn.2014-08.org.example:host=@tls.key
       zonefs-emu serve one.img two.img --nvme-tcp --nqn nqn.2014-08.org.example:drive
       zonefs-emu serve zns.img --vfio-user /tmp/zns.sock
 
@@ -205,7 +209,7 @@ def serve(
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
-    access = make_access(hosts, host_keys, controller_key)
+    access = make_access(hosts, host_keys, controller_key, tls_keys)
     drives = [
         NvmeTcpFrontEnd(safe_address(place, access, insecure=insecure), nqn=nqn, serial=serial, access=access)
         for place in nvme

@@ -3,9 +3,10 @@
 import contextlib
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import trio
 
@@ -13,18 +14,18 @@ from zonefs_emu.daemon.session import Session
 from zonefs_emu.errors import UsageError, host_sentence
 from zonefs_emu.front_ends.own_thread import run_until_stopped
 from zonefs_emu.nvme.subsystem import Subsystem, require_nqn
+from zonefs_emu.nvme_tcp import host_keys, tls_keys
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, parse_key
 from zonefs_emu.nvme_tcp.server import DEFAULT_PORT, NvmeTcpServer, listen
+from zonefs_emu.nvme_tcp.tls_keys import TlsKey, parse_tls_key
+from zonefs_emu.nvme_tcp.tls_stream import missing_tls
 
 _PORT_MAX: Final = 65535
 #: Where a drive is offered if no address is given.
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
 #: The most bytes of a file that are read for a key.
 _KEY_FILE_BYTES_MAX: Final = 4096
-_KEY_BEGIN: Final = "DHHC-1:"
-#: A name may contain "=", so the text after an "=" decides where the name ends. Messages repeat the name only, which
-#: has no part of a key.
-_HOST_KEY: Final = re.compile(rf"((?:(?!{_KEY_BEGIN}).)+?)=(@.+|{_KEY_BEGIN}.*)", re.DOTALL)
+_Key = TypeVar("_Key")
 
 
 class Address(NamedTuple):
@@ -67,7 +68,7 @@ def parse_address(text: str) -> Address:
 def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
     """Return the address in *text* if only this machine can reach it, or if every host must prove its name.
 
-    *insecure*: the user accepts hosts on other machines without proof. Nothing is encrypted in any case.
+    *insecure*: the user accepts hosts on other machines without proof. Only TLS encrypts.
 
     Raises:
         UsageError: *text* is no address, or other machines can reach it and hosts need no key.
@@ -77,55 +78,115 @@ def safe_address(text: str, access: Access, *, insecure: bool) -> Address:
         names = [nqn for nqn, key in access.hosts.items() if key is None]
         who = f"{names[0]} has" if names else "hosts have"
         message = (
-            f"{address} can be reached from other machines, and {who} no key: give --host-key, serve at 127.0.0.1 or "
-            "[::1], or give --insecure"
+            f"{address} can be reached from other machines, and {who} no key: give --host-key or --tls-key, serve at "
+            "127.0.0.1 or [::1], or give --insecure"
         )
         raise UsageError(message)
     return address
 
 
-def make_access(hosts: Sequence[str], host_keys: Sequence[str], controller_key: str) -> Access:
-    """Return the access rules: *hosts* need no key; those of *host_keys*, NQN=KEY or NQN=@FILE, need theirs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _KeyOption(Generic[_Key]):
+    """An option for keys. *begin*: of the text of a key; *parse*: returns the key in a text."""
 
-    *controller_key*: KEY, @FILE or "".
+    name: str
+    begin: str
+    parse: Callable[[str], _Key]
+
+    def split(self, text: str) -> tuple[str, str]:
+        """Return the name of the host in *text*, "" if there is none, and the text of its key or @FILE.
+
+        A name may contain "=", so the text after an "=" decides where the name ends. Messages repeat the name only,
+        which has no part of a key.
+
+        Raises:
+            UsageError: there is no key or file, or the name is not one of NVMe.
+        """
+        found = re.fullmatch(rf"(?:(?!@)((?:(?!{self.begin}).)+?)=)?(@.+|{self.begin}.*)", text, re.DOTALL)
+        if found is None:
+            message = f"{self.name} must be NQN=@FILE, where the first line of FILE has the key, or NQN={self.begin}…"
+            raise UsageError(message)
+        if found[1]:
+            require_nqn(found[1])
+        return found[1] or "", found[2]
+
+    def key(self, text: str, host_nqn: str = "") -> _Key:
+        """Return the key in *text*, or in the file of @FILE.
+
+        Raises:
+            UsageError: the file cannot be read, or there is no key; with the option and *host_nqn*.
+        """
+        try:
+            if text.startswith(f"@{self.begin}"):
+                message = "the text after @ must be the name of a file, but it looks like a key: leave out the @"
+                raise UsageError(message)
+            if text.startswith("@"):
+                with Path(text[1:]).open("rb") as file:
+                    text = file.read(_KEY_FILE_BYTES_MAX).decode("ascii", "replace").partition("\n")[0]
+            return self.parse(text)
+        except OSError as error:
+            message = host_sentence(error)
+        except UsageError as error:
+            message = str(error)
+        raise UsageError(f"{self.name} {host_nqn}".rstrip() + f": {message}")
+
+
+_HOST_KEY: Final = _KeyOption(name="--host-key", begin=f"{host_keys.FORM.name}:", parse=parse_key)
+_CONTROLLER_KEY: Final = _KeyOption(name="--controller-key", begin=f"{host_keys.FORM.name}:", parse=parse_key)
+_TLS_KEY: Final = _KeyOption(name="--tls-key", begin=f"{tls_keys.FORM.name}:", parse=parse_tls_key)
+
+
+def make_access(
+    hosts: Sequence[str], host_key_texts: Sequence[str], controller_key: str, tls_key_texts: Sequence[str] = ()
+) -> Access:
+    """Return the access rules: *hosts* need no key; those of *host_key_texts*, NQN=KEY or NQN=@FILE, need theirs.
+
+    *controller_key*: KEY, @FILE or "". *tls_key_texts*: as *host_key_texts*, for TLS; one without NQN= is for all hosts
+    that have no other.
 
     Raises:
-        UsageError: a text is not of that form, a file cannot be read, or a key is invalid. No message has a part of a
-        key.
+        UsageError: a text is not of that form, a file cannot be read, or a key is invalid; a host could never connect;
+            this Python has no TLS with such keys. No message has a part of a key.
     """
     found: dict[str, DhchapKey | None] = dict.fromkeys(hosts)
-    for text in host_keys:
-        parts = _HOST_KEY.fullmatch(text)
-        if parts is None:
-            message = "--host-key must be NQN=@FILE, where the first line of FILE has the key, or NQN=DHHC-1:…"
+    for text in host_key_texts:
+        nqn, key = _HOST_KEY.split(text)
+        if not nqn:
+            message = "--host-key must be NQN=@FILE: a key is for one host"
             raise UsageError(message)
-        nqn = parts[1]
-        require_nqn(nqn)
         if found.get(nqn) is not None:
             message = f"{nqn} has two keys: give one --host-key for each host"
             raise UsageError(message)
-        found[nqn] = _key(parts[2], f"--host-key {nqn}")
-    if controller_key and not host_keys:
+        found[nqn] = _HOST_KEY.key(key, nqn)
+    if controller_key and not host_key_texts:
         message = "--controller-key is for hosts that have a key themselves: give --host-key as well"
         raise UsageError(message)
-    return Access(hosts=found, controller_key=_key(controller_key, "--controller-key") if controller_key else None)
-
-
-def _key(text: str, option: str) -> DhchapKey:
-    """Return the key *text*, or that in the file of @FILE. Errors name *option*."""
-    try:
-        if text.startswith(f"@{_KEY_BEGIN}"):
-            message = "the text after @ must be the name of a file, but it looks like a key: leave out the @"
+    for_tls = _tls_keys(tls_key_texts)
+    if for_tls and "" not in for_tls:
+        lost = [nqn for nqn in found if nqn not in for_tls]
+        if lost:
+            message = f"{lost[0]} has no TLS key, without which it could never connect: give --tls-key for it as well"
             raise UsageError(message)
-        if text.startswith("@"):
-            with Path(text[1:]).open("rb") as file:
-                text = file.read(_KEY_FILE_BYTES_MAX).decode("ascii", "replace").partition("\n")[0]
-        return parse_key(text)
-    except OSError as error:
-        message = f"{option}: {host_sentence(error)}"
-    except UsageError as error:
-        message = f"{option}: {error}"
-    raise UsageError(message)
+    if found or "" not in for_tls:
+        found = dict.fromkeys(nqn for nqn in for_tls if nqn) | found
+    drive = _CONTROLLER_KEY.key(controller_key) if controller_key else None
+    return Access(hosts=found, controller_key=drive, tls_keys=for_tls)
+
+
+def _tls_keys(texts: Sequence[str]) -> dict[str, TlsKey]:
+    """Return the keys for TLS by the names of hosts, "" for all other hosts."""
+    lack = missing_tls() if texts else ""
+    if lack:
+        message = f"--tls-key needs Python 3.13 or later: {lack}; use a newer Python, or --host-key and a tunnel"
+        raise UsageError(message)
+    found: dict[str, TlsKey] = {}
+    for text in texts:
+        nqn, key = _TLS_KEY.split(text)
+        if nqn in found:
+            message = f"{nqn or 'any other host'} has two keys: give one --tls-key for each host"
+            raise UsageError(message)
+        found[nqn] = _TLS_KEY.key(key, nqn)
+    return found
 
 
 class NvmeTcpFrontEnd:
@@ -143,19 +204,36 @@ class NvmeTcpFrontEnd:
     def host_commands(self) -> list[list[str]]:
         """Return the commands with which a Linux host discovers the drive and connects to it; after the start.
 
-        A host with a key has a line of its own, with the word KEY in place of the key.
+        A host with a key has lines of its own, with the words KEY and TLS-KEY in place of its keys.
         """
         place = ["-t", "tcp", "-a", self.address.host, "-s", str(self.address.port)]
-        with_key = [
-            ["--hostnqn", host, "--dhchap-secret", "KEY"] for host, key in self._access.hosts.items() if key is not None
+        access = self._access
+        names = [nqn for nqn in {**access.hosts, **access.tls_keys} if nqn]
+        discovering, connecting = [], []
+        for nqn in [*names, ""] if "" in access.tls_keys and not access.hosts else names:
+            name = ["--hostnqn", nqn] if nqn else []
+            tls = ["--tls", "--tls-key", "TLS-KEY"] if access.needs_tls else []
+            proof = ["--dhchap-secret", "KEY"] if access.key_of(nqn) else []
+            if tls or proof:
+                connecting.append([*name, *tls, *proof])
+            if tls:
+                discovering.append([*name, *tls])
+        return [
+            *(["nvme", "discover", *place, *options] for options in discovering or [[]]),
+            *(["nvme", "connect", *place, *options, "-n", self.nqn] for options in connecting or [[]]),
         ]
-        connect = ["nvme", "connect", *place]
-        return [["nvme", "discover", *place], *([*connect, *each, "-n", self.nqn] for each in with_key or [[]])]
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled."""
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         self.nqn = subsystem.nqn
+        for host in self._access.tls_keys:
+            if len(host.encode()) + len(self.nqn.encode()) > tls_keys.NAMES_BYTES_MAX:
+                message = (
+                    f"the names of {host} and of the drive are too long for TLS, which takes "
+                    f"{tls_keys.NAMES_BYTES_MAX} bytes of both together: give a shorter --nqn"
+                )
+                raise UsageError(message)
         sockets = listen(self.address.host, self.address.port)
         self.address = self.address._replace(port=sockets[0].getsockname()[1])
         server = NvmeTcpServer(subsystem, sockets, session.device.unforeseen, access=self._access)

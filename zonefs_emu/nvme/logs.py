@@ -15,6 +15,10 @@ CHANGED_ZONES_MAX: Final = 511
 _SUPPORTED: Final = 1 << 0
 _CHANGES_CONTENT: Final = 1 << 1
 _KELVINS: Final = 313
+#: Of a discovery record: whether a secure channel is required (TREQ), and its kind (SECTYPE of TSAS for TCP).
+_TLS_REQUIRED: Final = 1
+_TLS_NOT_REQUIRED: Final = 2
+_TLS_1_3: Final = 2
 
 
 class Log(IntEnum):
@@ -43,12 +47,16 @@ class ErrorEntry(NamedTuple):
 
 
 class DiscoveryRecord(NamedTuple):
-    """A listening address: IPv4 or IPv6 *address* and *port*; *is_discovery*: of the discovery service."""
+    """A listening address: IPv4 or IPv6 *address* and *port*; *is_discovery*: of the discovery service.
+
+    *needs_tls*: hosts must encrypt by TLS 1.3.
+    """
 
     nqn: str
     address: str
     port: int
     is_discovery: bool
+    needs_tls: bool
 
 
 def supported(logs: Iterable[int]) -> bytes:
@@ -137,7 +145,9 @@ def discovery(generation: int, records: Sequence[DiscoveryRecord]) -> bytes:
         family = 2 if ":" in record.address else 1
         kind = 1 if record.is_discovery else 2
         struct.pack_into(
-            "<BBBBHHHH20x32s192x256s256s", data, 1024 * number, 3, family, kind, 2, 1, 0xFFFF, 32, 0,
+            "<BBBBHHHH20x32s192x256s256sB", data, 1024 * number, 3, family, kind,
+            _TLS_REQUIRED if record.needs_tls else _TLS_NOT_REQUIRED, 1, 0xFFFF, 32, 0,
             str(record.port).encode().ljust(32), record.nqn.encode(), record.address.encode().ljust(256),
+            _TLS_1_3 if record.needs_tls else 0,
         )  # fmt: skip
     return bytes(data)

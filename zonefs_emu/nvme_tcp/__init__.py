@@ -10,6 +10,8 @@
     dh_groups         the groups of Diffie-Hellman
     key_form          the text of keys
     host_keys         the keys of hosts, and which hosts may connect
+    tls_keys          the pre-shared keys of TLS, and the names that are bound to them
+    tls_stream        the bytes of a connection that is encrypted
     kernel_host       the driver of this host's kernel, as a host
     attached_drive    the drive as a block device of this host
 

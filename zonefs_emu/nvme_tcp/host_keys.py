@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from zonefs_emu.nvme_tcp.key_form import KeyForm
+from zonefs_emu.nvme_tcp.tls_keys import TlsKey
 
 #: The hashes that a key and an exchange may use, by their identifiers in messages and in the text of a key.
 HASHES: Final[Mapping[int, str]] = MappingProxyType({1: "sha256", 2: "sha384", 3: "sha512"})
@@ -41,16 +42,27 @@ class DhchapKey:
 class Access:
     """The access rules. *hosts*: the names of hosts, each with its key or None; empty: every host, without a key.
 
-    *controller_key*: the key with which the drive proves its name to a host that asks for proof.
+    *controller_key*: the key with which the drive proves its name to a host that asks for proof. *tls_keys*: the keys
+    for TLS by the names of hosts; that of the name "" is for all hosts without a key of their own. Empty: no TLS.
     """
 
     hosts: Mapping[str, DhchapKey | None] = field(default_factory=dict)
     controller_key: DhchapKey | None = None
+    tls_keys: Mapping[str, TlsKey] = field(default_factory=dict)
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether no host connects without a key."""
-        return bool(self.hosts) and all(key is not None for key in self.hosts.values())
+        """Whether no host connects without a key, of DH-HMAC-CHAP or of TLS."""
+        return self.needs_tls or (bool(self.hosts) and all(key is not None for key in self.hosts.values()))
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether every connection must be a TLS connection."""
+        return bool(self.tls_keys)
+
+    def tls_key_of(self, host_nqn: str) -> TlsKey | None:
+        """Return the key with which *host_nqn* makes a TLS connection; None if it cannot."""
+        return self.tls_keys.get(host_nqn) or self.tls_keys.get("")
 
     def admits(self, host_nqn: str) -> bool:
         """Whether *host_nqn* may connect; it may have to prove its name after that."""
@@ -61,13 +73,19 @@ class Access:
         return self.hosts.get(host_nqn)
 
     def names_of_one_key(self) -> list[list[str]]:
-        """Return who shares a key with whom: names of hosts, and "the drive". Each of them can pose as the others."""
+        """Return who shares a key with whom: names of hosts, and "the drive". Each of them can pose as the others.
+
+        Hosts that share the TLS key for all hosts are not among them: that is what such a key is.
+        """
         names: dict[bytes, list[str]] = {}
         for name, key in (*self.hosts.items(), ("the drive", self.controller_key)):
             if key is not None:
                 # Keys are compared by their secret alone, because a host that has it can bind it to any name.
                 names.setdefault(key.secret, []).append(name)
-        return [found for found in names.values() if len(found) > 1]
+        tls_names: dict[bytes, list[str]] = {}
+        for name, tls_key in self.tls_keys.items():
+            tls_names.setdefault(tls_key.secret, []).append(name or "all other hosts")
+        return [found for found in (*names.values(), *tls_names.values()) if len(found) > 1]
 
 
 #: Every host may connect, without a key.

@@ -25,6 +25,9 @@ IN_CAPSULE_MAX: Final = 128 << 10
 H2C_DATA_MAX: Final = 128 << 10
 #: The longest PDU that a host may send: header, data and both digests.
 PDU_BYTES_MAX: Final = CAPSULE_BYTES + 2 * DIGEST_BYTES + max(IN_CAPSULE_MAX, H2C_DATA_MAX)
+#: The first bytes of a TLS record with a part of the handshake, and the type of its first message, a ClientHello.
+_TLS_RECORD: Final = b"\x16\x03"
+_TLS_CLIENT_HELLO: Final = 1
 #: Completion: dwords 0 and 1, queue head, queue, command, status.
 _COMPLETION: Final = struct.Struct("<BBBBIQHHHH")
 _DATA: Final = struct.Struct("<BBBBIHHII4x")
@@ -87,6 +90,10 @@ _HEADER_BYTES: Final[Mapping[int, int]] = MappingProxyType(
 )
 
 
+class TlsUnexpectedError(PduError):
+    """The host begins a TLS connection, and the drive has no key for one."""
+
+
 class DigestError(Exception):
     """The digest of a PDU's data is wrong: the command fails, and the host may send it again."""
 
@@ -109,6 +116,8 @@ class Framing:
         kind, _, header_bytes, offset, length = COMMON.unpack_from(buffer)
         expected = _HEADER_BYTES.get(kind)
         if expected is None:
+            if _begins_tls(buffer):
+                raise TlsUnexpectedError(Fatal.INVALID_HEADER, 0, "the host speaks TLS, and this drive has no TLS key")
             raise PduError(Fatal.INVALID_HEADER, 0, f"PDU type {kind:02X}h")
         if header_bytes != expected:
             raise PduError(Fatal.INVALID_HEADER, 2, f"a header of {header_bytes} bytes in place of {expected}")
@@ -184,6 +193,11 @@ class Framing:
         flags = Flag.HEADER_DIGEST if self.header_digest else 0
         total = DATA_HEADER_BYTES + self._header_digest_bytes
         return self._checked(_DATA.pack(PduType.R2T, flags, DATA_HEADER_BYTES, 0, total, cid, tag, 0, length))
+
+
+def _begins_tls(buffer: memoryview) -> bool:
+    """Return whether the :data:`COMMON_BYTES` in *buffer* begin a TLS connection and no PDU. Source: RFC 8446, 5.1."""
+    return bytes(buffer[:2]) == _TLS_RECORD and buffer[5] == _TLS_CLIENT_HELLO
 
 
 def digest(data: "bytes | bytearray | memoryview") -> bytes:

@@ -40,12 +40,15 @@ from zonefs_emu.nvme_tcp.pdu import (
     Framing,
     PduError,
     PduType,
+    TlsUnexpectedError,
     ic_response,
     parse_h2c_data,
     parse_ic_request,
     terminate,
 )
 from zonefs_emu.nvme_tcp.stream import Stream
+from zonefs_emu.nvme_tcp.tls_keys import PskFinder
+from zonefs_emu.nvme_tcp.tls_stream import HandshakeError
 
 if TYPE_CHECKING:
     from zonefs_emu.nvme_tcp.server import NvmeTcpServer
@@ -78,15 +81,16 @@ class _Waiting:
 
 
 class Connection:
-    """One connection over *stream*. *server* knows the subsystem and the controllers."""
+    """One connection over *stream*. *server* knows the subsystem and the controllers. *tls*: of a TLS connection."""
 
-    def __init__(self, server: "NvmeTcpServer", stream: Stream, peer: str) -> None:
+    def __init__(self, server: "NvmeTcpServer", stream: Stream, peer: str, tls: PskFinder | None) -> None:
         self.server = server
         self.peer = peer
         self.controller: Controller | None = None
         self.connect: Connect | None = None
         self.nr_commands = 0
         self.stream = stream
+        self.tls = tls
         self._framing = Framing()
         self._namespaces: dict[int, Namespace] = {}
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
@@ -151,8 +155,13 @@ class Connection:
                 self._send_due()
                 self._flush_out()
         except PduError as error:
-            self.server.log.info("%s: %s; the connection is ended", self.peer, error.what)
+            log = self.server.log.warning if isinstance(error, TlsUnexpectedError) else self.server.log.info
+            log("%s: %s; the connection is ended", self.peer, error.what)
             self._last_words(error)
+        except HandshakeError as error:
+            self.server.note_failed_handshake(self, error)
+            if error.is_plain:
+                self._last_words(PduError(Fatal.UNSUPPORTED, 0, str(error)))
         except OSError as error:
             self.server.log.info("%s: the connection is lost: %s", self.peer, error)
 
@@ -218,20 +227,27 @@ class Connection:
 
     def _receive(self) -> bool:
         """Receive from the host and carry out each whole PDU; False at the end of the connection."""
-        if self._begin == self._end:
-            self._begin = self._end = 0
-        elif len(self._buffer) - self._begin < PDU_BYTES_MAX:
-            left = self._end - self._begin
-            self._buffer[:left] = bytes(self._buffer[self._begin : self._end])
-            self._begin, self._end = 0, left
-        try:
-            count = self.stream.receive_into(self._buffer[self._end :])
-        except BlockingIOError:
-            return True
-        if not count:
-            return False
-        self._end += count
-        self._heard_ns = time.monotonic_ns()
+        while True:
+            if self._begin == self._end:
+                self._begin = self._end = 0
+            elif len(self._buffer) - self._begin < PDU_BYTES_MAX:
+                left = self._end - self._begin
+                self._buffer[:left] = bytes(self._buffer[self._begin : self._end])
+                self._begin, self._end = 0, left
+            try:
+                count = self.stream.receive_into(self._buffer[self._end :])
+            except BlockingIOError:
+                return True
+            if not count:
+                return False
+            self._end += count
+            self._heard_ns = time.monotonic_ns()
+            self._take_all()
+            if not self.stream.has_more:
+                return True
+
+    def _take_all(self) -> None:
+        """Act on each whole PDU in the buffer."""
         while self._end - self._begin >= COMMON_BYTES:
             kind, length = self._framing.check(self._buffer[self._begin :])
             if self._end - self._begin < length:
@@ -241,7 +257,6 @@ class Connection:
             if self._out_bytes >= _SEND_BYTES or len(self._out) >= _SEND_PARTS:
                 self._flush_out()
         self._flush_out()
-        return True
 
     def _take(self, kind: int, pdu: memoryview) -> None:
         """Act on one whole PDU."""

@@ -27,6 +27,8 @@ from zonefs_emu.nvme_tcp.host_keys import OPEN, Access
 from zonefs_emu.nvme_tcp.pdu import IN_CAPSULE_MAX
 from zonefs_emu.nvme_tcp.queue_connection import Connection
 from zonefs_emu.nvme_tcp.stream import Stream
+from zonefs_emu.nvme_tcp.tls_keys import PskFinder
+from zonefs_emu.nvme_tcp.tls_stream import HandshakeError, TlsStream
 
 #: The port that hosts try if they are not told another one.
 DEFAULT_PORT: Final = 4420
@@ -124,7 +126,7 @@ class NvmeTcpServer:
             return
         with contextlib.ExitStack() as failing:
             failing.callback(sock.close)
-            connection = Connection(self, Stream(sock), peer)
+            connection = self._connection(sock, peer)
             failing.callback(connection.close)
             thread = threading.Thread(target=connection.run, name=f"nvme {peer}", daemon=True)
             with self._lock:
@@ -136,6 +138,12 @@ class NvmeTcpServer:
                 self.log.warning("%s: refused: %s", peer, error)
                 return
             failing.pop_all()
+
+    def _connection(self, sock: socket.socket, peer: str) -> Connection:
+        if not self._access.needs_tls:
+            return Connection(self, Stream(sock), peer, None)
+        tls = PskFinder({self.subsystem.nqn, DISCOVERY_NQN}, self._access.tls_key_of)
+        return Connection(self, TlsStream(sock, tls), peer, tls)
 
     def _end(self) -> None:
         for listener in self._listeners:
@@ -198,7 +206,23 @@ class NvmeTcpServer:
                 "%s: %r may not connect; see --allow-host and --host-key", connection.peer, connect.host_nqn
             )
             return Answer(NvmeStatus.CONNECT_INVALID_HOST)
+        refused = self._refuse_other_names(connection, connect)
+        if refused is not None:
+            return refused
         return self._admit_queue(connection, connect) if connect.qid else self._admit_admin(connection, connect)
+
+    def _refuse_other_names(self, connection: Connection, connect: Connect) -> Answer | None:
+        """Return the refusal of a host that has proved other names by TLS than those that it connects by."""
+        if connection.tls is None:
+            return None
+        identity = connection.tls.identity
+        assert identity is not None
+        if connect.host_nqn != identity.host_nqn:
+            self.log.warning("%s: %r may not connect as %r", connection.peer, identity.host_nqn, connect.host_nqn)
+            return Answer(NvmeStatus.CONNECT_INVALID_HOST)
+        if connect.subsystem_nqn != identity.subsystem_nqn:
+            return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_NQN)
+        return None
 
     def authentication_of(self, connect: Connect) -> Authentication | None:
         """Return how the host of a queue proves its name; None if it need not.
@@ -215,6 +239,17 @@ class NvmeTcpServer:
         """Log and count that the host of *connection* has not proved its name."""
         name = connection.connect.host_nqn if connection.connect else ""
         self.log.warning("%s: %s has not proved its name: %s", connection.peer, name, why)
+        with self._lock:
+            self._nr_failed_authentications += 1
+
+    def note_failed_handshake(self, connection: Connection, error: HandshakeError) -> None:
+        """Log and count that the host of *connection* has not begun a TLS connection."""
+        if error.is_plain:
+            self.log.warning("%s: %s, which --tls-key requires: see nvme connect --tls", connection.peer, error)
+        else:
+            assert connection.tls is not None
+            why = connection.tls.failure(str(error))
+            self.log.warning("%s: the TLS handshake has failed: %s", connection.peer, why)
         with self._lock:
             self._nr_failed_authentications += 1
 
@@ -285,7 +320,10 @@ class NvmeTcpServer:
     def _discovery_log(self, connection: Connection) -> bytes:
         """Return the discovery log for this host: the subsystem is at the address that the host has connected to."""
         address, port = connection.stream.local_address()
-        return discovery(0, [DiscoveryRecord(nqn=self.subsystem.nqn, address=address, port=port, is_discovery=False)])
+        record = DiscoveryRecord(
+            nqn=self.subsystem.nqn, address=address, port=port, is_discovery=False, needs_tls=self._access.needs_tls
+        )
+        return discovery(0, [record])
 
 
 def _is_same_host(one: Connect, other: Connect) -> bool:

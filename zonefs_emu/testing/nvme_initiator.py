@@ -8,7 +8,9 @@ It trusts its target: a violation of the protocol raises an exception.
 """
 
 import socket
+import ssl
 import struct
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -21,6 +23,7 @@ from zonefs_emu.nvme_tcp.auth_messages import Message, Negotiate
 from zonefs_emu.nvme_tcp.fabrics import AUTHENTICATION_REQUIRED, DYNAMIC, Connect, FabricsType, encode_connect_data
 from zonefs_emu.nvme_tcp.host_keys import HASHES, DhchapKey
 from zonefs_emu.nvme_tcp.pdu import COMMON, COMMON_BYTES, DIGEST_BYTES, IC_BYTES, Flag, PduType, digest
+from zonefs_emu.nvme_tcp.tls_keys import Identity, TlsKey, identity_of, psk_of
 
 _ENABLE: Final = 0x460061
 _COMPLETION: Final = struct.Struct("<QHHHH")
@@ -125,10 +128,19 @@ class AdminCommands(Protocol):
 class NvmeQueue(IoCommands):
     """One connection, which is one queue. Commands are sent by :meth:`send`, replies taken by :meth:`receive`."""
 
-    def __init__(self, address: str, port: int, *, header_digest: bool = False, data_digest: bool = False) -> None:
-        """Connect, and exchange the first PDUs."""
-        self.sock = socket.create_connection((address, port), timeout=30)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        *,
+        header_digest: bool = False,
+        data_digest: bool = False,
+        tls: tuple[Identity, bytes] | None = None,
+    ) -> None:
+        """Connect, and exchange the first PDUs. *tls*: the PSK identity and the key of a TLS connection."""
+        sock = socket.create_connection((address, port), timeout=30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock if tls is None else _encrypted(sock, *tls)
         self.header_digest = header_digest
         self.data_digest = data_digest
         #: The most data in a capsule, in bytes; the target requests longer data by R2T.
@@ -346,6 +358,25 @@ class NvmeQueue(IoCommands):
         return self.receive()
 
 
+def _encrypted(sock: socket.socket, identity: Identity, psk: bytes) -> ssl.SSLSocket:
+    """Return *sock* as a TLS connection.
+
+    Raises:
+        OSError: the handshake fails.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the key proves both sides
+    if sys.version_info >= (3, 13):
+        context.set_psk_client_callback(lambda _: (str(identity), psk))
+    try:
+        return context.wrap_socket(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
 class NvmeHost(AdminCommands):
     """A host with a controller: connected and enabled, as Linux does it."""
 
@@ -360,8 +391,10 @@ class NvmeHost(AdminCommands):
         data_digest: bool = False,
         keep_alive_ms: int = 5000,
         keys: HostKeys | None = None,
+        tls_key: TlsKey | None = None,
+        tls_version: int = 1,
     ) -> None:
-        """Connect the admin queue and enable the controller.
+        """Connect the admin queue and enable the controller. *tls_version*: of PSK identities.
 
         Raises:
             ConnectionError: the target refuses; says with which status.
@@ -373,6 +406,12 @@ class NvmeHost(AdminCommands):
         self._host_id = uuid.uuid5(uuid.NAMESPACE_DNS, host_nqn).bytes
         self._digests = header_digest, data_digest
         self._keys = keys
+        self._tls = None
+        if tls_key is not None:
+            identity = identity_of(tls_key, host_nqn, nqn, version=tls_version)
+            psk = psk_of(tls_key, identity)
+            assert psk is not None
+            self._tls = identity, psk
         self._queues: list[NvmeQueue] = []
         self.cntlid = DYNAMIC
         try:
@@ -385,7 +424,7 @@ class NvmeHost(AdminCommands):
 
     def _connect(self, qid: int, keep_alive_ms: int = 0, sq_size: int = 127) -> NvmeQueue:
         header, data = self._digests
-        queue = NvmeQueue(*self._place, header_digest=header, data_digest=data)
+        queue = NvmeQueue(*self._place, header_digest=header, data_digest=data, tls=self._tls)
         self._queues.append(queue)
         size = 31 if qid == 0 else sq_size
         connect = Connect(0, qid, size, 0, keep_alive_ms, self._host_id, self.cntlid, self._nqn, self._host_nqn)
