@@ -21,8 +21,11 @@ ALICE, BOB = 65534, 12345
 #: Becomes another user once everything is loaded: the interpreter and the checkout can lie where only root may look.
 AS_USER = """
 import os, sys
-import encodings.idna, secrets, zonefs_emu.cli.main, zonefs_emu.daemon.session, zonefs_emu.fs.mount
+import encodings.idna, json, secrets, zonefs_emu.cli.main, zonefs_emu.daemon.session, zonefs_emu.fs.mount
 from tests.cli.conftest import run_cli
+from zonefs_emu.cli.verb_table import VERBS
+for verb in VERBS:
+    verb.load()
 os.setgroups([]); os.setgid({uid}); os.setuid({uid})
 """
 VERB = AS_USER + "done = run_cli(*sys.argv[1:]); print(done.exit_code, done.output)"
