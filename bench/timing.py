@@ -6,8 +6,7 @@ decides are searched anew, from a start that is a fifth off, with the points of 
 has a row of its own besides, without a goal, because a size that alone shows some cost of the drive cannot be predicted
 from the others: the parameters of that cost stay at their start.
 
-Two processes share the work, which takes ten minutes and more. The searches simulate few requests for each point, so
-that their rows say what a quick search finds.
+Two processes share the work, which takes about ten minutes. The searches are those of `zonefs-emu fit`.
 """
 
 import multiprocessing
@@ -44,10 +43,8 @@ _SPEED_COUNT: Final = 20_000
 #: One of this many jobs of mixes is measured: there are hundreds that differ in little, and each is a third of a second
 #: of a busy drive. The number is odd because reads and writes alternate.
 _EVERY_MIX: Final = 13
-#: Requests for one prediction: as many as `zonefs-emu simulate` makes where the prediction is shown, fewer in a search.
+#: Requests for one prediction that is shown: as many as `zonefs-emu simulate` makes.
 _COUNT: Final = 20_000
-_SEARCH_COUNT: Final = 200
-_SEARCH_ITERATIONS: Final = 6
 _NR_PROCESSES: Final = 2
 _FOLDED: Final = (
     "write and append, 4096-byte blocks",
@@ -141,7 +138,7 @@ def _left_out(name: str, value: int, points: Sequence[Measurement]) -> list[Poin
     """Return the errors at the *points* whose size or depth is *value*, of a search that has seen the others only."""
     key = _FOLDS[name]
     known = [point for point in points if key(point) != value]
-    parameters = fit(known, _start(points[0].group), count=_SEARCH_COUNT, iterations=_SEARCH_ITERATIONS)
+    parameters = fit(known, _start(points[0].group))
     return errors_of(parameters, [point for point in points if key(point) == value], count=_COUNT)
 
 

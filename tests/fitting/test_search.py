@@ -26,6 +26,15 @@ def test_parameters_come_back_from_what_the_model_itself_says() -> None:
     assert found.die_read_ns == ZN540.die_read_ns
 
 
+def test_what_is_drawn_differs_between_the_points_of_a_search() -> None:
+    pytest.importorskip("scipy")
+    truth = replace(ZN540, management_jitter_ns=5000)
+    point = Measurement("open", 4096, 4096, 1, 1, 0, 1, 1, 0, 0)
+    point = point._replace(p50_ns=predict(truth, point, count=100_000).p50_ns)
+    found = fit([point] * 50, truth, count=51)
+    assert found.open_ns == pytest.approx(ZN540.open_ns, rel=0.02), "51 draws alone are 7 % off"
+
+
 def test_rates_of_sequential_reads_are_taken_as_they_are() -> None:
     point = Measurement("read", 512, 4096, 1, 1, 1000, 1, 0, 0, 0)
     points = [point, point._replace(depth=4, iops=3000), point._replace(nr_bytes=8192, iops=500)]

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from zonefs_emu.fitting.measurements import Measurement
 from zonefs_emu.model.timing.closed_loop import (
+    FILLING_BYTES,
     Job,
     Summary,
     run,
@@ -33,10 +34,8 @@ OPERATIONS: Final = {
     "open": Operation.OPEN,
     "close": Operation.CLOSE,
 }
-#: Writes are simulated until the drive has stored so much, because it pauses every few megabytes.
+#: Writes that fill the buffer are simulated until the drive has stored so much: it pauses every few megabytes.
 _WRITTEN_BYTES: Final = 46_500_000
-#: Requests below this do not fill the drive's buffer, so that these pauses do not matter.
-_FILLING_BYTES: Final = 8192
 #: How long a mix is simulated, and how much of that is not counted.
 _MIX_NS: Final = 300_000_000
 _MIX_WARM_UP_NS: Final = 50_000_000
@@ -59,7 +58,7 @@ def predict(parameters: FlashParameters, point: Measurement, *, count: int = 400
     jobs = [_job(point, first_zone=zone) for zone in range(point.nr_zones)]
     # The latencies of a queue repeat with its length, so at least three such rounds are simulated.
     count = max(count, 3 * point.depth * point.nr_zones)
-    if jobs[0].operation != Operation.READ and point.nr_bytes >= _FILLING_BYTES:
+    if jobs[0].operation != Operation.READ and point.nr_bytes >= FILLING_BYTES:
         count = max(count, _WRITTEN_BYTES // point.nr_bytes)
     outcomes = run(
         model,

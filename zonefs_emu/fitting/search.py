@@ -87,8 +87,10 @@ def _search(
     def residuals(factors: Sequence[float]) -> list[float]:
         candidate = made(factors)
         found = []
-        for point in few:
-            summary = predict(candidate, point, count=count)
+        # With one seed for all points, what is drawn would be off in the same direction at all of them. Few requests
+        # are simulated, and the parameters would make up for it.
+        for seed, point in enumerate(few):
+            summary = predict(candidate, point, count=count, seed=seed)
             is_management = point.group in ("finish and reset", "open and close")
             measured_ns = point.p50_ns if is_management and point.p50_ns else point.mean_ns
             found.append(log(max(summary.p50_ns if is_management else summary.mean_ns, 1) / measured_ns))

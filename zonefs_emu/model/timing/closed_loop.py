@@ -16,6 +16,8 @@ from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import SECTOR_SHIFT
 
 _WRITES: Final = frozenset({Operation.WRITE, Operation.APPEND})
+#: Writes below this do not fill the drive's buffer: the controller takes longer for them than the drive to store them.
+FILLING_BYTES: Final = 8192
 #: Requests between two calls of *progress*.
 _PROGRESS_EVERY: Final = 4096
 
@@ -284,8 +286,9 @@ def _answered_ns(end_ns: int, slot: int, nr_jobs: int, host: Host) -> int:
 def steady_warm_up(job: Job, nr_jobs: int) -> int:
     """Return how many requests fill the drive's buffer and the queues, so that what follows is steady."""
     in_flight = job.depth * nr_jobs
-    if job.operation in _WRITES:
-        return 2 * in_flight + (10_000_000 // (job.nr_sectors << SECTOR_SHIFT))
+    nr_bytes = job.nr_sectors << SECTOR_SHIFT
+    if job.operation in _WRITES and nr_bytes >= FILLING_BYTES:
+        return 2 * in_flight + 10_000_000 // nr_bytes
     return 2 * in_flight
 
 
