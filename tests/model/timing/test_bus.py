@@ -16,6 +16,8 @@ def test_a_transfer_takes_the_idle_time_from_when_it_is_ready(transfers: list[tu
                 left_ns -= 1
             at += 1
         assert end_ns == at
+        for at in range(70):
+            assert bus.idle_ns(at) == next(idle for idle in range(at, 500) if idle not in busy)
 
 
 def test_periods_that_are_over_are_forgotten() -> None:

@@ -23,7 +23,7 @@ from zonefs_emu.model.zone import Condition
 CAPACITY = 1077 << 11
 ZONE = 2048 << 11
 #: No time of its own.
-IDEAL = Host(write_gap_ns=0, read_gap_ns=0)
+IDEAL = Host(write_gap_ns=0, read_gap_ns=0, read_fill_ns=0)
 
 
 class Fixed(Instant):
@@ -92,6 +92,21 @@ def test_jobs_in_proportion_wait_for_each_other() -> None:
     )  # fmt: skip
     assert alone.summary().iops == pytest.approx(1e6, rel=0.01)
     assert len(alone.begins_ns) == 500
+
+
+def test_jobs_in_proportion_take_time_for_each_request() -> None:
+    jobs = (
+        Job(operation=Operation.READ, nr_sectors=8, depth=16, random=True),
+        Job(operation=Operation.WRITE, nr_sectors=8, first_zone=5),
+    )
+    reads, writes = run_in_proportion(
+        Fixed(), jobs, (3, 1), zone_sectors=32, capacity_sectors=24, duration_ns=10_000,
+        host=Host(write_gap_ns=70, read_gap_ns=50, read_fill_ns=20),
+    )  # fmt: skip
+    assert reads.begins_ns[:4] == [0, 20, 40, 60], "a job fills its queue with one request after the other"
+    # The write of time 97 is ahead until the fourth read, and the first read of time 60 + 1000.
+    assert writes.begins_ns[1] - writes.begins_ns[0] >= 1000 + 70
+    assert all(write - max(read for read in reads.begins_ns if read < write) >= 50 for write in writes.begins_ns[2:])
 
 
 def test_a_job_that_is_ahead_waits_until_the_other_has_caught_up() -> None:

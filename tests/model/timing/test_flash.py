@@ -100,6 +100,33 @@ def test_a_write_waits_where_the_buffer_is_full_and_reads_behind_it_too() -> Non
     assert model.waited_ns == 0
 
 
+def test_reads_pass_one_write_that_waits_for_room() -> None:
+    model = drive()
+    answered_ns = 0
+    while model.waited_for != Wait.BUFFER:
+        answered_ns = model.submit(Operation.WRITE, 0, 0, 2048, 10**12)
+    waits_until_ns = answered_ns - STEADY.write_base_ns - STEADY.overlap_ns - STEADY.large_write_ns
+    assert model.waited_ns > 200_000
+    model.submit(Operation.READ, 0, 0, PAGE, waits_until_ns - 200_000)
+    assert model.controller_wait_ns == 0
+    # A second write waits in the controller, and so do reads behind it until the first write has room.
+    model.submit(Operation.WRITE, 0, 0, PAGE, waits_until_ns - 150_000)
+    model.submit(Operation.READ, 0, 0, PAGE, waits_until_ns - 100_000)
+    assert model.controller_wait_ns == pytest.approx(100_000, abs=10)
+
+
+def test_a_write_waits_for_transfers_to_the_host() -> None:
+    model = drive()
+    alone = latency(drive(), Operation.WRITE)
+    ends_ns = [latency(model, Operation.READ) for _ in range(16)]
+    ready_ns = STEADY.controller_write_ns + STEADY.small_write_ns + int(4096 * STEADY.write_byte_ns)
+    # So that its data are ready in the middle of the first transfer.
+    begin_ns = min(ends_ns) - STEADY.bus_ns - ready_ns
+    assert latency(model, Operation.WRITE, at=10**12 + begin_ns) > alone
+    assert model.waited_for == Wait.BUS
+    assert latency(model, Operation.WRITE, at=10**12 + max(ends_ns)) == alone
+
+
 def test_no_more_commands_are_worked_on_than_the_drive_can() -> None:
     model = drive(commands_max=4)
     ends = [model.submit(Operation.READ, 0, 800 * number, 8, 0) for number in range(4)]

@@ -21,10 +21,15 @@ def test_each_parameter_has_a_meaning_a_source_and_the_unit_of_its_name(preset: 
         assert getattr(preset, row.name) == row.value
 
 
-def test_what_is_called_searched_is_what_the_search_of_random_reads_finds() -> None:
-    """The parameters of writes are searched by `fit` as well, but those of the preset were tuned by hand."""
+def test_only_what_the_search_of_random_reads_finds_is_called_searched() -> None:
+    """The parameters of writes are searched by `fit` as well, but those of the preset were tuned by hand.
+
+    So were two parameters of reads, after mixes of jobs had shown how long the controller takes for a read.
+    """
     sources = {row.name: row.source for row in parameters_of(ZN540)}
-    assert {name for name, source in sources.items() if source == SEARCHED} == set(SEARCH["random read"])
+    assert {name for name, source in sources.items() if source == SEARCHED} == (
+        set(SEARCH["random read"]) - {"bus_ns", "read_base_ns"}
+    )
     assert sources["controller_write_ns"] == BY_HAND
 
 

@@ -42,6 +42,17 @@ class Bus:
         ends[first:after] = [end]
         return end
 
+    def idle_ns(self, ready_ns: int) -> int:
+        """Return when the bus is idle, *ready_ns* or later."""
+        begins, ends = self._begins, self._ends
+        if not ends or ready_ns >= ends[-1]:
+            return ready_ns
+        at = bisect_right(ends, ready_ns)  # the first period that is not over at ready_ns
+        while at < len(begins) and begins[at] <= ready_ns:
+            ready_ns = ends[at]
+            at += 1
+        return ready_ns
+
     def forget(self, before_ns: int) -> None:
         """Drop the periods that end by *before_ns*; no later transfer may be ready earlier."""
         index = bisect_right(self._ends, before_ns)

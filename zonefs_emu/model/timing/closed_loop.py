@@ -26,13 +26,15 @@ _PROGRESS_EVERY: Final = 4096
 class Host:
     """What the host adds. The defaults are those of the measurements of the zn540 (SPDK that polls, ten processors).
 
-    *write_gap_ns*, *read_gap_ns*: time from an answer to the next request of the same slot. *nr_processors*: each runs
-    one job at a time; if there are more jobs, they take turns, and an answer waits until its job runs. *turn_ns*:
+    *write_gap_ns*, *read_gap_ns*: time from an answer to the next request of the same slot. *read_fill_ns*: time from
+    one read to the next while a job fills its queue; writes take *write_gap_ns* for that, too. *nr_processors*: each
+    runs one job at a time; if there are more jobs, they take turns, and an answer waits until its job runs. *turn_ns*:
     length of a turn.
     """
 
     write_gap_ns: int = 950
     read_gap_ns: int = 500
+    read_fill_ns: int = 800
     nr_processors: int = 10
     turn_ns: int = 2_000_000
 
@@ -104,6 +106,7 @@ class _Running:
     __slots__ = (
         "_capacity",
         "_rng",
+        "fill_ns",
         "gap_ns",
         "interval_ns",
         "job",
@@ -118,7 +121,9 @@ class _Running:
         self.job = job
         self.slot = slot
         self.outcome = Outcome(job.nr_sectors << SECTOR_SHIFT)
-        self.gap_ns = host.write_gap_ns if job.operation in _WRITES else host.read_gap_ns
+        is_write = job.operation in _WRITES
+        self.gap_ns = host.write_gap_ns if is_write else host.read_gap_ns
+        self.fill_ns = host.write_gap_ns if is_write else host.read_fill_ns
         self.interval_ns = (job.nr_sectors << SECTOR_SHIFT) * 1e9 / job.rate_bytes if job.rate_bytes else 0.0
         self.not_before_ns = 0.0
         self.zone = job.first_zone
@@ -228,8 +233,8 @@ def run_in_proportion(
 
     That is the option ``flow`` of fio in zoned mode. A job is one thread, which submits one request after the other
     until its depth is reached. A job that is ahead of its share waits until all of its requests are answered, and then
-    until the other jobs have caught up. So fewer requests are in flight than the depths say. A job that has caught up
-    continues at once. Requests submitted before *warm_up_ns* are carried out but not counted.
+    until the other jobs have caught up. So fewer requests are in flight than the depths say. Requests submitted before
+    *warm_up_ns* are carried out but not counted.
 
     Source: the manual of fio, "flow" and "flow_sleep".
     """
@@ -262,9 +267,9 @@ def run_in_proportion(
             job.outcome.latencies_ns.append(end_ns - now_ns)
         heapq.heappush(ends_ns, end_ns)
         is_full = len(ends_ns) >= job.job.depth
-        heapq.heappush(queue, ((ends_ns[0] if is_full else now_ns) + job.gap_ns, slot))
+        heapq.heappush(queue, (ends_ns[0] + job.gap_ns if is_full else now_ns + job.fill_ns, slot))
         for other in waiting:
-            heapq.heappush(queue, (now_ns, other))
+            heapq.heappush(queue, (now_ns + running[other].gap_ns, other))
         waiting.clear()
     for job in running:
         job.outcome.begin_ns, job.outcome.end_ns = warm_up_ns, duration_ns

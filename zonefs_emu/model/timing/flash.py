@@ -49,6 +49,7 @@ class FlashTiming:
         self._in_flight: list[int] = []  # when reads and writes end, a heap
         self._management_free_ns = 0
         self._write_until_ns = -_BESIDE_NS
+        self._room_ns = 0  # when the last write that waited for room in the buffer has it
         self._merges: deque[int] = deque()  # when the last merges of partial blocks end
         self._merge_zone = -1  # of the last of them
         self._finished: dict[int, float] = {}  # by zone that finish made full: the share that was written
@@ -177,14 +178,21 @@ class FlashTiming:
             latency_ns += p.first_append_ns if append else p.first_write_ns
         elif condition == Condition.CLOSED:
             latency_ns += p.reopen_ns
-        nand = self._nand
-        now_ns = nand.store(now_ns, nr_bytes)
-        self._controller_free_ns = now_ns + rest_ns
-        if nand.waited_ns:
-            self._controller_free_ns = max(self._controller_free_ns, now_ns)
+        # The data go over the bus between two runs of transfers to the host.
+        asked_ns = self._bus.idle_ns(now_ns)
+        if asked_ns - now_ns > self.waited_ns:
+            self.waited_ns, self.waited_for = asked_ns - now_ns, Wait.BUS
+        # One write can wait for room beside the controller. The next one waits in it, and all requests behind that.
+        held_ns = max(asked_ns, self._room_ns)
+        if held_ns > asked_ns:
             self._controller_cause = Wait.BUFFER
-            if nand.waited_ns > self.waited_ns:
-                self.waited_ns, self.waited_for = nand.waited_ns, Wait.BUFFER
+        self._controller_free_ns = held_ns + rest_ns
+        now_ns = self._nand.store(held_ns, nr_bytes)
+        if now_ns > asked_ns:
+            self._room_ns = now_ns
+            self._controller_free_ns = max(self._controller_free_ns, held_ns)
+            if now_ns - asked_ns > self.waited_ns:
+                self.waited_ns, self.waited_for = now_ns - asked_ns, Wait.BUFFER
         self._write_until_ns = end_ns = now_ns + latency_ns
         heappush(self._in_flight, end_ns)
         return end_ns

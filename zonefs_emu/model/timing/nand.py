@@ -29,8 +29,9 @@ class Nand:
     """Dies on channels, and the write buffer.
 
     No simulation runs in the background: each call computes what has happened until its time, and what it adds. A write
-    that has to wait for room waits in the controller, and every later request waits there too. So no read can come
-    between a program and the time until which a waiting write has looked ahead.
+    that has to wait for room looks ahead to the end of as many programs as that takes. A read that comes meanwhile
+    finds the dies as they will be then: if its die has begun another program by then, the read waits for that begin.
+    An exact order would need answers that change after they were given.
     """
 
     def __init__(self, parameters: FlashParameters, random: Random) -> None:

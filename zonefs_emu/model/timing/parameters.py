@@ -58,7 +58,7 @@ class FlashParameters:
     controller_spread: float = parameter(
         "", "the controller's time for a write varies evenly by this share of what does not depend on its bytes"
     )
-    controller_read_ns: int = parameter("ns", "the controller's time for a read", ASSUMED)
+    controller_read_ns: int = parameter("ns", "the controller's time for a read")
     commands_max: int = parameter("", "reads and writes that the drive works on at a time; others wait for one to end")
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
     write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
@@ -85,7 +85,9 @@ class FlashParameters:
     partial_slots: int = parameter("", "merges that are answered before they are done")
     partial_latency_ns: int = parameter("ns", "added to the latency of a merge of 4 KiB or more")
     # --- the write buffer and the programs that empty it ------------------------------------------------------------
-    buffer_bytes: int = parameter("B", "the write buffer; a write waits in the controller until it fits")
+    buffer_bytes: int = parameter(
+        "B", "the write buffer; one write waits in front of it until it fits, the next one in the controller"
+    )
     program_bytes: int = parameter("B", "what one program stores and frees at once")
     programs_per_die: int = parameter("", "programs in a row on one die before the next die gets data")
     program_slices: float = parameter("", "mean number of slices of a program")
@@ -109,8 +111,8 @@ class FlashParameters:
     )
     slow_page_ns: int = parameter("ns", "a die's added time to read a page of slow_page_share", SEARCHED)
     channel_byte_ns: float = parameter("ns/B", "the transfer from a die over its channel", SEARCHED)
-    read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read", SEARCHED)
-    bus_ns: int = parameter("ns", "a transfer on the bus to the host, without its bytes", SEARCHED)
+    read_base_ns: int = parameter("ns", "error correction and the rest of the way of a read")
+    bus_ns: int = parameter("ns", "a transfer on the bus to the host, without its bytes")
     bus_byte_ns: float = parameter("ns/B", "each byte of a transfer on the bus to the host", SEARCHED)
     stripe_bytes: int = parameter("B", "a read above this goes to more than one die", ASSUMED)
     # --- reads in order ---------------------------------------------------------------------------------------------
