@@ -2,7 +2,6 @@
 
 import array
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, strategies as st
 
+from tests.readable import is_readable
 from zonefs_emu.vfio_user.doorbell_reader import DoorbellReader
 from zonefs_emu.vfio_user.drive_memory import DOORBELLS_END, DOORBELLS_OFFSET, MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.vfio_messages import (
@@ -32,7 +32,7 @@ class Ends:
 
     def has_bytes(self) -> bool:
         """Whether bytes lie in the socket."""
-        return bool(select.select([self.keepers], [], [], 0)[0])
+        return is_readable(self.keepers)
 
     def left(self) -> bytes:
         """Return what the keeper finds."""

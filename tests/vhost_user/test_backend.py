@@ -1,6 +1,5 @@
 import gc
 import os
-import select
 import socket
 import struct
 import threading
@@ -13,6 +12,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.readable import is_readable
 from tests.vhost_user.serving import ZONE, Daemon, blk_device, create, serving, still_serves
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
@@ -197,7 +197,7 @@ def test_the_event_queue_of_a_scsi_host(device: ZonedDevice, tmp_path: Path) -> 
         assert not events.order
         other = device.port("command line", virtio_device.port.dialect)
         other.write(4 * ZONE, 1, [bytes(512)])
-        assert select.select([events.call_fd], [], [], 10)[0]
+        assert is_readable(events.call_fd, 10)
         _, parts = events.wait(buffers[0])
         assert parts[0][:4] == b"\3\0\0\0"
 
@@ -218,7 +218,7 @@ def test_a_buffer_for_events_that_is_too_long_breaks_its_queue_alone(
         events.ring.add([(GUEST_BASE, frontend.memory.nbytes, True)] * 100, None)
         events.kick()
         device.port("command line", virtio_device.port.dialect).write(4 * ZONE, 1, [bytes(512)])
-        assert select.select([events.err_fd], [], [], 10)[0]
+        assert is_readable(events.err_fd, 10)
         inquiry = b"\x01\0\x40" + bytes(5) + bytes(11) + bytes.fromhex("12 00 00 0024 00").ljust(32, b"\0")
         assert requests.request([inquiry], [108, 36])[1][1][0] == 0x14
     assert device.statistics()["internal_errors"] == 0

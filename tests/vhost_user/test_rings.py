@@ -1,12 +1,12 @@
 """Rings that are set up, stopped, disabled and broken."""
 
 import os
-import select
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.readable import is_readable
 from tests.vhost_user.serving import ZONE
 from zonefs_emu.errors import PeerError
 from zonefs_emu.testing.blk_driver import BlkDriver
@@ -50,7 +50,7 @@ def test_a_broken_ring_is_the_only_one(path: Path, expect_warning: object) -> No
         frontend.start()
         first, second = frontend.queues
         second.submit([b"abc"], [1])
-        assert select.select([second.err_fd], [], [], 10)[0]
+        assert is_readable(second.err_fd, 10)
         assert second.is_broken
         assert not first.is_broken
         assert BlkDriver(first).read(0, 512)[0] == 0

@@ -1,9 +1,9 @@
-import select
 import threading
 from collections.abc import Callable
 
 import pytest
 
+from tests.readable import is_readable
 from zonefs_emu.virtqueue.worker import Worker
 
 
@@ -21,9 +21,9 @@ def test_jobs_run_elsewhere_and_their_ends_here() -> None:
         threads.append(threading.get_ident())
         return 7
 
-    assert not select.select([worker.wake_fd], [], [], 0)[0]
+    assert not is_readable(worker.wake_fd)
     worker.submit(job, lambda result: found.append((result, threading.get_ident() == here)))
-    assert select.select([worker.wake_fd], [], [], 10)[0]
+    assert is_readable(worker.wake_fd, 10)
     assert worker.collect()
     assert found == [(7, True)]
     assert threads != [here]
@@ -60,7 +60,7 @@ def test_a_result_that_is_held_back_holds_up_no_other() -> None:
     worker.submit(slow, found.append)
     worker.submit(lambda: "quick", found.append)
     while not found:
-        assert select.select([worker.wake_fd], [], [], 10)[0]
+        assert is_readable(worker.wake_fd, 10)
         worker.collect()
     assert (found, slept) == (["quick"], [7])
     go_on.set()

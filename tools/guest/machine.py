@@ -227,7 +227,7 @@ class Guest:
         Loaded modules are not looked at: those that make no disk do not disturb.
         """
         try:
-            while select.select([self._agent], [], [], 0)[0]:
+            while self._has_data(0):
                 self.receive(timeout=0)
             return (
                 all(job.returncode is not None for job in self._jobs.values()) and self._state() == self._state_at_boot
@@ -440,6 +440,12 @@ class Guest:
                 raise GuestTimeoutError(message)
             self.receive(timeout=remaining)
 
+    def _has_data(self, timeout_s: float) -> bool:
+        # select.select takes no descriptor above 1023, which a process that runs many tests reaches.
+        poller = select.poll()
+        poller.register(self._agent, select.POLLIN)
+        return bool(poller.poll(timeout_s * 1000))
+
     def receive(self, *, timeout: float) -> None:
         """Handle what the agent says within *timeout* seconds (these are real ones), at most one portion; for `Job`.
 
@@ -449,8 +455,7 @@ class Guest:
         if self._agent.fileno() < 0:
             message = "the guest has been ended"
             raise GuestError(message)
-        readable, _, _ = select.select([self._agent], [], [], timeout)
-        if not readable:
+        if not self._has_data(timeout):
             return
         try:
             data = self._agent.recv(_RECEIVE_BYTES)
