@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import secrets
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -378,6 +379,10 @@ def serve(image: Path, place: str, *, interval_s: float, ready: Callable[[str], 
         # it ends. So a thread waits for signals until the loop is gone; trio's receiver would be closed before that.
         with EndBySignal() as ending, ending.watching(ended.set):
             trio.run(main)
+            if ending.came:
+                # As after the signal of another verb, later ones are ignored: the interpreter prints what a handler
+                # raises while an object is destroyed.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
