@@ -2,6 +2,7 @@
 
 import random
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Container
@@ -152,6 +153,23 @@ def test_a_look_finds_commands_without_doorbells(guest: NvmeGuest, served: Serve
         time.sleep(0.01)
     assert queue.read(1, 0, 1, BLOCK).status == 0
     assert queue.nr_rings + other.nr_rings == before + 1
+
+
+def test_a_look_lets_other_threads_run(guest: NvmeGuest, served: Served) -> None:
+    """The interpreter changes threads at system calls only here, so a look without one would last to its end."""
+    queue = guest.queue(1)
+    assert guest.set_shadow([queue]).status == 0
+    assert queue.read(1, 0, 1, BLOCK).status == 0
+    drive_of(served).polling = AdaptivePolling(max_ns=2_000_000_000, soon_ns=60_000_000_000, nr_processors=2)
+    assert queue.read(1, 0, 1, BLOCK).status == 0
+    before, interval = queue.nr_rings, sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    try:
+        for _ in range(5):
+            assert queue.read(1, 0, 1, BLOCK).status == 0
+    finally:
+        sys.setswitchinterval(interval)
+    assert queue.nr_rings == before
 
 
 def test_a_queue_that_cannot_go_on_ends_no_look(guest: NvmeGuest, served: Served) -> None:
