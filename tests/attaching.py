@@ -244,8 +244,8 @@ def check_killed_while_btrfs_writes(place: Place, via: str) -> None:
     place.sh(f"mkfs.btrfs -q -O zoned -m single -d single {node} 2>&1; mkdir -p mnt; mount {node} mnt")
     writer = place.guest.start(
         f"""cd {_PLACE}
-        dd if=/dev/urandom of=data bs=1M count=6 status=none
-        for copy in 0 1 2 3; do cp data mnt/$copy; sync mnt/$copy; done"""
+        for copy in 0 1 2 3 4; do dd if=/dev/urandom of=data.$copy bs=1M count=6 status=none; done
+        for copy in 0 1 2 3; do cp data.$copy mnt/$copy; sync mnt/$copy; done"""
     )
     for copy in (0, 2):
         place.guest.wait_until(f"[ -e {_PLACE}/mnt/{copy} ]", timeout=180)
@@ -253,9 +253,9 @@ def check_killed_while_btrfs_writes(place: Place, via: str) -> None:
         assert place.sh("Z attach c.img").stdout.strip() == node
     writer.wait(timeout=240)
     place.sh(
-        f"""cp data mnt/4
+        f"""cp data.4 mnt/4
         sync mnt/4
-        for copy in 0 1 2 3 4; do cmp data mnt/$copy; done
+        for copy in 0 1 2 3 4; do cmp data.$copy mnt/$copy; done
         btrfs scrub start -B mnt | grep 'no errors found'
         umount mnt
         btrfs check {node} 2>&1 | grep 'no error found'

@@ -40,7 +40,7 @@ class Server:
         self.device = ZonedDevice.open(image)
         self.port: Port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
-        self.record = TagRecord(image.with_name("records"), device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
+        self.record = TagRecord(image.with_name("records"), self.port, device_tag=device_tag, nr_tags=TAGS, go_on=go_on)
         self.intent_log = intents.current.log = TagIntentLog(self.record, self.port)
 
     def append(self, tag: int, zone_no: int, data: bytes) -> int:
@@ -149,6 +149,7 @@ def test_append_is_done_once(image: Path, step: str) -> None:
         assert server.contents(1) == pattern("a") + pattern("b") + pattern("c")
         # A new append of bytes that are there already is one of its own.
         assert server.append(1, 1, pattern("b")) == ZONE + 12
+        assert server.append(2, 1, pattern("c")) == ZONE + 16
 
 
 @pytest.mark.parametrize("step", STEPS)

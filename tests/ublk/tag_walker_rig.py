@@ -105,7 +105,7 @@ class Kernel:
         self.device = ZonedDevice.open(directory / f"{name}.img")
         self.port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
-        self.record = TagRecord(directory / f"{name}.records", device_tag=1, nr_tags=DEPTH, go_on=False)
+        self.record = TagRecord(directory / f"{name}.records", self.port, device_tag=1, nr_tags=DEPTH, go_on=False)
         self.fd = os.open(directory / f"{name}.node", os.O_RDWR | os.O_CREAT)
         os.ftruncate(self.fd, buffer_offset(0, DEPTH))
         self.queue = IoQueue(

@@ -41,7 +41,7 @@ class Driver:
         self.device.start_timing(timing)
         self.port = self.device.port("ublk", VIRTIO)
         intents = self.port.intents = Intents(contested=lambda _: False)
-        self.record = TagRecord(directory / "records", device_tag=1, nr_tags=8, go_on=False)
+        self.record = TagRecord(directory / "records", self.port, device_tag=1, nr_tags=8, go_on=False)
         self.fd = os.open(directory / "node", os.O_RDWR | os.O_CREAT)
         self.executor = Executor(self.port, intents, self.fd, self.record, queue_number=0, depth=8)
         self.executor.begin()

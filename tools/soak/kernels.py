@@ -182,7 +182,7 @@ class Kernels:
         port = device.port("ublk", VIRTIO)
         port.intents = intents = Intents(contested=lambda _: False)
         self._ublk = ublk = UblkQueue(directory / "node", _DEPTH)
-        self._record = TagRecord(directory / "tags", device_tag=1, nr_tags=_DEPTH, go_on=False)
+        self._record = TagRecord(directory / "tags", port, device_tag=1, nr_tags=_DEPTH, go_on=False)
         setattr(io_queue, "Ring", ublk)  # noqa: B010  (mypy refuses it otherwise)
         # The compiled walker reads the rings as memory, which the double's are not; and exceptions are for Python code.
         setattr(io_queue, "is_usable", lambda _: False)  # noqa: B010

@@ -7,8 +7,12 @@ freed when the kernel has taken the answer.
 A used slot is no proof, because its request may have been answered at the instant of the kill. The proof is in the
 image: a write or append that was done has left its bytes below wp. If the bytes of the present request are there, it is
 the same request, and it is answered without being done again. Everything else is done again; opening, finishing or
-resetting a zone twice changes nothing. One case cannot be decided: an append that was answered at that instant, and
-another append of the same bytes to the same zone within SECONDS_MAX.
+resetting a zone twice changes nothing.
+
+A change that was begun and not made is forgotten before the first request comes. Its request is done again, possibly at
+the same place, and the next append of the same bytes would otherwise get that place as well. One case cannot be
+decided: an append that was answered at the instant of the kill, and another append of the same bytes to the same zone
+within SECONDS_MAX.
 
 May not know: io_uring, ublk's structures. Invariants: one slot per tag, of 8-byte words that are each stored at once;
 word 0 is stored last, so that a slot which counts is whole.
@@ -29,12 +33,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zonefs_emu.device.intent_log import Intent
+from zonefs_emu.device.intent_log import Intent, is_done
 from zonefs_emu.device.port import Port
 from zonefs_emu.inflight.record_file import map_record_file
 from zonefs_emu.inflight.slot import COND_SHIFT, OPERATION_SHIFT, WORD_BYTES, SlotIntent, decode
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Condition, Zone
 from zonefs_emu.units import Sector, to_bytes
 
 if TYPE_CHECKING:
@@ -56,8 +60,10 @@ _CONDITIONS: Final = frozenset(Condition)
 class TagRecord:
     """The file: twice as many slots as there are tags, so that those of an earlier process can stay."""
 
-    def __init__(self, path: Path, *, device_tag: int, nr_tags: int, go_on: bool) -> None:
+    def __init__(self, path: Path, port: Port, *, device_tag: int, nr_tags: int, go_on: bool) -> None:
         """Map *path*. With *go_on* its slots are those of the previous server, if it was of this device.
+
+        *port* is that of the device, which executes no request before this returns.
 
         Raises:
             OSError: the host refuses.
@@ -82,15 +88,24 @@ class TagRecord:
         self.slots = free[:nr_tags]
         for at in self.slots:
             words[at] = FREE
-        #: Slots of requests that an earlier process may not have answered; empty almost always.
-        self.recoverable = [at for at in used if self._counts(self.intent(at))]
+        #: Slots of requests that an earlier process has done and may not have answered; empty almost always.
+        self.recoverable = [at for at in used if self._was_done(at, port)]
+        for at in set(used) - set(self.recoverable):
+            words[at] = FREE
         self._recoverable_until = time.monotonic() + SECONDS_MAX
         #: The threads of all queues take slots over.
         self._claiming = threading.Lock()
 
-    @staticmethod
-    def _counts(intent: SlotIntent) -> bool:
-        return intent.operation in _COUNTED and intent.cond in _CONDITIONS
+    def _was_done(self, at: int, port: Port) -> bool:
+        """Say whether slot *at* has a change that must not be made twice, and that the state of its zone shows."""
+        found = self.intent(at)
+        if found.operation not in _COUNTED or found.cond not in _CONDITIONS or found.sector >= port.geometry.size:
+            return False
+        cond = Condition(found.cond)
+        intent = Intent(
+            Operation(found.operation), found.sector, found.nr_sectors, cond, committed=False, all_zones=False
+        )
+        return is_done(port.device, intent)
 
     def intent(self, at: int) -> SlotIntent:
         """Return the intent in slot *at*."""
@@ -181,7 +196,7 @@ class TagIntentLog:
     def _was_done(self, found: SlotIntent, operation: Operation, sector: Sector, nr_sectors: int) -> bool:
         """Say whether the request for *operation* is the one that intent *found* is of, and has changed its zone."""
         if operation is Operation.CLOSE:
-            return found.sector == sector and self._cond(sector) is Condition.EMPTY
+            return found.sector == sector and self._zone(sector).cond is Condition.EMPTY
         if found.nr_sectors != nr_sectors or not self._is_at(operation, sector, found.sector):
             return False
         return self._holds(found.sector, nr_sectors)
@@ -197,8 +212,10 @@ class TagIntentLog:
                 return found.nr_sectors
         return 0
 
-    def _cond(self, sector: Sector) -> Condition:
-        return self._port.zone(self._port.geometry.zone_no(sector)).cond
+    def _zone(self, sector: Sector) -> Zone:
+        device = self._port.device
+        with device.lock:  # not port.zone(), which injected faults may change
+            return device.machine.zone(device.geometry.zone_no(sector))
 
     def _is_at(self, operation: Operation, sector: Sector, where: Sector) -> bool:
         if operation is Operation.APPEND:
@@ -208,9 +225,9 @@ class TagIntentLog:
 
     def _holds(self, sector: Sector, nr_sectors: int) -> bool:
         """Say whether the bytes that are asked for now lie below wp at *sector*."""
-        geometry = self._port.geometry
-        zone_no = geometry.zone_no(sector)
-        if geometry.is_conventional(zone_no) or self._port.zone(zone_no).wp < sector + nr_sectors:
+        if self._zone(sector).wp < sector + nr_sectors:
             return False
         found = bytearray(to_bytes(nr_sectors))
-        return not self._port.read(sector, nr_sectors, [found]) and found == b"".join(self.payload)
+        # Not port.read(), which injected faults may fail, and which counts.
+        self._port.device.hot_path.access.read_all(sector, nr_sectors, [found])
+        return found == b"".join(self.payload)

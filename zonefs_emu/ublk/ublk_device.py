@@ -169,7 +169,7 @@ class UblkDevice:
                     raise
                 time.sleep(0.02)
         record = self._record = TagRecord(
-            self._record_path, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
+            self._record_path, self._port, device_tag=self._tag, nr_tags=info.nr_queues * info.queue_depth, go_on=go_on
         )
         self._queues = [
             IoQueue(
