@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Final
@@ -86,6 +87,35 @@ def test_spinning_sees_what_enter_would_find() -> None:
     assert ring.reap() == [(9, POLLIN)]
     ring.close()
     os.close(event)
+
+
+def test_spinning_lets_other_threads_run() -> None:
+    """The interpreter changes threads at system calls only here, so spinning without one would last to its end."""
+    try:
+        ring = Ring(4, one_thread=True)
+    except OSError as error:
+        pytest.skip(f"this kernel gives us no ring of this kind: {error}")
+    event, ready = os.eventfd(0), threading.Event()
+    ring.place(0, OP_POLL_ADD, event, 9, flags=POLLIN)
+    ring.push(0)
+    ring.enter(0)
+
+    def write() -> None:
+        ready.wait()
+        os.eventfd_write(event, 1)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    try:
+        ready.set()
+        assert ring.spin(60_000_000_000)
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
+        ring.close()
+        os.close(event)
 
 
 def test_closing_cancels_what_is_out_and_can_be_done_twice(ring: Ring) -> None:

@@ -16,6 +16,7 @@ import ctypes
 import errno
 import mmap
 import os
+import select
 import struct
 from collections.abc import Callable
 from time import monotonic_ns
@@ -37,6 +38,8 @@ _SETUP_SINGLE_ISSUER: Final = 1 << 12
 _SETUP_DEFER_TASKRUN: Final = 1 << 13
 _SQ_TASKRUN: Final = 1 << 2
 _ENTER_GETEVENTS: Final = 1
+#: How often the rings are looked at between two system calls.
+_LOOKS_AT_ONCE: Final = 16
 _FEAT_SINGLE_MMAP: Final = 1
 _OFF_SQ_RING: Final = 0
 _OFF_SQES: Final = 0x10000000
@@ -167,11 +170,16 @@ class Ring:
         Only for rings made with *one_thread*, to which the kernel delivers completions inside :meth:`enter`.
         """
         words, flags, tail, head = self._words, self._sq_flags, self._cq_tail, self._head
+        give_way = select.poll().poll
         end = monotonic_ns() + duration_ns
-        while not words[flags] & _SQ_TASKRUN and words[tail] == head:
+        while True:
+            for _ in range(_LOOKS_AT_ONCE):
+                if words[flags] & _SQ_TASKRUN or words[tail] != head:
+                    return True
             if monotonic_ns() >= end:
                 return False
-        return True
+            # Other threads of the daemon, such as that of a mount, get the interpreter during this system call only.
+            give_way(0)
 
     def reap(self) -> list[tuple[int, int]]:
         """Remove all completions and return (the lower 32 bits of user_data, result) of each.
