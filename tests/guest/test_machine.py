@@ -121,6 +121,25 @@ def test_a_guest_that_does_not_boot_says_why(kit: Kit) -> None:
         Guest(kit, qemu_arguments=["-device", "no-such-device"])
 
 
+@pytest.mark.parametrize("nr_races", [1, 3])
+def test_a_guest_whose_qemu_aborts_by_its_own_race_is_booted_again(
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nr_races: int
+) -> None:
+    starts = tmp_path / "starts"
+    script = f"""echo x >>{starts}
+    [ $(wc -l <{starts}) -gt {nr_races} ] && exec "$@"
+    echo "qemu: system/physmem.c:2678: iotlb_to_section: Assertion 'section_index < sections_nb' failed." >&2"""
+    command = ("sh", "-c", script, "sh", *kit.qemu_command)
+    monkeypatch.setattr(Kit, "qemu_command", command)
+    if nr_races < 3:
+        with Guest(kit) as guest:
+            assert guest.run("uname").stdout == "Linux\n"
+    else:
+        with pytest.raises(GuestError, match="did not boot"):
+            Guest(kit)
+    assert len(starts.read_text().split()) == min(nr_races + 1, 3)
+
+
 def test_null_blk_with_kernel_zonefs(guest: Guest, null_blk: str) -> None:
     report = guest.run(f"blkzone report {null_blk}").stdout.splitlines()
     assert len(report) == 16
