@@ -955,7 +955,8 @@ def test_0664_the_mount_has_its_descriptor_again(bench: Bench, options: str) -> 
         before = sockets()
     with mounted(bench, options) as fs:
         os.stat(fs.path / "seq/0")
-        assert (descriptors().count("/dev/fuse"), sockets()) == (1, before)
+        assert descriptors().count("/dev/fuse") == 1
+        assert sockets() <= before, "fewer may be open, because objects of earlier tests are collected at any time"
     assert "/dev/fuse" not in descriptors()
 
 

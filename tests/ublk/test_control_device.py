@@ -62,7 +62,7 @@ def test_what_is_no_control_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match=sentence) as caught, control_device():
         pass
     assert caught.value.exit_code == 1
-    assert descriptors() == before
+    assert descriptors() <= before, "fewer may be open, because objects of earlier tests are collected at any time"
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])

@@ -100,11 +100,12 @@ class Client:
 @pytest.fixture
 def client() -> Iterator[Client]:
     gc.collect()  # mappings of earlier tests, each of which has a descriptor
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = set(Path("/proc/self/fd").iterdir())
     client = Client()
     yield client
     client.function.close()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before, "no descriptor is left open"
+    # Fewer may be open, because objects of earlier tests are collected at any time.
+    assert set(Path("/proc/self/fd").iterdir()) <= before, "no descriptor is left open"
 
 
 @pytest.fixture
