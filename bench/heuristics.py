@@ -38,12 +38,13 @@ HEURISTICS: Final = (
 )
 _FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
 _VFIO_SLEEPING: Final = "import zonefs_emu.vfio_user.pci_drive as module\nmodule._LOOK_NS_MAX = 0"
+_VFIO_LOOKING_ON: Final = "import zonefs_emu.polling as module\nmodule.AdaptivePolling.stop = lambda self: None"
 _UBLK_SLEEPING: Final = "import zonefs_emu.ublk.io_queue as module\nmodule._LOOK_NS_MAX = 0"
 
 
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure reads with and without each heuristic."""
-    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs), _vfio_user(scratch, runs)]
+    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs), *_vfio_user(scratch, runs)]
 
 
 def _virtqueues(scratch: Path, runs: int) -> list[Row]:
@@ -94,17 +95,23 @@ def _ublk(runs: int) -> Row:
         return _in_guest("ublk", guest, nodes, runs)
 
 
-def _vfio_user(scratch: Path, runs: int) -> Row:
-    with vfio_guest(scratch, {"looking": "", "sleeping": _VFIO_SLEEPING}) as (guest, nodes):
-        return _in_guest("vfio-user", guest, nodes, runs)
+def _vfio_user(scratch: Path, runs: int) -> list[Row]:
+    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "on": _VFIO_LOOKING_ON}
+    with vfio_guest(scratch, drives) as (guest, nodes):
+        pairs = {serial: {"looking": nodes["looking"], "sleeping": nodes[serial]} for serial in ("sleeping", "on")}
+        deep = _in_guest("vfio-user", guest, pairs["on"], runs, depth=32, without="looking on")
+        return [_in_guest("vfio-user", guest, pairs["sleeping"], runs), deep]
 
 
-def _in_guest(via: str, guest: Guest, nodes: Mapping[str, str], runs: int) -> Row:
+def _in_guest(
+    via: str, guest: Guest, nodes: Mapping[str, str], runs: int, *, depth: int = 1, without: str = _SLEEPING
+) -> Row:
+    """Compare the device at nodes["looking"] with that at nodes["sleeping"], which does what *without* says."""
     place = f"--offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M"
-    read = f"--rw=randread --bs=4k --iodepth=1 {place} --time_based --runtime=2"
+    read = f"--rw=randread --bs=4k --iodepth={depth} {place} --time_based --runtime=2"
     for node in nodes.values():
         fio(guest, node, f"--rw=write --bs=128k {place}", "write")
     return compare(
-        "heuristics", f"{via}: {_RANDOM_READ.format(1)}", "/s", partial(fio, guest, nodes["looking"], read, "read"),
-        peer=_SLEEPING, peers=partial(fio, guest, nodes["sleeping"], read, "read"), runs=runs, goal=GOAL,
+        "heuristics", f"{via}: {_RANDOM_READ.format(depth)}", "/s", partial(fio, guest, nodes["looking"], read, "read"),
+        peer=without, peers=partial(fio, guest, nodes["sleeping"], read, "read"), runs=runs, goal=GOAL,
     )  # fmt: skip

@@ -35,6 +35,13 @@ def test_where_all_waits_are_long_a_full_look_is_tried_now_and_then() -> None:
     assert sum(looks) <= len(looks) * 1_000_000 * 0.002
 
 
+def test_looking_that_does_not_pay_stops_until_waits_are_short() -> None:
+    policy = polling()
+    policy.stop()
+    assert policy.look_ns == 0
+    assert lengths(policy, 100_000, 2) == [4_000, 8_000]
+
+
 def test_a_single_processor_is_left_to_the_thread_that_asks() -> None:
     policy = polling(nr_processors=1)
     assert policy.look_ns == 0

@@ -36,6 +36,10 @@ class AdaptivePolling:
         self.look_ns = self._max_ns
         self._nr_sleeps = 0
 
+    def stop(self) -> None:
+        """Sleep next time, because the last look has cost more than a sleep would have."""
+        self.look_ns = 0
+
     def waited(self, duration_ns: int) -> None:
         """Choose the length of the next look, after a wait that has ended in a sleep."""
         look_ns = self.look_ns

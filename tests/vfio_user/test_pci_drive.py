@@ -155,6 +155,36 @@ def test_a_look_finds_commands_without_doorbells(guest: NvmeGuest, served: Serve
     assert queue.nr_rings + other.nr_rings == before + 1
 
 
+def test_a_drive_sleeps_where_several_commands_are_under_way(guest: NvmeGuest, served: Served) -> None:
+    """It would find them one by one, and send an interrupt for each."""
+
+    class CountedPolling(AdaptivePolling):
+        nr_stops = 0
+
+        def stop(self) -> None:
+            self.nr_stops += 1
+            super().stop()
+
+    queue = guest.queue(1)
+    assert guest.set_shadow([queue]).status == 0
+    drive = drive_of(served)
+    drive.polling = polling = CountedPolling(max_ns=2_000_000_000, soon_ns=60_000_000_000, nr_processors=2)
+    for _ in range(20):
+        assert queue.read(1, 0, 1, BLOCK).status == 0
+    assert polling.nr_stops == 0, "one command after the other"
+    # One that comes right after another may be found without a look. No completion is taken.
+    nr_sent = 0
+    while not polling.nr_stops and nr_sent < 50:
+        nr_commands = drive.nr_commands
+        queue.push(queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
+        nr_sent += 1
+        while drive.nr_commands == nr_commands:
+            time.sleep(0.001)
+        time.sleep(0.01)
+    assert 2 <= nr_sent < 50
+    assert [queue.wait().status for _ in range(nr_sent)] == [0] * nr_sent
+
+
 def test_a_look_lets_other_threads_run(guest: NvmeGuest, served: Served) -> None:
     """The interpreter changes threads at system calls only here, so a look without one would last to its end."""
     queue = guest.queue(1)

@@ -400,7 +400,7 @@ class PciDrive:
             if is_busy and time.monotonic_ns() > end_ns:
                 return True
             if not is_busy:
-                is_busy = self._queues.look(self._can_take, self.polling.look_ns) or self._ask_for_doorbells()
+                is_busy = self._queues.look(self._can_take, self.polling) or self._ask_for_doorbells()
         return False
 
     def _update_head(self, queue: CompletionQueue) -> None:

@@ -12,6 +12,7 @@ from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command
 from zonefs_emu.nvme.controller import QUEUE_ENTRIES_MAX
 from zonefs_emu.nvme.rules import NvmeRule
+from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.vfio_user.drive_memory import DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, ShadowDoorbells, SubmissionQueue
 from zonefs_emu.vfio_user.drive_record import DriveRecord, QueuesState
@@ -92,23 +93,33 @@ class QueueSet:
         shadow = self.shadow if queue.number else None
         return self._bar.doorbells[at] if shadow is None else shadow.doorbells[at]
 
-    def look(self, can_take: Callable[[SubmissionQueue], bool], look_ns: int) -> bool:
-        """Poll the shadow doorbells for *look_ns*; True as soon as there is a command that *can_take* allows.
+    def look(self, can_take: Callable[[SubmissionQueue], bool], polling: AdaptivePolling) -> bool:
+        """Poll the shadow doorbells as *polling* says; True as soon as there is a command that *can_take* allows.
 
         Returns at once while the worker has a command, because polling would keep the interpreter from the worker, and
         where answers are held, because the time that they are due ends a sleep and not a look.
+
+        A guest that sends a command before it has taken the last completions has several under way. Looking would find
+        these one by one, with an interrupt for each, where a sleep gathers them; so the next wait is a sleep.
         """
         queues = [queue for queue in self.sqs.values() if queue.number]
-        if not look_ns or self.shadow is None or any(queue.is_busy or queue.answers is not None for queue in queues):
+        if (
+            not polling.look_ns
+            or self.shadow is None
+            or any(queue.is_busy or queue.answers is not None for queue in queues)
+        ):
             return False
-        places = [(2 * queue.number, queue.head) for queue in queues if can_take(queue)] * _LOOKS_AT_ONCE
+        waiting = [queue for queue in queues if can_take(queue)]
+        places = [(2 * queue.number, queue.head, queue.completions) for queue in waiting] * _LOOKS_AT_ONCE
         doorbells, clock, give_way = self.shadow.doorbells, time.monotonic_ns, select.poll().poll
-        end_ns = clock() + look_ns
+        end_ns = clock() + polling.look_ns
         while places and clock() < end_ns:
             # Other threads of the daemon, such as that of a mount, get the interpreter during this system call only.
             give_way(0)
-            for place, head in places:
+            for place, head, completions in places:
                 if doorbells[place] != head:
+                    if self.head(completions) != completions.tail:
+                        polling.stop()
                     return True
         return False
 
