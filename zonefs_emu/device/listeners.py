@@ -47,25 +47,25 @@ class Listeners:
         """Return the audience of a new port *name*."""
         audience = Audience(name)
         with self._lock:
+            audience.listeners = tuple(listener for _, listener in self._subscribed)
             self._audiences.add(audience)
-            self._spread()
         return audience
 
     def subscribe(self, listener: Listener, own: Audience | None) -> None:
         """Call *listener* after changes by any port but that of *own*, until it raises or :meth:`unsubscribe`."""
         with self._lock:
             self._subscribed.append((own, listener))
-            self._spread()
+            for audience in self._audiences:
+                if audience is not own:
+                    audience.listeners = (*audience.listeners, listener)
 
     def unsubscribe(self, listener: Listener) -> None:
         """Stop calling *listener*."""
         with self._lock:
             self._subscribed = [entry for entry in self._subscribed if entry[1] != listener]
-            self._spread()
-
-    def _spread(self) -> None:
-        for audience in self._audiences:
-            audience.listeners = tuple(listener for own, listener in self._subscribed if own is not audience)
+            for audience in self._audiences:
+                if listener in audience.listeners:
+                    audience.listeners = tuple(other for other in audience.listeners if other != listener)
 
     def notify(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
         """Notify *listeners* that *nr_zones* zones from *zone_no* on changed; with the lock held. Never raises."""
