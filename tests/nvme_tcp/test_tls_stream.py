@@ -199,6 +199,19 @@ def test_the_drive_says_when_it_ends_a_connection(secure: Target) -> None:
 
 
 @needs_tls
+def test_a_host_ends_its_connection_in_order(secure: Target) -> None:
+    """Python's SSLObject then returns 0 and raises nothing; the thread of the connection must end."""
+    with secure.host(host_nqn=HOST, tls_key=KEY) as host:
+        sock = host.queue(1).sock
+        assert isinstance(sock, ssl.SSLSocket)
+        sock.settimeout(60)
+        sock.unwrap()  # returns when the drive has ended it as well
+        while secure.server.statistics()["queues"] > 1:  # that of the admin commands stays
+            time.sleep(0.01)
+    assert_served(secure)
+
+
+@needs_tls
 def test_idle_hosts_cost_nothing(device: ZonedDevice) -> None:
     others = threads_of()
     with serving(device, access=ACCESS) as target, target.host(host_nqn=HOST, tls_key=KEY) as host:

@@ -77,13 +77,16 @@ class TlsStream(Stream):
                 self._is_open = True
             while count < len(buffer):
                 room = buffer[count:]
-                count += self._tls.read(len(room), room)  # type: ignore[operator]  # with a buffer, it returns a number
+                # With a buffer, it returns a number; and 0, without an exception, if the host has ended the connection.
+                if not (nr_read := self._tls.read(len(room), room)):
+                    self.has_more = bool(count)
+                    return count
+                count += nr_read  # type: ignore[operator]
             self.has_more = True
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:  # the host has ended the connection
-            self.has_more = bool(count)
-            return count
+        except ssl.SSLZeroReturnError:  # the host has ended the connection in the handshake
+            return 0
         except ssl.SSLError as error:
             with contextlib.suppress(OSError):
                 self._send_encrypted()  # the alert, which says what is wrong
