@@ -93,6 +93,8 @@ def test_who_may_connect(tmp_path: Path) -> None:
         (["nqn.a={}"], "@nowhere", "--controller-key: nowhere: No such file"),
         (["nqn.a=@{}"], "", "--host-key nqn.a: the text after @ must be the name of a file"),
         (["nqn.a={}"], "@{}", "--controller-key: the text after @ must be the name of a file"),
+        (["nqn.a=@ {}"], "", "--host-key nqn.a: the text after @ must be the name of a file"),
+        ([f"nqn.a=@{TLS_TEXT.lower()}"], "", "--host-key nqn.a: the text after @ must be the name of a file"),
         ([], "{}", "--controller-key is for hosts that have a key themselves"),
     ],
 )
@@ -103,6 +105,7 @@ def test_wrong_keys_are_said_in_one_sentence(host_keys: list[str], controller_ke
     assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
     assert TEXT not in str(caught.value)
+    assert TLS_TEXT.lower() not in str(caught.value)
 
 
 @needs_tls

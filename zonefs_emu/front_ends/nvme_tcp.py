@@ -25,6 +25,8 @@ _PORT_MAX: Final = 65535
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
 #: The most bytes of a file that are read for a key.
 _KEY_FILE_BYTES_MAX: Final = 4096
+#: A key of any kind where the name of its file belongs; messages have that name.
+_KEY_AFTER_AT: Final = re.compile(rf"@\s*({host_keys.FORM.name}|{tls_keys.FORM.name}):", re.IGNORECASE)
 _Key = TypeVar("_Key")
 
 
@@ -117,7 +119,7 @@ class _KeyOption(Generic[_Key]):
             UsageError: the file cannot be read, or there is no key; with the option and *host_nqn*.
         """
         try:
-            if text.startswith(f"@{self.begin}"):
+            if _KEY_AFTER_AT.match(text):
                 message = "the text after @ must be the name of a file, but it looks like a key: leave out the @"
                 raise UsageError(message)
             if text.startswith("@"):
@@ -230,7 +232,7 @@ class NvmeTcpFrontEnd:
         for host in self._access.tls_keys:
             if len(host.encode()) + len(self.nqn.encode()) > tls_keys.NAMES_BYTES_MAX:
                 message = (
-                    f"the names of {host} and of the drive are too long for TLS, which takes "
+                    f"the names of {host or 'a host'} and of the drive are too long for TLS, which takes "
                     f"{tls_keys.NAMES_BYTES_MAX} bytes of both together: give a shorter --nqn"
                 )
                 raise UsageError(message)
