@@ -209,6 +209,9 @@ def serve(
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
+    if (hosts or host_keys or controller_key or tls_keys) and not nvme:
+        message = "--allow-host, --host-key, --controller-key and --tls-key are for --nvme-tcp, which is not given"
+        raise UsageError(message)
     access = make_access(hosts, host_keys, controller_key, tls_keys)
     drives = [
         NvmeTcpFrontEnd(safe_address(place, access, insecure=insecure), nqn=nqn, serial=serial, access=access)
