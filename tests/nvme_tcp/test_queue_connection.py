@@ -17,6 +17,7 @@ from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
 from tests.nvme_tcp.conftest import Target, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.front_ends.answers import EXPLAINER
 from zonefs_emu.model.transitions import VIRTIO, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme.command import AdminOpcode, IoOpcode, SendAction
@@ -103,6 +104,54 @@ def test_data_that_does_not_fit_its_command(target: Target) -> None:
         queue.sock.sendall(queue.capsule(outside))
         assert queue.receive().status == 0x00F
         assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
+
+
+@pytest.mark.parametrize(
+    ("opcode", "changes", "nr_sent", "status"),
+    [
+        (IoOpcode.WRITE, {"flags": 0x00}, BLOCK, 0x002),
+        (IoOpcode.WRITE, {"flags": 0x80}, BLOCK, 0x002),
+        (IoOpcode.WRITE, {"prp2": BLOCK}, BLOCK, 0x011),
+        (IoOpcode.WRITE, {"prp2": BLOCK | 0x5A << 56}, BLOCK, 0x011),
+        (IoOpcode.WRITE, {"prp2": BLOCK | 0x40 << 56}, 0, 0x011),
+        (IoOpcode.WRITE, {"prp1": BLOCK}, BLOCK, 0x016),
+        (IoOpcode.WRITE, {"prp2": 512 | 0x01 << 56}, BLOCK, 0x00F),
+        (IoOpcode.WRITE, {}, 0, 0x00F),
+        (IoOpcode.READ, {}, 0, 0x011),
+        (IoOpcode.READ, {"prp2": BLOCK | 0x5A << 56}, BLOCK, 0x011),
+    ],
+)
+def test_a_descriptor_says_where_the_data_are(
+    target: Target, opcode: int, changes: dict[str, int], nr_sent: int, status: int
+) -> None:
+    """Every command was carried out before, whatever its flags and the type of its descriptor."""
+    with target.host() as host:
+        queue = host.queue(1)
+        asked = queue.command(opcode, nsid=1, cdws=(0, 0, 0), length=BLOCK, inline=True)._replace(**changes)
+        queue.sock.sendall(queue.capsule(asked, bytes(nr_sent)))
+        reply = queue.receive()
+        assert (reply.cid, reply.status, reply.do_not_retry) == (asked.cid, status, True)
+        assert struct.unpack_from("<8xHHH", host.log(Log.ERROR, room=64).data) == (1, asked.cid, (0x4000 | status) << 1)
+        assert int(EXPLAINER.answers(target.device.refusals.last(1)[0])["nvme"][:3], 16) == status
+        assert list(host.zones(queue, 1, 1)) == [(1, CAPACITY, 0, 0)], "nothing was written"
+
+
+def test_flags_and_descriptors_of_admin_commands(target: Target) -> None:
+    with target.host() as host:
+        for changes, status in (({"flags": 0}, 0x002), ({"flags": 0x41}, 0x002), ({"prp2": 4096}, 0x011)):
+            asked = host.admin.command(AdminOpcode.IDENTIFY, cdws=(1,), length=4096)._replace(**changes)
+            host.admin.sock.sendall(host.admin.capsule(asked))
+            assert host.admin.receive().status == status
+        assert host.identify(1).status == 0
+
+
+def test_data_behind_an_offset_of_the_capsule(target: Target) -> None:
+    with target.host() as host:
+        queue = host.queue(1)
+        asked = queue.command(IoOpcode.WRITE, nsid=1, cdws=(0, 0, 0), length=BLOCK, inline=True)._replace(prp1=512)
+        queue.sock.sendall(queue.capsule(asked, bytes(512) + pattern(BLOCK)))
+        assert queue.receive().status == 0
+        assert queue.read(1, 0, 1, BLOCK).data == pattern(BLOCK)
 
 
 def test_a_host_gets_no_more_data_than_it_has_room_for(target: Target) -> None:
@@ -366,18 +415,23 @@ COMMANDS = st.tuples(
     st.sampled_from([0, 1, 2, 0xFFFFFFFF]),
     st.lists(st.integers(0, 0xFFFFFFFF) | st.integers(0, 3000), max_size=6),
     st.binary(max_size=64) | st.sampled_from([bytes(BLOCK), bytes(512)]),
+    # Flags, offset, and type of the descriptor: as hosts send them, or any.
+    st.none() | st.tuples(st.integers(0, 0xFF), st.integers(0, 5000), st.integers(0, 0xFF)),
 )
 
 
 @given(commands=st.lists(COMMANDS, min_size=1, max_size=8), qid=st.integers(0, 1))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_commands_are_answered_or_end_their_connection(
-    target: Target, commands: list[tuple[int, int, list[int], bytes]], qid: int
+    target: Target, commands: list[tuple[int, int, list[int], bytes, tuple[int, int, int] | None]], qid: int
 ) -> None:
     with target.host() as host, target.host() as other:
         queue = host.queue(1) if qid else host.admin
-        for opcode, nsid, cdws, data in commands:
+        for opcode, nsid, cdws, data, pointer in commands:
             asked = queue.command(opcode, nsid=nsid, cdws=cdws, length=len(data), inline=bool(data))
+            if pointer is not None:
+                flags, offset, kind = pointer
+                asked = asked._replace(flags=flags, prp1=offset, prp2=len(data) | kind << 56)
             queue.sock.sendall(queue.capsule(asked, data))
         queue.sock.shutdown(socket.SHUT_WR)
         while queue.sock.recv(1 << 20):

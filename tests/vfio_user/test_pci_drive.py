@@ -68,6 +68,7 @@ def test_identify_says_that_it_is_no_fabric(guest: NvmeGuest) -> None:
     found = guest.identify(1).data
     assert struct.unpack_from("<H", found, 256)[0] >> 8 & 1, "doorbells in memory"
     assert struct.unpack_from("<I", found, 1792) == (0,)
+    assert struct.unpack_from("<I", found, 536) == (0,), "no SGL, so PRP entries are the only data pointer"
     (effects,) = struct.unpack_from("<I", guest.log(Log.EFFECTS).data, 4 * AdminOpcode.CREATE_SQ)
     assert effects & 1
 
@@ -236,6 +237,13 @@ def test_refusals_have_their_status_and_are_not_to_be_retried(guest: NvmeGuest, 
     assert struct.unpack_from("<QHHH", entries)[1] == 1, "the queue of the last refusal"
     answers = [EXPLAINER.answers(refusal)["nvme"] for refusal in served.device.refusals.last(6)]
     assert [int(answer[:3], 16) for answer in answers] == [0x013, 0x004, 0x002, 0x002, 0x004, 0x00B]
+
+
+def test_admin_commands_have_prp_entries(guest: NvmeGuest) -> None:
+    for flags in (0x40, 0x80, 0xC0, 0x01):
+        guest.admin.push(guest.admin.entry(AdminOpcode.IDENTIFY, cdws=(1,), nr_bytes=4096)._replace(flags=flags))
+        assert guest.admin.wait().status == 0x002
+    assert guest.identify(1).status == 0
 
 
 def test_zone_management(guest: NvmeGuest) -> None:

@@ -99,3 +99,13 @@ class NvmeRule(Rule):
         "the SGL descriptor of a command describes as many bytes as the command moves",
         "NVMe Base 2.0, Data SGL Length Invalid",
     )
+    NVME_SGL_TYPE = (
+        618,
+        "over fabrics, data in a capsule have an SGL descriptor of type 01h, all other data one of type 5Ah",
+        "NVMe Base 2.0, SGL Descriptor Type Invalid",
+    )
+    NVME_SGL_OFFSET = (
+        619,
+        "the offset in an SGL descriptor is one in the data of the capsule",
+        "NVMe Base 2.0, SGL Offset Invalid",
+    )

@@ -2,6 +2,7 @@
 
     pdu               protocol data units: layouts, checks, digests
     fabrics           the commands for connecting queues and for a controller's properties
+    data_pointer      where the data of a command are
     stream            the bytes of a connection
     queue_connection  one connection, served by one thread
     server            the sockets that listen, and the limits of all connections together

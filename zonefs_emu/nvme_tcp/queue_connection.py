@@ -30,6 +30,7 @@ from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme_tcp import auth_messages, fabrics
 from zonefs_emu.nvme_tcp.authentication import Authentication
+from zonefs_emu.nvme_tcp.data_pointer import data_in_capsule, length_error, require_sgl, require_transport
 from zonefs_emu.nvme_tcp.fabrics import Connect, FabricsType
 from zonefs_emu.nvme_tcp.pdu import (
     CAPSULE_BYTES,
@@ -66,7 +67,6 @@ _AUTHENTICATION_S: Final = 30.0
 _WAIT_NS_MAX: Final = 3600 * 1_000_000_000
 #: The answer to a command whose data came damaged. It has no "Do Not Retry", because the host may send the data again.
 _TRANSIENT_TRANSPORT_ERROR: Final = 0x022
-_SGL_TRANSPORT: Final = 0x5A
 
 
 class _Waiting:
@@ -301,13 +301,15 @@ class Connection:
             self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
             return
         try:
+            require_sgl(command)
             length, from_host = self._transfer(controller, command)
-            if not from_host or not length:
+            if not length:
+                self._execute(command, 0, None)
+            elif not from_host:
+                require_transport(command, data)
                 self._execute(command, length, None)
-            elif len(data) == length:
-                self._execute(command, length, data)
-            elif len(data):
-                raise _data_length_error(len(data), length)
+            elif (in_capsule := data_in_capsule(command, data, length)) is not None:
+                self._execute(command, length, in_capsule)
             else:
                 self._ask_for_data(command, length)
         except RefusedError as refused:
@@ -342,8 +344,6 @@ class Connection:
 
     def _ask_for_data(self, command: Command, length: int) -> None:
         """Have the host send the data of *command*."""
-        if command.prp2 >> 56 != _SGL_TRANSPORT or command.sgl_bytes != length:
-            raise _data_length_error(command.sgl_bytes, length)
         if command.cid in self._waiting:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES + 2, f"command {command.cid} while one of that number waits")
         if self._waiting_bytes + length > PENDING_BYTES_MAX or len(self._waiting) >= self._sq_size:
@@ -382,7 +382,7 @@ class Connection:
         try:
             answer = self._answer(command, length, data)
             if answer is not None and len(answer.data) > command.sgl_bytes:  # the host has no room for the rest
-                answer = self._refuse(command, _data_length_error(command.sgl_bytes, len(answer.data)))
+                answer = self._refuse(command, length_error(command.sgl_bytes, len(answer.data)))
         except Exception as error:  # the boundary of a command
             self.server.unforeseen.contain("nvme", "a command", error)
             answer = Answer(NvmeStatus.INTERNAL_ERROR)
@@ -573,7 +573,3 @@ class Connection:
         if self._out:
             out, self._out, self._out_bytes = self._out, [], 0
             self.stream.send(out)
-
-
-def _data_length_error(sgl_bytes: int, nr_bytes: int) -> RefusedError:
-    return RefusedError(NvmeRule.NVME_DATA_LENGTH, f"{sgl_bytes} bytes are described, {nr_bytes} are moved")
