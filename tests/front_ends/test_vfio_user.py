@@ -14,9 +14,11 @@ from tests.vfio_user.test_kept_client import vanish
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd, keeper_path, places_of_keeper
+from zonefs_emu.nvme.command import IoOpcode
 from zonefs_emu.nvme.subsystem import Subsystem
-from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient
+from zonefs_emu.testing.vfio_client import NvmeGuest, VfioClient, VfioError
 from zonefs_emu.vfio_user.kept_client import KeptClient
+from zonefs_emu.vfio_user.pci_config import InterruptKind
 
 
 async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> None:
@@ -41,6 +43,28 @@ async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> N
         assert client.is_ended()
     assert not path.exists()
     assert device.machine.zone(0).wp == BLOCK // 512
+    device.close()
+
+
+async def test_a_guest_with_msi(tmp_path: Path) -> None:
+    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
+    device = ZonedDevice.open(tmp_path / "image")
+    session = Session(device, tmp_path / "image")
+    path = tmp_path / "socket"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(VfioUserFrontEnd(path, is_msi=True), session))
+
+        def use() -> None:
+            with pytest.raises(VfioError):
+                VfioClient(path)
+            with VfioClient(path, interrupts=InterruptKind.MSI) as client:
+                queue = NvmeGuest(client).queue(1)
+                queue.push(queue.entry(IoOpcode.FLUSH, nsid=1))
+                assert client.take_interrupt(1)
+                assert queue.wait().status == 0
+
+        await trio.to_thread.run_sync(use)
+        nursery.cancel_scope.cancel()
     device.close()
 
 

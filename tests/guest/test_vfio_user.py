@@ -1,9 +1,11 @@
 """The drive as a PCI device of a guest of a stock QEMU, with the kernel's own NVMe driver and nvme-cli."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -149,6 +151,33 @@ def test_killed_daemons_are_a_pause(machine: Machine) -> None:
     machine.assert_reports_agree()
     assert [served.refusals() for served in machine.drives.values()] == refusals
     assert "reset" not in machine.guest.run("dmesg | grep 'nvme.*timeout' || true").stdout
+
+
+def test_a_drive_is_plugged_and_unplugged(machine: Machine, tmp_path: Path) -> None:
+    """Also one whose daemon was killed and started again, and while a program has the drive open."""
+    guest = machine.guest
+    others = guest.disks()
+    with Served(tmp_path, create=SHAPE, front_ends=["vfio"], options=["--serial", "plugged", "--msi"]) as served:
+        served.wait_until_ready()
+        for nr_blocks in (1, 2):
+            device = guest.plug("vfio-user-pci", socket={"type": "unix", "path": str(served.vfio_socket)})
+            guest.wait_until(f"[ $(ls /sys/block | wc -l) -gt {len(others)} ]", timeout=60)
+            (name,) = guest.disks() - others
+            assert guest.run(f"cat /sys/block/{name}/device/serial").stdout.split() == ["plugged"]
+            assert re.search(rf"PCI-MSI-?[^X\n]* {name[:-2]}q", guest.run("cat /proc/interrupts").stdout)
+            served.kill()
+            served.start()
+            served.wait_until_ready()
+            guest.run(f"dd if=/dev/urandom of=/dev/{name} bs=4k count=1 seek={nr_blocks - 1} oflag=direct status=none")
+            assert guest.run(f"blkzone report /dev/{name}").stdout == served.blkzone_report()
+            reader = guest.start(f"exec 3</dev/{name}; sleep 600") if nr_blocks == 2 else None
+            guest.unplug(device)
+            assert guest.disks() == others
+            if reader is not None:
+                reader.kill()
+        zones = json.loads(served.verb("report", "--json"))["zones"]
+        assert [zone["written"] for zone in zones[:2]] == [2 * 4096 // 512, 0]
+        assert served.refusals() == []
 
 
 def test_a_guest_that_reboots_finds_its_data(machine: Machine) -> None:

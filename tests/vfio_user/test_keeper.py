@@ -20,6 +20,7 @@ from zonefs_emu.vfio_user.keeper_link import (
     connect_to_keeper,
     listen_for_daemons,
 )
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS
 from zonefs_emu.vfio_user.pci_function import PciFunction
 from zonefs_emu.vfio_user.vfio_messages import VfioCommand
 
@@ -35,7 +36,7 @@ class Kept:
         os.ftruncate(self.memory_fd, DRIVE_BYTES)
         listener = listen_for_daemons(path)
         arguments = [str(fd) for fd in (theirs.detach(), listener.detach(), os.dup(self.memory_fd))]
-        self.thread = threading.Thread(target=main, args=([*arguments, str(path)],))
+        self.thread = threading.Thread(target=main, args=([*arguments, "2", str(path)],))
         self.thread.start()
 
     def daemon(self) -> KeeperLink:
@@ -105,7 +106,7 @@ def test_a_daemon_is_told_everything_that_came_before(kept: Kept) -> None:
         found = take(link)
         assert (found.kind, found.iova, found.size, found.offset) == (LinkKind.MAP, MEMORY_START, MEMORY_BYTES, 0)
         found = take(link)
-        assert (found.kind, found.number, len(found.fds)) == (LinkKind.INTERRUPTS, (1 << 17) - 1, 17)
+        assert (found.kind, found.number, len(found.fds)) == (LinkKind.INTERRUPTS, (1 << NR_VECTORS) - 1, NR_VECTORS)
         assert take(link).kind is LinkKind.START
         kept.client.set_register(0x1000, 3)
         assert take(link, answer=False).kind is LinkKind.READ

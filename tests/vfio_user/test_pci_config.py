@@ -2,7 +2,7 @@
 
 import struct
 
-from zonefs_emu.vfio_user.pci_config import CONFIG_BYTES, MSIX_BAR, NR_VECTORS, PciConfig
+from zonefs_emu.vfio_user.pci_config import CONFIG_BYTES, MSIX_BAR, NR_VECTORS, InterruptKind, PciConfig
 
 
 def capabilities(config: PciConfig) -> dict[int, int]:
@@ -18,7 +18,7 @@ def capabilities(config: PciConfig) -> dict[int, int]:
 
 
 def test_it_is_an_nvme_controller_with_msix() -> None:
-    config = PciConfig()
+    config = PciConfig(InterruptKind.MSIX)
     assert config.read(0x09, 3) == bytes((0x02, 0x08, 0x01)), "interface, subclass, class"
     assert config.read(0x06, 2)[0] & 0x10, "there is a list of capabilities"
     found = capabilities(config)
@@ -31,8 +31,22 @@ def test_it_is_an_nvme_controller_with_msix() -> None:
     assert abilities >> 28 & 1, "it can be reset"
 
 
+def test_it_has_msi_instead() -> None:
+    config = PciConfig(InterruptKind.MSI)
+    found = capabilities(config)
+    assert sorted(found) == [0x01, 0x05, 0x10]
+    at = found[0x05]
+    (control,) = struct.unpack("<H", config.read(at + 2, 2))
+    assert 1 << (control >> 1 & 7) == NR_VECTORS
+    assert control & 0x80, "addresses have 8 bytes"
+    config.write(at + 2, b"\xff\xff" + bytes(range(0xF1, 0xFF)))
+    assert config.read(at + 2, 12) == struct.pack("<H", control | 0x71) + bytes(
+        [0xF0, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA]
+    )
+
+
 def test_a_guest_writes_only_what_is_writable() -> None:
-    config = PciConfig()
+    config = PciConfig(InterruptKind.MSIX)
     before = config.read(0, CONFIG_BYTES)
     assert not config.write(0x04, b"\xff\xff")
     assert config.read(0x04, 2) == b"\x06\x04"
@@ -44,7 +58,7 @@ def test_a_guest_writes_only_what_is_writable() -> None:
 
 
 def test_a_guest_asks_for_a_reset_of_the_function() -> None:
-    config = PciConfig()
+    config = PciConfig(InterruptKind.MSIX)
     control = capabilities(config)[0x10] + 8
     assert config.write(control, b"\x10\x80")
     assert config.write(control + 1, b"\x80")

@@ -30,6 +30,7 @@ from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.testing.vfio_client import MEMORY_START, NvmeGuest, PciQueue, VfioClient
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES as DRIVE_BYTES, DriveMemory
 from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS
 from zonefs_emu.vfio_user.pci_drive import PciDrive
 
 READY = 1
@@ -263,7 +264,7 @@ def test_zone_management(guest: NvmeGuest) -> None:
         (AdminOpcode.CREATE_CQ, 2 | 0 << 16, 0b11, 0x102),
         (AdminOpcode.CREATE_CQ, 2 | 128 << 16, 0b11, 0x102),
         (AdminOpcode.CREATE_CQ, 2 | 7 << 16, 0b10, 0x002),
-        (AdminOpcode.CREATE_CQ, 2 | 7 << 16, 17 << 16 | 0b11, 0x108),
+        (AdminOpcode.CREATE_CQ, 2 | 7 << 16, NR_VECTORS << 16 | 0b11, 0x108),
         (AdminOpcode.CREATE_SQ, 2 | 7 << 16, 5 << 16 | 1, 0x100),
         (AdminOpcode.CREATE_SQ, 2 | 7 << 16, 0 << 16 | 1, 0x100),
         (AdminOpcode.CREATE_SQ, 1 | 7 << 16, 1 << 16 | 1, 0x101),

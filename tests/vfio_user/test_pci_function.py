@@ -12,8 +12,8 @@ import pytest
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vfio_user import vfio_messages as messages
 from zonefs_emu.vfio_user.client_connection import ClientMessage
-from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
-from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+from zonefs_emu.vfio_user.drive_memory import INTMC_WORD, INTMS_WORD, MEMORY_BYTES, DriveMemory
+from zonefs_emu.vfio_user.pci_config import MSIX_BAR, NR_VECTORS, InterruptKind
 from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
 from zonefs_emu.vfio_user.vfio_messages import (
     DMA_MAPS_MAX,
@@ -60,10 +60,10 @@ class Notes:
 class Client:
     """Sends messages to a function without a socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, interrupt_kind: InterruptKind = InterruptKind.MSIX) -> None:
         self.memory = DriveMemory(bytearray(MEMORY_BYTES))
         self.drive = Notes(self.memory)
-        self.function = PciFunction(self.drive, self.memory)
+        self.function = PciFunction(self.drive, self.memory, interrupt_kind)
         self.call(VfioCommand.VERSION, bytes(4))
 
     def send(self, command: int, payload: bytes = b"", fds: tuple[int, ...] = (), flags: int = 0) -> bytes | None:
@@ -175,12 +175,42 @@ def irqs(flags: int, start: int, nr_vectors: int, kind: int = 2) -> bytes:
     return messages.encode_irq_set(IrqSetRequest(flags, kind, start, nr_vectors))
 
 
+def test_a_function_with_msi() -> None:
+    client = Client(InterruptKind.MSI)
+    size = client.call(VfioCommand.DEVICE_GET_REGION_INFO, messages.encode_index(MSIX_BAR))[16:24]
+    assert size == bytes(8), "no table of MSI-X"
+    counts = [client.call(VfioCommand.DEVICE_GET_IRQ_INFO, messages.encode_index(kind))[12] for kind in range(3)]
+    assert counts == [0, NR_VECTORS, 0]
+    fd = os.eventfd(0)
+    client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x24, 0, 1, kind=1), (fd,))
+    assert [number >= 0 for number in client.drive.interrupts] == [True] + [False] * (NR_VECTORS - 1)
+    client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x21, 0, 0, kind=2))
+    assert client.drive.interrupts[0] >= 0, "the kind that is not there has none to take away"
+    client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x21, 0, 0, kind=1))
+    assert client.drive.interrupts == [-1] * NR_VECTORS
+    client.function.close()
+
+
+@pytest.mark.parametrize(("kind", "mask"), [(InterruptKind.MSI, 0b101), (InterruptKind.MSIX, 0)])
+def test_interrupts_are_masked_where_there_is_no_table_of_msix(kind: InterruptKind, mask: int) -> None:
+    client = Client(kind)
+    for word, bits in ((INTMS_WORD, 0b011), (INTMS_WORD, 0b110), (INTMC_WORD, 0b010)):
+        access = RegionAccess(4 * word, 0, 4)
+        client.call(VfioCommand.REGION_WRITE, messages.encode_region_access(access, struct.pack("<I", bits)))
+    for word in (INTMS_WORD, INTMC_WORD):
+        answer = client.call(VfioCommand.REGION_READ, messages.encode_region_access(RegionAccess(4 * word, 0, 4)))
+        assert struct.unpack("<I", answer[-4:]) == (mask,)
+    client.function.reset()
+    assert client.memory.words[INTMS_WORD] == 0
+    client.function.close()
+
+
 def test_interrupts_are_set_and_taken_away(client: Client, fd: int) -> None:
     no_eventfd, fd = fd, os.eventfd(0)
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x24, 1, 2), (fd, fd))
-    assert [number >= 0 for number in client.drive.interrupts] == [False, True, True] + [False] * 14
+    assert [number >= 0 for number in client.drive.interrupts] == [False, True, True] + [False] * (NR_VECTORS - 3)
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x24, 1, 1))
-    assert [number >= 0 for number in client.drive.interrupts] == [False, False, True] + [False] * 14
+    assert [number >= 0 for number in client.drive.interrupts] == [False, False, True] + [False] * (NR_VECTORS - 3)
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x28, 2, 1))  # mask: QEMU does that by itself
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x22, 2, 1) + b"\1")
     assert client.drive.interrupts[2] >= 0
@@ -188,7 +218,7 @@ def test_interrupts_are_set_and_taken_away(client: Client, fd: int) -> None:
     assert client.drive.interrupts == [-1] * NR_VECTORS
     client.call(VfioCommand.DEVICE_SET_IRQS, irqs(0x21, 0, 0, kind=0))
     for payload, fds in (
-        (irqs(0x24, 16, 2), (fd, fd)),
+        (irqs(0x24, NR_VECTORS - 1, 2), (fd, fd)),
         (irqs(0x24, 0, 2), (fd,)),
         (irqs(0x24, 0, 2), (fd, no_eventfd)),
         (irqs(0x24, 0, 1, kind=0), (fd,)),

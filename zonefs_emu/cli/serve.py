@@ -125,6 +125,9 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
               help="Offer a virtio-blk disk with zones; may be given for each of several guests.")  # fmt: skip
 @click.option("--vfio-user", "vfio", type=FILE, multiple=True, metavar="SOCK",
               help="Offer an NVMe ZNS drive to a guest of QEMU; may be given for each of several guests.")  # fmt: skip
+@click.option("--msi", is_flag=True,
+              help="Give the drives of --vfio-user MSI interrupts instead of MSI-X, so that QEMU 11.1 can unplug them; "
+              "Linux then uses one queue.")  # fmt: skip
 @click.option("--nvme-tcp", "nvme", is_flag=False, flag_value=LOOPBACK, multiple=True, metavar="[ADDRESS[:PORT]]",
               help=f"Offer an NVMe ZNS drive over TCP; at {LOOPBACK} if no address is given.")  # fmt: skip
 @click.option("--nqn", metavar="NQN", default="", help="Name of the NVMe subsystem. [default: from the image's UUID]")
@@ -166,7 +169,7 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
     help="Print the JSON file by which managers find --device; its place is share/qemu/vhost-user/.",
 )
 def serve(
-    *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...],
+    *, images: tuple[Path, ...], scsi: tuple[Path, ...], blk: tuple[Path, ...], vfio: tuple[Path, ...], msi: bool,
     nvme: tuple[str, ...], nqn: str, serial: str, hosts: tuple[str, ...], host_keys: tuple[str, ...],
     controller_key: str, tls_keys: tuple[str, ...], insecure: bool, directory: Path | None,
     record_file: Path | None, timing: str, time_scale: float, mount_options: str, nr_queues: int, strict: bool,
@@ -218,7 +221,10 @@ def serve(
         for place in nvme
     ]
     front_ends += drives
-    front_ends += [VfioUserFrontEnd(path.absolute(), nqn=nqn, serial=serial) for path in vfio]
+    if msi and not vfio:
+        message = "--msi is for --vfio-user, which is not given"
+        raise UsageError(message)
+    front_ends += [VfioUserFrontEnd(path.absolute(), nqn=nqn, serial=serial, is_msi=msi) for path in vfio]
     if not front_ends:
         message = (
             "there is nothing to serve: give --vhost-user-scsi SOCK, --vhost-user-blk SOCK, --vfio-user SOCK "

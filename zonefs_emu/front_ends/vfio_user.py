@@ -1,5 +1,6 @@
 """An NVMe ZNS drive at a vfio-user socket, as a front-end of a session."""
 
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from zonefs_emu.front_ends.own_thread import run_or_cut, run_until_stopped
 from zonefs_emu.front_ends.vhost_user import listening
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.vfio_user.kept_client import KeptClient
+from zonefs_emu.vfio_user.pci_config import InterruptKind
 from zonefs_emu.vfio_user.vfio_server import VfioServer
 
 _SUFFIX: Final = ".vfio-"
@@ -24,11 +26,16 @@ _SUFFIX: Final = ".vfio-"
 class VfioUserFrontEnd:
     """The front-end of a session that serves its devices as namespaces of one PCI function at the socket *path*."""
 
-    def __init__(self, path: Path, *, nqn: str = "", serial: str = "") -> None:
-        """*nqn* and *serial* are those of the image by default."""
+    def __init__(self, path: Path, *, nqn: str = "", serial: str = "", is_msi: bool = False) -> None:
+        """*nqn* and *serial* are those of the image by default.
+
+        *is_msi*: the function has MSI instead of MSI-X, so that QEMU 11.1 can unplug it. A guest that a keeper has held
+        goes on with the interrupts that it has.
+        """
         self._path = path
         self._nqn = nqn
         self._serial = serial
+        self._interrupt_kind = InterruptKind.MSI if is_msi else InterruptKind.MSIX
 
     async def __call__(self, session: Session, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled, beginning with the guest that a keeper has held since an earlier process ended."""
@@ -37,10 +44,13 @@ class VfioUserFrontEnd:
         place = keeper_path(session.path, self._path)
         kept = await _kept_client(place, subsystem, unforeseen)
         with listening(self._path) as sock:
-            server = VfioServer(
-                sock, lambda client, end_fd: KeptClient.start(client, place, subsystem, unforeseen, end_fd), unforeseen,
-                kept,
-            )  # fmt: skip
+
+            def start(client: socket.socket, end_fd: int) -> KeptClient:
+                return KeptClient.start(
+                    client, place, subsystem, unforeseen, end_fd, interrupt_kind=self._interrupt_kind
+                )
+
+            server = VfioServer(sock, start, unforeseen, kept)
             with session.register("vfio-user", str(self._path), server.statistics):
                 await run_until_stopped(server.run, server.stop, task_status.started, server.look_after)
 

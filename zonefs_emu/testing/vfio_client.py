@@ -24,6 +24,7 @@ from zonefs_emu.nvme.command import AdminOpcode, Command, encode
 from zonefs_emu.nvme.controller import Feature, Register
 from zonefs_emu.testing.nvme_initiator import AdminCommands, IoCommands, Reply
 from zonefs_emu.vfio_user import vfio_messages as messages
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS, InterruptKind
 from zonefs_emu.vfio_user.vfio_messages import (
     FDS_MAX,
     HEADER,
@@ -45,7 +46,6 @@ _ENABLE: Final = 0x460061
 _AQA: Final = 0x24
 _ASQ: Final = 0x28
 _ACQ: Final = 0x30
-_MSIX: Final = 2
 _CONFIG: Final = 7
 _TIMEOUT_S: Final = 30
 
@@ -57,8 +57,11 @@ class VfioError(Exception):
 class VfioClient:
     """One connection: messages, memory, registers."""
 
-    def __init__(self, path: Path | socket.socket, *, handshake: bool = True) -> None:
+    def __init__(
+        self, path: Path | socket.socket, *, handshake: bool = True, interrupts: InterruptKind = InterruptKind.MSIX
+    ) -> None:
         """Connect to *path*, or take over a connection; with *handshake*, do what QEMU does at its start."""
+        self._kind = interrupts
         self.sock = path if isinstance(path, socket.socket) else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._next_id = 0
         self._fd = os.memfd_create("guest")
@@ -66,7 +69,7 @@ class VfioClient:
         self._mmap = mmap.mmap(self._fd, MEMORY_BYTES)
         self.memory = memoryview(self._mmap)
         self._free = 0
-        self.interrupts = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(17)]
+        self.interrupts = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(NR_VECTORS)]
         try:
             if self.sock is not path:
                 # Blocking, as QEMU does it: with a timeout, a queue that is full just now would be an error.
@@ -167,10 +170,10 @@ class VfioClient:
             flags = IrqSetFlag.DATA_EVENTFD | IrqSetFlag.ACTION_TRIGGER
             for start in range(0, len(self.interrupts), FDS_MAX):
                 fds = self.interrupts[start : start + FDS_MAX]
-                request = IrqSetRequest(flags, _MSIX, start, len(fds))
+                request = IrqSetRequest(flags, self._kind, start, len(fds))
                 self.call(VfioCommand.DEVICE_SET_IRQS, messages.encode_irq_set(request), fds=fds)
         else:
-            request = IrqSetRequest(IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER, _MSIX, 0, 0)
+            request = IrqSetRequest(IrqSetFlag.DATA_NONE | IrqSetFlag.ACTION_TRIGGER, self._kind, 0, 0)
             self.call(VfioCommand.DEVICE_SET_IRQS, messages.encode_irq_set(request))
 
     def take_interrupt(self, vector: int, timeout_s: float = _TIMEOUT_S) -> bool:

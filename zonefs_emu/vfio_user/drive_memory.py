@@ -25,14 +25,17 @@ _RESETS: Final = 0
 #: Controller Configuration as a word, and its bit that enables the controller.
 CC_WORD: Final = 0x14 >> 2
 ENABLE: Final = 1
+#: Interrupt Mask Set and Interrupt Mask Clear as words. Both are read as the mask, a bit for each vector.
+INTMS_WORD: Final = 0x0C >> 2
+INTMC_WORD: Final = 0x10 >> 2
 _REGISTER_BYTES: Final = 0x1000
 #: Admin Queue Attributes as a word, and the base addresses as words of 8 bytes.
 _AQA: Final = 0x24 >> 2
 _ASQ: Final = 0x28 >> 3
 _ACQ: Final = 0x30 >> 3
 
-#: CC, CSTS, AQA, ASQ and ACQ, which a reset sets to zero.
-_RESET_WORDS: Final = (CC_WORD, 0x1C >> 2, *range(0x24 >> 2, 0x38 >> 2))
+#: INTMS, INTMC, CC, CSTS, AQA, ASQ and ACQ, which a reset sets to zero.
+_RESET_WORDS: Final = (INTMS_WORD, INTMC_WORD, CC_WORD, 0x1C >> 2, *range(0x24 >> 2, 0x38 >> 2))
 
 
 class AdminQueue(NamedTuple):

@@ -30,6 +30,7 @@ from zonefs_emu.vfio_user.client_connection import ClientConnection
 from zonefs_emu.vfio_user.doorbell_reader import DOORBELLS_AT_ONCE
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage
+from zonefs_emu.vfio_user.pci_config import InterruptKind
 from zonefs_emu.vfio_user.pci_function import DmaRegion, PciFunction
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
@@ -167,14 +168,16 @@ def _interrupts(fds: Sequence[int]) -> LinkMessage:
 class Keeper:
     """Keeps one client, for one daemon after the other that comes to *listener*."""
 
-    def __init__(self, client: socket.socket, listener: socket.socket, memory_fd: int) -> None:
+    def __init__(
+        self, client: socket.socket, listener: socket.socket, memory_fd: int, interrupt_kind: InterruptKind
+    ) -> None:
         """Take over the arguments; *memory_fd* is the file of the memory, which begins with that of the drive."""
         self._listener = listener
         listener.settimeout(0)
         self._connection = ClientConnection(client)
         memory = DriveMemory(mmap(memory_fd, MEMORY_BYTES))
         self._drive = RemoteDrive(memory, memory_fd, client.fileno())
-        self._function = PciFunction(self._drive, memory)
+        self._function = PciFunction(self._drive, memory, interrupt_kind)
 
     def run(self) -> None:
         """Keep the client until it ends, or the daemon ends its connection."""
@@ -245,13 +248,13 @@ def main(arguments: Sequence[str]) -> None:
     """Keep a client.
 
     *arguments*: the numbers of the client's socket, the socket that listens for daemons, and the file of the memory;
-    then the path of the second socket.
+    then the number of the kind of interrupts, and the path of the second socket.
     """
-    *fds, path = arguments
+    *fds, kind, path = arguments
     for fd in fds:
         os.set_inheritable(int(fd), False)  # noqa: FBT003  (its only form)
     client, listener, memory_fd = (int(fd) for fd in fds)
-    keeper = Keeper(socket.socket(fileno=client), socket.socket(fileno=listener), memory_fd)
+    keeper = Keeper(socket.socket(fileno=client), socket.socket(fileno=listener), memory_fd, InterruptKind(int(kind)))
     place = Path(path)
     ours = _identity(place)
     try:

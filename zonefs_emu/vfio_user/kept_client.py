@@ -22,7 +22,7 @@ from zonefs_emu.vfio_user.doorbell_reader import DoorbellReader
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES, DriveMemory
 from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
 from zonefs_emu.vfio_user.keeper_link import KeeperLink, LinkKind, LinkMessage, connect_to_keeper, listen_for_daemons
-from zonefs_emu.vfio_user.pci_config import NR_VECTORS
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS, InterruptKind
 from zonefs_emu.vfio_user.pci_drive import PciDrive
 from zonefs_emu.vfio_user.pci_function import DmaRegion
 from zonefs_emu.virtqueue.peer_memory import LOST
@@ -89,8 +89,9 @@ class KeptClient:
 
     @classmethod
     def start(
-        cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors, end_fd: int = -1
-    ) -> Self:
+        cls, client: socket.socket, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors, end_fd: int = -1,
+        *, interrupt_kind: InterruptKind = InterruptKind.MSIX,
+    ) -> Self:  # fmt: skip
         """Pass *client*, which has just connected, to a new keeper that daemons find at *path*.
 
         Blocks until the keeper runs, which takes as long as the host lets it wait, up to _START_S; or until *end_fd* is
@@ -105,8 +106,9 @@ class KeptClient:
             try:
                 os.ftruncate(memory_fd, MEMORY_BYTES + RECORD_BYTES)
                 fds = (client.fileno(), listener.fileno(), memory_fd)
+                arguments = [*map(str, fds), str(interrupt_kind.value), str(path.absolute())]
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "zonefs_emu.vfio_user.keeper", *map(str, fds), str(path.absolute())],
+                    [sys.executable, "-P", "-m", "zonefs_emu.vfio_user.keeper", *arguments],
                     pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},

@@ -124,7 +124,7 @@ class PciDrive:
         self._fence = make_fence()
         self._waker = Waker()
         self._map = GuestMemoryMap()
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(memory)
         self.nr_commands = 0
         #: How long :meth:`serve` looks for commands before it returns; its caller says how long it then slept.
         self.polling = AdaptivePolling(

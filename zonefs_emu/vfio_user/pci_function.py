@@ -17,8 +17,8 @@ from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.errors import PeerError
 from zonefs_emu.vfio_user import pci_config, vfio_messages as messages
 from zonefs_emu.vfio_user.client_connection import ClientMessage
-from zonefs_emu.vfio_user.drive_memory import CC_WORD, DOORBELLS_OFFSET, DriveMemory
-from zonefs_emu.vfio_user.pci_config import NR_VECTORS, PciConfig
+from zonefs_emu.vfio_user.drive_memory import CC_WORD, DOORBELLS_OFFSET, INTMC_WORD, INTMS_WORD, DriveMemory
+from zonefs_emu.vfio_user.pci_config import NR_VECTORS, InterruptKind, PciConfig
 from zonefs_emu.vfio_user.vfio_messages import (
     DMA_MAPS_MAX,
     IrqSetFlag,
@@ -31,17 +31,14 @@ from zonefs_emu.virtqueue.peer_eventfds import is_eventfd
 
 _CONFIG_REGION: Final = 7
 _NR_REGIONS: Final = 9
-_MSIX_IRQ: Final = 2
 _NR_IRQS: Final = 5
 _ADDRESS_END: Final = 1 << 64
 _READ_WRITE: Final = RegionFlag.READ | RegionFlag.WRITE
 _REGION_BYTES: Final[Mapping[int, int]] = {
     0: pci_config.BAR0_BYTES,
-    pci_config.MSIX_BAR: pci_config.MSIX_BAR_BYTES,
     _CONFIG_REGION: pci_config.CONFIG_BYTES,
 }
-#: Registers that a guest may write besides CC: AQA, ASQ and ACQ; by offsets of 4 bytes. Masks of interrupts (INTMS,
-#: INTMC) mean nothing with MSI-X.
+#: Registers that a guest may write besides CC, INTMS and INTMC: AQA, ASQ and ACQ; by offsets of 4 bytes.
 _WRITABLE: Final = frozenset((0x24, 0x28, 0x2C, 0x30, 0x34))
 #: The end of the registers, long before the doorbells; reads beyond it return zeros.
 _REGISTERS_END: Final = 0x100
@@ -95,10 +92,14 @@ class RefusedMessageError(Exception):
 class PciFunction:
     """One function with one client."""
 
-    def __init__(self, drive: Drive, memory: DriveMemory) -> None:
+    def __init__(self, drive: Drive, memory: DriveMemory, interrupt_kind: InterruptKind = InterruptKind.MSIX) -> None:
         self._drive = drive
         self._memory = memory
-        self._config = PciConfig()
+        self._interrupt_kind = interrupt_kind
+        self._config = PciConfig(interrupt_kind)
+        self._region_bytes = dict(_REGION_BYTES)
+        if interrupt_kind is InterruptKind.MSIX:
+            self._region_bytes[pci_config.MSIX_BAR] = pci_config.MSIX_BAR_BYTES
         self._log = LimitedLog(logging.getLogger(__name__))
         #: The maps of the client; maps without a descriptor (firmware) have fd -1 and are not passed to the drive.
         self.regions: dict[int, DmaRegion] = {}
@@ -167,15 +168,15 @@ class PciFunction:
         index = messages.decode_index(payload)
         if index >= _NR_REGIONS:
             raise RefusedMessageError(errno.EINVAL, f"region {index}: there are regions 0 to {_NR_REGIONS - 1}")
-        size = _REGION_BYTES.get(index, 0)
+        size = self._region_bytes.get(index, 0)
         return messages.encode_region_info(index, _READ_WRITE if size else RegionFlag(0), size)
 
     def _irq_info(self, payload: bytes, _fds: list[int]) -> bytes:
         index = messages.decode_index(payload)
-        if index > _MSIX_IRQ:
+        if index > InterruptKind.MSIX:
             # QEMU warns of an answer that says "none".
             raise RefusedMessageError(errno.EINVAL, f"interrupts of kind {index}, which are not there")
-        return messages.encode_irq_info(index, NR_VECTORS if index == _MSIX_IRQ else 0)
+        return messages.encode_irq_info(index, NR_VECTORS if index == self._interrupt_kind else 0)
 
     def _reset_message(self, _payload: bytes, _fds: list[int]) -> bytes:
         self.reset()
@@ -231,7 +232,7 @@ class PciFunction:
         request = messages.decode_irq_set(payload)
         if request.kind >= _NR_IRQS:
             raise RefusedMessageError(errno.EINVAL, f"interrupts of kind {request.kind}: there are 0 to {_NR_IRQS - 1}")
-        if request.kind != _MSIX_IRQ:
+        if request.kind != self._interrupt_kind:
             if request.nr_vectors:
                 raise RefusedMessageError(errno.EINVAL, f"interrupts of kind {request.kind}, which are not there")
             return b""
@@ -267,7 +268,7 @@ class PciFunction:
 
     def _region_read(self, payload: bytes, _fds: list[int]) -> bytes:
         access, _ = messages.decode_region_access(payload)
-        _require_in_region(access)
+        self._require_in_region(access)
         data = bytes(access.nr_bytes)
         if access.region == _CONFIG_REGION:
             data = self._config.read(access.offset, access.nr_bytes)
@@ -279,7 +280,7 @@ class PciFunction:
         access, data = messages.decode_region_access(payload)
         if len(data) < access.nr_bytes:
             raise PeerError(f"{access.nr_bytes} bytes for a region were announced, but {len(data)} came")
-        _require_in_region(access)
+        self._require_in_region(access)
         data = data[: access.nr_bytes]
         if access.region == 0:
             self._write_bar(access.offset, data)
@@ -298,13 +299,24 @@ class PciFunction:
                 memory.doorbells[(offset + at - DOORBELLS_OFFSET) >> 2] = value
             elif (offset + at) >> 2 == CC_WORD:
                 memory.configure(value)
+            elif (offset + at) >> 2 in (INTMS_WORD, INTMC_WORD):
+                self._mask_interrupts((offset + at) >> 2, value)
             elif offset + at in _WRITABLE:
                 memory.words[(offset + at) >> 2] = value
         self._drive.kick()
 
+    def _mask_interrupts(self, word: int, bits: int) -> None:
+        """Mask or unmask the vectors *bits*; with MSI-X, its table does that, and the registers mean nothing.
 
-def _require_in_region(access: RegionAccess) -> None:
-    size = _REGION_BYTES.get(access.region, 0)
-    if access.offset + access.nr_bytes > size:
-        what = f"{access.nr_bytes} bytes at {access.offset:#x} of region {access.region}, which has {size}"
-        raise RefusedMessageError(errno.EINVAL, what)
+        Source: NVM Express over PCIe Transport Specification 1.0, "Interrupts".
+        """
+        if self._interrupt_kind is InterruptKind.MSI:
+            words = self._memory.words
+            mask = words[INTMS_WORD] | bits if word == INTMS_WORD else words[INTMS_WORD] & ~bits
+            words[INTMS_WORD] = words[INTMC_WORD] = mask
+
+    def _require_in_region(self, access: RegionAccess) -> None:
+        size = self._region_bytes.get(access.region, 0)
+        if access.offset + access.nr_bytes > size:
+            what = f"{access.nr_bytes} bytes at {access.offset:#x} of region {access.region}, which has {size}"
+            raise RefusedMessageError(errno.EINVAL, what)

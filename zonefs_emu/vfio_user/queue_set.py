@@ -72,7 +72,8 @@ class QueueSet:
         self.announce(interrupts)
 
     def announce(self, interrupts: Interrupts) -> None:
-        """Signal the interrupts of the stored completions, one for each queue."""
+        """Signal the interrupts of the stored completions, one for each queue, and those that were masked before."""
+        interrupts.signal_latched()
         for queue in self.cqs.values():
             if queue.is_unannounced:
                 queue.is_unannounced = False
