@@ -5,8 +5,9 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
+from zonefs_emu.nvme.answer import RefusedError
 from zonefs_emu.nvme_tcp import pdu
-from zonefs_emu.nvme_tcp.pdu import COMMON, PDU_BYTES_MAX, DigestError, Fatal, Framing, PduError, PduType
+from zonefs_emu.nvme_tcp.pdu import COMMON, PDU_BYTES_MAX, Fatal, Framing, PduError, PduType
 
 PLAIN, CHECKED = Framing(), Framing(header_digest=True, data_digest=True)
 
@@ -111,7 +112,7 @@ def test_damage_is_noticed_by_digests() -> None:
     for place in (76, 300, len(whole) - 1):
         damaged = bytearray(whole)
         damaged[place] ^= 1
-        with pytest.raises(DigestError):
+        with pytest.raises(RefusedError, match="NVME_DIGEST"):
             CHECKED.data_of(memoryview(damaged))
     empty = COMMON.pack(PduType.COMMAND, 1, 72, 0, 76).ljust(72, b"\0")
     assert bytes(CHECKED.data_of(memoryview(empty + pdu.digest(empty)))) == b""

@@ -183,6 +183,8 @@ def test_damaged_data_costs_the_command_and_can_be_sent_again(target: Target) ->
         queue.sock.sendall(damaged)
         assert queue.receive().status == 0x022
         assert queue.write(1, 0, bytes(BLOCK), BLOCK).status == 0
+        assert struct.unpack_from("<8xHHH", host.log(Log.ERROR, room=64).data) == (1, asked.cid, 0x022 << 1)
+        assert [refusal.request for refusal in target.device.refusals.last(9)] == ["write: 4096 bytes came damaged"] * 2
 
 
 def ended(queue: NvmeQueue) -> tuple[int, int]:
@@ -295,6 +297,19 @@ def test_commands_before_connect_and_before_the_controller_is_enabled(target: Ta
         assert host.identify(1).status == 0x00C
         assert host.admin.get_property(0x500).status == 0x002
         assert host.admin.set_property(Register.CAP, 1).status == 0x002
+        assert host.admin.disconnect().status == 0x002, "of an admin queue"
+        refusals = target.device.refusals.last(4)
+        assert [EXPLAINER.answers(refusal)["nvme"][:4] for refusal in refusals] == ["00Ch", "002h", "002h", "002h"]
+        assert [refusal.request for refusal in refusals] == [
+            "admin command identify: the controller is not ready",
+            "admin command fabrics command: property get of 500h",
+            "admin command fabrics command: property set of 0h",
+            "admin command fabrics command: fabrics command type 08h",
+        ]
+        host.admin.set_property(Register.CC, 0x460061)
+        entries = host.log(Log.ERROR, room=4032).data
+        statuses = [struct.unpack_from("<12xH", entries, 64 * number)[0] >> 1 for number in range(5)]
+        assert statuses == [0x4002, 0x4002, 0x4002, 0x400C, 0]
         assert host.admin.get_property(Register.CAP, wide=True).result >> 43 & 1
 
 
@@ -393,6 +408,7 @@ def test_an_unforeseen_exception_costs_its_command(
         with monkeypatch.context() as patch:
             patch.setattr("zonefs_emu.nvme.namespace._answer", lambda *_: 1 / 0)
             assert queue.flush(1).status == 0x006
+            assert struct.unpack_from("<8xH2xH", host.log(Log.ERROR, room=64).data) == (1, 0x4006 << 1)
         assert queue.flush(1).status == 0
         assert target.device.statistics()["internal_errors"] == 1
 

@@ -15,10 +15,12 @@ from tests.nvme.conftest import BLOCK
 from tests.nvme_tcp.conftest import Target, serving
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
+from zonefs_emu.front_ends.answers import EXPLAINER
+from zonefs_emu.nvme.command import AdminOpcode
 from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme.subsystem import DISCOVERY_NQN
 from zonefs_emu.nvme_tcp import server
-from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
+from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect, FabricsType
 from zonefs_emu.nvme_tcp.host_keys import Access
 from zonefs_emu.nvme_tcp.server import listen
 from zonefs_emu.testing.nvme_initiator import NvmeHost
@@ -59,6 +61,17 @@ def test_idle_hosts_cost_nothing(device: ZonedDevice) -> None:
 )
 def test_a_wrong_connect_names_the_field(target: Target, changes: dict[str, object], answer: tuple[int, int]) -> None:
     assert connect(target, **changes) == answer
+    explained = [EXPLAINER.answers(refusal)["nvme"] for refusal in target.device.refusals.last(2)]
+    assert [int(words[:3], 16) for words in explained] == [answer[0]] * bool(answer[0])
+
+
+def test_data_of_a_connect_command_are_in_its_capsule(target: Target) -> None:
+    queue = target.queue()
+    for kind, nr_sent, status in ((0x5A, 0, 0x011), (0x00, 1024, 0x011), (0x01, 0, 0x00F), (0x01, 1023, 0x00F)):
+        asked = queue.command(AdminOpcode.FABRICS, nsid=FabricsType.CONNECT)._replace(prp2=1024 | kind << 56)
+        queue.sock.sendall(queue.capsule(asked, bytes(nr_sent)))
+        assert queue.receive().status == status
+    queue.close()
 
 
 def test_an_io_queue_belongs_to_the_host_of_its_controller(target: Target) -> None:
@@ -114,11 +127,13 @@ def test_discovery_names_the_address_at_which_the_host_is(target: Target) -> Non
 
 
 def test_only_named_hosts(device: ZonedDevice, expect_warning: Callable[[str], None]) -> None:
-    expect_warning("'nqn.stranger' may not connect")
+    expect_warning("'nqn.stranger' may not connect; see --allow-host and --host-key; its connect is refused")
     with serving(device, access=Access(hosts={"nqn.friend": None})) as target:
         target.host(host_nqn="nqn.friend").close()
         with pytest.raises(ConnectionError, match="184h"):
             target.host(host_nqn="nqn.stranger")
+        assert connect(target, sq_size=0) == (0x182, 44)
+        assert device.statistics()["refused"] == 0, "a stranger does not fill the log of refusals"
 
 
 def test_so_many_connections_and_no_more(

@@ -605,6 +605,7 @@ def test_an_unforeseen_exception_costs_its_command(
     with monkeypatch.context() as patch:
         patch.setattr("zonefs_emu.nvme.namespace._answer", lambda *_: 1 / 0)
         assert queue.call(opcode, nsid=1, cdws=cdws).status == 0x006
+    assert struct.unpack_from("<8xH2xH", guest.log(Log.ERROR).data) == (1, 0x4006 << 1)
     assert queue.call(opcode, nsid=1, cdws=cdws).status == 0
     assert served.device.statistics()["internal_errors"] == 1
 

@@ -112,8 +112,10 @@ def encode(command: Command) -> bytes:
 
 
 def name_of(opcode: int, *, admin: bool) -> str:
-    """Return the name of a command for messages."""
+    """Return the name of a command for messages. Fabrics commands belong to queues of both kinds."""
     try:
+        if opcode == AdminOpcode.FABRICS:
+            return "fabrics command"
         name = (AdminOpcode if admin else IoOpcode)(opcode).name
     except ValueError:
         return f"opcode {opcode:02X}h"

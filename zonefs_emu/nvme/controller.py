@@ -23,7 +23,7 @@ from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
 from zonefs_emu.nvme.logs import ErrorEntry, Log
 from zonefs_emu.nvme.namespace import Namespace
 from zonefs_emu.nvme.rules import NvmeRule
-from zonefs_emu.nvme.status import DO_NOT_RETRY, STATUS_OF_RULE, NvmeStatus
+from zonefs_emu.nvme.status import NvmeStatus, status_field
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.nvme.timestamp import TIMESTAMP_BYTES, Timestamp
 from zonefs_emu.units import SECTOR_SHIFT
@@ -302,17 +302,16 @@ class Controller:
 
     def refuse(self, command: Command, refused: RefusedError) -> Answer:
         """Note that an admin *command* breaks a rule of the drive, and return its answer."""
-        code, status = STATUS_OF_RULE[refused.rule]
         request = f"admin command {name_of(command.opcode, admin=True)}: {refused.what}"
         for namespace in list(self.namespaces.values())[:1]:
-            namespace.port.refusals.refuse(refused.rule, None, status, request=request)
-        self.note_error(0, command, code)
-        return Answer(code)
+            namespace.port.refusals.refuse(refused.rule, None, refused.status, request=request)
+        self.note_error(0, command, refused.answer.status)
+        return refused.answer
 
     def note_error(self, sqid: int, command: Command, status: NvmeStatus) -> None:
         """Put a refused *command* of queue *sqid* into the error log; from any thread."""
         number, lba = next(self._error_numbers), command.slba if sqid else 0
-        self._errors.append(ErrorEntry(number, sqid, command.cid, status | DO_NOT_RETRY, lba, command.nsid))
+        self._errors.append(ErrorEntry(number, sqid, command.cid, status_field(status), lba, command.nsid))
 
     @property
     def _nr_errors(self) -> int:
@@ -436,7 +435,7 @@ class Controller:
     def _set_features(self, command: Command, data: memoryview | bytes) -> Answer:
         feature, value = command.cdw10 & 0xFF, command.cdw11
         if command.cdw10 & 1 << 31:
-            return Answer(NvmeStatus.FEATURE_NOT_SAVEABLE)
+            raise RefusedError(NvmeRule.NVME_FEATURE_SAVE, f"feature {feature:02X}h")
         if feature == Feature.TIMESTAMP:
             self._timestamp.set(bytes(data))
             return SUCCESS

@@ -23,7 +23,7 @@ from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command, IoOpcode, ReceiveAction, SendAction, name_of
 from zonefs_emu.nvme.identify import COPY_RANGES_MAX, MDTS_BYTES
 from zonefs_emu.nvme.rules import NvmeRule
-from zonefs_emu.nvme.status import STATUS_OF_RULE, NvmeStatus, status_of
+from zonefs_emu.nvme.status import NvmeStatus, status_of
 from zonefs_emu.nvme.zone_report import FILTERS, ZoneReporter
 from zonefs_emu.units import SECTOR_SHIFT
 
@@ -177,10 +177,9 @@ class Namespace:
 
     def refuse(self, command: Command, refused: RefusedError) -> Answer:
         """Note that *command* breaks a rule of the drive, and return its answer."""
-        code, status = STATUS_OF_RULE[refused.rule]
         request = f"{name_of(command.opcode, admin=False)}: {refused.what}"
-        self.port.refusals.refuse(refused.rule, None, status, request=request)
-        return Answer(code)
+        self.port.refusals.refuse(refused.rule, None, refused.status, request=request)
+        return refused.answer
 
     def _sector(self, lba: int) -> int:
         return lba << self._sector_shift

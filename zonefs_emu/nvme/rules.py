@@ -109,3 +109,43 @@ class NvmeRule(Rule):
         "the offset in an SGL descriptor is one in the data of the capsule",
         "NVMe Base 2.0, SGL Offset Invalid",
     )
+    NVME_FEATURE_SAVE = (
+        620,
+        "features are not saved, so a command that sets one must not ask for that (SV)",
+        "NVMe Base 2.0, Feature Identifier Not Saveable",
+    )
+    NVME_SEQUENCE = (
+        621,
+        "a queue is connected once, proves its host's name in order, and takes commands while the controller is ready",
+        "NVMe Base 2.0, Command Sequence Error",
+    )
+    NVME_AUTHENTICATION = (
+        622,
+        "a host with a key proves its name on each queue before it sends other commands",
+        "NVMe Base 2.0, Authentication Required",
+    )
+    NVME_DIGEST = (
+        623,
+        "the digest of the data of a command must be that of the data",
+        "NVMe Base 2.0, Transient Transport Error",
+    )
+    NVME_CONNECT_FORMAT = (
+        624,
+        "the record format of a Connect command is 0",
+        "NVMe Base 2.0, Connect Incompatible Format",
+    )
+    NVME_CONNECT_BUSY = (
+        625,
+        "a subsystem has as many controllers as there are numbers for them",
+        "NVMe Base 2.0, Controller Busy",
+    )
+    NVME_CONNECT_FIELD = (
+        626,
+        "a Connect command names this subsystem, a controller of its host, and a free queue of a possible size",
+        "NVMe Base 2.0, Connect Invalid Parameters",
+    )
+    NVME_CONNECT_HOST = (
+        627,
+        "a host that is allowed to connect does so, under the name that it has proved",
+        "NVMe Base 2.0, Connect Invalid Host",
+    )

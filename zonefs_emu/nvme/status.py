@@ -1,6 +1,10 @@
 """The status of each answer: status code type and status code, as a completion carries them.
 
-A refusal has "Do Not Retry" set: the same command would fail again, and without it Linux sends it five more times.
+A refusal has "Do Not Retry" set: the same command would fail again, and without it Linux sends it five more times. The
+only exception is data that came damaged, which the host may send again.
+
+Every status is in one of the tables here, but for 006h, the answer to a command that meets a bug of this program. So
+``why`` explains each, and the error log has it.
 Source: NVM Express Base Specification 2.0, "Status Field"; Zoned Namespace Command Set 1.1, "Completion".
 """
 
@@ -14,8 +18,8 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.nvme.rules import NvmeRule
 
-#: A bit of the status field, counted without the phase tag.
-DO_NOT_RETRY: Final = 0x4000
+#: "Do Not Retry", a bit of the status field, counted without the phase tag.
+_DO_NOT_RETRY: Final = 0x4000
 
 
 class NvmeStatus(IntEnum):
@@ -26,7 +30,6 @@ class NvmeStatus(IntEnum):
     INVALID_FIELD = 0x002
     DATA_TRANSFER_ERROR = 0x004
     INTERNAL_ERROR = 0x006
-    ABORT_REQUESTED = 0x007
     INVALID_NAMESPACE = 0x00B
     COMMAND_SEQUENCE_ERROR = 0x00C
     DATA_SGL_LENGTH_INVALID = 0x00F
@@ -34,6 +37,7 @@ class NvmeStatus(IntEnum):
     PRP_OFFSET_INVALID = 0x013
     SGL_OFFSET_INVALID = 0x016
     WRITE_PROTECTED = 0x020
+    TRANSIENT_TRANSPORT_ERROR = 0x022
     LBA_OUT_OF_RANGE = 0x080
     CAPACITY_EXCEEDED = 0x081
     COMPLETION_QUEUE_INVALID = 0x100
@@ -117,6 +121,14 @@ STATUS_OF_RULE: Final[Mapping[Rule, tuple[NvmeStatus, Status]]] = MappingProxyTy
         NvmeRule.NVME_DATA_LENGTH: (NvmeStatus.DATA_SGL_LENGTH_INVALID, Status.UNSUPPORTED),
         NvmeRule.NVME_SGL_TYPE: (NvmeStatus.SGL_DESCRIPTOR_TYPE_INVALID, Status.UNSUPPORTED),
         NvmeRule.NVME_SGL_OFFSET: (NvmeStatus.SGL_OFFSET_INVALID, Status.UNSUPPORTED),
+        NvmeRule.NVME_FEATURE_SAVE: (NvmeStatus.FEATURE_NOT_SAVEABLE, Status.UNSUPPORTED),
+        NvmeRule.NVME_SEQUENCE: (NvmeStatus.COMMAND_SEQUENCE_ERROR, Status.UNSUPPORTED),
+        NvmeRule.NVME_AUTHENTICATION: (NvmeStatus.AUTHENTICATION_REQUIRED, Status.UNSUPPORTED),
+        NvmeRule.NVME_DIGEST: (NvmeStatus.TRANSIENT_TRANSPORT_ERROR, Status.IO_ERROR),
+        NvmeRule.NVME_CONNECT_FORMAT: (NvmeStatus.CONNECT_INCOMPATIBLE_FORMAT, Status.UNSUPPORTED),
+        NvmeRule.NVME_CONNECT_BUSY: (NvmeStatus.CONTROLLER_BUSY, Status.UNSUPPORTED),
+        NvmeRule.NVME_CONNECT_FIELD: (NvmeStatus.CONNECT_INVALID_PARAMETERS, Status.UNSUPPORTED),
+        NvmeRule.NVME_CONNECT_HOST: (NvmeStatus.CONNECT_INVALID_HOST, Status.UNSUPPORTED),
     }
 )
 
@@ -126,6 +138,13 @@ def status_of(status: Status, operation: Operation | None) -> NvmeStatus:
     if operation is Operation.READ and status in {Status.IO_ERROR, Status.POISONED}:
         return NvmeStatus.UNRECOVERED_READ_ERROR
     return STATUS_OF[status]
+
+
+def status_field(status: NvmeStatus) -> int:
+    """Return the status field of a completion with *status*, without the phase tag."""
+    if status in {NvmeStatus.SUCCESS, NvmeStatus.TRANSIENT_TRANSPORT_ERROR}:
+        return status
+    return status | _DO_NOT_RETRY
 
 
 def name_of(status: NvmeStatus) -> str:

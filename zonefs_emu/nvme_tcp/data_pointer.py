@@ -24,7 +24,7 @@ _TYPE_SHIFT: Final = 56
 def require_sgl(command: Command) -> None:
     """Make sure that *command* has an SGL descriptor, and is no part of a fused operation.
 
-    Fabrics commands have no such flags: their byte is reserved.
+    Fabrics commands have no such flags: that byte is reserved in them.
 
     Raises:
         RefusedError: NVME_FIELD, as the standard says for reserved and for unsupported values.
@@ -54,6 +54,18 @@ def data_in_capsule(command: Command, capsule: memoryview, nr_bytes: int) -> mem
     if len(capsule) - offset != nr_bytes:
         raise RefusedError(NvmeRule.NVME_DATA_LENGTH, f"{nr_bytes} bytes are moved, not those in the capsule")
     return capsule[offset:]
+
+
+def only_in_capsule(command: Command, capsule: memoryview, nr_bytes: int) -> memoryview:
+    """Return the *nr_bytes* of a fabrics *command* from the host, which its *capsule* must have.
+
+    Raises:
+        RefusedError: as :func:`data_in_capsule`; NVME_SGL_TYPE also if the data are to come by R2T.
+    """
+    data = data_in_capsule(command, capsule, nr_bytes)
+    if data is None:
+        raise RefusedError(NvmeRule.NVME_SGL_TYPE, "data of a fabrics command outside of its capsule")
+    return data
 
 
 def require_transport(command: Command, capsule: memoryview) -> None:

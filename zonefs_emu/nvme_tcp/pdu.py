@@ -12,6 +12,9 @@ from typing import Final
 
 import google_crc32c
 
+from zonefs_emu.nvme.answer import RefusedError
+from zonefs_emu.nvme.rules import NvmeRule
+
 COMMON: Final = struct.Struct("<BBBBI")
 COMMON_BYTES: Final = COMMON.size
 DIGEST_BYTES: Final = 4
@@ -94,10 +97,6 @@ class TlsUnexpectedError(PduError):
     """The host begins a TLS connection, and the drive has no key for one."""
 
 
-class DigestError(Exception):
-    """The digest of a PDU's data is wrong: the command fails, and the host may send it again."""
-
-
 class Framing:
     """How PDUs are framed on one connection: which digests they carry, as the first exchange has agreed."""
 
@@ -138,7 +137,8 @@ class Framing:
         """Return the data of a whole *pdu* that :meth:`check` has found good.
 
         Raises:
-            PduError: the digest of the header is wrong. DigestError: that of the data is.
+            PduError: the digest of the header is wrong.
+            RefusedError: NVME_DIGEST if that of the data is; the command fails, and the host may send it again.
         """
         _, _, header_bytes, offset, _ = COMMON.unpack_from(pdu)
         if self.header_digest:
@@ -152,7 +152,7 @@ class Framing:
         if self.data_digest:
             data, found = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
             if len(found) < DIGEST_BYTES or found != digest(data):
-                raise DigestError
+                raise RefusedError(NvmeRule.NVME_DIGEST, f"{len(data)} bytes came damaged")
         return data
 
     # -- what hosts get ---------------------------------------------------------------------------------------

@@ -30,13 +30,18 @@ from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.status import NvmeStatus
 from zonefs_emu.nvme_tcp import auth_messages, fabrics
 from zonefs_emu.nvme_tcp.authentication import Authentication
-from zonefs_emu.nvme_tcp.data_pointer import data_in_capsule, length_error, require_sgl, require_transport
+from zonefs_emu.nvme_tcp.data_pointer import (
+    data_in_capsule,
+    length_error,
+    only_in_capsule,
+    require_sgl,
+    require_transport,
+)
 from zonefs_emu.nvme_tcp.fabrics import Connect, FabricsType
 from zonefs_emu.nvme_tcp.pdu import (
     CAPSULE_BYTES,
     COMMON_BYTES,
     PDU_BYTES_MAX,
-    DigestError,
     Fatal,
     Framing,
     PduError,
@@ -65,8 +70,6 @@ _CONNECT_S: Final = 10.0
 _AUTHENTICATION_S: Final = 30.0
 #: The longest single wait: an answer of a slowed drive may be due in more time than a wait can last, 25 days.
 _WAIT_NS_MAX: Final = 3600 * 1_000_000_000
-#: The answer to a command whose data came damaged. It has no "Do Not Retry", because the host may send the data again.
-_TRANSIENT_TRANSPORT_ERROR: Final = 0x022
 
 
 class _Waiting:
@@ -284,23 +287,10 @@ class Connection:
         self._sq_head = (self._sq_head + 1) % self._sq_size
         try:
             data = self._framing.data_of(pdu)
-        except DigestError:
-            self._respond(command, Answer(NvmeStatus.SUCCESS), status_field=_TRANSIENT_TRANSPORT_ERROR)
-            return
-        if command.opcode == AdminOpcode.FABRICS:
-            self._fabrics(entry, command, data)
-            return
-        controller = self.controller
-        if controller is None:
-            raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a command before Connect")
-        if not self._is_authenticated:
-            # The refusal is not noted in the image, whose log a host without a proven name could fill.
-            self._respond(command, Answer(NvmeStatus.AUTHENTICATION_REQUIRED))
-            return
-        if not controller.is_ready:
-            self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
-            return
-        try:
+            if command.opcode == AdminOpcode.FABRICS:
+                self._fabrics(entry, command, data)
+                return
+            controller = self._ready_controller()
             require_sgl(command)
             length, from_host = self._transfer(controller, command)
             if not length:
@@ -314,6 +304,25 @@ class Connection:
                 self._ask_for_data(command, length)
         except RefusedError as refused:
             self._respond(command, self._refuse(command, refused))
+
+    def _ready_controller(self) -> Controller:
+        """Return the controller, for a command that is none of fabrics.
+
+        Raises:
+            PduError: the host has not connected. RefusedError: it has not proved its name, or not enabled the
+            controller.
+        """
+        controller = self.controller
+        if controller is None:
+            raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a command before Connect")
+        self._require_authenticated()
+        if not controller.is_ready:
+            raise RefusedError(NvmeRule.NVME_SEQUENCE, "the controller is not ready")
+        return controller
+
+    def _require_authenticated(self) -> None:
+        if not self._is_authenticated:
+            raise RefusedError(NvmeRule.NVME_AUTHENTICATION, "the name of the host is not proved yet")
 
     def _transfer(self, controller: Controller, command: Command) -> tuple[int, bool]:
         """Return how many bytes *command* moves, and whether they come from the host. Its data may not have come yet.
@@ -331,13 +340,20 @@ class Connection:
         return namespace.transfer(command)
 
     def _refuse(self, command: Command, refused: RefusedError) -> Answer:
-        assert self.controller is not None
+        """Note that *command* breaks a rule of the drive, and return its answer.
+
+        The image does not note what a host without a proven name is refused, because that host could fill the log.
+        """
+        if self.controller is None:
+            return self.server.refuse_connect(self, command, refused)
+        if not self._is_authenticated:
+            return refused.answer
         if self._is_admin:
             return self.controller.refuse(command, refused)
         return self._noted(command, refuse_command(self._namespaces, command, refused))
 
     def _noted(self, command: Command, answer: Answer) -> Answer:
-        """Put a refused I/O command into the error log of the controller."""
+        """Put a command that was refused or failed into the error log of the controller."""
         if answer.status and self.controller is not None and self.connect is not None:
             self.controller.note_error(self.connect.qid, command, answer.status)
         return answer
@@ -359,9 +375,9 @@ class Connection:
             raise PduError(Fatal.INVALID_HEADER, 8, f"data of command {cid}, which waits for none")
         try:
             data = self._framing.data_of(pdu)
-        except DigestError:
+        except RefusedError as refused:
             self._forget(cid)
-            self._respond(waiting.command, Answer(NvmeStatus.SUCCESS), status_field=_TRANSIENT_TRANSPORT_ERROR)
+            self._respond(waiting.command, self._refuse(waiting.command, refused))
             return
         received = waiting.received
         if offset != received or length != len(data) or received + length > len(waiting.data):
@@ -385,7 +401,7 @@ class Connection:
                 answer = self._refuse(command, length_error(command.sgl_bytes, len(answer.data)))
         except Exception as error:  # the boundary of a command
             self.server.unforeseen.contain("nvme", "a command", error)
-            answer = Answer(NvmeStatus.INTERNAL_ERROR)
+            answer = self._noted(command, Answer(NvmeStatus.INTERNAL_ERROR))
         if answer is not None:
             self._respond(command, answer)
 
@@ -419,60 +435,61 @@ class Connection:
         controller = self.controller
         if kind == FabricsType.CONNECT:
             if controller is not None:
-                self._respond(command, Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR))
-            elif len(data) != fabrics.CONNECT_DATA_BYTES:
-                self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
-            else:
-                self._connect(command, fabrics.parse_connect(entry, data))
+                raise RefusedError(NvmeRule.NVME_SEQUENCE, "connect, of a queue that is connected")
+            record = only_in_capsule(command, data, fabrics.CONNECT_DATA_BYTES)
+            self._connect(command, fabrics.parse_connect(entry, record))
             return
         if controller is None:
             raise PduError(Fatal.SEQUENCE, COMMON_BYTES, "a fabrics command before Connect")
         if kind in {FabricsType.AUTHENTICATION_SEND, FabricsType.AUTHENTICATION_RECEIVE}:
             self._authenticate(command, data, is_send=kind == FabricsType.AUTHENTICATION_SEND)
             return
-        if not self._is_authenticated:
-            self._respond(command, Answer(NvmeStatus.AUTHENTICATION_REQUIRED))
-            return
-        answer = Answer(NvmeStatus.INVALID_FIELD)
+        self._require_authenticated()
         asked = fabrics.parse_property(entry)
         match kind:
             case FabricsType.PROPERTY_GET if self._is_admin:
                 value = controller.read_register(asked.offset)
-                if value is not None:
-                    answer = Answer(NvmeStatus.SUCCESS, value if asked.is_wide else value & 0xFFFFFFFF)
+                if value is None:
+                    raise RefusedError(NvmeRule.NVME_FIELD, f"property get of {asked.offset:X}h")
+                self._respond(command, Answer(NvmeStatus.SUCCESS, value if asked.is_wide else value & 0xFFFFFFFF))
             case FabricsType.PROPERTY_SET if self._is_admin:
-                if controller.write_register(asked.offset, asked.value):
-                    answer = SUCCESS
+                if not controller.write_register(asked.offset, asked.value):
+                    raise RefusedError(NvmeRule.NVME_FIELD, f"property set of {asked.offset:X}h")
+                self._respond(command, SUCCESS)
             case FabricsType.DISCONNECT if not self._is_admin:
                 self._respond(command, SUCCESS)
                 self._flush_out()
                 raise ConnectionError
-        self._respond(command, answer)
+            case _:
+                raise RefusedError(NvmeRule.NVME_FIELD, f"fabrics command type {kind:02X}h")
 
     def _connect(self, command: Command, connect: Connect) -> None:
-        """Make this connection the queue that the host asks for."""
-        answer = self.server.admit(self, connect)
-        if not answer.status:
-            self.connect = connect
-            self._authentication = self.server.authentication_of(connect)
-            if self._authentication is None:
-                self._deadline_ns = None
-            else:
-                answer = answer._replace(result=answer.result | fabrics.AUTHENTICATION_REQUIRED)
-                self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
-            self._sq_size = connect.sq_size + 1
-            self._sq_head = 1 % self._sq_size
-            assert self.controller is not None
-            if connect.qid:
-                self._namespaces = self.controller.namespaces_of_queue()
-                for namespace in self._namespaces.values():
-                    namespace.port.defer = self.defer
-                    if isinstance(namespace.port, TimedPort):
-                        namespace.port.hold = self._held.hold
-                        self._timed = namespace.port
-            else:
-                self.controller.wake = self.wake
-        self._respond(command, answer)
+        """Make this connection the queue that the host asks for.
+
+        Raises:
+            RefusedError: it cannot be.
+        """
+        result = self.server.admit(self, connect)
+        self.connect = connect
+        self._authentication = self.server.authentication_of(connect)
+        if self._authentication is None:
+            self._deadline_ns = None
+        else:
+            result |= fabrics.AUTHENTICATION_REQUIRED
+            self._deadline_ns = time.monotonic_ns() + int(_AUTHENTICATION_S * 1e9)
+        self._sq_size = connect.sq_size + 1
+        self._sq_head = 1 % self._sq_size
+        assert self.controller is not None
+        if connect.qid:
+            self._namespaces = self.controller.namespaces_of_queue()
+            for namespace in self._namespaces.values():
+                namespace.port.defer = self.defer
+                if isinstance(namespace.port, TimedPort):
+                    namespace.port.hold = self._held.hold
+                    self._timed = namespace.port
+        else:
+            self.controller.wake = self.wake
+        self._respond(command, Answer(NvmeStatus.SUCCESS, result))
 
     @property
     def _is_authenticated(self) -> bool:
@@ -483,30 +500,31 @@ class Connection:
 
         Raises:
             ConnectionError: the exchange has failed, or another connection is the queue already. The answer is sent.
+            RefusedError: a field of the command is wrong, or it is not its turn.
         """
         authentication, nr_bytes = self._authentication, auth_messages.message_bytes(command)
-        if authentication is None or nr_bytes is None:
-            self._respond(command, Answer(NvmeStatus.INVALID_FIELD))
-            return
+        if authentication is None:
+            raise RefusedError(NvmeRule.NVME_FIELD, "a message of an authentication, which is not asked for")
+        if nr_bytes is None:
+            raise RefusedError(NvmeRule.NVME_FIELD, "security protocol or length of a message of an authentication")
         if is_send:
-            if len(data) != nr_bytes:
-                self._respond(command, Answer(NvmeStatus.DATA_TRANSFER_ERROR))
-                return
+            message = only_in_capsule(command, data, nr_bytes)
             had_failed = bool(authentication.failure)
-            authentication.receive(bytes(data))
+            authentication.receive(bytes(message))
             if authentication.failure and not had_failed:
                 # Noted now, because a host that tries keys may disconnect before it reads the failure.
                 self.server.note_failed_authentication(self, authentication.failure)
             self._respond(command, SUCCESS)
         else:
-            message = authentication.due()
-            if message is None or len(message) > nr_bytes:
-                status = NvmeStatus.COMMAND_SEQUENCE_ERROR if message is None else NvmeStatus.INVALID_FIELD
-                self._respond(command, Answer(status))
-                return
+            require_transport(command, data)
+            due = authentication.due()
+            if due is None:
+                raise RefusedError(NvmeRule.NVME_SEQUENCE, "no message of the authentication is due")
+            if len(due) > nr_bytes:
+                raise RefusedError(NvmeRule.NVME_FIELD, f"room for {nr_bytes} of {len(due)} bytes of a message")
             authentication.sent()
             # All bytes that were asked for: Linux takes less for an error.
-            self._respond(command, Answer(NvmeStatus.SUCCESS, data=message.ljust(nr_bytes, b"\0")))
+            self._respond(command, Answer(NvmeStatus.SUCCESS, data=due.ljust(nr_bytes, b"\0")))
         if authentication.is_done:
             self._deadline_ns = None
         elif self._deadline_ns is None:
@@ -517,9 +535,9 @@ class Connection:
 
     # -- sending ----------------------------------------------------------------------------------------------
 
-    def _respond(self, command: Command, answer: Answer, *, status_field: int | None = None) -> None:
+    def _respond(self, command: Command, answer: Answer) -> None:
         """Queue the answer to *command*: its data, and its completion or a sign in the data that stands for it."""
-        field = answer.status_field if status_field is None else status_field
+        field = answer.status_field
         qid = self.connect.qid if self.connect else 0
         parts: list[bytes | memoryview] = []
         if answer.data and not field:

@@ -14,12 +14,12 @@ from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.unforeseen import UnforeseenErrors
 from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import UsageError
-from zonefs_emu.nvme.answer import Answer
-from zonefs_emu.nvme.command import AdminOpcode
+from zonefs_emu.nvme.answer import Answer, RefusedError
+from zonefs_emu.nvme.command import AdminOpcode, Command
 from zonefs_emu.nvme.controller import FIRMWARE, IO_QUEUES_MAX, QUEUE_ENTRIES_MAX, Controller, Feature
 from zonefs_emu.nvme.identify import ControllerIdentity, Fabrics
 from zonefs_emu.nvme.logs import DiscoveryRecord, discovery
-from zonefs_emu.nvme.status import NvmeStatus
+from zonefs_emu.nvme.rules import NvmeRule
 from zonefs_emu.nvme.subsystem import DISCOVERY_NQN, Subsystem
 from zonefs_emu.nvme_tcp.authentication import Authentication
 from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect
@@ -78,6 +78,8 @@ class NvmeTcpServer:
         self.log = LimitedLog(logging.getLogger(__name__))
         self._listeners = listeners
         self._access = access
+        #: For refusals of hosts without a controller.
+        self._namespace = subsystem.namespaces()[1]
         self._lock = threading.Lock()
         self._connections: dict[Connection, threading.Thread] = {}
         self._controllers: dict[int, _Attached] = {}
@@ -193,36 +195,54 @@ class NvmeTcpServer:
 
     # -- connecting -------------------------------------------------------------------------------------------
 
-    def admit(self, connection: Connection, connect: Connect) -> Answer:
-        """Make *connection* the queue that its host requests; return the answer, which may be a refusal."""
+    def admit(self, connection: Connection, connect: Connect) -> int:
+        """Make *connection* the queue that its host requests; return the number of its controller.
+
+        Raises:
+            RefusedError: a field names no queue that there can be (NVME_CONNECT_FORMAT, NVME_CONNECT_FIELD), the host
+                may not connect (NVME_CONNECT_HOST), its controller is not ready (NVME_SEQUENCE), or there is no number
+                left for one (NVME_CONNECT_BUSY).
+        """
         if connect.record_format:
-            return Answer(NvmeStatus.CONNECT_INCOMPATIBLE_FORMAT)
+            raise RefusedError(NvmeRule.NVME_CONNECT_FORMAT, f"record format {connect.record_format}")
         if connect.subsystem_nqn not in {self.subsystem.nqn, DISCOVERY_NQN}:
-            return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_NQN)
+            raise _wrong_field(_OF_NQN, f"subsystem {connect.subsystem_nqn!r}")
         if not 0 < connect.sq_size <= QUEUE_ENTRIES_MAX:
-            return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_SQ_SIZE)
+            raise _wrong_field(_OF_SQ_SIZE, f"a queue of {connect.sq_size + 1} entries")
         if not self._access.admits(connect.host_nqn):
-            self.log.warning(
-                "%s: %r may not connect; see --allow-host and --host-key", connection.peer, connect.host_nqn
-            )
-            return Answer(NvmeStatus.CONNECT_INVALID_HOST)
-        refused = self._refuse_other_names(connection, connect)
-        if refused is not None:
-            return refused
+            what = f"{connect.host_nqn!r} may not connect; see --allow-host and --host-key"
+            raise RefusedError(NvmeRule.NVME_CONNECT_HOST, what)
+        self._require_proved_names(connection, connect)
         return self._admit_queue(connection, connect) if connect.qid else self._admit_admin(connection, connect)
 
-    def _refuse_other_names(self, connection: Connection, connect: Connect) -> Answer | None:
-        """Return the refusal of a host that has proved other names by TLS than those that it connects by."""
+    @staticmethod
+    def _require_proved_names(connection: Connection, connect: Connect) -> None:
+        """Make sure that a host connects by the names that it has proved by TLS, if it has.
+
+        Raises:
+            RefusedError: these are others.
+        """
         if connection.tls is None:
-            return None
+            return
         identity = connection.tls.identity
         assert identity is not None
         if connect.host_nqn != identity.host_nqn:
-            self.log.warning("%s: %r may not connect as %r", connection.peer, identity.host_nqn, connect.host_nqn)
-            return Answer(NvmeStatus.CONNECT_INVALID_HOST)
+            what = f"{identity.host_nqn!r} may not connect as {connect.host_nqn!r}"
+            raise RefusedError(NvmeRule.NVME_CONNECT_HOST, what)
         if connect.subsystem_nqn != identity.subsystem_nqn:
-            return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_NQN)
-        return None
+            raise _wrong_field(_OF_NQN, f"subsystem {connect.subsystem_nqn!r} with a key for another one")
+
+    def refuse_connect(self, connection: Connection, command: Command, refused: RefusedError) -> Answer:
+        """Log that *command*, a Connect command, is refused, and return its answer.
+
+        The image notes it, for ``why``, where every host may connect or has proved its name by TLS. Any other host
+        could fill the image's log.
+        """
+        log = self.log.warning if refused.rule is NvmeRule.NVME_CONNECT_HOST else self.log.info
+        log("%s: %s; its connect is refused", connection.peer, refused.what)
+        if connection.tls is not None or not self._access.hosts:
+            self._namespace.refuse(command, refused)
+        return refused.answer
 
     def authentication_of(self, connect: Connect) -> Authentication | None:
         """Return how the host of a queue proves its name; None if it need not.
@@ -253,13 +273,13 @@ class NvmeTcpServer:
         with self._lock:
             self._nr_failed_authentications += 1
 
-    def _admit_admin(self, connection: Connection, connect: Connect) -> Answer:
+    def _admit_admin(self, connection: Connection, connect: Connect) -> int:
         if connect.cntlid != DYNAMIC:
-            return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_CNTLID)
+            raise _wrong_field(_OF_CNTLID, f"controller {connect.cntlid}, which is not left to the drive")
         is_discovery = connect.subsystem_nqn == DISCOVERY_NQN
         cntlid = self.subsystem.take_cntlid(is_discovery=is_discovery)
         if cntlid is None:
-            return Answer(NvmeStatus.CONTROLLER_BUSY)
+            raise RefusedError(NvmeRule.NVME_CONNECT_BUSY, "no number is left for a controller")
         identity = ControllerIdentity(
             serial=self.subsystem.serial,
             firmware=FIRMWARE,
@@ -278,22 +298,22 @@ class NvmeTcpServer:
         connection.controller = controller
         with self._lock:
             self._controllers[cntlid] = attached
-        return Answer(NvmeStatus.SUCCESS, cntlid)
+        return cntlid
 
-    def _admit_queue(self, connection: Connection, connect: Connect) -> Answer:
+    def _admit_queue(self, connection: Connection, connect: Connect) -> int:
         with self._lock:
             attached = self._controllers.get(connect.cntlid)
             if attached is None or not _is_same_host(attached.connect, connect):
-                return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_CNTLID)
+                raise _wrong_field(_OF_CNTLID, f"controller {connect.cntlid}, which the host does not have")
             if not attached.controller.is_ready:
-                return Answer(NvmeStatus.COMMAND_SEQUENCE_ERROR)
+                raise RefusedError(NvmeRule.NVME_SEQUENCE, "an I/O queue of a controller that is not ready")
             is_free = 0 < connect.qid <= IO_QUEUES_MAX and connect.qid not in attached.queues
             if not is_free or connect.subsystem_nqn == DISCOVERY_NQN:
-                return Answer(NvmeStatus.CONNECT_INVALID_PARAMETERS, _OF_QID)
+                raise _wrong_field(_OF_QID, f"queue {connect.qid}")
             if self._access.key_of(connect.host_nqn) is None:
                 attached.queues[connect.qid] = connection
             connection.controller = attached.controller
-        return Answer(NvmeStatus.SUCCESS, connect.cntlid)
+        return connect.cntlid
 
     def take_queue(self, connection: Connection) -> bool:
         """Make *connection*, whose host has proved its name, the queue that it has connected as, if it is not yet.
@@ -324,6 +344,11 @@ class NvmeTcpServer:
             nqn=self.subsystem.nqn, address=address, port=port, is_discovery=False, needs_tls=self._access.needs_tls
         )
         return discovery(0, [record])
+
+
+def _wrong_field(offset: int, what: str) -> RefusedError:
+    """Return the refusal of a Connect command, with the *offset* of its wrong field for the host."""
+    return RefusedError(NvmeRule.NVME_CONNECT_FIELD, what, result=offset)
 
 
 def _is_same_host(one: Connect, other: Connect) -> bool:

@@ -467,7 +467,7 @@ class PciDrive:
                 answer = self._refuse(queue, command, refused)
             except Exception as error:
                 self._unforeseen.contain("nvme", "a command", error)
-                answer = Answer(NvmeStatus.INTERNAL_ERROR)
+                answer = self._noted(queue, command, Answer(NvmeStatus.INTERNAL_ERROR))
             if queue.is_busy:
                 return True
             self._answer(queue, command, answer)
@@ -529,7 +529,7 @@ class PciDrive:
         return self._noted(queue, command, refuse_command(self._io.namespaces, command, refused))
 
     def _noted(self, queue: SubmissionQueue, command: Command, answer: Answer) -> Answer:
-        """Put a refused I/O command into the error log of the controller."""
+        """Put a command that was refused or failed into the error log of the controller."""
         if answer.status:
             self.controller.note_error(queue.number, command, answer.status)
         return answer
