@@ -79,12 +79,8 @@ class Place:
         return self.sh(f"Z attach {image} --via {via} {' '.join(options)}").stdout.strip()
 
     def super_block(self, name: str, *, label: str) -> None:
-        """Put the first 4096 bytes of a zonefs, as mkzonefs of zonefs-tools writes them, into the file *name*."""
-        # Source: Linux, fs/zonefs/zonefs.h: magic, crc, label, uuid, features, uid, gid, perm.
-        fields = (label.encode(), bytes(range(16)), 0, 0, 0, 0o640)
-        block = bytearray(struct.pack("<II64s16sQIII", 0x5A4F4653, 0, *fields).ljust(4096, b"\0"))
-        struct.pack_into("<I", block, 4, zlib.crc32(block) ^ 0xFFFFFFFF)
-        (self.guest.share / name).write_bytes(block)
+        """Put the first 4096 bytes of a zonefs into the file *name*."""
+        (self.guest.share / name).write_bytes(zonefs_super_block(label=label))
         self.sh(f"cp {self.guest.share / name} {name}")
 
     def kill_server(self, image: str) -> None:
@@ -128,6 +124,15 @@ class Place:
         )
         text = self.sh(f"cd /sys/block/{node.removeprefix('/dev/')}/queue; grep -H '' {names}").stdout
         return dict(line.split(":", 1) for line in text.splitlines())
+
+
+def zonefs_super_block(*, label: str) -> bytes:
+    """Return the first 4096 bytes of a zonefs, as mkzonefs of zonefs-tools writes them."""
+    # Source: Linux, fs/zonefs/zonefs.h: magic, crc, label, uuid, features, uid, gid, perm.
+    fields = (label.encode(), bytes(range(16)), 0, 0, 0, 0o640)
+    block = bytearray(struct.pack("<II64s16sQIII", 0x5A4F4653, 0, *fields).ljust(4096, b"\0"))
+    struct.pack_into("<I", block, 4, zlib.crc32(block) ^ 0xFFFFFFFF)
+    return bytes(block)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ One guest for everything. What the kernel of the kit is asked in test_vfio_user.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,36 +13,26 @@ from typing import Any, Final
 import pytest
 
 from tests.attaching import attaching
+from tests.nvme_drives import (
+    SHAPE,
+    Drive,
+    check_fio,
+    check_limits,
+    check_zone_management,
+    check_zonefs,
+    drive_of,
+)
 from tests.requires import requires
 from tests.served import Served
 from tools.guest.kit import Kit, find_kit
-from tools.guest.machine import Completed, Guest
+from tools.guest.machine import Guest
 from tools.guest.newer_kernel import NEWER_KERNEL, NewerKernelKit, find_newer_kernel
 from tools.guest.newer_qemu import NewerKit, find_newer_qemu
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(2700)]
 
-#: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
-SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
-#: Logical blocks in a zone.
-ZONE: Final = 1024
 #: XFS has its metadata in conventional zones, 300 MiB of them at least.
 XFS_SHAPE: Final = "--size 1G --zone-size 32M --nr-conv 12 --block-size 4096"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drive:
-    """A node of the guest, how to run a script there, and how to run a verb on its image."""
-
-    node: str
-    sh: Callable[..., Completed]
-    verb: Callable[..., str]
-
-    def assert_reports_agree(self) -> None:
-        assert self.sh(f"blkzone report {self.node}").stdout == self.verb("report", "--format", "blkzone")
-
-    def nvme(self, words: str) -> Any:
-        return json.loads(self.sh(f"nvme {words} -o json").stdout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +71,7 @@ def test_it_has_zoned_xfs(machine: Machine) -> None:
 
 def test_the_drive_over_vfio_user(machine: Machine) -> None:
     """First zonefs, which was made before the drive was served."""
-    machine.guest.load("zonefs")
-    machine.guest.run(
-        f"""mount -t zonefs {machine.drive.node} /mnt
-        dd if=/dev/urandom of=data bs=64k count=20 status=none
-        dd if=data of=/mnt/seq/3 bs=64k oflag=direct conv=notrunc,fsync status=none
-        cmp /mnt/seq/3 data; umount /mnt"""
-    )
-    machine.drive.assert_reports_agree()
+    check_zonefs(machine.drive)
     check_drive(machine.drive)
 
 
@@ -96,51 +79,14 @@ def test_the_drive_over_tcp(machine: Machine) -> None:
     with attaching(machine.guest) as place:
         place.guest.run("ip link set lo up")
         place.create("n.img", SHAPE)
-        node = place.attach("n.img", "nvme-tcp")
-
-        def verb(name: str, *options: str) -> str:
-            return place.sh(f"Z {name} n.img {' '.join(options)}").stdout
-
-        check_drive(Drive(node=node, sh=place.sh, verb=verb))
+        check_drive(drive_of(place, "n.img", place.attach("n.img", "nvme-tcp")))
         place.sh("Z detach n.img; Z check n.img")
 
 
 def check_drive(drive: Drive) -> None:
-    """nvme-cli, blkzone and fio find what a drive of the standard has."""
-    node = drive.node
-    names = "zoned nr_zones max_open_zones max_active_zones zone_append_max_bytes"
-    limits = drive.sh(f"cd /sys/block/{node.removeprefix('/dev/')}/queue; cat {names}").stdout
-    assert limits.split() == ["host-managed", "16", "3", "5", str(512 << 10)]
-    assert drive.nvme(f"zns id-ctrl {node.removesuffix('n1')}")["zasl"] == 7
-    identified = drive.nvme(f"zns id-ns {node}")
-    assert (identified["mar"], identified["mor"]) == (4, 2)
-    drive.sh(
-        f"""nvme zns reset-zone {node} -a; head -c 8192 /dev/urandom >two
-        nvme zns open-zone {node} -s {ZONE}
-        nvme zns zone-append {node} -s {2 * ZONE} -z 8192 -d two
-        nvme zns close-zone {node} -s {2 * ZONE}
-        nvme zns finish-zone {node} -s {3 * ZONE}
-        nvme zns open-zone {node} -s {4 * ZONE}; nvme zns reset-zone {node} -s {4 * ZONE}
-        nvme read {node} -s {2 * ZONE} -c 1 -z 8192 -d found; cmp found two"""
-    )
-    drive.verb("set-cond", "--zone", "6", "ro")
-    zones = drive.nvme(f"zns report-zones {node}")["zone_list"]
-    expected = ["EMPTY", "EXP_OPENED", "CLOSED", "FULL", "EMPTY", "EMPTY", "READONLY", "EMPTY"]
-    assert [zone["state"] for zone in zones[:8]] == expected
-    assert zones[2]["wp"] == 2 * ZONE + 2
-    changed = drive.sh(f"nvme zns changed-zone-list {node}").stdout
-    assert changed.split()[-5:] == ["nrzid:", "1", "zid", "000:", str(6 * ZONE)]
-    drive.assert_reports_agree()
-    wrong = drive.sh(f"nvme write {node} -s {5 * ZONE + 1} -c 0 -z 4096 -d /dev/zero", check=False)
-    assert "Zone Invalid Write" in wrong.stderr + wrong.stdout
-    drive.verb("set-cond", "--zone", "6", "em")
-    drive.sh(
-        # Not by nvme-cli: the kernel knows the write pointers, and does not see what passes it by.
-        f"blkzone reset {node}\n"
-        f"fio --name=x --filename={node} --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=4 --max_open_zones=3"
-        " --rw=randwrite --bs=32k --size=6M --verify=crc32c --do_verify=1 --verify_fatal=1"
-    )
-    drive.assert_reports_agree()
+    check_limits(drive)
+    check_zone_management(drive)
+    check_fio(drive)
 
 
 def test_zoned_xfs(machine: Machine) -> None:

@@ -6,10 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 import pytest
 
+from tests.nvme_drives import (
+    SHAPE,
+    Drive,
+    check_limits,
+    check_zone_management,
+    check_zonefs,
+    make_zonefs,
+)
 from tests.requires import requires
 from tests.served import Served
 from tools.guest.kit import find_kit
@@ -17,11 +24,6 @@ from tools.guest.machine import Guest
 from tools.guest.newer_qemu import find_newer_qemu
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(1800)]
-
-#: 16 zones of 4 MiB with a capacity of 3 MiB, and blocks of 4096 bytes.
-SHAPE: Final = "--size 64M --zone-size 4M --zone-capacity 3M --max-open-zones 3 --max-active-zones 5"
-#: Logical blocks in a zone.
-ZONE: Final = 1024
 
 
 class Machine:
@@ -31,6 +33,11 @@ class Machine:
         self.guest = guest
         #: By node.
         self.drives = drives
+
+    def first(self) -> Drive:
+        """One of the drives."""
+        node, served = next(iter(self.drives.items()))
+        return Drive(node=node, sh=self.guest.run, verb=served.verb)
 
     def assert_reports_agree(self) -> None:
         for node, served in self.drives.items():
@@ -70,10 +77,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def test_linux_takes_two_drives_and_reports_the_same_zones(machine: Machine) -> None:
     guest = machine.guest
     refusals = [served.refusals() for served in machine.drives.values()]
-    names = "zoned nr_zones max_open_zones max_active_zones logical_block_size write_cache"
-    text = guest.run(f"cd /sys/block/nvme0n1/queue; cat {names}").stdout
-    assert text.splitlines() == ["host-managed", "16", "3", "5", "4096", "write back"]
-    assert guest.run("cat /sys/block/nvme0n1/queue/zone_append_max_bytes").stdout == f"{512 << 10}\n"
+    check_limits(machine.first())
     machine.assert_reports_agree()
     guest.run(
         f"""dd if=/dev/urandom of=data bs=64k count=4 status=none
@@ -90,25 +94,15 @@ def test_linux_takes_two_drives_and_reports_the_same_zones(machine: Machine) -> 
 
 
 def test_nvme_cli_manages_zones(machine: Machine) -> None:
-    guest = machine.guest
-    node, served = next(iter(machine.drives.items()))
-    identified = json.loads(guest.run(f"nvme zns id-ns {node} -o json").stdout)
-    assert (identified["mar"], identified["mor"]) == (4, 2)
-    guest.run(
-        f"""nvme zns reset-zone {node} -a; head -c 8192 /dev/urandom >two
-        nvme zns open-zone {node} -s {ZONE}
-        nvme zns zone-append {node} -s {2 * ZONE} -z 8192 -d two
-        nvme zns close-zone {node} -s {2 * ZONE}
-        nvme zns finish-zone {node} -s {3 * ZONE}"""
-    )
-    zones = json.loads(guest.run(f"nvme zns report-zones {node} -o json").stdout)["zone_list"]
-    assert [zone["state"] for zone in zones[:5]] == ["EMPTY", "EXP_OPENED", "CLOSED", "FULL", "EMPTY"]
-    assert zones[2]["wp"] == 2 * ZONE + 2
-    machine.assert_reports_agree()
-    wrong = guest.run(f"nvme write {node} -s {5 * ZONE + 1} -c 0 -z 4096 -d /dev/zero", check=False)
-    assert "Zone Invalid Write" in wrong.stderr + wrong.stdout
-    assert "1BCh ZONE_INVALID_WRITE" in served.verb("why")
-    guest.run(f"nvme zns reset-zone {node} -a; nvme smart-log {node} >smart; nvme error-log {node} >errors")
+    drive = machine.first()
+    check_zone_management(drive)
+    drive.sh(f"nvme smart-log {drive.node} >smart; nvme error-log {drive.node} >errors")
+
+
+def test_the_kernels_zonefs(machine: Machine) -> None:
+    drive = machine.first()
+    make_zonefs(drive)
+    check_zonefs(drive)
 
 
 def test_fio_verifies_on_both_at_once(machine: Machine) -> None:
