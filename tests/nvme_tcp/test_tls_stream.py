@@ -19,6 +19,7 @@ import pytest
 from tests.at_rest import assert_at_rest, threads_of
 from tests.nvme.conftest import BLOCK
 from tests.nvme_tcp.conftest import Target, needs_tls, serving
+from tests.readable import is_readable
 from tests.requires import requires
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.nvme.logs import Log
@@ -28,8 +29,8 @@ from zonefs_emu.nvme_tcp.fabrics import AUTHENTICATION_REQUIRED, DYNAMIC, Connec
 from zonefs_emu.nvme_tcp.host_keys import Access, DhchapKey
 from zonefs_emu.nvme_tcp.pdu import COMMON, IC_BYTES, PduType
 from zonefs_emu.nvme_tcp.tls_keys import Identity, TlsKey, identity_of, psk_of
-from zonefs_emu.nvme_tcp.tls_stream import missing_tls
-from zonefs_emu.testing.nvme_initiator import HostKeys, NvmeHost, NvmeQueue
+from zonefs_emu.nvme_tcp.tls_stream import TlsStream, missing_tls
+from zonefs_emu.testing.nvme_initiator import HostKeys, NvmeHost, NvmeQueue, encrypted
 
 HOST = "nqn.host"
 KEY = TlsKey(secret=bytes(range(32)), hash_id=1)
@@ -102,10 +103,34 @@ def test_commands_that_come_in_one_piece_are_all_answered(secure: Target) -> Non
         queue = host.queue(1)
         command = queue.command(0x01, nsid=1, cdws=(0, 0, 31), length=32 * BLOCK, inline=True)
         pdus = [queue.capsule(command._replace(cid=cid), bytes(32 * BLOCK)) for cid in range(100, 130)]
-        sender = threading.Thread(target=queue.sock.sendall, args=(b"".join(pdus),))
-        sender.start()
+        # The answers are small and wait in the buffers of the sockets. A thread that reads them meanwhile would use the
+        # host's stream beside the sender, and OpenSSL's streams are for one thread at a time.
+        queue.sock.sendall(b"".join(pdus))
         assert sorted(queue.receive().cid for _ in pdus) == list(range(100, 130))
-        sender.join()
+
+
+@needs_tls
+def test_a_small_buffer_is_told_that_more_has_come() -> None:
+    """What OpenSSL has left is announced by no socket."""
+    identity, psk = tls_of(KEY, HOST, "nqn.drive")
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(2) as pool:
+        shaking = pool.submit(encrypted, socket.create_connection(listener.getsockname()), identity, psk)
+        stream = TlsStream(listener.accept()[0], lambda _: psk)
+        room = memoryview(bytearray(100))
+
+        def receive() -> int:
+            while True:
+                assert stream.has_more or is_readable(stream, 30)
+                try:
+                    return stream.receive_into(room)
+                except BlockingIOError:
+                    continue  # it was of the handshake, or a part of a record
+
+        received = pool.submit(lambda: [(receive(), stream.has_more) for _ in range(3)])
+        with shaking.result() as host:
+            host.sendall(bytes(250))
+            assert received.result() == [(100, True), (100, True), (50, False)]
+    stream.close()
 
 
 @contextmanager

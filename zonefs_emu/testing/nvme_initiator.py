@@ -140,7 +140,7 @@ class NvmeQueue(IoCommands):
         """Connect, and exchange the first PDUs. *tls*: the PSK identity and the key of a TLS connection."""
         sock = socket.create_connection((address, port), timeout=30)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = sock if tls is None else _encrypted(sock, *tls)
+        self.sock = sock if tls is None else encrypted(sock, *tls)
         self.header_digest = header_digest
         self.data_digest = data_digest
         #: The most data in a capsule, in bytes; the target requests longer data by R2T.
@@ -358,7 +358,7 @@ class NvmeQueue(IoCommands):
         return self.receive()
 
 
-def _encrypted(sock: socket.socket, identity: Identity, psk: bytes) -> ssl.SSLSocket:
+def encrypted(sock: socket.socket, identity: Identity, psk: bytes) -> ssl.SSLSocket:
     """Return *sock* as a TLS connection.
 
     Raises:
