@@ -1,4 +1,9 @@
-"""What listeners are told of: changes by other ports, in runs."""
+"""What listeners are told of: changes by other ports, in runs, and failures of the host."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 from tests.device.sectors import CLOSE, FINISH, OPEN, RESET, Maker, cond, write
 from zonefs_emu.device.device import ZonedDevice
@@ -7,6 +12,37 @@ from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
+
+
+def test_listeners_hear_of_a_failure_of_the_host(device: ZonedDevice, expect_warning: Callable[[str], None]) -> None:
+    expect_warning("a listener for failures of the image")
+    notified: list[str | None] = []
+
+    def hear() -> None:
+        notified.append(device.image.poison)
+
+    def raise_an_error() -> None:
+        raise ZeroDivisionError
+
+    for listener in (raise_an_error, hear):
+        device.listeners.subscribe_failure(listener)
+    device.image.fail(OSError(errno.EIO, "Input/output error"), "the image could not be written")
+    assert notified == [device.image.poison]
+    assert notified[0] is not None
+    device.listeners.unsubscribe_failure(hear)
+    device.listeners.notify_failure()
+    assert len(notified) == 1
+
+
+def test_listeners_hear_of_the_loss_of_the_file(
+    device: ZonedDevice, tmp_path: Path, expect_warning: Callable[[str], None]
+) -> None:
+    expect_warning("cut or overwritten by another program")
+    notified: list[str | None] = []
+    device.listeners.subscribe_failure(lambda: notified.append(device.image.poison))
+    os.truncate(tmp_path / "a.img", (tmp_path / "a.img").stat().st_size - 4096)
+    device.look_after_image()
+    assert notified == [device.image.poison]
 
 
 def test_listeners_hear_of_what_other_ports_change(device: ZonedDevice, port: Port) -> None:

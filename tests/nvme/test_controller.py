@@ -1,5 +1,6 @@
 """Admin commands of one controller, as Linux asks them and as it does not."""
 
+import errno
 import json
 import struct
 import sys
@@ -28,7 +29,8 @@ ADMIN = (
     AdminOpcode.GET_FEATURES, AdminOpcode.ASYNC_EVENT, AdminOpcode.KEEP_ALIVE,
 )  # fmt: skip
 ENABLE = 0x460061
-EVENTS = 1 << 27 | 1 << 8
+NAMESPACE_EVENTS = 1 << 8
+EVENTS = 1 << 27 | NAMESPACE_EVENTS
 
 
 @pytest.fixture
@@ -284,6 +286,72 @@ def test_events_that_wait_are_none_for_a_host_that_has_not_asked(
     assert woken
     assert [cid for cid, _ in controller.due_events()] == ([] if ending == "reset" else [2])
     assert struct.unpack_from("<H", log(controller, Log.CHANGED_ZONES, nsid=1)) == (1,)
+
+
+def fail(device: ZonedDevice) -> None:
+    """Have the host of *device* fail."""
+    device.image.fail(OSError(errno.EIO, "Input/output error"), "the image could not be written")
+
+
+def test_a_namespace_that_is_write_protected_from_now_on_is_an_event(
+    controller: Controller, device: ZonedDevice
+) -> None:
+    """Linux enables this event only, and makes its block device read-only."""
+    woken: list[int] = []
+    controller.wake = lambda: woken.append(1)
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, NAMESPACE_EVENTS)
+    for cid in (50, 51):
+        assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None
+    assert identify(controller, Cns.NAMESPACE, nsid=1).data[99] == 0
+    device.port("other", VIRTIO).set_cond(2, Condition.READONLY)
+    assert list(controller.due_events()) == [], "an event of zones, which are not asked for"
+    woken.clear()
+    fail(device)
+    assert woken
+    # Dword 0: a notice (2), Namespace Attribute Changed (00h), log page 04h.
+    assert list(controller.due_events()) == [(50, Answer(NvmeStatus.SUCCESS, 0x040002))]
+    assert identify(controller, Cns.NAMESPACE, nsid=1).data[99] == 1
+    assert identify(controller, Cns.INDEPENDENT_NAMESPACE, nsid=1).data[8] == 1
+    fail(device)
+    assert list(controller.due_events()) == [], "it is known already"
+    assert struct.unpack_from("<2I", log(controller, Log.CHANGED_NAMESPACES, retain=True)) == (1, 0)
+    assert struct.unpack_from("<2I", log(controller, Log.CHANGED_NAMESPACES)) == (1, 0)
+    assert struct.unpack_from("<2I", log(controller, Log.CHANGED_NAMESPACES)) == (0, 0)
+    assert list(controller.due_events()) == []
+
+
+def test_events_of_both_kinds_come_as_the_host_asks_for_them(controller: Controller, device: ZonedDevice) -> None:
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, EVENTS)
+    for cid in (1, 2):
+        assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None
+    device.port("other", VIRTIO).set_cond(2, Condition.READONLY)
+    assert [answer.result & 0xFFFFFF for _, answer in controller.due_events()] == [0xBFEF02]
+    fail(device)
+    assert list(controller.due_events()) == [], "notices are masked until the host reads the log page"
+    log(controller, Log.CHANGED_ZONES, nsid=1)
+    assert [answer.result for _, answer in controller.due_events()] == [0x040002]
+
+
+def test_a_namespace_that_can_be_written_to_again_after_a_restart_is_an_event(
+    controller: Controller, subsystem: Subsystem, device: ZonedDevice, tmp_path: Path
+) -> None:
+    """The guest of a drive stays, and the image is opened anew."""
+    ask(controller, AdminOpcode.SET_FEATURES, Feature.ASYNC_EVENTS, NAMESPACE_EVENTS)
+    for cid in (1, 2):
+        assert controller.execute(command(AdminOpcode.ASYNC_EVENT, cid=cid)) is None
+    healthy = controller.state()
+    fail(device)
+    assert len(list(controller.due_events())) == 1
+    log(controller, Log.CHANGED_NAMESPACES)
+    failed = controller.state()
+    assert (healthy["protected"], failed["protected"]) == ([], [1])
+    (tmp_path / "again").mkdir()
+    with new_device(tmp_path / "again") as again:
+        for state, expected in ((failed, [2]), (healthy, [])):
+            other = Controller(Subsystem([again]), controller.identity, admin=ADMIN)
+            other.restore(state)
+            assert [cid for cid, _ in other.due_events()] == expected
+            other.close()
 
 
 def test_only_so_many_event_requests(controller: Controller) -> None:

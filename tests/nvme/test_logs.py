@@ -77,3 +77,5 @@ def test_firmware_and_the_list_of_logs() -> None:
     assert logs.firmware("2.0")[8:16] == b"2.0     "
     assert [i for i in range(256) if logs.supported(logs.Log)[4 * i]] == sorted(logs.Log)
     assert struct.unpack_from("<3I", logs.changed_namespaces([2, 1])) == (1, 2, 0)
+    assert struct.unpack_from("<I4088xI", logs.changed_namespaces(range(1, 1025))) == (1, 1024)
+    assert struct.unpack_from("<2I", logs.changed_namespaces(range(1, 1026))) == (0xFFFFFFFF, 0)

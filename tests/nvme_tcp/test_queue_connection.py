@@ -1,5 +1,6 @@
 """Real sockets, and a host in Python: data in and out of capsules, what hosts do wrong, delays, events, keep alive."""
 
+import errno
 import gc
 import random
 import socket
@@ -386,6 +387,19 @@ def test_a_zone_that_fails_is_an_event(target: Target) -> None:
         event = host.admin.receive()
         assert (event.cid, event.result) == (cid, 1 << 32 | 0xBFEF02)
         assert struct.unpack_from("<H6xQ", host.log(Log.CHANGED_ZONES, nsid=1).data) == (1, 3 * ZONE)
+
+
+def test_a_namespace_that_fails_is_an_event(target: Target) -> None:
+    with target.host() as host:
+        host.admin.call(AdminOpcode.SET_FEATURES, cdws=(Feature.ASYNC_EVENTS, 1 << 8))
+        cid = host.admin.send(AdminOpcode.ASYNC_EVENT)
+        assert host.identify(0, nsid=1).data[99] == 0
+        target.device.image.fail(OSError(errno.EIO, "Input/output error"), "the image could not be written")
+        event = host.admin.receive()
+        assert (event.cid, event.result) == (cid, 0x040002)
+        assert struct.unpack_from("<2I", host.log(Log.CHANGED_NAMESPACES).data) == (1, 0)
+        assert host.identify(0, nsid=1).data[99] == 1
+        assert host.queue(1).write(1, 0, bytes(BLOCK), BLOCK).status == 0x280
 
 
 def test_a_host_that_falls_silent_loses_its_controller(target: Target, expect_warning: Callable[[str], None]) -> None:

@@ -1,5 +1,6 @@
 """The controller behind registers, as a guest's driver uses it and as no driver should."""
 
+import errno
 import random
 import struct
 import sys
@@ -462,6 +463,18 @@ def test_a_zone_that_fails_is_an_event(guest: NvmeGuest, served: Served) -> None
     event = admin.wait()
     assert (event.cid, event.result) == (waiting.cid, 1 << 32 | 0xBFEF02)
     assert struct.unpack_from("<H6xQ", guest.log(Log.CHANGED_ZONES, nsid=1).data) == (1, 3 * ZONE)
+
+
+def test_a_namespace_that_fails_is_an_event(guest: NvmeGuest, served: Served) -> None:
+    guest.ask(AdminOpcode.SET_FEATURES, cdws=(Feature.ASYNC_EVENTS, 1 << 8))
+    waiting = guest.admin.entry(AdminOpcode.ASYNC_EVENT)
+    guest.admin.push(waiting)
+    assert guest.identify(0, nsid=1).data[99] == 0
+    served.device.image.fail(OSError(errno.EIO, "Input/output error"), "the image could not be written")
+    event = guest.admin.wait()
+    assert (event.cid, event.result) == (waiting.cid, 0x040002)
+    assert struct.unpack_from("<2I", guest.log(Log.CHANGED_NAMESPACES).data) == (1, 0)
+    assert guest.identify(0, nsid=1).data[99] == 1
 
 
 def test_features_with_data(guest: NvmeGuest) -> None:

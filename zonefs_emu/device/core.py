@@ -57,6 +57,7 @@ class DeviceCore:
         for switch in (self.counters.switch, self.refusals.switch, self.refusals.listener_switch):
             switch.report_to(self.unforeseen.observer_failed)
         self.listeners = Listeners(self.unforeseen.observer_failed)
+        image.poison_listener = self.listeners.notify_failure
         self.access = ImageAccess(image, self.machine, self.unforeseen.observer_failed)
         self.hot_path = HotPath(
             lock=self.lock, access=self.access, image=image, held=self.holds.held, old_extents=image.old_extents,
@@ -201,6 +202,7 @@ class DeviceCore:
         if not is_news:
             return
         log.error("%s", LOST)
+        self.listeners.notify_failure()
         self.counters.switch.close()
         self.access.let_go()
 

@@ -1,4 +1,4 @@
-"""Listeners: functions of front-ends and observers that are called after changes of zones.
+"""Listeners: functions of front-ends and observers that are called after changes of zones, or failures of the image.
 
 May not know: commands, the image. A listener is an observer (:mod:`switch`): one that raises is reported and is not
 called again, and the command goes on.
@@ -40,6 +40,8 @@ class Listeners:
         self._failed = failed
         self._lock = threading.Lock()
         self._subscribed: list[tuple[Audience | None, Listener]] = []
+        #: Replaced as a whole: another thread may be going through the old tuple.
+        self._of_failures: tuple[Callable[[], None], ...] = ()
         # Weak references: a port may be dropped without being closed.
         self._audiences: WeakSet[Audience] = WeakSet()
 
@@ -89,3 +91,27 @@ class Listeners:
     def notify_all(self, nr_zones: int) -> None:
         """Notify every listener that all *nr_zones* zones may have changed, as :meth:`notify` does."""
         self.notify([listener for _, listener in self._subscribed], 0, nr_zones)
+
+    # -- failures ---------------------------------------------------------------------------------------------
+
+    def subscribe_failure(self, listener: Callable[[], None]) -> None:
+        """Call *listener* when the image begins to refuse changes, until it raises or :meth:`unsubscribe_failure`.
+
+        It is called by any thread with any lock held: it must be quick, take no lock, and only note the failure.
+        """
+        with self._lock:
+            self._of_failures = (*self._of_failures, listener)
+
+    def unsubscribe_failure(self, listener: Callable[[], None]) -> None:
+        """Stop calling *listener*."""
+        with self._lock:
+            self._of_failures = tuple(other for other in self._of_failures if other != listener)
+
+    def notify_failure(self) -> None:
+        """Notify the listeners that the image refuses changes from now on. Never raises."""
+        for listener in self._of_failures:
+            try:
+                listener()
+            except Exception as error:  # the boundary of observers
+                self.unsubscribe_failure(listener)
+                self._failed("a listener for failures of the image", error)

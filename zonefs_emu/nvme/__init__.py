@@ -9,6 +9,7 @@
     zone_report    reports of zones
     namespace      the I/O commands of one device
     changed_zones  the zones that the drive itself has changed
+    changed_namespaces  the namespaces that hosts see differently than before
     subsystem      the namespaces that hosts see under one name, and the controllers that they have
     timestamp      the clock that a host sets
     controller     the registers, admin commands, features and events of one controller

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from zonefs_emu.nvme import identify, logs
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
+from zonefs_emu.nvme.changed_namespaces import ChangedNamespaces, is_protected
 from zonefs_emu.nvme.changed_zones import ChangedZones
 from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, Command, IoOpcode, name_of
 from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
@@ -45,6 +46,8 @@ _SHUTDOWN_DONE: Final = 0b10 << 2
 
 #: The result of an event: a notice, Zone Descriptor Changed, and the log page; dword 1 has the namespace.
 _ZONE_NOTICE: Final = 2 | 0xEF << 8 | Log.CHANGED_ZONES << 16
+#: Namespace Attribute Changed; the log page has the namespaces.
+_NAMESPACE_NOTICE: Final = 2 | 0x00 << 8 | Log.CHANGED_NAMESPACES << 16
 _NSID_SHIFT: Final = 32
 _RETAIN_EVENT: Final = 1 << 15
 _HOST_ID_EXTENDED: Final = 1
@@ -116,6 +119,8 @@ class ControllerState(TypedDict):
     event_cids: list[int]
     notices: list[int]
     unread_notice: int
+    #: The write protected namespaces that the host knows as such.
+    protected: list[int]
 
 
 #: Carries out an admin command with data from the host; returns None if the answer comes later.
@@ -163,9 +168,12 @@ class Controller:
         self._notices: deque[int] = deque()
         #: The notice that was reported, and whose log page the host has not read yet: until then none follows; or 0.
         self._unread_notice = 0
-        #: Whether zones may have changed since this controller looked last.
+        #: Whether zones or namespaces may have changed since this controller looked last.
         self._has_to_look = False
         self._changed = {nsid: ChangedZones(each, self._zones_changed) for nsid, each in self.namespaces.items()}
+        self._changed_namespaces = ChangedNamespaces(
+            {nsid: each.device for nsid, each in self.namespaces.items()}, self._namespaces_changed
+        )
         self._errors: deque[ErrorEntry] = deque(maxlen=identify.ELPE + 1)
         self._error_numbers = count(1)
         self._handlers: Mapping[int, AdminHandler] = {
@@ -181,6 +189,7 @@ class Controller:
 
     def close(self) -> None:
         """End the controller; it reports no more events."""
+        self._changed_namespaces.close()
         for changed in self._changed.values():
             changed.close()
 
@@ -195,6 +204,7 @@ class Controller:
             "event_cids": list(self._event_cids),
             "notices": list(self._notices),
             "unread_notice": self._unread_notice,
+            "protected": self._changed_namespaces.known(),
         }
 
     def restore(self, state: ControllerState) -> None:
@@ -210,6 +220,7 @@ class Controller:
         self._event_cids = list(state["event_cids"])
         self._notices = deque(state["notices"])
         self._unread_notice = state["unread_notice"]
+        self._changed_namespaces.restore(state["protected"])
         for changed in self._changed.values():
             changed.forget()
         self._has_to_look = True
@@ -353,7 +364,7 @@ class Controller:
             if nsid in (0, ALL_NAMESPACES) or nsid > self.identity.max_nsid:
                 raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {nsid:X}h")
             return bytes(identify.IDENTIFY_BYTES)  # inactive
-        readonly = namespace.device.image.readonly
+        readonly = is_protected(namespace.device)
         match cns:
             case Cns.NAMESPACE:
                 return identify.namespace(namespace.geometry, namespace.device.uuid, readonly=readonly)
@@ -394,7 +405,7 @@ class Controller:
             case Log.FIRMWARE:
                 return logs.firmware(FIRMWARE)
             case Log.CHANGED_NAMESPACES:
-                return logs.changed_namespaces(())
+                return self._changed_namespaces_page(command)
             case Log.EFFECTS:
                 commands = _IO_COMMANDS.get(command.cdw14 >> 24)
                 if commands is None:
@@ -508,40 +519,63 @@ class Controller:
         enabled the events.
         """
         self._has_to_look = True
-        if self._wants_events:
+        if self._wants_events(_ZONE_NOTICE):
             self.wake()
 
-    @property
-    def _wants_events(self) -> bool:
-        """Whether the host has enabled the events for changed zones."""
-        return bool(self.features[Feature.ASYNC_EVENTS] & identify.OAES_ZONES)
+    def _namespaces_changed(self) -> None:
+        """Note that a namespace may be write protected now; quick and thread safe."""
+        self._has_to_look = True
+        self.wake()
+
+    def _wants_events(self, notice: int) -> bool:
+        """Whether the host has enabled the events of the kind of *notice*."""
+        bit = identify.OAES_NAMESPACES if notice == _NAMESPACE_NOTICE else identify.OAES_ZONES
+        return bool(self.features[Feature.ASYNC_EVENTS] & bit)
 
     def due_events(self) -> Iterator[tuple[int, Answer]]:
         """Yield (cid, answer) of each Asynchronous Event Request that an event now answers.
 
-        Changes by the drive itself are reported (:class:`ChangedZones`). After a notice, the next one waits until the
-        host has read the log page of the first: "subsequent events of that event type are automatically masked until
-        the host clears that event" (Base Specification, "Asynchronous Event Request command").
+        Changes by the drive itself are reported (:class:`ChangedZones`, :class:`ChangedNamespaces`). After a notice,
+        the next one waits until the host has read the log page of the first: "subsequent events of that event type are
+        automatically masked until the host clears that event" (Base Specification, "Asynchronous Event Request
+        command").
         """
-        self._look_at_changed_zones()
-        if self._notices and self._event_cids and not self._unread_notice and self._wants_events:
-            self._unread_notice = self._notices.popleft()
-            yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, self._unread_notice)
+        self._look_for_changes()
+        if not self._event_cids or self._unread_notice:
+            return
+        for notice in self._notices:
+            if self._wants_events(notice):
+                self._notices.remove(notice)
+                self._unread_notice = notice
+                yield self._event_cids.pop(0), Answer(NvmeStatus.SUCCESS, notice)
+                return
 
-    def _look_at_changed_zones(self) -> None:
+    def _look_for_changes(self) -> None:
         if not self._has_to_look:
             return
         self._has_to_look = False
+        if self._changed_namespaces.look():
+            self._add_notice(_NAMESPACE_NOTICE)
         for nsid, changed in self._changed.items():
-            notice = _ZONE_NOTICE | nsid << _NSID_SHIFT
-            if changed.look() and self._wants_events and notice not in self._notices:
-                self._notices.append(notice)
+            if changed.look():
+                self._add_notice(_ZONE_NOTICE | nsid << _NSID_SHIFT)
+
+    def _add_notice(self, notice: int) -> None:
+        if self._wants_events(notice) and notice not in self._notices:
+            self._notices.append(notice)
+
+    def _changed_namespaces_page(self, command: Command) -> bytes:
+        self._look_for_changes()
+        retain = bool(command.cdw10 & _RETAIN_EVENT)
+        if not retain:
+            self._clear_notice(_NAMESPACE_NOTICE)
+        return self._changed_namespaces.page(retain=retain)
 
     def _changed_zones(self, command: Command) -> bytes:
         changed = self._changed.get(command.nsid)
         if changed is None:
             raise RefusedError(NvmeRule.NVME_NAMESPACE, f"namespace {command.nsid:X}h")
-        self._look_at_changed_zones()
+        self._look_for_changes()
         retain = bool(command.cdw10 & _RETAIN_EVENT)
         if not retain:
             self._clear_notice(_ZONE_NOTICE | command.nsid << _NSID_SHIFT)

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from zonefs_emu.nvme.command import AdminOpcode, IoOpcode
+from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, IoOpcode
 
 SMART_BYTES: Final = 512
 #: In place of the number of changed zones, if they are too many for the list.
 _TOO_MANY: Final = 0xFFFF
+_CHANGED_NAMESPACES_MAX: Final = 1024
 #: The most zones in the list of changed zones.
 CHANGED_ZONES_MAX: Final = 511
 _SUPPORTED: Final = 1 << 0
@@ -125,8 +126,10 @@ def effects(admin: Iterable[AdminOpcode], io: Iterable[IoOpcode]) -> bytes:
 
 
 def changed_namespaces(nsids: Iterable[int]) -> bytes:
-    """Return log 04h."""
-    found = sorted(nsids)[:1024]
+    """Return log 04h: *nsids*, or one entry of all ones if they are too many for the list."""
+    found = sorted(nsids)
+    if len(found) > _CHANGED_NAMESPACES_MAX:
+        found = [ALL_NAMESPACES]
     return struct.pack(f"<{len(found)}I", *found).ljust(4096, b"\0")
 
 

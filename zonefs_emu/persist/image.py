@@ -80,7 +80,6 @@ _CHANGED_ZONES_MAX: Final = 1 << 16
 #: would take it again first: a plain lock has no queue.
 _PAUSE_SECONDS: Final = 50e-6
 
-
 #: The poison of an image whose file is lost.
 LOST: Final = (
     "the image's file was cut or overwritten by another program while it was in use: nothing is read from it or "
@@ -143,6 +142,8 @@ class Image:
         self.checkpoint_listener: Callable[[Stage], None] = lambda _stage: None
         #: Called with zones before their space beyond their data is freed; without *lock*, which guards the list.
         self.erase_listeners: list[Callable[[Sequence[int]], None]] = []
+        #: Called when a failure of the host poisons the image; with any lock held, so it must only note that.
+        self.poison_listener: Callable[[], None] = lambda: None
         #: Called with the lock held, which it may release, before closing refuses all changes.
         self.before_closing: Callable[[], None] = lambda: None
         self._flushing = threading.Lock()
@@ -538,6 +539,7 @@ class Image:
             f"{what} ({error.strerror}); nothing more is written until the image is reopened: "
             "unmount it and mount it again, or restart the daemon that serves it"
         )
+        self.poison_listener()
         if distrust:
             self._state_block.distrust_live_table()
         return PoisonedError(self.poison, Status.IO_ERROR)

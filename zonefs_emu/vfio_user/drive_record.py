@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 #: Changes with what a state has, with the layout of this memory, and with what a keeper and its daemon say.
-VERSION: Final = 4
+VERSION: Final = 5
 _WORDS_BYTES: Final = 0x1000
 STATE_BYTES: Final = 0x4000
 _NR_PLACES: Final = 2
