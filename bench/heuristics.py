@@ -11,7 +11,6 @@ and in a guest, should be removed.
 """
 
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -88,30 +87,30 @@ def _ublk(runs: int) -> Row:
     """Measure in a guest: ublk needs root and its module."""
     with Guest(obtain_kit(print), memory_mib=2048) as guest:
         guest.load("ublk_drv")
-        nodes = {
-            "looking": attach(guest, "ublk", name="looking"),
-            "sleeping": attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING),
-        }
-        return _in_guest("ublk", guest, nodes, runs)
+        looking = attach(guest, "ublk", name="looking")
+        sleeping = attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING)
+        return _in_guest("ublk", guest, looking, sleeping, runs=runs)
 
 
 def _vfio_user(scratch: Path, runs: int) -> list[Row]:
     drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "on": _VFIO_LOOKING_ON}
     with vfio_guest(scratch, drives) as (guest, nodes):
-        pairs = {serial: {"looking": nodes["looking"], "sleeping": nodes[serial]} for serial in ("sleeping", "on")}
-        deep = _in_guest("vfio-user", guest, pairs["on"], runs, depth=32, without="looking on")
-        return [_in_guest("vfio-user", guest, pairs["sleeping"], runs), deep]
+        looking = nodes["looking"]
+        return [
+            _in_guest("vfio-user", guest, looking, nodes["sleeping"], runs=runs),
+            _in_guest("vfio-user", guest, looking, nodes["on"], runs=runs, depth=32, without="looking on"),
+        ]
 
 
 def _in_guest(
-    via: str, guest: Guest, nodes: Mapping[str, str], runs: int, *, depth: int = 1, without: str = _SLEEPING
+    via: str, guest: Guest, node: str, other: str, *, runs: int, depth: int = 1, without: str = _SLEEPING
 ) -> Row:
-    """Compare the device at nodes["looking"] with that at nodes["sleeping"], which does what *without* says."""
+    """Compare the device at *node* with that at the node *other*, which does what *without* says."""
     place = f"--offset={READ_ZONE * ZONE_MIB}M --size={ZONE_MIB}M"
     read = f"--rw=randread --bs=4k --iodepth={depth} {place} --time_based --runtime=2"
-    for node in nodes.values():
-        fio(guest, node, f"--rw=write --bs=128k {place}", "write")
+    for each in (node, other):
+        fio(guest, each, f"--rw=write --bs=128k {place}", "write")
     return compare(
-        "heuristics", f"{via}: {_RANDOM_READ.format(depth)}", "/s", partial(fio, guest, nodes["looking"], read, "read"),
-        peer=without, peers=partial(fio, guest, nodes["sleeping"], read, "read"), runs=runs, goal=GOAL,
+        "heuristics", f"{via}: {_RANDOM_READ.format(depth)}", "/s", partial(fio, guest, node, read, "read"),
+        peer=without, peers=partial(fio, guest, other, read, "read"), runs=runs, goal=GOAL,
     )  # fmt: skip

@@ -66,8 +66,7 @@ class Listeners:
         with self._lock:
             self._subscribed = [entry for entry in self._subscribed if entry[1] != listener]
             for audience in self._audiences:
-                if listener in audience.listeners:
-                    audience.listeners = tuple(other for other in audience.listeners if other != listener)
+                audience.listeners = tuple(other for other in audience.listeners if other != listener)
 
     def notify(self, listeners: Sequence[Listener], zone_no: int, nr_zones: int) -> None:
         """Notify *listeners* that *nr_zones* zones from *zone_no* on changed; with the lock held. Never raises."""
