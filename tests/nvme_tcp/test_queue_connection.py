@@ -12,8 +12,9 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
+from tests.memory_budget import memory_budget
 from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
 from tests.nvme_tcp.conftest import Target, serving
 from zonefs_emu.device.device import ZonedDevice
@@ -430,7 +431,8 @@ def test_an_unforeseen_exception_costs_its_command(
 @given(data=st.binary(max_size=400), connected=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_garbage_ends_its_connection_at_most(target: Target, data: bytes, connected: bool) -> None:
-    with target.host() as host:
+    # The buffers of two connections.
+    with memory_budget(2 << 20), target.host() as host:
         sock = host.queue(1).sock if connected else target.raw()
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
@@ -450,12 +452,19 @@ COMMANDS = st.tuples(
 )
 
 
+#: The longest lengths that fields can say: 65,536 blocks, 4 GiB.
+LONGEST = (0xFFFF << 16 | Log.ERROR, 0xFFFF, 0xFFFFFFFF)
+
+
 @given(commands=st.lists(COMMANDS, min_size=1, max_size=8), qid=st.integers(0, 1))
+@example(commands=[(opcode, 1, [0, 0, *LONGEST[2:]], b"", None) for opcode in IoOpcode], qid=1)
+@example(commands=[(opcode, 0, [*LONGEST], b"", None) for opcode in AdminOpcode], qid=0)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_commands_are_answered_or_end_their_connection(
     target: Target, commands: list[tuple[int, int, list[int], bytes, tuple[int, int, int] | None]], qid: int
 ) -> None:
-    with target.host() as host, target.host() as other:
+    # The buffers of four connections, what is held before it is sent, and what the host receives in one call.
+    with memory_budget(8 << 20), target.host() as host, target.host() as other:
         queue = host.queue(1) if qid else host.admin
         for opcode, nsid, cdws, data, pointer in commands:
             asked = queue.command(opcode, nsid=nsid, cdws=cdws, length=len(data), inline=bool(data))

@@ -5,6 +5,7 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
+from tests.memory_budget import memory_budget
 from zonefs_emu.nvme.answer import RefusedError
 from zonefs_emu.nvme.identify import MDTS_BYTES
 from zonefs_emu.nvme.rules import NvmeRule
@@ -102,7 +103,8 @@ def test_any_list_is_as_long_as_the_data_or_refused(prp1: int, prp2: int, nr_byt
     if START <= at < page(NR_PAGES - 2):
         store(at, entries)
     try:
-        found = slices(MEMORY, prp1, prp2, nr_bytes)
+        with memory_budget(64 << 10):
+            found = slices(MEMORY, prp1, prp2, nr_bytes)
     except RefusedError as refused:
         assert refused.rule in {NvmeRule.NVME_PRP, NvmeRule.NVME_MEMORY}  # noqa: PT017  (both outcomes are right)
     else:

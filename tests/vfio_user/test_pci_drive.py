@@ -10,9 +10,10 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from tests.at_rest import assert_at_rest, threads_of
+from tests.memory_budget import memory_budget
 from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, ZONE
 from tests.vfio_user.conftest import Served, serving
 from zonefs_emu.device.device import ZonedDevice
@@ -649,11 +650,18 @@ COMMANDS = st.tuples(
 
 
 @given(commands=st.lists(COMMANDS, min_size=1, max_size=8), of_admin=st.booleans())
+@example(
+    commands=[(opcode, 0, 1, MEMORY_START, MEMORY_START, [0, 0, 0xFFFFFFFF]) for opcode in IoOpcode], of_admin=False
+)
+@example(
+    commands=[(opcode, 0, 0, MEMORY_START, MEMORY_START, [0xFFFF << 16 | 1, 0xFFFF]) for opcode in AdminOpcode],
+    of_admin=True,
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_commands_are_answered_or_fatal_and_a_reset_heals(
     served: Served, commands: list[tuple[int, int, int, int, int, list[int]]], of_admin: bool
 ) -> None:
-    with served.guest() as guest:
+    with memory_budget(2 << 20), served.guest() as guest:
         queue = guest.admin if of_admin else guest.queue(1)
         for opcode, flags, nsid, prp1, prp2, cdws in commands:
             if of_admin and opcode == AdminOpcode.ASYNC_EVENT:
@@ -668,7 +676,7 @@ def test_any_commands_are_answered_or_fatal_and_a_reset_heals(
 @given(rings=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 0xFFFFFFFF) | st.integers(0, 8)), max_size=10))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_doorbells(served: Served, rings: list[tuple[int, int]]) -> None:
-    with served.guest() as guest:
+    with memory_budget(1 << 20), served.guest() as guest:
         guest.queue(1, size=8)
         for index, value in rings:
             guest.client.set_register(0x1000 + 4 * index, value)

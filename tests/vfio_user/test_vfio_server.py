@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.memory_budget import memory_budget
 from tests.nvme.conftest import BLOCK
 from tests.vfio_user.conftest import Served
 from zonefs_emu.polling import AdaptivePolling
@@ -130,7 +131,7 @@ MESSAGES = st.tuples(
 def test_any_messages_are_answered_or_end_their_connection(
     served: Served, messages: list[tuple[int, int, bytes, bool]], tail: bytes
 ) -> None:
-    with VfioClient(served.path) as client:
+    with memory_budget(1 << 20), VfioClient(served.path) as client:
         try:
             for command, flags, payload, with_fd in messages:
                 client.send(command, payload, fds=[client._fd] if with_fd else [], flags=flags)
