@@ -1,4 +1,8 @@
-"""fio in a Linux guest on our SCSI disk and on our NVMe drive, beside QEMU's own NVMe ZNS drive in the same guest."""
+"""fio in a Linux guest on our SCSI disk and on our NVMe drive, beside QEMU's own drives in the same guest.
+
+The driver of SCSI costs an emulated guest more than that of NVMe, with any server. So the SCSI disk is compared with
+QEMU's own SCSI disk, which has no zones, as well as with QEMU's NVMe ZNS drive.
+"""
 
 import json
 import subprocess
@@ -6,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from bench.harness import PROJECT, Row, compare, program
@@ -19,6 +23,8 @@ from zonefs_emu.model.geometry import Geometry
 ZONE_MIB: Final = 64
 NR_ZONES: Final = 8
 GOAL: Final = 1.0
+#: Of the SCSI disk, against the drive of NVMe.
+ACROSS_GOAL: Final = 1.3
 PEER: Final = "QEMU's NVMe ZNS"
 #: Filled once for the random reads; sequential writes go to those before it, which are emptied first.
 READ_ZONE: Final = 4
@@ -32,28 +38,47 @@ WHAT: Final = (
 )
 
 
+class _Disk(NamedTuple):
+    """A disk in the guest at *path*. *file*: that of a disk of QEMU, which keeps what was in its zones."""
+
+    path: str
+    file: Path | None = None
+    is_zoned: bool = True
+
+
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure sequential writes and random reads of a SCSI disk, and of an NVMe drive over vfio-user."""
     return _scsi_rows(scratch, runs) + _vfio_rows(scratch, runs)
 
 
 def _scsi_rows(scratch: Path, runs: int) -> list[Row]:
-    socket_path, plain = scratch / "guest.sock", _plain(scratch / "zns.raw")
+    socket_path, plain, regular = scratch / "guest.sock", _plain(scratch / "zns.raw"), _plain(scratch / "scsi.raw")
+    arguments = [
+        *zns_drive(plain, zone_size_mib=ZONE_MIB),
+        *("-device", "virtio-scsi-pci,id=scsi,num_queues=1"),
+        *("-drive", f"file={regular},id=regular,format=raw,if=none"),
+        *("-device", "scsi-hd,drive=regular,bus=scsi.0,logical_block_size=4096,physical_block_size=4096"),
+    ]
     with (
         serving(scratch / "guest.img", "--vhost-user-scsi", str(socket_path)),
-        Guest(obtain_kit(print), qemu_arguments=zns_drive(plain, zone_size_mib=ZONE_MIB)) as guest,
+        Guest(obtain_kit(print), qemu_arguments=arguments) as guest,
     ):
-        guest.load("nvme")
-        guest.wait_until("test -b /dev/nvme0n1")
-        disk = guest.attach("scsi", socket_path)
-        return _compared(guest, "guest", runs, ours=disk.path, peers="/dev/nvme0n1", plain=plain)
+        for module in ("nvme", "virtio_scsi", "sd_mod"):
+            guest.load(module)
+        guest.wait_until("test -b /dev/nvme0n1 -a -b /dev/sda")
+        ours = _Disk(guest.attach("scsi", socket_path).path)
+        zns, scsi = _Disk("/dev/nvme0n1", plain), _Disk("/dev/sda", regular, is_zoned=False)
+        return [
+            *_compared(guest, "guest", runs, ours, zns, goal=ACROSS_GOAL),
+            *_compared(guest, "guest", runs, ours, scsi, peer="QEMU's SCSI disk"),
+        ]
 
 
 def _vfio_rows(scratch: Path, runs: int) -> list[Row]:
     """Both drives are of NVMe, and the guest's driver is the same; so is QEMU, a newer one than for the SCSI disk."""
     plain = _plain(scratch / "vfio.raw")
     with vfio_guest(scratch, {"ours": ""}, plain) as (guest, nodes):
-        return _compared(guest, "vfio-user", runs, ours=nodes["ours"], peers=nodes["zns"], plain=plain)
+        return _compared(guest, "vfio-user", runs, _Disk(nodes["ours"]), _Disk(nodes["zns"], plain))
 
 
 @contextmanager
@@ -87,13 +112,17 @@ def vfio_guest(
         yield guest, {serial: f"/dev/nvme{at}n1" for at, serial in enumerate(serials.stdout.split())}
 
 
-def _compared(guest: Guest, area: str, runs: int, *, ours: str, peers: str, plain: Path) -> list[Row]:
-    for path in (ours, peers):
-        _fio(guest, path, f"--rw=write --bs=128k {_place(READ_ZONE)}", "write")
+def _compared(
+    guest: Guest, area: str, runs: int, ours: _Disk, peers: _Disk, *, peer: str = PEER, goal: float = GOAL
+) -> list[Row]:
+    for disk in (ours, peers):
+        if disk.is_zoned:
+            guest.run(["blkzone", "reset", disk.path])
+        _fio(guest, disk, f"--rw=write --bs=128k {_place(READ_ZONE)}", "write")
     return [
         compare(
-            area, what, "/s", _measure(guest, ours, direction, options), peer=PEER,
-            peers=_measure(guest, peers, direction, options, plain), runs=runs, goal=GOAL,
+            area, what, "/s", _measure(guest, ours, direction, options), peer=peer,
+            peers=_measure(guest, peers, direction, options), runs=runs, goal=goal,
         )
         for what, direction, options in WHAT
     ]  # fmt: skip
@@ -124,27 +153,29 @@ def _place(zone_no: int) -> str:
     return f"--offset={zone_no * ZONE_MIB}M --size={ZONE_MIB}M"
 
 
-def _measure(guest: Guest, path: str, direction: str, options: str, plain: Path | None = None) -> Callable[[], float]:
-    """Return what measures one run; *plain*: the file of a drive that keeps what was in its zones."""
+def _measure(guest: Guest, disk: _Disk, direction: str, options: str) -> Callable[[], float]:
+    """Return what measures one run."""
 
     def measure() -> float:
         if direction == "write":
-            guest.run(["blkzone", "reset", "-o", "0", "-c", str(READ_ZONE), path])
-            if plain is not None:
+            if disk.is_zoned:
+                guest.run(["blkzone", "reset", "-o", "0", "-c", str(READ_ZONE), disk.path])
+            if disk.file is not None:
                 # As our reset does: what is overwritten in place costs less than what is new.
                 place = ["--offset", "0", "--length", str(WRITE_MIB << 20)]
-                subprocess.run(["fallocate", "--punch-hole", *place, str(plain)], check=True)
+                subprocess.run(["fallocate", "--punch-hole", *place, str(disk.file)], check=True)
             # The cost of earlier writes and of punching holes must not be in the measured time.
-            guest.run(["sync", path])
-            return _fio(guest, path, options, direction)
-        return _fio(guest, path, f"{options} {_place(READ_ZONE)} --time_based --runtime=2", direction)
+            guest.run(["sync", disk.path])
+            return _fio(guest, disk, options, direction)
+        return _fio(guest, disk, f"{options} {_place(READ_ZONE)} --time_based --runtime=2", direction)
 
     return measure
 
 
-def _fio(guest: Guest, path: str, options: str, direction: str) -> float:
-    """Run fio in the guest on the zoned disk *path*; requests a second."""
-    return float(fio_job(guest, path, options)[direction]["iops"])
+def _fio(guest: Guest, disk: _Disk, options: str, direction: str) -> float:
+    """Run fio in the guest on *disk*; requests a second."""
+    mode = "" if disk.is_zoned else " --zonemode=none"
+    return float(fio_job(guest, disk.path, f"{options}{mode}")[direction]["iops"])
 
 
 def fio_job(guest: Guest, path: str, options: str) -> dict[str, Any]:
