@@ -104,11 +104,13 @@ def test_a_host_with_a_key_proves_its_name(tmp_path: Path) -> None:
     ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
     key = DhchapKey(secret=bytes(range(48)), hash_id=2)
     (tmp_path / "key").write_text(key_text(key))
+    (tmp_path / "key").chmod(0o644)
     options = ("--nvme-tcp", "127.0.0.1:0", "--host-key", f"nqn.me=@{tmp_path}/key")
     with serving(image, *options, "--controller-key", f"@{tmp_path}/key") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        warning = process.stderr.readline()
+        exposed, warning = (process.stderr.readline() for _ in range(2))
+        assert exposed == f"warning: every user of this machine can read the key in {tmp_path}/key: see chmod\n"
         assert warning == "warning: nqn.me and the drive have the same key: each can pose as the other\n"
         _, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
         assert connect[-6:-1] == ["--hostnqn", "nqn.me", "--dhchap-secret", "KEY", "-n"]
@@ -128,6 +130,7 @@ def test_a_host_connects_over_tls(tmp_path: Path) -> None:
     ok("create", image, "--size", "64M", "--zone-size", "4M", "--block-size", "4096")
     key = TlsKey(secret=bytes(range(32)), hash_id=1)
     (tmp_path / "key").write_text(tls_key_text(key))
+    (tmp_path / "key").chmod(0o600)
     with serving(image, "--nvme-tcp", "127.0.0.1:0", "--tls-key", f"nqn.me=@{tmp_path}/key") as process:
         assert process.stdout is not None
         assert process.stderr is not None

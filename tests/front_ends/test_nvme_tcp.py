@@ -1,5 +1,6 @@
 """Addresses, and the front-end in a session; a host connects for real."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,15 @@ from tests.nvme_tcp.conftest import needs_tls
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import UsageError
-from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, Address, NvmeTcpFrontEnd, make_access, parse_address, safe_address
+from zonefs_emu.front_ends.nvme_tcp import (
+    LOOPBACK,
+    Address,
+    NvmeTcpFrontEnd,
+    exposed_key_files,
+    make_access,
+    parse_address,
+    safe_address,
+)
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.nvme.subsystem import nqn_of
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, key_text
@@ -108,6 +117,17 @@ def test_wrong_keys_are_said_in_one_sentence(host_keys: list[str], controller_ke
     assert TLS_TEXT.lower() not in str(caught.value)
 
 
+def test_key_files_that_every_user_can_read(tmp_path: Path) -> None:
+    for name, mode in (("own", 0o600), ("group", 0o640), ("open", 0o604), ("other", 0o644)):
+        (tmp_path / name).touch(mode)
+        (tmp_path / name).chmod(mode)
+    os.mkfifo(tmp_path / "pipe", 0o644)
+    keys = [f"nqn.{name}=@{tmp_path}/{name}" for name in ("own", "group", "pipe", "open")]
+    found = exposed_key_files([*keys, f"nqn.a={TEXT}"], f"@{tmp_path}/open", [f"@{tmp_path}/other"])
+    assert found == [tmp_path / "open", tmp_path / "other"]
+    assert exposed_key_files([], "") == []
+
+
 @needs_tls
 def test_who_may_connect_over_tls(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"{TLS_TEXT}\n")
@@ -171,13 +191,21 @@ def test_an_older_python_has_no_tls() -> None:
     assert caught.value.exit_code == 2
 
 
-async def test_names_that_are_too_long_for_tls(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("drive", "host", "too_long"),
+    [
+        (f"nqn.{'d' * 100}", f"nqn.{'h' * 100}", "h and nqn.d"),
+        ("nqn.d", f"nqn.{'h' * 161}", "h and nqn.2014-08.org.nvmexpress.discovery"),
+        (f"nqn.{'d' * 200}", "", "the name of any host and nqn.d"),
+    ],
+    ids=["drive", "discovery service", "all hosts"],
+)
+async def test_names_that_are_too_long_for_tls(tmp_path: Path, drive: str, host: str, too_long: str) -> None:
+    """Those of a host and of the discovery service too: `serve` prints a line for `nvme discover`."""
     ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
     device = ZonedDevice.open(tmp_path / "image")
-    front_end = NvmeTcpFrontEnd(
-        Address("127.0.0.1", 0), nqn=f"nqn.{'d' * 100}", access=Access(tls_keys={f"nqn.{'h' * 100}": TLS_KEY})
-    )
-    with pytest.raises(UsageError, match="are too long for TLS, which takes 200 bytes of both together"):
+    front_end = NvmeTcpFrontEnd(Address("127.0.0.1", 0), nqn=drive, access=Access(tls_keys={host: TLS_KEY}))
+    with pytest.raises(UsageError, match=f"{too_long}.* are too long for TLS, which takes 200 bytes of both together"):
         await front_end(Session(device, tmp_path / "image"), task_status=trio.TASK_STATUS_IGNORED)
     device.close()
 

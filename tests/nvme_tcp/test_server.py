@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme.subsystem import DISCOVERY_NQN
 from zonefs_emu.nvme_tcp import server
 from zonefs_emu.nvme_tcp.fabrics import DYNAMIC, Connect, FabricsType
-from zonefs_emu.nvme_tcp.host_keys import Access
+from zonefs_emu.nvme_tcp.host_keys import Access, DhchapKey
 from zonefs_emu.nvme_tcp.server import listen
-from zonefs_emu.testing.nvme_initiator import NvmeHost
+from zonefs_emu.testing.nvme_initiator import HostKeys, NvmeHost
 
 HOST_ID = bytes(range(16))
 
@@ -147,6 +148,31 @@ def test_so_many_connections_and_no_more(
         assert sock.recv(1) == b""
         sock.close()
         assert [queue.read(1, 0, 1, BLOCK).status for queue in queues] == [0, 0]
+
+
+def test_strangers_make_room_for_hosts(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of those that have not connected is ended. They kept all hosts out for ten seconds each."""
+    monkeypatch.setattr(server, "CONNECTIONS_MAX", 4)
+    with target.host() as host, ExitStack() as ending:
+        strangers = [ending.enter_context(target.raw()) for _ in range(2)]
+        strangers.append(ending.enter_context(closing(target.queue())).sock)  # one that has sent its first PDU
+        for number, stranger in enumerate(strangers, 1):
+            assert host.queue(number).read(1, 0, 1, BLOCK).status == 0
+            assert stranger.recv(1) == b""
+            assert target.server.statistics()["queues"] == 4
+        assert host.identify(1).status == 0
+
+
+def test_a_host_that_has_yet_to_prove_its_name_makes_room(device: ZonedDevice) -> None:
+    access = Access(hosts={"nqn.h": DhchapKey(secret=bytes(32), hash_id=0)})
+    with serving(device, access=access) as target, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "CONNECTIONS_MAX", 1)
+        stranger = target.queue()
+        assert stranger.connect(Connect(0, 0, 31, 0, 0, HOST_ID, DYNAMIC, target.nqn, "nqn.h")).status == 0
+        with target.host(host_nqn="nqn.h", keys=HostKeys(DhchapKey(secret=bytes(32), hash_id=0))) as host:
+            assert stranger.sock.recv(1) == b""
+            assert host.identify(1).status == 0
+        stranger.close()
 
 
 def test_the_end_of_the_server_ends_all_connections(device: ZonedDevice) -> None:

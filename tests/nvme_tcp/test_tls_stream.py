@@ -313,17 +313,17 @@ def test_silence_after_the_handshake_has_a_limit(secure: Target, monkeypatch: py
 
 
 @needs_tls
-def test_handshakes_count_as_connections(
-    secure: Target, monkeypatch: pytest.MonkeyPatch, expect_warning: Callable[[str], None]
-) -> None:
-    expect_warning("refused, because there are 3 connections already")
+def test_handshakes_count_as_connections_and_make_room(secure: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS_MAX", 3)
     with ExitStack() as ending:
-        for _ in range(3):
-            ending.enter_context(secure.raw()).sendall(HALF)
+        strangers = [ending.enter_context(secure.raw()) for _ in range(3)]
+        for stranger in strangers:
+            stranger.sendall(HALF)
         while secure.server.statistics()["queues"] != 3:
             time.sleep(0.01)
-        assert ending.enter_context(secure.raw()).recv(1) == b""
+        ending.enter_context(secure.raw()).sendall(HALF)
+        assert strangers[0].recv(1) == b""
+        assert_served(secure)
     while secure.server.statistics()["queues"]:
         time.sleep(0.01)
     assert_served(secure)

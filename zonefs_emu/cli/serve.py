@@ -18,7 +18,7 @@ from zonefs_emu.cli.common import FILE, record_option, say, timing_options
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
-from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, make_access, safe_address
+from zonefs_emu.front_ends.nvme_tcp import LOOPBACK, NvmeTcpFrontEnd, exposed_key_files, make_access, safe_address
 from zonefs_emu.front_ends.vfio_user import VfioUserFrontEnd
 from zonefs_emu.front_ends.vhost_user import (
     BLK_CONFIG_BYTES,
@@ -216,6 +216,7 @@ def serve(
         message = "--allow-host, --host-key, --controller-key and --tls-key are for --nvme-tcp, which is not given"
         raise UsageError(message)
     access = make_access(hosts, host_keys, controller_key, tls_keys)
+    exposed = exposed_key_files(host_keys, controller_key, tls_keys)
     drives = [
         NvmeTcpFrontEnd(safe_address(place, access, insecure=insecure), nqn=nqn, serial=serial, access=access)
         for place in nvme
@@ -237,6 +238,8 @@ def serve(
 
     def ready() -> None:
         say(f"{', '.join(map(str, images))} is served; stop with Ctrl-C", err=True)
+        for file in exposed:
+            say(f"warning: every user of this machine can read the key in {file}: see chmod", err=True)
         for names in access.names_of_one_key():
             say(f"warning: {' and '.join(names)} have the same key: each can pose as the other", err=True)
         for sockets in zip_longest(scsi, blk, vfio):  # of each guest

@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import re
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import trio
 from zonefs_emu.daemon.session import Session
 from zonefs_emu.errors import UsageError, host_sentence
 from zonefs_emu.front_ends.own_thread import run_until_stopped
-from zonefs_emu.nvme.subsystem import Subsystem, require_nqn
+from zonefs_emu.nvme.subsystem import DISCOVERY_NQN, Subsystem, require_nqn
 from zonefs_emu.nvme_tcp import host_keys, tls_keys
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, parse_key
 from zonefs_emu.nvme_tcp.server import DEFAULT_PORT, NvmeTcpServer, listen
@@ -191,6 +192,21 @@ def _tls_keys(texts: Sequence[str]) -> dict[str, TlsKey]:
     return found
 
 
+def exposed_key_files(
+    host_key_texts: Sequence[str], controller_key: str, tls_key_texts: Sequence[str] = ()
+) -> list[Path]:
+    """Return the files with keys that every user of this machine may read; the arguments are those of make_access.
+
+    They are used all the same: a refusal, as of ssh, would break set-ups in which the directory protects the file. A
+    group that may read a file is meant to. A pipe (``@<(…)``) is not such a file.
+    """
+    texts = [_HOST_KEY.split(text)[1] for text in host_key_texts]
+    texts += [controller_key, *(_TLS_KEY.split(text)[1] for text in tls_key_texts)]
+    paths = dict.fromkeys(Path(text[1:]) for text in texts if text.startswith("@"))
+    modes = [(path, path.stat().st_mode) for path in paths]
+    return [path for path, mode in modes if stat.S_ISREG(mode) and mode & stat.S_IROTH]
+
+
 class NvmeTcpFrontEnd:
     """The front-end of a session that serves its devices as namespaces of one NVMe ZNS drive at *address*."""
 
@@ -230,10 +246,12 @@ class NvmeTcpFrontEnd:
         subsystem = Subsystem([session.device, *session.others], nqn=self._nqn, serial=self._serial)
         self.nqn = subsystem.nqn
         for host in self._access.tls_keys:
-            if len(host.encode()) + len(self.nqn.encode()) > tls_keys.NAMES_BYTES_MAX:
+            # A host has an identity for the drive, and another one for the discovery service.
+            longest = max(self.nqn, DISCOVERY_NQN, key=lambda name: len(name.encode()))
+            if len(host.encode()) + len(longest.encode()) > tls_keys.NAMES_BYTES_MAX:
                 message = (
-                    f"the names of {host or 'a host'} and of the drive are too long for TLS, which takes "
-                    f"{tls_keys.NAMES_BYTES_MAX} bytes of both together: give a shorter --nqn"
+                    f"{host or 'the name of any host'} and {longest} are too long for TLS, which takes "
+                    f"{tls_keys.NAMES_BYTES_MAX} bytes of both together: give shorter names"
                 )
                 raise UsageError(message)
         sockets = listen(self.address.host, self.address.port)

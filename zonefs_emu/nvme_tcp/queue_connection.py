@@ -492,6 +492,11 @@ class Connection:
         self._respond(command, Answer(NvmeStatus.SUCCESS, result))
 
     @property
+    def is_admitted(self) -> bool:
+        """Whether the host has connected this queue, and has proved its name if it must; from any thread."""
+        return self.connect is not None and self._is_authenticated
+
+    @property
     def _is_authenticated(self) -> bool:
         return self._authentication is None or self._authentication.is_done
 

@@ -120,9 +120,7 @@ class NvmeTcpServer:
             self.log.info("a connection could not be accepted: %s", error)
             return
         peer = f"host {address[0]}:{address[1]}"
-        with self._lock:
-            full = len(self._connections) >= CONNECTIONS_MAX
-        if full:
+        if not self._make_room():
             self.log.warning("%s: refused, because there are %d connections already", peer, CONNECTIONS_MAX)
             sock.close()
             return
@@ -140,6 +138,26 @@ class NvmeTcpServer:
                 self.log.warning("%s: refused: %s", peer, error)
                 return
             failing.pop_all()
+
+    def _make_room(self) -> bool:
+        """Return whether there may be one more connection; if there are too many, end one to make room.
+
+        It is the oldest one whose host is not admitted yet. Otherwise a stranger who opens connections and says nothing
+        could keep hosts out for as long as they may take for their Connect command. Rejected: a shorter time for that,
+        which slow hosts would miss.
+        """
+        with self._lock:
+            if len(self._connections) < CONNECTIONS_MAX:
+                return True
+            strangers = ((each, thread) for each, thread in self._connections.items() if not each.is_admitted)
+            oldest, thread = next(strangers, (None, None))
+        if oldest is None or thread is None:
+            return False
+        self.log.info("%s: ended to make room, because its host has not connected yet", oldest.peer)
+        oldest.stop()
+        # It carries out no commands, so it ends at once. Not waiting would allow more connections than the limit.
+        thread.join(JOIN_S)
+        return not thread.is_alive()
 
     def _connection(self, sock: socket.socket, peer: str) -> Connection:
         if not self._access.needs_tls:
