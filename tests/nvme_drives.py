@@ -5,8 +5,10 @@ The drives have 16 zones of 4 MiB with a capacity of 3 MiB, blocks of 4096 bytes
 
 import base64
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from tests.attaching import Place, zonefs_super_block
@@ -123,3 +125,34 @@ def check_fio(drive: Drive) -> None:
         " --max_open_zones=3 --rw=randwrite --bs=32k --size=6M --verify=crc32c --do_verify=1 --verify_fatal=1"
     )
     drive.assert_reports_agree()
+
+
+def check_passthrough(drive: Drive) -> None:
+    """Commands of io_uring reach the drive past the block layer: fio verifies, and appends land one after the other.
+
+    fio has no zone append, so a program of our own appends.
+    """
+    node, character = drive.node, drive.node.replace("nvme", "ng")
+    drive.sh(
+        # One write at a time: past the block layer, nothing keeps the writes to a zone in order.
+        f"blkzone reset {node}\n"
+        f"fio --name=x --filename={character} --zonemode=zbd --ioengine=io_uring_cmd --cmd_type=nvme --iodepth=1"
+        " --rw=write --bs=32k --size=4M --verify=crc32c --do_verify=1 --verify_fatal=1"
+    )
+    program = Path(__file__).parent / "uring_append.py"
+    zone = 5 * ZONE
+    done = drive.sh(
+        f"nvme zns reset-zone {node} -a >&2; {sys.executable} {program} {character} 1 {zone} 32 4096"
+    ).stdout
+    appended = [tuple(map(int, line.split())) for line in done.splitlines()]
+    assert sorted(number for number, _, _ in appended) == list(range(32))
+    assert {status for _, status, _ in appended} == {0}
+    assert sorted(where for _, _, where in appended) == list(range(zone, zone + 32))
+    # The kernel does not see what passes it by, so nvme-cli reads.
+    found = drive.sh(
+        f"""nvme read {node} -s {zone} -c 31 -z {32 << 12} -d found >&2
+        od -An -v -w4096 -tu1 found | awk '{{ for (i = 2; i <= NF; i++) if ($i != $1) exit 1; print $1 }}'"""
+    )
+    assert found.stdout.split() == [str(number + 1) for number, _, _ in sorted(appended, key=lambda each: each[2])]
+    drive.assert_reports_agree()
+    drive.sh(f"blkzone reset {node}")

@@ -172,7 +172,7 @@ def test_a_drive_that_finishes_zones_itself(place: Place) -> None:
     assert first < second
 
 
-def test_fio_verifies_and_appends(drive: Place) -> None:
+def test_fio_verifies(drive: Place) -> None:
     fixed = "fio --name=x --filename=/dev/nvme0n1 --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=4"
     drive.sh(f"{fixed} --rw=write --bs=64k --size=12M --verify=crc32c --do_verify=1", timeout=400)
     drive.assert_reports_agree("/dev/nvme0n1", "n.img")

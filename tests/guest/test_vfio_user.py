@@ -13,6 +13,7 @@ from tests.nvme_drives import (
     SHAPE,
     Drive,
     check_limits,
+    check_passthrough,
     check_zone_management,
     check_zonefs,
     make_zonefs,
@@ -103,6 +104,10 @@ def test_the_kernels_zonefs(machine: Machine) -> None:
     drive = machine.first()
     make_zonefs(drive)
     check_zonefs(drive)
+
+
+def test_io_uring_passthrough(machine: Machine) -> None:
+    check_passthrough(machine.first())
 
 
 def test_fio_verifies_on_both_at_once(machine: Machine) -> None:
