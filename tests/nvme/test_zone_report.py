@@ -1,19 +1,24 @@
 """Reports with zone descriptor extensions, and how zones get these; plain reports are tested with the namespace."""
 
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.memory_budget import memory_budget
 from tests.nvme.conftest import BLOCK, CAPACITY, NR_ZONES, UUID_1, ZONE, geometry
 from tests.nvme.test_namespace import at, do, send
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
+from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.zone import Condition
 from zonefs_emu.nvme import identify
 from zonefs_emu.nvme.answer import Answer
 from zonefs_emu.nvme.command import IoOpcode, SendAction
 from zonefs_emu.nvme.namespace import Namespace
+from zonefs_emu.nvme.zone_report import FILTERS, ZoneReporter
 
 EXTENSION = bytes(range(128))
 ENTRY = 64 + len(EXTENSION)
@@ -104,4 +109,30 @@ def test_attributes_that_the_drive_sets(tmp_path: Path) -> None:
     assert report[88:96] == bytes.fromhex("ffffffffffffffff")  # no write pointer
     assert report[128:132] == bytes.fromhex("02 20 02 00")  # IMPLICITLY OPENED; Finish Zone Recommended
     assert report[192:196] == bytes.fromhex("02 10 00 00")  # EMPTY
+    device.close()
+
+
+@pytest.mark.parametrize("conds", [FILTERS[0], FILTERS[1], FILTERS[5]], ids=["all", "empty", "none matches"])
+@pytest.mark.parametrize("partial", [True, False])
+def test_a_portion_of_a_million_zones_takes_the_memory_of_a_portion(
+    large: Namespace, conds: frozenset[Condition], partial: bool
+) -> None:
+    """The states of all zones have ten megabytes, and one step of a scan copies those of 65,536 zones."""
+    with memory_budget(2 << 20):
+        _, report = ZoneReporter(large.port).report(999_990, 4096, conds, partial=partial, extended=False)
+    nr_found = 0 if conds == FILTERS[5] else 10
+    assert struct.unpack_from("<Q", report) == (nr_found,)
+    with memory_budget(2 << 20):
+        _, report = ZoneReporter(large.port).report(0, 4096, conds, partial=partial, extended=False)
+    nr_found = 0 if conds == FILTERS[5] else 63 if partial else 1_000_000
+    assert struct.unpack_from("<Q", report) == (nr_found,)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    """A namespace of a million zones."""
+    path = tmp_path_factory.mktemp("large") / "image"
+    ZonedDevice.create(path, Geometry(size=8_000_000, zone_size=8, zone_capacity=8, block_size_bytes=4096), uuid=UUID_1)
+    device = ZonedDevice.open(path)
+    yield Namespace(device, 1)
     device.close()
