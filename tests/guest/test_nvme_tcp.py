@@ -13,6 +13,7 @@ from tests.nvme_drives import (
     SHAPE,
     ZONE,
     check_limits,
+    check_passthrough,
     check_zone_management,
     check_zonefs,
     drive_of,
@@ -176,6 +177,10 @@ def test_fio_verifies(drive: Place) -> None:
     fixed = "fio --name=x --filename=/dev/nvme0n1 --zonemode=zbd --direct=1 --ioengine=libaio --iodepth=4"
     drive.sh(f"{fixed} --rw=write --bs=64k --size=12M --verify=crc32c --do_verify=1", timeout=400)
     drive.assert_reports_agree("/dev/nvme0n1", "n.img")
+
+
+def test_io_uring_passthrough(drive: Place) -> None:
+    check_passthrough(drive_of(drive, "n.img", "/dev/nvme0n1"))
 
 
 def test_a_killed_target_is_found_again(drive: Place) -> None:
