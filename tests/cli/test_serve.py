@@ -134,8 +134,9 @@ def test_a_host_connects_over_tls(tmp_path: Path) -> None:
     with serving(image, "--nvme-tcp", "127.0.0.1:0", "--tls-key", f"nqn.me=@{tmp_path}/key") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        discover, connect = (shlex.split(process.stdout.readline()) for _ in range(2))
-        assert discover[-5:] == ["--hostnqn", "nqn.me", "--tls", "--tls-key", "TLS-KEY"]
+        store, discover, connect = (shlex.split(process.stdout.readline()) for _ in range(3))
+        assert store[:2] == ["nvme", "check-tls-key"]
+        assert discover[-3:] == ["--hostnqn", "nqn.me", "--tls"]
         assert connect[-7:-1] == ["--hostnqn", "nqn.me", "--tls", "--tls-key", "TLS-KEY", "-n"]
         place = "127.0.0.1", int(connect[connect.index("-s") + 1]), connect[-1]
         with NvmeHost(*place, host_nqn="nqn.me", tls_key=key) as host:

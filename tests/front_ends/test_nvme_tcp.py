@@ -24,7 +24,7 @@ from zonefs_emu.front_ends.nvme_tcp import (
     safe_address,
 )
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.nvme.subsystem import nqn_of
+from zonefs_emu.nvme.subsystem import DISCOVERY_NQN, nqn_of
 from zonefs_emu.nvme_tcp.host_keys import OPEN, Access, DhchapKey, key_text
 from zonefs_emu.nvme_tcp.tls_keys import TlsKey, tls_key_text
 from zonefs_emu.testing.nvme_initiator import NvmeHost
@@ -140,23 +140,33 @@ def test_who_may_connect_over_tls(tmp_path: Path) -> None:
     assert named.hosts == {"nqn.a": None, "nqn.b": None, "nqn.c": KEY}
     assert named.tls_keys == dict.fromkeys(("nqn.a", "nqn.b", "nqn.c"), TLS_KEY)
     tls = ["--tls", "--tls-key", "TLS-KEY"]
+    stored = ["--insert", "--identity=1", "--hostnqn", "nqn.a", "--subsysnqn", DISCOVERY_NQN, "--keydata", "TLS-KEY"]
+    assert NvmeTcpFrontEnd(Address("127.0.0.1", 4420), nqn="nqn.s", access=named).host_commands()[0][2:] == stored
     assert commands(named) == [
-        ["discover", "--hostnqn", "nqn.a", *tls],
-        ["discover", "--hostnqn", "nqn.b", *tls],
-        ["discover", "--hostnqn", "nqn.c", *tls],
+        ["check-tls-key", "--keydata", "TLS-KEY"],
+        ["discover", "--hostnqn", "nqn.a", "--tls"],
+        ["check-tls-key", "--keydata", "TLS-KEY"],
+        ["discover", "--hostnqn", "nqn.b", "--tls"],
+        ["check-tls-key", "--keydata", "TLS-KEY"],
+        ["discover", "--hostnqn", "nqn.c", "--tls"],
         ["connect", "--hostnqn", "nqn.a", *tls, "-n", "nqn.s"],
         ["connect", "--hostnqn", "nqn.b", *tls, "-n", "nqn.s"],
         ["connect", "--hostnqn", "nqn.c", *tls, "--dhchap-secret", "KEY", "-n", "nqn.s"],
     ]
     for_all = make_access([], [], "", [TLS_TEXT])
     assert (for_all.hosts, for_all.tls_keys) == ({}, {"": TLS_KEY})
-    assert commands(for_all) == [["discover", *tls], ["connect", *tls, "-n", "nqn.s"]]
+    store, *lines = commands(for_all)
+    assert store[0] == "check-tls-key"
+    assert lines == [["discover", "--tls"], ["connect", *tls, "-n", "nqn.s"]]
     assert safe_address("0.0.0.0", for_all, insecure=False)
     some = make_access(["nqn.a"], [], "", [f"@{tmp_path}/key", f"nqn.b={TLS_TEXT}"])
     assert (list(some.hosts), list(some.tls_keys)) == (["nqn.b", "nqn.a"], ["", "nqn.b"])
     others = make_access([], [], "", [f"@{tmp_path}/key", f"nqn.b={TLS_TEXT}"])
     assert others.admits("nqn.any")
-    assert [line[1:3] for line in commands(others)[:2]] == [["--hostnqn", "nqn.b"], ["--tls", "--tls-key"]]
+    assert [line[1:] for line in commands(others) if line[0] == "discover"] == [
+        ["--hostnqn", "nqn.b", "--tls"],
+        ["--tls"],
+    ]
 
 
 @needs_tls

@@ -24,6 +24,8 @@ from zonefs_emu.nvme_tcp.tls_stream import missing_tls
 _PORT_MAX: Final = 65535
 #: Where a drive is offered if no address is given.
 LOOPBACK: Final = f"127.0.0.1:{DEFAULT_PORT}"
+#: Stores a TLS key in the keyring of the kernel.
+_STORE_KEY: Final = ("nvme", "check-tls-key", "--insert", "--identity=1")
 #: The most bytes of a file that are read for a key.
 _KEY_FILE_BYTES_MAX: Final = 4096
 #: A key of any kind where the name of its file belongs; messages have that name.
@@ -222,7 +224,9 @@ class NvmeTcpFrontEnd:
     def host_commands(self) -> list[list[str]]:
         """Return the commands with which a Linux host discovers the drive and connects to it; after the start.
 
-        A host with a key has lines of its own, with the words KEY and TLS-KEY in place of its keys.
+        A host with a key has lines of its own, with the words KEY and TLS-KEY in place of its keys. ``nvme discover``
+        takes a TLS key from the keyring of the kernel alone (seen with nvme-cli 2.16), where ``nvme check-tls-key``
+        stores it.
         """
         place = ["-t", "tcp", "-a", self.address.host, "-s", str(self.address.port)]
         access = self._access
@@ -235,9 +239,10 @@ class NvmeTcpFrontEnd:
             if tls or proof:
                 connecting.append([*name, *tls, *proof])
             if tls:
-                discovering.append([*name, *tls])
+                store = [*_STORE_KEY, *name, "--subsysnqn", DISCOVERY_NQN, "--keydata", "TLS-KEY"]
+                discovering += [store, ["nvme", "discover", *place, *name, "--tls"]]
         return [
-            *(["nvme", "discover", *place, *options] for options in discovering or [[]]),
+            *(discovering or [["nvme", "discover", *place]]),
             *(["nvme", "connect", *place, *options, "-n", self.nqn] for options in connecting or [[]]),
         ]
 
