@@ -74,6 +74,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "front_ends/test_timed_answers.py": "answers that are held on the clock of the host, of several front-ends",
         "nvme/test_what_linux_insists_on.py": "both transports of the NVMe drive, and drives that lack something",
         "guest/test_nvme_tcp.py": "the kernel's own NVMe/TCP driver and our drive",
+        "guest/test_nvme_failure.py": "the kernel's own NVMe driver and an image that fails",
         "guest/test_nvme_peers.py": "our NVMe drive beside two others, which are not ours",
         "guest/test_vfio_user.py": "a newer QEMU, the kernel's own NVMe driver and our drive",
         "guest/test_scsi_disk.py": "a served disk and a real kernel's driver",
