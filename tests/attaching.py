@@ -24,6 +24,7 @@ _ZYGOTE: Final = Path("/run/zygote")
 #: It stays when the script that starts it ends.
 _SERVER: Final = f"""
 {IMPORTS}
+import zonefs_emu.cli.serve
 if os.fork():
     os._exit(0)
 os.setsid()
@@ -60,6 +61,14 @@ class Place:
     def sh(self, script: str, *, timeout: float = 180, check: bool = True) -> Completed:
         """Run *script*, in which Z is our command line."""
         return self.guest.run(_PRELUDE + script, timeout=timeout, check=check)
+
+    def start(self, command: str, output: str) -> None:
+        """Start a command line; what it prints is in the file *output*, and at its end its status in *output*.code."""
+        self.sh(
+            f"""d=$(mktemp -d {_ZYGOTE}/XXXXXX); set -- {command}; printf '%s\\n' "$@" >$d/words
+            touch $d/in $d/out; ln $d/out $d/err; ln -sf $d/out {output}; ln -sf $d/code {output}.code
+            echo "$d $PWD" >{_ZYGOTE}/requests"""
+        )
 
     def refusal(self, command: str) -> str:
         """Run a command line that must fail in one sentence; returns the sentence."""
@@ -219,8 +228,8 @@ def check_zone_operations(place: Place, via: str) -> None:
     place.sh(
         f"""dd if=/dev/zero of={node} bs=512 count=3 seek={5 * ZONE_SECTORS} oflag=direct status=none
         {zone("open", 2)} {zone("open", 4)} {zone("close", 4)} {zone("finish", 15)}
-        ! dd if={node} of=/dev/null bs=4k count=1 skip={6 * ZONE_SECTORS // 8} iflag=direct 2>/dev/null
-        ! dd if=/dev/zero of={node} bs=4k count=1 seek={7 * ZONE_SECTORS // 8} oflag=direct 2>/dev/null
+        dd if={node} of=/dev/null bs=4k count=1 skip={6 * ZONE_SECTORS // 8} iflag=direct 2>/dev/null && exit 1
+        dd if=/dev/zero of={node} bs=4k count=1 seek={7 * ZONE_SECTORS // 8} oflag=direct 2>/dev/null && exit 1
         dd if={node} of=/dev/null bs=4k count=1 skip={7 * ZONE_SECTORS // 8} iflag=direct status=none"""
     )
     place.assert_reports_agree(node, "b.img")

@@ -18,9 +18,22 @@ from tests.nvme_drives import (
     Drive,
     check_fio,
     check_limits,
+    check_passthrough,
     check_zone_management,
     check_zonefs,
     drive_of,
+    make_zonefs,
+)
+from tests.nvme_targets import (
+    check_digests,
+    check_discovery,
+    check_keys,
+    check_killed_under_reads,
+    connect,
+    disconnect,
+    image_of,
+    serve,
+    stop,
 )
 from tests.requires import requires
 from tests.served import Served
@@ -83,10 +96,27 @@ def test_the_drive_over_tcp(machine: Machine) -> None:
         place.sh("Z detach n.img; Z check n.img")
 
 
+def test_a_target_over_tcp(machine: Machine) -> None:
+    """What Linux 6.12 does with a target in test_nvme_tcp.py."""
+    with attaching(machine.guest) as place, image_of(place, SHAPE):
+        serve(place)
+        check_discovery(place)
+        node = connect(place)
+        drive = drive_of(place, "n.img", node)
+        make_zonefs(drive)
+        check_zonefs(drive)
+        check_killed_under_reads(place, node)
+        disconnect(place, node)
+        check_digests(place)
+        stop(place)
+        check_keys(place)
+
+
 def check_drive(drive: Drive) -> None:
     check_limits(drive)
     check_zone_management(drive)
     check_fio(drive)
+    check_passthrough(drive)
 
 
 def test_zoned_xfs(machine: Machine) -> None:
