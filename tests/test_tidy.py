@@ -72,6 +72,7 @@ TESTS_OF_THE_WHOLE: Final[Mapping[str, str]] = MappingProxyType(
         "vfio_user/test_killed_daemon.py": "a daemon killed at every instant, and really killed, with a keeper between",
         "vhost_user/test_lost_memory.py": "a front-end that cuts its memory, and a daemon with another guest",
         "front_ends/test_timed_answers.py": "answers that are held on the clock of the host, of several front-ends",
+        "nvme/test_both_transports.py": "both transports of the NVMe drive",
         "nvme/test_what_linux_insists_on.py": "both transports of the NVMe drive, and drives that lack something",
         "guest/test_nvme_tcp.py": "the kernel's own NVMe/TCP driver and our drive",
         "guest/test_nvme_failure.py": "the kernel's own NVMe driver and an image that fails",
