@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,16 @@ from zonefs_emu.vfio_user.kept_client import KeptClient
 from zonefs_emu.vfio_user.pci_config import InterruptKind
 
 
-async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> None:
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[Session]:
+    """A session of a new image, without front-ends."""
     ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
     device = ZonedDevice.open(tmp_path / "image")
-    session = Session(device, tmp_path / "image")
+    yield Session(device, tmp_path / "image")
+    device.close()
+
+
+async def test_a_guest_has_the_drive_until_the_session_ends(session: Session, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(VfioUserFrontEnd(path, serial="S1"), session))
@@ -42,14 +49,10 @@ async def test_a_guest_has_the_drive_until_the_session_ends(tmp_path: Path) -> N
     with client:
         assert client.is_ended()
     assert not path.exists()
-    assert device.machine.zone(0).wp == BLOCK // 512
-    device.close()
+    assert session.device.machine.zone(0).wp == BLOCK // 512
 
 
-async def test_a_guest_with_msi(tmp_path: Path) -> None:
-    ZonedDevice.create(tmp_path / "image", geometry(), uuid=UUID_1)
-    device = ZonedDevice.open(tmp_path / "image")
-    session = Session(device, tmp_path / "image")
+async def test_a_guest_with_msi(session: Session, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(VfioUserFrontEnd(path, is_msi=True), session))
@@ -65,7 +68,6 @@ async def test_a_guest_with_msi(tmp_path: Path) -> None:
 
         await trio.to_thread.run_sync(use)
         nursery.cancel_scope.cancel()
-    device.close()
 
 
 def test_a_keeper_of_another_environment_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
