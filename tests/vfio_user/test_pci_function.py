@@ -200,6 +200,11 @@ def test_interrupts_are_masked_where_there_is_no_table_of_msix(kind: InterruptKi
     for word in (INTMS_WORD, INTMC_WORD):
         answer = client.call(VfioCommand.REGION_READ, messages.encode_region_access(RegionAccess(4 * word, 0, 4)))
         assert struct.unpack("<I", answer[-4:]) == (mask,)
+    client.memory.configure(1)
+    assert client.memory.words[INTMS_WORD] == mask
+    client.memory.configure(0)
+    assert (client.memory.words[INTMS_WORD], client.memory.words[INTMC_WORD]) == (0, 0), "a reset of the controller"
+    client.memory.words[INTMS_WORD] = mask
     client.function.reset()
     assert client.memory.words[INTMS_WORD] == 0
     client.function.close()

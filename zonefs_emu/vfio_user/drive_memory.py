@@ -75,6 +75,8 @@ class DriveMemory:
         # old value.
         self.words[CC_WORD] = value
         if is_reset:
+            # A reset of the controller keeps AQA, ASQ and ACQ, and no mask.
+            self.words[INTMS_WORD] = self.words[INTMC_WORD] = 0
             self._control[_RESETS] += 1
 
     def clear(self) -> None:
