@@ -92,8 +92,8 @@ def test_what_was_not_measured_takes_the_time_of_the_nearest(tmp_path: Path, *, 
 
     def taken_as(status: Status) -> tuple[Operation, int]:
         assert status is Status.OK
-        assert clock.now_ns == timing.last[-1].begin_ns + timing.last[-1].latency_ns
-        return timing.last[-1].operation, timing.last[-1].zone_no
+        assert clock.now_ns == timing.last()[-1].begin_ns + timing.last()[-1].latency_ns
+        return timing.last()[-1].operation, timing.last()[-1].zone_no
 
     assert taken_as(port.allocate_zrwa(ZONE)) == (Operation.OPEN, 1)
     assert taken_as(port.write(ZONE + 8, 8, BLOCK)) == (Operation.WRITE, 1)
@@ -138,7 +138,7 @@ def test_what_is_submitted_at_once_shares_the_drive(world: World) -> None:
     world.clock.run_until_idle()
     assert many[-1].end_ns == world.clock.now_ns
     assert many[-1].latency_ns > 5 * many[0].latency_ns
-    assert world.timing.last[-1].waited_for == Wait.CONTROLLER
+    assert world.timing.last()[-1].waited_for == Wait.CONTROLLER
 
 
 def test_an_injected_delay_comes_on_top(world: World) -> None:

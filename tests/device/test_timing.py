@@ -94,12 +94,12 @@ def test_the_slowest_and_the_last_operations_are_remembered_and_no_more() -> Non
         submit(timing, nr_sectors, 500 + nr_sectors)
     assert [done.latency_ns for done in timing.slowest(3)] == [191, 190, 189]
     assert len(timing.slowest(1000)) == SLOWEST_MAX
-    assert [done.latency_ns for done in timing.last] == list(range(192 - LAST_MAX, 192))
+    assert [done.latency_ns for done in timing.last()] == list(range(192 - LAST_MAX, 192))
     assert str(timing.slowest(1)[0]) == (
         "read of 191 sectors, zone 3, at 0.000 ms: 0.2 us, of which 0.0 us for a die busy"
     )
     submit(timing, 0, 900_500)
-    assert str(timing.last[-1]) == "read, zone 3, at 0.900 ms: 0.0 us"
+    assert str(timing.last()[-1]) == "read, zone 3, at 0.900 ms: 0.0 us"
 
 
 def test_an_answer_is_late_by_more_than_a_twentieth_of_its_latency(caplog: pytest.LogCaptureFixture) -> None:

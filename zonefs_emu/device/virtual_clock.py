@@ -48,7 +48,9 @@ class VirtualClock:
 
     def now(self) -> int:
         """Return the present time."""
-        return self.now_ns + max(self._taken_ns, 0)
+        # Asked three times a command, and max() costs as much as the rest.
+        taken_ns = self._taken_ns
+        return self.now_ns + taken_ns if taken_ns > 0 else self.now_ns
 
     @property
     def nr_in_flight(self) -> int:

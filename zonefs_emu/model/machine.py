@@ -297,8 +297,8 @@ class ZoneMachine:
         if offset != self.wps[zone_no] or nr_sectors % self._granularity:
             raise CommandError(Status.UNALIGNED_WP, zone_no)
         # "with a non-zero data size": only such a write opens the zone (virtio 1.4, Device Operation).
-        if nr_sectors:
-            self.resources.require_for(zone_no, self.conds[zone_no], self._nr_writing())
+        if nr_sectors and (cond := self.conds[zone_no]) not in _OPEN:
+            self.resources.require_for(zone_no, cond, self._nr_writing())
 
     def _check_conventional_write(self, zone_no: int, end: Sector, dialect: Dialect) -> None:
         for other in range(zone_no + 1, (end - 1) // self._zone_size + 1):

@@ -436,7 +436,7 @@ class DeviceUnderTest:
             mean_us, longest_us = times.total_ns / times.count / 1e3, times.longest_ns / 1e3
             name = operation.name.lower()
             yield f"{name}: {times.count} in {mean_us:.1f} us on average, the longest in {longest_us:.1f} us"
-        yield from (f"lately: {done}" for done in tuple(timing.last)[-_OPERATIONS_SHOWN:])
+        yield from (f"lately: {done}" for done in timing.last()[-_OPERATIONS_SHOWN:])
 
     @contextmanager
     def _target(self) -> Iterator[Target]:

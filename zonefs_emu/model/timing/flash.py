@@ -19,6 +19,13 @@ from zonefs_emu.units import SECTOR_SHIFT
 _WHOLE_BLOCK_BYTES: Final = 4096
 #: A write slows down a reset that begins within this time after it.
 _BESIDE_NS: Final = 1_000_000
+# Looked up once: in Python 3.11 a member of an enumeration costs as much as a call.
+_READ: Final = Operation.READ
+_WRITE: Final = Operation.WRITE
+_APPEND: Final = Operation.APPEND
+_EMPTY: Final = Condition.EMPTY
+_CLOSED: Final = Condition.CLOSED
+_CONTROLLER: Final = Wait.CONTROLLER
 #: Requests between two removals of state that no later request needs.
 _FORGET_EVERY: Final = 1024
 #: Zones that are remembered as finished.
@@ -84,10 +91,10 @@ class FlashTiming:
             self._until_forget = _FORGET_EVERY
             self._bus.forget(arrival_ns)
             self._nand.forget(arrival_ns)
-        if operation == Operation.READ:
+        if operation == _READ:
             return self._read(zone, sector, nr_sectors, arrival_ns)
-        if operation in (Operation.WRITE, Operation.APPEND):
-            append = operation == Operation.APPEND
+        append = operation == _APPEND
+        if append or operation == _WRITE:
             return self._write(zone, nr_sectors << SECTOR_SHIFT, arrival_ns, condition, append=append)
         return self._manage(operation, zone, arrival_ns, condition, written_sectors)
 
@@ -99,7 +106,7 @@ class FlashTiming:
         """
         start_ns = max(admitted_ns, self._controller_free_ns)
         if start_ns == arrival_ns:
-            self._controller_cause = Wait.CONTROLLER
+            self._controller_cause = _CONTROLLER
         elif start_ns > self._controller_free_ns:
             self._controller_cause = Wait.COMMANDS
         self.controller_wait_ns = self.waited_ns = start_ns - arrival_ns
@@ -174,9 +181,9 @@ class FlashTiming:
                 latency_ns += p.partial_latency_ns
         if arrival_ns < self._write_until_ns:
             latency_ns += p.overlap_ns
-        if condition == Condition.EMPTY:
+        if condition == _EMPTY:
             latency_ns += p.first_append_ns if append else p.first_write_ns
-        elif condition == Condition.CLOSED:
+        elif condition == _CLOSED:
             latency_ns += p.reopen_ns
         # The data go over the bus between two runs of transfers to the host.
         asked_ns = self._bus.idle_ns(now_ns)
