@@ -138,6 +138,31 @@ def test_no_more_commands_are_worked_on_than_the_drive_can() -> None:
     assert model.waited_ns == 0
 
 
+def test_a_write_passes_reads_that_wait_for_the_drive_to_take_them() -> None:
+    model = drive(commands_max=2, queue_turn_ns=1000)
+    for at in range(8):
+        model.submit(Operation.READ, 0, at * 10**6, PAGE, 0, condition=Condition.FULL)
+    assert model.controller_wait_ns > 10_000
+    model.submit(Operation.WRITE, 0, 0, PAGE, 10)
+    assert model.controller_wait_ns < 1000
+    assert model.waited_for == Wait.COMMANDS
+    # The next write has the same turn.
+    first_ns = 10 + model.controller_wait_ns
+    transfer_ns = STEADY.controller_write_ns + STEADY.small_write_ns + int(4096 * STEADY.write_byte_ns)
+    model.submit(Operation.WRITE, 1, 0, PAGE, 11)
+    assert 11 + model.controller_wait_ns == first_ns + transfer_ns
+
+
+def test_writes_pass_no_other_writes() -> None:
+    model = drive(commands_max=2, queue_turn_ns=0)
+    for _ in range(8):
+        model.submit(Operation.WRITE, 0, 0, 2048, 0)
+    model.submit(Operation.READ, 0, 10**6, PAGE, 1, condition=Condition.FULL)
+    waited_ns = model.controller_wait_ns
+    model.submit(Operation.WRITE, 0, 0, 2048, 2)
+    assert model.controller_wait_ns > waited_ns
+
+
 def test_a_read_waits_until_the_drive_takes_another_command() -> None:
     model = drive(commands_max=2)
     ends_ns = [model.submit(Operation.READ, 0, at * 10**6, PAGE, 0, condition=Condition.FULL) for at in range(2)]

@@ -20,6 +20,7 @@ SMALL = replace(
     slice_ns=100,
     reads_between_slices=2,
     interrupt_ns=0,
+    interrupt_more_ns=0,
     row_bytes=1 << 40,
     row_slices=2,
     row_share=1.0,
@@ -69,6 +70,16 @@ def test_an_interrupted_program_costs_the_die_time() -> None:
     assert drive.read(0, 300, 10, 5) == 352  # slices until 237 and 337
     drive.store(310, 1000)
     assert drive.store(420, 500) == 459  # the last slice, after 352 + 7
+
+
+def test_further_reads_of_an_interruption_cost_the_die_time_too() -> None:
+    drive = nand(interrupt_ns=7, interrupt_more_ns=3)
+    drive.store(0, 1000)
+    assert drive.read(0, 50, 10, 5) == 115
+    assert drive.read(0, 60, 10, 5) == 137
+    assert drive.read(0, 60, 10, 5) == 255  # after 137 + 3 and a slice
+    # A die that programs nothing needs no time to go on.
+    assert [drive.read(1, 60, 10, 5) for _ in range(2)] == [75, 90]
 
 
 def test_a_read_after_the_last_slice_ends_the_program() -> None:

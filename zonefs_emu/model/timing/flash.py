@@ -54,6 +54,9 @@ class FlashTiming:
         self._controller_free_ns = 0
         self._controller_cause = Wait.CONTROLLER
         self._in_flight: list[int] = []  # when reads and writes end, a heap
+        # Until when the last read, and the last write behind others, waits for the drive to take it.
+        self._reads_wait_ns = self._writes_wait_ns = 0
+        self._turn_ns = 0  # when the controller is done with the last write that passed waiting reads
         self._management_free_ns = 0
         self._write_until_ns = -_BESIDE_NS
         self._room_ns = 0  # when the last write that waited for room in the buffer has it
@@ -130,6 +133,7 @@ class FlashTiming:
             return end_ns  # the measured rate includes the wait for other commands
         if (admitted_ns := self._admit(arrival_ns)) > arrival_ns:
             start_ns = self._reach_controller(arrival_ns, admitted_ns)
+            self._reads_wait_ns = admitted_ns
         self._controller_free_ns = now_ns = start_ns + p.controller_read_ns
         nand, random = self._nand, self._random
         number = int(random() * nand.nr_dies)
@@ -157,7 +161,9 @@ class FlashTiming:
 
     def _write(self, zone: int, nr_bytes: int, arrival_ns: int, condition: Condition, *, append: bool) -> int:
         p = self.parameters
-        start_ns = self._reach_controller(arrival_ns, self._admit(arrival_ns))
+        admitted_ns = self._admit(arrival_ns)
+        passes = admitted_ns > arrival_ns and self._reads_wait_ns > arrival_ns >= self._writes_wait_ns
+        start_ns = self._pass_reads(arrival_ns) if passes else self._write_in_order(arrival_ns, admitted_ns)
         latency_ns = p.write_base_ns + int(-p.jitter_ns * log(1.0 - self._random()))
         if append:
             service_ns = p.controller_append_ns
@@ -193,7 +199,12 @@ class FlashTiming:
         held_ns = max(asked_ns, self._room_ns)
         if held_ns > asked_ns:
             self._controller_cause = Wait.BUFFER
-        self._controller_free_ns = held_ns + rest_ns
+        free_ns = held_ns
+        if passes:
+            self._turn_ns = asked_ns
+            # The reads that it passes have their answers already. So the next ones wait for this write instead.
+            free_ns = max(free_ns, self._controller_free_ns + asked_ns - start_ns)
+        self._controller_free_ns = free_ns + rest_ns
         now_ns = self._nand.store(held_ns, nr_bytes)
         if now_ns > asked_ns:
             self._room_ns = now_ns
@@ -203,6 +214,25 @@ class FlashTiming:
         self._write_until_ns = end_ns = now_ns + latency_ns
         heappush(self._in_flight, end_ns)
         return end_ns
+
+    def _write_in_order(self, arrival_ns: int, admitted_ns: int) -> int:
+        """Return when the controller takes a write behind all requests before it."""
+        if admitted_ns > arrival_ns:
+            self._writes_wait_ns = admitted_ns
+        return self._reach_controller(arrival_ns, admitted_ns)
+
+    def _pass_reads(self, arrival_ns: int) -> int:
+        """Return when the controller takes a write that arrives while reads wait for the drive to take them.
+
+        Reads and writes come from queues of their own, which take turns. A write that arrives before the turn of the
+        last one is over has the same turn.
+        """
+        start_ns = self._turn_ns
+        if start_ns <= arrival_ns:
+            start_ns = arrival_ns + int(self._random() * self.parameters.queue_turn_ns)
+        self.controller_wait_ns = self.waited_ns = start_ns - arrival_ns
+        self.waited_for = Wait.COMMANDS
+        return start_ns
 
     def _merge(self, zone: int, now_ns: int, nr_bytes: int, *, append: bool) -> int:
         """Merge a write of less than 8 KiB into what the drive stores as a whole; return when the write is taken."""

@@ -44,6 +44,7 @@ class Nand:
         self._spread = p.program_spread
         self._reads_between = p.reads_between_slices
         self._interrupt_ns = p.interrupt_ns
+        self._interrupt_more_ns = p.interrupt_more_ns
         self._row_bytes = p.row_bytes
         self._row_slices = p.row_slices
         self._row_share = p.row_share
@@ -98,30 +99,31 @@ class Nand:
         if die.slices:
             self._catch_up(die, now_ns)
         start_ns = die.origin_ns
-        interrupts = False
+        after_ns = 0  # until the program goes on
         if die.slices:
             if now_ns > start_ns:
                 # A slice is under way: it ends first.
-                interrupts = self._run_slices(die, -(-(now_ns - start_ns) // self._slice_ns))
+                after_ns = self._run_slices(die, -(-(now_ns - start_ns) // self._slice_ns))
                 start_ns = die.origin_ns
             elif die.reads < self._reads_between:
                 die.reads += 1
+                after_ns = self._interrupt_more_ns
             else:
-                interrupts = self._run_slices(die, 1)
+                after_ns = self._run_slices(die, 1)
                 start_ns = die.origin_ns
         elif now_ns > start_ns:
             start_ns = now_ns
         self.waited_ns = start_ns - now_ns
         self.busy_ns += read_ns
         end_ns = die.origin_ns = die.channel.transfer(start_ns + read_ns, transfer_ns)
-        if interrupts:
-            die.origin_ns += self._interrupt_ns
+        die.origin_ns += after_ns
         return end_ns
 
-    def _run_slices(self, die: _Die, count: int) -> bool:
+    def _run_slices(self, die: _Die, count: int) -> int:
         """Let *count* slices of *die* pass, at most those of its program; a read follows.
 
-        Returns whether the read interrupts a program: this one, or the next that has waited for the die.
+        Returns the die's added time after the read if it interrupts a program: this one, or the next that has waited
+        for the die.
         """
         count = min(count, die.slices)
         die.origin_ns += count * self._slice_ns
@@ -129,7 +131,7 @@ class Nand:
         die.reads = 1
         if not die.slices:
             self._end_program(die)
-        return die.slices > 0
+        return self._interrupt_ns if die.slices else 0
 
     def _end_program(self, die: _Die) -> None:
         self._buffered_bytes -= self._program_bytes

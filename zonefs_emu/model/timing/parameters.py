@@ -60,6 +60,9 @@ class FlashParameters:
     )
     controller_read_ns: int = parameter("ns", "the controller's time for a read")
     commands_max: int = parameter("", "reads and writes that the drive works on at a time; others wait for one to end")
+    queue_turn_ns: int = parameter(
+        "ns", "how long reads are taken at most before a write is, if more of them wait than the drive works on"
+    )
     write_byte_ns: float = parameter("ns/B", "the controller's time for each byte written: the transfer to the buffer")
     write_unit_bytes: int = parameter("B", "writes below this cost more, and writes above it need a list of pages")
     small_write_ns: int = parameter("ns", "the controller's added time for a write below write_unit_bytes")
@@ -95,6 +98,7 @@ class FlashParameters:
     slice_ns: int = parameter("ns", "a slice of a program, which no read interrupts")
     reads_between_slices: int = parameter("", "waiting reads of a die that pass between two slices")
     interrupt_ns: int = parameter("ns", "a die's added time after the first of the reads that interrupt a program")
+    interrupt_more_ns: int = parameter("ns", "a die's added time after each further read of the same interruption")
     row_bytes: int = parameter(
         "B", "after this much is programmed, some running programs take longer once: about a row of cells of all dies"
     )
