@@ -4,6 +4,7 @@ May not know: what messages mean.
 """
 
 import socket
+from contextlib import suppress
 from typing import NamedTuple
 
 from zonefs_emu.descriptor_socket import DescriptorSocket
@@ -41,6 +42,15 @@ class ClientConnection(DescriptorSocket):
             return None
         self._header = None
         return ClientMessage(header, *self.take())
+
+    def close(self) -> None:
+        """End the connection, also where another process has a copy of its descriptor, as a daemon that lost one has.
+
+        Without that, the guest would see no end and wait for an answer for ever.
+        """
+        with suppress(OSError):  # the client is gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        super().close()
 
     @property
     def is_between_messages(self) -> bool:

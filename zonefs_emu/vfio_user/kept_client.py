@@ -38,6 +38,28 @@ _END_S: Final = 1.0
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
+def _start_keeper(client: socket.socket, path: Path, interrupt_kind: InterruptKind) -> "subprocess.Popen[bytes]":
+    """Start a keeper that has a copy of *client* and listens at *path*.
+
+    Raises:
+        OSError: the host starts no process.
+    """
+    with listen_for_daemons(path) as listener:
+        memory_fd = os.memfd_create("nvme-drive", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(memory_fd, MEMORY_BYTES + RECORD_BYTES)
+            fds = (client.fileno(), listener.fileno(), memory_fd)
+            arguments = [*map(str, fds), str(interrupt_kind.value), str(path.absolute())]
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "zonefs_emu.vfio_user.keeper", *arguments],
+                pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+            )  # fmt: skip
+        finally:
+            os.close(memory_fd)
+
+
 class KeptClient:
     """One client: its drive. The keeper at the other end of *link* has its PCI function."""
 
@@ -101,30 +123,21 @@ class KeptClient:
             OSError: the host starts no process. PeerError: the keeper does not listen, or is gone at once.
             RuntimeError: as of the constructor.
         """
-        with client, listen_for_daemons(path) as listener:
-            memory_fd = os.memfd_create("nvme-drive", os.MFD_CLOEXEC)
+        with client:
+            process = _start_keeper(client, path, interrupt_kind)
             try:
-                os.ftruncate(memory_fd, MEMORY_BYTES + RECORD_BYTES)
-                fds = (client.fileno(), listener.fileno(), memory_fd)
-                arguments = [*map(str, fds), str(interrupt_kind.value), str(path.absolute())]
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "zonefs_emu.vfio_user.keeper", *arguments],
-                    pass_fds=fds, start_new_session=True, cwd="/", stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
-                )  # fmt: skip
-            finally:
-                os.close(memory_fd)
-        try:
-            link = connect_to_keeper(path, _START_S)
-            if link is None:
-                raise PeerError("the keeper does not listen")
-            link.end_fd = end_fd
-            return cls(link, process, subsystem, unforeseen)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+                link = connect_to_keeper(path, _START_S)
+                if link is None:
+                    raise PeerError("the keeper does not listen")
+                link.end_fd = end_fd
+                return cls(link, process, subsystem, unforeseen)
+            except BaseException:
+                process.kill()
+                process.wait()
+                # Also where the constructor has lost a copy of the descriptor: the guest would wait for an answer.
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+                raise
 
     @classmethod
     def find(cls, path: Path, subsystem: Subsystem, unforeseen: UnforeseenErrors) -> Self | None:
