@@ -123,7 +123,7 @@ def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
     )  # fmt: skip
     # Python's own allocations are not freed at its end. Its allocator would hide accesses beyond a block.
     environment = {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    rigs = {"virtqueue/walker_rig": 60, "ublk/tag_walker_rig": 60, "vfio_user/queue_walker_rig": 20}
+    rigs = {"virtqueue/walker_rig": 30, "ublk/tag_walker_rig": 30, "vfio_user/queue_walker_rig": 10}
     for rig, nr_rounds in rigs.items():
         done = subprocess.run(
             [sys.executable, ROOT / f"tests/{rig}.py", str(nr_rounds), "1", images, built],

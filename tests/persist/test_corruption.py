@@ -74,6 +74,7 @@ def test_any_flipped_byte_of_what_has_two_copies_leaves_the_right_state(kind: Se
             backing.memory[offset] ^= flip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_any_flipped_byte_of_the_live_table_is_named_where_that_counts(case: str) -> None:
     backing, boot_id = left_behind(case)
@@ -116,6 +117,7 @@ def refusal(backing: PlainBacking, boot_id: bytes) -> BadMagicError | CorruptIma
     return None
 
 
+@pytest.mark.slow
 def test_every_cut_length_is_an_error_that_says_so() -> None:
     """Every one at the two ends of the file, and in between those around the ends of sectors."""
     backing, boot_id = left_behind("clean")

@@ -325,6 +325,7 @@ class Full(CrashBacking):
         return self.full_at > 0 and self.full_at <= self.calls < self.full_at + self.lasting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lasting", [1, 2, 5])
 def test_a_full_host_refuses_loses_nothing_and_goes_on(lasting: int) -> None:
     """At each write and punch, of data and of metadata alike; and no power cut around it finds anything else."""
@@ -349,6 +350,7 @@ def test_a_full_host_refuses_loses_nothing_and_goes_on(lasting: int) -> None:
         assert World(MemoryBacking(bytearray(backing.memory)), NEXT_BOOT).snapshot() == power_cycled(answered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full_at", range(1, 8))
 def test_a_compaction_that_a_full_host_interrupts_is_done_by_the_next_flush(full_at: int) -> None:
     memory = fresh_memory(WIDE_GEOMETRY)

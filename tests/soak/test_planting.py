@@ -27,7 +27,7 @@ OBSERVERS = re.compile(
     r"|.* ChangedZones\.(touched|_lasting)$|.* Controller\.(_zones_changed|_wants_events)$"
 )
 #: So many requests of every load without a new exception: there is none left to meet.
-NR_QUIET_REQUESTS = 150
+NR_QUIET_REQUESTS = 60
 
 
 def test_boundaries_are_found_in_the_source() -> None:

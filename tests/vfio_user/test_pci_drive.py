@@ -58,6 +58,7 @@ def test_registers(served: Served) -> None:
         assert client.register(Register.CSTS) == READY
 
 
+@pytest.mark.slow
 def test_a_drive_of_many_images(device: ZonedDevice) -> None:
     """What it notes for the next process has a place of a fixed size."""
     subsystem = Subsystem([device] * 500, nqn="nqn." + "ü" * 109)
