@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -242,28 +243,22 @@ def test_a_keeper_that_ends_at_once(device: ZonedDevice, places: Path, monkeypat
     ours.close()
 
 
+@pytest.mark.parametrize("is_taken_over", [False, True])
 def test_a_connection_ends_although_a_copy_of_its_socket_is_left(
-    device: ZonedDevice, places: Path, monkeypatch: pytest.MonkeyPatch
+    device: ZonedDevice, places: Path, monkeypatch: pytest.MonkeyPatch, *, is_taken_over: bool
 ) -> None:
     """A daemon that loses a descriptor to an exception keeps a copy of the socket for good."""
     ours, theirs = socket.socketpair()
-    copy = theirs.dup()
-    with monkeypatch.context() as patch:
-        patch.setattr("zonefs_emu.vfio_user.kept_client.DriveRecord", lambda *_: 1 // 0)
-        with pytest.raises(ZeroDivisionError):
-            KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen)
-    ours.settimeout(30)
-    assert ours.recv(1) == b""
-    for end in (ours, copy):
-        end.close()
-
-    ours, theirs = socket.socketpair()
-    copy = theirs.dup()
-    KeptClient.start(theirs, places / "keeper", Subsystem([device]), device.unforeseen).close()
-    ours.settimeout(30)
-    assert ours.recv(1) == b""
-    for end in (ours, copy):
-        end.close()
+    start = partial(KeptClient.start, theirs, places / "keeper", Subsystem([device]), device.unforeseen)
+    with ours, theirs.dup():
+        if is_taken_over:
+            start().close()
+        else:
+            monkeypatch.setattr("zonefs_emu.vfio_user.kept_client.DriveRecord", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                start()
+        ours.settimeout(30)
+        assert ours.recv(1) == b""
 
 
 def test_a_server_ends_while_a_new_keeper_is_stopped(

@@ -297,6 +297,7 @@ class ZoneMachine:
         if offset != self.wps[zone_no] or nr_sectors % self._granularity:
             raise CommandError(Status.UNALIGNED_WP, zone_no)
         # "with a non-zero data size": only such a write opens the zone (virtio 1.4, Device Operation).
+        # Most writes are to open zones, which need no resource: for them, the zones being written to are not counted.
         if nr_sectors and (cond := self.conds[zone_no]) not in _OPEN:
             self.resources.require_for(zone_no, cond, self._nr_writing())
 

@@ -44,9 +44,10 @@ class ClientConnection(DescriptorSocket):
         return ClientMessage(header, *self.take())
 
     def close(self) -> None:
-        """End the connection, also where another process has a copy of its descriptor, as a daemon that lost one has.
+        """End the connection, even if another process has a copy of the socket's descriptor.
 
-        Without that, the guest would see no end and wait for an answer for ever.
+        The daemon keeps its copy open if an internal error makes it lose the number. A guest that sees no end of the
+        connection waits for an answer for ever.
         """
         with suppress(OSError):  # the client is gone already
             self._socket.shutdown(socket.SHUT_RDWR)
