@@ -37,7 +37,7 @@ HEURISTICS: Final = (
 )
 _FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
 _VFIO_SLEEPING: Final = "import zonefs_emu.vfio_user.pci_drive as module\nmodule._LOOK_NS_MAX = 0"
-_VFIO_LOOKING_ON: Final = "import zonefs_emu.polling as module\nmodule.AdaptivePolling.stop = lambda self: None"
+_VFIO_AT_ONCE: Final = "import zonefs_emu.polling as module\nmodule.Gathering.begin = lambda self: None"
 _UBLK_SLEEPING: Final = "import zonefs_emu.ublk.io_queue as module\nmodule._LOOK_NS_MAX = 0"
 
 
@@ -93,12 +93,12 @@ def _ublk(runs: int) -> Row:
 
 
 def _vfio_user(scratch: Path, runs: int) -> list[Row]:
-    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "on": _VFIO_LOOKING_ON}
+    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "at-once": _VFIO_AT_ONCE}
     with vfio_guest(scratch, drives) as (guest, nodes):
         looking = nodes["looking"]
         return [
             _in_guest("vfio-user", guest, looking, nodes["sleeping"], runs=runs),
-            _in_guest("vfio-user", guest, looking, nodes["on"], runs=runs, depth=32, without="looking on"),
+            _in_guest("vfio-user", guest, looking, nodes["at-once"], runs=runs, depth=32, without="each at once"),
         ]
 
 

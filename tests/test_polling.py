@@ -1,8 +1,10 @@
-"""The length of a look, after waits of any kind."""
+"""The length of a look, after waits of any kind, and of a pause, after any number of requests."""
 
 from itertools import pairwise
 
-from zonefs_emu.polling import AdaptivePolling
+import pytest
+
+from zonefs_emu.polling import AdaptivePolling, Gathering
 
 
 def polling(nr_processors: int = 2) -> AdaptivePolling:
@@ -35,15 +37,46 @@ def test_where_all_waits_are_long_a_full_look_is_tried_now_and_then() -> None:
     assert sum(looks) <= len(looks) * 1_000_000 * 0.002
 
 
-def test_looking_that_does_not_pay_stops_until_waits_are_short() -> None:
-    policy = polling()
-    policy.stop()
-    assert policy.look_ns == 0
-    assert lengths(policy, 100_000, 2) == [4_000, 8_000]
-
-
 def test_a_single_processor_is_left_to_the_thread_that_asks() -> None:
     policy = polling(nr_processors=1)
     assert policy.look_ns == 0
     assert lengths(policy, 1, 3) == [0, 0, 0]
     assert not any(lengths(policy, 1_000_000, 200))
+
+
+@pytest.fixture
+def gathering() -> Gathering:
+    found = Gathering()
+    found.begin()
+    assert found.pause_ns == 200_000
+    return found
+
+
+def gather(gathering: Gathering, first: int, found: int) -> int:
+    """Tell of a pause; return the length of the next one."""
+    gathering.gathered(first, found)
+    return gathering.pause_ns
+
+
+def test_pauses_grow_while_requests_go_on_coming(gathering: Gathering) -> None:
+    assert [gather(gathering, 2, 4) for _ in range(3)] == [400_000, 800_000, 800_000]
+    assert gather(gathering, 3, 4) == 800_000, "some came, but fewer"
+    assert gather(gathering, 0, 2) == 800_000
+
+
+def test_a_pause_in_which_the_client_waited_is_followed_by_shorter_ones(gathering: Gathering) -> None:
+    assert gather(gathering, 2, 4) == 400_000
+    assert gather(gathering, 4, 4) == 100_000
+    assert gather(gathering, 4, 4) == 0
+    for _ in range(64):
+        gathering.begin()
+        assert gathering.pause_ns == 0, "it was tried a short time ago"
+    gathering.begin()
+    assert gathering.pause_ns == 200_000
+
+
+@pytest.mark.parametrize(("first", "found"), [(0, 0), (0, 1), (1, 1)])
+def test_a_client_with_one_request_under_way_gets_no_pauses(gathering: Gathering, first: int, found: int) -> None:
+    assert gather(gathering, first, found) == 0
+    gathering.begin()
+    assert gathering.pause_ns == 200_000, "it may have several at any time"

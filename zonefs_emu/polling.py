@@ -1,4 +1,4 @@
-"""How long a loop looks for the next request before it sleeps: one policy for every loop that serves requests.
+"""How a loop that serves requests waits for the next one: how long it looks before it sleeps, and what it lets gather.
 
 A sleep and its wake-up cost more than a short request, so polling for a while pays if requests come soon. If they are
 rare, polling only wastes time, and the thread that sends the next request may be waiting for this very processor. So
@@ -12,6 +12,13 @@ followed by others.
 
 A fixed length would be simpler. It would keep a processor busy for a device whose requests come once in a millisecond.
 
+A client with several requests under way does not wait for each answer. Looking then finds its requests one by one, and
+answers each with a notification, which costs the client more than the answer. So such a loop pauses, and takes what has
+gathered. A pause is too long if the client has sent all it can and waits: then nothing comes in the second half of the
+pause, and the next one is a quarter as long. Where at least as many come as in the first half, it is twice as long. A
+fixed length would be simpler. It would have to be short for clients with few requests under way, and would then do
+little for those with many.
+
 May not know: clocks, and what is looked at.
 """
 
@@ -20,6 +27,12 @@ from typing import Final
 _LOOK_NS_MIN: Final = 4_000
 #: At 200 us a look, a loop whose requests come once in a millisecond loses 0.6 percent of a processor to trials.
 _SLEEPS_PER_TRIAL: Final = 64
+_PAUSE_NS_MIN: Final = 50_000
+#: An emulated guest sends about seven requests meanwhile.
+_PAUSE_NS_MAX: Final = 800_000
+_PAUSE_NS_FIRST: Final = 200_000
+#: Where pauses were too long, the next so many occasions pass without one.
+_OCCASIONS_PER_TRIAL: Final = 64
 
 
 class AdaptivePolling:
@@ -36,10 +49,6 @@ class AdaptivePolling:
         self.look_ns = self._max_ns
         self._nr_sleeps = 0
 
-    def stop(self) -> None:
-        """Sleep next time, because the last look has cost more than a sleep would have."""
-        self.look_ns = 0
-
     def waited(self, duration_ns: int) -> None:
         """Choose the length of the next look, after a wait that has ended in a sleep."""
         look_ns = self.look_ns
@@ -51,3 +60,34 @@ class AdaptivePolling:
                 self._nr_sleeps = (self._nr_sleeps + 1) % _SLEEPS_PER_TRIAL
                 if not self._nr_sleeps:
                     self.look_ns = self._max_ns
+
+
+class Gathering:
+    """The pauses of one loop, which begin where its client has several requests under way."""
+
+    def __init__(self) -> None:
+        #: The length of the next pause; 0: none.
+        self.pause_ns = 0
+        self._nr_to_pass = 0
+
+    def begin(self) -> None:
+        """Pause from now on, unless pauses were too long a short time ago."""
+        if self._nr_to_pass:
+            self._nr_to_pass -= 1
+        else:
+            self.pause_ns = _PAUSE_NS_FIRST
+
+    def gathered(self, first: int, found: int) -> None:
+        """Choose the length of the next pause, after one in which *found* requests came, *first* in its first half.
+
+        A single request ends the pauses: then the client may wait for each answer.
+        """
+        if found < 2:
+            self.pause_ns = 0
+        elif found >= 2 * first:
+            self.pause_ns = min(2 * self.pause_ns, _PAUSE_NS_MAX)
+        elif found == first:
+            self.pause_ns //= 4
+            if self.pause_ns < _PAUSE_NS_MIN:
+                self.pause_ns = 0
+                self._nr_to_pass = _OCCASIONS_PER_TRIAL

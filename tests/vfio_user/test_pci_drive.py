@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -30,6 +31,7 @@ from zonefs_emu.nvme.logs import Log
 from zonefs_emu.nvme.subsystem import Subsystem
 from zonefs_emu.polling import AdaptivePolling
 from zonefs_emu.testing.vfio_client import MEMORY_START, NvmeGuest, PciQueue, VfioClient
+from zonefs_emu.vfio_user import queue_set
 from zonefs_emu.vfio_user.drive_memory import MEMORY_BYTES as DRIVE_BYTES, DriveMemory
 from zonefs_emu.vfio_user.drive_record import RECORD_BYTES, DriveRecord
 from zonefs_emu.vfio_user.pci_config import NR_VECTORS
@@ -160,34 +162,54 @@ def test_a_look_finds_commands_without_doorbells(guest: NvmeGuest, served: Serve
     assert queue.nr_rings + other.nr_rings == before + 1
 
 
-def test_a_drive_sleeps_where_several_commands_are_under_way(guest: NvmeGuest, served: Served) -> None:
-    """It would find them one by one, and send an interrupt for each."""
-
-    class CountedPolling(AdaptivePolling):
-        nr_stops = 0
-
-        def stop(self) -> None:
-            self.nr_stops += 1
-            super().stop()
-
+def test_commands_gather_where_several_are_under_way(
+    guest: NvmeGuest, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drive would find them one by one otherwise, and send an interrupt for each."""
     queue = guest.queue(1)
     assert guest.set_shadow([queue]).status == 0
     drive = drive_of(served)
-    drive.polling = polling = CountedPolling(max_ns=2_000_000_000, soon_ns=60_000_000_000, nr_processors=2)
+    drive.polling = AdaptivePolling(max_ns=2_000_000_000, soon_ns=60_000_000_000, nr_processors=2)
+    nr_interrupts, nr_halves, at_begin = 0, 0, 0
+    gathered = threading.Event()
+
+    def signal(vector: int) -> None:
+        nonlocal nr_interrupts
+        nr_interrupts += 1
+
+    def send() -> None:
+        queue.push(queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
+
+    def sleep(seconds: float) -> None:
+        nonlocal nr_halves, at_begin
+        nr_halves += 1
+        if nr_halves <= 2:
+            at_begin = at_begin or nr_interrupts
+            for _ in range(3):
+                send()
+        elif nr_halves == 4:
+            gathered.set()
+
+    monkeypatch.setattr(queue_set, "time", SimpleNamespace(sleep=sleep, monotonic_ns=time.monotonic_ns))
+    monkeypatch.setattr(drive.interrupts, "signal", signal)
     for _ in range(20):
         assert queue.read(1, 0, 1, BLOCK).status == 0
-    assert polling.nr_stops == 0, "one command after the other"
-    # One that comes right after another may be found without a look. No completion is taken.
+    assert nr_halves == 0, "one command after the other"
+    # A command that comes right after another may be found without a look. No completion is taken.
     nr_sent = 0
-    while not polling.nr_stops and nr_sent < 50:
+    while not nr_halves and nr_sent < 50:
         nr_commands = drive.nr_commands
-        queue.push(queue.entry(IoOpcode.READ, nsid=1, cdws=(0, 0, 0), nr_bytes=BLOCK))
+        send()
         nr_sent += 1
         while drive.nr_commands == nr_commands:
             time.sleep(0.001)
         time.sleep(0.01)
-    assert 2 <= nr_sent < 50
-    assert [queue.wait().status for _ in range(nr_sent)] == [0] * nr_sent
+    assert gathered.wait(10)
+    assert [queue.wait().status for _ in range(nr_sent + 6)] == [0] * (nr_sent + 6)
+    assert nr_interrupts == at_begin + 1
+    assert queue.read(1, 0, 1, BLOCK).status == 0, (
+        "nothing came in the last pause, so the drive has asked for a doorbell"
+    )
 
 
 def test_a_look_lets_other_threads_run(guest: NvmeGuest, served: Served) -> None:

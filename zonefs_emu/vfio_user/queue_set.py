@@ -12,7 +12,7 @@ from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
 from zonefs_emu.nvme.command import Command
 from zonefs_emu.nvme.controller import QUEUE_ENTRIES_MAX
 from zonefs_emu.nvme.rules import NvmeRule
-from zonefs_emu.polling import AdaptivePolling
+from zonefs_emu.polling import AdaptivePolling, Gathering
 from zonefs_emu.vfio_user.drive_memory import DriveMemory
 from zonefs_emu.vfio_user.drive_queues import CompletionQueue, ShadowDoorbells, SubmissionQueue
 from zonefs_emu.vfio_user.drive_record import DriveRecord, QueuesState
@@ -40,6 +40,7 @@ class QueueSet:
         self.sqs: dict[int, SubmissionQueue] = {}
         self.cqs: dict[int, CompletionQueue] = {}
         self.shadow: ShadowDoorbells | None = None
+        self._gathering = Gathering()
         self._bar = bar
         self._record = record
         self._guest = guest
@@ -100,19 +101,22 @@ class QueueSet:
         Returns at once while the worker has a command, because polling would keep the interpreter from the worker, and
         where answers are held, because the time that they are due ends a sleep and not a look.
 
-        A guest that sends a command before it has taken the last completions has several under way. Looking would find
-        these one by one, with an interrupt for each, where a sleep gathers them; so the next wait is a sleep.
+        A guest that sends a command before it has taken the last completions has several under way, which are then
+        left to gather.
         """
         queues = [queue for queue in self.sqs.values() if queue.number]
+        gathering = self._gathering
         if (
-            not polling.look_ns
+            not (polling.look_ns or gathering.pause_ns)
             or self.shadow is None
             or any(queue.is_busy or queue.answers is not None for queue in queues)
         ):
             return False
         waiting = [queue for queue in queues if can_take(queue)]
-        places = [(2 * queue.number, queue.head, queue.completions) for queue in waiting] * _LOOKS_AT_ONCE
         doorbells, clock, give_way = self.shadow.doorbells, time.monotonic_ns, select.poll().poll
+        if gathering.pause_ns:
+            return self._pause(waiting)
+        places = [(2 * queue.number, queue.head, queue.completions) for queue in waiting] * _LOOKS_AT_ONCE
         end_ns = clock() + polling.look_ns
         while places and clock() < end_ns:
             # Other threads of the daemon, such as that of a mount, get the interpreter during this system call only.
@@ -120,9 +124,20 @@ class QueueSet:
             for place, head, completions in places:
                 if doorbells[place] != head:
                     if self.head(completions) != completions.tail:
-                        polling.stop()
+                        gathering.begin()
                     return True
         return False
+
+    def _pause(self, queues: list[SubmissionQueue]) -> bool:
+        """Sleep while commands of *queues* gather; return whether there are some."""
+        assert self.shadow is not None, "a guest with real doorbells wakes the drive by each"
+        doorbells, half_s = self.shadow.doorbells, self._gathering.pause_ns / 2e9
+        found: list[int] = []
+        for _ in range(2):
+            time.sleep(half_s)
+            found.append(sum((doorbells[2 * queue.number] - queue.head) % queue.size for queue in queues))
+        self._gathering.gathered(*found)
+        return found[1] > 0
 
     def ask_for_doorbells(self) -> None:
         """Make the guest ring real doorbells again, if it uses shadow doorbells."""
