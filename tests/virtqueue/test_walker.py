@@ -35,6 +35,7 @@ from zonefs_emu.testing.driver_rings import GUEST_BASE
 from zonefs_emu.virtio.blk import Blk
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.scsi import decode_address
+from zonefs_emu.virtqueue.dirty_log import DirtyLog
 from zonefs_emu.virtqueue.scsi_host import ScsiHost
 
 #: The first sequential zone, and the first write to it, which opens it and so is no plain one.
@@ -495,12 +496,15 @@ def test_after_a_kill_a_write_that_the_walker_committed_is_not_done_again(make_r
 
 
 def test_pages_are_logged_by_python(make_rig: MakeRig) -> None:
-    class Log:
+    class Log(DirtyLog):
+        def __init__(self) -> None:
+            """Do not map a log."""
+
         def mark(self, runs: object) -> None:
             pass
 
     rig = opened(make_rig())
-    rig.queue.set_log(Log())  # type: ignore[arg-type]
+    rig.queue.set_log(Log())
     assert rig.queue._walker is None
     good(rig, [Ask("read", START, 8)])
     rig.queue.set_log(None)

@@ -8,9 +8,12 @@ Source: vhost-user.rst, "Migration": ``log[page / 8] |= 1 << page % 8``.
 
 import ctypes
 import mmap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from zonefs_emu.virtio.packed import PackedRing
+from zonefs_emu.virtio.ring import Chain
+from zonefs_emu.virtio.split import SplitRing
 from zonefs_emu.virtqueue.atomic import set_bit
 from zonefs_emu.virtqueue.peer_memory import PeerMemory
 
@@ -52,3 +55,27 @@ class DirtyLog:
                 byte = self._address + (page >> 3)
                 set_bit(byte & ~3, (byte & 3) * 8 + (page & 7))
             following = max(following, end)
+
+    def mark_buffers(self, ring: SplitRing | PackedRing, chains: Sequence[Chain]) -> None:
+        """Mark all writable buffers of the requests, although fewer bytes may have been written."""
+        logged = ring.logged
+        if logged is None:
+            return
+        runs: list[tuple[int, int]] = []
+        for token, _, writable in chains:
+            # The addresses of a chain that was taken before logging began are not known. So all memory is marked.
+            memory = [(region.guest_address, region.size) for region in ring.memory.regions] if writable else []
+            runs += logged.pop(token, memory)
+        self.mark(runs)
+
+    def mark_used(self, ring: SplitRing | PackedRing, start: int, count: int) -> None:
+        """Mark the pages that were written to give *count* requests back: index and elements, or descriptors.
+
+        *start*: the guest address of the used ring, or of the packed ring.
+        """
+        if isinstance(ring, SplitRing):
+            mask = ring.size - 1
+            places = {(ring.used_idx - 1 - back) & mask for back in range(min(count, ring.size))}
+            self.mark([(start, 4), *((start + 4 + 8 * place, 8) for place in places)])
+        else:
+            self.mark([(start, 16 * ring.size)])

@@ -243,14 +243,14 @@ class Virtqueue:
         """Give the answer *number* of the record to the request of *chain*, which was carried out."""
         record, dirty = self._record, self._log
         if dirty is not None:
-            self._mark_dirty(ring, dirty, (chain,))
+            dirty.mark_buffers(ring, (chain,))
         if record is not None:
             record.before_giving(number, packed.position_after(ring, chain[0]))
         ring.push((chain,), (nr_bytes,))
         if record is not None:
             record.note_given(number)
         if dirty is not None:
-            self._mark_used(ring, dirty, 1)
+            dirty.mark_used(ring, self._used_log_address, 1)
 
     def set_log(self, dirty: DirtyLog | None) -> None:
         """Begin or end to log the pages that are written, if the queue runs."""
@@ -406,7 +406,7 @@ class Virtqueue:
         assert ring is not None
         count = len(chains)
         if dirty is not None:
-            self._mark_dirty(ring, dirty, chains)
+            dirty.mark_buffers(ring, chains)
         if record is None:
             ring.push(chains, lengths)
         elif isinstance(ring, SplitRing):
@@ -420,7 +420,7 @@ class Virtqueue:
                 ring.push(chains[index : index + 1], lengths[index : index + 1])
                 record.finish_packed()
         if dirty is not None:
-            self._mark_used(ring, dirty, count)
+            dirty.mark_used(ring, self._used_log_address, count)
         self._note_given_back(count)
 
     def _note_given_back(self, count: int) -> None:
@@ -574,27 +574,3 @@ class Virtqueue:
             with suppress(OSError):
                 self._service.eventfds.signal(self.err_fd)
         self._notify()
-
-    # -- dirty pages ------------------------------------------------------------------------------------------
-
-    def _mark_dirty(self, ring: SplitRing | PackedRing, dirty: DirtyLog, chains: Sequence[Chain]) -> None:
-        """Mark all writable buffers of the requests, although fewer bytes may have been written."""
-        logged = ring.logged
-        if logged is None:
-            return
-        runs: list[tuple[int, int]] = []
-        for token, _, writable in chains:
-            # The addresses of a chain that was taken before logging began are not known. So all memory is marked.
-            memory = [(region.guest_address, region.size) for region in ring.memory.regions] if writable else []
-            runs += logged.pop(token, memory)
-        dirty.mark(runs)
-
-    def _mark_used(self, ring: SplitRing | PackedRing, dirty: DirtyLog, count: int) -> None:
-        """Mark the pages of the ring that were written: index and elements, or descriptors."""
-        start = self._used_log_address
-        if isinstance(ring, SplitRing):
-            mask = ring.size - 1
-            places = {(ring.used_idx - 1 - back) & mask for back in range(min(count, ring.size))}
-            dirty.mark([(start, 4), *((start + 4 + 8 * place, 8) for place in places)])
-        else:
-            dirty.mark([(start, 16 * ring.size)])
