@@ -3,7 +3,7 @@
 * Virtqueues: a vhost-user server over libblkio.
 * zonefs: a mount, with fio.
 * ublk: two devices in one guest, with fio there.
-* vfio-user: two drives in one guest, with fio there.
+* vhost-user and vfio-user: two disks in one guest each, with fio there.
 
 The servers run side by side and are measured in turn. A server without a heuristic runs the same code with one name
 changed before it begins, so the product has no switch for the benchmark. A heuristic that stays below its goal, here
@@ -18,7 +18,7 @@ from typing import Final
 
 from bench.attach import READ_ZONE, ZONE_MIB, attach, fio
 from bench.fuse import fio_job, mounted_zonefs
-from bench.guest import vfio_guest
+from bench.guest import serving, vfio_guest
 from bench.harness import Row, compare
 from bench.vhost import Disk, compile_loop, our_disk
 from tools.guest.kit import obtain_kit
@@ -27,6 +27,7 @@ from tools.guest.machine import Guest
 GOAL: Final = 1.05
 _RANDOM_READ: Final = "4 KiB random read, depth {}"
 _SLEEPING: Final = "sleeping at once"
+_EACH_AT_ONCE: Final = "each at once"
 
 #: Heuristics of virtqueues: the depth at which the gain should show, what the server without it does, and the
 #: statements that make it do so.
@@ -37,13 +38,18 @@ HEURISTICS: Final = (
 )
 _FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
 _VFIO_SLEEPING: Final = "import zonefs_emu.vfio_user.pci_drive as module\nmodule._LOOK_NS_MAX = 0"
-_VFIO_AT_ONCE: Final = "import zonefs_emu.polling as module\nmodule.Gathering.begin = lambda self: None"
+_AT_ONCE: Final = "import zonefs_emu.polling as module\nmodule.Gathering.begin = lambda self: None"
 _UBLK_SLEEPING: Final = "import zonefs_emu.ublk.io_queue as module\nmodule._LOOK_NS_MAX = 0"
 
 
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure reads with and without each heuristic."""
-    return [*_virtqueues(scratch, runs), *_fuse(scratch, runs), _ublk(runs), *_vfio_user(scratch, runs)]
+    return [
+        *_virtqueues(scratch, runs),
+        *_fuse(scratch, runs),
+        *_stock_guest(scratch, runs),
+        *_vfio_user(scratch, runs),
+    ]
 
 
 def _virtqueues(scratch: Path, runs: int) -> list[Row]:
@@ -83,22 +89,31 @@ def _fuse(scratch: Path, runs: int) -> list[Row]:
         ]  # fmt: skip
 
 
-def _ublk(runs: int) -> Row:
-    """Measure in a guest: ublk needs root and its module."""
-    with Guest(obtain_kit(print), memory_mib=2048) as guest:
+def _stock_guest(scratch: Path, runs: int) -> list[Row]:
+    """Measure ublk, which needs root and its module, and SCSI disks of the guest."""
+    sockets = {"gathering": "", "at-once": _AT_ONCE}
+    with ExitStack() as stack:
+        for name, change in sockets.items():
+            options = "--vhost-user-scsi", str(scratch / f"{name}.sock")
+            stack.enter_context(serving(scratch / f"{name}.img", *options, change=change))
+        guest = stack.enter_context(Guest(obtain_kit(print), memory_mib=2048))
         guest.load("ublk_drv")
         looking = attach(guest, "ublk", name="looking")
         sleeping = attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING)
-        return _in_guest("ublk", guest, looking, sleeping, runs=runs)
+        gathering, at_once = (guest.attach("scsi", scratch / f"{name}.sock").path for name in sockets)
+        return [
+            _in_guest("ublk", guest, looking, sleeping, runs=runs),
+            _in_guest("vhost-user SCSI", guest, gathering, at_once, runs=runs, depth=32, without=_EACH_AT_ONCE),
+        ]
 
 
 def _vfio_user(scratch: Path, runs: int) -> list[Row]:
-    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "at-once": _VFIO_AT_ONCE}
+    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "at-once": _AT_ONCE}
     with vfio_guest(scratch, drives) as (guest, nodes):
         looking = nodes["looking"]
         return [
             _in_guest("vfio-user", guest, looking, nodes["sleeping"], runs=runs),
-            _in_guest("vfio-user", guest, looking, nodes["at-once"], runs=runs, depth=32, without="each at once"),
+            _in_guest("vfio-user", guest, looking, nodes["at-once"], runs=runs, depth=32, without=_EACH_AT_ONCE),
         ]
 
 

@@ -17,11 +17,13 @@ answers each with a notification, which costs the client more than the answer. S
 gathered. A pause is too long if the client has sent all it can and waits: then nothing comes in the second half of the
 pause, and the next one is a quarter as long. Where at least as many come as in the first half, it is twice as long. A
 fixed length would be simpler. It would have to be short for clients with few requests under way, and would then do
-little for those with many.
+little for those with many. Not every client that seems to have several requests under way has them, so trials that fail
+become rare.
 
 May not know: clocks, and what is looked at.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 _LOOK_NS_MIN: Final = 4_000
@@ -30,9 +32,10 @@ _SLEEPS_PER_TRIAL: Final = 64
 _PAUSE_NS_MIN: Final = 50_000
 #: An emulated guest sends about seven requests meanwhile.
 _PAUSE_NS_MAX: Final = 800_000
-_PAUSE_NS_FIRST: Final = 200_000
-#: Where pauses were too long, the next so many occasions pass without one.
-_OCCASIONS_PER_TRIAL: Final = 64
+_PAUSE_NS_FIRST: Final = 400_000
+#: After pauses that did not pay, so many occasions pass without one, and twice as many after each further trial.
+_TO_PASS_MIN: Final = 64
+_TO_PASS_MAX: Final = 8192
 
 
 class AdaptivePolling:
@@ -68,26 +71,39 @@ class Gathering:
     def __init__(self) -> None:
         #: The length of the next pause; 0: none.
         self.pause_ns = 0
+        #: Whether one of the pauses since the last beginning was followed by a longer one.
+        self._has_paid = False
+        #: The occasions that still pass without a pause, and how many are to pass after pauses that did not pay.
         self._nr_to_pass = 0
+        self._nr_per_trial = _TO_PASS_MIN
 
     def begin(self) -> None:
-        """Pause from now on, unless pauses were too long a short time ago."""
+        """Pause from now on, unless pauses did not pay a short time ago."""
         if self._nr_to_pass:
             self._nr_to_pass -= 1
         else:
             self.pause_ns = _PAUSE_NS_FIRST
+            self._has_paid = False
 
-    def gathered(self, first: int, found: int) -> None:
-        """Choose the length of the next pause, after one in which *found* requests came, *first* in its first half.
+    def gather(self, sleep: Callable[[float], object], count: Callable[[], int]) -> int:
+        """Pause by *sleep*, which takes seconds; return how many requests there are then, which *count* tells.
 
-        A single request ends the pauses: then the client may wait for each answer.
+        A single request ends the pauses, because then the client waits for each answer.
         """
-        if found < 2:
-            self.pause_ns = 0
-        elif found >= 2 * first:
+        half_s = self.pause_ns / 2e9
+        sleep(half_s)
+        first = count()
+        sleep(half_s)
+        found = count()
+        if found >= 2 * max(first, 1):
             self.pause_ns = min(2 * self.pause_ns, _PAUSE_NS_MAX)
+            self._has_paid = True
+            self._nr_per_trial = _TO_PASS_MIN
         elif found == first:
             self.pause_ns //= 4
-            if self.pause_ns < _PAUSE_NS_MIN:
-                self.pause_ns = 0
-                self._nr_to_pass = _OCCASIONS_PER_TRIAL
+        if found < 2 or self.pause_ns < _PAUSE_NS_MIN:
+            self.pause_ns = 0
+            if not self._has_paid:
+                self._nr_to_pass = self._nr_per_trial
+                self._nr_per_trial = min(2 * self._nr_per_trial, _TO_PASS_MAX)
+        return found

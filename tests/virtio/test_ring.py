@@ -98,6 +98,26 @@ def test_no_notification_that_is_needed_is_left_out(is_packed: bool, event_idx: 
 
 
 @both
+def test_how_many_are_available(is_packed: bool) -> None:
+    pair = Pair(is_packed=is_packed, size=8)
+    per_request = 2 if is_packed else 1  # of a packed ring, descriptors are counted
+    assert pair.ring.nr_available == 0
+    for _ in range(5):  # the ring comes round
+        for number in range(1, 4):
+            pair.add()
+            assert pair.ring.nr_available == number * per_request
+        chains = [*pair.ring.pop(1)]
+        assert pair.ring.nr_available == 2 * per_request
+        chains += pair.ring.pop(2)
+        assert pair.ring.nr_available == 0
+        pair.ring.push(chains, [4] * 3)
+        pair.driver.reap()
+    while pair.driver.nr_free >= 2:
+        pair.add()
+    assert pair.ring.nr_available == (8 if is_packed else 4), "all that there are"
+
+
+@both
 def test_notifications_are_suppressed(is_packed: bool) -> None:
     pair = Pair(is_packed=is_packed)
     pair.ring.wake()

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.intent_log import Intents
 from zonefs_emu.errors import PeerError
 from zonefs_emu.polling import AdaptivePolling
-from zonefs_emu.testing.driver_rings import GUEST_BASE
-from zonefs_emu.virtio import features as bits
+from zonefs_emu.testing.driver_rings import GUEST_BASE, PackedDriver
+from zonefs_emu.virtio import features as bits, packed, split
 from zonefs_emu.virtio.handler import Begin
 from zonefs_emu.virtio.memory import GuestMemory, Region
 from zonefs_emu.virtio.ring import Chain
+from zonefs_emu.virtqueue import queue_server
 from zonefs_emu.virtqueue.queue_server import QueueServer
 from zonefs_emu.virtqueue.virtqueue import RingAddresses, Virtqueue
 
@@ -84,6 +86,14 @@ class Line:
         if self.pair.driver.needs_kick():
             os.eventfd_write(self.queue.kick_fd, 1)
         return number
+
+    def refuse_calls(self) -> None:
+        """Do as a driver that has not taken all answers."""
+        driver = self.pair.driver
+        if isinstance(driver, PackedDriver):
+            driver._driver_event[1] = packed.EVENT_DISABLE
+        else:
+            driver._avail[0] = split._NO_INTERRUPT
 
     def reap(self) -> list[int]:
         return [done.request_id for done in self.pair.driver.reap()]
@@ -257,6 +267,65 @@ def test_empty_rings_are_looked_at_only_where_requests_come_soon(bench: Bench, m
             server.serve()
             assert not server._active
     assert looks == [200_000, 100_000, 50_000, 100_000]
+
+
+@pytest.fixture
+def pauses(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What the drivers do in the next halves of pauses, which take no time."""
+    todo: list[Callable[[], object]] = []
+    clock = SimpleNamespace(sleep=lambda seconds: todo.pop(0)(), monotonic_ns=time.monotonic_ns)
+    monkeypatch.setattr(queue_server, "time", clock)
+    bench.server._polling = AdaptivePolling(max_ns=0, soon_ns=0, nr_processors=2)
+    return todo
+
+
+def nothing() -> None:
+    """Send no request."""
+
+
+def call_count(line: Line) -> int:
+    try:
+        return os.eventfd_read(line.queue.call_fd)
+    except BlockingIOError:
+        return 0
+
+
+def test_requests_gather_where_a_driver_has_several_under_way(bench: Bench, pauses: list[Callable[[], object]]) -> None:
+    """The server would find them one by one otherwise, and send a notification for each."""
+    line, _ = bench.lines
+    line.queue.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
+    numbers = [line.submit(b"a")]
+    bench.turn()
+    assert line.reap() == numbers
+    assert call_count(line) == 1
+    assert not pauses, "one request after the other"
+    line.refuse_calls()
+
+    def send() -> None:
+        numbers.extend(line.submit(b"a") for _ in range(3))
+
+    def want() -> None:
+        line.pair.driver.want_call()
+        send()
+
+    pauses += [send, want, nothing, nothing]
+    numbers = [line.submit(b"a")]
+    bench.turn()
+    assert line.reap() == numbers
+    assert len(numbers) == 7
+    assert call_count(line) == 1
+    assert pauses == [], "they end where nothing comes"
+
+
+def test_nothing_gathers_while_the_worker_has_a_request(bench: Bench, pauses: list[Callable[[], object]]) -> None:
+    line, other = bench.lines
+    other.submit(b"w")
+    bench.turn()
+    line.refuse_calls()
+    number = line.submit(b"a")
+    bench.turn()
+    assert line.reap() == [number]
+    assert not pauses, "a pause would have met an empty list"
 
 
 def test_stopped_from_another_thread_under_load(bench: Bench) -> None:

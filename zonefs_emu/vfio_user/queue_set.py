@@ -131,13 +131,12 @@ class QueueSet:
     def _pause(self, queues: list[SubmissionQueue]) -> bool:
         """Sleep while commands of *queues* gather; return whether there are some."""
         assert self.shadow is not None, "a guest with real doorbells wakes the drive by each"
-        doorbells, half_s = self.shadow.doorbells, self._gathering.pause_ns / 2e9
-        found: list[int] = []
-        for _ in range(2):
-            time.sleep(half_s)
-            found.append(sum((doorbells[2 * queue.number] - queue.head) % queue.size for queue in queues))
-        self._gathering.gathered(*found)
-        return found[1] > 0
+        doorbells = self.shadow.doorbells
+
+        def count() -> int:
+            return sum((doorbells[2 * queue.number] - queue.head) % queue.size for queue in queues)
+
+        return self._gathering.gather(time.sleep, count) > 0
 
     def ask_for_doorbells(self) -> None:
         """Make the guest ring real doorbells again, if it uses shadow doorbells."""

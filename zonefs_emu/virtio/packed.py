@@ -127,6 +127,15 @@ class PackedRing(Ring):
         place = self.next_place
         return self._is_available(self._desc[2 * (place % self.size) + 1], place)
 
+    @property
+    def nr_available(self) -> int:
+        """The descriptors that the driver has made available."""
+        place, size = self.next_place, self.size
+        end = self.used_place + size
+        while place < end and self._is_available(self._desc[2 * (place % size) + 1], place):
+            place += 1
+        return place - self.next_place
+
     def pop(self, limit: int) -> Sequence[Chain]:
         """Take up to *limit* chains; see :meth:`Ring.pop`.
 

@@ -104,6 +104,14 @@ class Ring(ABC):
 
     @property
     @abstractmethod
+    def nr_available(self) -> int:
+        """The chains that the driver has made available, or their descriptors, as far as is known without taking them.
+
+        A driver that breaks the rules can make it any number.
+        """
+
+    @property
+    @abstractmethod
     def base(self) -> int:
         """The answer to GET_VRING_BASE: the position to continue from."""
 

@@ -126,6 +126,11 @@ class SplitRing(Ring):
         """Say whether the driver has made a chain available."""
         return self._avail[1] != self.next_idx
 
+    @property
+    def nr_available(self) -> int:
+        """The chains that the driver has made available."""
+        return (self._avail[1] - self.next_idx) & 0xFFFF
+
     def pop(self, limit: int) -> Sequence[Chain]:
         """Take up to *limit* chains; see :meth:`Ring.pop`."""
         avail = self._avail

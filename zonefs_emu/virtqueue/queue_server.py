@@ -5,7 +5,8 @@ to each other at every system call, which costs more than the call (docs/vhost-u
 that may wait for the host's disk go to a worker.
 
 The thread sleeps in epoll. Once awake it serves rings until they are empty. Then it polls the empty rings for as long
-as :mod:`zonefs_emu.polling` says, before it asks the drivers for kicks and sleeps again.
+as :mod:`zonefs_emu.polling` says, before it asks the drivers for kicks and sleeps again. Where drivers have several
+requests under way, it lets them gather before it serves the rings again.
 
 An error of one ring or one request ends in its queue. Any other exception of a method reaches the transport, which
 gives up its connection (docs/errors.md, boundaries).
@@ -27,7 +28,7 @@ from typing import Final
 from zonefs_emu.device.limited_log import LimitedLog
 from zonefs_emu.device.waker import Waker
 from zonefs_emu.errors import PeerError
-from zonefs_emu.polling import AdaptivePolling
+from zonefs_emu.polling import AdaptivePolling, Gathering
 from zonefs_emu.virtqueue.atomic import make_fence
 from zonefs_emu.virtqueue.peer_eventfds import PeerEventfds
 from zonefs_emu.virtqueue.virtio_device import VirtioDevice
@@ -73,6 +74,7 @@ class QueueServer:
         self._polling = AdaptivePolling(
             max_ns=_LOOK_NS_MAX, soon_ns=_LOOK_NS_MAX, nr_processors=len(os.sched_getaffinity(0))
         )
+        self._gathering = Gathering()
         self._epoll = select.epoll()
         self._reactions: dict[int, Callable[[], object]] = {}
         self._waker = Waker()
@@ -239,12 +241,28 @@ class QueueServer:
                     return
             if busy:
                 deadline = 0
+            elif not deadline and self._gather():
+                continue
             elif polling.look_ns and not deadline:
                 deadline = clock() + polling.look_ns
             elif not polling.look_ns or clock() >= deadline:
                 if not self._sleep():
                     return
                 deadline = 0
+
+    def _gather(self) -> bool:
+        """Let requests gather if the drivers have several under way; return whether there are some afterwards.
+
+        The worker's answer must not wait for that, so nothing gathers while it has a request.
+        """
+        active, gathering = self._active, self._gathering
+        if not gathering.pause_ns and any(queue.has_several for queue in active):
+            gathering.begin()
+        if not gathering.pause_ns or any(queue.busy for queue in self.queues):
+            return False
+        for queue in active:
+            queue.notify()
+        return gathering.gather(time.sleep, lambda: sum(queue.nr_available for queue in active)) > 0
 
     def _sleep(self) -> bool:
         """Ask the drivers of the active queues for kicks, and make the queues inactive; True if a request has come."""

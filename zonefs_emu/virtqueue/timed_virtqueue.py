@@ -127,6 +127,11 @@ class TimedVirtqueue(Virtqueue):
         """Whether the queue is to be served. It is also while it waits for the worker, because answers may be due."""
         return super().is_ready or (self._port is not None and self.busy and self.ring is not None and not self.broken)
 
+    @property
+    def has_several(self) -> bool:
+        """Whether requests may gather. Where answers are held they may not, because an answer may be due meanwhile."""
+        return self._port is None and super().has_several
+
     def sleep(self) -> bool:
         """Do what :meth:`Virtqueue.sleep` does; return True also if a held answer is due.
 

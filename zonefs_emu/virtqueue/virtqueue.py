@@ -144,6 +144,8 @@ class Virtqueue:
         self._unnotified_since_ns = 0
         #: When so many requests were given back, the driver is notified of them.
         self._notify_at = 1
+        #: Whether the driver wanted no notification of the last answers, because it had not taken all earlier ones.
+        self._is_ahead = False
 
     # -- starting and stopping --------------------------------------------------------------------------------
 
@@ -156,6 +158,16 @@ class Virtqueue:
     def is_idle(self) -> bool:
         """Whether no available request is left to execute: none in the ring, and none taken from it."""
         return not self._backlog and (self.ring is None or not self.ring.has_work())
+
+    @property
+    def has_several(self) -> bool:
+        """Whether the driver has several requests under way, as far as is known, which may gather."""
+        return self._is_ahead
+
+    @property
+    def nr_available(self) -> int:
+        """The requests in the ring; in a packed ring their descriptors, of which a request may have several."""
+        return self.ring.nr_available if self.is_ready and self._events is None and self.ring is not None else 0
 
     def start(
         self, memory: GuestMemory, features: int, record_memory: memoryview | None, dirty: DirtyLog | None
@@ -360,6 +372,13 @@ class Virtqueue:
             self._break(error)
             return False
 
+    def notify(self) -> None:
+        """Send deferred notifications. Never raises."""
+        try:  # the boundary of a ring
+            self._notify()
+        except Exception as error:
+            self._break(error)
+
     def _walk(self, walker: "Walker") -> int:
         """Let *walker* execute plain requests; return how many were executed, or -1 if the ring is empty."""
         try:  # the boundary of a request
@@ -441,7 +460,8 @@ class Virtqueue:
         """Notify the driver of requests that were given back, if it wants notifications."""
         if self._nr_unnotified and self.ring is not None:
             self._nr_unnotified = 0
-            if self.ring.needs_call():
+            self._is_ahead = not self.ring.needs_call()
+            if not self._is_ahead:
                 self.call()
 
     def _answer_failed(self, chains: Sequence[Chain], index: int, lengths: list[int], error: Exception) -> int:
