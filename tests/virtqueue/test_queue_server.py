@@ -317,6 +317,27 @@ def test_requests_gather_where_a_driver_has_several_under_way(bench: Bench, paus
     assert pauses == [], "they end where nothing comes"
 
 
+def test_a_kick_of_another_queue_waits_for_one_pause(bench: Bench, pauses: list[Callable[[], object]]) -> None:
+    line, other = bench.lines
+    line.refuse_calls()
+    kicked: list[int] = []
+    answered: list[int] = []
+
+    def send() -> None:
+        line.submit(b"a")
+        line.submit(b"a")
+
+    def kick() -> None:
+        send()
+        kicked.append(other.submit(b"b"))
+
+    pauses += [send, kick, lambda: answered.extend(other.reap()), nothing]
+    line.submit(b"a")
+    bench.turn()
+    assert answered == kicked
+    assert len(kicked) == 1
+
+
 def test_nothing_gathers_while_the_worker_has_a_request(bench: Bench, pauses: list[Callable[[], object]]) -> None:
     line, other = bench.lines
     other.submit(b"w")

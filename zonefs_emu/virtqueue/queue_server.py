@@ -262,7 +262,10 @@ class QueueServer:
             return False
         for queue in active:
             queue.notify()
-        return gathering.gather(time.sleep, lambda: sum(queue.nr_available for queue in active)) > 0
+        nr_found = gathering.gather(time.sleep, lambda: sum(queue.nr_available for queue in active))
+        # Kicks of other queues, and messages, must not wait for several pauses.
+        self._take_events(0)
+        return nr_found > 0
 
     def _sleep(self) -> bool:
         """Ask the drivers of the active queues for kicks, and make the queues inactive; True if a request has come."""
