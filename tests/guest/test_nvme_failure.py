@@ -20,3 +20,5 @@ def test_a_failed_namespace_is_read_only(place: Place) -> None:
             until [ $(cat /sys/block/nvme0n1/ro) = 1 ]; do sleep 0.5; done"""
         )
         assert "1" in place.sh("nvme id-ns /dev/nvme0n1 | grep nsattr").stdout
+        found = place.sh("nvme smart-log /dev/nvme0 | grep critical_warning").stdout
+        assert found.split(":")[1].strip() == "0xc", "it was the only namespace"

@@ -24,9 +24,9 @@ def test_health_counts_in_thousands_of_sectors_rounded_up() -> None:
         "reads": 5, "read_sectors": 1001, "writes": 3, "appends": 4, "written_sectors": 2000, "power_cycles": 9,
         "internal_errors": 1,
     }  # fmt: skip
-    data = logs.smart(counted, 77)
+    data = logs.smart(counted, 77, 4)
     assert len(data) == 512
-    assert (data[0], int.from_bytes(data[1:3], "little") - 273, data[3]) == (0, 40, 100)
+    assert (data[0], int.from_bytes(data[1:3], "little") - 273, data[3]) == (4, 40, 100)
     numbers = [int.from_bytes(data[32 + 16 * i : 48 + 16 * i], "little") for i in range(10)]
     assert numbers == [2, 2, 5, 7, 0, 9, 0, 0, 1, 77]
 
@@ -40,9 +40,9 @@ def test_endurance_counts_in_billions_of_bytes_rounded_up() -> None:
         "written_sectors": 2_000_000,
         "internal_errors": 1,
     }
-    data = logs.endurance_group(counted, 77, 1 << 40)
+    data = logs.endurance_group(counted, 77, 4, 1 << 40)
     assert len(data) == 512
-    assert (data[3], data[4], data[5]) == (100, 10, 0)
+    assert (data[0], data[3], data[4], data[5]) == (4, 100, 10, 0)
     numbers = [int.from_bytes(data[48 + 16 * i : 64 + 16 * i], "little") for i in range(8)]
     assert numbers == [1, 2, 2, 5, 7, 1, 77, 1 << 40]
 

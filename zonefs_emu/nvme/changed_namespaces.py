@@ -10,9 +10,13 @@ Namespace List".
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.nvme import logs
+
+_RELIABILITY_DEGRADED: Final = 1 << 2
+_MEDIA_READ_ONLY: Final = 1 << 3
 
 
 class ChangedNamespaces:
@@ -64,3 +68,14 @@ class ChangedNamespaces:
 def is_protected(device: ZonedDevice) -> bool:
     """Whether *device* is a write protected namespace, because its image refuses changes."""
     return device.image.poison is not None
+
+
+def critical_warning(devices: Iterable[ZonedDevice]) -> int:
+    """Return the critical warning of a drive of *devices*, for the logs of health.
+
+    It is degraded if one of them has failed, and read-only if all have. One that was opened for reading has not failed.
+
+    Source: NVM Express Base Specification 2.0, "SMART / Health Information", Critical Warning.
+    """
+    failed = [is_protected(device) and not device.image.readonly for device in devices]
+    return any(failed) * _RELIABILITY_DEGRADED | all(failed) * _MEDIA_READ_ONLY

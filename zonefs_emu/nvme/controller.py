@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from zonefs_emu.nvme import identify, logs
 from zonefs_emu.nvme.answer import SUCCESS, Answer, RefusedError
-from zonefs_emu.nvme.changed_namespaces import ChangedNamespaces, is_protected
+from zonefs_emu.nvme.changed_namespaces import ChangedNamespaces, critical_warning, is_protected
 from zonefs_emu.nvme.changed_zones import ChangedZones
 from zonefs_emu.nvme.command import ALL_NAMESPACES, AdminOpcode, Command, IoOpcode, name_of
 from zonefs_emu.nvme.identify import Cns, CommandSet, ControllerIdentity
@@ -401,7 +401,7 @@ class Controller:
             case Log.ERROR:
                 return logs.errors(list(self._errors)).ljust(64 * (identify.ELPE + 1), b"\0")
             case Log.SMART:
-                return logs.smart(self._counted(), self._nr_errors)
+                return logs.smart(*self._health())
             case Log.FIRMWARE:
                 return logs.firmware(FIRMWARE)
             case Log.CHANGED_NAMESPACES:
@@ -417,18 +417,20 @@ class Controller:
                 capacity = sum(
                     each.geometry.zone_capacity * each.geometry.nr_zones for each in self.namespaces.values()
                 )
-                return logs.endurance_group(self._counted(), self._nr_errors, capacity << SECTOR_SHIFT)
+                return logs.endurance_group(*self._health(), capacity << SECTOR_SHIFT)
             case Log.CHANGED_ZONES:
                 return self._changed_zones(command)
             case _:
                 raise RefusedError(NvmeRule.NVME_LOG_PAGE, f"log page {log:02X}h")
 
-    def _counted(self) -> dict[str, int]:
+    def _health(self) -> tuple[Mapping[str, int], int, int]:
+        """Return the counters of all namespaces, the number of errors, and the critical warning."""
         total: dict[str, int] = {}
-        for namespace in self.namespaces.values():
-            for name, number in namespace.device.statistics().items():
+        devices = [namespace.device for namespace in self.namespaces.values()]
+        for device in devices:
+            for name, number in device.statistics().items():
                 total[name] = total.get(name, 0) + number
-        return total
+        return total, self._nr_errors, critical_warning(devices)
 
     def _abort(self, _command: Command, _data: memoryview | bytes) -> Answer:
         """Answer that no command was aborted.

@@ -78,10 +78,13 @@ def errors(entries: Sequence[ErrorEntry]) -> bytes:
     return bytes(data)
 
 
-def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
-    """Return log 02h from the device's counters by name; *nr_errors*: of all entries of the error log so far."""
+def smart(counted: Mapping[str, int], nr_errors: int, warning: int) -> bytes:
+    """Return log 02h from the device's counters by name.
+
+    *nr_errors*: of all entries of the error log so far. *warning*: the bits of the critical warning.
+    """
     data = bytearray(SMART_BYTES)
-    struct.pack_into("<BHBBB", data, 0, 0, _KELVINS, 100, 10, 0)
+    struct.pack_into("<BHBBB", data, 0, warning, _KELVINS, 100, 10, 0)
     # Units of 1000 times 512 bytes, rounded up.
     units = [-(-counted.get(name, 0) // 1000) for name in ("read_sectors", "written_sectors")]
     commands = [counted.get("reads", 0), counted.get("writes", 0) + counted.get("appends", 0)]
@@ -91,12 +94,13 @@ def smart(counted: Mapping[str, int], nr_errors: int) -> bytes:
     return bytes(data)
 
 
-def endurance_group(counted: Mapping[str, int], nr_errors: int, capacity_bytes: int) -> bytes:
+def endurance_group(counted: Mapping[str, int], nr_errors: int, warning: int, capacity_bytes: int) -> bytes:
     """Return log 09h from the same numbers as :func:`smart`, of a group of *capacity_bytes*.
 
     Data that were read and written are counted in units of 10^9 bytes, rounded up.
     """
     data = bytearray(512)
+    data[0] = warning
     data[3], data[4] = 100, 10  # available spare and its threshold, in percent
     read, written = (-(-512 * counted.get(name, 0) // 1_000_000_000) for name in ("read_sectors", "written_sectors"))
     commands = counted.get("reads", 0), counted.get("writes", 0) + counted.get("appends", 0)
