@@ -86,7 +86,7 @@ class Row:
 
     A drive has it if *holds* is true of *page*, or if CAP has the bits *cap*. A drive lacks it if *page* has *changed*
     in place of the bytes at *offset*, or is refused; or if CAP lacks the bits. *fate* and *says*: what Linux 6.12 makes
-    of such a drive, and what it says then.
+    of such a drive, and what it says then. *fate_of_linux_7*: where it makes something else of it.
     """
 
     name: str
@@ -98,6 +98,7 @@ class Row:
     offset: int = 0
     changed: bytes | None = None
     only_tcp: bool = False
+    fate_of_linux_7: Fate | None = None
 
     def is_met(self, host: AdminCommands, cap: int) -> bool:
         """Whether the drive of *host*, whose register CAP is *cap*, has it."""
@@ -150,6 +151,7 @@ ROWS: Final = (
     Row(
         name="CNS 08: NSTAT, ready", fate=Fate.WORKS,
         page=_identify(Cns.INDEPENDENT_NAMESPACE), holds=_has("B", 14, 1), offset=14, changed=bytes(1),
+        fate_of_linux_7=Fate.NO_DISK,
     ),
     Row(name="CNS 08", fate=Fate.WORKS, page=_identify(Cns.INDEPENDENT_NAMESPACE)),
     Row(name="log 05", fate=Fate.NO_DISK, page=_log(Log.EFFECTS)),

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from tests.attaching import attaching
+from tests.lacking_drive import ROWS
 from tests.nvme_drives import (
     SHAPE,
     Drive,
@@ -32,6 +33,7 @@ from tests.nvme_targets import (
     connect,
     disconnect,
     image_of,
+    lacking_drives,
     serve,
     stop,
 )
@@ -110,6 +112,15 @@ def test_a_target_over_tcp(machine: Machine) -> None:
         check_digests(place)
         stop(place)
         check_keys(place)
+
+
+def test_what_it_insists_on_that_the_older_one_does_not(machine: Machine) -> None:
+    """The other rows are in test_nvme_tcp.py."""
+    lacked = [row for row in ROWS if row.fate_of_linux_7 is not None]
+    assert [row.name for row in lacked] == ["CNS 08: NSTAT, ready"]
+    with attaching(machine.guest) as place, image_of(place, SHAPE), lacking_drives(place) as fate_of:
+        found = [fate_of(row)[0] for row in lacked]
+    assert found == [row.fate_of_linux_7 for row in lacked]
 
 
 def check_drive(drive: Drive) -> None:

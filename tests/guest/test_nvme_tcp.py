@@ -231,7 +231,8 @@ def test_the_kernels_zonefs(image: Place) -> None:
 def test_what_linux_insists_on(place: Place) -> None:
     """What becomes of drives that lack one thing each. What they lack is in lacking_drive.py.
 
-    Not tried live: a zone of another type, which no drive of ours can have; and NSTAT, which Linux 6.12 does not read.
+    Not tried live: a zone of another type, which no drive of ours can have. NSTAT, which Linux 6.12 does not read, is
+    in test_newer_kernel.py.
     """
     with image_of(place, SHAPE), lacking_drives(place) as fate_of:
         found = {row.name: fate_of(row) for row in ROWS}
