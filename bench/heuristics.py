@@ -2,8 +2,8 @@
 
 * Virtqueues: a vhost-user server over libblkio.
 * zonefs: a mount, with fio.
-* ublk: two devices in one guest, with fio there.
-* vhost-user and vfio-user: two disks in one guest each, with fio there.
+* ublk and vhost-user: two devices and two SCSI disks in one guest, with fio there.
+* vfio-user: three drives in one guest, with fio there.
 
 The servers run side by side and are measured in turn. A server without a heuristic runs the same code with one name
 changed before it begins, so the product has no switch for the benchmark. A heuristic that stays below its goal, here
@@ -91,16 +91,16 @@ def _fuse(scratch: Path, runs: int) -> list[Row]:
 
 def _stock_guest(scratch: Path, runs: int) -> list[Row]:
     """Measure ublk, which needs root and its module, and SCSI disks of the guest."""
-    sockets = {"gathering": "", "at-once": _AT_ONCE}
+    disks = {"gathering": "", "at-once": _AT_ONCE}
     with ExitStack() as stack:
-        for name, change in sockets.items():
+        for name, change in disks.items():
             options = "--vhost-user-scsi", str(scratch / f"{name}.sock")
             stack.enter_context(serving(scratch / f"{name}.img", *options, change=change))
         guest = stack.enter_context(Guest(obtain_kit(print), memory_mib=2048))
         guest.load("ublk_drv")
         looking = attach(guest, "ublk", name="looking")
         sleeping = attach(guest, "ublk", name="sleeping", change=_UBLK_SLEEPING)
-        gathering, at_once = (guest.attach("scsi", scratch / f"{name}.sock").path for name in sockets)
+        gathering, at_once = (guest.attach("scsi", scratch / f"{name}.sock").path for name in disks)
         return [
             _in_guest("ublk", guest, looking, sleeping, runs=runs),
             _in_guest("vhost-user SCSI", guest, gathering, at_once, runs=runs, depth=32, without=_EACH_AT_ONCE),

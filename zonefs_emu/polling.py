@@ -29,9 +29,11 @@ from typing import Final
 _LOOK_NS_MIN: Final = 4_000
 #: At 200 us a look, a loop whose requests come once in a millisecond loses 0.6 percent of a processor to trials.
 _SLEEPS_PER_TRIAL: Final = 64
+#: Linux may end a sleep 50 us late (timer slack), so that a shorter pause would hardly be shorter.
 _PAUSE_NS_MIN: Final = 50_000
 #: An emulated guest sends about seven requests meanwhile.
 _PAUSE_NS_MAX: Final = 800_000
+#: An emulated guest sends about three requests meanwhile; fewer would say little of the two halves.
 _PAUSE_NS_FIRST: Final = 400_000
 #: After pauses that did not pay, so many occasions pass without one, and twice as many after each further trial.
 _TO_PASS_MIN: Final = 64
