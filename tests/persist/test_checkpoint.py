@@ -7,7 +7,7 @@ import pytest
 
 from tests.persist.worlds import GEOMETRY, UUID_OF_TESTS, WIDE_GEOMETRY, fresh_memory
 from zonefs_emu.persist.backing import SyncFailedError
-from zonefs_emu.persist.checkpoint import Checkpoint, StateBlock
+from zonefs_emu.persist.checkpoint import Checkpoint, EveryZone, StateBlock
 from zonefs_emu.persist.codec.header import SectionKind, plan_header
 from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode
@@ -207,3 +207,11 @@ def test_each_copy_of_a_state_is_durable_before_the_next_one_is_written() -> Non
     backing.events.clear()
     block.mark_clean(1, 0)
     assert [event.kind for event in backing.events] == [*writes, EventKind.SYNC]
+
+
+def test_every_zone_is_more_than_any_journal_takes() -> None:
+    zones = EveryZone()
+    zones.add(1)
+    zones.update([2, 3])
+    assert record_bytes(len(zones)) > HEADER.section(SectionKind.JOURNAL).length
+    assert len(zones) > 1 << 30

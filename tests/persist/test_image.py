@@ -51,10 +51,9 @@ from zonefs_emu.model.zone import Attribute, Condition
 from zonefs_emu.persist.backing import FileBacking
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import SectionKind, encode_header, plan_header
-from zonefs_emu.persist.codec.journal import record_bytes
 from zonefs_emu.persist.codec.state import Mode, decode_state
 from zonefs_emu.persist.codec.words import pack_words
-from zonefs_emu.persist.image import LOST, EveryZone, Image, Stage
+from zonefs_emu.persist.image import LOST, Image, Stage
 from zonefs_emu.persist.metadata import create_image, initialize, read_header
 from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.testing.backings import CrashBacking, EventKind, FailingBacking, MemoryBacking
@@ -257,14 +256,6 @@ def test_an_image_without_any_of_its_headers_is_lost(
     data = bytes(memory[: to_bytes(GEOMETRY.size)])
     assert world.step("w1:1") is (Status.IO_ERROR if is_lost else Status.OK)
     assert (memory[: len(data)] == data) is is_lost
-
-
-def test_every_zone_is_more_than_any_journal_takes() -> None:
-    zones = EveryZone()
-    zones.add(1)
-    zones.update([2, 3])
-    assert record_bytes(len(zones)) > HEADER.section(SectionKind.JOURNAL).length
-    assert len(zones) > 1 << 30
 
 
 @pytest.mark.parametrize("seed", range(20))

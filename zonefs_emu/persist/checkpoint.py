@@ -9,6 +9,7 @@ Invariants:
 May not know: which zones changed, and whether the data below a write pointer is durable (image.py knows).
 """
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,24 @@ from zonefs_emu.persist.codec.state import Mode, State, encode_state
 from zonefs_emu.persist.codec.table import encode_table
 from zonefs_emu.persist.metadata import NO_BOOT
 from zonefs_emu.persist.recovery import Journal, Table
+
+
+class EveryZone(set[int]):
+    """Represents so many zones that a checkpoint writes the whole table, so that more of them change nothing.
+
+    The alternative, a real set of a million zones, was rejected because growing it takes longer than the lock may be
+    held.
+    """
+
+    def __len__(self) -> int:
+        """Return a number that no journal has room for."""
+        return sys.maxsize
+
+    def add(self, element: int) -> None:
+        """Do nothing: every zone is in the set."""
+
+    def update(self, *others: Iterable[int]) -> None:
+        """Do nothing: every zone is in the set."""
 
 
 class Checkpoint:

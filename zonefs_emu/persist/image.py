@@ -22,10 +22,9 @@ Invariants:
   write that a full host refuses loses nothing: the last checkpoint stays valid, and the next one covers more changes.
 """
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from enum import Enum, auto
 from functools import partial
@@ -41,7 +40,7 @@ from zonefs_emu.errors import (
     UnsupportedVersionError,
 )
 from zonefs_emu.persist.backing import Backing, FileBacking, checked_sync, current_boot_id, is_full
-from zonefs_emu.persist.checkpoint import Checkpoint, StateBlock
+from zonefs_emu.persist.checkpoint import Checkpoint, EveryZone, StateBlock
 from zonefs_emu.persist.codec.block import BLOCK_BYTES
 from zonefs_emu.persist.codec.header import Header, SectionKind
 from zonefs_emu.persist.codec.state import Mode, State
@@ -85,24 +84,6 @@ LOST: Final = (
     "the image's file was cut or overwritten by another program while it was in use: nothing is read from it or "
     "written to it any more; end what uses it, and restore it from a copy"
 )
-
-
-class EveryZone(set[int]):
-    """Represents so many zones that a checkpoint writes the whole table, so that more of them change nothing.
-
-    The alternative, a real set of a million zones, was rejected because growing it takes longer than the lock may be
-    held.
-    """
-
-    def __len__(self) -> int:
-        """Return a number that no journal has room for."""
-        return sys.maxsize
-
-    def add(self, element: int) -> None:
-        """Do nothing: every zone is in the set."""
-
-    def update(self, *others: Iterable[int]) -> None:
-        """Do nothing: every zone is in the set."""
 
 
 class Stage(Enum):
