@@ -18,10 +18,10 @@ from zonefs_emu.device.port import Port
 from zonefs_emu.device.powercut import PowerCutLab
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import PORTION_ZONES
 from zonefs_emu.model.transitions import VIRTIO, ZBC, Operation
 from zonefs_emu.model.zone import Condition
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
 UUID_OF_TESTS = UUID("00112233-4455-6677-8899-aabbccddeeff")
 #: Longer than what is written with the lock held.

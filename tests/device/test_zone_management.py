@@ -10,9 +10,9 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status
 from zonefs_emu.model.geometry import Geometry
+from zonefs_emu.model.machine import PORTION_ZONES
 from zonefs_emu.model.transitions import VIRTIO
 from zonefs_emu.model.zone import Condition
-from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
 
 def test_management_of_one_zone_a_range_and_all(port: Port) -> None:

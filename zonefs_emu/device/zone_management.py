@@ -15,9 +15,8 @@ from zonefs_emu.device.holds import Hold
 from zonefs_emu.device.intent_log import ALL_ZONES
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry
-from zonefs_emu.model.machine import Changes
+from zonefs_emu.model.machine import PORTION_ZONES, Changes
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.persist.pending_resets import PORTION_ZONES
 from zonefs_emu.units import Sector
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Final
 
 from zonefs_emu.device.core import DeviceCore
 from zonefs_emu.device.counters import Counter
+from zonefs_emu.model.machine import PORTION_ZONES
 from zonefs_emu.model.zone import ACTIVE_CONDITIONS, OPEN_CONDITIONS, Condition
 from zonefs_emu.persist.codec.words import ZoneStates, check_words, pack_words, unpack_states
 from zonefs_emu.persist.image import Image
-from zonefs_emu.persist.pending_resets import PORTION_ZONES
 
 #: The order in which many zones are published: zones that release resources come first.
 _PUBLISHING_ORDER: Final = {

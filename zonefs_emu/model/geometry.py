@@ -147,7 +147,7 @@ class Geometry:
     @property
     def has_attributes(self) -> bool:
         """Whether zones can have attributes (:class:`zonefs_emu.model.zone.Attribute`)."""
-        return self.possible_attributes != 0
+        return bool(self.extension_bytes or self.zrwa_size or self.active_excursions)
 
     @property
     def possible_attributes(self) -> int:

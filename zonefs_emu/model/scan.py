@@ -7,17 +7,17 @@ from functools import cache
 from zonefs_emu.model.zone import Condition
 
 
-def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray) -> Iterator[int]:
-    """Yield the places in *cond_codes* that have one of *conds*, ascending."""
+def indices_of(conds: frozenset[Condition], cond_codes: bytes | bytearray, first: int = 0) -> Iterator[int]:
+    """Yield the places in *cond_codes* that have one of *conds*, ascending; the first place has the number *first*."""
     if conds:
         for match in _pattern(conds).finditer(cond_codes):
-            yield match.start()
+            yield from range(first + match.start(), first + match.end())
 
 
 @cache
 def _pattern(conds: frozenset[Condition]) -> re.Pattern[bytes]:
-    """Return a pattern for a byte that is one of *conds*. Making it costs more than a command on one zone."""
-    return re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]")
+    """Return a pattern for bytes that are of *conds*. Making it costs more than a command on one zone."""
+    return re.compile(b"[" + b"".join(re.escape(bytes((cond,))) for cond in sorted(conds)) + b"]+")
 
 
 def first_index(conds: frozenset[Condition], cond_codes: bytearray) -> int:

@@ -327,15 +327,20 @@ class Image:
 
     def publish_all(self, zone_numbers: Sequence[int]) -> None:
         """Publish zones that changed, in order, and note those whose write pointer moved back; with the lock held."""
-        live, wps = self._live, self.wps
-        for zone_no in zone_numbers:
-            wp = wps[zone_no]
-            _, before, attributes = unpack_state(self.geometry, live[zone_no] // LIVE_PRIME)
+        live, conds, wps, attributes = self._live, self.conds, self.wps, self.attributes
+        has_attributes = self.geometry.has_attributes
+        for zone_no in zone_numbers:  # there may be a million, so nothing is called for most of them
+            wp, bits = wps[zone_no], attributes[zone_no]
+            before = live[zone_no] // LIVE_PRIME
+            nr_written, lost = before >> COND_BITS, 0
+            if has_attributes:
+                _, nr_written, lost = unpack_state(self.geometry, before)
+                lost &= ~bits
             # Only a zone that had data, or a descriptor extension, can have durable data: opening and closing an empty
             # zone leaves no pending reset.
-            if wp < before or attributes & ~self.attributes[zone_no]:
-                self._pending.note(zone_no, max(before, 1))
-            live[zone_no] = self._live_word(zone_no)
+            if wp < nr_written or lost:
+                self._pending.note(zone_no, max(nr_written, 1))
+            live[zone_no] = (bits << ATTRIBUTES_SHIFT | wp << COND_BITS | conds[zone_no]) * LIVE_PRIME
         self._dirty.update(zone_numbers)
         if len(self._dirty) > _CHANGED_ZONES_MAX:
             self._dirty = EveryZone()
