@@ -13,10 +13,10 @@ class Model(Instant):
     """Each request takes as many nanoseconds as it has sectors, a quarter of which it waits for a die."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, Condition, int]] = []
+        self.asked: list[tuple[int, int, int]] = []
 
     def submit(self, operation: Operation, zone: int, sector: int, nr_sectors: int, arrival_ns: int, *,
-               condition: Condition = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
+               condition: int = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
         self.asked.append((arrival_ns, condition, written_sectors))
         self.waited_for, self.waited_ns = Wait.DIE, nr_sectors // 4
         self.busy_ns += nr_sectors

@@ -30,10 +30,10 @@ class Fixed(Instant):
     """Each request takes a microsecond, however many there are; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Operation, int, int, int, Condition, int]] = []
+        self.asked: list[tuple[Operation, int, int, int, int, int]] = []
 
     def submit(self, operation: Operation, zone: int, sector: int, nr_sectors: int, arrival_ns: int, *,
-               condition: Condition = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
+               condition: int = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
         self.asked.append((operation, zone, sector, arrival_ns, condition, written_sectors))
         return arrival_ns + 1000
 
@@ -112,7 +112,7 @@ def test_jobs_in_proportion_take_time_for_each_request() -> None:
 def test_a_job_that_is_ahead_waits_until_the_other_has_caught_up() -> None:
     class SlowWrites(Fixed):
         def submit(self, operation: Operation, zone: int, sector: int, nr_sectors: int, arrival_ns: int, *,
-                   condition: Condition = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
+                   condition: int = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
             end_ns = super().submit(operation, zone, sector, nr_sectors, arrival_ns,
                                     condition=condition, written_sectors=written_sectors)  # fmt: skip
             return end_ns + 9000 * (operation == Operation.WRITE)

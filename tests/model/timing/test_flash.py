@@ -266,6 +266,15 @@ def test_finished_zones_are_not_remembered_without_end(monkeypatch: pytest.Monke
     assert latency(model, Operation.RESET, 0, condition=Condition.FULL, written_sectors=CAPACITY) > 15_000_000
 
 
+def test_costs_of_sizes_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "_COSTS_MAX", 2)
+    model = drive()
+    for number, nr_sectors in enumerate((8, 16, 32, 8, 16), 1):
+        fresh = latency(drive(), Operation.WRITE, nr_sectors)
+        assert latency(model, Operation.WRITE, nr_sectors, 10**12 * number) == fresh
+        assert len(model._costs[Operation.WRITE]) <= 2
+
+
 def test_zone_management_waits_for_its_like_and_for_nothing_else() -> None:
     model = drive()
     model.submit(Operation.FINISH, 0, 0, 0, 10**12, written_sectors=PAGE)

@@ -26,10 +26,10 @@ class Fixed(Instant):
     """Each request takes a microsecond and a reset ten; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Operation, int, int, int, Condition, int]] = []
+        self.asked: list[tuple[Operation, int, int, int, int, int]] = []
 
     def submit(self, operation: Operation, zone: int, sector: int, nr_sectors: int, arrival_ns: int, *,
-               condition: Condition = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
+               condition: int = Condition.IMP_OPEN, written_sectors: int = 0) -> int:  # fmt: skip
         self.asked.append((operation, zone, sector, arrival_ns, condition, written_sectors))
         return arrival_ns + (10_000 if operation == Operation.RESET else 1000)
 

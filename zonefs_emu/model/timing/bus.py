@@ -12,18 +12,20 @@ class Bus:
     necessary.
     """
 
-    __slots__ = ("_begins", "_ends")
+    __slots__ = ("_begins", "_ends", "free_ns")
 
     def __init__(self) -> None:
         # Period i is [_begins[i], _ends[i]); they are in order and do not overlap.
         self._begins: list[int] = []
         self._ends: list[int] = []
+        #: When the last transfer ends.
+        self.free_ns = 0
 
     def transfer(self, ready_ns: int, service_ns: int) -> int:
         """Occupy the bus for *service_ns* from *ready_ns* on, and return when the transfer ends."""
         begins, ends = self._begins, self._ends
-        if not ends or ready_ns > ends[-1]:
-            end = ready_ns + service_ns
+        if ready_ns > self.free_ns or not ends:
+            end = self.free_ns = ready_ns + service_ns
             begins.append(ready_ns)
             ends.append(end)
             return end
@@ -40,12 +42,14 @@ class Bus:
         end += service_ns
         begins[first:after] = [begin]
         ends[first:after] = [end]
+        if end > self.free_ns:
+            self.free_ns = end
         return end
 
     def idle_ns(self, ready_ns: int) -> int:
         """Return when the bus is idle, *ready_ns* or later."""
         begins, ends = self._begins, self._ends
-        if not ends or ready_ns >= ends[-1]:
+        if ready_ns >= self.free_ns:
             return ready_ns
         at = bisect_right(ends, ready_ns)  # the first period that is not over at ready_ns
         while at < len(begins) and begins[at] <= ready_ns:

@@ -52,8 +52,9 @@ class Nand:
         self._housekeeping_slices = p.housekeeping_slices
         self._buffer_bytes = p.buffer_bytes
         self._channels = [Bus() for _ in range(p.nr_channels)]
-        nr_dies = p.nr_channels * p.dies_per_channel
-        self._dies = [_Die(self._channels[number % p.nr_channels]) for number in range(nr_dies)]
+        #: The number of dies.
+        self.nr_dies = p.nr_channels * p.dies_per_channel
+        self._dies = [_Die(self._channels[number % p.nr_channels]) for number in range(self.nr_dies)]
         self._next_die = 0  # the die that gets the next program
         self._next_count = 0  # how many it has got in a row
         #: Bytes in the write buffer, as of the last write that found it full or the last program that began.
@@ -66,11 +67,6 @@ class Nand:
         #: Nanoseconds of dies' work that were begun: reads and slices.
         self.busy_ns = 0
 
-    @property
-    def nr_dies(self) -> int:
-        """The number of dies."""
-        return len(self._dies)
-
     def forget(self, before_ns: int) -> None:
         """Note that no later request arrives before *before_ns*."""
         for channel in self._channels:
@@ -81,7 +77,7 @@ class Nand:
         program_bytes = self._program_bytes
         begin_ns = now_ns
         while nr_bytes:
-            piece = min(nr_bytes, program_bytes)
+            piece = nr_bytes if nr_bytes < program_bytes else program_bytes
             nr_bytes -= piece
             if self._buffered_bytes + piece > self._buffer_bytes:
                 now_ns = self._make_room(now_ns, piece)
@@ -163,7 +159,7 @@ class Nand:
         self._next_count += 1
         if self._next_count == self._programs_per_die:
             self._next_count = 0
-            self._next_die = (self._next_die + 1) % len(self._dies)
+            self._next_die = (self._next_die + 1) % self.nr_dies
         self._catch_up(die, now_ns)
         factor = 1 + self._spread * (2 * self._random() - 1)
         # Rounded up or down at random, so that the mean is kept.

@@ -38,7 +38,7 @@ class DiskTiming:
         nr_sectors: int,
         arrival_ns: int,
         *,
-        condition: Condition = Condition.IMP_OPEN,  # noqa: ARG002
+        condition: int = Condition.IMP_OPEN,  # noqa: ARG002
         written_sectors: int = 0,
     ) -> int:
         """Return when the request completes, in nanoseconds of the clock of *arrival_ns*."""

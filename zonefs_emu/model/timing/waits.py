@@ -45,7 +45,7 @@ class DriveTiming(Protocol):
         nr_sectors: int,
         arrival_ns: int,
         *,
-        condition: Condition = Condition.IMP_OPEN,
+        condition: int = Condition.IMP_OPEN,
         written_sectors: int = 0,
     ) -> int:
         """Return when the request completes. Requests are submitted in the order of their arrival."""
@@ -67,7 +67,7 @@ class Instant:
         nr_sectors: int,  # noqa: ARG002
         arrival_ns: int,
         *,
-        condition: Condition = Condition.IMP_OPEN,  # noqa: ARG002
+        condition: int = Condition.IMP_OPEN,  # noqa: ARG002
         written_sectors: int = 0,  # noqa: ARG002
     ) -> int:
         """Return *arrival_ns*."""
