@@ -27,13 +27,12 @@ from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry
 from zonefs_emu.model.plain_rules import is_plain_read, is_plain_write
 from zonefs_emu.model.resources import Resources
-from zonefs_emu.model.scan import indices_of
+from zonefs_emu.model.scan import first_refused, indices_of
 from zonefs_emu.model.transitions import (
     CLOSED_FOR_ROOM,
     SET_COND,
     Dialect,
     Operation,
-    Row,
     WriteRow,
     after_close,
     after_power_cycle,
@@ -53,7 +52,6 @@ _FULL: Final = Condition.FULL
 _OFFLINE: Final = Condition.OFFLINE
 _OPEN: Final = frozenset(map(int, OPEN_CONDITIONS))
 _ACTIVE: Final = frozenset(map(int, ACTIVE_CONDITIONS))
-_CONDITIONS: Final = frozenset(map(int, Condition))
 #: The most zones that one portion of a command changes, in 2 to 5 ms, and the most that it scans.
 PORTION_ZONES: Final = 4096
 _SCAN_ZONES: Final = 1 << 16
@@ -401,26 +399,14 @@ class ZoneMachine:
             raise CommandError(Status.OUT_OF_RANGE)
         row = dialect.table[operation]
         conds = self.conds[first:end]  # the following checks scan a copy of the range
-        self._require_allowed(row, conds, first)
+        if refused := first_refused(row, conds):
+            raise CommandError(refused[1], first + refused[0])
         moving = frozenset(cond for cond, target in row.items() if target != cond and not isinstance(target, Status))
         nr_writing = self._nr_writing()
         nr_closed = self.resources.require_for_all(moving, row, conds, first, nr_writing)
         if operation is Operation.FINISH and dialect.finish_needs_open:
             nr_closed = max(nr_closed, self.resources.require_to_finish(moving, conds, first, nr_writing))
         return self._in_portions(moving, row, dialect, nr_closed=nr_closed, first=first, end=end)
-
-    @staticmethod
-    def _require_allowed(row: Row, conds: bytearray, first: int) -> None:
-        """Raise CommandError for the first zone that *row* refuses; *conds* are the conditions from zone *first* on."""
-        few = len(conds) <= PORTION_ZONES
-        refused = [
-            (at, target)
-            for cond in map(Condition, set(conds) if few else _CONDITIONS)
-            if isinstance(target := row[cond], Status) and (at := conds.find(cond)) >= 0
-        ]
-        if refused:
-            at, status = min(refused)
-            raise CommandError(status, first + at)
 
     def manage_all(self, operation: Operation, dialect: Dialect) -> Changes:
         """Open, close, finish or reset all zones that the dialect's ALL form acts on.
