@@ -318,9 +318,14 @@ class ZoneMachine:
 
         Source: virtio 1.4 ZONE_APPEND; NVMe ZNS 1.1, Zone Append command.
         """
+        zone_no, offset = divmod(sector, self._zone_size)
+        # The common case first: what is plain as a write at wp is a plain append.
+        if not offset and 0 <= zone_no < self._last_zone and nr_sectors <= self.geometry.max_append:
+            wp, keeps_open = self.wps[zone_no], self.conds[zone_no] in dialect.on_append.keeps_open
+            if is_plain_write(keeps_open, wp, wp, nr_sectors, self._capacity, self._granularity):
+                return sector + wp
         if not 0 <= sector < self._size or nr_sectors < 0:
             raise CommandError(Status.OUT_OF_RANGE)
-        zone_no, offset = divmod(sector, self._zone_size)
         if offset:
             raise CommandError(Status.NOT_ZONE_START, zone_no)
         outcome = dialect.on_append.outcomes[self.conds[zone_no]]
