@@ -29,12 +29,12 @@ def test_the_time_is_the_commands_own_while_it_is_submitted() -> None:
     clock = VirtualClock()
     clock.advance(1000)
 
-    def command() -> int:
+    def command() -> tuple[int, int]:
         clock.advance(3)
-        return clock.now()
+        return clock.now(), clock.now_ns
 
-    assert clock.submit(command).result == 1003
-    assert clock.now() == 1000
+    assert clock.submit(command).result == (1003, 1003)
+    assert (clock.now(), clock.now_ns) == (1000, 1000)
 
 
 def test_an_answer_may_submit_the_next_command_at_its_time() -> None:
@@ -56,8 +56,13 @@ def test_an_answer_may_submit_the_next_command_at_its_time() -> None:
 
 def test_a_command_that_raises_is_not_under_way() -> None:
     clock = VirtualClock()
+
+    def command() -> None:
+        clock.advance(5)
+        raise ValueError("no number")
+
     with pytest.raises(ValueError, match="no number"):
-        clock.submit(int, "no number")
-    assert clock.nr_in_flight == 0
+        clock.submit(command)
+    assert (clock.now_ns, clock.nr_in_flight) == (0, 0)
     clock.advance(1)
     assert clock.now_ns == 1

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple, TypeAlias
 from zonefs_emu.device.alarm import Alarm
 from zonefs_emu.model.timing.waits import DriveTiming, Wait
 from zonefs_emu.model.transitions import Operation
-from zonefs_emu.model.zone import Condition
 from zonefs_emu.units import Sector
 
 #: How many operations are kept: of the slowest ones, and of the last ones.
@@ -25,8 +24,6 @@ _LATE_SHARE: Final = 0.05
 #: There is a warning if more than this share of the answers were late, after this many answers.
 _WARNING_SHARE: Final = 0.05
 _WARNING_ANSWERS: Final = 1000
-#: A look-up: to make a member of an enumeration from its number takes a microsecond.
-_CONDITIONS: Final = {int(cond): cond for cond in Condition}
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +97,7 @@ class Timing:
         self._arrived_ns = 0  # of the drive: requests are submitted to the model in the order of their arrival
         self._times: dict[Operation, OperationTimes] = {}
         self._slowest: list[_Noted] = []  # a heap: the fastest of them is first
+        self._slow_ns = -1  # an operation that took longer belongs to them
         self._last: deque[_Noted] = deque(maxlen=LAST_MAX)  # oldest first
         self._nr_answers = 0
         self._nr_late = 0
@@ -122,44 +120,60 @@ class Timing:
 
         *cond* and *written_sectors* are those of the zone before the operation.
         """
-        with self._lock:
-            since_ns = arrival_ns - self._origin_ns
-            begin_ns = since_ns if self.scale == 1 else int(since_ns / self.scale)
+        # A "with" takes twice as long.
+        self._lock.acquire()
+        try:
+            begin_ns = arrival_ns - self._origin_ns
+            if self.scale != 1:
+                begin_ns = int(begin_ns / self.scale)
             # A thread whose request arrived first may get here second.
-            self._arrived_ns = begin_ns = max(begin_ns, self._arrived_ns)
+            if begin_ns < self._arrived_ns:
+                begin_ns = self._arrived_ns
+            self._arrived_ns = begin_ns
             model = self._model
             end_ns = model.submit(
-                operation, zone_no, sector, nr_sectors, begin_ns,
-                condition=_CONDITIONS[cond], written_sectors=written_sectors,
-            )  # fmt: skip
+                operation, zone_no, sector, nr_sectors, begin_ns, condition=cond, written_sectors=written_sectors
+            )
             latency_ns = end_ns - begin_ns
-            waited_ns = min(model.waited_ns, latency_ns)
-            self._note((latency_ns, begin_ns, operation, zone_no, nr_sectors, model.waited_for, waited_ns))
+            waited_ns = model.waited_ns
+            if waited_ns > latency_ns:
+                waited_ns = latency_ns
+            times = self._times.get(operation)
+            if times is None:
+                times = self._times[operation] = OperationTimes()
+            times.count += 1
+            times.total_ns += latency_ns
+            times.waited_ns += waited_ns
+            if latency_ns > times.longest_ns:
+                times.longest_ns = latency_ns
+            done = (latency_ns, begin_ns, operation, zone_no, nr_sectors, model.waited_for, waited_ns)
+            self._last.append(done)
+            if latency_ns > self._slow_ns:
+                self._note_slow(done)
+        finally:
+            self._lock.release()
         return self._origin_ns + (end_ns if self.scale == 1 else int(end_ns * self.scale))
 
-    def _note(self, done: _Noted) -> None:
-        latency_ns, _, operation, _, _, _, waited_ns = done
-        times = self._times.get(operation)
-        if times is None:
-            times = self._times[operation] = OperationTimes()
-        times.count += 1
-        times.total_ns += latency_ns
-        times.waited_ns += waited_ns
-        times.longest_ns = max(times.longest_ns, latency_ns)
-        self._last.append(done)
+    def _note_slow(self, done: _Noted) -> None:
+        """Note an operation that belongs to the slowest so far."""
         slowest = self._slowest
         if len(slowest) < SLOWEST_MAX:
             heapq.heappush(slowest, done)
-        elif latency_ns > slowest[0][0]:
+        else:
             heapq.heapreplace(slowest, done)
+        if len(slowest) == SLOWEST_MAX:
+            self._slow_ns = slowest[0][0]
 
     def answered(self, due_ns: int, arrival_ns: int, now_ns: int) -> None:
         """Note that an operation that was due at *due_ns* was answered at *now_ns*, all on the clock."""
+        # Atomic for other threads, because no call is between reading and storing it: so no lock if it is not late.
+        self._nr_answers += 1
         late_ns = now_ns - due_ns
+        if late_ns > (due_ns - arrival_ns) * _LATE_SHARE:
+            self._note_late(late_ns)
+
+    def _note_late(self, late_ns: int) -> None:
         with self._lock:
-            self._nr_answers += 1
-            if late_ns <= (due_ns - arrival_ns) * _LATE_SHARE:
-                return
             self._nr_late += 1
             self._late_ns += late_ns
             self._latest_ns = max(self._latest_ns, late_ns)
