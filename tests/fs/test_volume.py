@@ -23,6 +23,7 @@ from tests.fs.conftest import (
     refused,
     seq,
 )
+from tests.requires import requires
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, CorruptImageError, Status, UsageError
@@ -373,6 +374,18 @@ def test_0316_large_reads(make_bench: Callable[..., Bench]) -> None:
     data = os.urandom(3 << 20)
     assert mounted.write(handle, 0, data) == len(data)
     assert read(mounted, handle, 0, 1 << 30) == data
+
+
+def test_0317_plain_reads_and_writes_are_compiled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    requires("walker")
+    mounted = bench.mount()
+    handle = mounted.open(seq(mounted), RW_DIRECT)
+    assert mounted.write(handle, 0, blocks(1, b"a")) == BLOCK  # opens the zone
+    for command in ("read", "write"):
+        monkeypatch.setattr(mounted.port, command, None)
+    assert mounted.write(handle, BLOCK, blocks(2, b"b")) == 2 * BLOCK
+    assert read(mounted, handle, 0, 9 * BLOCK) == blocks(1, b"a") + blocks(2, b"b")
+    consistent(mounted)
 
 
 def test_0320_truncate_to_zero_resets(bench: Bench) -> None:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from zonefs_emu.device.plain_commands import PlainCommands
 
 
-def compiled_commands(port: Port, *, run_sectors_max: int) -> "PlainCommands | None":
+def compiled_commands(port: Port, *, run_sectors_max: int = 0) -> "PlainCommands | None":
     """Return the plain commands of *port* for one thread; None if Python must carry out all requests.
 
     That is so for a port that records commands, holds their answers or changes them, for an image that is closed or
     lost, and for an image that is no file of the host. *run_sectors_max*: the most sectors of consecutive writes that
-    are carried out as one.
+    are carried out as one; no matter to who has single commands only.
     """
     if not is_usable("zonefs_emu.device.plain_commands"):
         return None

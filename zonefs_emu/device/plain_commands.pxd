@@ -35,3 +35,5 @@ cdef class PlainCommands:
     cdef int commit_run(self) except -1
     cdef bint count_run(self, int nr_writes) except -1
     cdef int _count(self, int64_t zone_no, int counter, int number, int sectors_counter, int64_t nr_sectors) except -1
+    cdef bint _is_single(self, int64_t sector, tuple buffers) except -1
+    cdef bint _write_single(self, int64_t sector, int64_t nr_sectors, iovec *segment) except -1

@@ -1,7 +1,7 @@
-"""The plain reads and writes of a port, compiled: what the compiled walkers of rings and queues execute.
+"""The plain reads and writes of a port, compiled: what the compiled walkers of rings and queues execute, and a mount.
 
 zonefs_emu/model/plain_rules.py says what a plain request is; the zone machine asks it as well. A request that is not
-plain is not judged here: the walker leaves it to Python.
+plain is not judged here: the walker leaves it to Python, and so do read() and write(), which take any request.
 
 Invariants: write pointers move through Port.commit only, with the device's lock held. No bytes of the image are changed
 before everything has been checked. One thread uses an object.
@@ -12,10 +12,11 @@ May not know: rings, where requests come from, statuses.
 
 cimport cython
 from cpython cimport array
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from zonefs_emu.device.raw_memory cimport ZONEFS_EMU_SOURCES, iovec, write_at
+from zonefs_emu.device.raw_memory cimport ZONEFS_EMU_SOURCES, iovec, read_at, write_at
 from zonefs_emu.model.compiled_plain_rules cimport is_plain_read, is_plain_write
 
 #: The CRC of the sources that this module was built from.
@@ -23,13 +24,16 @@ SOURCES = ZONEFS_EMU_SOURCES
 
 # Places of counters.
 cdef int READS = -1, READ_SECTORS, WRITES, WRITTEN_SECTORS
+cdef object OK
 
 
 cdef int learn_numbers() except -1:
     """Import the numbers late, because ``zonefs-emu --version`` imports this module to see whether it is there."""
-    global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS
+    global READS, READ_SECTORS, WRITES, WRITTEN_SECTORS, OK
     from zonefs_emu.device.counters import Counter
+    from zonefs_emu.errors import Status
 
+    OK = Status.OK
     READS, READ_SECTORS = Counter.READS, Counter.READ_SECTORS
     WRITES, WRITTEN_SECTORS = Counter.WRITES, Counter.WRITTEN_SECTORS
     return 0
@@ -144,4 +148,62 @@ cdef class PlainCommands:
         if self._image.is_lost:
             return False
         self._count(self._run_zone, WRITES, nr_writes, WRITTEN_SECTORS, self._run_end - self._run_begin)
+        return True
+
+    # -- single requests, for front-ends without a walker; the port has no record of requests in flight -----------------
+
+    def read(self, int64_t sector, int64_t nr_sectors, tuple buffers):
+        """Do what Port.read does."""
+        cdef Py_buffer view
+        cdef iovec segment
+        cdef int64_t done = -1
+        if (
+            self._is_single(sector, buffers)
+            and self.may_read()
+            and self.is_read(sector, nr_sectors)
+        ):
+            PyObject_GetBuffer(buffers[0], &view, PyBUF_WRITABLE)
+            segment.iov_base, segment.iov_len = view.buf, view.len
+            if view.len == nr_sectors << 9:
+                with nogil:
+                    done = read_at(self.fd, &segment, 1, <uint64_t>sector << 9)
+            PyBuffer_Release(&view)
+            if done == nr_sectors << 9:
+                self.count_reads(sector, 1, nr_sectors)
+                return OK
+        return self.port.read(sector, nr_sectors, buffers)
+
+    def write(self, int64_t sector, int64_t nr_sectors, tuple buffers):
+        """Do what Port.write does."""
+        cdef Py_buffer view
+        cdef iovec segment
+        cdef bint is_written = False
+        if self._is_single(sector, buffers):
+            PyObject_GetBuffer(buffers[0], &view, PyBUF_SIMPLE)
+            segment.iov_base, segment.iov_len = view.buf, view.len
+            try:
+                is_written = view.len == nr_sectors << 9 and self._write_single(sector, nr_sectors, &segment)
+            finally:
+                PyBuffer_Release(&view)
+            if is_written and self.count_run(1):
+                return OK
+        return self.port.write(sector, nr_sectors, buffers)
+
+    cdef bint _is_single(self, int64_t sector, tuple buffers) except -1:
+        """Say whether a request is on the device and has one buffer, and no fault is injected."""
+        return 0 <= sector < <int64_t>self.nr_sectors and len(buffers) == 1 and not self.is_armed()
+
+    cdef bint _write_single(self, int64_t sector, int64_t nr_sectors, iovec *segment) except -1:
+        """Write *segment* and move wp; False if the write is not plain or the host did not take it."""
+        self.lock.acquire()
+        try:
+            if not (
+                self.begin_run(sector, nr_sectors)
+                and self.continues_run(sector, nr_sectors)
+                and self.write_run(segment, 1)
+            ):
+                return False
+            self.commit_run()
+        finally:
+            self.lock.release()
         return True

@@ -25,6 +25,7 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from zonefs_emu.device.compiled_commands import compiled_commands
 from zonefs_emu.device.port import Port
 from zonefs_emu.errors import Status, UsageError
 from zonefs_emu.fs import superblock
@@ -79,8 +80,8 @@ class Volume:
         self.now_ns = now_ns
         self.on_readonly: Callable[[], None] = _nothing
         self.on_resized: Callable[[ZoneFile], None] = _nothing
-        self._write = port.write
-        self._read = port.read
+        commands = compiled_commands(port) or port
+        self._write, self._read = commands.write, commands.read
         self._buffer = memoryview(bytearray(_READ_BUFFER_BYTES))
         #: st_blksize, and the granule of direct I/O.
         self.block_bytes = self.geometry.write_granularity * SECTOR_BYTES
