@@ -276,9 +276,8 @@ class Port:
 
     def has_pending_reset(self, zone_no: int) -> bool:
         """Return whether the next write to *zone_no* waits for a flush, because wp moved back since the last one."""
-        if zone_no >= self.geometry.nr_zones:
-            return False
-        return self._image.old_extents[zone_no] > 0 and self._image.has_pending_reset(zone_no)
+        old_extents = self._path.old_extents
+        return zone_no < len(old_extents) and old_extents[zone_no] > 0 and self._image.has_pending_reset(zone_no)
 
     def intent_log(self) -> IntentLog | None:
         """Return the intent log of the request that this thread carries out, if there is one."""
