@@ -120,6 +120,22 @@ def test_a_row_lengthens_the_programs_of_a_share_of_the_dies() -> None:
     assert drive.busy_ns > 2 * 400
 
 
+def test_all_programs_that_have_ended_make_room_for_a_write_that_comes_earlier() -> None:
+    drive = nand(buffer_bytes=4000, programs_per_die=2)
+    drive.store(0, 4000)  # on die 0 until 400 and 800, on die 1 until the same
+    assert drive.store(10, 500) == 400
+    assert drive.store(20, 1500) == 20
+    assert drive.store(30, 500) == 800
+
+
+def test_ends_of_programs_are_not_kept_without_end() -> None:
+    drive = nand()
+    for now_ns in range(0, 100_000, 500):
+        drive.store(now_ns, 1000)
+        drive.read(0, now_ns, 10, 5)
+        assert len(drive._ends) <= drive.nr_dies
+
+
 def test_work_is_counted() -> None:
     drive = nand()
     drive.store(0, 1000)

@@ -1,10 +1,15 @@
 """The dies of a zoned SSD, the write buffer in front of them, and how reads pass the programs that empty it."""
 
 from collections import deque
+from heapq import heappop, heappush, heapreplace
 from random import Random
+from typing import Final
 
 from zonefs_emu.model.timing.bus import Bus
 from zonefs_emu.model.timing.parameters import FlashParameters
+
+#: Later than any time.
+_NEVER_NS: Final = 1 << 63
 
 
 class _Die:
@@ -15,10 +20,11 @@ class _Die:
     programs.
     """
 
-    __slots__ = ("channel", "origin_ns", "reads", "slices", "waiting")
+    __slots__ = ("channel", "has_end", "origin_ns", "reads", "slices", "waiting")
 
     def __init__(self, channel: Bus) -> None:
         self.channel = channel
+        self.has_end = False  # whether it is in the heap of ends
         self.origin_ns = 0
         self.slices = 0
         self.reads = 0
@@ -55,6 +61,9 @@ class Nand:
         #: The number of dies.
         self.nr_dies = p.nr_channels * p.dies_per_channel
         self._dies = [_Die(self._channels[number % p.nr_channels]) for number in range(self.nr_dies)]
+        # A heap of (time, number of a die). The program of that die ends then or later, because a read or the next
+        # program came since. Each die that executes a program is in the heap once, and others may be.
+        self._ends: list[tuple[int, int]] = []
         self._next_die = 0  # the die that gets the next program
         self._next_count = 0  # how many it has got in a row
         #: Bytes in the write buffer, as of the last write that found it full or the last program that began.
@@ -124,52 +133,77 @@ class Nand:
         count = min(count, die.slices)
         die.origin_ns += count * self._slice_ns
         die.slices -= count
-        die.reads = 1
         if not die.slices:
-            self._end_program(die)
+            self._end_program(die, die.origin_ns)
+        die.reads = 1
         return self._interrupt_ns if die.slices else 0
 
-    def _end_program(self, die: _Die) -> None:
+    def _end_program(self, die: _Die, end_ns: int) -> None:
+        """End the program of *die* at *end_ns*; the next one that waits begins."""
         self._buffered_bytes -= self._program_bytes
-        if die.waiting:
-            die.slices = die.waiting.popleft()
+        die.origin_ns = end_ns
+        die.slices = die.waiting.popleft() if die.waiting else 0
+        die.reads = 0
 
     def _catch_up(self, die: _Die, now_ns: int) -> None:
         """End the programs of *die* that end until *now_ns*."""
         while die.slices and (end_ns := die.origin_ns + die.slices * self._slice_ns) <= now_ns:
-            die.origin_ns = end_ns
-            die.slices = 0
-            die.reads = 0
-            self._end_program(die)
+            self._end_program(die, end_ns)
 
     def _make_room(self, now_ns: int, nr_bytes: int) -> int:
         """Return when *nr_bytes* fit into the buffer: after as many programs as that takes."""
-        slice_ns = self._slice_ns
         limit = self._buffer_bytes - nr_bytes
         while self._buffered_bytes > limit:
-            busy = [die for die in self._dies if die.slices]
-            now_ns = max(now_ns, min(die.origin_ns + die.slices * slice_ns for die in busy))
-            for die in busy:
-                self._catch_up(die, now_ns)
+            end_ns = self._first_end_ns()
+            if end_ns > now_ns:
+                now_ns = end_ns
+            # All of them, because the next write may come earlier than this one has room.
+            while end_ns <= now_ns:
+                self._end_program(self._dies[self._ends[0][1]], end_ns)
+                end_ns = self._first_end_ns()
         return now_ns
+
+    def _first_end_ns(self) -> int:
+        """Return when the first of the running programs ends; its die is then at the head of the heap."""
+        ends, slice_ns = self._ends, self._slice_ns
+        while ends:
+            noted_ns, number = ends[0]
+            die = self._dies[number]
+            if not die.slices:
+                heappop(ends)
+                die.has_end = False
+                continue
+            end_ns = die.origin_ns + die.slices * slice_ns
+            if end_ns == noted_ns:
+                return end_ns
+            heapreplace(ends, (end_ns, number))
+        return _NEVER_NS
 
     def _begin_program(self, now_ns: int) -> None:
         """Give a program to the die whose turn it is."""
-        die = self._dies[self._next_die]
+        number = self._next_die
+        die = self._dies[number]
         self._next_count += 1
         if self._next_count == self._programs_per_die:
             self._next_count = 0
-            self._next_die = (self._next_die + 1) % self.nr_dies
-        self._catch_up(die, now_ns)
+            self._next_die = (number + 1) % self.nr_dies
+        if die.slices:
+            self._catch_up(die, now_ns)
         factor = 1 + self._spread * (2 * self._random() - 1)
         # Rounded up or down at random, so that the mean is kept.
-        slices = max(int(self._program_slices * factor + self._random()), 1)
+        slices = int(self._program_slices * factor + self._random())
+        if slices < 1:
+            slices = 1
         self.busy_ns += slices * self._slice_ns
         if die.slices:
             die.waiting.append(slices)
         else:
-            die.origin_ns = max(die.origin_ns, now_ns)
+            if now_ns > die.origin_ns:
+                die.origin_ns = now_ns
             die.slices = slices
+            if not die.has_end:
+                die.has_end = True
+                heappush(self._ends, (die.origin_ns, number))
         self._until_row_bytes -= self._program_bytes
         if self._until_row_bytes <= 0:
             self._until_row_bytes += self._row_bytes
