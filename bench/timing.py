@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -40,6 +41,8 @@ TAILS_MAX: Final = 10.0
 #: 50,000 operations a second.
 SPEED_MAX_US: Final = 20.0
 _SPEED_COUNT: Final = 20_000
+#: Requests under way in the row of those that are submitted.
+_SPEED_DEPTH: Final = 32
 #: One of this many jobs of mixes is measured: there are hundreds that differ in little, and each is a third of a second
 #: of a busy drive. The number is odd because reads and writes alternate.
 _EVERY_MIX: Final = 13
@@ -78,27 +81,45 @@ def _speeds(scratch: Path, runs: int) -> list[Row]:
     device.sleep_ns = clock.advance
     device.start_timing("zn540", clock=clock.now)
     port = device.port("bench", ZNS)
-    data = (bytes(4096),)
+    second_zone = device.geometry.zone_size
+    data, block = (bytes(4096),), (bytearray(4096),)
 
-    def stored() -> float:
+    def per_request(run_all: Callable[[], object]) -> float:
         begin = time.process_time()
+        run_all()
+        return (time.process_time() - begin) / _SPEED_COUNT * 1e6
+
+    def append() -> None:
         for _ in range(_SPEED_COUNT):
             port.append(0, 8, data)
-        return (time.process_time() - begin) / _SPEED_COUNT * 1e6
 
-    def simulated() -> float:
+    def append_together() -> None:
+        for _ in range(_SPEED_COUNT // _SPEED_DEPTH):
+            for _ in range(_SPEED_DEPTH):
+                clock.submit(port.append, second_zone, 8, data)
+            clock.run_until_idle()
+
+    def read() -> None:
+        # Another order than that of the appends, which the drive would read ahead of.
+        for number in range(_SPEED_COUNT):
+            port.read(number * 7919 % _SPEED_COUNT * 8, 8, block)
+
+    def simulate(operation: Operation) -> None:
         model = FlashTiming(ZN540, capacity_sectors=CAPACITY_SECTORS)
-        job = Job(operation=Operation.APPEND, nr_sectors=8, depth=4)
-        begin = time.process_time()
+        job = Job(operation=operation, nr_sectors=8, depth=4, random=operation is Operation.READ)
         run(model, [job], zone_sectors=ZONE_SECTORS, capacity_sectors=CAPACITY_SECTORS, count=_SPEED_COUNT)
-        return (time.process_time() - begin) / _SPEED_COUNT * 1e6
 
+    measured: tuple[tuple[str, Callable[[], None]], ...] = (
+        ("append of 4 KiB on a virtual clock, stored", append),
+        (f"append of 4 KiB on a virtual clock, stored, {_SPEED_DEPTH} under way", append_together),
+        ("random read of 4 KiB on a virtual clock, stored", read),
+        ("append of 4 KiB, simulated", partial(simulate, Operation.APPEND)),
+        ("random read of 4 KiB, simulated", partial(simulate, Operation.READ)),
+    )
     try:
         return [
-            limit(
-                "timing", "append of 4 KiB on a virtual clock, stored", "µs", stored, runs=runs, at_most=SPEED_MAX_US
-            ),
-            limit("timing", "append of 4 KiB, simulated", "µs", simulated, runs=runs, at_most=SPEED_MAX_US),
+            limit("timing", what, "µs", partial(per_request, run_all), runs=runs, at_most=SPEED_MAX_US)
+            for what, run_all in measured
         ]
     finally:
         device.close()
