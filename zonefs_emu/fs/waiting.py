@@ -95,12 +95,12 @@ class WorkerLock:
 
     async def __aenter__(self) -> None:
         """Take the lock."""
-        self.nr_waiting += 1
-        try:
-            while self._held:
+        while self._held:
+            self.nr_waiting += 1
+            try:
                 await self._waiting.park()
-        finally:
-            self.nr_waiting -= 1
+            finally:
+                self.nr_waiting -= 1
         self._held = True
 
     async def __aexit__(
@@ -108,4 +108,5 @@ class WorkerLock:
     ) -> None:
         """Release the lock, and wake one other worker, which runs as soon as this worker lets other tasks run."""
         self._held = False
-        self._waiting.unpark()
+        if self._waiting:  # asking costs much less than waking nobody
+            self._waiting.unpark()
