@@ -25,6 +25,8 @@ HANDLERS: Final = frozenset(
 )
 #: Requests that have no answer. Any exception of their handlers, also FUSEError, would end pyfuse3's loop.
 _UNANSWERED: Final = frozenset({"forget"})
+#: Requests whose arguments have names: packing and unpacking them takes 0.2 of the 16 µs of a request.
+_TRANSFERS: Final = frozenset({"read", "write"})
 
 
 class ContainedOperations(pyfuse3.Operations):
@@ -50,6 +52,13 @@ def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> 
     where = f"{name} request"
     answered = name not in _UNANSWERED
 
+    def contain(self: ContainedOperations, error: Exception, *args: object) -> None:
+        status = self.unforeseen.contain(PORT_NAME, where, error)
+        with contained(self.unforeseen, f"taking stock after a {where}"):
+            self.take_stock(name, *args)
+        if answered:
+            raise FUSEError(ERRNO_OF[status]) from None
+
     @functools.wraps(handler)
     async def contained_handler(self: ContainedOperations, *args: object) -> object:
         try:
@@ -57,14 +66,20 @@ def _contained_handler(name: str, handler: Callable[..., Awaitable[object]]) -> 
         except FUSEError:
             raise
         except Exception as error:  # the boundary of a FUSE request
-            status = self.unforeseen.contain(PORT_NAME, where, error)
-            with contained(self.unforeseen, f"taking stock after a {where}"):
-                self.take_stock(name, *args)
-            if answered:
-                raise FUSEError(ERRNO_OF[status]) from None
+            contain(self, error, *args)
             return None
 
-    return contained_handler
+    @functools.wraps(handler)
+    async def contained_transfer(self: ContainedOperations, handle: int, offset: int, data: object) -> object:
+        try:
+            return await handler(self, handle, offset, data)
+        except FUSEError:
+            raise
+        except Exception as error:  # the boundary of a read or write
+            contain(self, error, handle, offset, data)
+            return None
+
+    return contained_transfer if name in _TRANSFERS else contained_handler
 
 
 @contextmanager
