@@ -48,3 +48,11 @@ def test_every_entry_starts_at_a_multiple_of_four(size: int) -> None:
     archive.file("x" * size, b"y" * size)
     archive.file("next", b"")
     assert archive.finish().index(b"0707010000000" + b"2") % 4 == 0
+
+
+def test_a_directory_for_others() -> None:
+    archive = CpioWriter()
+    archive.directory("home", mode=0o750, owner=(1000, 100))
+    entry = archive.finish()
+    assert entry[14:22] == b"000041e8"
+    assert (entry[22:30], entry[30:38]) == (b"000003e8", b"00000064")

@@ -19,9 +19,9 @@ class CpioWriter:
         self._out = io.BytesIO()
         self._inode = 0
 
-    def directory(self, name: str) -> None:
-        """Add the directory *name*, without a leading slash."""
-        self._entry(name, stat.S_IFDIR | 0o755, b"")
+    def directory(self, name: str, *, mode: int = 0o755, owner: tuple[int, int] = (0, 0)) -> None:
+        """Add the directory *name*, without a leading slash, for *owner*: the numbers of a user and of a group."""
+        self._entry(name, stat.S_IFDIR | mode, b"", owner=owner)
 
     def file(self, name: str, content: bytes, *, executable: bool = False) -> None:
         """Add a regular file."""
@@ -40,14 +40,21 @@ class CpioWriter:
         self._entry(_TRAILER, 0, b"")
         return self._out.getvalue()
 
-    def _entry(self, name: str, mode: int, content: bytes, *, device: tuple[int, int] = (0, 0)) -> None:
+    def _entry(
+        self,
+        name: str,
+        mode: int,
+        content: bytes,
+        *,
+        device: tuple[int, int] = (0, 0),
+        owner: tuple[int, int] = (0, 0),
+    ) -> None:
         self._inode += 1
         encoded_name = name.encode() + b"\0"
         fields = (
             self._inode,
             mode,
-            0,  # uid
-            0,  # gid
+            *owner,
             1,  # number of links
             0,  # time of change
             len(content),

@@ -23,6 +23,8 @@ while [ $layer -lt "$guest_layers" ]; do
 done
 mount -t tmpfs memory /memory
 mkdir /memory/upper /memory/work
+# switch_root removes all that is in this first file system.
+cp -a /near/. /memory/upper/ || fail "cannot copy the files that are to be near"
 # What the kit brings wins over what the host has: the guest's tools are the same on every host.
 mount -t overlay -o lowerdir=$lower,upperdir=/memory/upper,workdir=/memory/work root /merged \
     || fail "cannot mount the overlay"

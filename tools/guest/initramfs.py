@@ -1,11 +1,13 @@
-"""The first file system of the guest: busybox, the modules that reach the host's files, and `init.sh`."""
+"""The first file system of the guest: busybox, the modules that reach the host's files, `init.sh`, and near files."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tools.guest.cpio import CpioWriter
 from tools.guest.kit import Kit
+from tools.guest.near_files import near_files
 
 _HERE: Final = Path(__file__).parent
 # Everything else is loaded by modprobe once the host's files are there.
@@ -17,6 +19,7 @@ def build_initramfs(kit: Kit) -> bytes:
     """An uncompressed archive for the kernel of *kit*."""
     archive = _archive(kit, (_HERE / "init.sh").read_bytes(), modules=_MODULES, applets=_APPLETS)
     archive.file("agent.sh", (_HERE / "agent.sh").read_bytes())
+    _add_near_files(archive, near_files(kit))
     return archive.finish()
 
 
@@ -46,6 +49,22 @@ def _archive(kit: Kit, init: bytes, *, modules: Sequence[str], applets: Sequence
         archive.file(f"modules/{position:02}-{module.name}", module.read_bytes())
     archive.file("init", init, executable=True)
     return archive
+
+
+def _add_near_files(archive: CpioWriter, files: Mapping[str, Path]) -> None:
+    """Add *files* below /near, in directories like the host's, and the links there that are on the way to them."""
+    archive.directory("near")
+    for link in sorted(path for path in Path("/").iterdir() if path.is_symlink() and path.readlink().parts[0] == "usr"):
+        archive.symlink(f"near{link}", str(link.readlink()))
+    directories: set[Path] = set()
+    for name in files:
+        directories.update(Path(name).parents)
+    # What lies on top says whose a directory of several layers is.
+    for directory in sorted(directories - {Path("/")}):
+        status = directory.stat() if directory.exists() else Path("/usr").stat()
+        archive.directory(f"near{directory}", mode=status.st_mode & 0o7777, owner=(status.st_uid, status.st_gid))
+    for name, file in files.items():
+        archive.file(f"near{name}", file.read_bytes(), executable=os.access(file, os.X_OK))
 
 
 def _in_load_order(kit: Kit, modules: Sequence[str]) -> list[Path]:
