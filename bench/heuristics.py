@@ -108,12 +108,12 @@ def _stock_guest(scratch: Path, runs: int) -> list[Row]:
 
 
 def _vfio_user(scratch: Path, runs: int) -> list[Row]:
-    drives = {"looking": "", "sleeping": _VFIO_SLEEPING, "at-once": _AT_ONCE}
+    drives = {"drive": "", "drive-sleeping": _VFIO_SLEEPING, "drive-at-once": _AT_ONCE}
     with vfio_guest(scratch, drives) as (guest, nodes):
-        looking = nodes["looking"]
+        drive, sleeping, at_once = (nodes[serial] for serial in drives)
         return [
-            _in_guest("vfio-user", guest, looking, nodes["sleeping"], runs=runs),
-            _in_guest("vfio-user", guest, looking, nodes["at-once"], runs=runs, depth=32, without=_EACH_AT_ONCE),
+            _in_guest("vfio-user", guest, drive, sleeping, runs=runs),
+            _in_guest("vfio-user", guest, drive, at_once, runs=runs, depth=32, without=_EACH_AT_ONCE),
         ]
 
 
