@@ -1,23 +1,29 @@
 """A drive with the time of a real one (``--timing``): what the option costs where it is off, and fio in a guest.
 
-The guest's rows say how far mean latencies are off the model's own prediction, at time scales of 1, 10 and 100. The
+The first rows say by how much the alarm of a daemon is late, which answers wait for. The guest's rows say how far mean
+latencies are off the model's own prediction, at time scales of 1, 10 and 100. The
 daemon counts answers that it gave late, so that a row says so instead of blaming the model: the machine was busy then.
 All of it takes two to three minutes.
 """
 
 import json
+import statistics
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest.mock import patch
 
 from bench.guest import READ_ZONE, ZONE_MIB, fio_job, serving
 from bench.harness import PROJECT, Row, compare, program, progress
 from bench.vhost import compile_loop, our_disk
 from tools.guest.kit import obtain_kit
 from tools.guest.machine import Guest
+from zonefs_emu.device.alarm import Alarm
 from zonefs_emu.fitting.measurements import Measurement
 from zonefs_emu.fitting.predictions import predict
 from zonefs_emu.model.timing.timing_presets import ZN540
@@ -33,6 +39,9 @@ _WRITTEN_MIB: Final = 4
 #: Each row is measured for about so long, with no more requests than fit into a zone.
 _SECONDS: Final = 3
 _REQUESTS_MAX: Final = 15_000
+#: Alarms so far ahead, in nanoseconds, and how many of each.
+_ALARMS: Final = ((70_000, 2000), (1_000_000, 500), (7_000_000, 150))
+_ALARM_GOAL: Final = 1.5
 
 
 class _Load(NamedTuple):
@@ -60,7 +69,39 @@ _LOADS: Final = (
 def rows(scratch: Path, runs: int) -> list[Row]:
     """Measure both."""
     kit = obtain_kit(print)
-    return [*_none(scratch, kit.library("libblkio.so.1"), runs), *_in_guest(scratch)]
+    return [*_alarms(runs), *_none(scratch, kit.library("libblkio.so.1"), runs), *_in_guest(scratch)]
+
+
+def _alarms(runs: int) -> Iterator[Row]:
+    for ahead_ns, count in _ALARMS:
+        measure = partial(_late_us, ahead_ns, count)
+        yield compare(
+            "timed", f"an alarm after {ahead_ns / 1e6:g} ms is late by", "µs", measure,
+            peer="waiting until it is due", peers=partial(_without_leads, measure), runs=runs, goal=_ALARM_GOAL,
+            less_is_better=True,
+        )  # fmt: skip
+
+
+def _without_leads(measure: Callable[[], float]) -> float:
+    with patch("zonefs_emu.device.alarm._LEAD_NS_MAX", 0):
+        return measure()
+
+
+def _late_us(ahead_ns: int, count: int) -> float:
+    """Return by how much the median of *count* alarms is late that come *ahead_ns* after each other."""
+    alarm, called, late_us = Alarm(), threading.Event(), []
+    for _ in range(count):
+        due_ns = time.monotonic_ns() + ahead_ns
+
+        def note(due_ns: int = due_ns) -> None:
+            late_us.append((time.monotonic_ns() - due_ns) / 1e3)
+            called.set()
+
+        alarm.at(due_ns, note)
+        called.wait()
+        called.clear()
+    alarm.cut()
+    return statistics.median(late_us)
 
 
 def _none(scratch: Path, library: str, runs: int) -> Iterator[Row]:

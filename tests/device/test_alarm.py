@@ -73,3 +73,53 @@ def test_a_time_that_no_wait_can_last_is_no_end_of_the_others() -> None:
         alarm.at(0, done.set)
         assert done.wait(60)
     alarm.cut()
+
+
+class Clock:
+    """A clock that a wait moves, by more than was asked for. What is notified ends no wait of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, late_ns: int) -> None:
+        self.now_ns = 0
+        self.late_ns = late_ns
+        self.waits_ns: list[int] = []
+        monkeypatch.setattr("zonefs_emu.device.alarm.time.monotonic_ns", lambda: self.now_ns)
+        monkeypatch.setattr("zonefs_emu.device.alarm.time.sleep", self.look)
+        monkeypatch.setattr("zonefs_emu.device.alarm.threading.Condition.wait", self.wait)
+
+    def look(self, _seconds: float) -> None:
+        self.now_ns += 1000
+
+    def wait(self, seconds: float | None = None) -> bool:
+        assert seconds is not None, "there is always something to wait for"
+        self.waits_ns.append(round(seconds * 1e9))
+        self.now_ns += self.waits_ns[-1] + self.late_ns
+        return False
+
+
+@pytest.mark.parametrize(("late_ns", "late_at_last_ns"), [(60_000, 1000), (5_000_000, 4_701_000)])
+def test_a_wait_ends_earlier_by_what_earlier_ones_were_late(
+    monkeypatch: pytest.MonkeyPatch, late_ns: int, late_at_last_ns: int
+) -> None:
+    """By at most 300 us; functions are not called before they are due all the same."""
+    clock = Clock(monkeypatch, late_ns)
+    alarm = Alarm()
+    late: list[int] = []
+    left = 100
+
+    def note(due_ns: int) -> None:
+        nonlocal left
+        late.append(clock.now_ns - due_ns)
+        left -= 1
+        if left:
+            again_ns = clock.now_ns + 1_000_000
+            alarm.at(again_ns, partial(note, again_ns))
+        else:
+            alarm.cut()
+
+    alarm._queue = [(1_000_000, 0, partial(note, 1_000_000))]  # served by this thread
+    alarm._thread = threading.current_thread()
+    alarm._run()
+    assert len(late) == 100
+    assert late[0] == late_ns
+    assert min(late) >= 0
+    assert max(late[50:]) <= late_at_last_ns
