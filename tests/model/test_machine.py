@@ -35,7 +35,7 @@ from tests.model.reference import (
 from tests.tracing import traced
 from zonefs_emu.errors import CommandError, Status
 from zonefs_emu.model.geometry import Geometry, merge_runs
-from zonefs_emu.model.machine import Changes, ZoneMachine, fresh_zones
+from zonefs_emu.model.machine import PORTION_ZONES, Changes, ZoneMachine, fresh_zones
 from zonefs_emu.model.transitions import (
     DIALECTS,
     MANAGEMENT,
@@ -1287,11 +1287,11 @@ def test_a_zone_that_is_opened_to_be_written_stays_open() -> None:
 
 
 def test_many_zones_are_closed_in_portions_to_make_room() -> None:
-    nr_zones = 3000
-    geometry = Geometry(size=nr_zones * 64, zone_size=64, zone_capacity=64, max_open_zones=1500)
+    nr_open = PORTION_ZONES + PORTION_ZONES // 2
+    geometry = Geometry(size=2 * nr_open * 64, zone_size=64, zone_capacity=64, max_open_zones=nr_open)
     machine = ZoneMachine(geometry, *fresh_zones(geometry))
-    for zone_no in range(1500):
+    for zone_no in range(nr_open):
         write(machine, zone_no * 64, 1)
-    machine.manage(Operation.OPEN, 1500 * 64, 1500, VIRTIO)
-    assert machine.conds.count(Condition.CLOSED) == 1500
-    assert machine.conds.count(Condition.EXP_OPEN) == machine.nr_open == 1500
+    machine.manage(Operation.OPEN, nr_open * 64, nr_open, VIRTIO)
+    assert machine.conds.count(Condition.CLOSED) == nr_open
+    assert machine.conds.count(Condition.EXP_OPEN) == machine.nr_open == nr_open

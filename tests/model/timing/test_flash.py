@@ -333,3 +333,11 @@ def test_another_seed_is_another_run() -> None:
         FlashTiming(ZN540, capacity_sectors=CAPACITY, seed=seed).submit(Operation.WRITE, 0, 0, 8, 0) for seed in (1, 2)
     }
     assert len(ends) == 2
+
+
+def test_a_read_ends_with_its_slowest_piece_and_not_with_the_last() -> None:
+    model = drive(slow_page_share=0.5, slow_page_ns=10**9, stripe_bytes=4096)
+    count = 400
+    fast = sum(latency(model, Operation.READ, 16, at=number * 10**10) < 10**9 for number in range(1, count + 1))
+    # Both pieces are fast in a quarter of the reads; the last one is in half of them.
+    assert 0.15 < fast / count < 0.35

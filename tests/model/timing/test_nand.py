@@ -160,3 +160,11 @@ def test_bandwidth_is_conserved(requests: list[tuple[bool, int, int]]) -> None:
             stored += size
             assert stored <= 2000 + 1000 * 2 * (now_ns // 400 + 1)
         drive.forget(now_ns)
+
+
+def test_a_program_has_a_slice_at_least() -> None:
+    drive = nand(program_slices=1, program_spread=1.0)
+    for number in range(50):
+        before_ns = drive.busy_ns
+        drive.store(number * 10_000, 1000)
+        assert drive.busy_ns - before_ns >= 100
