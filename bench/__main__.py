@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m bench [--runs N] [--write] [AREA …]``. All areas take about 15 minutes.
+"""Run the benchmarks: ``python -m bench [--runs N] [--write] [AREA …]``. All areas take 25 to 40 minutes.
 
 Measures the areas named (all of them where none is) and prints the table, and what got worse since the last run on this
 machine by more than the noise. --write keeps the run: bench/results.md and its pictures, if all areas were measured,
