@@ -1,9 +1,9 @@
 """A drive with the time of a real one (``--timing``): what the option costs where it is off, and fio in a guest.
 
 The first rows say by how much the alarm of a daemon is late, which answers wait for. The guest's rows say how far mean
-latencies are off the model's own prediction, at time scales of 1, 10 and 100. The
-daemon counts answers that it gave late, so that a row says so instead of blaming the model: the machine was busy then.
-All of it takes two to three minutes.
+latencies are off the model's own prediction, at time scales of 1, 10 and 100. The daemon counts answers that it gave
+late, so that a row says so instead of blaming the model: the machine was busy then. All of it takes two to three
+minutes.
 """
 
 import json
