@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -36,3 +37,40 @@ def test_a_command_has_input_output_a_place_and_a_status(tmp_path: Path) -> None
     assert done.stderr == ""
     assert "No such option" in (work / "refusal").read_text()
     assert (work / "small.img").exists()
+
+
+#: Programs that wait before they close a file of theirs have the gap between the end of a pipe and its close long.
+SLOW_CLOSE: Final = """
+import io, time
+class open(io.TextIOWrapper):
+    def __init__(self, file, mode="r"):
+        super().__init__(io.open(file, mode + "b"))
+    def __exit__(self, *exception):
+        time.sleep(0.5)
+        super().__exit__(*exception)
+"""
+
+
+def test_a_command_that_comes_right_after_another_is_not_lost(tmp_path: Path) -> None:
+    pipe = tmp_path / "requests"
+    os.mkfifo(pipe)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "words").write_text("--version\n")
+        os.mkfifo(tmp_path / name / "code")
+
+    def code(name: str) -> str:
+        answer = subprocess.run(["cat", tmp_path / name / "code"], check=True, capture_output=True, timeout=60)
+        return answer.stdout.decode()
+
+    with subprocess.Popen([sys.executable, "-c", IMPORTS + SLOW_CLOSE + LOOP, pipe]) as server:
+        try:
+            with pipe.open("w") as requests:
+                print(tmp_path / "first", tmp_path, file=requests, flush=True)
+                assert code("first") == "0\n"
+            # The command, which had the pipe open too, is gone; the server has seen the end, and has not closed.
+            time.sleep(0.2)
+            pipe.write_text(f"{tmp_path}/second {tmp_path}\n")
+            assert code("second") == "0\n"
+        finally:
+            server.kill()

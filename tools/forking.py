@@ -33,18 +33,19 @@ def run(directory):
         os._exit(code)
 
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-while True:
-    with open(sys.argv[1]) as requests:
-        for line in requests:
-            if os.fork() == 0:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                child = os.fork()
-                if child == 0:
-                    run(line.strip())
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                with open(line.split()[0] + "/code", "w") as answer:
-                    answer.write(f"{code}\\n")
-                os._exit(0)
+# For writing too, so that the pipe has no end when a client has closed it: what the next client writes between an end
+# and the close that follows is lost, and that client waits for ever.
+with open(os.open(sys.argv[1], os.O_RDWR)) as requests:
+    for line in requests:
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            child = os.fork()
+            if child == 0:
+                run(line.strip())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            with open(line.split()[0] + "/code", "w") as answer:
+                answer.write(f"{code}\\n")
+            os._exit(0)
 """
 
 
