@@ -34,7 +34,6 @@ _EACH_AT_ONCE: Final = "each at once"
 HEURISTICS: Final = (
     (1, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
     (4, _SLEEPING, "import zonefs_emu.virtqueue.queue_server as module\nmodule._LOOK_NS_MAX = 0"),
-    (32, "a notification a request", "import zonefs_emu.virtqueue.virtqueue as module\nmodule._NOTIFY_MAX = 1"),
 )
 _FUSE_SLEEPING: Final = "import zonefs_emu.fs.waiting as module\nmodule._LOOK_NS_MAX = 0"
 _VFIO_SLEEPING: Final = "import zonefs_emu.vfio_user.pci_drive as module\nmodule._LOOK_NS_MAX = 0"

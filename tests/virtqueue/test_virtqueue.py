@@ -149,63 +149,26 @@ def test_who_sends_one_after_the_other_is_told_of_each(bench: Bench) -> None:
         assert calls(bench) == 1
 
 
-def test_a_driver_that_goes_on_is_notified_of_many_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    now_ns = [0]
-    monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: now_ns[0])
+def test_a_batch_is_one_notification(bench: Bench) -> None:
     bench.start()
     calls(bench)
-    # A request comes before the batch is given back: more than a batch is under way.
-    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
-    for _ in range(20):
+    for nr_requests in (1, 20, 3):
+        bench.pair.driver.reap()
+        bench.pair.driver.want_call()
+        for _ in range(nr_requests):
+            bench.pair.add([b"a"], [1])
+        assert bench.queue.run()
+        assert calls(bench) == 1
+
+
+def test_a_driver_that_has_not_taken_the_last_answers_is_not_notified_again(bench: Bench) -> None:
+    bench.start()
+    calls(bench)
+    bench.pair.driver.want_call()
+    for number in range(2):
         bench.pair.add([b"a"], [1])
-    assert bench.queue.run()
-    assert calls(bench) == 1
-    assert bench.queue.run()
-    assert calls(bench) == 0
-    send(bench, 15)
-    assert calls(bench) == 1
-    send(bench, 16 * 3)
-    assert calls(bench) == 3
-    # It waits for those that it was not told of.
-    send(bench, 5)
-    assert not bench.queue.run()
-    assert calls(bench) == 0
-    now_ns[0] += 60_000
-    assert not bench.queue.run()
-    assert calls(bench) == 1
-    for _ in range(8):
-        send(bench, 1)
-        now_ns[0] += 60_000
-        assert not bench.queue.run()
-    calls(bench)
-    send(bench, 3)
-    assert calls(bench) == 3, "one after the other again"
-
-
-@pytest.mark.parametrize("end", ["sleep", "stop", "wait", "break"])
-def test_what_was_not_told_yet_is_told_before_anything_that_takes_long(
-    bench: Bench, end: str, expect_warning: Callable[[str], None]
-) -> None:
-    bench.start()
-    bench.queue._handler.coming = lambda: bench.pair.add([b"b"], [1])  # type: ignore[union-attr]
-    send(bench, 1)
-    bench.queue.run()
-    calls(bench)
-    send(bench, 1)
-    assert calls(bench) == 0
-    match end:
-        case "sleep":
-            assert not bench.queue.sleep()
-        case "stop":
-            bench.queue.stop()
-        case "wait":
-            bench.pair.add([b"w"], [1])
-            bench.queue.run()
-        case _:
-            expect_warning("queue 0 is broken: x")
-            bench.pair.add([b"x"], [1])
-            bench.queue.run()
-            assert bench.queue.broken
+        assert bench.queue.run()
+        assert bench.queue.has_several == bool(number)
     assert calls(bench) == 1
 
 
@@ -661,82 +624,6 @@ def test_all_pages_of_the_descriptors_of_a_packed_ring_are_logged_and_no_more(nr
     assert (first != last) is bool(nr_bytes_beyond)
     os.close(fd)
     bench.queue.close()
-
-
-class Clock:
-    """Stands for the host's clock in nanoseconds; goes when it is told to."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_ns = 1_000_000
-        monkeypatch.setattr("zonefs_emu.virtqueue.virtqueue.monotonic_ns", lambda: self.now_ns)
-
-
-def called_after(bench: Bench, nr_requests: int) -> list[int]:
-    """Let the driver go on without waiting; return after which of *nr_requests* it was called, counted from 1."""
-    found = []
-    for number in range(1, nr_requests + 1):
-        send(bench, 1)
-        if calls(bench):
-            found.append(number)
-    return found
-
-
-def go_on_unnotified(bench: Bench) -> None:
-    """Begin as a driver does that has more than one request under way: two are given back, and told of at once."""
-    bench.start()
-    calls(bench)
-    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
-    send(bench, 1)
-    assert calls(bench) == 0
-    assert bench.queue.run()
-    assert calls(bench) == 1
-
-
-def test_the_number_of_completions_a_notification_stands_for_is_kept(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Clock(monkeypatch)
-    go_on_unnotified(bench)
-    assert called_after(bench, 20) == list(range(2, 21, 2))
-
-
-def test_a_driver_that_waits_is_notified_after_fifty_microseconds_and_of_fewer_at_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock(monkeypatch)
-    bench.start()
-    calls(bench)
-    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
-    for _ in range(7):
-        bench.pair.add([b"a"], [1])
-    while bench.queue.run():
-        pass
-    assert calls(bench) == 1
-    assert called_after(bench, 11) == [8]
-    clock.now_ns += 49_999
-    assert not bench.queue.run()
-    assert calls(bench) == 0
-    clock.now_ns += 1
-    assert not bench.queue.run()
-    assert calls(bench) == 1
-    assert called_after(bench, 10) == [5, 10], "half of eight and the three that it waited for"
-
-
-def test_a_driver_is_told_of_all_that_was_given_back_while_more_came(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What comes while seven are given back is no answer to them: at least one more is told of at once from then on."""
-    Clock(monkeypatch)
-    bench.start()
-    calls(bench)
-    bench.echo.coming = lambda: bench.pair.add([b"b"], [1])
-    for _ in range(7):
-        bench.pair.add([b"a"], [1])
-    assert bench.queue.run()
-    assert calls(bench) == 0
-    assert bench.queue.run()
-    assert calls(bench) == 1
-    assert called_after(bench, 16) == [8, 16]
 
 
 def test_a_closed_queue_has_no_descriptor_open(bench: Bench) -> None:

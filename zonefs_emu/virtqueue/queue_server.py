@@ -260,8 +260,6 @@ class QueueServer:
             gathering.begin()
         if not gathering.pause_ns or any(queue.busy for queue in self.queues):
             return False
-        for queue in active:
-            queue.notify()
         nr_found = gathering.gather(time.sleep, lambda: sum(queue.nr_available for queue in active))
         # Kicks of other queues, and messages, must not wait for several pauses.
         self._take_events(0)

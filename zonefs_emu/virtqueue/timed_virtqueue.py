@@ -115,7 +115,6 @@ class TimedVirtqueue(Virtqueue):
         try:  # the boundary of a ring
             while self._held:
                 self._give_next(port, ring)
-            self._notify()
         except Exception as error:
             self._break(error)
         return had_held
@@ -155,7 +154,6 @@ class TimedVirtqueue(Virtqueue):
                 if chains:
                     self._run_batch(chains)
                     is_busy = True
-            self._notify()
         except OversizedChainError as error:
             return self._refuse_oversized(error)
         except Exception as error:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from zonefs_emu.device.buffers import scatter, total_bytes
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
 
 #: Requests that are taken from the ring at once.
 BATCH: Final = 64
-#: An interrupt costs a guest as much as a request. So while new requests come although the driver was not notified of
-#: earlier ones, its notification is deferred: for up to this many requests, and for this time at most.
-_NOTIFY_MAX: Final = 16
-_HOLD_NS: Final = 50_000
 
 
 class RingAddresses(NamedTuple):
@@ -139,11 +134,6 @@ class Virtqueue:
         self._used_log_address = -1
         #: Requests given back since the queue was made.
         self.requests = 0
-        #: How many requests were given back since the last notification of the driver, and when the last of them was.
-        self._nr_unnotified = 0
-        self._unnotified_since_ns = 0
-        #: When so many requests were given back, the driver is notified of them.
-        self._notify_at = 1
         #: Whether the driver wanted no notification of the last answers, because it had not taken all earlier ones.
         self._is_ahead = False
 
@@ -287,7 +277,6 @@ class Virtqueue:
     def stop(self) -> int:
         """Stop; return the answer to GET_VRING_BASE. The worker must not have a request of this queue."""
         assert not self.busy
-        self._notify()
         ring, self.ring = self.ring, None
         # The next back-end begins at the used index, so requests that were not given back are executed again.
         if isinstance(ring, SplitRing):
@@ -339,10 +328,6 @@ class Virtqueue:
                     record = self._record
                     chains = ring.pop(1 if record is not None and record.recovering else self._batch)
                 if not chains:
-                    if self._nr_unnotified and monotonic_ns() - self._unnotified_since_ns >= _HOLD_NS:
-                        # The driver may be waiting for the answers to these requests.
-                        self._notify_at = (self._notify_at + self._nr_unnotified) // 2
-                        self._notify()
                     return False
             self._run_batch(chains)
         except OversizedChainError as error:
@@ -361,23 +346,15 @@ class Virtqueue:
             self._break(error)
 
     def sleep(self) -> bool:
-        """Send deferred notifications and ask the driver for a kick; True if there is work all the same. Never raises.
+        """Ask the driver for a kick; True if there is work all the same. Never raises.
 
         Requests that waited for the worker were taken from the ring already, so no kick comes for them.
         """
         try:  # the boundary of a ring
-            self._notify()
             return self.is_ready and self.ring is not None and (bool(self._backlog) or self.ring.sleep())
         except Exception as error:
             self._break(error)
             return False
-
-    def notify(self) -> None:
-        """Send deferred notifications. Never raises."""
-        try:  # the boundary of a ring
-            self._notify()
-        except Exception as error:
-            self._break(error)
 
     def _walk(self, walker: "Walker") -> int:
         """Let *walker* execute plain requests; return how many were executed, or -1 if the ring is empty."""
@@ -443,26 +420,13 @@ class Virtqueue:
         self._note_given_back(count)
 
     def _note_given_back(self, count: int) -> None:
-        """Notify the driver of *count* more requests, now or together with later ones."""
+        """Count *count* more requests, and notify the driver of them if it wants notifications."""
+        self.requests += count
         ring = self.ring
         assert ring is not None
-        self.requests += count
-        self._nr_unnotified = nr_unnotified = self._nr_unnotified + count
-        if ring.has_work():
-            # The driver made a request before it was notified of these answers, so it has more requests under way.
-            self._notify_at = min(max(self._notify_at, nr_unnotified) + 1, _NOTIFY_MAX)
-        if nr_unnotified < self._notify_at:
-            self._unnotified_since_ns = monotonic_ns()
-            return
-        self._notify()
-
-    def _notify(self) -> None:
-        """Notify the driver of requests that were given back, if it wants notifications."""
-        if self._nr_unnotified and self.ring is not None:
-            self._nr_unnotified = 0
-            self._is_ahead = not self.ring.needs_call()
-            if not self._is_ahead:
-                self.call()
+        self._is_ahead = not ring.needs_call()
+        if not self._is_ahead:
+            self.call()
 
     def _answer_failed(self, chains: Sequence[Chain], index: int, lengths: list[int], error: Exception) -> int:
         """Answer the request that met *error* in the step at ``chains[index]``; return how many that completes.
@@ -504,7 +468,6 @@ class Virtqueue:
         """Give the request at *index* to the worker, decoded (*deferred*) or not. The requests behind it wait."""
         handler = self._handler
         assert handler is not None
-        self._notify()
         self._begin(0, ())  # those before it have been given back
         chain = chains[index]
         self._backlog = chains[index:]
@@ -574,7 +537,6 @@ class Virtqueue:
         length = min(len(event), total_bytes(writable))
         scatter(writable, 0, event[:length])
         self._give_back(chains, [length])
-        self._notify()
         return True
 
     def _break(self, error: Exception) -> None:
@@ -593,4 +555,3 @@ class Virtqueue:
         if self.err_fd >= 0:
             with suppress(OSError):
                 self._service.eventfds.signal(self.err_fd)
-        self._notify()
