@@ -58,7 +58,7 @@ class Place:
 
     guest: Guest
 
-    def sh(self, script: str, *, timeout: float = 180, check: bool = True) -> Completed:
+    def sh(self, script: str, *, timeout: float = 90, check: bool = True) -> Completed:
         """Run *script*, in which Z is our command line."""
         return self.guest.run(_PRELUDE + script, timeout=timeout, check=check)
 
