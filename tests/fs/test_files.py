@@ -19,6 +19,25 @@ def test_a_file_has_the_owner_the_permissions_and_the_time_that_it_is_given() ->
 
 
 @pytest.mark.parametrize(
+    ("atime_ns", "mtime_ns", "ctime_ns", "now_ns", "is_noted"),
+    [
+        (5, 5, 3, 9, True),
+        (5, 3, 5, 9, True),
+        (5, 4, 4, 9, False),
+        (5, 4, 4, 5 + 24 * 3600 * 10**9 - 1, False),
+        (5, 4, 4, 5 + 24 * 3600 * 10**9, True),
+    ],
+)
+def test_an_access_is_noted_after_a_change_and_once_a_day(
+    atime_ns: int, mtime_ns: int, ctime_ns: int, now_ns: int, is_noted: bool
+) -> None:
+    file = new_file()
+    file.atime_ns, file.mtime_ns, file.ctime_ns = atime_ns, mtime_ns, ctime_ns
+    file.note_access(now_ns)
+    assert file.atime_ns == (now_ns if is_noted else atime_ns)
+
+
+@pytest.mark.parametrize(
     ("flags", "expected"),
     [
         (os.O_RDONLY, set()),

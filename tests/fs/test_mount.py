@@ -26,7 +26,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, UsageError
 from zonefs_emu.fs import mount as mount_module
-from zonefs_emu.fs.kernel import _libc
+from zonefs_emu.fs.kernel import MS_REMOUNT, _libc
 from zonefs_emu.fs.mount import fuse_options, serve
 from zonefs_emu.fs.options import VFS_OPTIONS, MountOptions, parse_options
 from zonefs_emu.model.transitions import Operation
@@ -771,6 +771,30 @@ def test_0640_after_an_error_the_kernel_knows_that_the_mount_is_read_only(
         assert {"nosuid", "nodev"} <= set(fs.mount_line()[3].split(","))
         with fails(errno.EROFS):
             fs.open("seq/1", os.O_WRONLY)
+
+
+@pytest.mark.fuse
+def test_0641_root_can_remount_it_read_write_after_an_error(
+    bench: Bench, expect_warning: Callable[[str], None]
+) -> None:
+    requires("root")
+    expect_warning("read-only from now on")
+    with mounted(bench) as fs:
+        for change in ("open", "chmod", "chmod-directory"):
+            fd = fs.open("seq/0", RW_DIRECT)
+            bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
+            with fails(errno.EIO):
+                os.pwrite(fd, blocks(1), 0)
+            fs.close(fd)
+            wait_until(lambda: "ro" in fs.mount_line()[3].split(","))
+            assert fs.statistics()["readonly"] == 1
+            assert _libc().mount(b"none", os.fsencode(fs.path), None, MS_REMOUNT, None) == 0
+            if change == "open":
+                fs.close(fs.open("seq/1", os.O_WRONLY))
+            else:
+                os.chmod(fs.path / ("seq/1" if change == "chmod" else "seq"), 0o500)
+            assert fs.statistics()["readonly"] == 0
+        os.pwrite(fs.open("seq/0", RW_DIRECT), blocks(1), 0)
 
 
 @pytest.mark.fuse

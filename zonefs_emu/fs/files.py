@@ -5,6 +5,10 @@ Sizes are in bytes; *start* is a sector.
 
 import os
 from dataclasses import dataclass
+from typing import Final
+
+#: relatime notes an access after this time, even if the file has not changed since the access that was noted last.
+_ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
 
 
 class Node:
@@ -17,6 +21,15 @@ class Node:
         self.uid = uid
         self.gid = gid
         self.atime_ns = self.mtime_ns = self.ctime_ns = time_ns
+
+    def note_access(self, now_ns: int) -> None:
+        """Note an access by the rule of relatime, which is the default of all mounts.
+
+        Source: Linux fs/inode.c, relatime_need_update.
+        """
+        atime_ns = self.atime_ns
+        if atime_ns <= self.mtime_ns or atime_ns <= self.ctime_ns or now_ns - atime_ns >= _ATIME_KEPT_NS:
+            self.atime_ns = now_ns
 
 
 class ZoneFile(Node):

@@ -214,7 +214,7 @@ class _News:
         self._readonly = trio.Event()
         self._writer_gone = trio.Event()
         mount.volume.on_resized = self._file_resized
-        mount.volume.on_readonly = self._readonly.set
+        mount.volume.on_readonly = self._now_readonly
         mount.operations.on_writer_gone = self._on_writer_gone
 
     def zones_changed(self, zone_no: int, nr_zones: int) -> None:
@@ -262,14 +262,20 @@ class _News:
         }
 
     async def make_readonly(self) -> None:
-        """Wait until an error makes the file system read-only; then make the mount read-only for the kernel, too.
+        """Make the mount read-only for the kernel, too, whenever an error makes the file system read-only.
 
         The kernel refuses that until the last writer is gone. Requests that change something fail with EROFS from the
-        error on; after the remount, /proc/mounts and statvfs(3) say that the mount is read-only.
+        error on; after the remount, /proc/mounts and statvfs(3) say that the mount is read-only. root can remount it
+        read-write then.
         """
-        await self._readonly.wait()
-        with contained(self._unforeseen, "making the mount read-only"):
-            await self._remount_when_the_last_writer_is_gone()
+        while True:
+            await self._readonly.wait()
+            self._readonly = trio.Event()
+            with contained(self._unforeseen, "making the mount read-only"):
+                await self._remount_when_the_last_writer_is_gone()
+
+    def _now_readonly(self) -> None:
+        self._readonly.set()
 
     async def _remount_when_the_last_writer_is_gone(self) -> None:
         while True:
@@ -281,6 +287,7 @@ class _News:
                     log.debug("the mount stays writable for the kernel: %s", error)
                     return
             else:
+                self._mount.volume.kernel_readonly = True
                 return
             await writer_gone.wait()
 

@@ -390,7 +390,7 @@ class ZonefsOperations(ContainedOperations):
             FileError: EROFS, EPERM or EISDIR.
         """
         request = "a change of the attributes of a directory"
-        if self.volume.readonly:
+        if self.volume.refuses_changes():
             raise self.volume.refuse(ZonefsRule.FS_READONLY, request)
         if fields.update_mode and attr.st_mode & WRITE_BITS:
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_MODE, request)

@@ -53,8 +53,6 @@ _NOT_EMPTY: Final = frozenset(Condition) - {Condition.EMPTY}
 _LOST: Final = frozenset((int(Condition.READONLY), int(Condition.OFFLINE)))
 #: Such a buffer begins at a page: from a bytearray, the kernel takes 1.5 times as long to copy 1 MiB to an application.
 _READ_BUFFER_BYTES: Final = 1 << 20
-#: relatime notes an access after this time, even if the file has not changed since the access that was noted last.
-_ATIME_KEPT_NS: Final = 24 * 3600 * 10**9
 
 
 class Volume:
@@ -89,6 +87,8 @@ class Volume:
         self.block_bytes = self.geometry.write_granularity * SECTOR_BYTES
         self.super_block = superblock.decode(self._read_super_block())
         self.readonly = options.readonly or port.device.image.readonly
+        #: After an error made the file system read-only, the mount was made read-only for the kernel, too.
+        self.kernel_readonly = False
         self.max_wro_files = self.geometry.max_open_zones
         self.max_active_files = self.geometry.max_active_zones
         self.options = options
@@ -252,10 +252,17 @@ class Volume:
 
     def check_changeable(self, file: ZoneFile, operation: Operation) -> None:
         """Raise FileError, EROFS or else EPERM, unless the VFS would let root change *file* by *operation*."""
-        if self.readonly:
+        if self.refuses_changes():
             raise self._refuse(ZonefsRule.FS_READONLY, operation, file)
         if file.immutable:
             raise self._immutable(file, operation)
+
+    def refuses_changes(self) -> bool:
+        """Return whether the file system is read-only, for a request by which the kernel begins to change something."""
+        if self.kernel_readonly:
+            # The kernel sends no such request for a read-only mount, so the mount was remounted read-write.
+            self.readonly = self.kernel_readonly = False
+        return self.readonly
 
     def _open_for_writing(self, file: ZoneFile) -> None:
         """Count a writer; with explicit-open, open the zone. Source: zonefs_seq_file_write_open."""
@@ -337,15 +344,8 @@ class Volume:
         return view if padded == count else view[lead : lead + count]
 
     def _touch(self, node: Node) -> None:
-        """Note an access to *node* by the rule of relatime, which is the default of all mounts.
-
-        Source: Linux fs/inode.c, relatime_need_update.
-        """
-        now_ns = self.now_ns()
-        atime_ns = node.atime_ns
-        is_due = atime_ns <= node.mtime_ns or atime_ns <= node.ctime_ns or now_ns - atime_ns >= _ATIME_KEPT_NS
-        if is_due and not self.readonly:
-            node.atime_ns = now_ns
+        if not self.readonly:
+            node.note_access(self.now_ns())
 
     def touch_directory(self, node: Node) -> None:
         """Note that the directory *node* is listed."""
