@@ -10,8 +10,10 @@ import stat
 import struct
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +22,7 @@ import pytest
 import trio
 
 from tests.fs.conftest import APPEND_DIRECT, BLOCK, CAPACITY, RW_DIRECT, SHAPES, Bench, blocks, geometry
-from tests.fs.mounts import Mounted, aio_write, counting, fails, mounted
+from tests.fs.mounts import MNT_DETACH, Mounted, Server, aio_write, counting, fails, mounted
 from tests.requires import requires, which
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
@@ -166,6 +168,53 @@ def test_0028_a_mount_in_use_is_taken_away_when_stopped(make_bench: Callable[...
             fs.close(fd)
     assert bench.cond(2) is Condition.CLOSED
     assert bench.raw.zone(2).wp == 256 + 8
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("what", ["stopped", "error"])
+def test_0028_what_covers_a_mount_is_not_touched(
+    bench: Bench, what: str, expect_warning: Callable[[str], None]
+) -> None:
+    requires("root")
+    with mounted(bench) as fs:
+        fd = os.open(fs.path / "seq/0", RW_DIRECT)
+        subprocess.run(["mount", "-t", "tmpfs", "cover", fs.path], check=True, timeout=20)
+        try:
+            (fs.path / "precious").touch()
+            if what == "error":
+                expect_warning("read-only from now on")
+                bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
+                with fails(errno.EIO):
+                    os.pwrite(fd, blocks(1), 0)
+                os.close(fd)
+                time.sleep(0.5)
+                (fs.path / "writable").touch()
+            fs.server.stop()
+            assert (fs.path / "precious").exists()
+        finally:
+            subprocess.run(["umount", "-l", fs.path], check=True, timeout=20)
+        if what == "stopped":
+            with suppress(OSError):
+                os.close(fd)
+        subprocess.run(["umount", "-l", fs.path], check=True, timeout=20)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("in_use", [False, True])
+def test_0028_a_mount_whose_parent_was_renamed_is_unmounted(bench: Bench, in_use: bool, tmp_path: Path) -> None:
+    place = tmp_path / "before" / "mnt"
+    place.mkdir(parents=True)
+    server = Server(bench, place, "")
+    place = place.parent.rename(tmp_path / "after") / "mnt"
+    fd = os.open(place / "seq/0" if in_use else os.devnull, os.O_RDONLY)
+    try:
+        server.stop()
+        assert server.error is None
+        assert list(place.iterdir()) == []
+    finally:
+        with suppress(OSError):
+            os.close(fd)
+        _libc().umount2(os.fsencode(place), MNT_DETACH)
 
 
 @pytest.mark.fuse

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from zonefs_emu.fs.mount_table import MountEntry, mount_at, parse
+import pytest
+
+from zonefs_emu.fs import mount_table
+from zonefs_emu.fs.mount_table import MountEntry, mount_at, parse, place_of
 
 MOUNTINFO = rb"""21 28 0:19 / /proc rw,nosuid shared:1 - proc proc rw
 30 28 0:25 / /mnt/a rw,nosuid,nodev - fuse.zonefs /images/a.img rw,user_id=0
@@ -18,19 +21,36 @@ MOUNTINFO += b"".join(
 )
 
 
-def entry(directory: str, source: str, uid: int = 0) -> MountEntry:
-    return MountEntry(directory=Path(directory), source=Path(source), is_ours=True, uid=uid)
+def entry(number: int, directory: str, source: str, uid: int = 0) -> MountEntry:
+    return MountEntry(directory=Path(directory), source=Path(source), is_ours=True, uid=uid, number=number)
 
 
 def test_our_mounts_are_found_the_latest_first() -> None:
     assert [entry for entry in parse(MOUNTINFO) if entry.is_ours] == [
-        entry("/mnt/\t\n#\\040", "/images/\n\\012"),
-        entry("/mnt/a", "/images/d.img"),
-        entry("/mnt/with blank\\", "/images/b c.img", 1000),
-        entry("/mnt/a", "/images/a.img"),
+        entry(34, "/mnt/\t\n#\\040", "/images/\n\\012"),
+        entry(33, "/mnt/a", "/images/d.img"),
+        entry(31, "/mnt/with blank\\", "/images/b c.img", 1000),
+        entry(30, "/mnt/a", "/images/a.img"),
     ]
 
 
 def test_only_what_is_seen_at_a_place_counts() -> None:
     assert mount_at(Path("/proc")) is None
     assert mount_at(Path("/nowhere")) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "source", "place"),
+    [
+        (33, "/images/d.img", "/mnt/a"),
+        (31, "/images/b c.img", "/mnt/with blank\\"),
+        (30, "/images/a.img", None),  # number 33 covers it
+        (33, "/images/a.img", None),  # the number was given again
+        (36, "/images/a.img", None),
+    ],
+)
+def test_the_place_of_a_mount_is_where_it_is_seen_now(
+    number: int, source: str, place: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mount_table, "_read", lambda: parse(MOUNTINFO))
+    assert place_of(entry(number, "/mnt/before", source)) == (None if place is None else Path(place))

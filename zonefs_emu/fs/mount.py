@@ -8,7 +8,10 @@ One process has at most one mount: pyfuse3 keeps its session in global variables
         # ends after an unmount, or when cancelled
 
 A mount ends in one of two ways. After umount(8), which fails while files are open, the main loop returns. When the
-caller cancels, the mount point is unmounted in order if it is not in use, and lazily if it is.
+caller cancels, the mount is unmounted in order if it is not in use, and lazily if it is.
+
+Unmounting and remounting take a path, and the kernel applies them to the mount that it finds there. So before each, the
+kernel's table says where this mount is now: it may have been moved, and a mount that covers it is not touched.
 """
 
 import errno
@@ -31,6 +34,7 @@ from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.fs.boundary import PORT_NAME, contained
 from zonefs_emu.fs.files import ZoneFile
 from zonefs_emu.fs.kernel import remount_readonly, unmount
+from zonefs_emu.fs.mount_table import MountEntry, mount_at, place_of
 from zonefs_emu.fs.negotiation import FUSE_ASYNC_DIO, Handshake
 from zonefs_emu.fs.operations import ZonefsOperations
 from zonefs_emu.fs.options import MountOptions
@@ -52,6 +56,25 @@ class Mount:
         self.mountpoint = mountpoint
         self.operations = ZonefsOperations(volume)
         self.waiter = RequestWaiter()
+        #: The mount in the kernel's table; None before it is made.
+        self.entry: MountEntry | None = None
+
+    def place(self) -> Path | None:
+        """Return the directory at which the mount is seen now; None if it is unmounted, or another mount covers it."""
+        return None if self.entry is None else place_of(self.entry)
+
+    def unmount(self) -> bool:
+        """Unmount it as ``kernel.unmount`` does, unless another mount covers it; return whether it is unmounted."""
+        place = self.place()
+        return place is not None and unmount(place)
+
+    def end(self) -> None:
+        """End the connection to the kernel. A mount that is still there is unmounted lazily, unless it is covered."""
+        place = self.place()
+        if place not in {None, self.mountpoint}:
+            assert place is not None
+            unmount(place, lazy=True)
+        pyfuse3.close(unmount=place == self.mountpoint)
 
     def statistics(self) -> dict[str, int]:
         """Return the counters of /sys/fs/zonefs, 0 = no limit, and ``readonly`` as 0 or 1."""
@@ -98,6 +121,7 @@ async def serve(
         raise UsageError(message, 1) from None
     for line in said:
         log.warning("libfuse: %s", line)
+    mount.entry = mount_at(mountpoint)
     device.subscribe(news.zones_changed, port=port)
     try:
         if not options.async_dio:
@@ -109,7 +133,7 @@ async def serve(
         # The mount must be removed even if closing the files fails.
         with contained(device.unforeseen, "closing the files that were open at the unmount"):
             volume.close()
-        pyfuse3.close(unmount=True)
+        mount.end()
         with trio.CancelScope(shield=True):
             # umount(8) flushes too. A failure is noted by the port, and reported when the device is closed.
             await trio.to_thread.run_sync(port.flush)
@@ -174,11 +198,11 @@ async def _run(mount: Mount, news: "_News", task_status: trio.TaskStatus[Mount])
         finally:
             if not ended.is_set():
                 with trio.move_on_after(UNMOUNT_SECONDS, shield=True):
-                    gone = await trio.to_thread.run_sync(unmount, mount.mountpoint, abandon_on_cancel=True)
+                    gone = await trio.to_thread.run_sync(mount.unmount, abandon_on_cancel=True)
                     if gone:
                         await ended.wait()
                     else:
-                        log.info("%s is in use: it is detached, and its users get errors", mount.mountpoint)
+                        log.info("%s is in use or covered: from now on, its users get errors", mount.mountpoint)
             serving.cancel()
 
 
@@ -250,7 +274,7 @@ class _News:
         for file in resized:
             # The kernel asks for the size when a process looks at the file, and not when its attributes are dropped.
             with contained(self._unforeseen, f"telling the kernel the size of {file.path}"):
-                await _in_thread(partial(_look_at, self._mount.mountpoint / file.path))
+                await _in_thread(partial(_look_at, self._mount, file))
 
     def _stale_files(self) -> set[ZoneFile]:
         ranges = [self._changed_zones.popleft() for _ in range(len(self._changed_zones))]
@@ -281,7 +305,7 @@ class _News:
         while True:
             writer_gone = self._writer_gone = trio.Event()
             try:
-                await _in_thread(partial(remount_readonly, self._mount.mountpoint))
+                await _in_thread(partial(_remount_readonly, self._mount))
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     log.debug("the mount stays writable for the kernel: %s", error)
@@ -297,8 +321,19 @@ async def _in_thread(function: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(function, abandon_on_cancel=True)
 
 
-def _look_at(path: Path) -> None:
+def _remount_readonly(mount: Mount) -> None:
+    """Remount *mount*; raise OSError if it is not seen, or as :func:`remount_readonly` does."""
+    place = mount.place()
+    if place is None:
+        raise OSError(errno.EINVAL, "another mount covers it", os.fspath(mount.mountpoint))
+    remount_readonly(place)
+
+
+def _look_at(mount: Mount, file: ZoneFile) -> None:
+    place = mount.place()
+    if place is None:
+        return
     try:
-        path.stat()
+        (place / file.path).stat()
     except OSError as error:
-        log.debug("cannot look at %s: %s", path, error)
+        log.debug("cannot look at %s: %s", file.path, error)

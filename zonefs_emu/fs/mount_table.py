@@ -19,12 +19,18 @@ class MountEntry:
     """A mount as the kernel lists it: the mounted *source*, and the *directory* where it is mounted.
 
     *is_ours*: it is a zonefs of zonefs_emu. *uid* is then its owner, as numbered in the user namespace of this process.
+    *number* is the kernel's number of the mount, which stays when it is moved. A later mount may get the same one.
     """
 
     directory: Path
     source: Path
     is_ours: bool
     uid: int
+    number: int
+
+    def is_same_mount(self, other: "MountEntry") -> bool:
+        """Return whether both entries are of one mount, which may have been moved between them."""
+        return (self.number, self.source, self.is_ours) == (other.number, other.source, other.is_ours)
 
 
 def parse(mountinfo: bytes) -> list[MountEntry]:
@@ -40,12 +46,14 @@ def parse(mountinfo: bytes) -> list[MountEntry]:
         if separator:
             fs_type, source, options, *_ = [*after.split(b" "), b"", b""]
             user = _USER.search(options)
+            number, _, _, _, directory, *_ = before.split(b" ")
             entries.append(
                 MountEntry(
-                    directory=_unescape(before.split(b" ")[4]),
+                    directory=_unescape(directory),
                     source=_unescape(source),
                     is_ours=fs_type == _FS_TYPE,
                     uid=int(user[1]) if user else 0,
+                    number=int(number),
                 )
             )
     return entries[::-1]
@@ -53,9 +61,20 @@ def parse(mountinfo: bytes) -> list[MountEntry]:
 
 def mount_at(directory: Path) -> MountEntry | None:
     """Return the mount that is seen at *directory*, an absolute path without links; None unless it is ours."""
-    entries = parse(Path("/proc/self/mountinfo").read_bytes())
-    top = next((entry for entry in entries if entry.directory == directory), None)
+    top = next((entry for entry in _read() if entry.directory == directory), None)
     return top if top is not None and top.is_ours else None
+
+
+def place_of(mount: MountEntry) -> Path | None:
+    """Return the directory at which *mount* is seen now; None if it is unmounted, or another mount covers it."""
+    seen: dict[Path, MountEntry] = {}
+    for entry in _read():
+        seen.setdefault(entry.directory, entry)
+    return next((directory for directory, entry in seen.items() if entry.is_same_mount(mount)), None)
+
+
+def _read() -> list[MountEntry]:
+    return parse(Path("/proc/self/mountinfo").read_bytes())
 
 
 def _unescape(name: bytes) -> Path:
