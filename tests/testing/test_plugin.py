@@ -100,7 +100,15 @@ def test_a_passing_test_and_one_without_a_device_show_nothing(inner: pytest.Pyte
         ("preset='large'", "there is no preset 'large': there are small, small-zns, zn540, smr-hm"),
         ("size=1000", "the shape of the zoned_device: size: *"),
         ("timing='fast'", "there is no timing preset 'fast': there are zn540, smr-hm, none"),
-        ("colour=3", "the shape of the zoned_device: *unexpected keyword argument 'colour'"),
+        ("timing=['zn540']", "there is no timing preset ['zn540']: there are zn540, smr-hm, none"),
+        ("preset=['small']", "there is no preset ['small']: there are small, small-zns, zn540, smr-hm"),
+        ("colour=3", "zoned_device has no argument 'colour': there are active_excursions, block_size, *"),
+        ("'small'", "the mark zoned takes arguments by name, as zoned(preset='small'): 'small' has none"),
+        ("nr_conv=1, conventional=((4, 2),)", "nr_conv and conventional both say which zones are conventional: *"),
+        ("nr_conv=-1", "the shape of the zoned_device: *"),
+        ("size='8M'", "size of the zoned_device must be a whole number, and is '8M'"),
+        ("conventional=3", "the shape of the zoned_device: *"),
+        ("conventional=(1, 2)", "the shape of the zoned_device: *"),
     ],
 )
 def test_a_wrong_shape_is_one_sentence(inner: pytest.Pytester, mark: str, sentence: str) -> None:
@@ -109,6 +117,35 @@ def test_a_wrong_shape_is_one_sentence(inner: pytest.Pytester, mark: str, senten
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([sentence])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_parameter_that_is_no_dictionary_is_one_sentence(inner: pytest.Pytester) -> None:
+    parametrize = "@pytest.mark.parametrize('zoned_device', ['small'], indirect=True)"
+    inner.makepyfile(f"import pytest\n{parametrize}\ndef test_it(zoned_device): pass")
+    result = run(inner)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["the parameter of zoned_device must be a dictionary, as {'nr_conv': 3}, *'small'"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_devices_of_ended_tests_are_not_kept(inner: pytest.Pytester) -> None:
+    """pytest keeps each test until its end; a thousand devices had a thousand descriptors."""
+    inner.makepyfile(
+        """
+        import gc, os, pytest
+
+        @pytest.mark.parametrize("number", range(20))
+        def test_it(zoned_device, number):
+            zoned_device.port.write(zoned_device.geometry.zone_start(9), 8, (bytes(4096),))
+            assert number % 2
+
+        def test_descriptors():
+            gc.collect()
+            places = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry.path)]
+            assert not [place for place in places if "zoned.img" in place]
+        """
+    )
+    run(inner).assert_outcomes(passed=11, failed=10)
 
 
 def test_the_manual_shows_the_example_as_it_is() -> None:

@@ -8,9 +8,10 @@ A test that fails shows the zones and the last refusals of its device, and the t
 Every pytest that finds the package loads this module, so the device itself is imported by the first test that uses one.
 """
 
+import inspect
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
@@ -40,8 +41,7 @@ def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[De
     """
     from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
-    mark = request.node.get_closest_marker("zoned")
-    shape = {**(mark.kwargs if mark else {}), **getattr(request, "param", {})}
+    shape = _arguments(request)
     directory = tmp_path / "zoned_device"
     directory.mkdir()
     timing = _timing(shape.pop("timing", "none"))
@@ -50,31 +50,60 @@ def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[De
     try:
         yield device
     finally:
+        # pytest keeps every test until its end, and with a device the mapping of its image, which has a descriptor.
+        del request.node.stash[_DEVICE]
         device.close()
 
 
-def _timing(preset: str) -> str:
+def _arguments(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the arguments of the mark and of the parameter, each of which is known and may be given."""
+    from zonefs_emu.model.presets import build_geometry
+
+    mark = request.node.get_closest_marker("zoned")
+    parameter = getattr(request, "param", {})
+    if mark is not None and mark.args:
+        _refuse(f"the mark zoned takes arguments by name, as zoned(preset='small'): {mark.args[0]!r} has none")
+    if not isinstance(parameter, dict):
+        _refuse(f"the parameter of zoned_device must be a dictionary, as {{'nr_conv': 3}}, and is {parameter!r}")
+    arguments = {**(mark.kwargs if mark else {}), **parameter}
+    known = {"timing", "nr_conv", *inspect.signature(build_geometry).parameters}
+    for name in arguments:
+        if name not in known:
+            _refuse(f"zoned_device has no argument {name!r}: there are {', '.join(sorted(known))}")
+    if {"nr_conv", "conventional"} <= arguments.keys():
+        _refuse("nr_conv and conventional both say which zones are conventional: give one of them")
+    return arguments
+
+
+def _timing(preset: object) -> str:
     from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS
 
-    if preset not in TIMING_PRESETS:
-        pytest.fail(f"there is no timing preset {preset!r}: there are {', '.join(TIMING_PRESETS)}", pytrace=False)
+    if not isinstance(preset, str) or preset not in TIMING_PRESETS:
+        _refuse(f"there is no timing preset {preset!r}: there are {', '.join(TIMING_PRESETS)}")
     return preset
 
 
-def _geometry(*, preset: str = "", nr_conv: int | None = None, **shape: Any) -> "Geometry":  # noqa: ANN401  (checked there)
+def _geometry(*, preset: object = "", nr_conv: object = None, **shape: Any) -> "Geometry":  # noqa: ANN401  (checked)
     from zonefs_emu.errors import UsageError
     from zonefs_emu.model.presets import PRESETS, build_geometry
 
     if not preset and "size" not in shape:
         preset = _DEFAULT_PRESET
-    if preset and preset not in PRESETS:
-        pytest.fail(f"there is no preset {preset!r}: there are {', '.join(PRESETS)}", pytrace=False)
+    if not isinstance(preset, str) or (preset and preset not in PRESETS):
+        _refuse(f"there is no preset {preset!r}: there are {', '.join(PRESETS)}")
+    for name, value in {"nr_conv": nr_conv, **shape}.items():
+        if name != "conventional" and value is not None and not isinstance(value, int):
+            _refuse(f"{name} of the zoned_device must be a whole number, and is {value!r}")
     if nr_conv is not None:
         shape["conventional"] = ((0, nr_conv),) if nr_conv else ()
     try:
         return build_geometry(preset=PRESETS.get(preset), **shape)
     except (UsageError, TypeError) as error:
-        pytest.fail(f"the shape of the zoned_device: {error}", pytrace=False)
+        _refuse(f"the shape of the zoned_device: {error}")
+
+
+def _refuse(message: str) -> NoReturn:
+    pytest.fail(message, pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)
