@@ -50,7 +50,7 @@ def zoned_device(request: pytest.FixtureRequest, tmp_path: Path) -> "Iterator[De
     try:
         yield device
     finally:
-        # pytest keeps every test until its end, and with a device the mapping of its image, which has a descriptor.
+        # pytest keeps every test until its end. A device that is closed has a descriptor until it is collected.
         del request.node.stash[_DEVICE]
         device.close()
 
