@@ -451,6 +451,15 @@ async def test_synchronous_handles_flush_each_write(kernel: Kernel, flag: int, e
     assert flushes(kernel) - before == expected
 
 
+@pytest.mark.parametrize(("options", "expected"), [("sync", 1), ("sync,async", 0), ("dirsync", 0)])
+async def test_a_synchronous_mount_flushes_each_write(bench: Bench, options: str, expected: int) -> None:
+    kernel = Kernel(bench, options)
+    fh = await kernel.open(seq(kernel.volume), RW_DIRECT)
+    before = flushes(kernel)
+    await kernel.operations.write(fh, 0, blocks(1))
+    assert flushes(kernel) - before == expected
+
+
 async def test_cached_synchronous_handles_leave_it_to_the_kernel(kernel: Kernel) -> None:
     fh = await kernel.open(cnv(kernel.volume), os.O_RDWR | os.O_SYNC)
     before = flushes(kernel)

@@ -30,6 +30,8 @@ from zonefs_emu.fs.options import ErrorPolicy, MountOptions, parse_options
         ("nodiratime,diratime", MountOptions()),
         ("noexec,exec", MountOptions(passed_on=frozenset({"exec"}))),
         ("exec,noexec", MountOptions(passed_on=frozenset({"noexec"}))),
+        ("sync,async", MountOptions(passed_on=frozenset({"async"}))),
+        ("async,dirsync,sync", MountOptions(passed_on=frozenset({"sync", "dirsync"}))),
     ],
 )
 def test_options(text: str, options: MountOptions) -> None:

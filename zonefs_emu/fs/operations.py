@@ -60,6 +60,8 @@ class ZonefsOperations(ContainedOperations):
         #: Injected delays that the request in progress has met and not yet waited for.
         self._late_ns = 0
         self._thread = threading.get_ident()
+        #: With the mount option sync, each handle behaves as if it were opened with O_SYNC.
+        self._all_synchronous = "sync" in volume.options.passed_on
         volume.port.defer = self._defer
         self._timed = volume.port if isinstance(volume.port, TimedPort) else None
         if self._timed is not None:
@@ -482,6 +484,7 @@ class ZonefsOperations(ContainedOperations):
             if handle is not None:
                 self.volume.release(handle)
             raise
+        handle.synchronous |= self._all_synchronous
         lost = file.immutable and not file.mode & ALL_BITS
         handle.cached = not (handle.direct or lost or (file.sequential and handle.writable))
         file.nr_cached += handle.cached

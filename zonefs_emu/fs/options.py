@@ -123,6 +123,8 @@ def parse_options(text: str) -> MountOptions:
 
 def _replace(options: set[str], option: str) -> None:
     """Add *option*, and remove its opposite."""
+    if option in {"sync", "async"}:
+        options -= {"sync", "async"}
     options.discard(option.removeprefix("no"))
     options.discard("no" + option)
     options.add(option)
