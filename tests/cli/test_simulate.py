@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -49,4 +50,18 @@ def test_what_no_drive_can_do_is_refused() -> None:
     )
     assert "more than the 904 zones of zn540" in fails("simulate", "--op", "write", "--zones", 905, code=2)
     assert "does not fit into the 0 bytes" in fails("simulate", "--op", "read", "--occupancy", 0, code=2)
+    too_many = fails("simulate", "--op", "randread", "--zones", 900, "--depth", 65536, code=2)
+    assert "--zones 900 with --depth 65536 has 58982400 requests in flight: at most 65536" in too_many
     assert "--finished needs --op reset" in fails("simulate", "--op", "open", "--finished", code=2)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--bs", "8K"), ("--zones", 2), ("--depth", 1), ("--count", 3), ("--occupancy", 0.5), ("--finished",)],
+    ids=lambda option: option[0],
+)
+def test_options_of_one_operation_do_not_go_with_files(tmp_path: Path, option: tuple[object, ...]) -> None:
+    job = tmp_path / "a.fio"
+    job.write_text("[a]\nsize=1m\n")
+    sentence = fails("simulate", "small", "--fio-job", job, *option, code=2)
+    assert f"{option[0]} is for --op: a workload" in sentence

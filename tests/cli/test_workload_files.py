@@ -14,6 +14,32 @@ MIB = 1 << 20
 SHAPE = Geometry(size=16 * 2048, zone_size=2048, zone_capacity=1536, block_size_bytes=4096)
 
 
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [
+        ("4k/60:64k/40", ((8, 60), (128, 40))),
+        ("4k/60:64k:128k", ((8, 60), (128, 20), (256, 20))),
+        ("4k:64k", ((8, 50), (128, 50))),
+        ("4k/10:64k/20", ((8, 10), (128, 90))),
+        ("4k/100:64k", ((8, 100),)),
+    ],
+)
+def test_shares_of_sizes_are_per_cent_as_in_fio(split: str, sizes: tuple[tuple[int, float], ...]) -> None:
+    (job,) = read_fio(f"[a]\nsize=1m\nbssplit={split}", SHAPE)
+    assert job.sizes == sizes
+
+
+@pytest.mark.parametrize("options", ["rwmixread=30", "rwmixwrite=70", "rwmixread=30\nrwmixwrite=70"])
+def test_shares_of_reads_and_writes(options: str) -> None:
+    (job,) = read_fio(f"[a]\nrw=randrw\nsize=1m\n{options}", SHAPE)
+    assert job.mix == ((Operation.READ, 0.3), (Operation.WRITE, 0.7))
+
+
+def test_what_runs_one_after_the_other_is_not_under_way_together() -> None:
+    text = "[global]\nsize=1m\niodepth=65536\nstonewall\n[a]\n[b]\n"
+    assert [job.group for job in read_fio(text, SHAPE)] == [0, 1]
+
+
 def test_a_workload_in_toml() -> None:
     text = """
         [[job]]
@@ -184,6 +210,11 @@ def test_a_job_file_of_fio() -> None:
         ("[a]\nrw=rw\nsize=1m\nrwmixread=" + 400 * "9", "is not a whole number up to"),
         ("[a]\nsize=1m\nbs=,", "different sizes of reads and writes"),
         ("[a]\nnumber_ios=0", "the job has no end"),
+        ("[a]\nrw=rw\nsize=1m\nrwmixread=101", "rwmixread=101 is not from 0 to 100"),
+        ("[a]\nrw=rw\nsize=1m\nrwmixread=70\nrwmixwrite=40", "rwmixread=70 and rwmixwrite=40 do not add up to 100"),
+        ("[a]\nsize=1m\nbssplit=4k/60:8k/50", "the shares of bssplit=4k/60:8k/50 add up to 110 per cent"),
+        ("[a]\nsize=1m\nbssplit=4k/60:8k,4k", "different sizes of reads and writes are not simulated"),
+        ("[a]\nsize=1m\nbssplit=4k/many", "bssplit=many is not a whole number"),
         ("[a]\nsize=1m\nnumjobs=2\niodepth=65536", "more than 65536 requests would be under way together"),
         ("[a]\nsize=1m\n[b]\nsize=1m\n[a]\nsize=2m", "two sections are called 'a'"),
         ("[a]\nsize=1m\n[global]\nbs=8k\n[b]\nsize=1m", r"\[global\] is not the first section"),

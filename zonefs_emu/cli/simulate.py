@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from zonefs_emu.cli.common import FILE, SIZE, NumberRange, json_option, say_json, say_lines
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_files import simulate_files
+from zonefs_emu.cli.workload_files import DEPTH_MAX
 from zonefs_emu.errors import UsageError
 from zonefs_emu.fitting.predictions import OPERATIONS
 from zonefs_emu.model.presets import PRESETS
@@ -18,8 +20,12 @@ from zonefs_emu.units import SECTOR_BYTES, to_sectors
 _MOVES_DATA: Final = ("append", "write", "read", "randread")
 #: The default fill of zones that are reset or finished.
 _OCCUPANCY: Final = {"reset": 1.0, "finish": 0.5, "open": 0.0, "close": 0.0}
+#: Parameters that describe the requests of --op, and their options.
+_FOR_OPERATIONS: Final = {
+    "block_size": "--bs", "zones": "--zones", "depth": "--depth", "count": "--count", "occupancy": "--occupancy",
+    "finished": "--finished",
+}  # fmt: skip
 _COUNT_MAX: Final = 10_000_000
-_DEPTH_MAX: Final = 1 << 16
 
 
 @click.command()
@@ -37,7 +43,7 @@ _DEPTH_MAX: Final = 1 << 16
     "--zones", default=1, show_default=True, type=click.IntRange(min=1), help="Jobs, each in a zone of its own."
 )
 @click.option(
-    "--depth", default=1, show_default=True, type=click.IntRange(1, _DEPTH_MAX), help="Requests of a job in flight."
+    "--depth", default=1, show_default=True, type=click.IntRange(1, DEPTH_MAX), help="Requests of a job in flight."
 )
 @click.option(
     "--count",
@@ -102,6 +108,11 @@ def simulate(
             occupancy=occupancy, seed=seed, finished=finished, block_bytes=int(lbaf or 4096), as_json=as_json,
         )  # fmt: skip
         return
+    given = click.get_current_context().get_parameter_source
+    for name, flag in _FOR_OPERATIONS.items():
+        if given(name) is not ParameterSource.DEFAULT:
+            message = f"{flag} is for --op: a workload, a job file and a log say for themselves what is done"
+            raise UsageError(message)
     simulate_files(
         target, workload_file, fio_file, log_file,
         preset=preset, block_bytes=int(lbaf or 0), seed=seed, picture=picture, as_json=as_json,
@@ -130,6 +141,9 @@ def _simulate_operation(
     zone_sectors = to_sectors(shape.zone_size_bytes)
     if zones > shape.size_bytes // shape.zone_size_bytes:
         message = f"--zones {zones} is more than the {shape.size_bytes // shape.zone_size_bytes} zones of {preset}"
+        raise UsageError(message)
+    if zones * depth > DEPTH_MAX:
+        message = f"--zones {zones} with --depth {depth} has {zones * depth} requests in flight: at most {DEPTH_MAX}"
         raise UsageError(message)
     if finished and operation != "reset":
         message = "--finished needs --op reset: it describes the zones that are reset"

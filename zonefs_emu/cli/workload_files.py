@@ -7,6 +7,7 @@ Any other option is refused, because without it the workload would be another on
 import configparser
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -30,8 +31,8 @@ OPERATIONS: Final = {
 }
 _OF_ANY_ZONE: Final = frozenset((Operation.READ, Operation.WRITE))
 _JOBS_MAX: Final = 1024
-#: The most requests in flight, of a job and of all jobs.
-_DEPTH_MAX: Final = 1 << 16
+#: The most requests under way together, of a job and of all jobs of a group.
+DEPTH_MAX: Final = 1 << 16
 _NUMBER_MAX: Final = 1 << 62
 _NS: Final = 1_000_000_000
 _TOML_KEYS: Final = frozenset(
@@ -88,6 +89,7 @@ _FIO_KEYS: Final = frozenset(
         *("job_max_open_zones", "ignore_zone_limits"),
     }
 )
+_ONE_SIZE: Final = "different sizes of reads and writes are not simulated: write two jobs"
 _FIO_TIME: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)(us|usec|ms|msec|s|sec|m|min|h|hour)?")
 _FIO_UNITS_NS: Final = {
     "us": 1000, "usec": 1000, "ms": 1_000_000, "msec": 1_000_000, "s": _NS, "sec": _NS, "m": 60 * _NS, "min": 60 * _NS,
@@ -141,7 +143,7 @@ def _toml_jobs(name: str, table: Mapping[str, Any], geometry: Geometry, copies: 
         mix=_weighted((OPERATIONS[operation], weight) for operation, weight in mix.items()),
         sizes=_weighted((_request_sectors(size, geometry), weight) for size, weight in sizes.items()),
         zones=_zones(table.get("zones", f"0-{geometry.nr_zones - 1}"), geometry),
-        depth=_whole(table, "depth", 1, maximum=_DEPTH_MAX),
+        depth=_whole(table, "depth", 1, maximum=DEPTH_MAX),
         random=table.get("random", False) is True,
         rate_bytes=_bytes(table.get("rate", 0)),
         rate_requests=_whole(table, "rate_requests", 0, minimum=0),
@@ -224,9 +226,15 @@ def _checked(jobs: list[WorkloadJob], geometry: Geometry) -> list[WorkloadJob]:
 
 
 def _bounded(jobs: list[WorkloadJob]) -> list[WorkloadJob]:
-    """Make sure that *jobs* have no more requests under way together than a simulation has room for."""
-    if sum(job.depth for job in jobs) > _DEPTH_MAX:
-        message = f"more than {_DEPTH_MAX} requests would be under way together: use smaller depths or fewer jobs"
+    """Make sure that *jobs* have no more requests under way together than a simulation has room for.
+
+    Jobs of different groups run one group after the other.
+    """
+    depths: Counter[int] = Counter()
+    for job in jobs:
+        depths[job.group] += job.depth
+    if any(depth > DEPTH_MAX for depth in depths.values()):
+        message = f"more than {DEPTH_MAX} requests would be under way together: use smaller depths or fewer jobs"
         raise UsageError(message)
     return jobs
 
@@ -310,8 +318,7 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
         raise ValueError(f"rw={kind} is not simulated; there are {', '.join(_FIO_MIX)}")
     reads, writes, is_random = _FIO_MIX[kind]
     if reads and writes:
-        share = _fio_number(options, "rwmixread", 100 - _fio_number(options, "rwmixwrite", 50))
-        reads, writes = share / 100, 1 - share / 100
+        reads, writes = _fio_mix(options)
     write = Operation.APPEND if "zone_append" in options else Operation.WRITE
     zone_bytes = to_bytes(geometry.zone_size)
     depth = _fio_depth(options)
@@ -358,6 +365,22 @@ def _fio_jobs(name: str, options: Mapping[str, str], geometry: Geometry, group: 
     return _checked(jobs, geometry)
 
 
+def _fio_mix(options: Mapping[str, str]) -> tuple[float, float]:
+    """Return the shares of reads and writes.
+
+    Fio lets the later of two options that contradict each other count; a reader of the file would not expect that.
+    """
+    reads, writes = (_fio_number(options, name, -1) for name in ("rwmixread", "rwmixwrite"))
+    for name, share in (("rwmixread", reads), ("rwmixwrite", writes)):
+        if share > 100:
+            raise ValueError(f"{name}={share} is not from 0 to 100")
+    if reads < 0:
+        reads = 50 if writes < 0 else 100 - writes
+    if writes >= 0 and reads + writes != 100:
+        raise ValueError(f"rwmixread={reads} and rwmixwrite={writes} do not add up to 100: give one of them")
+    return reads / 100, 1 - reads / 100
+
+
 def _fio_depth(options: Mapping[str, str]) -> int:
     """Return how many requests of a job are under way together."""
     engine = options.get("ioengine", "libaio")
@@ -367,7 +390,7 @@ def _fio_depth(options: Mapping[str, str]) -> int:
         raise ValueError(f"ioengine={engine} is not simulated, because it would change the workload")
     if ":" in options.get("filename", ""):
         raise ValueError("several files in one job are not simulated: write one job for each")
-    return min(max(_fio_number(options, "iodepth", 1), 1), _DEPTH_MAX)
+    return min(max(_fio_number(options, "iodepth", 1), 1), DEPTH_MAX)
 
 
 def _fio_open_zones(options: Mapping[str, str], geometry: Geometry) -> tuple[int, int]:
@@ -400,14 +423,32 @@ def _fio_skip(options: Mapping[str, str], geometry: Geometry, *, is_random: bool
 
 def _fio_sizes(options: Mapping[str, str], geometry: Geometry) -> tuple[tuple[int, float], ...]:
     if "bssplit" in options:
-        parts = [part.partition("/") for part in options["bssplit"].split(":")]
-        return _weighted(
-            (_request_sectors(size, geometry), float(share or 100 / len(parts))) for size, _, share in parts
-        )
+        return _fio_split(options["bssplit"], geometry)
     sizes = {size.strip() for size in options.get("bs", "4k").split(",") if size.strip()}
     if len(sizes) != 1:
-        raise ValueError("different sizes of reads and writes are not simulated: write two jobs")
+        raise ValueError(_ONE_SIZE)
     return ((_request_sectors(sizes.pop(), geometry), 1.0),)
+
+
+def _fio_split(split: str, geometry: Geometry) -> tuple[tuple[int, float], ...]:
+    """Return the sizes of bssplit and their shares, which are per cent.
+
+    As in fio, sizes without a share have what the others leave in equal parts, and otherwise the last size has it.
+    """
+    if "," in split:
+        raise ValueError(_ONE_SIZE)
+    parts = [part.partition("/") for part in split.split(":")]
+    shares = [_fio_number({"bssplit": share}, "bssplit", 0) if share else None for _, _, share in parts]
+    rest = 100 - sum(share or 0 for share in shares)
+    if rest < 0:
+        raise ValueError(f"the shares of bssplit={split} add up to {100 - rest} per cent: at most 100 are possible")
+    nr_open = shares.count(None)
+    if not nr_open:
+        shares[-1] = (shares[-1] or 0) + rest
+    return _weighted(
+        (_request_sectors(size, geometry), rest / nr_open if share is None else share)
+        for (size, _, _), share in zip(parts, shares, strict=True)
+    )
 
 
 def _fio_number(options: Mapping[str, str], name: str, default: int) -> int:
