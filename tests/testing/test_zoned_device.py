@@ -2,12 +2,13 @@
 
 import mmap
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from zonefs_emu.errors import Status, UsageError
+from zonefs_emu.errors import Status, UsageError, ZonedError
 from zonefs_emu.model.presets import PRESETS, build_geometry
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
@@ -182,6 +183,29 @@ def test_a_snapshot_is_gone_back_to_as_often_as_needed(device: DeviceUnderTest) 
         device.rewind("two")
     with pytest.raises(UsageError, match="cannot be the name"):
         device.snapshot("../x")
+
+
+def test_a_snapshot_that_fails_leaves_the_earlier_one(device: DeviceUnderTest) -> None:
+    device.snapshot()
+    device.port.append(ZONE, 8, (BLOCK,))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises((OSError, ZonedError)):
+            device.snapshot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    device.rewind()
+    assert not written(device, 1)
+
+
+def test_a_closed_device_says_so(device: DeviceUnderTest) -> None:
+    device.close()
+    for use in (lambda: device.port, lambda: device.device, device.stop, device.mount, device.serve):
+        with pytest.raises(UsageError, match="the device was closed: only report"):
+            use()
+    assert len(device.report()) == 8
+    device.close()
 
 
 @pytest.mark.fuse

@@ -90,6 +90,7 @@ class DeviceUnderTest:
         self._daemon: _Daemon | None = None
         self._device: ZonedDevice | None = None
         self._earlier_refusals: list[str] = []
+        self._is_closed = False
         ZonedDevice.create(self.image, geometry, uuid=uuid4())
         self._open()
 
@@ -114,19 +115,25 @@ class DeviceUnderTest:
         """The device in this process; another one after a power cut.
 
         Raises:
-            UsageError: a daemon has it.
+            UsageError: a daemon has it, or it was closed.
         """
+        self._require_open()
         if self._device is None:
             message = "a daemon has the image: call stop() first, or use report(), inject() and refusals()"
             raise UsageError(message)
         return self._device
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            message = "the device was closed: only report(), refusals() and describe() are possible, from its file"
+            raise UsageError(message)
 
     @property
     def port(self) -> Port:
         """A port of :attr:`device` that speaks as virtio-blk does; another one after a power cut.
 
         Raises:
-            UsageError: a daemon has the image.
+            UsageError: a daemon has the image, or the device was closed.
         """
         assert self.device is not None
         return self._port
@@ -189,8 +196,9 @@ class DeviceUnderTest:
         """End the daemon in order; from here on the image is this process's again.
 
         Raises:
-            UsageError: it ended with an error; says what it said.
+            UsageError: it ended with an error; says what it said. Or the device was closed.
         """
+        self._require_open()
         self._end_daemon()
         if self._device is None:
             self._open()
@@ -282,10 +290,11 @@ class DeviceUnderTest:
             UsageError: *name* cannot be one. OSError: the host refuses or has no room.
         """
         with self._target() as target:
-            path = self._snapshot_path(name)
-            path.unlink(missing_ok=True)
-            for _ in target.stream({"verb": "dump", "path": str(path)}):
+            path, new = self._snapshot_path(name), self.image.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            for _ in target.stream({"verb": "dump", "path": str(new)}):
                 pass
+            new.replace(path)  # an earlier one is there until the new one is whole
 
     def rewind(self, name: str = "0") -> None:
         """Go back to the snapshot *name*. Faults that were injected are gone.
@@ -452,6 +461,7 @@ class DeviceUnderTest:
         Raises:
             ZonedError: the daemon ended with an error, or the last flush failed.
         """
+        self._is_closed = True
         try:
             self._end_daemon()
             self._let_go()
