@@ -218,6 +218,11 @@ def test_a_power_cycle_is_an_operation(tmp_path: Path) -> None:
             lambda lines: [lines[0], lines[1].replace('"op"', '"faults": [{"effect": "fail", "status": 1}], "op"')],
             "line 2 of the log: a fault's 'status' cannot be 1",
         ),
+        (lambda lines: [*lines[:3], lines[3][:40]], "line 4 .* on one line; the operations before it, 2, were carried"),
+        (
+            lambda lines: [*lines[:2], "{}"],
+            "line 3 of .* not an operation .*; the operations before it, 1, were carried",
+        ),
     ],
 )
 def test_a_damaged_log_is_refused_in_a_sentence(log: list[str], tmp_path: Path, damage: object, sentence: str) -> None:

@@ -292,7 +292,11 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
     source: Geometry | None = None
     nr_operations = 0
     for line_no, line in enumerate(lines, 1):
-        entry = parse_line(line, line_no)
+        try:
+            entry = parse_line(line, line_no)
+        except UsageError as error:
+            message = f"{error}{_carried_out(nr_operations)}"
+            raise UsageError(message) from None
         if source is None:
             source = source_geometry(entry)
             continue
@@ -304,10 +308,10 @@ def _replay(lines: Iterable[str], device: ZonedDevice, progress: Callable[[int],
             port.strike(_faults(entry))
             expected, found = _carry_out(entry, port, source)
         except (KeyError, StopIteration, TypeError, ValueError) as error:
-            message = f"line {line_no} of the log is not an operation ({error!r})"
+            message = f"line {line_no} of the log is not an operation ({error!r}){_carried_out(nr_operations)}"
             raise UsageError(message) from None
         except UsageError as error:
-            message = f"line {line_no} of the log: {error}"
+            message = f"line {line_no} of the log: {error}{_carried_out(nr_operations)}"
             raise UsageError(message) from None
         nr_operations += 1
         progress(nr_operations)
@@ -329,6 +333,10 @@ def read_lines(file: IO[str]) -> Iterator[str]:
     while line := file.readline(limit):
         yield line
         limit = _LINE_BYTES_MAX + 1
+
+
+def _carried_out(nr_operations: int) -> str:
+    return f"; the operations before it, {nr_operations}, were carried out" if nr_operations else ""
 
 
 def parse_line(line: str, line_no: int) -> dict[str, object]:
