@@ -18,6 +18,13 @@ def test_a_file_has_the_owner_the_permissions_and_the_time_that_it_is_given() ->
     assert (file.zone_no, file.nr_zones, file.path, file.sequential) == (7, 1, "seq/7", True)
 
 
+def test_a_positioned_handle_differs_in_appending_only() -> None:
+    handle = Handle(new_file(), os.O_RDWR | os.O_APPEND | os.O_DIRECT)
+    positioned = handle.positioned()
+    assert (handle.append, positioned.append) == (True, False)
+    assert (positioned.file, positioned.direct, positioned.writable) == (handle.file, True, True)
+
+
 @pytest.mark.parametrize(
     ("atime_ns", "mtime_ns", "ctime_ns", "now_ns", "is_noted"),
     [

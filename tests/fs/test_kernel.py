@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fs.conftest import Bench
+from tests.fs.conftest import BLOCK, RW_DIRECT, Bench, blocks
 from tests.fs.mounts import fails, mounted
 from tests.requires import requires
-from zonefs_emu.fs.kernel import remount_readonly, unmount
+from zonefs_emu.fs.kernel import cached_size, remount_readonly, unmount
 
 
 @pytest.mark.fuse
@@ -48,3 +48,16 @@ def test_a_remount_keeps_the_other_flags(bench: Bench) -> None:
 def test_what_is_no_mount_is_not_remounted(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=str(tmp_path)):
         remount_readonly(tmp_path)
+
+
+@pytest.mark.fuse
+def test_the_size_that_the_kernel_has_in_memory(bench: Bench) -> None:
+    with mounted(bench, "errors=repair") as fs:
+        fd = fs.open("seq/0", RW_DIRECT)
+        bench.write_raw(2, BLOCK)
+        with fails(errno.EIO):
+            os.pwrite(fd, blocks(1), 0)  # the file now has one block, of which the kernel is not told here
+        assert cached_size(fs.path / "seq/0") in {0, BLOCK}
+        assert fs.size("seq/0") == BLOCK
+        assert cached_size(fs.path / "seq/0") == BLOCK
+        assert cached_size(fs.path / "seq/99") == -1

@@ -1009,6 +1009,33 @@ def test_0663_with_async_dio_such_a_write_keeps_what_fits(bench: Bench) -> None:
         # The kernel makes an error of a short answer to one of the pieces that it sent without waiting.
         assert aio_write(fd, blocks(2), 15 * BLOCK) == -errno.EIO
         assert (fs.size("seq/0"), bench.cond(2)) == (CAPACITY, Condition.FULL)
+        # The kernel truncates the file to the size from before the request. Here that is 0.
+        fd = fs.open("seq/1", RW_DIRECT)
+        assert aio_write(fd, blocks(17), 0) == -errno.EIO
+        assert (fs.size("seq/1"), bench.cond(3)) == (CAPACITY, Condition.FULL)
+        os.ftruncate(fd, 0)
+        assert (fs.size("seq/1"), bench.cond(3)) == (0, Condition.EMPTY)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("append", [0, os.O_APPEND])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_0663_with_async_dio_what_was_written_before_a_failed_piece_is_kept(
+    append: int, is_reset: bool, make_bench: Callable[..., Bench]
+) -> None:
+    bench = make_bench(large(conventional=()))
+    with mounted(bench, "async_dio,errors=repair") as fs:
+        fd = fs.open("seq/0", RW_DIRECT | append)
+        if is_reset:  # then the pieces wait for a flush, and each other
+            os.pwrite(fd, blocks(1), 0)
+            os.ftruncate(fd, 0)
+        bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE}), nth=3))
+        data = b"".join(letter * MIB for letter in (b"a", b"b", b"c", b"d", b"e"))
+        assert aio_write(fd, data, 0) == -errno.EIO
+        assert fs.size("seq/0") == 2 * MIB
+        assert (fs.path / "seq/0").read_bytes()[::MIB] == b"ab"
+        assert aio_write(fd, data[2 * MIB :], 2 * MIB) == 3 * MIB
+        assert (fs.path / "seq/0").read_bytes()[::MIB] == b"abcde"
 
 
 @pytest.mark.fuse

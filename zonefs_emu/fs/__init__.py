@@ -10,6 +10,7 @@
     volume       The mounted file system without FUSE: per-file state, the checks in the kernel's order, zone commands
     signature    Finding an existing file system
     mkfs         Formatting
+    failed_writes  Which truncations after a failed write are the kernel's own
     mount_table  The kernel's table of mounts
     kernel       Unmounting and remounting
     boundary     Containing unforeseen exceptions

@@ -4,6 +4,7 @@ Sizes are in bytes; *start* is a sector.
 """
 
 import os
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,10 +75,14 @@ class Handle:
     """One open file description, with the meaning of its *flags*.
 
     :mod:`zonefs_emu.fs.operations` sets *cached* (the handle uses the kernel's page cache) and *failed* (a write has
-    failed, after which the kernel may truncate the file).
+    failed, after which the kernel may truncate the file). *failed_end* is the position where the last failed write
+    ended, and *kernel_size* the size that the kernel had in memory then; -1 if there is none, or it is not known.
     """
 
-    __slots__ = ("append", "cached", "direct", "failed", "file", "noatime", "synchronous", "writable")
+    __slots__ = (
+        "append", "cached", "direct", "failed", "failed_end", "file", "kernel_size", "noatime", "synchronous",
+        "writable",
+    )  # fmt: skip
 
     def __init__(self, file: ZoneFile, flags: int) -> None:
         self.file = file
@@ -88,6 +93,13 @@ class Handle:
         self.synchronous = bool(flags & os.O_DSYNC)  # O_SYNC contains the bit of O_DSYNC
         self.cached = False
         self.failed = False
+        self.kernel_size = self.failed_end = -1
+
+    def positioned(self) -> "Handle":
+        """Return a copy that does not append: for a piece of a request that must not take the place of a failed one."""
+        handle = copy(self)
+        handle.append = False
+        return handle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

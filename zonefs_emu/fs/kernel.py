@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,13 @@ _KEPT_FLAGS: Final = 2 | 4 | 8 | 16 | 1024 | 2048
 
 #: Source: Linux include/linux/fs.h.
 _MNT_DETACH: Final = 2
+
+#: Source: Linux include/uapi/linux/fcntl.h and stat.h: struct statx has 256 bytes, with stx_size from byte 40 on.
+_AT_FDCWD: Final = -100
+_AT_STATX_DONT_SYNC: Final = 0x4000
+_STATX_SIZE: Final = 0x200
+_STATX_BYTES: Final = 256
+_STX_SIZE_AT: Final = 40
 
 _FUSERMOUNT_SECONDS: Final = 20
 
@@ -83,10 +91,22 @@ def remount_readonly(mountpoint: Path) -> None:
         raise OSError(number, os.strerror(number), os.fspath(mountpoint))
 
 
+def cached_size(path: Path) -> int:
+    """Return the size that the kernel has in memory for the file *path*, or -1 if the file cannot be found.
+
+    Blocks, and may need the file system to be served: for the directories of *path*, not for the file.
+    """
+    status = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc().statx(_AT_FDCWD, os.fsencode(path), _AT_STATX_DONT_SYNC, _STATX_SIZE, status):
+        return -1
+    return int.from_bytes(status.raw[_STX_SIZE_AT : _STX_SIZE_AT + 8], sys.byteorder)
+
+
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mount.argtypes = (
         ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p
     )  # fmt: skip
     libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
     return libc

@@ -33,7 +33,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.errors import ImageError, UsageError
 from zonefs_emu.fs.boundary import PORT_NAME, contained
 from zonefs_emu.fs.files import ZoneFile
-from zonefs_emu.fs.kernel import remount_readonly, unmount
+from zonefs_emu.fs.kernel import cached_size, remount_readonly, unmount
 from zonefs_emu.fs.mount_table import MountEntry, mount_at, place_of
 from zonefs_emu.fs.negotiation import FUSE_ASYNC_DIO, Handshake
 from zonefs_emu.fs.operations import ZonefsOperations
@@ -55,6 +55,7 @@ class Mount:
         self.volume = volume
         self.mountpoint = mountpoint
         self.operations = ZonefsOperations(volume)
+        self.operations.kernel_size = self.kernel_size
         self.waiter = RequestWaiter()
         #: The mount in the kernel's table; None before it is made.
         self.entry: MountEntry | None = None
@@ -62,6 +63,11 @@ class Mount:
     def place(self) -> Path | None:
         """Return the directory at which the mount is seen now; None if it is unmounted, or another mount covers it."""
         return None if self.entry is None else place_of(self.entry)
+
+    def kernel_size(self, file: ZoneFile) -> int:
+        """Return the size that the kernel has in memory for *file*; -1 if that is not known. It blocks."""
+        place = self.place()
+        return -1 if place is None else cached_size(place / file.path)
 
     def unmount(self) -> bool:
         """Unmount it as ``kernel.unmount`` does, unless another mount covers it; return whether it is unmounted."""

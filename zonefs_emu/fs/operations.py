@@ -24,6 +24,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from zonefs_emu.device.timed_port import TimedPort
 from zonefs_emu.fs.boundary import ContainedOperations
 from zonefs_emu.fs.errnos import FileError
+from zonefs_emu.fs.failed_writes import is_automatic, note_failure, note_look
 from zonefs_emu.fs.files import Handle, Node, ZoneFile
 from zonefs_emu.fs.io_errors import ALL_BITS, WRITE_BITS
 from zonefs_emu.fs.rules import ZonefsRule
@@ -35,8 +36,6 @@ from zonefs_emu.model.transitions import Operation
 #: of the kernel only.
 KEPT_SECONDS: Final = 3600
 _NO_SUCH_FILE: Final = errno.ENOENT
-#: The most threads that are noted for a file after a failed write. A truncation by any other counts as the kernel's.
-_LOOKERS_MAX: Final = 64
 
 
 class ZonefsOperations(ContainedOperations):
@@ -62,10 +61,13 @@ class ZonefsOperations(ContainedOperations):
         self._thread = threading.get_ident()
         #: With the mount option sync, each handle behaves as if it were opened with O_SYNC.
         self._all_synchronous = "sync" in volume.options.passed_on
+        self._is_async = volume.options.async_dio
         volume.port.defer = self._defer
         self._timed = volume.port if isinstance(volume.port, TimedPort) else None
         if self._timed is not None:
             self._timed.hold = self._hold
+        #: The size that the kernel has in memory for a file, -1 if it is not known; it blocks.
+        self.kernel_size: Callable[[ZoneFile], int] = _unknown_size
         #: Called when a handle that can write has been closed.
         self.on_writer_gone: Callable[[], None] = _nothing
         #: Called between the kernel's first request and its answer.
@@ -286,9 +288,7 @@ class ZonefsOperations(ContainedOperations):
         """Return the attributes of a node."""
         attributes = self._attributes(inode)
         if inode != ROOT_NODE_ID and (file := self.volume.files.get(zone_no_of(inode))) is not None:
-            lookers = file.lookers
-            if lookers is not None and len(lookers) < _LOOKERS_MAX:
-                lookers.add(ctx.pid)
+            note_look(file, ctx.pid)
         return attributes
 
     def _attributes(self, inode: int) -> EntryAttributes:
@@ -354,7 +354,7 @@ class ZonefsOperations(ContainedOperations):
         try:
             if file is None:
                 self._check_directory_change(attr, fields)
-            elif fields.update_size and fh is not None and self._is_automatic(fh, attr.st_size, ctx.pid):
+            elif fields.update_size and fh is not None and is_automatic(self.handles[fh], attr.st_size, ctx.pid):
                 return self._file_attributes(file)
             else:
                 volume.check_changeable(file, Operation.RESET)
@@ -398,22 +398,6 @@ class ZonefsOperations(ContainedOperations):
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_MODE, request)
         if fields.update_size:
             raise self.volume.refuse(ZonefsRule.FS_DIRECTORY_SIZE, request)
-
-    def _is_automatic(self, fh: int, size: int, thread: int) -> bool:
-        """Return whether a request of *thread* to truncate to *size* is the kernel's own, and not an application's.
-
-        After a failed write that would have made the file longer, the kernel truncates the file to the size that it has
-        cached (fuse_do_truncate). If that size is stale and 0, obeying would reset a zone full of data. The size that
-        the kernel cached before counts too, because the request may have been sent before an answer with the right
-        size. The kernel truncates before the call of the application returns. So if a thread has asked for the
-        attributes since the write failed, as fstat(2) does, its request is an application's.
-        """
-        handle = self.handles[fh]
-        file = handle.file
-        failed, handle.failed = handle.failed, False
-        if thread and file.lookers and thread in file.lookers:
-            return False
-        return failed and size != file.size and size in {file.notified_size, file.notified_before}
 
     def _file(self, inode: int) -> ZoneFile | None:
         if inode == ROOT_NODE_ID or self.volume.tree.group_of_inode(inode) is not None:
@@ -528,7 +512,7 @@ class ZonefsOperations(ContainedOperations):
             if self._file_locks or self._has_pending_reset(file.zone_no):
                 count = await self._write_locked(handle, off, buf)
             else:
-                count = self._write(handle, off, buf)
+                count = self._write(handle if off != handle.failed_end else handle.positioned(), off, buf)
             if not handle.cached:
                 if file.nr_cached:
                     await self._drop_pages(file)
@@ -536,16 +520,31 @@ class ZonefsOperations(ContainedOperations):
                     # On handles that bypass the cache, the kernel sends no FSYNC after a synchronous write.
                     await self._sync(file)
         except FileError as error:
-            handle.failed = True
-            file.lookers = set()
+            await self._note_failure(handle, off + len(buf))
             if self._late_ns:
                 await self._wait_deferred()
             raise FUSEError(error.errno) from None
+        if count < len(buf) and self._is_async:
+            # The kernel makes an error of it.
+            await self._note_failure(handle, off + len(buf))
         file.notified_size = max(file.notified_size, off + count)
         file.notified_before = -1
         if self._late_ns:
             await self._wait_deferred()
         return count
+
+    async def _note_failure(self, handle: Handle, end: int) -> None:
+        """Note that a write up to *end* has failed, before the kernel learns of it and may truncate the file.
+
+        With async_dio, the write may be one piece of a request, and the kernel still has the size from before the whole
+        request. The lock keeps the order of the answers: the application gets the error of the first one.
+        """
+        note_failure(handle)
+        if self._is_async:
+            handle.failed_end = end
+            file = handle.file
+            async with self._file_lock(file):
+                handle.kernel_size = await trio.to_thread.run_sync(self.kernel_size, file)
 
     async def _write_locked(self, handle: Handle, offset: int, data: bytes) -> int:
         file = handle.file
@@ -554,7 +553,7 @@ class ZonefsOperations(ContainedOperations):
                 # The zone was reset since the last flush, and its old data must not be overwritten before the reset is
                 # durable. If this flush fails, the write is refused.
                 await trio.to_thread.run_sync(self.volume.port.flush)
-            return self._write(handle, offset, data)
+            return self._write(handle if offset != handle.failed_end else handle.positioned(), offset, data)
 
     @asynccontextmanager
     async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
@@ -593,3 +592,7 @@ class ZonefsOperations(ContainedOperations):
 
 def _nothing() -> None:
     pass
+
+
+def _unknown_size(_file: ZoneFile) -> int:
+    return -1
