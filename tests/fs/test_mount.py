@@ -619,6 +619,26 @@ def test_0511_changes_of_attributes_last_until_unmounted(bench: Bench) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.parametrize("name", ["seq/0", "cnv/0", "seq", ""])
+def test_0512_each_change_of_attributes_updates_ctime(bench: Bench, name: str) -> None:
+    with mounted(bench) as fs:
+        path = fs.path / name
+        mode = stat.S_IMODE(path.stat().st_mode)
+        changes: list[tuple[Callable[[], object], bool]] = [
+            (lambda: os.chmod(path, mode), True),
+            (lambda: os.chown(path, -1, -1), True),
+            (lambda: os.utime(path, ns=(path.stat().st_atime_ns, 9)), True),
+            (lambda: subprocess.run(["touch", "-a", path], check=True, timeout=20), True),
+        ]
+        if name == "seq/0":
+            changes.append((lambda: os.truncate(path, 0), False))
+        for number, (change, updates) in enumerate(changes):
+            before = path.stat().st_ctime_ns
+            change()
+            assert (path.stat().st_ctime_ns > before) is updates, number
+
+
+@pytest.mark.fuse
 def test_0512_writes_leave_times_alone(bench: Bench) -> None:
     with mounted(bench) as fs:
         mount_time = os.stat(fs.path).st_mtime_ns

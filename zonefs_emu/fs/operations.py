@@ -381,7 +381,8 @@ class ZonefsOperations(ContainedOperations):
         if fields.update_size and fh is not None:
             # truncate(2) changes no times. ftruncate(2) changes two, which the kernel leaves to the file system.
             node.mtime_ns = node.ctime_ns = volume.now_ns()
-        elif fields.update_mtime or fields.update_mode or fields.update_uid or fields.update_gid:
+        elif not fields.update_size:
+            # The VFS changes it with all other attributes, also by chown(2) that changes no owner.
             node.ctime_ns = volume.now_ns()
         return self._attributes(inode)
 
