@@ -28,7 +28,7 @@ from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import Effect, Fault
 from zonefs_emu.errors import BadMagicError, UsageError
 from zonefs_emu.fs import mount as mount_module
-from zonefs_emu.fs.kernel import MS_REMOUNT, _libc
+from zonefs_emu.fs.kernel import MS_REMOUNT, _libc, remount_readonly
 from zonefs_emu.fs.mount import fuse_options, serve
 from zonefs_emu.fs.options import VFS_OPTIONS, MountOptions, parse_options
 from zonefs_emu.model.transitions import Operation
@@ -840,6 +840,30 @@ def test_0640_after_an_error_the_kernel_knows_that_the_mount_is_read_only(
         assert {"nosuid", "nodev"} <= set(fs.mount_line()[3].split(","))
         with fails(errno.EROFS):
             fs.open("seq/1", os.O_WRONLY)
+
+
+@pytest.mark.fuse
+def test_0640_a_writer_may_be_gone_only_after_its_release(
+    bench: Bench, expect_warning: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requires("root")
+    expect_warning("read-only from now on")
+    attempts = []
+
+    def busy_twice(place: Path) -> None:
+        attempts.append(place)
+        if len(attempts) < 3:
+            raise OSError(errno.EBUSY, "a writer is there")
+        remount_readonly(place)
+
+    monkeypatch.setattr(mount_module, "remount_readonly", busy_twice)
+    with mounted(bench) as fs:
+        fd = fs.open("seq/0", RW_DIRECT)
+        bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
+        with fails(errno.EIO):
+            os.pwrite(fd, blocks(1), 0)
+        fs.close(fd)
+        wait_until(lambda: "ro" in fs.mount_line()[3].split(","))
 
 
 @pytest.mark.fuse

@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: The longest time for an orderly unmount when cancelled: a daemon that gets a signal has 5 seconds for everything.
 UNMOUNT_SECONDS: Final = 2
+#: How long to wait for the release of a writer before the next attempt to make the mount read-only.
+_REMOUNT_AGAIN_SECONDS: Final = 1
 
 
 class Mount:
@@ -319,7 +321,9 @@ class _News:
             else:
                 self._mount.volume.kernel_readonly = True
                 return
-            await writer_gone.wait()
+            # close(2) stops counting as a writer after RELEASE was sent, and a change of attributes counts as one, too.
+            with trio.move_on_after(_REMOUNT_AGAIN_SECONDS):
+                await writer_gone.wait()
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
