@@ -18,6 +18,23 @@ def test_a_file_has_the_owner_the_permissions_and_the_time_that_it_is_given() ->
     assert (file.zone_no, file.nr_zones, file.path, file.sequential) == (7, 1, "seq/7", True)
 
 
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "expected"),
+    [
+        (0o6777, 0, 0, 0o6777),
+        (0o6777, 5, 100, 0o777),
+        (0o6767, 5, 100, 0o2767),
+        (0o6767, 5, 5, 0o767),
+        (0o640, 5, 5, 0o640),
+    ],
+)
+def test_a_truncation_takes_away_what_changes_users(mode: int, uid: int, gid: int, expected: int) -> None:
+    file = new_file()
+    file.mode = mode
+    file.truncated_by(uid, gid)
+    assert file.mode == expected
+
+
 def test_a_positioned_handle_differs_in_appending_only() -> None:
     handle = Handle(new_file(), os.O_RDWR | os.O_APPEND | os.O_DIRECT)
     positioned = handle.positioned()

@@ -22,7 +22,7 @@ from zonefs_emu.fs.tree import ROOT_NODE_ID, ZONE_1_NODE_ID
 from zonefs_emu.model.transitions import Operation
 from zonefs_emu.model.zone import Condition
 
-CTX: Final[Any] = SimpleNamespace(pid=0)  # a thread that is not known here, as one of another PID namespace
+CTX: Final[Any] = SimpleNamespace(pid=0, uid=0, gid=0)  # a thread not known here, as one of another PID namespace
 READ_DIRECT: Final = os.O_RDONLY | os.O_DIRECT
 
 
@@ -402,6 +402,15 @@ async def test_open_with_o_trunc_resets(kernel: Kernel) -> None:
     with fails(errno.EPERM):
         await kernel.open(cnv(kernel.volume), os.O_RDWR | os.O_TRUNC)
     assert len(kernel.operations.handles) == 2
+
+
+async def test_open_with_o_trunc_by_another_user_takes_away_the_set_user_id_bit(kernel: Kernel) -> None:
+    file = seq(kernel.volume)
+    for uid, mode in ((0, 0o4777), (1000, 0o777)):
+        file.mode = 0o4777
+        context: Any = SimpleNamespace(pid=1, uid=uid, gid=uid)
+        await kernel.operations.open(2, RW_DIRECT | os.O_TRUNC, context)
+        assert file.mode == mode
 
 
 async def test_cached_readers_are_told_of_direct_writes(kernel: Kernel) -> None:

@@ -4,6 +4,7 @@ Sizes are in bytes; *start* is a sector.
 """
 
 import os
+import stat
 from copy import copy
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +32,16 @@ class Node:
         atime_ns = self.atime_ns
         if atime_ns <= self.mtime_ns or atime_ns <= self.ctime_ns or now_ns - atime_ns >= _ATIME_KEPT_NS:
             self.atime_ns = now_ns
+
+    def truncated_by(self, uid: int, gid: int) -> None:
+        """Take away the set-user-ID and set-group-ID bits that a truncation by another user than root takes away.
+
+        Source: Linux fs/attr.c, setattr_should_drop_suidgid.
+        """
+        if uid:
+            self.mode &= ~stat.S_ISUID
+            if self.mode & stat.S_IXGRP or gid != self.gid:
+                self.mode &= ~stat.S_ISGID
 
 
 class ZoneFile(Node):

@@ -454,6 +454,7 @@ class ZonefsOperations(ContainedOperations):
             if flags & os.O_TRUNC:
                 async with self._file_lock(file):
                     handle = self.volume.open(file, flags)
+                    file.truncated_by(ctx.uid, ctx.gid)
                     file.notified_size = 0
                     await self._drop_pages(file)
             else:
