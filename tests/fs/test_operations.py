@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
@@ -422,6 +423,30 @@ async def test_cached_readers_are_told_of_direct_writes(kernel: Kernel) -> None:
         await kernel.open(file, os.O_RDONLY)
         await kernel.operations.write(fh, BLOCK, blocks(1))
         assert kernel.invalidated == [node]
+
+
+@pytest.mark.parametrize("options", ["errors=repair", "errors=repair,async_dio"])
+async def test_a_mount_that_ends_does_not_wait_for_the_kernel(bench: Bench, options: str) -> None:
+    kernel = Kernel(bench, options)
+    answered = threading.Event()
+
+    def wait(_node: int) -> None:
+        answered.wait(20)
+
+    writer = await kernel.open(seq(kernel.volume), RW_DIRECT)
+    if "async_dio" in options:
+        kernel.operations.kernel_size = lambda _file: answered.wait(20) or 0
+        bench.device.inject(Fault(effect=Effect.FAIL, operations=frozenset({Operation.WRITE})))
+    else:
+        kernel.operations._invalidate = wait
+        await kernel.open(seq(kernel.volume), os.O_RDONLY)
+    try:
+        with trio.move_on_after(0.2) as scope:
+            await kernel.operations.write(writer, 0, blocks(1))
+        assert scope.cancelled_caught
+        assert not answered.is_set()
+    finally:
+        answered.set()
 
 
 async def test_a_file_that_the_kernel_forgot_has_no_pages(bench: Bench) -> None:

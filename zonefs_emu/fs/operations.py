@@ -544,9 +544,8 @@ class ZonefsOperations(ContainedOperations):
         note_failure(handle)
         if self._is_async:
             handle.failed_end = end
-            file = handle.file
-            async with self._file_lock(file):
-                handle.kernel_size = await trio.to_thread.run_sync(self.kernel_size, file)
+            async with self._file_lock(handle.file) as file:
+                handle.kernel_size = await trio.to_thread.run_sync(self.kernel_size, file, abandon_on_cancel=True)
 
     async def _write_locked(self, handle: Handle, offset: int, data: bytes) -> int:
         file = handle.file
@@ -558,13 +557,13 @@ class ZonefsOperations(ContainedOperations):
             return self._write(handle if offset != handle.failed_end else handle.positioned(), offset, data)
 
     @asynccontextmanager
-    async def _file_lock(self, file: ZoneFile) -> AsyncIterator[None]:
+    async def _file_lock(self, file: ZoneFile) -> AsyncIterator[ZoneFile]:
         """Hold the lock of *file*. Requests that wait for the lock get it in the order in which they came."""
         zone_no = file.zone_no
         lock = self._file_locks.setdefault(zone_no, trio.Lock())
         async with lock:
             try:
-                yield
+                yield file
             finally:
                 if not lock.statistics().tasks_waiting:
                     del self._file_locks[zone_no]
@@ -572,7 +571,8 @@ class ZonefsOperations(ContainedOperations):
     async def _drop_pages(self, file: ZoneFile) -> None:
         """Drop the kernel's cached pages of *file*. New sizes and times alone do not make the kernel read again."""
         if file.nr_cached:
-            await trio.to_thread.run_sync(self.drop_pages_sync, file)
+            # The kernel may wait for an answer to another request, and none comes when the mount ends.
+            await trio.to_thread.run_sync(self.drop_pages_sync, file, abandon_on_cancel=True)
 
     def drop_pages_sync(self, file: ZoneFile) -> None:
         """Do what :meth:`_drop_pages` does, in the calling thread, which must not be the event loop's."""
