@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import h11
 import pytest
 
 from tests.browser import browser
 from tests.cli.conftest import fails, held, ok
 from tests.requires import requires
-from zonefs_emu.cli.page_server import CONNECTIONS_MAX
+from zonefs_emu.cli.page_server import CONNECTIONS_MAX, PageServer
 
 
 @pytest.fixture
@@ -89,6 +90,7 @@ def test_the_page_is_served_to_those_who_have_its_address(url: str) -> None:
         ("GET /events?token=TOKEN HTTP/1.1\nHost: HOST\nOrigin: http://evil.example\n\n", 403),
         ("POST /?token=TOKEN HTTP/1.1\nHost: HOST\n\n", 405),
         ("GET /etc/passwd?token=TOKEN HTTP/1.1\nHost: HOST\n\n", 404),
+        ("GET //[?token=TOKEN HTTP/1.1\nHost: HOST\n\n", 400),
     ],
 )
 def test_others_are_not_let_in(url: str, request_text: str, status: int) -> None:
@@ -143,9 +145,62 @@ def test_the_counters_of_a_zone_are_told_on_request(url: str, fresh: Path) -> No
 
 def test_addresses_that_are_none(fresh: Path) -> None:
     assert "is not ADDRESS:PORT" in fails("watch", fresh, "--http", "127.0.0.1:http", code=2)
+    assert "is not ADDRESS:PORT" in fails("watch", fresh, "--http", "127.0.0.1:" + "1" * 5000, code=2)
     refusal = fails("watch", fresh, "--http", "0.0.0.0:0", code=2)
     assert "at 127.0.0.1 only, as it is not encrypted, and not at 0.0.0.0" in refusal
     assert "No such file" in fails("watch", fresh.with_name("absent"), "--http", "127.0.0.1:0")
+
+
+def test_an_address_that_is_in_use_is_named(fresh: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"{place}: Address already in use" in fails("watch", fresh, "--http", place)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:80", "127.0.0.1:80"])
+def test_browsers_leave_out_the_port_of_http(fresh: Path, host: str) -> None:
+    server = PageServer(fresh, interval_s=1, port=80)
+    token = server.url.partition("?")[2]
+    headers = [("Host", host), ("Origin", f"http://{host}")]
+    request = h11.Request(method="GET", target=f"/?{token}", headers=headers)
+    assert server._refusal(request) is None
+
+
+def test_an_image_that_is_replaced_is_shown(tmp_path: Path) -> None:
+    image, other = tmp_path / "a.img", tmp_path / "b.img"
+    ok("create", image, "--size", "32M", "--zone-size", "4M")
+    ok("create", other, "--size", "64M", "--zone-size", "4M")
+    command = [sys.executable, "-m", "zonefs_emu", "watch", str(image), "--http", "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().strip()
+        host, token = url.removeprefix("http://").split("/?token=")
+        with connect(url) as peer, peer.makefile("rb") as lines:
+            peer.sendall(f"GET /events?token={token} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            seen = b""
+            while b"event: rates" not in seen:
+                seen = lines.readline()
+                assert seen
+            other.replace(image)
+            while b'"nr_zones": 16' not in seen:
+                seen = lines.readline()
+                assert seen, "the server has ended"
+        process.terminate()
+        assert process.stderr.read() == ""
+
+
+def test_pages_that_were_closed_are_no_clients(fresh: Path) -> None:
+    command = [sys.executable, "-m", "zonefs_emu", "watch", str(fresh), "--http", "--interval", "3600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        host, token = url.removeprefix("http://").split("/?token=")
+        for _ in range(2 * CONNECTIONS_MAX):
+            with connect(url) as peer:
+                peer.sendall(f"GET /events?token={token} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                assert peer.recv(12) == b"HTTP/1.1 200"
+        process.terminate()
 
 
 @pytest.mark.slow

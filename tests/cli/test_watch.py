@@ -16,3 +16,7 @@ def test_pictures_with_limits_and_rates(image: Path) -> None:
 
 def test_how_often() -> None:
     assert "is not in the range" in fails("watch", "x", "--interval", 0, code=2)
+
+
+def test_a_page_has_no_number_of_pictures(image: Path) -> None:
+    assert "--frames is for pictures on the terminal" in fails("watch", image, "--http", "--frames", 1, code=2)

@@ -17,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from zonefs_emu.model.zone import Zone
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 8
+_HTTP_PORT: Final = 80
 _REQUEST_BYTES_MAX: Final = 16 << 10
 _REQUEST_S: Final = 10.0
 _SEND_S: Final = 30.0
@@ -103,7 +104,11 @@ class PageServer:
         Raises:
             OSError: the address cannot be used.
         """
-        listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        try:
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        except OSError as error:
+            # The error itself does not name the address.
+            raise OSError(error.errno, error.strerror or str(error), self._authority) from None
         self._port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._look_on)
@@ -129,6 +134,11 @@ class PageServer:
         before = self._last
         look = self._last = await trio.to_thread.run_sync(_look, self._image, before)
         if before is None:
+            return
+        if look.info["uuid"] != before.info["uuid"]:
+            # Another image has taken the place: a page of another shape loads itself again.
+            self._tell("zones", _all_zones(look))
+            self._tell("news", list(look.news))
             return
         if look.zones is not before.zones:
             pairs = zip(look.zones, before.zones, strict=True)
@@ -198,8 +208,7 @@ class PageServer:
         if refusal is not None:
             await _answer(connection, stream, *refusal)
             return
-        target = urlsplit(request.target.decode("ascii", "replace"))
-        path, query = target.path, parse_qs(target.query)
+        path, query = _target(request)
         if path == "/":
             text = await trio.to_thread.run_sync(_page, self._image)
             await _answer(connection, stream, 200, text, "text/html; charset=utf-8")
@@ -219,11 +228,17 @@ class PageServer:
         """Return the status and the sentence for a *request* that is refused, or None."""
         headers = {name: value.decode("ascii", "replace") for name, value in request.headers}
         own = {self._authority, f"localhost:{self._port}"}
+        if self._port == _HTTP_PORT:
+            # Browsers leave out the default port of HTTP.
+            own |= {name.removesuffix(f":{_HTTP_PORT}") for name in own}
         if headers.get(b"host") not in own:
             return 421, f"the Host of a request must be {self._authority}\n"
         if headers.get(b"origin", f"http://{self._authority}") not in {f"http://{name}" for name in own}:
             return 403, "pages of other sites may send no requests to this server\n"
-        query = parse_qs(urlsplit(request.target.decode("ascii", "replace")).query)
+        try:
+            _, query = _target(request)
+        except ValueError:
+            return 400, "the target of the request is no address\n"
         if not hmac.compare_digest(query.get("token", [""])[0].encode(), self._token.encode()):
             return 403, "the token is missing or wrong: open the address that zonefs-emu watch has printed\n"
         if request.method != b"GET":
@@ -231,15 +246,19 @@ class PageServer:
         return None
 
     async def _send_events(self, connection: h11.Connection, stream: trio.SocketStream) -> None:
-        async with self._events() as events:
-            await _send(
-                connection,
-                stream,
-                h11.Response(status_code=200, headers=[*_HEADERS, ("Content-Type", "text/event-stream")]),
-            )
-            async for event, data in events:
-                message = f"event: {event}\ndata: {json.dumps(data)}\n\n"
-                await _send(connection, stream, h11.Data(data=message.encode()))
+        async with self._events() as events, trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_end, stream, nursery.cancel_scope)
+            # Caught inside the nursery, which would make a group of it.
+            with suppress(trio.BrokenResourceError):
+                await _send(
+                    connection,
+                    stream,
+                    h11.Response(status_code=200, headers=[*_HEADERS, ("Content-Type", "text/event-stream")]),
+                )
+                async for event, data in events:
+                    message = f"event: {event}\ndata: {json.dumps(data)}\n\n"
+                    await _send(connection, stream, h11.Data(data=message.encode()))
+            nursery.cancel_scope.cancel()
 
 
 def _look(image: Path, before: _Look | None) -> _Look:
@@ -248,7 +267,12 @@ def _look(image: Path, before: _Look | None) -> _Look:
         info = info_of(target)
         counters = call(target, {"verb": "stats"})[0]["device"]
         assert isinstance(counters, dict)
-        same = before is not None and counters == before.counters and shape(info) == shape(before.info)
+        same = (
+            before is not None
+            and info["uuid"] == before.info["uuid"]
+            and counters == before.counters
+            and shape(info) == shape(before.info)
+        )
         zones = before.zones if before is not None and same else tuple(zones_of(target))
         refusals = call(target, {"verb": "why", "count": _REFUSALS})[0]["refusals"]
         faults = call(target, {"verb": "faults"})[0]["faults"]
@@ -314,6 +338,27 @@ async def _request(connection: h11.Connection, stream: trio.SocketStream) -> h11
             raise h11.RemoteProtocolError(message)
 
 
+def _target(request: h11.Request) -> tuple[str, dict[str, list[str]]]:
+    """Return the path and the parameters of the target of *request*.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    target = urlsplit(request.target.decode("ascii", "replace"))
+    return target.path, parse_qs(target.query)
+
+
+async def _cancel_at_end(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Cancel *scope* when the client has closed *stream*. Nothing that it sends meanwhile is used.
+
+    Without this, the end of a page would be seen when the next event is sent, which may be an hour later.
+    """
+    with suppress(trio.BrokenResourceError):
+        while await stream.receive_some(_RECEIVE_BYTES):
+            pass
+    scope.cancel()
+
+
 async def _answer(
     connection: h11.Connection, stream: trio.SocketStream, status: int, text: str,
     kind: str = "text/plain; charset=utf-8",
@@ -344,7 +389,7 @@ def parse_place(text: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":") if ":" in text else (text, "", "0")
     host = host or "127.0.0.1"
-    if not port.isdecimal() or int(port) > 0xFFFF:
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 0xFFFF:
         message = f"'{text}' is not ADDRESS:PORT, such as 127.0.0.1:8080"
         raise UsageError(message)
     if host not in ("127.0.0.1", "localhost"):
