@@ -301,7 +301,24 @@ def test_a_directory_of_zloop_that_is_not_whole(tmp_path: Path) -> None:
     sequential = zloop(tmp_path / "1", seq_000000=0)
     assert "add --zone-size" in fails("create", tmp_path / "a.img", "--like", sequential, code=2)
     create(tmp_path / "b.img", "--like", sequential, "--zone-size", "1M")
+    both = zloop(tmp_path / "3", cnv_000000=1 << 20, seq_000000=0)
+    assert "has two files of zone 0" in fails("create", tmp_path / "a.img", "--like", both)
+    empty = zloop(tmp_path / "4", cnv_000000=0)
+    assert "the zones of" in fails("create", tmp_path / "a.img", "--like", empty, code=2)
     assert "no zone of zloop" in fails("create", tmp_path / "a.img", "--like", zloop(tmp_path / "2"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({"cnv_000001": 4096}, "cnv-000001 has 4096 bytes: it must be as long as a zone (1048576 bytes)"),
+        ({"seq_000001": 2 << 20}, "seq-000001 has 2097152 bytes: it must be whole sectors, and at most a zone"),
+        ({"seq_000001": 4095}, "seq-000001 has 4095 bytes: it must be whole sectors"),
+    ],
+)
+def test_files_of_zloop_that_cannot_be(tmp_path: Path, sizes: dict[str, int], sentence: str) -> None:
+    source = zloop(tmp_path / "0", cnv_000000=1 << 20, **sizes)
+    assert sentence in fails("create", tmp_path / "a.img", "--like", source, code=2)
 
 
 def test_sources_that_are_none(tmp_path: Path, fresh: Path) -> None:

@@ -75,6 +75,8 @@ def test_other_machines_reach_a_drive_only_if_the_user_says_so(text: str) -> Non
 
 def test_who_may_connect(tmp_path: Path) -> None:
     assert make_access([], [], "") == OPEN
+    with pytest.raises(UsageError, match="is not an NVMe Qualified Name"):
+        make_access(["me"], [], "")
     (tmp_path / "key").write_text(f"{TEXT}\nwhat follows is not read\n")
     access = make_access(["nqn.a", "nqn.b"], [f"nqn.b={TEXT}", f"nqn.x=y=@{tmp_path}/key"], f"@{tmp_path}/key")
     assert access.hosts == {"nqn.a": None, "nqn.b": KEY, "nqn.x=y": KEY}

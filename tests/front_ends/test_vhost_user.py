@@ -138,3 +138,15 @@ def test_what_is_no_unix_socket_is_refused() -> None:
             adopt(fd)
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_socket_of_a_manager_that_is_no_stream_is_refused(kind: socket.SocketKind) -> None:
+    sock, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer, pytest.raises(UsageError, match="vhost-user needs a stream"):
+        adopt(sock.detach())
+
+
+def test_a_socket_of_a_manager_that_is_not_connected_is_refused() -> None:
+    with pytest.raises(UsageError, match="neither listens nor is connected"):
+        adopt(socket.socket(socket.AF_UNIX).detach())

@@ -15,6 +15,12 @@ def test_it_is_named_after_the_image(device: ZonedDevice) -> None:
     assert (named.nqn, named.serial) == ("nqn.2024-01.org.example:a", "S1")
 
 
+@pytest.mark.parametrize("serial", ["S" * 21, "S\n", "Ü1"])
+def test_serial_numbers_that_are_none(device: ZonedDevice, serial: str) -> None:
+    with pytest.raises(UsageError, match=r"is not a serial number of NVMe, which has at most 20 printable ASCII"):
+        Subsystem([device], serial=serial)
+
+
 @pytest.mark.parametrize("nqn", ["", "nqn.", "iqn.2024-01.org.example", "nqn.a b", "nqn.\n", "nqn." + 220 * "x"])
 def test_names_that_are_none(nqn: str) -> None:
     with pytest.raises(UsageError, match=r"is not an NVMe Qualified Name, which begins with nqn\."):

@@ -117,6 +117,18 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
     return images if blk_file is None else (blk_file,)
 
 
+def _require_different_sockets(sockets: Sequence[Path]) -> None:
+    """Raise UsageError if two of *sockets* are one place: the second would find the first as that of a process."""
+    seen: set[str] = set()
+    for path in sockets:
+        # The last part is not followed: what is made there is a socket, not what a link points to.
+        place = os.path.join(os.path.realpath(path.absolute().parent), path.name)  # noqa: PTH118  (realpath is text)
+        if place in seen:
+            message = f"the socket {path} is given twice: each guest needs a socket of its own"
+            raise UsageError(message)
+        seen.add(place)
+
+
 @click.command()
 @click.argument("images", metavar="[IMG]...", type=FILE, nargs=-1)
 @click.option("--vhost-user-scsi", "scsi", type=FILE, multiple=True, metavar="SOCK",
@@ -210,6 +222,7 @@ def serve(
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
+    _require_different_sockets([*scsi, *blk, *vfio])
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
     if (hosts or host_keys or controller_key or tls_keys) and not nvme:

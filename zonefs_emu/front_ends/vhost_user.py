@@ -222,15 +222,32 @@ def adopt(fd: int) -> tuple[socket.socket, bool]:
     """Return the socket *fd*, which this process inherited, and whether it listens.
 
     Raises:
-        UsageError: it is no Unix socket.
+        UsageError: it is no Unix stream socket, or it neither listens nor is connected.
     """
     try:
         sock = socket.socket(fileno=fd)
-        if sock.family != socket.AF_UNIX:
-            raise OSError
-        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
     except OSError:
         message = f"file descriptor {fd} is not a Unix socket"
         raise UsageError(message, exit_code=1) from None
+    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+    wrong = ""
+    if sock.family != socket.AF_UNIX:
+        wrong = "is not a Unix socket"
+    elif sock.type != socket.SOCK_STREAM:
+        wrong = "is not a stream socket, which vhost-user needs"
+    elif not listening and not _is_connected(sock):
+        wrong = "is a socket that neither listens nor is connected"
+    if wrong:
+        sock.detach()  # The descriptor stays the caller's.
+        message = f"file descriptor {fd} {wrong}"
+        raise UsageError(message, exit_code=1)
     os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
     return sock, listening
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
