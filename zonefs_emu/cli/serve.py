@@ -117,16 +117,19 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
     return images if blk_file is None else (blk_file,)
 
 
-def _require_different_sockets(sockets: Sequence[Path]) -> None:
-    """Raise UsageError if two of *sockets* are one place: the second would find the first as that of a process."""
+def _require_own_sockets(paths: Sequence[Path]) -> None:
+    """Make sure that each of *paths*, the sockets of all front-ends, is another one.
+
+    Raises:
+        UsageError: one is given twice.
+    """
     seen: set[str] = set()
-    for path in sockets:
-        # The last part is not followed: what is made there is a socket, not what a link points to.
-        place = os.path.join(os.path.realpath(path.absolute().parent), path.name)  # noqa: PTH118  (realpath is text)
-        if place in seen:
+    for path in paths:
+        resolved = os.path.realpath(path)
+        if resolved in seen:
             message = f"the socket {path} is given twice: each guest needs a socket of its own"
             raise UsageError(message)
-        seen.add(place)
+        seen.add(resolved)
 
 
 @click.command()
@@ -222,7 +225,7 @@ def serve(
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
-    _require_different_sockets([*scsi, *blk, *vfio])
+    _require_own_sockets((*scsi, *blk, *vfio))
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
     if (hosts or host_keys or controller_key or tls_keys) and not nvme:
@@ -235,6 +238,9 @@ def serve(
         for place in nvme
     ]
     front_ends += drives
+    if (nqn or serial) and not (nvme or vfio):
+        message = "--nqn and --serial are for --nvme-tcp and --vfio-user, of which none is given"
+        raise UsageError(message)
     if msi and not vfio:
         message = "--msi is for --vfio-user, which is not given"
         raise UsageError(message)

@@ -364,6 +364,11 @@ def _of_zloop(directory: Path, zone_size: int | None, block_size: int | None) ->
     for path in directory.iterdir():
         found = _ZLOOP_FILE.fullmatch(path.name)
         if found:
+            if int(found[2]) in files:
+                message = (
+                    f"{directory} has two files of zone {int(found[2])}: a zone has cnv-{found[2]} or seq-{found[2]}"
+                )
+                raise UsageError(message, exit_code=1)
             files[int(found[2])] = (found[1], path.stat().st_size)
     if not files:
         message = f"{directory} contains no zone of zloop (cnv-000000, seq-000001, ...)"
@@ -373,14 +378,21 @@ def _of_zloop(directory: Path, zone_size: int | None, block_size: int | None) ->
         message = f"{directory} lacks the file of zone {missing}"
         raise UsageError(message, exit_code=1)
     # A conventional zone's file is as long as the zone.
-    zone_size = zone_size or next((size for kind, size in files.values() if kind == "cnv"), None)
+    zone_size = zone_size or next((size for _, (kind, size) in sorted(files.items()) if kind == "cnv"), None)
     if zone_size is None:
         message = f"{directory} has no conventional zone, whose file would be as long as a zone: add --zone-size"
+        raise UsageError(message)
+    if not zone_size or zone_size % SECTOR_BYTES:
+        message = f"the zones of {directory} have {zone_size} bytes, which are no sectors of {SECTOR_BYTES} bytes"
         raise UsageError(message)
     sectors = zone_size // SECTOR_BYTES
     zones = []
     for number in range(len(files)):
         kind, written = files[number]
+        if written > zone_size or written % SECTOR_BYTES or (kind == "cnv" and written != zone_size):
+            wanted = "as long as a zone" if kind == "cnv" else "whole sectors, and at most a zone"
+            message = f"{directory}/{kind}-{number:06} has {written} bytes: it must be {wanted} ({zone_size} bytes)"
+            raise UsageError(message)
         start = number * sectors
         cond = Condition.EMPTY if not written else Condition.FULL if written >= zone_size else Condition.CLOSED
         zones.append(

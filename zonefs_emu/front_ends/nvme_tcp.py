@@ -153,6 +153,8 @@ def make_access(
         UsageError: a text is not of that form, a file cannot be read, or a key is invalid; a host could never connect;
             this Python has no TLS with such keys. No message has a part of a key.
     """
+    for nqn in hosts:
+        require_nqn(nqn)
     found: dict[str, DhchapKey | None] = dict.fromkeys(hosts)
     for text in host_key_texts:
         nqn, key = _HOST_KEY.split(text)

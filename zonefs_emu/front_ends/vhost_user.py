@@ -218,36 +218,35 @@ def _remove(path: Path, identity: tuple[int, int]) -> None:
             path.unlink()
 
 
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError as error:
+        return error.errno != errno.ENOTCONN
+    return True
+
+
 def adopt(fd: int) -> tuple[socket.socket, bool]:
     """Return the socket *fd*, which this process inherited, and whether it listens.
 
     Raises:
-        UsageError: it is no Unix stream socket, or it neither listens nor is connected.
+        UsageError: it is no Unix socket for a stream, or neither listens nor is connected.
     """
     try:
         sock = socket.socket(fileno=fd)
+        if sock.family != socket.AF_UNIX:
+            raise OSError
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
     except OSError:
         message = f"file descriptor {fd} is not a Unix socket"
         raise UsageError(message, exit_code=1) from None
-    listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
-    wrong = ""
-    if sock.family != socket.AF_UNIX:
-        wrong = "is not a Unix socket"
-    elif sock.type != socket.SOCK_STREAM:
-        wrong = "is not a stream socket, which vhost-user needs"
+    refusal = ""
+    if sock.type != socket.SOCK_STREAM:
+        refusal = f"file descriptor {fd} is a Unix socket for datagrams or packets: vhost-user needs a stream"
     elif not listening and not _is_connected(sock):
-        wrong = "is a socket that neither listens nor is connected"
-    if wrong:
-        sock.detach()  # The descriptor stays the caller's.
-        message = f"file descriptor {fd} {wrong}"
-        raise UsageError(message, exit_code=1)
+        refusal = f"the Unix socket of file descriptor {fd} neither listens nor is connected"
+    if refusal:
+        sock.close()
+        raise UsageError(refusal, exit_code=1)
     os.set_inheritable(fd, False)  # noqa: FBT003  (its only form)
     return sock, listening
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True

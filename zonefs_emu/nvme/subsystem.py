@@ -18,6 +18,7 @@ DISCOVERY_NQN: Final = "nqn.2014-08.org.nvmexpress.discovery"
 #: Controllers are numbered from 1; FFF0h and above are reserved.
 _CNTLID_MAX: Final = 0xFFEF
 _NQN_BYTES_MAX: Final = 223
+_SERIAL_BYTES: Final = 20
 
 
 def nqn_of(uuid: UUID) -> str:
@@ -38,6 +39,19 @@ def require_nqn(nqn: str) -> None:
         raise UsageError(message)
 
 
+def require_serial(serial: str) -> None:
+    """Make sure that *serial* is a serial number of NVMe. Source: Base Specification, "Identify Controller", SN.
+
+    Raises:
+        UsageError: it is not; with the form of one.
+    """
+    if not (serial.isascii() and serial.isprintable() and 0 < len(serial) <= _SERIAL_BYTES):
+        message = (
+            f"{serial!r} is not a serial number of NVMe, which has at most {_SERIAL_BYTES} printable ASCII characters"
+        )
+        raise UsageError(message)
+
+
 class Subsystem:
     """One subsystem. *devices* become namespaces 1, 2, … in their order."""
 
@@ -45,7 +59,7 @@ class Subsystem:
         """Use the name and serial number of the first device unless *nqn* and *serial* are given.
 
         Raises:
-            UsageError: NVMe cannot express the geometry of a device, or *nqn* is no name.
+            UsageError: NVMe cannot express the geometry of a device, or *nqn* is no name or *serial* no serial number.
         """
         for device in devices:
             require_zns(device.geometry)
@@ -53,6 +67,7 @@ class Subsystem:
         self.nqn = nqn or nqn_of(first.uuid)
         require_nqn(self.nqn)
         self.serial = serial or first.serial
+        require_serial(self.serial)
         self.devices: Mapping[int, ZonedDevice] = MappingProxyType(dict(enumerate(devices, 1)))
         #: Time in nanoseconds, for timestamps.
         self.clock_ns = first.clock_ns
