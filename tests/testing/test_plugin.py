@@ -109,6 +109,9 @@ def test_a_passing_test_and_one_without_a_device_show_nothing(inner: pytest.Pyte
         ("size='8M'", "size of the zoned_device must be a whole number, and is '8M'"),
         ("conventional=3", "the shape of the zoned_device: *"),
         ("conventional=(1, 2)", "the shape of the zoned_device: *"),
+        ("conventional=((0,),)", "the shape of the zoned_device: conventional must be runs of zones, *"),
+        ("conventional=((0, 1.5),)", "the shape of the zoned_device: conventional must be runs of zones, *"),
+        ("max_append=10**30", "max_append of the zoned_device must be below 8 EiB, and is 1000*"),
     ],
 )
 def test_a_wrong_shape_is_one_sentence(inner: pytest.Pytester, mark: str, sentence: str) -> None:
@@ -117,6 +120,7 @@ def test_a_wrong_shape_is_one_sentence(inner: pytest.Pytester, mark: str, senten
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([sentence])
     result.stdout.no_fnmatch_line("*Traceback*")
+    result.stdout.no_fnmatch_line("*another exception*")
 
 
 def test_a_parameter_that_is_no_dictionary_is_one_sentence(inner: pytest.Pytester) -> None:

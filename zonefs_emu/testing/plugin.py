@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zonefs_emu.testing.zoned_device import DeviceUnderTest
 
 _DEFAULT_PRESET: Final = "small"
+#: Sizes end at 8 EiB, as on the command line.
+_NUMBERS_END: Final = 1 << 63
 _DEVICE: Final = pytest.StashKey["DeviceUnderTest"]()
 
 
@@ -94,12 +96,28 @@ def _geometry(*, preset: object = "", nr_conv: object = None, **shape: Any) -> "
     for name, value in {"nr_conv": nr_conv, **shape}.items():
         if name != "conventional" and value is not None and not isinstance(value, int):
             _refuse(f"{name} of the zoned_device must be a whole number, and is {value!r}")
+        if name != "conventional" and isinstance(value, int) and value >= _NUMBERS_END:
+            _refuse(f"{name} of the zoned_device must be below 8 EiB, and is {value}")
+    conventional = shape.get("conventional")
+    if conventional is not None and not _is_runs(conventional):
+        _refuse(
+            "the shape of the zoned_device: conventional must be runs of zones, as ((0, 2), (5, 1)) for two zones from "
+            f"0 and one from 5, and is {conventional!r}"
+        )
     if nr_conv is not None:
         shape["conventional"] = ((0, nr_conv),) if nr_conv else ()
     try:
         return build_geometry(preset=PRESETS.get(preset), **shape)
-    except (UsageError, TypeError) as error:
-        _refuse(f"the shape of the zoned_device: {error}")
+    except UsageError as error:
+        # Not by pytest.fail, which has no "from None": pytest would show both sentences.
+        raise pytest.fail.Exception(f"the shape of the zoned_device: {error}", pytrace=False) from None
+
+
+def _is_runs(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(
+        isinstance(run, tuple | list) and len(run) == 2 and all(isinstance(number, int) for number in run)
+        for run in value
+    )
 
 
 def _refuse(message: str) -> NoReturn:
