@@ -17,7 +17,9 @@ def figures(*args: object) -> dict[str, float]:
 
 @pytest.mark.parametrize("operation", ["append", "write", "read", "randread", "reset", "finish", "open", "close"])
 def test_one_object_for_each_operation(operation: str) -> None:
-    found = figures("--preset", "zn540", "--op", operation, "--bs", 4096, "--zones", 1, "--depth", 4, "--count", 300)
+    moves_data = operation in {"append", "write", "read", "randread"}
+    options = ("--bs", 4096, "--zones", 1, "--depth", 4) if moves_data else ()
+    found = figures("--preset", "zn540", "--op", operation, *options, "--count", 300)
     assert found["iops"] > 0
     assert found["p50_ns"] <= found["p95_ns"] <= found["p99_ns"]
 
@@ -53,6 +55,27 @@ def test_what_no_drive_can_do_is_refused() -> None:
     too_many = fails("simulate", "--op", "randread", "--zones", 900, "--depth", 65536, code=2)
     assert "--zones 900 with --depth 65536 has 58982400 requests in flight: at most 65536" in too_many
     assert "--finished needs --op reset" in fails("simulate", "--op", "open", "--finished", code=2)
+
+
+@pytest.mark.parametrize(
+    ("operation", "option"),
+    [
+        ("reset", "--bs"),
+        ("finish", "--zones"),
+        ("open", "--depth"),
+        ("append", "--occupancy"),
+        ("write", "--occupancy"),
+    ],
+)
+def test_options_that_an_operation_does_not_use_are_refused(operation: str, option: str) -> None:
+    value = {"--bs": 8192}.get(option, 1)
+    sentence = fails("simulate", "--op", operation, option, value, code=2)
+    assert f"{option} has no effect on {operation}: " in sentence
+
+
+def test_one_source_of_requests_is_given(tmp_path: Path) -> None:
+    assert "exclude each other" in fails("simulate", "--op", "append", "--record", tmp_path, code=2)
+    assert "are missing: give one of" in fails("simulate", code=2)
 
 
 @pytest.mark.parametrize(
