@@ -43,3 +43,25 @@ def test_every_verb_that_needs_a_zone_says_so(fresh: Path) -> None:
     for verb in ("read", "write", "append"):
         assert "Missing option '--zone'" in fails(verb, fresh, code=2)
     assert ok("report", fresh)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("map {} --svg a.svg --json", "--svg, --html and --json are different pictures"),
+        ("report {} --json --format blkzone", "--format has no effect beside --json, which is a format"),
+        ("mount {} x --time-scale 10", "--time-scale has no effect without --timing"),
+        ("mount {} x --time-scale 10 --timing none", "--time-scale has no effect without --timing"),
+        ("attach --list {}", "--list lists what is attached of all images: give no IMG"),
+        ("attach --list --via ublk", "--via has no effect beside --list"),
+        ("attach {} --json", "--json is for --list, which is not given"),
+        ("serve {} --vhost-user-scsi s --queues 4", "--queues is for a virtio-blk disk, which is not given"),
+        ("serve {} --vhost-user-scsi s --strict-features", "--strict-features is for a virtio-blk disk"),
+        ("serve {} --vhost-user-scsi s --insecure", "--insecure is for --nvme-tcp, which is not given"),
+        ("serve {} --vhost-user-scsi s --mount-options ro", "--mount-options is for --mount, which is not given"),
+        ("serve {} --vhost-user-scsi s --device scsi", "--device is for --socket-path or --fd, which is not given"),
+        ("serve --print-capabilities --queues 2", "--queues has no effect beside --print-capabilities"),
+    ],
+)
+def test_an_option_without_effect_is_refused(image: Path, words: str, sentence: str) -> None:
+    assert sentence in fails(*words.format(image).split(), code=2)

@@ -78,7 +78,10 @@ def test_a_cut_between_two_writes_that_were_watched(fresh: Path, tmp_path: Path)
         (("--at", "after 0 writes"), 2, "is not known"),
         (("--at", f"after {'9' * 5000} writes"), 2, "is not known"),
         (("--at", "every flush"), 1, "nothing writes to"),
-        (("--all", "--reorder"), 2, "cannot be combined"),
+        (("--all", "--reorder"), 2, "--reorder has no effect beside --all"),
+        (("--all", "--seed", "0"), 2, "--seed has no effect beside --all"),
+        (("--all", "--at", "every flush"), 2, "--all writes all outcomes of one moment"),
+        (("--watch",), 2, "--out has no effect beside --watch, which writes no images"),
     ],
 )
 def test_what_cannot_be_is_refused(
@@ -89,7 +92,7 @@ def test_what_cannot_be_is_refused(
 
 def test_watching_is_for_images_that_change(fresh: Path, tmp_path: Path) -> None:
     assert "nothing writes to" in fails("crash", fresh, "--watch")
-    assert "give no --out with them" in fails("crash", fresh, "--watch", "--out", tmp_path / "cuts", code=2)
+    assert "--seed has no effect beside --no-watch" in fails("crash", fresh, "--no-watch", "--seed", 1, code=2)
     assert "give --out DIR" in fails("crash", fresh, code=2)
 
 
@@ -182,3 +185,12 @@ def test_who_is_refused_ends_no_plan_of_another(fresh: Path, tmp_path: Path) -> 
         waiting.send_signal(signal.SIGTERM)
         waiting.communicate()
     assert list((tmp_path / "cuts").iterdir()) == []
+
+
+def test_the_image_is_not_changed(fresh: Path, tmp_path: Path) -> None:
+    """It is opened for reading, so that one that may only be read has its images too."""
+    ok("write", fresh, "--zone", 3, stdin=bytes(8192))
+    before = fresh.read_bytes()
+    ok("crash", fresh, "--out", tmp_path / "cuts")
+    assert fresh.read_bytes() == before
+    assert wps(tmp_path / "cuts" / "cut-0000.img") == wps(fresh)

@@ -16,6 +16,7 @@ def test_for_people(image: Path) -> None:
 
 def test_json_says_who_holds_it(fresh: Path) -> None:
     info = json.loads(ok("info", fresh, "--json"))
+    assert info["poison"] is None, "that info reads it only is no trouble of the image"
     assert (info["pid"], info["front_ends"], info["max_open_zones"]) == (None, [], 3)
     assert "held by:            no process" in ok("info", fresh)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import fails, ok
+from tests.cli.conftest import fails, ok, run_cli
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.faults import FaultTable
 
@@ -67,6 +67,7 @@ def test_listing_and_removing(image: Path) -> None:
         (("partial", "--on", "write", "--size", "100"), 2, "whole sectors"),
         (("partial", "--on", "write", "--size", "2K"), 1, "not a multiple of the write granularity"),
         (("offline",), 2, "the zone of"),
+        (("offline", "--zone", 7, "--count", 2), 1, "there are no zones up to 8: the device has 0 to 7"),
         (("lie",), 2, "the size of the lie is missing"),
         (("delay", "--on", "write"), 2, "a time is needed"),
         (("explode",), 2, "'explode' is not one of"),
@@ -74,8 +75,10 @@ def test_listing_and_removing(image: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(image: Path, arguments: tuple[object, ...], code: int, sentence: str) -> None:
+    before = ok("report", image)
     assert sentence in fails("inject", image, *arguments, code=code)
     assert json.loads(ok("inject", image, "--json")) == {"faults": []}
+    assert ok("report", image) == before
 
 
 def test_faults_last_from_daemon_to_command(fresh: Path) -> None:
@@ -145,3 +148,24 @@ def test_finishing_is_recommended(image: Path) -> None:
     assert ok("inject", image, "recommend-finish", "--zone", 3, "--count", 2) == "1: recommend-finish in zones 3 to 4\n"
     zones = json.loads(ok("report", image, "--format", "nvme-json"))["zone_list"]
     assert [zone["attrs"] for zone in zones] == [0, 0, 0, 2, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--on", "write"), "--on has no effect without an EFFECT, which lists the faults"),
+        (("fail", "--on", "write", "--list"), "--list has no effect for 'fail'"),
+        (("fail", "--on", "write", "--count", 3), "--count has no effect for 'fail' without --zone"),
+        (("fail", "--on", "write", "--size", "4K"), "--size has no effect for 'fail'"),
+        (("fail", "--clear"), "--remove and --clear remove faults, and 'fail' would make one"),
+        (("--remove", 1, "--clear"), "--clear has no effect beside --remove"),
+        (("--clear", "--list"), "--list has no effect beside --clear"),
+        (("readonly", "--zone", 3, "--nth", 2), "--nth has no effect for 'readonly'"),
+        (("readonly", "--zone", 3, "--status", "no-space"), "--status has no effect for 'readonly'"),
+        (("delay", "--on", "write", "--delay", "5ms", "--back"), "--back has no effect for 'delay'"),
+        (("lie", "--size", "4K", "--delay", "5ms"), "--delay has no effect for 'lie'"),
+    ],
+)
+def test_no_option_is_ignored(image: Path, arguments: tuple[object, ...], sentence: str) -> None:
+    assert sentence in fails("inject", image, *arguments, code=2)
+    assert "no faults" in run_cli("inject", image).stderr

@@ -326,7 +326,7 @@ def test_wrong_command_lines(fresh: Path, tmp_path: Path) -> None:
     assert "give one image" in fails("serve", fresh, "--blk-file", fresh, "--vhost-user-scsi", sock, code=2)
     assert "exclude each other" in fails("serve", fresh, "--fd", 3, "--socket-path", sock, code=2)
     stray = "--vhost-user-scsi", sock, "--allow-host", "nqn.me"
-    assert "are for --nvme-tcp, which is not given" in fails("serve", fresh, *stray, code=2)
+    assert "is for --nvme-tcp, which is not given" in fails("serve", fresh, *stray, code=2)
     for others in (
         ("--vhost-user-scsi",),
         ("--vhost-user-blk",),
@@ -337,7 +337,7 @@ def test_wrong_command_lines(fresh: Path, tmp_path: Path) -> None:
         assert "socket is given twice" in fails(*command, code=2)
     for option in ("--nqn", "--serial"):
         stray = "--vhost-user-scsi", sock, option, "nqn.me"
-        assert "are for --nvme-tcp and --vfio-user" in fails("serve", fresh, *stray, code=2)
+        assert "is for an NVMe drive, which is not given" in fails("serve", fresh, *stray, code=2)
     assert "--msi is for --vfio-user" in fails("serve", fresh, "--vhost-user-scsi", sock, "--msi", code=2)
     assert "nothing can be mounted on" in fails("serve", fresh, "--vhost-user-scsi", sock, "--mount", sock)
     assert "no such file" in fails("serve", tmp_path / "none", "--vhost-user-scsi", sock).lower()

@@ -26,6 +26,7 @@ def test_one_zone_and_the_zones_with_most(image: Path) -> None:
     assert ok("stats", image, "--top", 2, "--by", "writes").split() == ["zone", "3", "2", "zone", "2", "1"]
     assert "there is no zone 8" in fails("stats", image, "--zone", 8)
     assert "give only one of them" in fails("stats", image, "--zone", 3, "--top", 2, code=2)
+    assert "--by has no effect without --top" in fails("stats", image, "--by", "writes", code=2)
     assert "can be combined with --zone only" in fails("stats", image, "--openmetrics", "--json", code=2)
     assert "is not one of" in fails("stats", image, "--top", 2, "--by", "luck", code=2)
 

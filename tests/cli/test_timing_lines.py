@@ -58,7 +58,7 @@ def test_the_verbs_of_a_timed_daemon(fresh: Path) -> None:
         pictures = ok("watch", fresh, "--frames", 2, "--interval", 0.1).splitlines()
         assert "timing zn540: 0 % busy" in pictures
     assert "commands of this image are not timed: mount, serve or attach it" in fails("why", fresh, "--slow", 1)
-    assert "exclude each other" in fails("why", fresh, "--slow", 1, "--follow", code=2)
+    assert "--follow has no effect beside --slow" in fails("why", fresh, "--slow", 1, "--follow", code=2)
     assert "timing" not in json.loads(ok("stats", fresh, "--json"))
 
 

@@ -19,4 +19,4 @@ def test_how_often() -> None:
 
 
 def test_a_page_has_no_number_of_pictures(image: Path) -> None:
-    assert "--frames is for pictures on the terminal" in fails("watch", image, "--http", "--frames", 1, code=2)
+    assert "--frames has no effect beside --http" in fails("watch", image, "--http", "--frames", 1, code=2)

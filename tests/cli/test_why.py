@@ -48,3 +48,8 @@ def test_a_malformed_request_has_no_zone(fresh: Path) -> None:
     for name in ("operation", "zone_no", "cond", "wp", "sector", "nr_sectors"):
         assert malformed[name] is None
     assert (plain["operation"], plain["zone_no"], plain["cond"], plain["request"]) == ("open", 0, "NOT_WP", None)
+
+
+def test_the_slowest_are_shown_once_and_by_their_own_number(fresh: Path) -> None:
+    for option in (("--follow",), ("-n", 2)):
+        assert f"{option[0]} has no effect beside --slow" in fails("why", fresh, "--slow", 3, *option, code=2)

@@ -8,7 +8,17 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, TEXT, info_of, json_option, say, say_json, timing_options
+from zonefs_emu.cli.common import (
+    FILE,
+    TEXT,
+    info_of,
+    json_option,
+    refuse_options_beside,
+    refuse_options_without,
+    say,
+    say_json,
+    timing_options,
+)
 from zonefs_emu.daemon import rendezvous
 from zonefs_emu.daemon.background import run_in_background
 from zonefs_emu.errors import UsageError
@@ -72,11 +82,16 @@ def attach(
     continues, with the requests that were in flight. An NVMe host sends these again.
     """
     if list_:
+        if image is not None:
+            message = "--list lists what is attached of all images: give no IMG with it"
+            raise UsageError(message)
+        refuse_options_beside(("list_", "as_json"), "beside --list")
         _list(as_json=as_json)
         return
     if image is None:
         message = "the image is missing: name the image to attach, or give --list"
         raise UsageError(message)
+    refuse_options_without(("as_json",), ("list_",), "--list")
     # Imported here because it loads all ways to the kernel, which --list does not need.
     from zonefs_emu.front_ends.block_device import make_front_end  # noqa: PLC0415
 

@@ -1,14 +1,16 @@
 """The common part of several verbs: parameter types, options, and reading the zones of an image."""
 
+import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from math import isnan
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from zonefs_emu.cli.conditions import parse_cond, parse_conds
 from zonefs_emu.cli.sizes import parse_size
@@ -22,6 +24,43 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 #: million system calls.
 _PIECE: Final = 1 << 16
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def refuse_options_beside(allowed: Collection[str], mode: str) -> None:
+    """Refuse an option of the command line that *mode* would ignore: one whose parameter is not among *allowed*.
+
+    An option without effect looks as if it had one, so that the user draws wrong conclusions.
+
+    Raises:
+        UsageError: there is one; names it.
+    """
+    for parameter, option in _given_options():
+        if parameter not in allowed:
+            message = f"{option} has no effect {mode}: leave it away"
+            raise UsageError(message)
+
+
+def refuse_options_without(parameters: Collection[str], others: Collection[str], what: str) -> None:
+    """Refuse an option whose parameter is among *parameters*, unless one of *others*, which *what* names, is given.
+
+    Raises:
+        UsageError: there is one; names it.
+    """
+    given = dict(_given_options())
+    if given.keys().isdisjoint(others):
+        for parameter in given.keys() & set(parameters):
+            message = f"{given[parameter]} is for {what}, which is not given"
+            raise UsageError(message)
+
+
+def _given_options() -> Iterator[tuple[str, str]]:
+    """Yield the name of the parameter and the option for each option that the command line has."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if isinstance(parameter, click.Option) and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            is_off = parameter.secondary_opts and context.params.get(name) is False
+            yield name, (parameter.secondary_opts if is_off else parameter.opts)[-1]
 
 
 class SizeType(click.ParamType[int]):
@@ -139,14 +178,21 @@ def record_option(function: _Function) -> _Function:
 
 def timing_options(function: _Function) -> _Function:
     """Add the options --timing and --time-scale."""
-    function = click.option(
+
+    @functools.wraps(function)
+    def checked(**parameters: object) -> object:
+        if parameters["timing"] == "none":
+            refuse_options_beside(click.get_current_context().params.keys() - {"time_scale"}, "without --timing")
+        return function(**parameters)
+
+    with_scale = click.option(
         "--time-scale", type=NumberRange(0.001, 1_000_000), default=1.0, metavar="N",
         help="Make the drive of --timing slower by this factor, for a host that cannot keep up with it.",
-    )(function)  # fmt: skip
+    )(cast("_Function", checked))  # fmt: skip
     return click.option(
         "--timing", type=click.Choice(TIMINGS), default="none", show_default=True,
         help="Answer as late as this drive would.",
-    )(function)  # fmt: skip
+    )(with_scale)  # fmt: skip
 
 
 def zone_option(function: _Function) -> _Function:

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, image_argument, json_option, say, say_json
+from zonefs_emu.cli.common import FILE, image_argument, json_option, refuse_options_beside, say, say_json
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
@@ -69,15 +69,20 @@ def crash(
     and memory until the next flush.
     """
     if watch is not None:
-        _watch(image, on=watch, cuts=directory is not None)
+        refuse_options_beside(("watch", "as_json"), f"beside --{'' if watch else 'no-'}watch, which writes no images")
+        _watch(image, on=watch)
         return
     if directory is None:
         message = "the directory for the images is missing: give --out DIR"
         raise UsageError(message)
-    if every and reorder:
-        message = "--all goes through the outcomes in order: it cannot be combined with --reorder"
-        raise UsageError(message)
     moment, nr_writes = _moment(at)
+    if every:
+        refuse_options_beside(
+            ("directory", "at", "count", "torn", "every", "as_json"), "beside --all, which takes the outcomes in order"
+        )
+        if moment == "every-flush":
+            message = "--all writes all outcomes of one moment, and --at 'every flush' one outcome of each: give one"
+            raise UsageError(message)
     request: dict[str, Json] = {
         "verb": "crash",
         "directory": str(directory.absolute()),
@@ -89,7 +94,7 @@ def crash(
         "reorder": reorder,
         "every": every,
     }
-    with open_target(image) as target:
+    with open_target(image, readonly=True) as target:
         if moment != "now":
             _require_live(target, image, "leave --at away")
         # The number of outcomes of --all is not known before.
@@ -118,10 +123,7 @@ def _images(reply: dict[str, Json]) -> list[Json]:
     return images
 
 
-def _watch(image: Path, *, on: bool, cuts: bool) -> None:
-    if cuts:
-        message = "--watch and --no-watch write no images: give no --out with them"
-        raise UsageError(message)
+def _watch(image: Path, *, on: bool) -> None:
     with open_target(image) as target:
         _require_live(target, image, "there is nothing to watch")
         call(target, {"verb": "crash-watch", "on": on})

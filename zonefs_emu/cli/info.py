@@ -31,6 +31,8 @@ def info(
     """
     with open_target(image, readonly=True) as target:
         reply = info_of(target)
+        if not target.live:
+            reply["poison"] = None  # it is read here only, which says nothing of the image
     if as_json:
         say_json({"image": str(image), **reply})
     else:
@@ -68,7 +70,7 @@ def _lines(image: Path, reply: dict[str, Json]) -> Iterator[str]:
         rows.append(("random write area", f"{size('zrwa_size')} in steps of {size('zrwa_granularity')}{limit}"))
     if reply.get("active_excursions"):
         rows.append(("active excursions", "the drive may finish zones by itself"))
-    if reply.get("poison") and reply["pid"] is not None:
+    if reply.get("poison"):
         rows.append(("refuses changes", reply["poison"]))
     if reply.get("recovery"):
         rows.append(("recovered", reply["recovery"]))

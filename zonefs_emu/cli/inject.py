@@ -1,11 +1,13 @@
 """``inject``: failures on demand."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import SIZE, image_argument, json_option, number_of, say_json
+from zonefs_emu.cli.common import SIZE, image_argument, info_of, json_option, number_of, refuse_options_beside, say_json
 from zonefs_emu.cli.conditions import COND_WORDS
 from zonefs_emu.cli.durations import DURATION
 from zonefs_emu.daemon.client import Target, call
@@ -22,6 +24,12 @@ _EFFECTS: Final = (
 _FAILURES: Final = tuple(status.name.lower().replace("_", "-") for status in Status if status)
 #: How many characters of an unknown entry are shown.
 _TEXT_MAX: Final = 200
+#: Effects that act at once without an operation.
+_AT_ONCE: Final = frozenset(("readonly", "offline", "excursion"))
+#: Parameters of single effects.
+_OPTIONS_OF: Final[Mapping[str, tuple[str, ...]]] = defaultdict(
+    tuple, {"fail": ("status",), "partial": ("status", "size"), "delay": ("delay_ns", "seed"), "lie": ("size", "back")}
+)
 _ON_REPORT: Final = ("lie", "recommend-reset", "recommend-finish")
 
 
@@ -98,6 +106,7 @@ def inject(
     A fault lasts until it is removed, across mounts and restarts, and every front-end meets it. A fault that a later
     version of the program has stored is kept, and does nothing.
     """
+    _refuse_ignored(effect, operations, zone_no, fault_id, clear=clear)
     with open_target(image) as target:
         if fault_id is not None:
             call(target, {"verb": "remove-fault", "id": fault_id})
@@ -105,7 +114,7 @@ def inject(
             # Each id once: entries of a later version may share an id, and are then removed together.
             for number in dict.fromkeys(number_of(fault, "id") for fault in _faults(target)):
                 call(target, {"verb": "remove-fault", "id": number})
-        elif effect in ("readonly", "offline", "excursion") and not operations:
+        elif effect in _AT_ONCE and not operations:
             _strike_now(target, effect, zone_no, count)
         elif effect is not None:
             fault = _fault(effect, operations, zone_no, count, nth=nth, every=every, status=status, seed=seed)
@@ -128,6 +137,25 @@ def inject(
                     click.echo(_sentence(fault))
 
 
+def _refuse_ignored(
+    effect: str | None, operations: tuple[str, ...], zone_no: int | None, fault_id: int | None, *, clear: bool
+) -> None:
+    if effect is not None and (fault_id is not None or clear):
+        message = f"--remove and --clear remove faults, and '{effect}' would make one: give one of them"
+        raise UsageError(message)
+    if fault_id is not None:
+        refuse_options_beside(("fault_id", "as_json"), "beside --remove")
+    elif clear:
+        refuse_options_beside(("clear", "as_json"), "beside --clear")
+    elif effect is None:
+        refuse_options_beside(("_listing", "as_json"), "without an EFFECT, which lists the faults")
+    else:
+        allowed = {"as_json", "zone_no", *(("count",) if zone_no is not None else ()), *_OPTIONS_OF[effect]}
+        if operations or effect not in _AT_ONCE:
+            allowed |= {"operations", "nth", "every"}
+        refuse_options_beside(allowed, f"for '{effect}'{'' if zone_no is not None else ' without --zone'}")
+
+
 def _faults(target: Target) -> list[dict[str, Json]]:
     faults = call(target, {"verb": "faults"})[0]["faults"]
     assert isinstance(faults, list)
@@ -138,6 +166,10 @@ def _strike_now(target: Target, effect: str, zone_no: int | None, count: int) ->
     if zone_no is None:
         message = f"the zone of '{effect}' is missing: give --zone"
         raise UsageError(message)
+    nr_zones = number_of(info_of(target), "nr_zones")
+    if zone_no + count > nr_zones:
+        message = f"there are no zones up to {zone_no + count - 1}: the device has 0 to {nr_zones - 1}"
+        raise UsageError(message, exit_code=1)
     for number in range(zone_no, zone_no + count):
         if effect == "excursion":
             call(target, {"verb": "excursion", "zone_no": number})

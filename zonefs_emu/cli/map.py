@@ -61,6 +61,9 @@ def map_(
     If there are more zones than fit, a character stands for several zones. Colours appear on a terminal only, and not
     if NO_COLOR is set.
     """
+    if (svg_file is not None) + (html_file is not None) + as_json > 1:
+        message = "--svg, --html and --json are different pictures: give one of them"
+        raise UsageError(message)
     with open_target(image, readonly=True) as target:
         info = info_of(target)
         nr_zones = number_of(info, "nr_zones")

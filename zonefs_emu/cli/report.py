@@ -14,6 +14,7 @@ from zonefs_emu.cli.common import (
     info_of,
     number_of,
     packed_zones_of,
+    refuse_options_beside,
     say_lines,
 )
 from zonefs_emu.cli.formats import FORMATS, ReportContext
@@ -59,6 +60,8 @@ def report(
 
     Sectors are 512 bytes. JSON gives wp in sectors from the start of the device, and null where it has no meaning.
     """
+    if as_json and format_name != "json":
+        refuse_options_beside(("offset", "count", "conds", "as_json"), "beside --json, which is a format")
     with open_target(image, readonly=True) as target:
         info = info_of(target)
         nr_zones, size = number_of(info, "nr_zones"), number_of(info, "size")

@@ -14,7 +14,14 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import FILE, record_option, say, timing_options
+from zonefs_emu.cli.common import (
+    FILE,
+    record_option,
+    refuse_options_beside,
+    refuse_options_without,
+    say,
+    timing_options,
+)
 from zonefs_emu.daemon.session import FrontEnd
 from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends import known
@@ -37,6 +44,14 @@ _MEMORY: Final = [
     "-machine",
     "q35,memory-backend=memory",
 ]
+#: Parameters that concern some front-ends only, the parameters that ask for these, and what the user knows them by.
+_CONCERNS: Final = (
+    (("hosts", "host_keys", "controller_key", "tls_keys", "insecure"), ("nvme",), "--nvme-tcp"),
+    (("nqn", "serial"), ("nvme", "vfio"), "an NVMe drive"),
+    (("msi",), ("vfio",), "--vfio-user"),
+    (("mount_options",), ("directory",), "--mount"),
+    (("device",), ("socket_path", "fd"), "--socket-path or --fd"),
+)
 #: The types for managers such as libvirt. Source: QEMU, docs/interop/vhost-user.json.
 _TYPES: Final = {"scsi": "scsi", "blk": "block"}
 
@@ -211,8 +226,16 @@ def serve(
     guest with QEMU from 11.1 on, crosvm and libkrun. All other verbs work on IMG meanwhile.
     """
     if show_capabilities or show_descriptor:
+        refuse_options_beside(
+            ("device", "show_capabilities", "show_descriptor"),
+            "beside --print-capabilities and --print-descriptor, which serve nothing",
+        )
         click.echo(capabilities(device) if show_capabilities else descriptor(device))
         return
+    for parameters, ways, what in _CONCERNS:
+        refuse_options_without(parameters, ways, what)
+    if device != "blk" and not blk:
+        refuse_options_without(("nr_queues", "strict"), (), "a virtio-blk disk")
     only_nvme = not any((scsi, blk, socket_path, fd is not None, directory, record_file))
     images = tuple(_images_to_serve(images, blk_file, only_nvme=only_nvme))
     front_ends: list[FrontEnd] = []
@@ -228,9 +251,6 @@ def serve(
     _require_own_sockets((*scsi, *blk, *vfio))
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
-    if (hosts or host_keys or controller_key or tls_keys) and not nvme:
-        message = "--allow-host, --host-key, --controller-key and --tls-key are for --nvme-tcp, which is not given"
-        raise UsageError(message)
     access = make_access(hosts, host_keys, controller_key, tls_keys)
     exposed = exposed_key_files(host_keys, controller_key, tls_keys)
     drives = [
@@ -238,12 +258,6 @@ def serve(
         for place in nvme
     ]
     front_ends += drives
-    if (nqn or serial) and not (nvme or vfio):
-        message = "--nqn and --serial are for --nvme-tcp and --vfio-user, of which none is given"
-        raise UsageError(message)
-    if msi and not vfio:
-        message = "--msi is for --vfio-user, which is not given"
-        raise UsageError(message)
     front_ends += [VfioUserFrontEnd(path.absolute(), nqn=nqn, serial=serial, is_msi=msi) for path in vfio]
     if not front_ends:
         message = (

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Final
 
 import click
-from click.core import ParameterSource
 
-from zonefs_emu.cli.common import FILE, SIZE, NumberRange, json_option, say_json, say_lines
+from zonefs_emu.cli.common import FILE, SIZE, NumberRange, json_option, refuse_options_beside, say_json, say_lines
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_files import simulate_files
 from zonefs_emu.cli.workload_files import DEPTH_MAX
@@ -18,17 +17,10 @@ from zonefs_emu.model.timing.timing_presets import TIMING_PRESETS, find_preset, 
 from zonefs_emu.units import SECTOR_BYTES, to_sectors
 
 _MOVES_DATA: Final = ("append", "write", "read", "randread")
-#: Parameters that describe requests which move data.
-_OF_DATA: Final = ("block_size", "zones", "depth")
-#: Operations that begin with empty zones.
-_FILLS: Final = ("append", "write")
 #: The default fill of zones that are reset or finished.
 _OCCUPANCY: Final = {"reset": 1.0, "finish": 0.5, "open": 0.0, "close": 0.0}
-#: Parameters that describe the requests of --op, and their options.
-_FOR_OPERATIONS: Final = {
-    "block_size": "--bs", "zones": "--zones", "depth": "--depth", "count": "--count", "occupancy": "--occupancy",
-    "finished": "--finished",
-}  # fmt: skip
+#: Parameters that go with a workload, a job file or a log.
+_OF_FILES: Final = ("preset", "workload_file", "fio_file", "log_file", "picture", "lbaf", "seed", "as_json")
 _COUNT_MAX: Final = 10_000_000
 
 
@@ -111,35 +103,17 @@ def simulate(
         if target is not None or picture is not None:
             message = "IMG, GEOMETRY and --svg are for --workload, --fio-job and --record, not for --op"
             raise UsageError(message)
-        _refuse_ignored(operation)
+        # A row of measurements has all columns, so that each operation takes the options that it does not use.
         _simulate_operation(
             preset or "zn540", operation, block_size=block_size, zones=zones, depth=depth, count=count,
             occupancy=occupancy, seed=seed, finished=finished, block_bytes=int(lbaf or 4096), as_json=as_json,
         )  # fmt: skip
         return
-    for name, flag in _FOR_OPERATIONS.items():
-        if _is_given(name):
-            message = f"{flag} is for --op: a workload, a job file and a log say for themselves what is done"
-            raise UsageError(message)
+    refuse_options_beside(_OF_FILES, "without --op, because a workload, a job file or a log says what is done")
     simulate_files(
         target, workload_file, fio_file, log_file,
         preset=preset, block_bytes=int(lbaf or 0), seed=seed, picture=picture, as_json=as_json,
     )  # fmt: skip
-
-
-def _is_given(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def _refuse_ignored(operation: str) -> None:
-    """Raise UsageError if an option is given that *operation* does not use."""
-    for name in () if operation in _MOVES_DATA else _OF_DATA:
-        if _is_given(name):
-            message = f"{_FOR_OPERATIONS[name]} has no effect on {operation}: zones are managed one after the other"
-            raise UsageError(message)
-    if operation in _FILLS and _is_given("occupancy"):
-        message = f"--occupancy has no effect on {operation}: it is for reset, finish, read and randread"
-        raise UsageError(message)
 
 
 def _simulate_operation(

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, info_of, json_option, say_json, say_lines
+from zonefs_emu.cli.common import image_argument, info_of, json_option, refuse_options_beside, say_json, say_lines
 from zonefs_emu.cli.info import front_end_lines, observers_off
 from zonefs_emu.cli.timing_lines import stats_lines
 from zonefs_emu.daemon.client import call
@@ -60,6 +60,8 @@ def stats(
     if openmetrics and (as_json or top is not None):
         message = "--openmetrics can be combined with --zone only"
         raise UsageError(message)
+    if top is None:
+        refuse_options_beside(("zone_no", "openmetrics", "as_json"), "without --top")
     request: dict[str, Json] = {"verb": "stats"}
     if zone_no is not None:
         request["zone_no"] = zone_no

@@ -10,12 +10,20 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import NumberRange, image_argument, info_of, number_of, say_lines, zones_of
+from zonefs_emu.cli.common import (
+    NumberRange,
+    image_argument,
+    info_of,
+    number_of,
+    refuse_options_beside,
+    say_lines,
+    zones_of,
+)
 from zonefs_emu.cli.picture import terminal
 from zonefs_emu.cli.timing_lines import watch_line
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
-from zonefs_emu.errors import UsageError, printable
+from zonefs_emu.errors import printable
 from zonefs_emu.front_ends.known import open_target
 from zonefs_emu.units import human_bytes, to_bytes
 
@@ -55,9 +63,7 @@ def watch(*, image: Path, interval: float, frames: int | None, place: str | None
     address, which contains a token.
     """
     if place is not None:
-        if frames is not None:
-            message = "--frames is for pictures on the terminal: the page of --http is served until Ctrl-C"
-            raise UsageError(message)
+        refuse_options_beside(("interval", "place"), "beside --http, whose page is served until Ctrl-C")
         # Imported here because it loads an event loop, which a terminal does not need.
         from zonefs_emu.cli.page_server import serve  # noqa: PLC0415
 

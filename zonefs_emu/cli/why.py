@@ -7,12 +7,19 @@ from typing import Final
 
 import click
 
-from zonefs_emu.cli.common import image_argument, json_option, json_text, number_of, say_json, say_lines
+from zonefs_emu.cli.common import (
+    image_argument,
+    json_option,
+    json_text,
+    number_of,
+    refuse_options_beside,
+    say_json,
+    say_lines,
+)
 from zonefs_emu.daemon.client import call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.daemon.verbs import REFUSALS_MAX
 from zonefs_emu.device.timing import SLOWEST_MAX
-from zonefs_emu.errors import UsageError
 from zonefs_emu.front_ends.known import open_target
 
 _POLL_S: Final = 0.5
@@ -57,9 +64,7 @@ def why(
     also after a restart. With --json and --follow, each line is one object.
     """
     if slow is not None:
-        if follow:
-            message = "--slow and --follow exclude each other"
-            raise UsageError(message)
+        refuse_options_beside(("slow", "as_json"), "beside --slow, which shows the slowest operations once")
         _say_slowest(image, slow, as_json=as_json)
         return
     if follow:
