@@ -26,6 +26,15 @@ def test_a_conventional_zone_can_fail_and_come_back(image: Path) -> None:
     assert cond(image, 0) == "nw"
 
 
+def test_a_conventional_zone_that_is_read_only_is_read_in_full_and_has_no_write_pointer(image: Path) -> None:
+    ok("write", image, "--zone", 0, "--offset", "64K", stdin=b"d" * 4096)
+    ok("set-cond", image, "--zone", 0, "readonly")
+    text = ok("read", image, "--zone", 0)
+    assert (len(text), text.strip("\0")) == (1 << 20, "d" * 4096)
+    assert json.loads(ok("report", image, "--json"))["zones"][0]["written"] is None
+    assert ok("report", image).splitlines()[1].split()[-2:] == ["-", "-"]
+
+
 def test_refused(image: Path) -> None:
     before = ok("report", image, "--json")
     assert "(CONVENTIONAL)" in fails("set-cond", image, "--zone", 0, "full")

@@ -52,7 +52,7 @@ def table(zones: Iterable[Zone], _context: ReportContext) -> Iterator[str]:
     yield "   ZONE  TYPE  COND   START SECTOR       SIZE   CAPACITY    WRITTEN   FILL\n"
     for zone in zones:
         written, fill = "-", "-"
-        if zone.cond not in (_C.NOT_WP, _C.OFFLINE):
+        if zone.type != ZoneType.CONVENTIONAL and zone.cond != _C.OFFLINE:
             nr_written = zone.wp - zone.start
             written, fill = human_bytes(to_bytes(nr_written)), f"{nr_written / zone.capacity:.0%}"
         yield (
@@ -209,7 +209,8 @@ def own_json(zones: Iterable[Zone], context: ReportContext) -> Iterator[str]:
     separator = "\n"
     for zone in zones:
         wp = "null" if zone.cond in WITHOUT_WP else zone.wp
-        written = "null" if zone.cond == _C.NOT_WP else zone.wp - zone.start
+        # A conventional zone has data anywhere, also when it is read-only.
+        written = "null" if zone.type == ZoneType.CONVENTIONAL else zone.wp - zone.start
         yield (
             f'{separator}{{"zone_no":{zone.zone_no},"start":{zone.start},"size":{zone.size},"capacity":{zone.capacity},'
             f'"wp":{wp},"written":{written},"cond":"{COND_CODES[zone.cond]}","type":"{TYPE_CODES[zone.type]}",'

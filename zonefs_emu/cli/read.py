@@ -10,7 +10,7 @@ from zonefs_emu.cli.common import SIZE, image_argument, zone_of, zone_option
 from zonefs_emu.daemon.client import call
 from zonefs_emu.errors import UsageError, trying
 from zonefs_emu.front_ends.known import open_target
-from zonefs_emu.model.zone import Condition
+from zonefs_emu.model.zone import Condition, ZoneType
 from zonefs_emu.units import SECTOR_BYTES, to_bytes, to_sectors
 
 #: The most bytes of one command; a longer read is several commands.
@@ -35,7 +35,7 @@ def read(image: Path, zone_no: int, offset: int, length: int | None) -> None:
         zone = zone_of(target, zone_no)
         if length is None:
             # An offline zone is read in full, so that the device reports why it cannot be read.
-            whole = zone.cond in (Condition.NOT_WP, Condition.OFFLINE)
+            whole = zone.type == ZoneType.CONVENTIONAL or zone.cond == Condition.OFFLINE
             length = max(0, to_bytes(zone.capacity if whole else zone.wp - zone.start) - offset)
         if offset % SECTOR_BYTES or length % SECTOR_BYTES:
             message = f"offset {offset} and length {length} must be multiples of {SECTOR_BYTES} bytes"
