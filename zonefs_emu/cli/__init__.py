@@ -15,6 +15,7 @@ line was wrong. Either comes with one sentence and never with a traceback. Layou
     templates, lsblk_table  create --like
     simulated_files, workload_files, simulated_report, latency_picture
                             workloads of simulate, and their results
+    picture_file            writing the pictures of map and simulate into files
     timing_lines            the lines of stats, watch and why --slow on the timing
     every other module      one verb (manage: the four zone management verbs)
 

@@ -22,6 +22,7 @@ from zonefs_emu.cli.common import (
 from zonefs_emu.cli.conditions import COND_CODES
 from zonefs_emu.cli.page import ZONE_COUNTERS, page
 from zonefs_emu.cli.picture import aggregate, svg, terminal
+from zonefs_emu.cli.picture_file import write_picture
 from zonefs_emu.daemon.client import Target, call
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import UsageError, printable
@@ -83,10 +84,9 @@ def map_(
             if html_file is STREAM:
                 click.echo(text, nl=False)
             else:
-                html_file.write_text(text, encoding="utf-8")
+                write_picture(html_file, text)
         elif svg_file is not None and svg_file is not STREAM:
-            with svg_file.open("w", encoding="utf-8") as file:
-                file.writelines(svg(zones, nr_zones=nr_zones, title=title))
+            write_picture(svg_file, "".join(svg(zones, nr_zones=nr_zones, title=title)))
         elif svg_file is not None:
             say_lines(svg(zones, nr_zones=nr_zones, title=title))
         else:

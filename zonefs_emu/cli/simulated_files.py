@@ -7,6 +7,7 @@ from typing import Final
 
 from zonefs_emu.cli.common import info_of, say, say_json, say_lines, zones_of
 from zonefs_emu.cli.latency_picture import latency_svg
+from zonefs_emu.cli.picture_file import require_picture_file, write_picture
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.cli.simulated_report import as_json as report_json, as_text
 from zonefs_emu.cli.workload_files import read_fio, read_log, read_toml
@@ -44,6 +45,8 @@ def simulate_files(
     Raises:
         UsageError: a file cannot be read, or has a part that cannot be simulated.
     """
+    if picture is not None:
+        require_picture_file(picture)
     name = preset or (str(target) if str(target) in TIMING_PRESETS else "zn540")
     geometry, states = _zones_of(Path(name if name in PRESETS else "zn540") if target is None else target)
     file = workload_file or fio_file or log_file
@@ -87,7 +90,7 @@ def _say(outcomes: Sequence[JobOutcome], title: str, picture: Path | None, *, as
     if picture is not None:
         requests = [(operation, found) for outcome in outcomes for operation, found in outcome.of.items()]
         try:
-            picture.write_text("".join(latency_svg(requests, title=printable(title))), encoding="utf-8")
+            write_picture(picture, "".join(latency_svg(requests, title=printable(title))))
         except OSError as error:
             raise UsageError(host_sentence(error)) from None
     if sum(len(found.begins_ns) for outcome in outcomes for found in outcome.of.values()) >= REQUESTS_MAX:
