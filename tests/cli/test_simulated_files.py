@@ -82,7 +82,9 @@ def test_what_was_recorded_is_timed(tmp_path: Path) -> None:
 def test_what_cannot_be_simulated_is_said(tmp_path: Path) -> None:
     file = write(tmp_path / "w.toml", TOML)
     assert "one of --op, --workload, --fio-job and --record" in fails("simulate", code=2)
-    assert "one of --op, --workload" in fails("simulate", "--op", "read", "--workload", file, code=2)
+    assert "--op, --workload, --fio-job and --record exclude each other" in fails(
+        "simulate", "--op", "read", "--workload", file, code=2
+    )
     assert "are for --workload" in fails("simulate", "zn540", "--op", "read", code=2)
     assert "missing.toml: No such file" in fails("simulate", "--workload", tmp_path / "missing.toml", code=2)
     assert "w.toml: job '[job]': fio's option" in fails("simulate", "--fio-job", file, code=2)
