@@ -27,6 +27,7 @@ def test_names_are_listed_the_oldest_first(image: Path) -> None:
         "time": "2001-09-09T01:46:40+00:00",
         "bytes": rows[0]["bytes"],
         "file": str(image.with_name("a.img.snapshot-zero")),
+        "complete": True,
     }
 
 
@@ -52,3 +53,19 @@ def test_what_is_no_name(image: Path) -> None:
     assert "the name of the snapshot is missing" in fails("snapshot", image, code=2)
     assert "--list needs IMG only" in fails("snapshot", image, "first", "--list", code=2)
     assert "No such file" in fails("snapshot", image.with_name("absent"), "--list")
+
+
+def test_one_that_was_not_finished_is_not_taken_for_a_whole_one(image: Path) -> None:
+    ok("snapshot", image, "whole")
+    part = image.with_name("a.img.snapshot-part")
+    part.write_bytes(image.with_name("a.img.snapshot-whole").read_bytes()[:-8192])
+    later = image.with_name("a.img.snapshot-whole").stat().st_mtime_ns + 10**9
+    os.utime(part, ns=(later, later))
+    assert [row["complete"] for row in json.loads(ok("snapshot", image, "--list", "--json"))] == [True, False]
+    whole, incomplete = ok("snapshot", image, "--list").splitlines()
+    assert whole.endswith("  whole")
+    assert incomplete.endswith("  part  (incomplete)")
+    before = ok("report", image)
+    assert "the snapshot 'part' is incomplete: the command that makes it" in fails("rewind", image, "part")
+    assert ok("report", image) == before
+    ok("snapshot", image, "part", "--delete")

@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from zonefs_emu.cli.common import TEXT, image_argument
-from zonefs_emu.cli.snapshot import missing, snapshot_path
+from zonefs_emu.cli.snapshot import is_complete, missing, snapshot_path
 from zonefs_emu.daemon.client import call
+from zonefs_emu.errors import UsageError, printable
 from zonefs_emu.front_ends.known import open_target
 
 
@@ -27,5 +28,11 @@ def rewind(*, image: Path, name: str) -> None:
     path = snapshot_path(image, name)
     if not path.exists():
         raise missing(image, name)
+    if not is_complete(path):
+        message = (
+            f"the snapshot '{name}' is incomplete: the command that makes it still runs, or was killed, or the file "
+            f"was damaged; delete it with 'snapshot {printable(image)} {name} --delete'"
+        )
+        raise UsageError(message, exit_code=1)
     with open_target(image) as target:
         call(target, {"verb": "rewind", "path": str(path)})

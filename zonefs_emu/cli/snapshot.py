@@ -11,7 +11,9 @@ import click
 
 from zonefs_emu.cli.common import TEXT, image_argument, json_option, say, say_json
 from zonefs_emu.cli.dump import copy
-from zonefs_emu.errors import UsageError, trying
+from zonefs_emu.errors import BadMagicError, CorruptImageError, UsageError, ZonedError, trying
+from zonefs_emu.persist.backing import FileBacking
+from zonefs_emu.persist.metadata import read_header
 from zonefs_emu.units import human_bytes
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -39,6 +41,24 @@ def snapshots(image: Path) -> Iterator[tuple[str, Path]]:
     found = [path for path in real.parent.iterdir() if path.name.startswith(prefix) and path.is_file()]
     for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name)):
         yield path.name.removeprefix(prefix), path
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether the snapshot in *path* has a header, which is written last; True if *path* cannot be read.
+
+    The command that writes one without a header still runs, or was killed.
+    """
+    try:
+        backing = FileBacking.peek(path)
+        try:
+            read_header(backing, backing.length)
+        finally:
+            backing.close()
+    except (BadMagicError, CorruptImageError):
+        return False
+    except (OSError, ZonedError):
+        pass  # whatever uses the snapshot says more of it
+    return True
 
 
 @click.command()
@@ -94,9 +114,14 @@ def _list(image: Path, *, as_json: bool) -> None:
     for name, path in snapshots(image):
         status = path.stat()
         time = datetime.fromtimestamp(status.st_mtime_ns / 1e9, UTC).isoformat(timespec="seconds")
-        rows.append((name, time, status.st_blocks * 512, path))
+        rows.append((name, time, status.st_blocks * 512, path, is_complete(path)))
     if as_json:
-        say_json([{"name": name, "time": time, "bytes": used, "file": str(path)} for name, time, used, path in rows])
+        say_json(
+            [
+                {"name": name, "time": time, "bytes": used, "file": str(path), "complete": complete}
+                for name, time, used, path, complete in rows
+            ]
+        )
         return
-    for name, time, used, _ in rows:
-        say(f"{time}  {human_bytes(used):>10}  {name}")
+    for name, time, used, _, complete in rows:
+        say(f"{time}  {human_bytes(used):>10}  {name}{'' if complete else '  (incomplete)'}")
