@@ -193,6 +193,23 @@ def test_nvme_with_what_it_says_of_the_namespace(tmp_path: Path) -> None:
     assert (info["max_open_zones"], info["max_active_zones"], info["nr_active"]) == (0, 14, 1)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_nvme_with_several_formats_has_the_zone_size_of_the_one_in_use(order: int, tmp_path: Path) -> None:
+    several = {**ZNS_ID_NS, "lbafe": [{"zsze": 0x1000, "zdes": 0}, {"zsze": 0x200, "zdes": 0}]}
+    create(tmp_path / "a.img", *like(tmp_path, *[ZONES, ID_NS, several][::order]))
+    assert json.loads(ok("info", tmp_path / "a.img", "--json"))["zone_size"] == 4096
+    # Which format is in use is not known, so the zones say how long they are.
+    create(tmp_path / "b.img", *like(tmp_path, ZONES, several), "--block-size", "4K")
+    assert json.loads(ok("info", tmp_path / "b.img", "--json"))["zone_size"] == 4096
+
+
+def test_nvme_with_capital_letters(tmp_path: Path) -> None:
+    names = {"state": "State", "type": "Type"}
+    listed = [{names.get(key, key): value for key, value in zone.items()} for zone in ZONE_LIST]
+    create(tmp_path / "a.img", *like(tmp_path, {**ZONES, "zone_list": listed}, ID_NS), "--with-state")
+    assert json.loads(ok("info", tmp_path / "a.img", "--json"))["nr_active"] == 1
+
+
 @pytest.mark.parametrize(
     ("objects", "sentence"),
     [
@@ -202,6 +219,9 @@ def test_nvme_with_what_it_says_of_the_namespace(tmp_path: Path) -> None:
         ([json.dumps(ZONES)[:90]], "is not JSON from line 1 on: it was cut"),
         ([ZONES, {**ID_NS, "nsze": 0x800}], "the device has 8388608 bytes, but its zones have 4194304"),
         ([ZONES, {**ID_NS, "flbas": 7}], "a field of the output of nvme id-ns in"),
+        ([ZONES, {**ID_NS, "lbafs": [{"ds": 9}, {"ds": 10**12}]}],
+          "is missing or wrong: blocks of 2^1000000000000 bytes"),
+        ([ZONES, {**ID_NS, "lbafs": [{"ds": 9}, {"ds": 0}]}], "is missing or wrong: blocks of 2^0 bytes"),
         ([ZONES, {**ID_NS, "nsze": [1]}], "a field of the output of nvme id-ns in"),
         ([ZONES, {**ZNS_ID_NS, "lbafe": 5}], "a field of the output of nvme id-ns in"),
         ([{"zone_list": [{"slba": 0}]}, ID_NS], "zone 0 of"),
@@ -331,3 +351,9 @@ def test_sources_that_are_none(tmp_path: Path, fresh: Path) -> None:
     two = ("--like", tmp_path, "--like", fresh)
     assert "must be the only --like" in fails("create", tmp_path / "a.img", *two, code=2)
     assert "has no zone in a form" in fails("create", tmp_path / "a.img", "--like", fresh, code=2)
+
+
+def test_a_byte_order_mark_hides_no_zone(tmp_path: Path) -> None:
+    (tmp_path / "report").write_bytes(b"\xef\xbb\xbf" + BLKZONE[BLKZONE.index("  start:") :].encode())
+    create(tmp_path / "a.img", "--like", tmp_path / "report")
+    assert json.loads(ok("info", tmp_path / "a.img", "--json"))["nr_zones"] == 3

@@ -4,6 +4,7 @@ A source is a block device of this host, whose zones the kernel reports; a direc
 of another tool (:mod:`zonefs_emu.cli.zone_reports`). The options of ``create`` give the parts that no source has.
 """
 
+import codecs
 import fcntl
 import os
 import re
@@ -104,7 +105,8 @@ def _text(source: Path) -> str:
     if len(data) > _REPORT_BYTES_MAX:
         message = f"{source} is too long for a report of zones"
         raise UsageError(message, exit_code=1)
-    return data.decode(errors="replace")
+    # The mark that editors of other systems put before the first line would hide the first zone.
+    return data.removeprefix(codecs.BOM_UTF8).decode(errors="replace")
 
 
 def _of_report(report: Report, name: str, block_size: int | None, zone_size: int | None) -> Template:

@@ -24,6 +24,9 @@ _SHOWN_CHARACTERS: Final = 60
 #: Zone types of ZBC-2 and, for gap zones, of no other standard.
 _TYPES: Final = MappingProxyType({"1": 1, "2": 2, "3": 3, "5": 5, "cnv": 1, "swr": 2, "swp": 3, "SEQWRITE_REQ": 2})
 _NO_LIMIT_MAR: Final = 0xFFFFFFFF
+_FORMATS_IN_4_BITS: Final = 16
+#: The end of a line of a zone that looks whole even if digits of it were cut.
+_OPEN_END: Final = re.compile(r".*(cap|wp) \d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,11 @@ def parse_report(text: str, name: str) -> Report:
     if last + 2 == len(lines) and not text.endswith("\n"):
         message = f"line {last + 2} of {name}, the last one, is incomplete: the report was cut"
         raise UsageError(message)
+    if last + 1 == len(lines) and not text.endswith("\n") and _OPEN_END.fullmatch(lines[last]):
+        message = (
+            f"line {last + 1} of {name}, the last one, may be incomplete, as it has no newline: was the report cut?"
+        )
+        raise UsageError(message)
     facts: dict[str, int] = {}
     for index, line in enumerate(lines):
         if not first <= index <= last:
@@ -270,9 +278,7 @@ def _parse_json(text: str, name: str) -> Report:
     if len(reports) != 1:
         message = f"{name} has {len(reports) or 'no'} lists of zones (zone_list), but exactly one is needed"
         raise UsageError(message)
-    facts: dict[str, int] = {}
-    for each in objects:
-        facts |= _identify_facts(each, name)
+    facts = _identify_facts(objects, name)
     unit = facts.pop("unit_bytes", None)
     zone_size = facts.pop("zone_size", None)
     listed = reports[0]["zone_list"]
@@ -307,27 +313,57 @@ def _objects(text: str, name: str) -> Iterator[dict[str, object]]:
         yield value
 
 
-def _identify_facts(record: dict[str, object], name: str) -> dict[str, int]:
-    """Return the values in an object of ``nvme id-ns`` or ``nvme zns id-ns``; {} for others.
+def _identify_facts(records: Sequence[dict[str, object]], name: str) -> dict[str, int]:
+    """Return the values in the objects of ``nvme id-ns`` and ``nvme zns id-ns`` among *records*.
 
-    Source: NVM Express NVM Command Set, Identify Namespace; Zoned Namespace Command Set 1.1, Identify Namespace: MAR
-    and MOR count from 0, and all ones say that there is no limit.
+    Source: NVM Express NVM Command Set, Identify Namespace; Zoned Namespace Command Set 1.1, Identify Namespace: the
+    extensions of LBA formats have the order of the formats, MAR and MOR count from 0, and all ones say that there is no
+    limit.
     """
     facts: dict[str, int] = {}
+    in_use: int | None = None
     try:
-        if "lbafs" in record:
-            in_use = _number(record["flbas"]) & 0xF
-            facts["unit_bytes"] = 1 << _number(_entry(record["lbafs"], in_use)["ds"])
-            facts["nr_blocks"] = _number(record["nsze"])
-        if "lbafe" in record:
-            facts["zone_size"] = _number(_entry(record["lbafe"], 0)["zsze"])
-            for field_name, fact in (("mor", "max_open_zones"), ("mar", "max_active_zones")):
-                value = _number(record[field_name])
-                facts[fact] = 0 if value >= _NO_LIMIT_MAR else value + 1
+        for record in records:
+            if "lbafs" in record:
+                in_use = _format_in_use(record)
+                facts["unit_bytes"] = _block_bytes(_entry(record["lbafs"], in_use))
+                facts["nr_blocks"] = _number(record["nsze"])
+        for record in records:
+            if "lbafe" in record:
+                sizes = _zone_sizes(record["lbafe"])
+                if len(set(sizes)) == 1:
+                    facts["zone_size"] = sizes[0]
+                elif in_use is not None:
+                    facts["zone_size"] = sizes[in_use]
+                for field_name, fact in (("mor", "max_open_zones"), ("mar", "max_active_zones")):
+                    value = _number(record[field_name])
+                    facts[fact] = 0 if value >= _NO_LIMIT_MAR else value + 1
     except (KeyError, IndexError, TypeError, ValueError) as error:
         message = f"a field of the output of nvme id-ns in {name} is missing or wrong: {error}"
         raise UsageError(message) from None
     return facts
+
+
+def _format_in_use(record: dict[str, object]) -> int:
+    """Return the index of the LBA format in use. Source: NVM Command Set, FLBAS: bits 6:5 count from 17 formats on."""
+    flbas, formats = _number(record["flbas"]), record["lbafs"]
+    many = isinstance(formats, list) and len(formats) > _FORMATS_IN_4_BITS
+    return flbas & 0xF | (flbas >> 1 & 0x30 if many else 0)
+
+
+def _block_bytes(lba_format: dict[str, object]) -> int:
+    shift = _number(lba_format["ds"])
+    if not 9 <= shift < 64:
+        message = f"blocks of 2^{shift} bytes"
+        raise ValueError(message)
+    return 1 << shift
+
+
+def _zone_sizes(listed: object) -> list[int]:
+    """Return the zone size, in blocks, of each LBA format."""
+    if not isinstance(listed, list) or not listed:
+        raise TypeError(listed)
+    return [_number(_entry(listed, index)["zsze"]) for index in range(len(listed))]
 
 
 def _entry(listed: object, index: int) -> dict[str, object]:
@@ -347,6 +383,8 @@ def _json_zone(record: object, zone_size: int | None, where: str) -> ReportedZon
     try:
         if not isinstance(record, dict):
             raise TypeError(record)
+        # Some versions of nvme-cli print State and Type.
+        record = {str(key).lower(): value for key, value in record.items()}
         start, capacity, wp = (_number(record[name]) for name in ("slba", "cap", "wp"))
         state, kind = str(record["state"]), str(record["type"])
     except (KeyError, TypeError, ValueError) as error:
