@@ -77,7 +77,7 @@ def crash_now(verbs: Verbs, directory: Path, **more: Json) -> list[Json]:
 def test_one_lab_at_a_time_until_it_is_ended(verbs: Verbs, tmp_path: Path) -> None:
     waiting: dict[str, Json] = {"verb": "crash", "directory": str(tmp_path / "a"), "at": "every-flush"}
     assert ask(verbs, waiting)["done"] is False
-    assert "end it first" in str(ask(verbs, waiting)["error"])
+    assert "another 'crash' is writing images" in str(ask(verbs, waiting)["error"])
     ask(verbs, {"verb": "flush"})
     while not ask(verbs, {"verb": "crash-results"})["done"]:
         time.sleep(0.01)
@@ -114,7 +114,7 @@ def test_of_two_clients_at_once_one_has_the_lab(image: Path, tmp_path: Path) -> 
     for thread in threads:
         thread.join()
     (refused,) = [reply for reply in replies if "error" in reply]
-    assert "end it first" in str(refused["error"])
+    assert "another 'crash' is writing images" in str(refused["error"])
     ask(verbs, {"verb": "crash-end"})
     assert not device.access.has_write_hooks
     device.close()
@@ -162,7 +162,7 @@ def test_a_plan_that_is_given_up_leaves_the_watch(verbs: Verbs, tmp_path: Path) 
     ask(verbs, {"verb": "crash-watch", "on": True})
     waiting: dict[str, Json] = {"verb": "crash", "directory": str(tmp_path / "a"), "at": "every-flush"}
     assert ask(verbs, waiting)["done"] is False
-    assert "end it first" in str(ask(verbs, {"verb": "crash-watch", "on": False})["error"])
+    assert "another 'crash' is writing images" in str(ask(verbs, {"verb": "crash-watch", "on": False})["error"])
     write(verbs, 1)
     write(verbs, 1)
     ask(verbs, {"verb": "crash-end"})

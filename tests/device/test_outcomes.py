@@ -5,7 +5,7 @@ import pytest
 from tests.device.small_zones import ZONE, opened, put
 from zonefs_emu.device.device import ZonedDevice
 from zonefs_emu.device.powercut import PowerCutLab
-from zonefs_emu.model.transitions import VIRTIO
+from zonefs_emu.model.transitions import VIRTIO, Operation
 
 device = pytest.fixture(opened)
 
@@ -57,3 +57,19 @@ def test_with_reordering_a_zone_keeps_a_beginning_of_which_the_last_write_may_be
     sequential = {(16,) * whole + (part,) + (0,) * (3 - whole) for whole in range(4) for part in (0, 8)} | {(16,) * 4}
     assert {kept[:4] for kept in found} == sequential
     assert {kept[4] for kept in found} == {0, 8, 16}
+
+
+def test_every_outcome_is_another_one(device: ZonedDevice) -> None:
+    """A zone that was opened comes back as it was, in any case: each one doubled the number of images."""
+    port = device.port("test", VIRTIO)
+    put(port, 2 * ZONE, b"a")
+    assert not port.flush()
+    lab = PowerCutLab(device)
+    put(port, 2 * ZONE + 16, b"b")  # opens
+    put(port, 3 * ZONE, b"c")
+    assert not port.manage(Operation.RESET, 3 * ZONE)
+    history = lab.history()
+    cuts = list(history.every())
+    left = [tuple(bytes(memoryview(part)) for part in history.states(cut)) for cut in cuts]
+    assert len(set(left)) == len(left)
+    assert [cut.kept for cut in cuts] == [(0, 0), (16, 0), (16, 16)]

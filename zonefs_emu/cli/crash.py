@@ -12,6 +12,7 @@ import click
 from zonefs_emu.cli.common import FILE, image_argument, json_option, refuse_options_beside, say, say_json
 from zonefs_emu.cli.progress import progress
 from zonefs_emu.daemon.client import Target, call
+from zonefs_emu.daemon.fault_verbs import NR_IMAGES_MAX
 from zonefs_emu.daemon.framing import Json
 from zonefs_emu.errors import PeerError, UsageError, ZonedError
 from zonefs_emu.front_ends.known import open_target
@@ -29,7 +30,10 @@ _ALL_COUNT: Final = 1000
     "--watch/--no-watch", "watch", default=None, help="Begin to record each write, for later cuts; or end it."
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="How many images: 1, or with --all at most 1000."
+    "--count",
+    type=click.IntRange(1, NR_IMAGES_MAX),
+    metavar="N",
+    help="How many images: 1, or with --all at most 1000.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Seed of the first image."

@@ -106,7 +106,7 @@ class FaultVerbs:
 
     def _require_idle(self) -> None:
         if self._lab is not None and not self._lab.is_done:
-            message = "a power-cut lab is running on this image: end it first (crash --no-watch)"
+            message = "another 'crash' is writing images of this device: wait until it has ended, or interrupt it"
             raise UsageError(message, exit_code=1)
 
     def _crash_results(self, request: Request, _payload: bytes) -> Iterator[Message]:

@@ -15,6 +15,7 @@ May not know: files, locks, threads. The power-cut lab (:mod:`zonefs_emu.device.
 writes the images.
 """
 
+import hashlib
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -137,27 +138,49 @@ class History:
         return Cut(kept=tuple(kept), changed=changed)
 
     def every(self, *, torn: bool = False, at_most: int = 1000) -> Iterator[Cut]:
-        """Yield up to *at_most* outcomes without reordering, in order: each moment, with each zone changed or not.
+        """Yield up to *at_most* different outcomes without reordering: each moment, with each zone changed or not.
 
         If there are too many changed zones, those with the highest numbers are varied first.
         """
-        writes = self.writes
-        block = self._geometry.block_sectors
+        yield from islice(self._distinct(torn=torn), at_most)
 
-        def moments() -> Iterator[tuple[int, ...]]:
-            whole = tuple(write.nr_sectors for write in writes)
-            for moment in range(len(writes) + 1):
-                rest = (0,) * (len(writes) - moment)
-                yield whole[:moment] + rest
-                if torn and moment < len(writes):
-                    for part in range(block, writes[moment].nr_sectors, block):
-                        yield (*whole[:moment], part, *rest[1:])
+    def _distinct(self, *, torn: bool) -> Iterator[Cut]:
+        nr_changed = len(self._changed_zones)
+        seen: set[bytes] = set()
+        for kept in self._moments(torn=torn):
+            # A zone is as before or as after independently of the others. Where that makes no difference, as for one
+            # that was opened and comes back closed in any case, it is not varied: n such zones would be 2^n images.
+            after, before = (self.states(Cut(kept=kept, changed=(value,) * nr_changed)) for value in (True, False))
+            choices = [
+                (True, False) if any(of[zone_no] != other[zone_no] for of, other in zip(after, before, strict=True))
+                else (True,)
+                for zone_no in self._changed_zones
+            ]  # fmt: skip
+            for changed in product(*choices):
+                cut = Cut(kept=kept, changed=changed)
+                key = self._key(cut)
+                if key not in seen:
+                    seen.add(key)
+                    yield cut
 
-        outcomes = (
-            Cut(kept=kept, changed=changed)
-            for kept, changed in product(moments(), product((True, False), repeat=len(self._changed_zones)))
-        )
-        yield from islice(outcomes, at_most)
+    def _moments(self, *, torn: bool) -> Iterator[tuple[int, ...]]:
+        """Yield how many sectors of each write are there, for each moment; with *torn*, also within a write."""
+        writes, block = self.writes, self._geometry.block_sectors
+        whole = tuple(write.nr_sectors for write in writes)
+        for moment in range(len(writes) + 1):
+            rest = (0,) * (len(writes) - moment)
+            yield whole[:moment] + rest
+            if torn and moment < len(writes):
+                for part in range(block, writes[moment].nr_sectors, block):
+                    yield (*whole[:moment], part, *rest[1:])
+
+    def _key(self, cut: Cut) -> bytes:
+        """Return what two cuts have in common only if they leave the same image."""
+        overwritten = array("Q", (kept for write, kept in zip(self.writes, cut.kept, strict=True) if write.before))
+        digest = hashlib.blake2b(overwritten.tobytes())
+        for part in self.states(cut):
+            digest.update(bytes(memoryview(part)))
+        return digest.digest()
 
     def states(self, cut: Cut) -> ZoneStates:
         """Return the zone states that *cut* leaves."""

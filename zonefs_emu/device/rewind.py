@@ -33,7 +33,7 @@ def rewind(device: ZonedDevice, snapshot: Path) -> None:
         NoSpaceError, OSError: the host is full or refuses; the sequential zones may be empty now.
     """
     if device.access.has_write_hooks:
-        message = "a dump or a power-cut lab is running on this image: end it first (crash --no-watch)"
+        message = "a dump or a power-cut lab is running on this image: wait for it, or end it with 'crash --no-watch'"
         raise UsageError(message, exit_code=1)
     source = FileBacking.open(snapshot, readonly=True)
     try:
