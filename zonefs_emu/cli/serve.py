@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -121,30 +121,22 @@ def _images_to_serve(images: Sequence[Path], blk_file: Path | None, *, only_nvme
             "several images can only be served as namespaces of an NVMe drive: give --nvme-tcp, --vfio-user, or both"
         )
         raise UsageError(message)
-    seen: set[str] = set()
-    for image in images:
-        # Not Path.resolve(), which raises RuntimeError for a loop of links. Opening the image reports the loop.
-        resolved = os.path.realpath(image)
-        if resolved in seen:
-            message = f"{image} is given twice: each namespace needs an image of its own"
-            raise UsageError(message)
-        seen.add(resolved)
+    if (image := _repeated(images)) is not None:
+        message = f"{image} is given twice: each namespace needs an image of its own"
+        raise UsageError(message)
     return images if blk_file is None else (blk_file,)
 
 
-def _require_own_sockets(paths: Sequence[Path]) -> None:
-    """Make sure that each of *paths*, the sockets of all front-ends, is another one.
-
-    Raises:
-        UsageError: one is given twice.
-    """
+def _repeated(paths: Iterable[Path]) -> Path | None:
+    """Return the first of *paths* that is the same file as one before it, or None."""
     seen: set[str] = set()
     for path in paths:
+        # Not Path.resolve(), which raises RuntimeError for a loop of links. Opening the file reports the loop.
         resolved = os.path.realpath(path)
         if resolved in seen:
-            message = f"the socket {path} is given twice: each guest needs a socket of its own"
-            raise UsageError(message)
+            return path
         seen.add(resolved)
+    return None
 
 
 @click.command()
@@ -248,7 +240,9 @@ def serve(
         front_ends.append(VhostUserFrontEnd(makers[device], fd=fd))
     if socket_path is not None:
         scsi, blk = ((*scsi, socket_path), blk) if device == "scsi" else (scsi, (*blk, socket_path))
-    _require_own_sockets((*scsi, *blk, *vfio))
+    if (socket := _repeated((*scsi, *blk, *vfio))) is not None:
+        message = f"the socket {socket} is given twice: each guest needs a socket of its own"
+        raise UsageError(message)
     front_ends += [VhostUserFrontEnd(make_scsi_host, path=path.absolute()) for path in scsi]
     front_ends += [VhostUserFrontEnd(make_blk, path=path.absolute()) for path in blk]
     access = make_access(hosts, host_keys, controller_key, tls_keys)
