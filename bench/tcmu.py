@@ -49,7 +49,8 @@ def tcmu_disk(guest: Guest, *, zone_mib: int, nr_zones: int) -> Iterator[str]:
         echo -n hw_block_size=4096 >{device}/control
         echo -n dev_size={size} >{device}/control
         echo -n dev_config=zbc/{options}@/run/tcmu.raw >{device}/control
-        echo -n 1 >{device}/enable
+        # An I/O error until tcmu-runner, which was just started, listens to the kernel.
+        for _ in $(seq 50); do echo -n 1 >{device}/enable && break; sleep 0.2; done
         mkdir -p {portal}/lun/lun_0
         echo -n naa.6001405000000002 >{portal}/nexus
         ln -s {device} {portal}/lun/lun_0/{_NAME}
